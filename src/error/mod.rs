@@ -1,0 +1,281 @@
+//! The one error type of the crate, and what to do about an error.
+
+mod advice;
+mod db;
+pub mod sqlstate;
+
+use std::{fmt, io, time::Duration};
+
+use self::sqlstate::SqlState;
+pub use self::{
+    advice::{ErrorCategory, RetryAdvice},
+    db::DbError,
+};
+
+/// A result whose error is [`Error`] unless said otherwise.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong.
+///
+/// `Display` is one line: what failed, where, and what to do about it, with the server's words and
+/// SQLSTATE where the server said something. [`source`](std::error::Error::source) holds a cause
+/// that `Display` does not repeat. No variant ever shows a password.
+///
+/// ```
+/// use fraiseql_wire::{Error, RetryAdvice, sqlstate};
+///
+/// fn describe(error: &Error) -> &'static str {
+///     match error {
+///         Error::Server(e) if *e.code() == sqlstate::UNDEFINED_TABLE => "deploy the view first",
+///         e if e.is_row_error() => "one bad document: the stream goes on",
+///         e if e.retry_advice() == RetryAdvice::Immediately => "run it again",
+///         e if e.is_retriable() => "wait a little and run it again",
+///         _ => "a person has to look at it",
+///     }
+/// }
+/// ```
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting, a name or an argument is not valid. Nothing was sent.
+    #[error("invalid configuration: {message}")]
+    Config {
+        /// Which one, why, and what to write in its place.
+        message: String,
+    },
+
+    /// No connection could be made: every address was tried.
+    #[error(
+        "could not connect to {}; check host and port, and that the server is running there",
+        advice::join(attempts)
+    )]
+    Connection {
+        /// What was tried, in order.
+        attempts: Vec<ConnectAttempt>,
+    },
+
+    /// The connection ended before the answer was complete.
+    #[error("the other side closed the connection {during}; run the query again")]
+    ConnectionClosed {
+        /// What was going on.
+        during: &'static str,
+        /// The operating system's reason, when it is more than an orderly end.
+        source: Option<io::Error>,
+    },
+
+    /// The client already runs a query.
+    #[error(
+        "the client is busy: a stream of it is still alive; read it to its end or drop it, or use \
+         another client"
+    )]
+    ConnectionBusy,
+
+    /// TLS was asked for and cannot be had.
+    #[error("TLS: {message}")]
+    Tls {
+        /// What failed, and what to do.
+        message: String,
+    },
+
+    /// The server refused the login, or the server itself could not be trusted.
+    #[error("authentication failed: {message}")]
+    Authentication {
+        /// Who refused whom and why, with the server's words.
+        message: String,
+        /// The server's error, when it was the server that refused.
+        server: Option<Box<DbError>>,
+    },
+
+    /// The other side does not speak the protocol as documented.
+    #[error("protocol error: {message}; is this a Postgres server, and nothing in between?")]
+    Protocol {
+        /// What came, and what was expected.
+        message: String,
+    },
+
+    /// The server reported an error.
+    #[error("the server reported {}{}", .0, advice::hint_for(.0))]
+    Server(Box<DbError>),
+
+    /// A deadline passed.
+    #[error("timed out {phase} after {after:?}; {}", phase.hint())]
+    Timeout {
+        /// Which deadline.
+        phase: TimeoutPhase,
+        /// How long it was.
+        after: Duration,
+    },
+
+    /// The query does not return what this crate can stream: exactly one column of type `json` or
+    /// `jsonb`.
+    #[error("the query must return exactly one column, json or jsonb, but it returns {found}")]
+    InvalidSchema {
+        /// The columns that came, with their types, and what to do.
+        found: String,
+    },
+
+    /// A row is not JSON (or not UTF-8). Only this row is lost: the stream goes on.
+    #[error("row {row} is not valid JSON")]
+    JsonDecode {
+        /// The type asked for.
+        type_name: &'static str,
+        /// Which row the server sent it as, counted from 1.
+        row: u64,
+        /// Where in the document, as far as it could be read.
+        path: String,
+        /// What the decoder said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// A row is JSON but does not fit the type asked for. Only this row is lost: the stream goes
+    /// on.
+    #[error("row {row} does not fit {type_name} at `{path}`")]
+    Deserialization {
+        /// The type asked for.
+        type_name: &'static str,
+        /// Which row the server sent it as, counted from 1.
+        row: u64,
+        /// Where in the document, for example `lines[0].price`; `.` is the document itself.
+        path: String,
+        /// What serde said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+
+    /// One row is larger than the memory the stream may use. The row was not read.
+    #[error(
+        "a row of {required} bytes does not fit into the memory limit of {limit} bytes; raise \
+         max_memory() or select less of the document"
+    )]
+    MemoryLimitExceeded {
+        /// The limit that was set, in bytes.
+        limit: usize,
+        /// The size of the row, in bytes.
+        required: usize,
+    },
+
+    /// The call makes no sense at this point, for example pausing a stream that has ended.
+    #[error("{message}")]
+    InvalidState {
+        /// What was called when.
+        message: &'static str,
+    },
+
+    /// The operating system reported an error on the connection.
+    #[error("I/O error on the connection {during}")]
+    Io {
+        /// What was going on.
+        during: &'static str,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+}
+
+/// The deadline that passed, in [`Error::Timeout`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TimeoutPhase {
+    /// `connect_timeout`: resolving the name, connecting, authenticating and starting up together.
+    Connect,
+    /// `cancel_timeout`: stopping a query on the server and draining what was in flight. The
+    /// connection was closed; the next query opens another one.
+    Cancel,
+}
+
+impl TimeoutPhase {
+    fn hint(self) -> &'static str {
+        match self {
+            Self::Connect => {
+                "check host and port, whether a firewall drops the packets, or raise connect_timeout"
+            }
+            Self::Cancel => "the connection was closed, the next query opens a new one",
+        }
+    }
+}
+
+impl fmt::Display for TimeoutPhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connect => "connecting",
+            Self::Cancel => "cancelling the query",
+        })
+    }
+}
+
+/// One address that was tried, and why it did not work.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct ConnectAttempt {
+    /// The host as configured, and the address it stands for: `localhost:5432 ([::1]:5432)`.
+    pub target: String,
+    /// Why it failed.
+    pub error: Box<Error>,
+}
+
+impl fmt::Display for ConnectAttempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.target, self.error)?;
+        let mut cause = std::error::Error::source(&self.error);
+        while let Some(e) = cause {
+            write!(f, ": {e}")?;
+            cause = e.source();
+        }
+        Ok(())
+    }
+}
+
+impl Error {
+    /// Returns whether running the same query again, on a new connection if need be, can succeed.
+    ///
+    /// A stream that failed after its first rows starts again from the first row.
+    pub fn is_retriable(&self) -> bool {
+        self.retry_advice() != RetryAdvice::Never
+    }
+
+    /// Returns the server's SQLSTATE, when the error came from the server.
+    pub fn sqlstate(&self) -> Option<&SqlState> {
+        self.as_db_error().map(DbError::code)
+    }
+
+    /// Returns the server's error whole, when the error came from the server.
+    pub fn as_db_error(&self) -> Option<&DbError> {
+        match self {
+            Self::Server(e) => Some(e),
+            Self::Authentication { server, .. } => server.as_deref(),
+            // One address: its reason is the reason. Of several, none speaks for the others.
+            Self::Connection { attempts } => match attempts.as_slice() {
+                [only] => only.error.as_db_error(),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// Returns whether the error is about one row only, after which the stream goes on.
+    pub fn is_row_error(&self) -> bool {
+        matches!(self, Self::JsonDecode { .. } | Self::Deserialization { .. })
+    }
+
+    pub(crate) fn config(message: impl Into<String>) -> Self {
+        Self::Config { message: message.into() }
+    }
+
+    pub(crate) fn protocol(message: impl Into<String>) -> Self {
+        Self::Protocol { message: message.into() }
+    }
+
+    pub(crate) fn authentication(message: impl Into<String>) -> Self {
+        Self::Authentication { message: message.into(), server: None }
+    }
+
+    /// An I/O error on an established connection: the ways in which a peer goes away are one case.
+    pub(crate) fn io(during: &'static str, source: io::Error) -> Self {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+        match source.kind() {
+            UnexpectedEof => Self::ConnectionClosed { during, source: None },
+            BrokenPipe | ConnectionAborted | ConnectionReset => {
+                Self::ConnectionClosed { during, source: Some(source) }
+            }
+            _ => Self::Io { during, source },
+        }
+    }
+}
