@@ -1,0 +1,401 @@
+//! What the server says: [Message Formats] marked (B).
+//!
+//! [Message Formats]: https://www.postgresql.org/docs/current/protocol-message-formats.html
+
+use super::read::Reader;
+use crate::error::{DbError, Error, Result, sqlstate::SqlState};
+
+/// The tag of a row. Rows are read by [`rows`](super::rows), in place and many at once.
+pub(super) const DATA_ROW: u8 = b'D';
+
+/// A message from the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Message {
+    Authentication(Authentication),
+    BackendKeyData {
+        process_id: u32,
+        secret: u32,
+    },
+    BindComplete,
+    CommandComplete,
+    DataRow,
+    EmptyQueryResponse,
+    ErrorResponse(Box<DbError>),
+    NoData,
+    NoticeResponse(Box<DbError>),
+    NotificationResponse {
+        channel: String,
+    },
+    ParameterStatus {
+        name: String,
+        value: String,
+    },
+    ParseComplete,
+    ReadyForQuery,
+    RowDescription(Vec<Column>),
+    /// Known to the protocol or not: nothing this client asks for is answered by it.
+    Unexpected {
+        tag: u8,
+    },
+}
+
+/// What the server asks for before it lets a user in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Authentication {
+    Ok,
+    CleartextPassword,
+    Md5Password {
+        salt: [u8; 4],
+    },
+    Sasl {
+        mechanisms: Vec<String>,
+    },
+    SaslContinue(Vec<u8>),
+    SaslFinal(Vec<u8>),
+    /// A method that this client does not speak.
+    Unsupported {
+        name: &'static str,
+    },
+}
+
+impl Authentication {
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Ok => "nothing more",
+            Self::CleartextPassword => "a cleartext password",
+            Self::Md5Password { .. } => "an MD5 password",
+            Self::Sasl { .. } => "SASL",
+            Self::SaslContinue(_) => "SASL, continued",
+            Self::SaslFinal(_) => "SASL, final",
+            Self::Unsupported { name } => name,
+        }
+    }
+}
+
+/// One column of a result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Column {
+    pub(crate) name: String,
+    pub(crate) type_oid: u32,
+    pub(crate) format: Format,
+}
+
+/// How the values of a column are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Text,
+    Other,
+}
+
+impl Message {
+    /// Reads the message with this tag and body.
+    pub(crate) fn read(tag: u8, body: &[u8]) -> Result<Self> {
+        let empty = |message, name| Reader::new(name, body).finish().map(|()| message);
+        match tag {
+            b'1' => empty(Self::ParseComplete, "ParseComplete"),
+            b'2' => empty(Self::BindComplete, "BindComplete"),
+            b'A' => read_notification(body),
+            b'C' => read_command_complete(body),
+            b'E' => read_error_fields("ErrorResponse", body).map(Self::ErrorResponse),
+            b'I' => empty(Self::EmptyQueryResponse, "EmptyQueryResponse"),
+            b'K' => read_backend_key_data(body),
+            b'N' => read_error_fields("NoticeResponse", body).map(Self::NoticeResponse),
+            b'R' => read_authentication(body).map(Self::Authentication),
+            b'S' => read_parameter_status(body),
+            b'T' => read_row_description(body).map(Self::RowDescription),
+            b'Z' => read_ready_for_query(body),
+            b'n' => empty(Self::NoData, "NoData"),
+            DATA_ROW => Ok(Self::DataRow),
+            tag => Ok(Self::Unexpected { tag }),
+        }
+    }
+
+    /// The error of a message that came where it must not.
+    pub(crate) fn unexpected(&self, expected: &str) -> Error {
+        Error::protocol(match self {
+            Self::Unexpected { tag } => {
+                format!("a message {:?} came, where {expected} is expected", char::from(*tag))
+            }
+            known => format!("{} came, where {expected} is expected", known.name()),
+        })
+    }
+
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Authentication(_) => "Authentication",
+            Self::BackendKeyData { .. } => "BackendKeyData",
+            Self::BindComplete => "BindComplete",
+            Self::CommandComplete => "CommandComplete",
+            Self::DataRow => "DataRow",
+            Self::EmptyQueryResponse => "EmptyQueryResponse",
+            Self::ErrorResponse(_) => "ErrorResponse",
+            Self::NoData => "NoData",
+            Self::NoticeResponse(_) => "NoticeResponse",
+            Self::NotificationResponse { .. } => "NotificationResponse",
+            Self::ParameterStatus { .. } => "ParameterStatus",
+            Self::ParseComplete => "ParseComplete",
+            Self::ReadyForQuery => "ReadyForQuery",
+            Self::RowDescription(_) => "RowDescription",
+            Self::Unexpected { .. } => "an unknown message",
+        }
+    }
+}
+
+fn read_authentication(body: &[u8]) -> Result<Authentication> {
+    let mut r = Reader::new("Authentication", body);
+    let request = match r.i32()? {
+        0 => Authentication::Ok,
+        2 => Authentication::Unsupported { name: "Kerberos V5" },
+        3 => Authentication::CleartextPassword,
+        5 => {
+            let salt = r.bytes(4)?;
+            Authentication::Md5Password { salt: salt.try_into().unwrap_or_default() }
+        }
+        7 | 8 => return Ok(Authentication::Unsupported { name: "GSSAPI" }),
+        9 => return Ok(Authentication::Unsupported { name: "SSPI" }),
+        10 => {
+            let mut mechanisms = Vec::new();
+            loop {
+                match r.text()? {
+                    end if end.is_empty() => break,
+                    mechanism => mechanisms.push(mechanism),
+                }
+            }
+            Authentication::Sasl { mechanisms }
+        }
+        11 => Authentication::SaslContinue(r.rest().to_vec()),
+        12 => Authentication::SaslFinal(r.rest().to_vec()),
+        _ => return Ok(Authentication::Unsupported { name: "an unknown method" }),
+    };
+    r.finish()?;
+    Ok(request)
+}
+
+fn read_backend_key_data(body: &[u8]) -> Result<Message> {
+    let mut r = Reader::new("BackendKeyData", body);
+    let (process_id, secret) = (r.u32()?, r.u32()?);
+    r.finish()?;
+    Ok(Message::BackendKeyData { process_id, secret })
+}
+
+fn read_command_complete(body: &[u8]) -> Result<Message> {
+    let mut r = Reader::new("CommandComplete", body);
+    r.text()?;
+    r.finish()?;
+    Ok(Message::CommandComplete)
+}
+
+fn read_notification(body: &[u8]) -> Result<Message> {
+    let mut r = Reader::new("NotificationResponse", body);
+    r.u32()?;
+    let channel = r.text()?;
+    r.text()?;
+    r.finish()?;
+    Ok(Message::NotificationResponse { channel })
+}
+
+fn read_parameter_status(body: &[u8]) -> Result<Message> {
+    let mut r = Reader::new("ParameterStatus", body);
+    let (name, value) = (r.text()?, r.text()?);
+    r.finish()?;
+    Ok(Message::ParameterStatus { name, value })
+}
+
+fn read_ready_for_query(body: &[u8]) -> Result<Message> {
+    let mut r = Reader::new("ReadyForQuery", body);
+    let status = r.u8()?;
+    r.finish()?;
+    // Outside a transaction block: this client never opens one, and a connection left in one by
+    // whatever is in between must not be used as if it were clean.
+    if status == b'I' {
+        return Ok(Message::ReadyForQuery);
+    }
+    Err(Error::protocol(format!(
+        "ReadyForQuery says transaction status {:?}, where no transaction was opened",
+        char::from(status)
+    )))
+}
+
+fn read_row_description(body: &[u8]) -> Result<Vec<Column>> {
+    let mut r = Reader::new("RowDescription", body);
+    let count = r.i16()?;
+    let mut columns = Vec::new();
+    for _ in 0..count {
+        let name = r.text()?;
+        r.bytes(4 + 2)?; // the table's oid, the attribute's number
+        let type_oid = r.u32()?;
+        r.bytes(2 + 4)?; // the type's size, its modifier
+        let format = if r.i16()? == 0 { Format::Text } else { Format::Other };
+        columns.push(Column { name, type_oid, format });
+    }
+    r.finish()?;
+    Ok(columns)
+}
+
+/// The fields of an error or notice, by [Error and Notice Message Fields]; unknown ones are
+/// skipped, as the manual asks.
+///
+/// [Error and Notice Message Fields]: https://www.postgresql.org/docs/current/protocol-error-fields.html
+fn read_error_fields(name: &'static str, body: &[u8]) -> Result<Box<DbError>> {
+    let mut r = Reader::new(name, body);
+    let mut fields: [Option<String>; 128] = [const { None }; 128];
+    loop {
+        match r.u8()? {
+            0 => break,
+            tag => {
+                let text = r.text()?;
+                if let Some(field) = fields.get_mut(usize::from(tag)) {
+                    *field = Some(text);
+                }
+            }
+        }
+    }
+    r.finish()?;
+    let mut take = |tag: u8| fields.get_mut(usize::from(tag)).and_then(Option::take);
+    let message = take(b'M').unwrap_or_default();
+    let code = take(b'C').unwrap_or_default();
+    let Some(code) = SqlState::from_code(&code) else {
+        return Err(Error::protocol(format!("{name} has no valid SQLSTATE; it says {message:?}")));
+    };
+    let localized_severity = take(b'S');
+    Ok(Box::new(DbError {
+        severity: take(b'V').or(localized_severity).unwrap_or_default(),
+        code,
+        message,
+        detail: take(b'D'),
+        hint: take(b'H'),
+        position: take(b'P').and_then(|n| n.parse().ok()),
+        internal_position: take(b'p').and_then(|n| n.parse().ok()),
+        internal_query: take(b'q'),
+        where_: take(b'W'),
+        schema: take(b's'),
+        table: take(b't'),
+        column: take(b'c'),
+        data_type: take(b'd'),
+        constraint: take(b'n'),
+        file: take(b'F'),
+        line: take(b'L').and_then(|n| n.parse().ok()),
+        routine: take(b'R'),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Frames as Postgres 15 sent them, without tag and length.
+    #[test]
+    fn recorded_messages_are_read() {
+        let cases: [(u8, &[u8], Message); 9] = [
+            (b'R', b"\0\0\0\0", Message::Authentication(Authentication::Ok)),
+            (
+                b'R',
+                b"\0\0\0\x0aSCRAM-SHA-256\0\0",
+                Message::Authentication(Authentication::Sasl {
+                    mechanisms: vec!["SCRAM-SHA-256".into()],
+                }),
+            ),
+            (
+                b'R',
+                b"\0\0\0\x05\x1f\xc2\x8a\x90",
+                Message::Authentication(Authentication::Md5Password {
+                    salt: [0x1f, 0xc2, 0x8a, 0x90],
+                }),
+            ),
+            (
+                b'K',
+                b"\0\0\n\0x\xcfr\x12",
+                Message::BackendKeyData { process_id: 2560, secret: 0x78cf_7212 },
+            ),
+            (
+                b'S',
+                b"TimeZone\0Etc/UTC\0",
+                Message::ParameterStatus { name: "TimeZone".into(), value: "Etc/UTC".into() },
+            ),
+            (
+                b'T',
+                b"\0\x01data\0\0\0\0\0\0\0\0\0\0r\xff\xff\xff\xff\xff\xff\0\0",
+                Message::RowDescription(vec![Column {
+                    name: "data".into(),
+                    type_oid: 114,
+                    format: Format::Text,
+                }]),
+            ),
+            (b'C', b"SELECT 2\0", Message::CommandComplete),
+            (b'Z', b"I", Message::ReadyForQuery),
+            (
+                b'A',
+                b"\0\0\x5e\xafjobs\0payload\0",
+                Message::NotificationResponse { channel: "jobs".into() },
+            ),
+        ];
+        for (tag, body, expected) in cases {
+            assert_eq!(Message::read(tag, body).unwrap(), expected);
+            // Cut anywhere, or with a byte too many, it is an error and never a panic.
+            for cut in 0..body.len() {
+                let sasl = tag == b'R' && body.get(3) > Some(&10);
+                assert!(sasl || Message::read(tag, &body[..cut]).is_err(), "{expected:?} at {cut}");
+            }
+            assert!(
+                Message::read(tag, &[body, b"\0"].concat()).is_err(),
+                "{expected:?} and a byte"
+            );
+        }
+    }
+
+    #[test]
+    fn an_error_keeps_every_field() {
+        let body = b"SFEHLER\0VERROR\0C23505\0Mmsg\0Ddetail\0Hhint\0P12\0p3\0qselect 1\0Wwhere\0\
+            sapp\0torders\0cid\0dint\0norders_pkey\0Fnbtinsert.c\0L664\0R_bt_check_unique\0\
+            Xunknown\0\0";
+        let Message::ErrorResponse(e) = Message::read(b'E', body).unwrap() else { panic!() };
+        let texts = [
+            Some(e.severity()),
+            Some(e.code().code()),
+            Some(e.message()),
+            e.detail(),
+            e.hint(),
+            e.internal_query(),
+            e.where_(),
+            e.schema(),
+            e.table(),
+            e.column(),
+            e.data_type(),
+            e.constraint(),
+            e.file(),
+            e.routine(),
+        ];
+        assert_eq!(
+            texts.map(Option::unwrap),
+            [
+                "ERROR",
+                "23505",
+                "msg",
+                "detail",
+                "hint",
+                "select 1",
+                "where",
+                "app",
+                "orders",
+                "id",
+                "int",
+                "orders_pkey",
+                "nbtinsert.c",
+                "_bt_check_unique"
+            ]
+        );
+        assert_eq!((e.position(), e.internal_position(), e.line()), (Some(12), Some(3), Some(664)));
+    }
+
+    #[test]
+    fn an_error_without_a_code_still_says_its_message() {
+        let error = Message::read(b'E', b"SERROR\0Mno code\0\0").unwrap_err().to_string();
+        assert!(error.contains("no code"), "{error}");
+    }
+
+    #[test]
+    fn an_open_transaction_is_not_ready() {
+        assert!(Message::read(b'Z', b"T").is_err());
+        assert!(Message::read(b'Z', b"E").is_err());
+    }
+}

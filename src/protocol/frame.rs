@@ -1,0 +1,59 @@
+use crate::error::{Error, Result};
+
+/// Bytes of a frame before its body: the tag and the length.
+pub(crate) const HEADER: usize = 5;
+
+/// The largest frame that is read, 1 GiB: Postgres builds a message in a `StringInfo`, which cannot
+/// grow beyond `MaxAllocSize`, 1 GiB - 1.
+pub(crate) const MAX_FRAME: usize = 1 << 30;
+
+/// The largest frame that is not a row, 16 MiB. Of those only errors and notices can be large, and
+/// they carry what a person wrote; the protocol itself sets no limit.
+pub(crate) const MAX_CONTROL_FRAME: usize = 16 << 20;
+
+/// The largest frame before a session exists, 30,000 bytes, as in libpq (`MAX_ERRLEN` in
+/// fe-connect.c): nobody has proved yet to be a Postgres server.
+pub(crate) const MAX_STARTUP_FRAME: usize = 30_000;
+
+/// The head of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    pub(crate) tag: u8,
+    /// The size of the whole frame in bytes, tag and length included.
+    pub(crate) size: usize,
+}
+
+impl Header {
+    /// Reads the head of the frame that `buf` starts with: `None` while it is not all there.
+    pub(crate) fn read(buf: &[u8], max: usize) -> Result<Option<Self>> {
+        let Some(&[tag, a, b, c, d]) = buf.first_chunk::<HEADER>() else { return Ok(None) };
+        // The length counts itself, but not the tag.
+        let size = u32::from_be_bytes([a, b, c, d]) as usize + 1;
+        if size < HEADER || size > max {
+            return Err(Error::protocol(format!(
+                "a message {:?} of {} bytes came, where {} to {max} are allowed",
+                char::from(tag),
+                size,
+                HEADER,
+            )));
+        }
+        Ok(Some(Self { tag, size }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_there_not_yet_there_or_wrong() {
+        assert_eq!(Header::read(b"", 100).unwrap(), None);
+        assert_eq!(Header::read(b"Z\0\0\0", 100).unwrap(), None);
+        let ready = Header::read(b"Z\0\0\0\x05I", 100).unwrap();
+        assert_eq!(ready, Some(Header { tag: b'Z', size: 6 }));
+        assert!(Header::read(b"Z\0\0\0\x03", 100).is_err(), "shorter than the length itself");
+        assert!(Header::read(b"Z\0\0\0\x64", 100).is_err(), "one byte too large");
+        assert!(Header::read(b"Z\0\0\0\x63", 100).is_ok());
+        assert!(Header::read(b"Z\xff\xff\xff\xff", MAX_FRAME).is_err());
+    }
+}

@@ -1,0 +1,184 @@
+//! What the client says: [Message Formats] marked (F).
+//!
+//! [Message Formats]: https://www.postgresql.org/docs/current/protocol-message-formats.html
+
+use crate::error::{Error, Result};
+
+/// Protocol 3.0, which every server and every pooler speaks.
+const VERSION_3_0: u32 = 3 << 16;
+/// The code of a CancelRequest, in place of a version.
+const CANCEL_REQUEST: u32 = (1234 << 16) | 5678;
+
+/// A StartupMessage with these parameters.
+pub(crate) fn startup(parameters: &[(&str, &str)]) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    message(&mut out, None, |out| {
+        out.extend_from_slice(&VERSION_3_0.to_be_bytes());
+        for (name, value) in parameters {
+            text(out, name, "the name of a start-up parameter")?;
+            // Never the value in an error: only its name.
+            text(out, value, name)?;
+        }
+        out.push(0);
+        Ok(())
+    })?;
+    Ok(out)
+}
+
+/// A CancelRequest, for a connection of its own.
+pub(crate) fn cancel_request(process_id: u32, secret: u32) -> Vec<u8> {
+    [16, CANCEL_REQUEST, process_id, secret].map(u32::to_be_bytes).concat()
+}
+
+/// A PasswordMessage: a password, or its MD5 form.
+pub(crate) fn password(password: &str) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    message(&mut out, Some(b'p'), |out| text(out, password, "the password"))?;
+    Ok(out)
+}
+
+/// A SASLInitialResponse.
+pub(crate) fn sasl_initial_response(mechanism: &str, data: &[u8]) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    message(&mut out, Some(b'p'), |out| {
+        text(out, mechanism, "the SASL mechanism")?;
+        out.extend_from_slice(&length(data.len())?.to_be_bytes());
+        out.extend_from_slice(data);
+        Ok(())
+    })?;
+    Ok(out)
+}
+
+/// A SASLResponse.
+pub(crate) fn sasl_response(data: &[u8]) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    message(&mut out, Some(b'p'), |out| {
+        out.extend_from_slice(data);
+        Ok(())
+    })?;
+    Ok(out)
+}
+
+/// One query by the extended protocol in one piece: Parse, Bind, Describe, Execute, Sync.
+///
+/// Statement and portal are unnamed, so that a pooler may give every transaction another server.
+/// The types of the parameters are left to the server, values go and come as text. Execute has no
+/// row limit: a limit would cost a round trip per portion and forbids parallel plans.
+pub(crate) fn extended_query(sql: &str, parameters: &[Option<&str>]) -> Result<Vec<u8>> {
+    let count = u16::try_from(parameters.len()).map_err(|_| {
+        Error::config(format!(
+            "{} parameters are bound, but the protocol allows 65,535 in one query",
+            parameters.len()
+        ))
+    })?;
+    let mut out = Vec::with_capacity(sql.len() + 64);
+    message(&mut out, Some(b'P'), |out| {
+        out.push(0); // the unnamed statement
+        text(out, sql, "the SQL text")?;
+        out.extend_from_slice(&0u16.to_be_bytes()); // no types given
+        Ok(())
+    })?;
+    message(&mut out, Some(b'B'), |out| {
+        out.extend_from_slice(&[0, 0]); // the unnamed portal, the unnamed statement
+        out.extend_from_slice(&0u16.to_be_bytes()); // all parameters are text
+        out.extend_from_slice(&count.to_be_bytes());
+        for (i, value) in parameters.iter().enumerate() {
+            match value {
+                None => out.extend_from_slice(&(-1i32).to_be_bytes()),
+                Some(value) => {
+                    // Postgres has no NUL in a text, and would answer with an error of encoding.
+                    if value.contains('\0') {
+                        return Err(nul(&format!("parameter ${}", i + 1)));
+                    }
+                    out.extend_from_slice(&length(value.len())?.to_be_bytes());
+                    out.extend_from_slice(value.as_bytes());
+                }
+            }
+        }
+        out.extend_from_slice(&[0, 1, 0, 0]); // one format for all columns: text
+        Ok(())
+    })?;
+    out.extend_from_slice(b"D\0\0\0\x06P\0"); // Describe the unnamed portal
+    out.extend_from_slice(b"E\0\0\0\x09\0\0\0\0\0"); // Execute it, every row
+    out.extend_from_slice(b"S\0\0\0\x04"); // Sync
+    Ok(out)
+}
+
+/// An empty Query: a round trip to a backend, through a pooler too.
+pub(crate) const EMPTY_QUERY: &[u8] = b"Q\0\0\0\x05\0";
+
+/// Terminate.
+pub(crate) const TERMINATE: &[u8] = b"X\0\0\0\x04";
+
+/// Appends one message, its length filled in when its body is known.
+fn message(
+    out: &mut Vec<u8>,
+    tag: Option<u8>,
+    body: impl FnOnce(&mut Vec<u8>) -> Result<()>,
+) -> Result<()> {
+    out.extend(tag);
+    let start = out.len();
+    out.extend_from_slice(&[0; 4]);
+    body(out)?;
+    let len = length(out.len() - start)?;
+    if let Some(place) = out.get_mut(start..start + 4) {
+        place.copy_from_slice(&len.to_be_bytes());
+    }
+    Ok(())
+}
+
+fn text(out: &mut Vec<u8>, text: &str, what: &str) -> Result<()> {
+    if text.contains('\0') {
+        return Err(nul(what));
+    }
+    out.extend_from_slice(text.as_bytes());
+    out.push(0);
+    Ok(())
+}
+
+fn length(len: usize) -> Result<i32> {
+    i32::try_from(len).map_err(|_| {
+        Error::config(format!("{len} bytes in one message; the protocol allows 2,147,483,647"))
+    })
+}
+
+fn nul(what: &str) -> Error {
+    Error::config(format!("{what} holds a NUL character, which Postgres cannot take: remove it"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As recorded from libpq 15: `user=role_md5 dbname=d client_encoding=UTF8`.
+    #[test]
+    fn startup_is_what_libpq_sends() {
+        let parameters = [("user", "role_md5"), ("database", "d"), ("client_encoding", "UTF8")];
+        assert_eq!(
+            startup(&parameters).unwrap(),
+            b"\0\0\0\x37\0\x03\0\0user\0role_md5\0database\0d\0client_encoding\0UTF8\0\0"
+        );
+    }
+
+    /// As recorded from libpq 15: `PQsendQueryParams(c, "select $1, $2", {"a", NULL})`.
+    #[test]
+    fn a_query_is_what_libpq_sends() {
+        assert_eq!(
+            extended_query("select $1, $2", &[Some("a"), None]).unwrap(),
+            b"P\0\0\0\x15\0select $1, $2\0\0\0\
+              B\0\0\0\x17\0\0\0\0\0\x02\0\0\0\x01a\xff\xff\xff\xff\0\x01\0\0\
+              D\0\0\0\x06P\0E\0\0\0\x09\0\0\0\0\0S\0\0\0\x04"
+                .as_slice()
+        );
+    }
+
+    #[test]
+    fn what_the_protocol_cannot_carry_is_an_error_before_anything_is_sent() {
+        let error = |r: Result<Vec<u8>>| r.unwrap_err().to_string();
+        assert!(error(extended_query("select '\0'", &[])).contains("the SQL text"));
+        assert!(error(extended_query("$1 $2", &[None, Some("a\0b")])).contains("parameter $2"));
+        assert!(error(extended_query("", &vec![None; 65_536])).contains("65536 parameters"));
+        let secret = error(password("se\0cret"));
+        assert!(secret.contains("the password") && !secret.contains("cret "), "{secret}");
+    }
+}

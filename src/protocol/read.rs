@@ -1,0 +1,94 @@
+use crate::error::{Error, Result};
+
+/// Takes the fields of one message in order; every step can fail, and none reads past the end.
+pub(super) struct Reader<'a> {
+    rest: &'a [u8],
+    message: &'static str,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(message: &'static str, body: &'a [u8]) -> Self {
+        Self { rest: body, message }
+    }
+
+    pub(super) fn bytes(&mut self, len: usize) -> Result<&'a [u8]> {
+        let (head, tail) = self.rest.split_at_checked(len).ok_or_else(|| self.too_short())?;
+        self.rest = tail;
+        Ok(head)
+    }
+
+    pub(super) fn u8(&mut self) -> Result<u8> {
+        self.array().map(u8::from_be_bytes)
+    }
+
+    pub(super) fn i16(&mut self) -> Result<i16> {
+        self.array().map(i16::from_be_bytes)
+    }
+
+    pub(super) fn i32(&mut self) -> Result<i32> {
+        self.array().map(i32::from_be_bytes)
+    }
+
+    pub(super) fn u32(&mut self) -> Result<u32> {
+        self.array().map(u32::from_be_bytes)
+    }
+
+    /// A text up to its NUL. Before the session's encoding is settled a server may send any
+    /// encoding, so what is not UTF-8 is replaced rather than refused.
+    pub(super) fn text(&mut self) -> Result<String> {
+        let end = self.rest.iter().position(|&b| b == 0).ok_or_else(|| self.too_short())?;
+        let text = String::from_utf8_lossy(self.bytes(end)?).into_owned();
+        self.u8()?;
+        Ok(text)
+    }
+
+    /// The rest of the message.
+    pub(super) fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.rest)
+    }
+
+    /// Ends the message: what is left over is an error.
+    pub(super) fn finish(self) -> Result<()> {
+        if self.rest.is_empty() {
+            return Ok(());
+        }
+        Err(Error::protocol(format!("{} has {} bytes too many", self.message, self.rest.len())))
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let (head, tail) = self.rest.split_first_chunk().ok_or_else(|| self.too_short())?;
+        self.rest = tail;
+        Ok(*head)
+    }
+
+    fn too_short(&self) -> Error {
+        Error::protocol(format!("{} ends in the middle of a field", self.message))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_taken_in_order_and_never_past_the_end() {
+        let mut r = Reader::new("Test", b"\x01\0\x02\0\0\0\x03ab\0\xff\0rest");
+        assert_eq!(r.u8().unwrap(), 1);
+        assert_eq!(r.i16().unwrap(), 2);
+        assert_eq!(r.i32().unwrap(), 3);
+        assert_eq!(r.text().unwrap(), "ab");
+        assert_eq!(r.text().unwrap(), "\u{fffd}");
+        assert_eq!(r.bytes(2).unwrap(), b"re");
+        assert!(r.text().is_err(), "no NUL");
+        assert!(r.u32().is_err(), "two bytes are left");
+        assert!(r.bytes(3).is_err());
+        assert_eq!(r.rest(), b"st");
+        r.finish().unwrap();
+    }
+
+    #[test]
+    fn left_over_bytes_are_an_error() {
+        let error = Reader::new("Test", b"x").finish().unwrap_err().to_string();
+        assert!(error.contains("Test has 1 bytes too many"), "{error}");
+    }
+}

@@ -1,0 +1,194 @@
+//! Runs of DataRow messages with one column: checked once where they arrive, read where they are
+//! consumed, never copied.
+
+use std::ops::Range;
+
+use crate::error::Error;
+
+use super::{
+    backend,
+    frame::{HEADER, Header, MAX_FRAME},
+};
+
+/// Bytes of a DataRow that are not its value: tag, length, column count, length of the value.
+pub(crate) const ROW_OVERHEAD: usize = HEADER + 2 + 4;
+
+/// Consecutive complete rows at the start of a buffer.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Run {
+    pub(crate) rows: usize,
+    /// The size of their frames, which is where the run ends in the buffer.
+    pub(crate) frame_bytes: usize,
+    /// The size of their values: what the user gets to see.
+    pub(crate) value_bytes: usize,
+}
+
+/// Why a run does not go on.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// It holds as many rows as were asked for.
+    Full,
+    /// The next row is not all there.
+    Incomplete(Incomplete),
+    /// A message of another kind follows.
+    Other,
+    /// What follows is not a row of one column.
+    Malformed(Error),
+}
+
+/// A row of which only the beginning has arrived.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Incomplete {
+    /// The size of its frame in bytes, as far as it is known.
+    pub(crate) frame_bytes: usize,
+    /// The size of its value in bytes, as far as it is known.
+    pub(crate) value_bytes: usize,
+}
+
+impl Run {
+    /// Adds the rows that follow in `buf`, up to `max_rows` in all.
+    ///
+    /// `buf` begins where the run began and may have grown since the last call: nothing is looked
+    /// at twice.
+    pub(crate) fn extend(&mut self, buf: &[u8], max_rows: usize) -> Stop {
+        while self.rows < max_rows {
+            let rest = buf.get(self.frame_bytes..).unwrap_or_default();
+            let Some(head) = rest.first_chunk::<ROW_OVERHEAD>() else {
+                return incomplete_head(rest);
+            };
+            let [backend::DATA_ROW, l0, l1, l2, l3, c0, c1, v0, v1, v2, v3] = *head else {
+                return Stop::Other;
+            };
+            let frame = u32::from_be_bytes([l0, l1, l2, l3]) as usize + 1;
+            let columns = u16::from_be_bytes([c0, c1]);
+            let value = match i32::from_be_bytes([v0, v1, v2, v3]) {
+                -1 => Some(0),
+                len => usize::try_from(len).ok(),
+            };
+            let value = match value {
+                Some(value) if columns == 1 && value + ROW_OVERHEAD == frame => value,
+                _ => return Stop::Malformed(malformed(frame, columns)),
+            };
+            if frame > MAX_FRAME {
+                return Stop::Malformed(too_large(frame));
+            }
+            if frame > rest.len() {
+                return Stop::Incomplete(Incomplete { frame_bytes: frame, value_bytes: value });
+            }
+            self.rows += 1;
+            self.frame_bytes += frame;
+            self.value_bytes += value;
+        }
+        Stop::Full
+    }
+}
+
+/// The value of a row: where it lies in the run, or NULL.
+pub(crate) type Value = Option<Range<usize>>;
+
+/// Returns the value of the row at `at` and where the next row begins; `None` at the end of the
+/// run. The run has been checked by [`Run::extend`].
+#[inline]
+pub(crate) fn value_at(run: &[u8], at: usize) -> Option<(Value, usize)> {
+    let head = run.get(at..)?.first_chunk::<ROW_OVERHEAD>()?;
+    let [.., v0, v1, v2, v3] = *head;
+    let start = at + ROW_OVERHEAD;
+    match usize::try_from(i32::from_be_bytes([v0, v1, v2, v3])) {
+        Ok(len) => Some((Some(start..start + len), start + len)),
+        Err(_) => Some((None, start)),
+    }
+}
+
+/// Too few bytes even for the head of a row.
+fn incomplete_head(rest: &[u8]) -> Stop {
+    match rest.first() {
+        Some(&tag) if tag != backend::DATA_ROW => return Stop::Other,
+        _ => {}
+    }
+    match Header::read(rest, MAX_FRAME) {
+        Err(e) => Stop::Malformed(e),
+        Ok(Some(header)) if header.size < ROW_OVERHEAD => {
+            Stop::Malformed(malformed(header.size, 0))
+        }
+        Ok(_) => Stop::Incomplete(Incomplete { frame_bytes: ROW_OVERHEAD, value_bytes: 0 }),
+    }
+}
+
+#[cold]
+fn malformed(frame: usize, columns: u16) -> Error {
+    Error::protocol(format!("a DataRow of {frame} bytes with {columns} columns came, not of one"))
+}
+
+#[cold]
+fn too_large(frame: usize) -> Error {
+    Error::protocol(format!("a DataRow of {frame} bytes came, more than {MAX_FRAME}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As recorded from a server: `select data from (values ('{"a":1}'::json), (null)) t(data)`.
+    const TWO_ROWS: &[u8] =
+        b"D\0\0\0\x11\0\x01\0\0\0\x07{\"a\":1}D\0\0\0\x0a\0\x01\xff\xff\xff\xff";
+
+    fn values(run: &[u8]) -> Vec<Option<&[u8]>> {
+        let mut at = 0;
+        std::iter::from_fn(|| {
+            let (value, next) = value_at(run, at)?;
+            at = next;
+            Some(value.map(|range| &run[range]))
+        })
+        .collect()
+    }
+
+    #[test]
+    fn a_run_holds_the_rows_up_to_another_message() {
+        let mut run = Run::default();
+        let buf = [TWO_ROWS, b"C\0\0\0\x0dSELECT 2\0"].concat();
+        assert!(matches!(run.extend(&buf, 100), Stop::Other));
+        assert_eq!(run, Run { rows: 2, frame_bytes: TWO_ROWS.len(), value_bytes: 7 });
+        assert_eq!(values(&buf[..run.frame_bytes]), [Some(&b"{\"a\":1}"[..]), None]);
+    }
+
+    #[test]
+    fn a_run_ends_when_it_is_full() {
+        let mut run = Run::default();
+        assert!(matches!(run.extend(TWO_ROWS, 1), Stop::Full));
+        assert_eq!(run.rows, 1);
+    }
+
+    #[test]
+    fn every_cut_gives_the_rows_before_it_and_goes_on_after_it() {
+        for cut in 0..TWO_ROWS.len() {
+            let mut run = Run::default();
+            let Stop::Incomplete(next) = run.extend(&TWO_ROWS[..cut], 100) else {
+                panic!("cut at {cut}");
+            };
+            let known = if !(11..18).contains(&cut) { (11, 0) } else { (18, 7) };
+            assert_eq!((next.frame_bytes, next.value_bytes), known, "cut at {cut}");
+            assert_eq!(run.rows, usize::from(cut >= 18));
+            assert!(matches!(run.extend(TWO_ROWS, 100), Stop::Incomplete(_)));
+            assert_eq!(run.rows, 2, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_row_that_contradicts_itself_ends_the_run_behind_the_good_ones() {
+        let bad: [&[u8]; 7] = [
+            b"D\0\0\0\x0a\0\x02\xff\xff\xff\xff",
+            b"D\0\0\0\x0a\0\0\xff\xff\xff\xff",
+            b"D\0\0\0\x0b\0\x01\0\0\0\x02x",
+            b"D\0\0\0\x0c\0\x01\0\0\0\x01xx",
+            b"D\0\0\0\x0a\0\x01\xff\xff\xff\xfe",
+            b"D\0\0\0\x06\0\0",
+            b"D\x7f\xff\xff\xff\0\x01\x7f\xff\xff\xf5",
+        ];
+        for bad in bad {
+            let mut run = Run::default();
+            let stop = run.extend(&[TWO_ROWS, bad].concat(), 100);
+            assert!(matches!(stop, Stop::Malformed(_)), "{bad:?}: {stop:?}");
+            assert_eq!(run.rows, 2);
+        }
+    }
+}
