@@ -1,0 +1,36 @@
+//! The MD5 password exchange: `AuthenticationMD5Password` in [Protocol Flow].
+//!
+//! [Protocol Flow]: https://www.postgresql.org/docs/current/protocol-flow.html
+
+use std::fmt::Write;
+
+use md5::{Digest, Md5};
+
+/// The answer to the server's salt: `"md5" + md5(md5(password + user) + salt)`.
+pub(crate) fn response(user: &str, password: &str, salt: [u8; 4]) -> String {
+    let stored = hex_digest(&[password.as_bytes(), user.as_bytes()]);
+    format!("md5{}", hex_digest(&[stored.as_bytes(), &salt]))
+}
+
+fn hex_digest(parts: &[&[u8]]) -> String {
+    let mut hash = Md5::new();
+    for part in parts {
+        hash.update(part);
+    }
+    hash.finalize().iter().fold(String::with_capacity(32), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The salt and answer of a login by libpq 15: user `role_md5`, password `md5-secret`.
+    #[test]
+    fn the_answer_is_the_one_of_libpq() {
+        let answer = response("role_md5", "md5-secret", [1, 2, 3, 4]);
+        assert_eq!(answer, "md5c110f332b870780f6b6e8e669dad3353");
+    }
+}
