@@ -1,0 +1,139 @@
+use std::borrow::Cow;
+
+use crate::error::{Error, Result};
+
+/// The longest name Postgres keeps, in bytes (`NAMEDATALEN` - 1). It cuts longer ones silently,
+/// which would read another relation than the one named.
+const MAX_NAME: usize = 63;
+
+/// Quotes the name of a relation, `view` or `schema.view`, part by part.
+///
+/// A part is a plain name, taken exactly as it is written (upper case stays upper case), or
+/// already in double quotes, by the rules of [SQL identifiers].
+///
+/// [SQL identifiers]: https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS
+pub(super) fn quote_relation(name: &str) -> Result<String> {
+    let mut quoted = String::with_capacity(name.len() + 6);
+    let mut rest = name;
+    for part in 0.. {
+        if part == 2 {
+            return Err(invalid(name, "it has more parts than a schema and a name"));
+        }
+        let (text, tail) = split_part(rest).map_err(|why| invalid(name, why))?;
+        quote(&text, &mut quoted).map_err(|why| invalid(name, why))?;
+        match tail.strip_prefix('.') {
+            Some(next) => {
+                quoted.push('.');
+                rest = next;
+            }
+            None => break,
+        }
+    }
+    Ok(quoted)
+}
+
+/// Splits the first part off a relation's name; what is left is empty or starts with a dot.
+fn split_part(name: &str) -> Result<(Cow<'_, str>, &str), &'static str> {
+    let (text, tail) = match name.strip_prefix('"') {
+        Some(inner) => split_quoted(inner)?,
+        None => {
+            let end = name.find('.').unwrap_or(name.len());
+            let (plain, tail) = name.split_at(end);
+            let allowed = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+            if !plain.chars().all(allowed) {
+                return Err("it holds characters that a plain name cannot have: is it SQL? \
+                            if it is a name, write it in double quotes");
+            }
+            (Cow::Borrowed(plain), tail)
+        }
+    };
+    if !tail.is_empty() && !tail.starts_with('.') {
+        return Err("something other than a dot follows the closing quote");
+    }
+    Ok((text, tail))
+}
+
+/// The text of a quoted part, whose opening quote is gone: `""` stands for one quote.
+fn split_quoted(inner: &str) -> Result<(Cow<'_, str>, &str), &'static str> {
+    let mut text = String::new();
+    let mut rest = inner;
+    loop {
+        let (before, after) = rest.split_once('"').ok_or("a double quote is not closed")?;
+        text.push_str(before);
+        match after.strip_prefix('"') {
+            Some(next) => {
+                text.push('"');
+                rest = next;
+            }
+            None => return Ok((Cow::Owned(text), after)),
+        }
+    }
+}
+
+/// Appends a name as a quoted identifier.
+fn quote(name: &str, out: &mut String) -> Result<(), &'static str> {
+    if name.is_empty() {
+        return Err("a part of it is empty");
+    }
+    if name.contains('\0') {
+        return Err("it holds a NUL character");
+    }
+    if name.len() > MAX_NAME {
+        return Err("a part of it is longer than the 63 bytes that Postgres keeps of a name");
+    }
+    out.push('"');
+    out.push_str(&name.replace('"', "\"\""));
+    out.push('"');
+    Ok(())
+}
+
+fn invalid(name: &str, why: &str) -> Error {
+    Error::config(format!(
+        "{name:?} is not the name of a table or view: {why}; write view or schema.view"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_quoted_part_by_part() {
+        for (name, quoted) in [
+            ("v_user", r#""v_user""#),
+            ("app.v_user", r#""app"."v_user""#),
+            ("V_User", r#""V_User""#),
+            ("select", r#""select""#),
+            ("größe$1", r#""größe$1""#),
+            (r#""a.b".c"#, r#""a.b"."c""#),
+            (r#"app."odd ""name""; --""#, r#""app"."odd ""name""; --""#),
+        ] {
+            assert_eq!(quote_relation(name).unwrap(), quoted, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_name_is_an_error() {
+        let long = "x".repeat(64);
+        for (name, why) in [
+            ("", "empty"),
+            (".", "empty"),
+            ("app.", "empty"),
+            (".v", "empty"),
+            (r#""""#, "empty"),
+            ("v; drop table x", "is it SQL?"),
+            ("v--", "is it SQL?"),
+            ("v\"", "is it SQL?"),
+            ("v where true", "is it SQL?"),
+            ("a\0b", "is it SQL?"),
+            ("\"a\0b\"", "NUL"),
+            (r#""v"#, "not closed"),
+            (r#""v" x"#, "other than a dot"),
+            ("db.app.v", "more parts"),
+            (&long, "63 bytes"),
+        ] {
+            let error = quote_relation(name).unwrap_err().to_string();
+            assert!(error.contains(why), "{name:?}: {error}");
+        }
+    }
+}
