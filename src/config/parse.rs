@@ -1,0 +1,257 @@
+//! Connection strings as libpq reads them: [Connection Strings] in the Postgres manual, and
+//! `conninfo_uri_parse_options` and `conninfo_parse` in libpq 18.
+//!
+//! What comes out are keywords and values in the order they were written; what they mean is not
+//! decided here. No error shows a value, because a misplaced `@` or `/` can make any part of a URI
+//! hold the password.
+//!
+//! [Connection Strings]: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING
+
+use crate::error::{Error, Result};
+
+/// Keywords and values; the last of a repeated keyword counts.
+pub(super) type Pairs = Vec<(String, String)>;
+
+/// Parses a URI or a list of keywords and values.
+pub(super) fn parse(text: &str) -> Result<Pairs> {
+    // The prefixes are case-sensitive in libpq too.
+    match text.strip_prefix("postgresql://").or_else(|| text.strip_prefix("postgres://")) {
+        Some(rest) => parse_uri(rest),
+        None => parse_keywords(text),
+    }
+}
+
+fn parse_uri(rest: &str) -> Result<Pairs> {
+    let mut pairs = Pairs::new();
+    let mut store = |keyword: &str, value: &str| -> Result<()> {
+        if !value.is_empty() {
+            pairs.push((keyword.into(), decode(value, keyword)?));
+        }
+        Ok(())
+    };
+
+    // The user part ends at the first @, unless a / comes before it.
+    let hosts = match rest.find(['@', '/']) {
+        Some(at) if rest[at..].starts_with('@') => {
+            let (user, password) = split_at_char(&rest[..at], ':');
+            store("user", user)?;
+            store("password", password.unwrap_or_default())?;
+            &rest[at + 1..]
+        }
+        _ => rest,
+    };
+
+    let (hosts, query) = split_at_char(hosts, '?');
+    let (hosts, database) = split_at_char(hosts, '/');
+    let (host, port) = parse_hosts(hosts)?;
+    store("host", &host)?;
+    store("port", &port)?;
+    store("dbname", database.unwrap_or_default())?;
+
+    let Some(query) = query.filter(|q| !q.is_empty()) else { return Ok(pairs) };
+    for pair in query.split('&') {
+        let (keyword, value) = pair
+            .split_once('=')
+            .filter(|(_, value)| !value.contains('='))
+            .ok_or_else(|| Error::config("a URI parameter is not of the form keyword=value"))?;
+        let keyword = decode(keyword, "a keyword")?;
+        let value = decode(value, &keyword)?;
+        match (keyword.as_str(), value.as_str()) {
+            ("ssl", "true") => pairs.push(("sslmode".into(), "require".into())),
+            _ => pairs.push((keyword, value)),
+        }
+    }
+    Ok(pairs)
+}
+
+/// Splits `host:port,[v6]:port,...` into a list of hosts and one of ports, by position.
+fn parse_hosts(mut rest: &str) -> Result<(String, String)> {
+    let (mut hosts, mut ports) = (String::new(), String::new());
+    loop {
+        if let Some(inner) = rest.strip_prefix('[') {
+            let (address, tail) = inner.split_once(']').ok_or_else(|| {
+                Error::config("an IPv6 address in the URI lacks its closing bracket ]")
+            })?;
+            if address.is_empty() {
+                return Err(Error::config("an IPv6 address in the URI is empty: []"));
+            }
+            if !(tail.is_empty() || tail.starts_with([':', ','])) {
+                return Err(Error::config(
+                    "in the URI, something other than a port follows an IPv6 address in []",
+                ));
+            }
+            hosts.push_str(address);
+            rest = tail;
+        } else {
+            let (host, tail) = rest.split_at(rest.find([':', ',']).unwrap_or(rest.len()));
+            hosts.push_str(host);
+            rest = tail;
+        }
+        if let Some(tail) = rest.strip_prefix(':') {
+            let (port, tail) = tail.split_at(tail.find(',').unwrap_or(tail.len()));
+            ports.push_str(port);
+            rest = tail;
+        }
+        match rest.strip_prefix(',') {
+            Some(tail) => rest = tail,
+            None => return Ok((hosts, ports)),
+        }
+        hosts.push(',');
+        ports.push(',');
+    }
+}
+
+/// Percent-decodes one part of a URI; blanks around it do not count.
+fn decode(part: &str, name: &str) -> Result<String> {
+    let bad = |why: &str| Error::config(format!("in the URI, {name} {why}"));
+    let part = part.trim_matches(is_space);
+    let mut bytes = Vec::with_capacity(part.len());
+    let mut rest = part.as_bytes().iter();
+    while let Some(&byte) = rest.next() {
+        if byte == b' ' {
+            return Err(bad("holds a blank: write %20"));
+        }
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let mut digit = || rest.next().and_then(|b| char::from(*b).to_digit(16));
+        let (Some(high), Some(low)) = (digit(), digit()) else {
+            return Err(bad("holds a % that two hexadecimal digits do not follow: write % as %25"));
+        };
+        match u8::try_from(high * 16 + low) {
+            Ok(0) => return Err(bad("holds %00, which no setting can hold")),
+            Ok(byte) => bytes.push(byte),
+            Err(_) => return Err(bad("holds an impossible escape")),
+        }
+    }
+    String::from_utf8(bytes).map_err(|_| bad("is not UTF-8"))
+}
+
+fn parse_keywords(text: &str) -> Result<Pairs> {
+    let mut pairs = Pairs::new();
+    let mut rest = text.trim_start_matches(is_space);
+    while !rest.is_empty() {
+        let end = rest.find(|c| c == '=' || is_space(c)).unwrap_or(rest.len());
+        let (keyword, tail) = rest.split_at(end);
+        let Some(tail) = tail.trim_start_matches(is_space).strip_prefix('=') else {
+            // Not shown: what looks like a keyword may be the end of an unquoted password.
+            return Err(Error::config(
+                "the connection string is neither a URI (postgres://user@host/database) nor a list \
+                 of keyword=value; values with blanks need single quotes",
+            ));
+        };
+        let (value, tail) = parse_value(tail.trim_start_matches(is_space), keyword)?;
+        pairs.push((keyword.to_owned(), value));
+        rest = tail.trim_start_matches(is_space);
+    }
+    Ok(pairs)
+}
+
+/// A value and what follows it. A backslash takes the next character as it is.
+fn parse_value<'a>(text: &'a str, keyword: &str) -> Result<(String, &'a str)> {
+    let inner = text.strip_prefix('\'');
+    let mut value = String::new();
+    let mut chars = inner.unwrap_or(text).chars();
+    loop {
+        let rest = chars.as_str();
+        match chars.next() {
+            None if inner.is_some() => {
+                return Err(Error::config(format!("the value of {keyword} lacks its closing '")));
+            }
+            None => return Ok((value, rest)),
+            Some('\'') if inner.is_some() => return Ok((value, chars.as_str())),
+            Some(c) if inner.is_none() && is_space(c) => return Ok((value, rest)),
+            Some('\\') => value.extend(chars.next()),
+            Some(c) => value.push(c),
+        }
+    }
+}
+
+/// `isspace` in the C locale.
+fn is_space(c: char) -> bool {
+    c.is_ascii_whitespace() || c == '\x0b'
+}
+
+/// The text before the first `separator`, and the text after it if there is one.
+fn split_at_char(text: &str, separator: char) -> (&str, Option<&str>) {
+    match text.split_once(separator) {
+        Some((before, after)) => (before, Some(after)),
+        None => (text, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &[(&str, &str)]) {
+        let pairs = parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
+        let pairs: Vec<_> = pairs.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(pairs, expected, "{text}");
+    }
+
+    /// Expectations are what libpq makes of these strings (`PQconninfoParse`).
+    #[test]
+    fn uris_are_read_as_libpq_reads_them() {
+        check("postgres://", &[]);
+        check(
+            "postgresql://u:p@h:1/d",
+            &[("user", "u"), ("password", "p"), ("host", "h"), ("port", "1"), ("dbname", "d")],
+        );
+        check("postgres:///db?host=/dir", &[("dbname", "db"), ("host", "/dir")]);
+        check("postgres://u:a:b@h", &[("user", "u"), ("password", "a:b"), ("host", "h")]);
+        check("postgres://:@h", &[("host", "h")]);
+        check(
+            "postgres://u:p@ss@h/db",
+            &[("user", "u"), ("password", "p"), ("host", "ss@h"), ("dbname", "db")],
+        );
+        check("postgres://u:p/w@h/db", &[("host", "u"), ("port", "p"), ("dbname", "w@h/db")]);
+        check(
+            "postgres://u:p%40%2F%3A%25@h",
+            &[("user", "u"), ("password", "p@/:%"), ("host", "h")],
+        );
+        check("postgres://u#?x@h/a/b#c", &[("user", "u#?x"), ("host", "h"), ("dbname", "a/b#c")]);
+        check("postgres://[::1]:5433/d", &[("host", "::1"), ("port", "5433"), ("dbname", "d")]);
+        check("postgres://h1,h2:5433", &[("host", "h1,h2"), ("port", ",5433")]);
+        check(
+            "postgres://h?%75ser=x&connect_timeout=3",
+            &[("host", "h"), ("user", "x"), ("connect_timeout", "3")],
+        );
+        check("postgres://h?ssl=true", &[("host", "h"), ("sslmode", "require")]);
+        check("postgres://%2Ftmp/d", &[("host", "/tmp"), ("dbname", "d")]);
+    }
+
+    #[test]
+    fn keywords_are_read_as_libpq_reads_them() {
+        check("", &[]);
+        check(" host = h  port=1 ", &[("host", "h"), ("port", "1")]);
+        check("host= port=1", &[("host", "port=1")]);
+        check(r"password='a b\'c\\' user=u\ v", &[("password", r"a b'c\"), ("user", "u v")]);
+        check("user=a user=b", &[("user", "a"), ("user", "b")]);
+        check(r"user=a\", &[("user", "a")]);
+        check("user='a'port=1", &[("user", "a"), ("port", "1")]);
+    }
+
+    #[test]
+    fn errors_name_the_part_and_never_show_a_value() {
+        for (text, part) in [
+            ("postgres://u:sec%zzret@h", "password holds a %"),
+            ("postgres://u:secret%@h", "password holds a %"),
+            ("postgres://u:sec%00ret@h", "password holds %00"),
+            ("postgres://u:sec ret@h", "password holds a blank"),
+            ("postgres://u:secret@[::1", "closing bracket"),
+            ("postgres://u:secret@[]", "empty"),
+            ("postgres://u:secret@[::1]x", "IPv6"),
+            ("postgres://h?password", "keyword=value"),
+            ("postgres://h?password=a=secret", "keyword=value"),
+            ("password='secret", "password lacks its closing"),
+            ("POSTGRES://u:secret@h", "neither a URI"),
+            ("user=u password=my secret", "neither a URI"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains(part), "{text}: {error}");
+            assert!(!error.contains("sec"), "{text}: {error}");
+        }
+    }
+}
