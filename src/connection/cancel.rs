@@ -1,0 +1,183 @@
+use std::{fmt, time::Duration};
+
+use bytes::Buf;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    join, select,
+    sync::Notify,
+    time::{Instant, sleep, timeout_at},
+};
+use tracing::debug;
+
+use super::{Connection, Exchange, TARGET};
+use crate::{
+    error::{Error, Result, TimeoutPhase},
+    protocol::{
+        backend::Message,
+        frame::{HEADER, Header, MAX_FRAME},
+        frontend,
+    },
+    transport::{Address, Transport},
+};
+
+/// How long stopping a query may take in all: the cancel request, and draining what was in flight.
+/// npgsql allows the same 2 s; on a loopback a few milliseconds are used.
+pub(crate) const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How many bytes may be drained to keep a connection, 16 MiB. That is what socket buffers hold
+/// many times over, and reads faster than a new connection with its login is made.
+const DRAIN_LIMIT: usize = 16 << 20;
+
+/// How long to wait before a query that goes on is cancelled again; doubled each time.
+const FIRST_REPEAT: Duration = Duration::from_millis(50);
+
+/// What a server wants to see before it stops a query.
+#[derive(Clone)]
+pub(super) struct CancelKey {
+    pub(super) address: Address,
+    pub(super) process_id: u32,
+    pub(super) secret: u32,
+}
+
+/// Stops the query, if it still runs, and reads up to ReadyForQuery: then the connection is as
+/// good as new. Bounded in time and bytes.
+///
+/// A cancel request names a session, not a query: one that is late hits the next query. So the
+/// connection is only handed on after the end of every cancel request's own connection, which the
+/// server closes when it has sent the signal.
+///
+/// # Errors
+///
+/// The connection cannot be used again and must be dropped.
+pub(crate) async fn settle(connection: &mut Connection, exchange: &Exchange) -> Result<()> {
+    let mut drain = Drain::default();
+    // What has arrived may well be all.
+    if drain.take_arrived(connection)? {
+        return Ok(());
+    }
+    let deadline = Instant::now() + CANCEL_TIMEOUT;
+    let key = exchange.is_running().then(|| connection.cancel.clone());
+    let ended = Notify::new();
+    let drained = async {
+        let result = drain.run(connection).await;
+        ended.notify_one();
+        result
+    };
+    let stopped = async {
+        match key {
+            Some(key) => key.send_until(&ended).await,
+            None => Ok(()),
+        }
+    };
+    // Both to their end even if one fails: a connection that cannot be kept must not leave the
+    // server working.
+    let both = timeout_at(deadline, async { join!(drained, stopped) });
+    let (drained, stopped) = both.await.map_err(|_| timed_out())?;
+    drained.and(stopped)
+}
+
+impl CancelKey {
+    /// Sends cancel requests until the query has `ended`. One that finds the server not yet busy
+    /// with the query is without effect, so one may not be enough.
+    async fn send_until(&self, ended: &Notify) -> Result<()> {
+        let mut pause = FIRST_REPEAT;
+        loop {
+            self.send().await?;
+            select! {
+                () = ended.notified() => return Ok(()),
+                () = sleep(pause) => pause *= 2,
+            }
+        }
+    }
+
+    /// Sends one cancel request, on a connection of its own, and waits until the server has dealt
+    /// with it: it answers with nothing but the end of that connection.
+    async fn send(&self) -> Result<()> {
+        let request = frontend::cancel_request(self.process_id, self.secret);
+        let exchange = async {
+            let mut transport = Transport::connect(&self.address).await?;
+            transport.write_all(&request).await?;
+            transport.read(&mut [0; 1]).await
+        };
+        match exchange.await {
+            Ok(_) => {
+                debug!(target: TARGET, pid = self.process_id, "sent a cancel request");
+                Ok(())
+            }
+            // A reset after the request was written is an end like any other.
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
+            Err(e) => Err(Error::io("while sending a cancel request", e)),
+        }
+    }
+}
+
+/// Throws away what a server still sends, up to ReadyForQuery.
+#[derive(Default)]
+struct Drain {
+    /// Bytes of the frame at the front that have not arrived yet and are not waited for in one
+    /// piece.
+    skip: usize,
+    drained: usize,
+}
+
+impl Drain {
+    async fn run(&mut self, connection: &mut Connection) -> Result<()> {
+        const DURING: &str = "while draining a cancelled query";
+        while !self.take_arrived(connection)? {
+            if self.drained > DRAIN_LIMIT {
+                return Err(Error::protocol(format!(
+                    "more than {DRAIN_LIMIT} bytes of a cancelled query were still coming"
+                )));
+            }
+            connection.buffer.reserve(READ);
+            match connection.read().await {
+                Ok(0) => return Err(Error::ConnectionClosed { during: DURING, source: None }),
+                Ok(read) => self.drained += read,
+                Err(e) => return Err(Error::io(DURING, e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes everything off the buffer up to ReadyForQuery, and says whether that has come.
+    fn take_arrived(&mut self, connection: &mut Connection) -> Result<bool> {
+        let buffer = &mut connection.buffer;
+        loop {
+            let skipped = self.skip.min(buffer.len());
+            buffer.advance(skipped);
+            self.skip -= skipped;
+            if self.skip > 0 {
+                return Ok(false);
+            }
+            let Some(header) = Header::read(buffer, MAX_FRAME)? else { return Ok(false) };
+            if buffer.len() >= header.size {
+                let frame = buffer.split_to(header.size);
+                let body = frame.get(HEADER..).unwrap_or_default();
+                if Message::read(header.tag, body)? == Message::ReadyForQuery {
+                    return Ok(true);
+                }
+            } else if header.size > READ {
+                self.skip = header.size;
+            } else {
+                return Ok(false);
+            }
+        }
+    }
+}
+
+/// Bytes asked for at once while draining.
+const READ: usize = 64 << 10;
+
+fn timed_out() -> Error {
+    Error::Timeout { phase: TimeoutPhase::Cancel, after: CANCEL_TIMEOUT }
+}
+
+/// The secret is not shown: who has it can cancel this session's queries.
+impl fmt::Debug for CancelKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CancelKey")
+            .field("address", &self.address)
+            .field("process_id", &self.process_id)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,191 @@
+use std::{
+    fmt, mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+use super::{Connection, establish::connect};
+use crate::{
+    config::ConnectionConfig,
+    error::{Error, Result},
+};
+
+/// A client's place for its one connection, and who has it at the moment.
+///
+/// Two parties hold on to it while a query runs: the stream, as long as the user has it, and the
+/// task that works on the connection, which may outlive the stream for the clean-up.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    config: ConnectionConfig,
+    state: Mutex<State>,
+    freed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    work: Work,
+    stream_alive: bool,
+    backend_pid: Option<u32>,
+    /// The client is gone: nobody will ask for the connection again.
+    closed: bool,
+}
+
+/// What the connection is doing.
+#[derive(Debug, Default)]
+enum Work {
+    /// There is none, or it was lost.
+    #[default]
+    None,
+    Idle(Box<Connection>),
+    /// Out on a [`Lease`].
+    Out,
+}
+
+impl Slot {
+    pub(crate) fn new(config: ConnectionConfig) -> Self {
+        Self { config, state: Mutex::default(), freed: Notify::new() }
+    }
+
+    /// Takes the connection for a query, or opens one, and the right to run it.
+    ///
+    /// Waits for the clean-up of an earlier stream, which is bounded. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConnectionBusy`] at once, when a stream is alive; those of connecting.
+    pub(crate) async fn acquire(self: &Arc<Self>) -> Result<(StreamGuard, Lease, Connection)> {
+        let (guard, lease, idle) = self.take().await?;
+        let connection = match idle {
+            Some(connection) => connection,
+            None => {
+                let connection = connect(&self.config).await?;
+                self.lock().backend_pid = Some(connection.backend_pid());
+                connection
+            }
+        };
+        Ok((guard, lease, connection))
+    }
+
+    /// Takes the connection to close it, if there is one. Waits for a clean-up, like
+    /// [`acquire`](Self::acquire).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConnectionBusy`] at once, when a stream is alive.
+    pub(crate) async fn take_idle(self: &Arc<Self>) -> Result<Option<Connection>> {
+        let (_guard, _lease, idle) = self.take().await?;
+        Ok(idle)
+    }
+
+    async fn take(self: &Arc<Self>) -> Result<(StreamGuard, Lease, Option<Connection>)> {
+        loop {
+            // Before the look at the state, so that no notification falls in between.
+            let freed = self.freed.notified();
+            if let Some(taken) = self.try_take()? {
+                return Ok(taken);
+            }
+            freed.await;
+        }
+    }
+
+    /// Takes what is there, which may be no connection; `None` while one is being cleaned up.
+    fn try_take(self: &Arc<Self>) -> Result<Option<(StreamGuard, Lease, Option<Connection>)>> {
+        let mut state = self.lock();
+        if state.stream_alive {
+            return Err(Error::ConnectionBusy);
+        }
+        let idle = match mem::replace(&mut state.work, Work::Out) {
+            Work::Out => return Ok(None),
+            Work::Idle(connection) => Some(*connection),
+            Work::None => None,
+        };
+        state.stream_alive = true;
+        let guard = StreamGuard { slot: Arc::clone(self) };
+        Ok(Some((guard, Lease { slot: Arc::clone(self) }, idle)))
+    }
+
+    pub(crate) fn backend_pid(&self) -> Option<u32> {
+        self.lock().backend_pid
+    }
+
+    pub(crate) fn is_busy(&self) -> bool {
+        let state = self.lock();
+        state.stream_alive || matches!(state.work, Work::Out)
+    }
+
+    /// Ends the connection, now or when the work on it ends.
+    pub(crate) fn close(&self) {
+        let idle = {
+            let mut state = self.lock();
+            state.closed = true;
+            match &state.work {
+                Work::Idle(_) => mem::take(&mut state.work),
+                _ => Work::None,
+            }
+        };
+        drop(idle);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Says that a stream is alive, until it is dropped.
+pub(crate) struct StreamGuard {
+    slot: Arc<Slot>,
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.slot.lock().stream_alive = false;
+    }
+}
+
+/// The right to work on the connection. Dropped without giving one back, the connection is lost.
+pub(crate) struct Lease {
+    slot: Arc<Slot>,
+}
+
+impl Lease {
+    /// Gives the connection back for the next query.
+    pub(crate) fn give_back(self, mut connection: Connection) {
+        // From now on it may end unseen.
+        connection.reused = true;
+        let mut state = self.slot.lock();
+        // When the client is gone, so is the connection: dropped behind the lock.
+        if state.closed {
+            drop(state);
+            drop(connection);
+        } else {
+            state.work = Work::Idle(Box::new(connection));
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        {
+            let mut state = self.slot.lock();
+            if matches!(state.work, Work::Out) {
+                state.work = Work::None;
+                state.backend_pid = None;
+            }
+        }
+        self.slot.freed.notify_waiters();
+    }
+}
+
+impl fmt::Debug for StreamGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StreamGuard")
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lease")
+    }
+}
