@@ -1,0 +1,145 @@
+use std::sync::Arc;
+
+use crate::{
+    config::ConnectionConfig, connection::Slot, error::Result, query::QueryBuilder,
+    stream::FromJsonRow,
+};
+
+/// A client of a Postgres server: at most one connection, and one stream at a time.
+///
+/// The connection is used again for query after query, whatever became of the stream before; one
+/// that was lost is replaced at the next query. For several streams at once, use several clients.
+///
+/// A tokio runtime with its I/O and time drivers must be running where its methods are called.
+///
+/// Dropping the client ends its connection; a stream that is still alive goes on to its end first.
+#[derive(Debug)]
+pub struct FraiseClient {
+    slot: Arc<Slot>,
+}
+
+impl FraiseClient {
+    /// Makes a client without connecting: the first query does that.
+    pub fn new(config: ConnectionConfig) -> Self {
+        Self { slot: Arc::new(Slot::new(config)) }
+    }
+
+    /// Connects to the server of a connection string; see [`ConnectionConfig`].
+    ///
+    /// ```no_run
+    /// # use fraiseql_wire::{FraiseClient, Result};
+    /// # async fn run() -> Result<()> {
+    /// let client = FraiseClient::connect("postgres://app:secret@localhost:5432/shop").await?;
+    /// let local = FraiseClient::connect("postgres:///shop?host=/var/run/postgresql").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// * [`Error::Config`]: the string is not valid.
+    /// * [`Error::Connection`]: no address accepts, each with its reason.
+    /// * [`Error::Timeout`]: `connect_timeout` passed.
+    /// * [`Error::Authentication`]: the login is refused, or the server cannot be trusted.
+    /// * [`Error::Server`]: the server refuses the session, for example for want of the database.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives the connection up.
+    pub async fn connect(url: &str) -> Result<Self> {
+        Self::connect_with_config(ConnectionConfig::parse(url)?).await
+    }
+
+    /// Connects to the server of a configuration, like [`connect`](Self::connect).
+    ///
+    /// # Errors
+    ///
+    /// As of [`connect`](Self::connect).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives the connection up.
+    pub async fn connect_with_config(config: ConnectionConfig) -> Result<Self> {
+        let client = Self::new(config);
+        let (_alone, lease, connection) = client.slot.acquire().await?;
+        lease.give_back(connection);
+        Ok(client)
+    }
+
+    /// Begins a query on a table, view or materialized view, optionally with its schema:
+    /// `v_user`, `app.v_user`.
+    ///
+    /// The name is an identifier, never SQL. It is quoted part by part and taken exactly as it is
+    /// written, upper case included; a part already in double quotes is taken as it stands. A name
+    /// that is not valid is an error of [`execute`](QueryBuilder::execute).
+    ///
+    /// The builder and its stream do not borrow from the client.
+    pub fn query<T: FromJsonRow>(&self, entity: &str) -> QueryBuilder<T> {
+        QueryBuilder::new(Arc::clone(&self.slot), entity)
+    }
+
+    /// Makes one round trip to the server, and a connection before it if there is none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConnectionBusy`] while a stream is alive; those of [`connect`](Self::connect); and
+    /// [`Error::ConnectionClosed`] or [`Error::Io`] when the connection is lost on the way. One
+    /// that ended while it was idle is replaced instead.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the connection; the next query opens another one.
+    pub async fn ping(&self) -> Result<()> {
+        loop {
+            let (_alone, lease, mut connection) = self.slot.acquire().await?;
+            match connection.ping().await {
+                Ok(()) => {
+                    lease.give_back(connection);
+                    return Ok(());
+                }
+                // Lost while it was idle: the next round opens a new one, so there is no third.
+                Err(e) if connection.reused && e.is_retriable() => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    /// Ends the connection in order: Terminate, then the end of the socket's stream.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConnectionBusy`] while a stream is alive: it goes on, and its connection is closed
+    /// behind it. [`Error::Io`] when the operating system reports an error.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future closes the connection all the same.
+    pub async fn close(self) -> Result<()> {
+        match self.slot.take_idle().await? {
+            Some(connection) => connection.close().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Returns whether there is a connection, as far as is known without asking the server.
+    pub fn is_connected(&self) -> bool {
+        self.backend_pid().is_some()
+    }
+
+    /// Returns whether a stream is alive, or one is being cleaned up.
+    pub fn is_busy(&self) -> bool {
+        self.slot.is_busy()
+    }
+
+    /// Returns the process id of the server's backend, as in `pg_stat_activity`, while there is a
+    /// connection.
+    pub fn backend_pid(&self) -> Option<u32> {
+        self.slot.backend_pid()
+    }
+}
+
+impl Drop for FraiseClient {
+    fn drop(&mut self) {
+        self.slot.close();
+    }
+}

@@ -1,0 +1,86 @@
+//! Streams typed JSON rows out of Postgres: at once, in bounded memory, and stopped on the server
+//! the moment nobody wants them.
+//!
+//! ```no_run
+//! use fraiseql_wire::FraiseClient;
+//! use futures_util::StreamExt;
+//! use serde::Deserialize;
+//!
+//! #[derive(Debug, Deserialize)]
+//! struct User {
+//!     id: u64,
+//!     name: String,
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> fraiseql_wire::Result<()> {
+//!     let client = FraiseClient::connect("postgres://app:secret@localhost/shop").await?;
+//!     let mut users = client
+//!         .query::<User>("v_user")
+//!         .where_sql("data->>'status' = $1")
+//!         .bind("active")
+//!         .order_by("data->>'name'")
+//!         .execute()
+//!         .await?;
+//!     while let Some(user) = users.next().await {
+//!         let user = user?;
+//!         println!("{} {}", user.id, user.name);
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # What it is for
+//!
+//! One kind of query, `SELECT data FROM {entity} [WHERE ...] [ORDER BY ...] [LIMIT n] [OFFSET m]`,
+//! over views and tables with one `json` or `jsonb` column called `data`. A first row does not wait
+//! for a second, memory is bounded in bytes whatever the size of the result, and what is not read is
+//! stopped on the server.
+//!
+//! # What may surprise
+//!
+//! * One client runs one stream at a time; a second one is [`Error::ConnectionBusy`].
+//! * A name is taken as it is written: `query("V_User")` is `"V_User"`, not `v_user`.
+//! * A bad document is an `Err` item and the stream goes on: see [`Error::is_row_error`].
+//! * A paused stream holds its snapshot on the server, which keeps vacuum waiting.
+//!
+//! # What it is not
+//!
+//! A general driver: no writes, no transactions, no rows of several columns, no mapping of tables
+//! to structs. Use `tokio-postgres` or `sqlx` for those, beside this crate.
+//!
+//! # Cancel safety
+//!
+//! An async method is *cancel-safe* when its future can be dropped before it resolves, as
+//! `tokio::select!` does, and nothing is lost: calling it again goes on as if the first call had
+//! not been made. Each async method says what dropping its future does.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![warn(unreachable_pub)]
+#![deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
+#![cfg_attr(
+    test,
+    allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)
+)]
+
+mod client;
+mod config;
+mod connection;
+mod error;
+mod md5;
+mod protocol;
+mod query;
+mod scram;
+mod sql;
+mod stream;
+mod transport;
+
+pub use client::FraiseClient;
+pub use config::ConnectionConfig;
+pub use error::{
+    ConnectAttempt, DbError, Error, ErrorCategory, Result, RetryAdvice, TimeoutPhase, sqlstate,
+};
+pub use query::QueryBuilder;
+pub use sql::ToParam;
+pub use sqlstate::SqlState;
+pub use stream::{FromJsonRow, QueryStream, RawJson, StreamState, StreamStats};

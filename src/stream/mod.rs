@@ -1,0 +1,269 @@
+//! The stream of rows that a query returns.
+
+mod budget;
+mod channel;
+mod chunk;
+mod gate;
+mod reader;
+mod row;
+mod stats;
+
+use std::{
+    fmt,
+    marker::PhantomData,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use futures_core::{FusedStream, Stream};
+use serde_json::Value;
+use tokio::task::coop;
+
+pub(crate) use self::reader::Limits;
+use self::{
+    channel::{Channel, Consumed},
+    chunk::Chunk,
+};
+pub use self::{
+    row::{FromJsonRow, RawJson},
+    stats::{StreamState, StreamStats},
+};
+use crate::{
+    connection::{Slot, StreamGuard},
+    error::{Error, Result},
+};
+
+/// A condition in Rust on a document.
+pub(crate) type Predicate = Box<dyn Fn(&Value) -> bool + Send>;
+
+/// The rows of one query, as they arrive.
+///
+/// Made by [`QueryBuilder::execute`](crate::QueryBuilder::execute). Rows come in the server's
+/// order. A row that does not decode is an `Err` item for which
+/// [`is_row_error`](Error::is_row_error) holds, and the stream goes on; any other error is the last
+/// item, after every row that came before it.
+///
+/// # Memory
+///
+/// A task of its own reads ahead, up to the stream's memory limit
+/// ([`max_memory`](crate::QueryBuilder::max_memory)); then it leaves the rest in the sockets, and
+/// the server waits.
+///
+/// # Drop
+///
+/// Dropping the stream before its end stops the query: a cancel request goes to the server in the
+/// background, on a connection of its own, and what is in flight is drained. Both together take at
+/// most 2 seconds and 16 MiB; if that is not enough, the connection is closed. Drop itself never
+/// waits. The client can run its next query at once: it waits for the clean-up by itself.
+///
+/// # Cancel safety
+///
+/// `next()` is cancel-safe: a row is taken out of the stream only when it is returned.
+pub struct QueryStream<T> {
+    consumer: Consumer,
+    /// The rows that are being read.
+    chunk: Option<Chunk>,
+    consumed: Consumed,
+    predicates: Vec<Predicate>,
+    chunk_size: usize,
+    rows: PhantomData<fn() -> T>,
+}
+
+impl<T: FromJsonRow> QueryStream<T> {
+    /// Runs the request on the slot's connection, up to where the first row can come.
+    ///
+    /// A connection that turns out to have ended while it was idle is replaced, once. Dropping the
+    /// future stops the query.
+    pub(crate) async fn open(
+        slot: &Arc<Slot>,
+        request: Vec<u8>,
+        limits: Limits,
+        predicates: Vec<Predicate>,
+    ) -> Result<Self> {
+        let request: Arc<[u8]> = request.into();
+        let mut replaced = false;
+        loop {
+            let (guard, lease, connection) = slot.acquire().await?;
+            let channel = Arc::new(Channel::new(limits.memory));
+            // From here on, whatever happens to this future or the stream, the task is told.
+            let consumer =
+                Consumer { channel: Arc::clone(&channel), guard: Some(guard), ended: None };
+            reader::spawn(connection, channel, limits, Arc::clone(&request), lease);
+            match consumer.channel.started().await {
+                Ok(()) => {
+                    return Ok(Self {
+                        consumer,
+                        chunk: None,
+                        consumed: Consumed::default(),
+                        predicates,
+                        chunk_size: limits.chunk_size,
+                        rows: PhantomData,
+                    });
+                }
+                Err(e) if e.stale && !replaced => replaced = true,
+                Err(e) => return Err(e.error),
+            }
+        }
+    }
+
+    /// Stops reading from the server; resolves when nothing is read any more.
+    ///
+    /// Rows that had arrived can still be read; then the stream is pending, its end included, until
+    /// [`resume`](Self::resume). The server is held up by the full sockets and keeps its snapshot
+    /// all the while. A second pause changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidState`] when the stream has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the stream paused.
+    pub async fn pause(&mut self) -> Result<()> {
+        if self.consumer.ended.is_some() {
+            return Err(Error::InvalidState { message: "pause() on a stream that has ended" });
+        }
+        self.consumer.channel.pause().await;
+        Ok(())
+    }
+
+    /// Goes on after a [`pause`](Self::pause); without one, nothing changes. Does not wait.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidState`] when the stream has ended.
+    pub async fn resume(&mut self) -> Result<()> {
+        if self.consumer.ended.is_some() {
+            return Err(Error::InvalidState { message: "resume() on a stream that has ended" });
+        }
+        self.consumer.channel.resume();
+        Ok(())
+    }
+
+    /// Stops the query on the server; resolves when the client can run its next query.
+    ///
+    /// Rows that were not read are discarded, and the stream is at its end. After the end nothing
+    /// is left to stop.
+    ///
+    /// # Errors
+    ///
+    /// The server could not be told, or did not stop in time: [`Error::Timeout`] after 2 seconds,
+    /// or the error of the connection that the request was sent on. The connection is closed then,
+    /// and the next query opens another one.
+    ///
+    /// # Cancel safety
+    ///
+    /// The query is stopped all the same when the future is dropped.
+    pub async fn cancel(&mut self) -> Result<()> {
+        self.chunk = None;
+        self.consumer.end(StreamState::Cancelled);
+        self.consumer.channel.settled().await
+    }
+
+    /// Returns where the stream stands.
+    pub fn state(&self) -> StreamState {
+        self.stats().state
+    }
+
+    /// Returns what the stream has done and holds at the moment.
+    pub fn stats(&self) -> StreamStats {
+        let Consumer { channel, ended, .. } = &self.consumer;
+        channel.stats(&self.consumed, *ended, self.chunk_size)
+    }
+
+    /// The next row of the present chunk that no predicate rejects.
+    fn next_buffered(&mut self) -> Option<Result<T>> {
+        let chunk = self.chunk.as_mut()?;
+        while let Some(row) = chunk.next_row(self.consumed.rows + 1) {
+            self.consumed.rows += 1;
+            self.consumed.bytes += row.value_bytes();
+            let wanted = self.predicates.is_empty()
+                || match Value::from_row(&row) {
+                    Ok(document) => self.predicates.iter().all(|p| p(&document)),
+                    // What is not JSON fails below, as the type asked for.
+                    Err(_) => true,
+                };
+            if !wanted {
+                self.consumed.filtered += 1;
+                continue;
+            }
+            let decoded = T::from_row(&row);
+            match &decoded {
+                Ok(_) => self.consumed.yielded += 1,
+                Err(_) => self.consumed.failed += 1,
+            }
+            return Some(decoded);
+        }
+        None
+    }
+}
+
+impl<T: FromJsonRow> Stream for QueryStream<T> {
+    type Item = Result<T>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<T>>> {
+        loop {
+            if let Some(row) = self.next_buffered() {
+                return Poll::Ready(Some(row));
+            }
+            self.chunk = None;
+            if self.consumer.ended.is_some() {
+                return Poll::Ready(None);
+            }
+            // Once a chunk: a reader that is always ready must let other tasks run.
+            let coop = ready!(coop::poll_proceed(cx));
+            let next = ready!(self.consumer.channel.poll_chunk(cx));
+            coop.made_progress();
+            match next {
+                Some(Ok(chunk)) => self.chunk = Some(chunk),
+                Some(Err(error)) => {
+                    self.consumer.end(StreamState::Failed);
+                    return Poll::Ready(Some(Err(error)));
+                }
+                None => self.consumer.end(StreamState::Completed),
+            }
+        }
+    }
+}
+
+impl<T: FromJsonRow> FusedStream for QueryStream<T> {
+    fn is_terminated(&self) -> bool {
+        self.consumer.ended.is_some()
+    }
+}
+
+impl<T> fmt::Debug for QueryStream<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueryStream")
+            .field("ended", &self.consumer.ended.map(|(state, _)| state))
+            .field("consumed", &self.consumed)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The stream's end of the channel. Dropped before the end of the rows, it stops the query.
+struct Consumer {
+    channel: Arc<Channel>,
+    /// Keeps other streams of the client away, up to the end of this one.
+    guard: Option<StreamGuard>,
+    ended: Option<(StreamState, Instant)>,
+}
+
+impl Consumer {
+    /// Ends the stream; the first end counts.
+    fn end(&mut self, state: StreamState) {
+        if self.ended.is_none() {
+            self.ended = Some((state, Instant::now()));
+            self.channel.abandon();
+            self.guard = None;
+        }
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.end(StreamState::Cancelled);
+    }
+}
