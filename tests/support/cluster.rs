@@ -1,0 +1,234 @@
+//! A private, throw-away Postgres: a cluster in a temporary folder, on a free port of the loopback
+//! and a Unix socket, gone with the process that started it, however that ends.
+
+use std::{
+    fs,
+    io::{self, BufRead, BufReader, Read},
+    net::TcpListener,
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Command, Stdio},
+};
+
+/// A running cluster. Its superuser is `postgres`, trusted.
+#[derive(Debug)]
+pub struct Cluster {
+    folder: PathBuf,
+    port: u16,
+    supervisor: Child,
+    /// The supervisor stops the server and removes the folder when this is closed: by `stop`, or by
+    /// the operating system when this process ends, even by a signal.
+    lifeline: Option<ChildStdin>,
+}
+
+/// `trust` for everybody: enough where logging in is not what matters.
+#[allow(dead_code)]
+pub const TRUST_EVERYBODY: &str = "local all all trust\nhost all all all trust\n";
+
+impl Cluster {
+    /// Makes and starts a cluster with these lines as its pg_hba.conf.
+    ///
+    /// The error is one line that says what to do.
+    pub fn start(hba: &str) -> Result<Self, String> {
+        let bin = find_binaries()?;
+        let owner = Owner::of_server()?;
+        let folder = make_folder(&owner).map_err(|e| format!("no temporary folder: {e}"))?;
+        let started = Self::start_in(&bin, &owner, &folder, hba);
+        if started.is_err() {
+            let _ = fs::remove_dir_all(&folder);
+        }
+        started
+    }
+
+    fn start_in(bin: &Path, owner: &Owner, folder: &Path, hba: &str) -> Result<Self, String> {
+        let data = folder.join("data");
+        let mut initdb = owner.command(&bin.join("initdb"), folder);
+        initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"]);
+        initdb.args(["--no-sync", "--no-instructions", "-D"]).arg(&data);
+        let output = initdb.output().map_err(|e| format!("cannot run initdb: {e}"))?;
+        if !output.status.success() {
+            return Err(format!("initdb failed: {}", one_line(&output.stderr)));
+        }
+        fs::write(data.join("pg_hba.conf"), hba).map_err(|e| format!("pg_hba.conf: {e}"))?;
+
+        // Another process may take the port between here and there: then another one is tried.
+        let mut failure = String::new();
+        for _ in 0..5 {
+            match Self::supervise(bin, owner, folder) {
+                Ok(cluster) => return Ok(cluster),
+                Err(e) => failure = e,
+            }
+        }
+        Err(format!("postgres does not start: {failure}"))
+    }
+
+    fn supervise(bin: &Path, owner: &Owner, folder: &Path) -> Result<Self, String> {
+        let port = free_port().map_err(|e| format!("no free port: {e}"))?;
+        let settings = format!(
+            "-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder} \
+             -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c log_statement=none \
+             -c timezone=UTC -c lc_messages=C",
+            folder = folder.display(),
+        );
+        // It lives on in a process group of its own, so that Ctrl-C reaches this process only.
+        let script = r#"
+            "$1/pg_ctl" -D "$2/data" -l "$2/log" -o "$3" -w -s start </dev/null >&2 || exit 1
+            echo ready
+            read -r _
+            "$1/pg_ctl" -D "$2/data" -m immediate -w -s stop >&2
+            rm -rf "$2"
+        "#;
+        let mut shell = owner.command(Path::new("/bin/sh"), folder);
+        shell.args(["-c", script, "sh"]).args([bin, folder]).arg(settings);
+        shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        shell.process_group(0);
+        let mut supervisor = shell.spawn().map_err(|e| format!("cannot run /bin/sh: {e}"))?;
+
+        let mut line = String::new();
+        let said = supervisor.stdout.take().map(|out| BufReader::new(out).read_line(&mut line));
+        if !matches!(said, Some(Ok(_))) || line.trim() != "ready" {
+            let _ = supervisor.wait();
+            return Err(one_line(&fs::read(folder.join("log")).unwrap_or_default()));
+        }
+        let lifeline = supervisor.stdin.take();
+        Ok(Self { folder: folder.to_owned(), port, supervisor, lifeline })
+    }
+
+    /// The port, on 127.0.0.1 and as part of the socket's name.
+    #[allow(dead_code)]
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The folder of the Unix socket.
+    #[allow(dead_code)]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// A connection string for the superuser.
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// Stops the server and removes its folder.
+    pub fn stop(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        drop(self.lifeline.take());
+        let _ = self.supervisor.wait();
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// The user that the server runs as: Postgres refuses to run as root.
+struct Owner {
+    /// `None`: the user of this process.
+    ids: Option<(u32, u32)>,
+}
+
+impl Owner {
+    fn of_server() -> Result<Self, String> {
+        let id =
+            Command::new("id").arg("-u").output().map_err(|e| format!("cannot run id: {e}"))?;
+        if id.stdout.trim_ascii() != b"0" {
+            return Ok(Self { ids: None });
+        }
+        let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let ids = ["postgres", "nobody"].iter().find_map(|name| {
+            let line = passwd.lines().find(|line| line.split(':').next() == Some(name))?;
+            let mut fields = line.split(':').skip(2).map(str::parse);
+            Some((fields.next()?.ok()?, fields.next()?.ok()?))
+        });
+        match ids {
+            Some(ids) => Ok(Self { ids: Some(ids) }),
+            None => {
+                Err("Postgres does not run as root, and there is no user postgres or nobody to \
+                         run it as: make one, or run this as another user"
+                    .to_owned())
+            }
+        }
+    }
+
+    /// A command as that user, with nothing of this process's environment that could steer it.
+    fn command(&self, program: &Path, folder: &Path) -> Command {
+        let mut command = Command::new(program);
+        if let Some((uid, gid)) = self.ids {
+            command.uid(uid).gid(gid);
+        }
+        let inherited = ["PATH", "TZ", "LD_LIBRARY_PATH"];
+        let kept: Vec<_> =
+            inherited.iter().filter_map(|k| Some((k, std::env::var_os(k)?))).collect();
+        command.env_clear().envs(kept).env("HOME", folder).env("LC_ALL", "C").current_dir(folder);
+        command
+    }
+}
+
+fn make_folder(owner: &Owner) -> io::Result<PathBuf> {
+    // Not in $TMPDIR, which may be long: the path of a socket has at most 107 bytes.
+    for attempt in 0..100 {
+        let folder = format!("/tmp/fraiseql-wire-{}-{attempt}", std::process::id());
+        match fs::create_dir(&folder) {
+            Ok(()) => {
+                fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
+                if let Some((uid, gid)) = owner.ids {
+                    chown(&folder, Some(uid), Some(gid))?;
+                }
+                return Ok(folder.into());
+            }
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
+
+/// The folder of initdb, pg_ctl and postgres: $PG_BIN, then PATH, Debian's, Homebrew's.
+pub fn find_binaries() -> Result<PathBuf, String> {
+    let complete = |dir: &PathBuf| {
+        // A link in PATH leads to the folder that has everything.
+        let dir = fs::canonicalize(dir.join("initdb")).ok()?.parent()?.to_owned();
+        ["initdb", "pg_ctl", "postgres"].iter().all(|p| dir.join(p).is_file()).then_some(dir)
+    };
+    if let Some(dir) = std::env::var_os("PG_BIN") {
+        return complete(&dir.clone().into()).ok_or_else(|| {
+            format!("PG_BIN is {}, where initdb, pg_ctl and postgres are not", PathBuf::from(dir).display())
+        });
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut candidates: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    for (parent, tail) in
+        [("/usr/lib/postgresql", "bin"), ("/opt/homebrew/opt", "bin"), ("/usr/local/opt", "bin")]
+    {
+        let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+        let mut dirs: Vec<PathBuf> = entries.map(|e| e.path().join(tail)).collect();
+        // The newest first.
+        dirs.sort();
+        candidates.extend(dirs.into_iter().rev());
+    }
+    candidates.iter().find_map(complete).ok_or_else(|| {
+        "no Postgres server programs (initdb, pg_ctl, postgres) were found: run scripts/test.sh, \
+         which installs them, or set PG_BIN to their folder"
+            .to_owned()
+    })
+}
+
+fn one_line(text: &[u8]) -> String {
+    let mut all = String::new();
+    let _ = (&mut &*text).take(2000).read_to_string(&mut all);
+    all.split_whitespace().collect::<Vec<_>>().join(" ")
+}

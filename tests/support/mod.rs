@@ -1,0 +1,95 @@
+//! What the integration tests share: real servers, scripted ones, and faults in between.
+
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
+pub mod cluster;
+pub mod proxy;
+pub mod scripted;
+
+use std::sync::OnceLock;
+
+use cluster::Cluster;
+use fraiseql_wire::FraiseClient;
+
+/// One role for each way to log in; the superuser is trusted, everybody else refused.
+const HBA: &str = "
+local all postgres trust
+host  all postgres all trust
+host  all role_trust all trust
+host  all role_password all password
+host  all role_md5 all md5
+host  all role_scram all scram-sha-256
+local all role_scram scram-sha-256
+";
+
+const ROLES: &str = "
+create role role_trust login;
+create role role_password login password 'password-secret';
+set password_encryption = 'md5';
+create role role_md5 login password 'md5-secret';
+set password_encryption = 'scram-sha-256';
+create role role_scram login password 'scram-secret';
+";
+
+/// The cluster of this test binary, started by the first test that asks.
+pub fn cluster() -> &'static Cluster {
+    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+    CLUSTER.get_or_init(|| {
+        let cluster = Cluster::start(HBA).unwrap_or_else(|e| panic!("{e}"));
+        let url = cluster.url();
+        // A runtime of its own, on a thread of its own: this may be called inside one.
+        let made = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(run_sql(&url, ROLES));
+        });
+        made.join().unwrap();
+        cluster
+    })
+}
+
+/// A client of this binary's cluster.
+pub async fn client() -> FraiseClient {
+    FraiseClient::connect(&cluster().url()).await.unwrap()
+}
+
+/// Another driver's connection to the cluster, to set things up and to look from outside.
+pub async fn admin() -> tokio_postgres::Client {
+    admin_at(&cluster().url()).await
+}
+
+pub async fn admin_at(url: &str) -> tokio_postgres::Client {
+    let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// Runs SQL on the cluster.
+pub async fn sql(text: &str) {
+    run_sql(&cluster().url(), text).await;
+}
+
+async fn run_sql(url: &str, text: &str) {
+    admin_at(url).await.batch_execute(text).await.unwrap();
+}
+
+/// What the server says of a backend: its state, or `None` when it is gone.
+pub async fn backend_state(admin: &tokio_postgres::Client, pid: u32) -> Option<String> {
+    let rows = admin
+        .query(
+            "select coalesce(state, '') from pg_stat_activity where pid = $1",
+            &[&i32::try_from(pid).unwrap()],
+        )
+        .await
+        .unwrap();
+    rows.first().map(|row| row.get(0))
+}
+
+/// Asks again and again until it holds, and gives up after a time no correct run comes near.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let started = std::time::Instant::now();
+    while !holds().await {
+        assert!(started.elapsed().as_secs() < 20, "it never came about that {what}");
+        tokio::task::yield_now().await;
+    }
+}

@@ -1,0 +1,151 @@
+//! A TCP proxy in user space that does to a connection what a bad network does.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, tcp},
+    sync::watch,
+    task::JoinHandle,
+};
+
+/// A proxy between a client and one server. Dropped, it ends every connection.
+pub struct Proxy {
+    pub address: SocketAddr,
+    faults: Arc<Faults>,
+    accepting: JoinHandle<()>,
+}
+
+struct Faults {
+    /// Nothing passes while this holds.
+    stalled: watch::Sender<bool>,
+    /// How many more bytes pass from the server to a client, and how it ends then.
+    cut_after: AtomicU64,
+    cut_with_reset: watch::Sender<bool>,
+    /// The largest piece that is passed on at once.
+    piece: AtomicUsize,
+    from_server: AtomicU64,
+    connections: AtomicUsize,
+}
+
+impl Proxy {
+    pub async fn start(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let faults = Arc::new(Faults {
+            stalled: watch::Sender::new(false),
+            cut_after: AtomicU64::new(u64::MAX),
+            cut_with_reset: watch::Sender::new(false),
+            piece: AtomicUsize::new(64 << 10),
+            from_server: AtomicU64::new(0),
+            connections: AtomicUsize::new(0),
+        });
+        let shared = Arc::clone(&faults);
+        let accepting = tokio::spawn(async move {
+            let mut sessions = tokio::task::JoinSet::new();
+            while let Ok((client, _)) = listener.accept().await {
+                shared.connections.fetch_add(1, SeqCst);
+                sessions.spawn(session(client, server, Arc::clone(&shared)));
+            }
+        });
+        Self { address, faults, accepting }
+    }
+
+    /// Holds everything back, in both directions, or lets it go on.
+    pub fn stall(&self, stalled: bool) {
+        self.faults.stalled.send_replace(stalled);
+    }
+
+    /// Ends connections in order after so many more bytes from the server.
+    pub fn cut_after(&self, bytes: u64) {
+        self.faults.cut_after.store(bytes, SeqCst);
+    }
+
+    /// Ends them with a reset after so many more bytes.
+    pub fn reset_after(&self, bytes: u64) {
+        self.faults.cut_with_reset.send_replace(true);
+        self.cut_after(bytes);
+    }
+
+    /// Passes at most so many bytes at once.
+    pub fn piece(&self, bytes: usize) {
+        self.faults.piece.store(bytes, SeqCst);
+    }
+
+    /// Bytes that came from the server and were passed on.
+    pub fn bytes_from_server(&self) -> u64 {
+        self.faults.from_server.load(SeqCst)
+    }
+
+    /// Connections that were made.
+    pub fn connections(&self) -> usize {
+        self.faults.connections.load(SeqCst)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+async fn session(client: TcpStream, server: SocketAddr, faults: Arc<Faults>) {
+    let Ok(server) = TcpStream::connect(server).await else { return };
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let upstream = pass(from_client, to_server, &faults, false);
+    let downstream = pass(from_server, to_client, &faults, true);
+    tokio::pin!(upstream, downstream);
+    // The client may end first, but it is the server's last bytes that end the session.
+    tokio::select! {
+        () = &mut downstream => {}
+        () = &mut upstream => downstream.await,
+    }
+}
+
+/// Passes bytes on, to the end or to the cut.
+async fn pass(
+    mut from: tcp::OwnedReadHalf,
+    mut to: tcp::OwnedWriteHalf,
+    faults: &Faults,
+    from_server: bool,
+) {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let size = faults.piece.load(SeqCst).min(buffer.len());
+        let Ok(read @ 1..) = from.read(&mut buffer[..size]).await else { return };
+        let mut stalled = faults.stalled.subscribe();
+        if stalled.wait_for(|stalled| !stalled).await.is_err() {
+            return;
+        }
+        let mut allowed = read;
+        if from_server {
+            let left = faults.cut_after.load(SeqCst);
+            allowed = read.min(usize::try_from(left).unwrap_or(usize::MAX));
+            if left != u64::MAX {
+                faults.cut_after.store(left - allowed as u64, SeqCst);
+            }
+        }
+        if to.write_all(&buffer[..allowed]).await.is_err() {
+            return;
+        }
+        if from_server {
+            faults.from_server.fetch_add(allowed as u64, SeqCst);
+        }
+        if allowed < read {
+            if *faults.cut_with_reset.borrow() {
+                let _ = socket2::SockRef::from(to.as_ref()).set_linger(Some(Duration::ZERO));
+                // Dropped, it would end the stream in order first.
+                to.forget();
+            }
+            return;
+        }
+    }
+}

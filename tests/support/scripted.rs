@@ -1,0 +1,178 @@
+//! A backend that follows a script: for what a real server will not do.
+//!
+//! Its messages are made here, byte by byte, and not by the code that is tested.
+
+use std::net::SocketAddr;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+    task::JoinHandle,
+};
+
+/// One step of a script.
+pub enum Step {
+    /// Reads exactly these bytes, or panics.
+    Expect(Vec<u8>),
+    /// Reads a start-up message, whatever it says.
+    ExpectStartup,
+    /// Reads a query by the extended protocol, up to its Sync.
+    ExpectQuery,
+    /// Sends these bytes.
+    Send(Vec<u8>),
+    /// Waits for the test to say go on.
+    Wait(oneshot::Receiver<()>),
+    /// Says nothing more, until the other side closes.
+    Silence,
+    /// Closes the connection in order: the default at the end of a script.
+    Close,
+    /// Closes it with a reset.
+    Reset,
+}
+
+/// A server that plays one script for each connection it gets, in order, then refuses.
+pub struct Scripted {
+    pub address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Scripted {
+    pub async fn start(scripts: Vec<Vec<Step>>) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            let mut playing = Vec::new();
+            for script in scripts {
+                let (socket, _) = listener.accept().await.unwrap();
+                playing.push(tokio::spawn(play(socket, script)));
+            }
+            drop(listener);
+            for script in playing {
+                script.await.unwrap();
+            }
+        });
+        Self { address, task }
+    }
+
+    pub fn url(&self) -> String {
+        format!("postgres://u:planted-secret@{}/d?connect_timeout=20", self.address)
+    }
+
+    /// Waits for the scripts to end; panics when one was not followed.
+    pub async fn done(self) {
+        self.task.await.unwrap();
+    }
+}
+
+async fn play(mut socket: TcpStream, script: Vec<Step>) {
+    for step in script {
+        match step {
+            Step::Expect(expected) => {
+                let mut got = vec![0; expected.len()];
+                socket.read_exact(&mut got).await.unwrap();
+                assert_eq!(got, expected);
+            }
+            Step::ExpectStartup => {
+                let len = socket.read_u32().await.unwrap() as usize;
+                let mut body = vec![0; len - 4];
+                socket.read_exact(&mut body).await.unwrap();
+            }
+            Step::ExpectQuery => loop {
+                let tag = socket.read_u8().await.unwrap();
+                let len = socket.read_u32().await.unwrap() as usize;
+                let mut body = vec![0; len - 4];
+                socket.read_exact(&mut body).await.unwrap();
+                if tag == b'S' {
+                    break;
+                }
+            },
+            // The other side may have had enough.
+            Step::Send(bytes) => drop(socket.write_all(&bytes).await),
+            Step::Wait(go) => drop(go.await),
+            Step::Silence => {
+                let mut rest = [0; 1024];
+                while matches!(socket.read(&mut rest).await, Ok(n) if n > 0) {}
+            }
+            Step::Close => return,
+            Step::Reset => {
+                let linger = Some(std::time::Duration::ZERO);
+                socket2::SockRef::from(&socket).set_linger(linger).unwrap();
+                return;
+            }
+        }
+    }
+    // Unread bytes would turn the close into a reset.
+    let _ = socket.shutdown().await;
+    let mut rest = [0; 1024];
+    while matches!(socket.read(&mut rest).await, Ok(n) if n > 0) {}
+}
+
+/// A message with this tag and body.
+pub fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+    [&[tag], &len[..], body].concat()
+}
+
+pub fn auth_ok() -> Vec<u8> {
+    message(b'R', &[0, 0, 0, 0])
+}
+
+pub fn ready() -> Vec<u8> {
+    message(b'Z', b"I")
+}
+
+/// A login without a password, up to ReadyForQuery, as pid 77.
+pub fn login() -> Vec<Step> {
+    let key = message(b'K', &[0, 0, 0, 77, 1, 2, 3, 4]);
+    vec![Step::ExpectStartup, Step::Send([auth_ok(), key, ready()].concat())]
+}
+
+/// A cancel request for the session of [`login`].
+pub fn cancel_request() -> Vec<u8> {
+    [&16u32.to_be_bytes()[..], &80_877_102u32.to_be_bytes(), &77u32.to_be_bytes(), &[1, 2, 3, 4]]
+        .concat()
+}
+
+/// ParseComplete, BindComplete, and the RowDescription of columns of these types.
+pub fn begin(columns: &[(&str, u32)]) -> Vec<u8> {
+    let mut body = u16::try_from(columns.len()).unwrap().to_be_bytes().to_vec();
+    for (name, oid) in columns {
+        body.extend_from_slice(name.as_bytes());
+        body.extend_from_slice(&[0, 0, 0, 0, 0, 0, 0]);
+        body.extend_from_slice(&oid.to_be_bytes());
+        body.extend_from_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
+    }
+    [message(b'1', b""), message(b'2', b""), message(b'T', &body)].concat()
+}
+
+/// One column, `data jsonb`.
+pub fn begin_json() -> Vec<u8> {
+    begin(&[("data", 3802)])
+}
+
+/// A row of one column.
+pub fn row(value: &str) -> Vec<u8> {
+    let len = u32::try_from(value.len()).unwrap().to_be_bytes();
+    message(b'D', &[&[0, 1], &len[..], value.as_bytes()].concat())
+}
+
+pub fn complete() -> Vec<u8> {
+    message(b'C', b"SELECT 0\0")
+}
+
+/// An error or notice with these fields.
+pub fn fields(tag: u8, fields: &[(u8, &str)]) -> Vec<u8> {
+    let mut body = Vec::new();
+    for (field, text) in fields {
+        body.push(*field);
+        body.extend_from_slice(text.as_bytes());
+        body.push(0);
+    }
+    body.push(0);
+    message(tag, &body)
+}
+
+pub fn error(severity: &str, code: &str, text: &str) -> Vec<u8> {
+    fields(b'E', &[(b'S', severity), (b'V', severity), (b'C', code), (b'M', text)])
+}
