@@ -142,6 +142,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
 
     /// Sends the query; resolves when the server has begun to answer with the right kind of column.
     ///
+    /// A server begins to answer when it has 8 KiB of rows or is at their end, so this waits for a
+    /// query that is slow to find its first rows.
+    ///
     /// One round trip, and a connection before it if the client has none. A connection that ended
     /// while it was idle is replaced. When an earlier stream of the client has just been dropped,
     /// its clean-up is waited for.

@@ -111,7 +111,7 @@ async fn settings_reach_the_server() {
          options='-c work_mem=5MB'",
         cluster().port()
     );
-    sql("create or replace view v_settings as select jsonb_build_array(
+    sql("create view v_settings as select jsonb_build_array(
             current_setting('application_name'), current_setting('work_mem'),
             current_setting('client_encoding')) as data")
     .await;
@@ -158,7 +158,6 @@ async fn a_new_client_connects_at_its_first_use() {
 async fn a_connection_that_ended_while_idle_is_replaced() {
     let admin = admin().await;
     let client = client().await;
-    sql("create or replace view v_one as select '1'::json as data").await;
     for use_it in [true, false] {
         let pid = client.backend_pid().unwrap();
         let pid = i32::try_from(pid).unwrap();

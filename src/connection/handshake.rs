@@ -1,7 +1,7 @@
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Connection, SMALL_READ, cancel::CancelKey, take_message};
+use super::{Connection, SMALL_READ, Taken, cancel::CancelKey, take_message};
 use crate::{
     config::ConnectionConfig,
     error::{DbError, Error, Result},
@@ -184,10 +184,11 @@ impl Wire {
     /// The next message that belongs to the login.
     async fn receive(&mut self) -> Result<Message> {
         loop {
-            if let Some(message) = take_message(&mut self.buffer, MAX_STARTUP_FRAME)? {
-                return Ok(message);
+            match take_message(&mut self.buffer, MAX_STARTUP_FRAME)? {
+                Taken::Message(message) => return Ok(message),
+                Taken::Absorbed => continue,
+                Taken::Incomplete => self.buffer.reserve(SMALL_READ),
             }
-            self.buffer.reserve(SMALL_READ);
             match self.transport.read_buf(&mut self.buffer).await {
                 Ok(0) => return Err(Error::ConnectionClosed { during: DURING, source: None }),
                 Ok(_) => {}

@@ -70,18 +70,19 @@ impl Connection {
         std::future::Future::poll(read, cx)
     }
 
-    /// Takes the next message that belongs to an exchange off the buffer, if it is all there.
-    pub(crate) fn next_message(&mut self) -> Result<Option<Message>> {
+    /// Takes one message off the buffer.
+    pub(crate) fn take_message(&mut self) -> Result<Taken> {
         take_message(&mut self.buffer, MAX_CONTROL_FRAME)
     }
 
     /// The next message, for exchanges of a few small ones.
     async fn receive(&mut self) -> Result<Message> {
         loop {
-            if let Some(message) = self.next_message()? {
-                return Ok(message);
+            match self.take_message()? {
+                Taken::Message(message) => return Ok(message),
+                Taken::Absorbed => continue,
+                Taken::Incomplete => self.buffer.reserve(SMALL_READ),
             }
-            self.buffer.reserve(SMALL_READ);
             match self.read().await {
                 Ok(0) => return Err(Error::ConnectionClosed { during: DURING_PING, source: None }),
                 Ok(_) => {}
@@ -130,20 +131,26 @@ const SMALL_READ: usize = 8 << 10;
 
 const DURING_PING: &str = "during a ping";
 
-/// Takes the next message off a buffer, if it is all there. Messages that may come at any time are
-/// dealt with here and never returned.
-fn take_message(buffer: &mut BytesMut, max: usize) -> Result<Option<Message>> {
-    loop {
-        match Header::read(buffer, max)? {
-            Some(header) if buffer.len() >= header.size => {
-                let frame = buffer.split_to(header.size);
-                let body = frame.get(HEADER..).unwrap_or_default();
-                if let Some(message) = absorb(Message::read(header.tag, body)?) {
-                    return Ok(Some(message));
-                }
-            }
-            _ => return Ok(None),
+/// What is at the front of a buffer.
+pub(crate) enum Taken {
+    Message(Message),
+    /// A message that may come at any time, and has been dealt with. What follows may be anything:
+    /// a row, for one, is not for [`take_message`].
+    Absorbed,
+    /// Not a whole message yet.
+    Incomplete,
+}
+
+/// Takes one message off a buffer.
+fn take_message(buffer: &mut BytesMut, max: usize) -> Result<Taken> {
+    match Header::read(buffer, max)? {
+        Some(header) if buffer.len() >= header.size => {
+            let frame = buffer.split_to(header.size);
+            let body = frame.get(HEADER..).unwrap_or_default();
+            let message = absorb(Message::read(header.tag, body)?);
+            Ok(message.map_or(Taken::Absorbed, Taken::Message))
         }
+        _ => Ok(Taken::Incomplete),
     }
 }
 

@@ -167,6 +167,9 @@ pub(super) fn hint_for(e: &DbError) -> &'static str {
             "; the relation needs a json or jsonb column called data, and where_sql() and \
              order_by() may name its columns only"
         }
+        sqlstate::CHARACTER_NOT_IN_REPERTOIRE => {
+            "; the database's encoding does not say what these bytes are: JSON has to be UTF-8"
+        }
         sqlstate::INVALID_CATALOG_NAME => "; create the database or correct the connection string",
         sqlstate::INSUFFICIENT_PRIVILEGE => "; grant the role the right to read it",
         sqlstate::TOO_MANY_CONNECTIONS => "; use fewer clients or raise max_connections",

@@ -38,7 +38,10 @@ struct State {
     queue: VecDeque<Chunk>,
     budget: Budget,
     gate: Gate,
-    phase: Phase,
+    /// The columns are right. An error that follows is an item of the stream, behind its rows, and
+    /// no failure to start.
+    started: bool,
+    end: End,
     /// The reader is reading the socket.
     reading: bool,
     /// The reader waits for room in the queue or the budget.
@@ -51,13 +54,10 @@ struct State {
     received: Received,
 }
 
-/// What the server has answered.
+/// Whether and how the rows have ended.
 #[derive(Debug)]
-enum Phase {
-    /// Nothing that decides about the query.
-    Waiting,
-    /// The columns are right: rows come.
-    Rows,
+enum End {
+    Open,
     Complete,
     /// The error, until somebody takes it.
     Failed(Option<StartError>),
@@ -126,7 +126,8 @@ impl Channel {
                 queue: VecDeque::new(),
                 budget: Budget::new(limit),
                 gate: Gate::default(),
-                phase: Phase::Waiting,
+                started: false,
+                end: End::Open,
                 reading: false,
                 reader_waits: false,
                 abandoned: false,
@@ -158,7 +159,7 @@ impl Channel {
 impl Channel {
     /// Says that the columns are right.
     pub(super) fn start(&self) {
-        self.lock().phase = Phase::Rows;
+        self.lock().started = true;
         self.watchers.notify_waiters();
     }
 
@@ -166,12 +167,12 @@ impl Channel {
     pub(super) fn finish(&self, end: Result<(), StartError>) {
         let waker = {
             let mut state = self.lock();
-            if matches!(state.phase, Phase::Complete | Phase::Failed(_)) {
+            if !matches!(state.end, End::Open) {
                 return;
             }
-            state.phase = match end {
-                Ok(()) => Phase::Complete,
-                Err(e) => Phase::Failed(Some(e)),
+            state.end = match end {
+                Ok(()) => End::Complete,
+                Err(e) => End::Failed(Some(e)),
             };
             state.consumer.take()
         };
@@ -278,10 +279,14 @@ impl Channel {
     pub(super) async fn started(&self) -> Result<(), StartError> {
         loop {
             let changed = self.watchers.notified();
-            match &mut self.lock().phase {
-                Phase::Waiting => {}
-                Phase::Failed(error) => return error.take().map_or(Ok(()), Err),
-                Phase::Rows | Phase::Complete => return Ok(()),
+            {
+                let mut state = self.lock();
+                if state.started {
+                    return Ok(());
+                }
+                if let End::Failed(error) = &mut state.end {
+                    return error.take().map_or(Ok(()), Err);
+                }
             }
             changed.await;
         }
@@ -295,12 +300,10 @@ impl Channel {
             return Poll::Ready(Some(Ok(chunk)));
         }
         if !state.gate.is_paused() {
-            match &mut state.phase {
-                Phase::Complete => return Poll::Ready(None),
-                Phase::Failed(error) => {
-                    return Poll::Ready(error.take().map(|e| Err(e.error)));
-                }
-                Phase::Waiting | Phase::Rows => {}
+            match &mut state.end {
+                End::Open => {}
+                End::Complete => return Poll::Ready(None),
+                End::Failed(error) => return Poll::Ready(error.take().map(|e| Err(e.error))),
             }
         }
         match &mut state.consumer {

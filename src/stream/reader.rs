@@ -12,7 +12,7 @@ use super::{
     chunk::Chunk,
 };
 use crate::{
-    connection::{Connection, Exchange, Lease, Progress, TARGET, settle},
+    connection::{Connection, Exchange, Lease, Progress, TARGET, Taken, settle},
     error::{Error, Result},
     protocol::{
         frame::{HEADER, Header, MAX_CONTROL_FRAME},
@@ -154,12 +154,16 @@ impl Reader {
 
     /// Takes one message that is not a row, or reads on when there is none yet.
     async fn next_message(&mut self) -> Result<Progress, Interrupt> {
-        let Some(message) = self.connection.next_message()? else {
-            let header = Header::read(&self.connection.buffer, MAX_CONTROL_FRAME)?;
-            let frame_bytes = header.map_or(HEADER, |h| h.size);
-            self.make_room(Incomplete { frame_bytes, value_bytes: 0 }).await?;
-            self.fill().await?;
-            return Ok(Progress::Going);
+        let message = match self.connection.take_message()? {
+            Taken::Message(message) => message,
+            Taken::Absorbed => return Ok(Progress::Going),
+            Taken::Incomplete => {
+                let header = Header::read(&self.connection.buffer, MAX_CONTROL_FRAME)?;
+                let frame_bytes = header.map_or(HEADER, |h| h.size);
+                self.make_room(Incomplete { frame_bytes, value_bytes: 0 }).await?;
+                self.fill().await?;
+                return Ok(Progress::Going);
+            }
         };
         let progress = self.exchange.on(message)?;
         match progress {

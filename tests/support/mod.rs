@@ -32,6 +32,17 @@ set password_encryption = 'scram-sha-256';
 create role role_scram login password 'scram-secret';
 ";
 
+/// Views that many tests read. Made once: replacing a view waits for whoever reads it.
+const VIEWS: &str = "
+create view v_one as select '1'::json as data;
+create view v_short as select to_json(i) as data from generate_series(1, 300) i;
+create view v_endless as
+    select jsonb_build_object('id', i, 'text', repeat('x', 100)) as data
+    -- In the select list, rows are made one by one; in FROM, all of them first.
+    from (select generate_series(1, 2000000000) i) as numbers;
+create view v_asleep as select to_json(pg_sleep(600)::text) as data;
+";
+
 /// The cluster of this test binary, started by the first test that asks.
 pub fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
@@ -41,7 +52,7 @@ pub fn cluster() -> &'static Cluster {
         // A runtime of its own, on a thread of its own: this may be called inside one.
         let made = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(run_sql(&url, ROLES));
+            runtime.unwrap().block_on(run_sql(&url, &[ROLES, VIEWS].concat()));
         });
         made.join().unwrap();
         cluster
