@@ -4,7 +4,9 @@ mod support;
 
 use std::time::Duration;
 
-use fraiseql_wire::{Error, ErrorCategory, FraiseClient, QueryStream, RawJson, StreamState, sqlstate};
+use fraiseql_wire::{
+    Error, ErrorCategory, FraiseClient, QueryStream, RawJson, StreamState, sqlstate,
+};
 use futures_util::{StreamExt, TryStreamExt, stream::FusedStream};
 use serde_json::Value;
 use support::{
@@ -44,8 +46,14 @@ async fn read_all<T: fraiseql_wire::FromJsonRow>(
 async fn a_null_is_the_json_null() {
     sql("create view v_nulls as select * from (values ('1'::json), (null)) t(data)").await;
     let client = client().await;
-    let rows: Vec<Option<i32>> =
-        client.query::<Option<i32>>("v_nulls").execute().await.unwrap().try_collect().await.unwrap();
+    let rows: Vec<Option<i32>> = client
+        .query::<Option<i32>>("v_nulls")
+        .execute()
+        .await
+        .unwrap()
+        .try_collect()
+        .await
+        .unwrap();
     assert_eq!(rows, [Some(1), None]);
     let rows: Vec<RawJson> =
         client.query("v_nulls").execute().await.unwrap().try_collect().await.unwrap();
@@ -89,7 +97,8 @@ async fn databases_in_other_encodings_are_converted_or_fail_row_by_row() {
     sql("create database latin1 encoding 'LATIN1' locale 'C' template template0").await;
     sql("create database sql_ascii encoding 'SQL_ASCII' locale 'C' template template0").await;
     let url = |db| format!("postgres://postgres@127.0.0.1:{}/{db}", cluster().port());
-    for (db, bytes) in [("latin1", "chr(233)"), ("sql_ascii", "convert_from('\\xe9', 'SQL_ASCII')")] {
+    for (db, bytes) in [("latin1", "chr(233)"), ("sql_ascii", "convert_from('\\xe9', 'SQL_ASCII')")]
+    {
         let admin = support::admin_at(&url(db)).await;
         let view = format!(
             "create view v as select ('\"' || t || '\"')::json as data
@@ -98,8 +107,7 @@ async fn databases_in_other_encodings_are_converted_or_fail_row_by_row() {
         admin.batch_execute(&view).await.unwrap();
     }
     let client = FraiseClient::connect(&url("latin1")).await.unwrap();
-    let rows: Vec<String> =
-        client.query("v").execute().await.unwrap().try_collect().await.unwrap();
+    let rows: Vec<String> = client.query("v").execute().await.unwrap().try_collect().await.unwrap();
     assert_eq!(rows, ["a", "é", "b"]);
 
     // The server does not know what these bytes are, and says so where it would have to send them.
@@ -228,9 +236,7 @@ async fn the_first_row_is_there_before_the_server_makes_the_second() {
     script.push(Step::ExpectQuery);
     script.push(Step::Send([scripted::begin_json(), scripted::row("1")].concat()));
     script.push(Step::Wait(wait));
-    script.push(Step::Send(
-        [scripted::row("2"), scripted::complete(), scripted::ready()].concat(),
-    ));
+    script.push(Step::Send([scripted::row("2"), scripted::complete(), scripted::ready()].concat()));
     let server = Scripted::start(vec![script]).await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();
     let mut stream = client.query::<u8>("v").chunk_size(10_000).execute().await.unwrap();
@@ -624,9 +630,8 @@ async fn next_is_cancel_safe() {
 fn a_runtime_that_is_shut_down_ends_the_stream_with_an_error() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let (first, second) = (runtime(), runtime());
-    let mut stream = first.block_on(async {
-            client().await.query::<Value>("v_endless").execute().await.unwrap()
-    });
+    let mut stream = first
+        .block_on(async { client().await.query::<Value>("v_endless").execute().await.unwrap() });
     drop(first);
     second.block_on(async {
         let error = loop {

@@ -326,6 +326,8 @@ codes! {
     UNDEFINED_FILE = "58P01", "undefined file";
     DUPLICATE_FILE = "58P02", "duplicate file";
     FILE_NAME_TOO_LONG = "58P03", "file name too long";
+    // Class 72 - Snapshot Failure (up to Postgres 16)
+    SNAPSHOT_TOO_OLD = "72000", "snapshot too old";
     // Class F0 - Configuration File Error
     CONFIG_FILE_ERROR = "F0000", "config file error";
     LOCK_FILE_EXISTS = "F0001", "lock file exists";

@@ -206,7 +206,10 @@ pub fn find_binaries() -> Result<PathBuf, String> {
     };
     if let Some(dir) = std::env::var_os("PG_BIN") {
         return complete(&dir.clone().into()).ok_or_else(|| {
-            format!("PG_BIN is {}, where initdb, pg_ctl and postgres are not", PathBuf::from(dir).display())
+            format!(
+                "PG_BIN is {}, where initdb, pg_ctl and postgres are not",
+                PathBuf::from(dir).display()
+            )
         });
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
