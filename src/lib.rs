@@ -84,3 +84,8 @@ pub use query::QueryBuilder;
 pub use sql::ToParam;
 pub use sqlstate::SqlState;
 pub use stream::{FromJsonRow, QueryStream, RawJson, StreamState, StreamStats};
+
+/// The README's program compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

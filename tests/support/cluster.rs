@@ -44,28 +44,18 @@ impl Cluster {
     }
 
     fn start_in(bin: &Path, owner: &Owner, folder: &Path, hba: &str) -> Result<Self, String> {
-        let data = folder.join("data");
-        let mut initdb = owner.command(&bin.join("initdb"), folder);
-        initdb.args(["--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C"]);
-        initdb.args(["--no-sync", "--no-instructions", "-D"]).arg(&data);
-        let output = initdb.output().map_err(|e| format!("cannot run initdb: {e}"))?;
-        if !output.status.success() {
-            return Err(format!("initdb failed: {}", one_line(&output.stderr)));
-        }
-        fs::write(data.join("pg_hba.conf"), hba).map_err(|e| format!("pg_hba.conf: {e}"))?;
-
-        // Another process may take the port between here and there: then another one is tried.
+        // Another process may take the port before Postgres does: then another one is tried.
         let mut failure = String::new();
         for _ in 0..5 {
-            match Self::supervise(bin, owner, folder) {
+            match Self::supervise(bin, owner, folder, hba) {
                 Ok(cluster) => return Ok(cluster),
                 Err(e) => failure = e,
             }
         }
-        Err(format!("postgres does not start: {failure}"))
+        Err(format!("Postgres does not start: {failure}"))
     }
 
-    fn supervise(bin: &Path, owner: &Owner, folder: &Path) -> Result<Self, String> {
+    fn supervise(bin: &Path, owner: &Owner, folder: &Path, hba: &str) -> Result<Self, String> {
         let port = free_port().map_err(|e| format!("no free port: {e}"))?;
         let settings = format!(
             "-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder} \
@@ -73,16 +63,22 @@ impl Cluster {
              -c timezone=UTC -c lc_messages=C",
             folder = folder.display(),
         );
-        // It lives on in a process group of its own, so that Ctrl-C reaches this process only.
+        // In a process group of its own, so that Ctrl-C reaches this process only; and deaf to a
+        // closed pipe, so that it cleans up whenever this process ends.
         let script = r#"
-            "$1/pg_ctl" -D "$2/data" -l "$2/log" -o "$3" -w -s start </dev/null >&2 || exit 1
+            trap '' PIPE
+            if [ ! -d "$2/data" ]; then
+                "$1/initdb" -U postgres -A trust -E UTF8 --locale=C -N -D "$2/data" >"$2/log" 2>&1 &&
+                printf '%s' "$4" >"$2/data/pg_hba.conf" || exit 1
+            fi
+            "$1/pg_ctl" -D "$2/data" -l "$2/log" -o "$3" -w -s start </dev/null || exit 1
             echo ready
             read -r _
-            "$1/pg_ctl" -D "$2/data" -m immediate -w -s stop >&2
+            "$1/pg_ctl" -D "$2/data" -m immediate -w -s stop
             rm -rf "$2"
         "#;
         let mut shell = owner.command(Path::new("/bin/sh"), folder);
-        shell.args(["-c", script, "sh"]).args([bin, folder]).arg(settings);
+        shell.args(["-c", script, "sh"]).args([bin, folder]).args([&settings, hba]);
         shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         shell.process_group(0);
         let mut supervisor = shell.spawn().map_err(|e| format!("cannot run /bin/sh: {e}"))?;

@@ -1,0 +1,6 @@
+#!/bin/sh
+# The whole test suite, from an empty machine. Arguments go to cargo test.
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/setup-postgres.sh
+exec cargo test "$@"

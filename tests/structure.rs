@@ -1,0 +1,202 @@
+//! The structure that docs/ARCHITECTURE.md promises, read off the source.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+struct Module {
+    pure: bool,
+    may_import: BTreeSet<String>,
+}
+
+/// The table of layers: modules by path.
+fn layers() -> BTreeMap<String, Module> {
+    let text = read("docs/ARCHITECTURE.md");
+    let table = text.split("## ").find(|s| s.starts_with("Layers")).unwrap();
+    let mut layers = BTreeMap::new();
+    for row in table.lines().filter(|l| l.starts_with("| ") && l.contains('`')) {
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [layer, module, _, imports] = cells[..] else { panic!("{row}") };
+        let may_import = names(imports);
+        layers.insert(
+            names(module).pop_first().unwrap(),
+            Module { pure: layer.contains("pure"), may_import },
+        );
+    }
+    layers
+}
+
+/// The names in backticks.
+fn names(text: &str) -> BTreeSet<String> {
+    text.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = Path::new(ROOT).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// Every source file: its module's path (`stream/gate`), and its code without tests and comments.
+fn sources() -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    let mut folders = vec![PathBuf::from("src")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(Path::new(ROOT).join(&folder)).unwrap() {
+            let path = folder.join(entry.unwrap().file_name());
+            if path.extension().is_none() {
+                folders.push(path);
+                continue;
+            }
+            let text = read(&path);
+            let code = text.split("#[cfg(test)]\nmod tests").next().unwrap();
+            let code: Vec<_> = code.lines().filter(|l| !l.trim_start().starts_with("//")).collect();
+            let module = path.with_extension("").to_string_lossy().replacen("src/", "", 1);
+            files.push((module, code.join("\n")));
+        }
+    }
+    assert!(files.len() > 20, "the sources were not found");
+    files
+}
+
+/// The entry for a file: the longest path that it is in.
+fn entry<'a>(layers: &'a BTreeMap<String, Module>, file: &str) -> (&'a str, &'a Module) {
+    let within = |module: &str| file == module || file.starts_with(&format!("{module}/"));
+    let found = layers.iter().filter(|(module, _)| within(module)).max_by_key(|(m, _)| m.len());
+    let (name, module) = found.unwrap_or_else(|| panic!("{file} is not in the table of layers"));
+    (name, module)
+}
+
+/// The modules of this crate that a file imports.
+fn imports(code: &str) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for (at, _) in code.match_indices("crate::") {
+        let rest = &code[at + "crate::".len()..];
+        let word = |s: &str| -> String {
+            s.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+        };
+        match rest.strip_prefix('{') {
+            None => drop(found.insert(word(rest))),
+            // use crate::{a::{b, c}, d::e};
+            Some(group) => {
+                let mut depth = 1;
+                let mut expects_module = true;
+                for (i, c) in group.char_indices() {
+                    match c {
+                        '{' => depth += 1,
+                        '}' => depth -= 1,
+                        ',' if depth == 1 => expects_module = true,
+                        _ if expects_module && c.is_alphabetic() => {
+                            found.insert(word(&group[i..]));
+                            expects_module = false;
+                        }
+                        _ => {}
+                    }
+                    if depth == 0 {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn modules_import_only_what_the_table_allows() {
+    let layers = layers();
+    for (file, code) in sources() {
+        if file == "lib" {
+            continue;
+        }
+        let (name, module) = entry(&layers, &file);
+        let own = name.split('/').next().unwrap();
+        for import in imports(&code) {
+            assert!(
+                import == own || module.may_import.contains(&import),
+                "src/{file}.rs imports crate::{import}, which the table in docs/ARCHITECTURE.md does \
+                 not allow `{name}`: move the code, or change the table and say why"
+            );
+        }
+        if name.contains('/') {
+            assert!(!code.contains("super::"), "src/{file}.rs is a value of its own");
+        }
+    }
+    // And the table allows nothing that nobody does.
+    for (name, module) in &layers {
+        let used: BTreeSet<String> = sources()
+            .iter()
+            .filter(|(file, _)| entry_name(&layers, file) == Some(name))
+            .flat_map(|(_, code)| imports(code))
+            .collect();
+        let unused: Vec<_> = module.may_import.difference(&used).collect();
+        assert!(unused.is_empty(), "`{name}` may import {unused:?}, and does not");
+    }
+}
+
+fn entry_name<'a>(layers: &'a BTreeMap<String, Module>, file: &str) -> Option<&'a String> {
+    (file != "lib").then(|| layers.get_key_value(entry(layers, file).0).unwrap().0)
+}
+
+#[test]
+fn what_is_absent_stays_absent() {
+    let layers = layers();
+    // What, and the only modules that may have it.
+    let rules: [(&[&str], &[&str]); 4] = [
+        (&["SELECT ", "WHERE "], &["sql"]),
+        (&["tokio::spawn", "task::spawn", "JoinSet"], &["stream/reader"]),
+        (&["TcpStream", "UnixStream", "lookup_host"], &["transport"]),
+        (&["b'Z'", "b'E'", "b'D'", "b'R'", "b'p'", "b\"X"], &["protocol"]),
+    ];
+    for (file, code) in sources() {
+        if file == "lib" {
+            continue;
+        }
+        for (words, allowed) in rules {
+            let is_allowed =
+                allowed.iter().any(|m| file == *m || file.starts_with(&format!("{m}/")));
+            for word in words {
+                assert!(is_allowed || !code.contains(word), "src/{file}.rs has {word:?}");
+            }
+        }
+        if entry(&layers, &file).1.pure {
+            for word in ["tokio", "async ", ".await", "::now()"] {
+                assert!(!code.contains(word), "src/{file}.rs is pure, and has {word:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_dependency_has_its_reason() {
+    let manifest = read("Cargo.toml");
+    let section = manifest.split("[dependencies]").nth(1).unwrap().split("\n[").next().unwrap();
+    let used: BTreeSet<String> =
+        section.lines().filter_map(|l| Some(l.split_once(" = ")?.0.to_owned())).collect();
+    let text = read("docs/ARCHITECTURE.md");
+    let table = text.split("## Dependencies").nth(1).unwrap();
+    let explained: BTreeSet<String> = table
+        .lines()
+        .filter(|l| l.starts_with("| `"))
+        .flat_map(|l| names(l.split('|').nth(1).unwrap()))
+        .collect();
+    assert_eq!(used, explained);
+}
+
+/// Links between documents lead somewhere.
+#[test]
+fn links_inside_the_repository_resolve() {
+    for document in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/ARCHITECTURE.md"] {
+        let text = read(document);
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.contains("://") || link.starts_with('#') {
+                continue;
+            }
+            let target = Path::new(ROOT).join(document).with_file_name(link);
+            assert!(target.exists(), "{document} links to {link}, which is not there");
+        }
+    }
+}
