@@ -5,6 +5,9 @@ use crate::{
     stream::FromJsonRow,
 };
 
+#[cfg(doc)]
+use crate::error::Error;
+
 /// A client of a Postgres server: at most one connection, and one stream at a time.
 ///
 /// The connection is used again for query after query, whatever became of the stream before; one

@@ -275,6 +275,54 @@ async fn a_connection_lost_in_the_middle_gives_its_rows_then_an_error() {
     }
 }
 
+/// Frames come in pieces of every size from a slow network, and stop for a while.
+#[tokio::test]
+async fn a_network_that_is_slow_or_stands_still_loses_nothing() {
+    let (proxy, client) = proxied().await;
+    for piece in [1, 7, 4096] {
+        proxy.piece(piece);
+        let stream = client.query::<u64>("v_short").execute().await.unwrap();
+        let rows: Vec<_> = stream.try_collect().await.unwrap();
+        assert_eq!(rows, (1..=300).collect::<Vec<_>>());
+    }
+    proxy.piece(64 << 10);
+    let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
+    proxy.stall(true);
+    let mut expected = 0;
+    // What had passed is read; then it stands still.
+    let still = Duration::from_millis(200);
+    while let Ok(row) = tokio::time::timeout(still, stream.next()).await {
+        expected += 1;
+        assert_eq!(row.unwrap().unwrap()["id"], expected);
+    }
+    proxy.stall(false);
+    for _ in 0..10_000 {
+        expected += 1;
+        assert_eq!(stream.next().await.unwrap().unwrap()["id"], expected);
+    }
+}
+
+/// A connection that was never idle is not replaced: its loss is the user's to know.
+#[tokio::test]
+async fn a_server_that_goes_away_at_the_first_query_is_an_error() {
+    for end in [Step::Close, Step::Reset] {
+        let mut script = scripted::login();
+        script.push(Step::ExpectQuery);
+        script.push(Step::Send(scripted::begin_json()));
+        script.push(Step::Send(scripted::row("1")[..12].to_vec()));
+        script.push(end);
+        let server = Scripted::start(vec![script]).await;
+        let client = FraiseClient::connect(&server.url()).await.unwrap();
+        let error = match client.query::<u8>("v").execute().await {
+            Ok(stream) => read_all(stream).await.1.unwrap(),
+            Err(error) => error,
+        };
+        assert_eq!(error.category(), ErrorCategory::ConnectionClosed, "{error}");
+        assert!(!client.is_connected());
+        server.done().await;
+    }
+}
+
 /// The server's own word that it ends the session comes behind the rows too.
 #[tokio::test]
 async fn a_terminated_backend_is_an_error_with_its_sqlstate() {
