@@ -413,6 +413,62 @@ async fn a_dropped_execute_stops_the_query() {
     }
 }
 
+/// What was never sent needs no clean-up: the connection is there for the next query.
+#[tokio::test]
+async fn an_execute_dropped_before_anything_is_sent_leaves_the_connection_as_it_was() {
+    let mut script = scripted::login();
+    script.push(Step::ExpectQuery);
+    script.push(Step::Send(
+        [scripted::begin_json(), scripted::row("1"), scripted::complete(), scripted::ready()]
+            .concat(),
+    ));
+    // A second connection, or a cancel request, would be refused.
+    let server = Scripted::start(vec![script]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let mut query = Box::pin(client.query::<u8>("never_sent").execute());
+    assert!(futures_util::poll!(query.as_mut()).is_pending());
+    drop(query);
+    let stream = client.query::<u8>("v").execute().await.unwrap();
+    assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap(), [1]);
+    drop(client);
+    server.done().await;
+}
+
+/// A server cannot be asked anything in the middle of a message, so the request is sent to its end.
+#[tokio::test]
+async fn an_execute_dropped_in_the_middle_of_sending_keeps_the_connection() {
+    let (read, wait_to_read) = tokio::sync::oneshot::channel();
+    let (cancelled, wait_for_end) = tokio::sync::oneshot::channel();
+    let mut script = scripted::login();
+    script.push(Step::Wait(wait_to_read));
+    script.push(Step::ExpectQuery);
+    script.push(Step::Send(
+        [scripted::error("ERROR", "57014", "cancelled"), scripted::ready()].concat(),
+    ));
+    script.push(Step::Signal(cancelled));
+    script.push(Step::ExpectQuery);
+    script.push(Step::Send(
+        [scripted::begin_json(), scripted::row("1"), scripted::complete(), scripted::ready()]
+            .concat(),
+    ));
+    let cancel = vec![Step::Expect(scripted::cancel_request()), Step::Wait(wait_for_end)];
+    let server = Scripted::start(vec![script, cancel]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    // More than sockets hold.
+    let large = "x".repeat(30 << 20);
+    let query = client.query::<u8>("v").where_sql("data->>'a' = $1").bind(large);
+    let mut query = Box::pin(query.execute());
+    assert!(futures_util::poll!(query.as_mut()).is_pending());
+    // The task runs once: it fills the sockets.
+    tokio::task::yield_now().await;
+    drop(query);
+    read.send(()).unwrap();
+    let stream = client.query::<u8>("v").execute().await.unwrap();
+    assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap(), [1]);
+    drop(client);
+    server.done().await;
+}
+
 #[tokio::test]
 async fn cancel_resolves_when_the_client_can_go_on() {
     let admin = admin().await;
@@ -525,6 +581,38 @@ async fn a_paused_stream_reads_nothing_more() {
     assert_eq!(stream.stats().pauses, 1);
 }
 
+/// A resume is not lost on a reader that is waiting for room at that moment.
+#[tokio::test]
+async fn a_resume_while_the_queue_is_full_is_not_lost() {
+    let (go, wait) = tokio::sync::oneshot::channel();
+    // The queue holds 64 chunks: here 128 rows, and three more wait before it.
+    let mut script = scripted::login();
+    script.push(Step::ExpectQuery);
+    script.push(Step::Send([scripted::begin_json(), scripted::row("1").repeat(131)].concat()));
+    script.push(Step::Wait(wait));
+    script.push(Step::Send([scripted::row("2"), scripted::complete(), scripted::ready()].concat()));
+    let server = Scripted::start(vec![script]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let mut stream = client.query::<u8>("v").chunk_size(2).execute().await.unwrap();
+    eventually("the queue is full", async || stream.stats().total_rows_received == 128).await;
+    stream.pause().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    eventually("a chunk follows", async || stream.stats().total_rows_received == 130).await;
+    stream.resume().await.unwrap();
+    // The reader looks at what has changed: still no room.
+    tokio::task::yield_now().await;
+    tokio::task::yield_now().await;
+    for _ in 1..131 {
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+    }
+    go.send(()).unwrap();
+    let last = tokio::time::timeout(Duration::from_secs(20), stream.next()).await;
+    assert_eq!(last.expect("the reader reads on").unwrap().unwrap(), 2);
+    assert!(stream.next().await.is_none());
+    drop((stream, client));
+    server.done().await;
+}
+
 /// The end comes behind the pause too, so that what a user sees does not depend on luck.
 #[tokio::test]
 async fn the_end_of_a_paused_stream_waits_for_resume() {
@@ -626,6 +714,33 @@ async fn a_row_beyond_the_cap_is_an_error_behind_the_rows_before_it() {
     assert!(stream.stats().peak_memory <= 64 << 10);
 }
 
+/// Rows of any size pass one after the other, each when the memory of the one before is free.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn large_rows_wait_for_memory_and_never_for_ever() {
+    sql("create view v_large as
+         select to_json(repeat('x', (array[1300000, 1, 3000000, 900000])[i % 4 + 1])) as data
+         from generate_series(1, 40) i;
+         create view v_900k as
+         select to_json(repeat('x', 900000)) as data from generate_series(1, 40)")
+    .await;
+    let client = client().await;
+    let rows = async {
+        let stream = client.query::<Value>("v_large").execute().await.unwrap();
+        stream.try_fold(0, async |n, _| Ok(n + 1)).await.unwrap()
+    };
+    let rows = tokio::time::timeout(Duration::from_secs(60), rows).await;
+    assert_eq!(rows.expect("the reader reads on"), 40);
+
+    // Two of these together are beyond the cap.
+    let mut stream = client.query::<Value>("v_900k").max_memory(1_000_000).execute().await.unwrap();
+    while let Some(row) = stream.next().await {
+        row.unwrap();
+    }
+    let stats = stream.stats();
+    assert_eq!(stats.total_rows_yielded, 40);
+    assert!((900_000..=1_000_000 + (64 << 10)).contains(&stats.peak_memory), "{stats:?}");
+}
+
 /// Rust predicates see every document; what they reject is counted and not yielded.
 #[tokio::test]
 async fn rust_predicates_are_all_asked() {
@@ -646,6 +761,35 @@ async fn rust_predicates_are_all_asked() {
     let stats = stream.stats();
     assert_eq!((stats.total_rows_yielded, stats.total_rows_filtered), (50, 250));
     assert!(stats.chunks_received >= 300 / 7);
+}
+
+/// A predicate that cannot be asked lets nothing pass: rows may be kept from a tenant by it.
+#[tokio::test]
+async fn a_row_that_no_predicate_can_judge_is_an_error() {
+    sql(r#"create view v_tenants as
+           select ('{"tenant":' || i || ',"x":' || x || '}')::json as data
+           from (values (1, '1'), (2, '2'), (2, '1e999'), (1, '3')) t(i, x)"#)
+    .await;
+    #[derive(Debug, serde::Deserialize)]
+    struct Row {
+        tenant: u8,
+    }
+    let client = client().await;
+    let query = client.query::<Row>("v_tenants").where_rust(|v| v["tenant"] == 1);
+    let mut stream = query.execute().await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap().tenant, 1);
+    let error = stream.next().await.unwrap().unwrap_err();
+    assert!(error.is_row_error() && error.to_string().contains("row 3"), "{error}");
+    assert_eq!(stream.next().await.unwrap().unwrap().tenant, 1);
+    assert!(stream.next().await.is_none());
+    let stats = stream.stats();
+    assert_eq!(
+        (stats.total_rows_yielded, stats.total_rows_filtered, stats.total_rows_failed),
+        (2, 1, 1)
+    );
+    let query = client.query::<RawJson>("v_tenants").where_rust(|v| v["tenant"] == 1);
+    let rows: Vec<_> = query.execute().await.unwrap().collect().await;
+    assert_eq!(rows.iter().filter(|r| r.is_ok()).count(), 2);
 }
 
 /// `next()` in `select!` loses no row.

@@ -1,6 +1,6 @@
 use std::{fmt, time::Duration};
 
-use bytes::Buf;
+use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     join, select,
@@ -40,7 +40,8 @@ pub(super) struct CancelKey {
 }
 
 /// Stops the query, if it still runs, and reads up to ReadyForQuery: then the connection is as
-/// good as new. Bounded in time and bytes.
+/// good as new. Bounded in time and bytes. `unsent` is the rest of a request that has begun: a
+/// server says nothing in the middle of a message.
 ///
 /// A cancel request names a session, not a query: one that is late hits the next query. So the
 /// connection is only handed on after the end of every cancel request's own connection, which the
@@ -49,7 +50,11 @@ pub(super) struct CancelKey {
 /// # Errors
 ///
 /// The connection cannot be used again and must be dropped.
-pub(crate) async fn settle(connection: &mut Connection, exchange: &Exchange) -> Result<()> {
+pub(crate) async fn settle(
+    connection: &mut Connection,
+    exchange: &Exchange,
+    mut unsent: Bytes,
+) -> Result<()> {
     let mut drain = Drain::default();
     // What has arrived may well be all.
     if drain.take_arrived(connection)? {
@@ -59,7 +64,11 @@ pub(crate) async fn settle(connection: &mut Connection, exchange: &Exchange) -> 
     let key = exchange.is_running().then(|| connection.cancel.clone());
     let ended = Notify::new();
     let drained = async {
-        let result = drain.run(connection).await;
+        let sent = connection.write(&mut unsent).await.map_err(|e| Error::io(DURING, e));
+        let result = match sent {
+            Ok(()) => drain.run(connection).await,
+            Err(e) => Err(e),
+        };
         ended.notify_one();
         result
     };
@@ -122,7 +131,6 @@ struct Drain {
 
 impl Drain {
     async fn run(&mut self, connection: &mut Connection) -> Result<()> {
-        const DURING: &str = "while draining a cancelled query";
         while !self.take_arrived(connection)? {
             if self.drained > DRAIN_LIMIT {
                 return Err(Error::protocol(format!(
@@ -164,6 +172,8 @@ impl Drain {
         }
     }
 }
+
+const DURING: &str = "while draining a cancelled query";
 
 /// Bytes asked for at once while draining.
 const READ: usize = 64 << 10;

@@ -11,7 +11,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::{debug, warn};
 
@@ -49,8 +49,9 @@ impl Connection {
         self.cancel.process_id
     }
 
-    pub(crate) async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.transport.write_all(bytes).await
+    /// Sends what is in `bytes`, which keeps what is not sent yet. Cancel-safe.
+    pub(crate) async fn write(&mut self, bytes: &mut Bytes) -> io::Result<()> {
+        self.transport.write_all_buf(bytes).await
     }
 
     /// Waits for bytes and adds them to the buffer, within its capacity; 0 is the end.
@@ -93,7 +94,10 @@ impl Connection {
 
     /// One round trip to the server.
     pub(crate) async fn ping(&mut self) -> Result<()> {
-        self.write(frontend::EMPTY_QUERY).await.map_err(|e| Error::io(DURING_PING, e))?;
+        self.transport
+            .write_all(frontend::EMPTY_QUERY)
+            .await
+            .map_err(|e| Error::io(DURING_PING, e))?;
         let mut failure = None;
         loop {
             match self.receive().await? {

@@ -102,7 +102,28 @@ impl Slot {
         };
         state.stream_alive = true;
         let guard = StreamGuard { slot: Arc::clone(self) };
-        Ok(Some((guard, Lease { slot: Arc::clone(self) }, idle)))
+        Ok(Some((guard, Lease { slot: Some(Arc::clone(self)) }, idle)))
+    }
+
+    /// Ends a lease, with the connection or without one.
+    fn end_lease(&self, connection: Option<Connection>) {
+        let unwanted = {
+            let mut state = self.lock();
+            match connection {
+                Some(connection) if !state.closed => {
+                    state.work = Work::Idle(Box::new(connection));
+                    None
+                }
+                other => {
+                    state.work = Work::None;
+                    state.backend_pid = None;
+                    other
+                }
+            }
+        };
+        // Behind the lock, for its last message goes to the socket.
+        drop(unwanted);
+        self.freed.notify_waiters();
     }
 
     pub(crate) fn backend_pid(&self) -> Option<u32> {
@@ -146,35 +167,27 @@ impl Drop for StreamGuard {
 
 /// The right to work on the connection. Dropped without giving one back, the connection is lost.
 pub(crate) struct Lease {
-    slot: Arc<Slot>,
+    /// Until the lease ends. From then on the connection may be out on another one, which must not
+    /// be touched.
+    slot: Option<Arc<Slot>>,
 }
 
 impl Lease {
     /// Gives the connection back for the next query.
-    pub(crate) fn give_back(self, mut connection: Connection) {
+    pub(crate) fn give_back(mut self, mut connection: Connection) {
         // From now on it may end unseen.
         connection.reused = true;
-        let mut state = self.slot.lock();
-        // When the client is gone, so is the connection: dropped behind the lock.
-        if state.closed {
-            drop(state);
-            drop(connection);
-        } else {
-            state.work = Work::Idle(Box::new(connection));
+        if let Some(slot) = self.slot.take() {
+            slot.end_lease(Some(connection));
         }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        {
-            let mut state = self.slot.lock();
-            if matches!(state.work, Work::Out) {
-                state.work = Work::None;
-                state.backend_pid = None;
-            }
+        if let Some(slot) = self.slot.take() {
+            slot.end_lease(None);
         }
-        self.slot.freed.notify_waiters();
     }
 }
 

@@ -11,13 +11,12 @@ impl Budget {
         Self { limit, held: 0, peak: 0 }
     }
 
-    /// Whether `size` more bytes may be held, when `released` of the present ones go in return.
+    /// Whether `size` more bytes may be held.
     ///
     /// A stream that holds nothing may hold any one thing: else a row larger than the limit would
     /// never pass.
-    pub(super) fn allows(&self, size: usize, released: usize) -> bool {
-        let held = self.held.saturating_sub(released);
-        held == 0 || held.saturating_add(size) <= self.limit
+    pub(super) fn allows(&self, size: usize) -> bool {
+        self.held == 0 || self.held.saturating_add(size) <= self.limit
     }
 
     pub(super) fn take(&mut self, size: usize) {
@@ -46,12 +45,10 @@ mod tests {
     #[test]
     fn nothing_goes_beyond_the_limit_but_a_single_thing() {
         let mut budget = Budget::new(100);
-        assert!(budget.allows(1000, 0), "the first, whatever its size");
+        assert!(budget.allows(1000), "the first, whatever its size");
         budget.take(60);
-        assert!(budget.allows(40, 0));
-        assert!(!budget.allows(41, 0));
-        assert!(budget.allows(41, 1), "in return for a byte");
-        assert!(budget.allows(1000, 60), "in return for everything");
+        assert!(budget.allows(40));
+        assert!(!budget.allows(41));
         budget.take(40);
         budget.give(60);
         assert_eq!((budget.held(), budget.peak()), (40, 100));

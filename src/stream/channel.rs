@@ -244,24 +244,16 @@ impl Channel {
         Ok(())
     }
 
-    /// Waits until `size` more bytes may be held, in place of those of `present`, if only the
-    /// reader has it.
-    pub(super) async fn reserve(
-        self: &Arc<Self>,
-        size: usize,
-        present: Option<&Arc<Block>>,
-    ) -> Result<Arc<Block>, Abandoned> {
+    /// Waits until `size` more bytes may be held. Whoever waits must hold none: what it held would
+    /// never be given back.
+    pub(super) async fn reserve(self: &Arc<Self>, size: usize) -> Result<Arc<Block>, Abandoned> {
         loop {
             {
                 let mut state = self.lock();
                 if state.abandoned {
                     return Err(Abandoned);
                 }
-                let released = match present {
-                    Some(block) if Arc::strong_count(block) == 1 => block.size,
-                    _ => 0,
-                };
-                if state.budget.allows(size, released) {
+                if state.budget.allows(size) {
                     state.budget.take(size);
                     break;
                 }

@@ -17,6 +17,7 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use futures_core::{FusedStream, Stream};
 use serde_json::Value;
 use tokio::task::coop;
@@ -25,6 +26,7 @@ pub(crate) use self::reader::Limits;
 use self::{
     channel::{Channel, Consumed},
     chunk::Chunk,
+    row::Row,
 };
 pub use self::{
     row::{FromJsonRow, RawJson},
@@ -82,7 +84,7 @@ impl<T: FromJsonRow> QueryStream<T> {
         limits: Limits,
         predicates: Vec<Predicate>,
     ) -> Result<Self> {
-        let request: Arc<[u8]> = request.into();
+        let request = Bytes::from(request);
         let mut replaced = false;
         loop {
             let (guard, lease, connection) = slot.acquire().await?;
@@ -90,7 +92,7 @@ impl<T: FromJsonRow> QueryStream<T> {
             // From here on, whatever happens to this future or the stream, the task is told.
             let consumer =
                 Consumer { channel: Arc::clone(&channel), guard: Some(guard), ended: None };
-            reader::spawn(connection, channel, limits, Arc::clone(&request), lease);
+            reader::spawn(connection, channel, limits, request.clone(), lease);
             match consumer.channel.started().await {
                 Ok(()) => {
                     return Ok(Self {
@@ -179,17 +181,14 @@ impl<T: FromJsonRow> QueryStream<T> {
         while let Some(row) = chunk.next_row(self.consumed.rows + 1) {
             self.consumed.rows += 1;
             self.consumed.bytes += row.value_bytes();
-            let wanted = self.predicates.is_empty()
-                || match Value::from_row(&row) {
-                    Ok(document) => self.predicates.iter().all(|p| p(&document)),
-                    // What is not JSON fails below, as the type asked for.
-                    Err(_) => true,
-                };
-            if !wanted {
-                self.consumed.filtered += 1;
-                continue;
-            }
-            let decoded = T::from_row(&row);
+            let decoded = match is_wanted(&row, &self.predicates) {
+                Ok(true) => T::from_row(&row),
+                Ok(false) => {
+                    self.consumed.filtered += 1;
+                    continue;
+                }
+                Err(e) => Err(e),
+            };
             match &decoded {
                 Ok(_) => self.consumed.yielded += 1,
                 Err(_) => self.consumed.failed += 1,
@@ -198,6 +197,16 @@ impl<T: FromJsonRow> QueryStream<T> {
         }
         None
     }
+}
+
+/// Asks the predicates. What they cannot be asked about must not pass: it is an error, even where
+/// the type asked for would take it.
+fn is_wanted(row: &Row<'_>, predicates: &[Predicate]) -> Result<bool> {
+    if predicates.is_empty() {
+        return Ok(true);
+    }
+    let document = Value::from_row(row)?;
+    Ok(predicates.iter().all(|p| p(&document)))
 }
 
 impl<T: FromJsonRow> Stream for QueryStream<T> {

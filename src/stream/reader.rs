@@ -3,7 +3,7 @@
 
 use std::{future::poll_fn, io, sync::Arc, task::Poll};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::select;
 use tracing::debug;
 
@@ -27,6 +27,8 @@ const MIN_READ: usize = 1 << 10;
 pub(super) struct Reader {
     connection: Connection,
     channel: Arc<Channel>,
+    /// What of the request is not sent yet.
+    unsent: Bytes,
     exchange: Exchange,
     /// Whether the server has answered anything but an error.
     answered: bool,
@@ -67,52 +69,64 @@ pub(super) fn spawn(
     connection: Connection,
     channel: Arc<Channel>,
     limits: Limits,
-    request: Arc<[u8]>,
+    request: Bytes,
     lease: Lease,
 ) {
     let reader = Reader {
         connection,
         channel,
+        unsent: request,
         exchange: Exchange::new(),
         answered: false,
         run: Run::default(),
         block: None,
         limits,
     };
-    tokio::spawn(reader.run(request, lease));
+    tokio::spawn(reader.run(lease));
 }
 
 impl Reader {
-    async fn run(mut self, request: Arc<[u8]>, lease: Lease) {
+    async fn run(mut self, lease: Lease) {
         let _last_word = LastWord(Arc::clone(&self.channel));
-        let mut end = self.answer(&request).await;
+        let request_bytes = self.unsent.len();
+        let mut end = self.answer().await;
         // Rows in front of an error are good, and come before it.
         if let Err(Interrupt::Failed(_)) = end {
             if self.hand_over().await.is_err() {
                 end = Err(Interrupt::Abandoned);
             }
         }
-        let Self { mut connection, channel, exchange, answered, block, .. } = self;
-        let lost = match end {
+        let Self { mut connection, channel, unsent, exchange, answered, block, .. } = self;
+        release(&mut connection, block);
+        let settled = match end {
             Ok(()) => {
-                release(&mut connection, block);
                 lease.give_back(connection);
                 channel.finish(Ok(()));
-                channel.settle(Ok(()));
-                return;
+                Ok(())
             }
-            Err(Interrupt::Abandoned) => false,
+            Err(Interrupt::Abandoned) if unsent.len() == request_bytes => {
+                lease.give_back(connection);
+                Ok(())
+            }
+            Err(Interrupt::Abandoned) => {
+                let settled = settle(&mut connection, &exchange, unsent).await;
+                settled.map(|()| lease.give_back(connection))
+            }
             Err(Interrupt::Failed(error)) => {
                 let lost = matches!(error, Error::ConnectionClosed { .. } | Error::Io { .. });
                 let stale = connection.reused && !answered && (lost || is_fatal(&error));
-                channel.finish(Err(StartError { error, stale }));
-                lost
+                let error = StartError { error, stale };
+                if lost {
+                    // Before anybody hears of it and asks the client.
+                    drop((connection, lease));
+                    channel.finish(Err(error));
+                    Ok(())
+                } else {
+                    channel.finish(Err(error));
+                    let settled = settle(&mut connection, &exchange, unsent).await;
+                    settled.map(|()| lease.give_back(connection))
+                }
             }
-        };
-        release(&mut connection, block);
-        let settled = match lost {
-            true => Ok(()),
-            false => settle(&mut connection, &exchange).await.map(|()| lease.give_back(connection)),
         };
         if let Err(error) = &settled {
             debug!(target: TARGET, %error, "closed a connection that could not be cleaned up");
@@ -121,12 +135,12 @@ impl Reader {
     }
 
     /// Sends the request and reads the answer to its end.
-    async fn answer(&mut self, request: &[u8]) -> Result<(), Interrupt> {
+    async fn answer(&mut self) -> Result<(), Interrupt> {
         self.next_block(HEADER, 0).await?;
         select! {
             biased;
             Abandoned = self.channel.abandoned() => return Err(Interrupt::Abandoned),
-            written = self.connection.write(request) => {
+            written = self.connection.write(&mut self.unsent) => {
                 written.map_err(|e| Error::io("while sending the query", e))?;
             }
         }
@@ -195,7 +209,9 @@ impl Reader {
         let buffer = &self.connection.buffer;
         let free = buffer.capacity() - buffer.len();
         let missing = next.frame_bytes.saturating_sub(buffer.len() - self.run.frame_bytes);
-        if free >= missing && free >= self.limits.read_size() / 4 {
+        // A row that has memory of its own is not moved for its last few bytes.
+        let large = next.frame_bytes >= self.limits.read_size();
+        if free >= missing && (large || free >= self.limits.read_size() / 4) {
             return Ok(());
         }
         // First the rows that are there: only the beginning of the next one moves.
@@ -216,7 +232,9 @@ impl Reader {
         }
         let arrived = self.connection.buffer.len();
         let size = frame_bytes.max(arrived + MIN_READ).max(self.limits.read_size());
-        let block = self.channel.reserve(size, self.block.as_ref()).await?;
+        // The old one goes first: two at once might be beyond the limit.
+        release(&mut self.connection, self.block.take());
+        let block = self.channel.reserve(size).await?;
         let mut buffer = BytesMut::with_capacity(size);
         buffer.extend_from_slice(&self.connection.buffer);
         self.connection.buffer = buffer;
@@ -229,8 +247,12 @@ impl Reader {
         loop {
             match self.channel.permission() {
                 Permission::Abandoned => return Err(Interrupt::Abandoned),
-                Permission::Paused => {
+                // What had changed may have been noticed while handing over.
+                Permission::Paused if self.run.rows > 0 => {
                     self.hand_over().await?;
+                    continue;
+                }
+                Permission::Paused => {
                     self.channel.changed().await;
                     continue;
                 }

@@ -23,6 +23,8 @@ pub enum Step {
     Send(Vec<u8>),
     /// Waits for the test to say go on.
     Wait(oneshot::Receiver<()>),
+    /// Tells another script, or the test, to go on.
+    Signal(oneshot::Sender<()>),
     /// Says nothing more, until the other side closes.
     Silence,
     /// Closes the connection in order: the default at the end of a script.
@@ -90,6 +92,7 @@ async fn play(mut socket: TcpStream, script: Vec<Step>) {
             // The other side may have had enough.
             Step::Send(bytes) => drop(socket.write_all(&bytes).await),
             Step::Wait(go) => drop(go.await),
+            Step::Signal(go) => drop(go.send(())),
             Step::Silence => {
                 let mut rest = [0; 1024];
                 while matches!(socket.read(&mut rest).await, Ok(n) if n > 0) {}
