@@ -1,7 +1,10 @@
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use crate::{
-    config::ConnectionConfig, connection::Slot, error::Result, query::QueryBuilder,
+    config::{ConnectionConfig, TlsConfig},
+    connection::{CancelToken, ConnectionInfo, ServerVersion, Slot},
+    error::{DbError, Result},
+    query::QueryBuilder,
     stream::FromJsonRow,
 };
 
@@ -16,7 +19,6 @@ use crate::error::Error;
 /// A tokio runtime with its I/O and time drivers must be running where its methods are called.
 ///
 /// Dropping the client ends its connection; a stream that is still alive goes on to its end first.
-#[derive(Debug)]
 pub struct FraiseClient {
     slot: Arc<Slot>,
 }
@@ -67,6 +69,33 @@ impl FraiseClient {
         let (_alone, lease, connection) = client.slot.acquire().await?;
         lease.give_back(connection);
         Ok(client)
+    }
+
+    /// Connects like [`connect`](Self::connect), always by TLS and as `tls` says, whatever the string
+    /// says about it.
+    ///
+    /// # Errors
+    ///
+    /// As of [`connect`](Self::connect), and [`Error::Tls`] when TLS cannot be had.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives the connection up.
+    pub async fn connect_tls(url: &str, tls: TlsConfig) -> Result<Self> {
+        Self::connect_with_config_tls(ConnectionConfig::parse(url)?, tls).await
+    }
+
+    /// Connects to the server of a configuration, always by TLS and as `tls` says.
+    ///
+    /// # Errors
+    ///
+    /// As of [`connect_tls`](Self::connect_tls).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future gives the connection up.
+    pub async fn connect_with_config_tls(config: ConnectionConfig, tls: TlsConfig) -> Result<Self> {
+        Self::connect_with_config(config.with_tls(tls)?).await
     }
 
     /// Begins a query on a table, view or materialized view, optionally with its schema:
@@ -124,9 +153,39 @@ impl FraiseClient {
         }
     }
 
+    /// Returns a token that stops the client's query from anywhere else.
+    pub fn cancel_token(&self) -> CancelToken {
+        CancelToken::new(&self.slot)
+    }
+
+    /// Sets who hears what the server has to say besides: notices and warnings, from now on, on
+    /// later connections too. Without a handler they are events of `tracing`.
+    ///
+    /// It is called where the connection is read, so it must be quick and must not block.
+    pub fn on_notice(&self, handler: impl Fn(&DbError) + Send + Sync + 'static) {
+        self.slot.notices.set(handler);
+    }
+
+    /// Returns a parameter as the server last reported it: `server_version`, `TimeZone`,
+    /// `in_hot_standby` and [some more](https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-ASYNC).
+    /// `None` without a connection.
+    pub fn parameter(&self, name: &str) -> Option<String> {
+        self.slot.session()?.parameter(name)
+    }
+
+    /// Returns the version of the server, while there is a connection.
+    pub fn server_version(&self) -> Option<ServerVersion> {
+        self.slot.session()?.server_version()
+    }
+
+    /// Returns how the present connection was made.
+    pub fn connection_info(&self) -> Option<ConnectionInfo> {
+        self.slot.session().map(|session| session.info().clone())
+    }
+
     /// Returns whether there is a connection, as far as is known without asking the server.
     pub fn is_connected(&self) -> bool {
-        self.backend_pid().is_some()
+        self.slot.session().is_some()
     }
 
     /// Returns whether a stream is alive, or one is being cleaned up.
@@ -135,9 +194,20 @@ impl FraiseClient {
     }
 
     /// Returns the process id of the server's backend, as in `pg_stat_activity`, while there is a
-    /// connection.
+    /// connection and the server gave one.
     pub fn backend_pid(&self) -> Option<u32> {
-        self.slot.backend_pid()
+        self.slot.session()?.backend_pid()
+    }
+}
+
+/// Where it is connected to, and whether; no secrets.
+impl fmt::Debug for FraiseClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FraiseClient")
+            .field("config", &format_args!("{}", self.slot.config()))
+            .field("connection", &self.connection_info())
+            .field("busy", &self.is_busy())
+            .finish_non_exhaustive()
     }
 }
 

@@ -56,6 +56,7 @@
 //! not been made. Each async method says what dropping its future does.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![forbid(unsafe_code)]
 #![warn(unreachable_pub)]
 #![deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 #![cfg_attr(
@@ -76,7 +77,11 @@ mod stream;
 mod transport;
 
 pub use client::FraiseClient;
-pub use config::ConnectionConfig;
+pub use config::{
+    ChannelBinding, ConnectionConfig, ConnectionConfigBuilder, LoadBalanceHosts, RetryPolicy,
+    SslMode, SslNegotiation, Target, TargetSessionAttrs, TlsConfig, TlsConfigBuilder, TlsVersion,
+};
+pub use connection::{CancelToken, ConnectionInfo, ServerVersion};
 pub use error::{
     ConnectAttempt, DbError, Error, ErrorCategory, Result, RetryAdvice, TimeoutPhase, sqlstate,
 };

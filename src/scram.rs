@@ -1,4 +1,5 @@
-//! SCRAM-SHA-256 by [RFC 5802] and [RFC 7677], the client's side, without I/O.
+//! SCRAM-SHA-256 and SCRAM-SHA-256-PLUS by [RFC 5802] and [RFC 7677], the client's side, without
+//! I/O.
 //!
 //! Each step consumes the state before it and returns the next, so that no step can be left out or
 //! repeated. Only [`ServerFinal::verify`] ends an exchange well: then the server has proved that it
@@ -12,6 +13,7 @@ use std::fmt;
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 use crate::error::{Error, Result};
 
@@ -21,24 +23,81 @@ pub(crate) const MECHANISM: &str = "SCRAM-SHA-256";
 /// Random bytes in a nonce, 18 as in libpq (`SCRAM_RAW_NONCE_LEN`).
 pub(crate) const NONCE_BYTES: usize = 18;
 
-/// The most iterations a server may ask for. Each costs this side two SHA-256 blocks; 100,000 are
-/// some 50 ms, and a hostile server could otherwise ask for 2^31 of them.
-const MAX_ITERATIONS: u32 = 100_000;
+/// The name of the mechanism that binds the login to a TLS channel.
+pub(crate) const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
 
-/// RFC 5802, section 7: `gs2-header = gs2-cbind-flag "," [authzid] ","`, "n" when the client does
-/// not do channel binding.
-const GS2_HEADER: &str = "n,,";
+/// What the client says about channel binding: the gs2-cbind-flag of RFC 5802, section 7.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Binding {
+    /// "n": the client does not do it.
+    No,
+    /// "y": the client does it, and thinks that the server does not. A server that does knows then
+    /// that somebody in between has changed its list of mechanisms.
+    NotOffered,
+    /// "p": bound by `tls-server-end-point` (RFC 5929), the hash of the server's certificate.
+    EndPoint(Vec<u8>),
+}
+
+impl Binding {
+    /// `gs2-header = gs2-cbind-flag "," [authzid] ","`
+    fn gs2_header(&self) -> &'static str {
+        match self {
+            Self::No => "n,,",
+            Self::NotOffered => "y,,",
+            Self::EndPoint(_) => "p=tls-server-end-point,,",
+        }
+    }
+
+    /// `channel-binding = "c=" base64`, of the gs2-header and the binding's data.
+    fn attribute(&self) -> String {
+        let mut data = self.gs2_header().as_bytes().to_vec();
+        if let Self::EndPoint(hash) = self {
+            data.extend_from_slice(hash);
+        }
+        format!("c={}", BASE64.encode(data))
+    }
+}
+
+/// What a password comes down to, for one salt and number of iterations: as good as the password
+/// itself for logging in.
+#[derive(Clone)]
+pub(crate) struct Keys {
+    pub(crate) client: Zeroizing<[u8; 32]>,
+    pub(crate) server: Zeroizing<[u8; 32]>,
+}
+
+impl Keys {
+    /// Computes the keys. 4096 iterations, the server's default, take milliseconds.
+    pub(crate) fn derive(password: &str, salt: &[u8], iterations: u32) -> Result<Self> {
+        // Postgres prepares the password like this, and takes one that cannot be prepared as it is.
+        let prepared = stringprep::saslprep(password).unwrap_or(password.into());
+        // SaltedPassword := Hi(Normalize(password), salt, i)
+        let mut salted = Zeroizing::new([0; 32]);
+        pbkdf2::pbkdf2_hmac::<Sha256>(prepared.as_bytes(), salt, iterations, &mut *salted);
+        if let std::borrow::Cow::Owned(prepared) = prepared {
+            drop(Zeroizing::new(prepared));
+        }
+        Ok(Self {
+            // ClientKey := HMAC(SaltedPassword, "Client Key")
+            client: Zeroizing::new(hmac(&*salted, b"Client Key")?.finalize().into_bytes().into()),
+            // ServerKey := HMAC(SaltedPassword, "Server Key")
+            server: Zeroizing::new(hmac(&*salted, b"Server Key")?.finalize().into_bytes().into()),
+        })
+    }
+}
 
 /// The client has spoken first.
 pub(crate) struct ClientFirst {
+    binding: Binding,
     nonce: String,
     bare: String,
 }
 
 /// The server has answered with its challenge; the proof costs `iterations` rounds of hashing.
 pub(crate) struct Challenge {
-    salt: Vec<u8>,
-    iterations: u32,
+    binding: Binding,
+    pub(crate) salt: Vec<u8>,
+    pub(crate) iterations: u32,
     nonce: String,
     /// `client-first-message-bare "," server-first-message ","`
     auth_message_start: String,
@@ -53,23 +112,23 @@ impl ClientFirst {
     /// Begins an exchange with a nonce of fresh random bytes.
     ///
     /// The name is left empty: Postgres takes the one of the start-up message.
-    pub(crate) fn new(random: [u8; NONCE_BYTES]) -> Self {
-        Self::with("", BASE64.encode(random))
+    pub(crate) fn new(random: [u8; NONCE_BYTES], binding: Binding) -> Self {
+        Self::with("", BASE64.encode(random), binding)
     }
 
-    fn with(user: &str, nonce: String) -> Self {
+    fn with(user: &str, nonce: String, binding: Binding) -> Self {
         // client-first-message-bare = username "," nonce
         let bare = format!("n={user},r={nonce}");
-        Self { nonce, bare }
+        Self { binding, nonce, bare }
     }
 
     /// The client-first-message.
     pub(crate) fn message(&self) -> String {
-        format!("{GS2_HEADER}{}", self.bare)
+        format!("{}{}", self.binding.gs2_header(), self.bare)
     }
 
-    /// Takes the server-first-message.
-    pub(crate) fn challenge(self, server_first: &[u8]) -> Result<Challenge> {
+    /// Takes the server-first-message, which may ask for so many iterations at most.
+    pub(crate) fn challenge(self, server_first: &[u8], max_iterations: u32) -> Result<Challenge> {
         let text = std::str::from_utf8(server_first).map_err(|_| malformed("it is not UTF-8"))?;
         // server-first-message = [reserved-mext ","] nonce "," salt "," iteration-count
         //                        ["," extensions]
@@ -89,14 +148,15 @@ impl ClientFirst {
             .ok()
             .filter(|i| *i > 0)
             .ok_or_else(|| malformed("its iteration count is not a positive number"))?;
-        if iterations > MAX_ITERATIONS {
+        if iterations > max_iterations {
             return Err(Error::authentication(format!(
-                "the server asks for {iterations} SCRAM iterations, more than the {MAX_ITERATIONS} \
+                "the server asks for {iterations} SCRAM iterations, more than the {max_iterations} \
                  that are accepted: set scram_iterations on the server lower and set the password \
-                 again"
+                 again, or raise max_scram_iterations"
             )));
         }
         Ok(Challenge {
+            binding: self.binding,
             salt,
             iterations,
             nonce: nonce.to_owned(),
@@ -106,36 +166,21 @@ impl ClientFirst {
 }
 
 impl Challenge {
-    /// Answers the challenge: the client-final-message. Takes milliseconds of computing.
-    pub(crate) fn prove(self, password: &str) -> Result<(String, ServerFinal)> {
-        // Postgres prepares the password like this, and takes one that cannot be prepared as it is.
-        let prepared = stringprep::saslprep(password).unwrap_or(password.into());
-
-        // SaltedPassword := Hi(Normalize(password), salt, i)
-        let mut salted = [0; 32];
-        pbkdf2::pbkdf2_hmac::<Sha256>(
-            prepared.as_bytes(),
-            &self.salt,
-            self.iterations,
-            &mut salted,
-        );
-        // ClientKey := HMAC(SaltedPassword, "Client Key")
-        let client_key = hmac(&salted, b"Client Key")?.finalize().into_bytes();
+    /// Answers the challenge: the client-final-message.
+    pub(crate) fn prove(self, keys: &Keys) -> Result<(String, ServerFinal)> {
         // StoredKey := H(ClientKey)
-        let stored_key = Sha256::digest(client_key);
+        let stored_key = Sha256::digest(*keys.client);
         // client-final-message-without-proof = channel-binding "," nonce
-        let without_proof = format!("c={},r={}", BASE64.encode(GS2_HEADER), self.nonce);
+        let without_proof = format!("{},r={}", self.binding.attribute(), self.nonce);
         // AuthMessage := client-first-message-bare + "," + server-first-message + "," +
         //                client-final-message-without-proof
         let auth_message = self.auth_message_start + &without_proof;
         // ClientSignature := HMAC(StoredKey, AuthMessage)
         let signature = hmac(&stored_key, auth_message.as_bytes())?.finalize().into_bytes();
         // ClientProof := ClientKey XOR ClientSignature
-        let proof: Vec<u8> = client_key.iter().zip(&signature).map(|(k, s)| k ^ s).collect();
-        // ServerKey := HMAC(SaltedPassword, "Server Key")
-        let server_key = hmac(&salted, b"Server Key")?.finalize().into_bytes();
+        let proof: Vec<u8> = keys.client.iter().zip(&signature).map(|(k, s)| k ^ s).collect();
         // ServerSignature := HMAC(ServerKey, AuthMessage)
-        let signature = hmac(&server_key, auth_message.as_bytes())?;
+        let signature = hmac(&*keys.server, auth_message.as_bytes())?;
 
         let client_final = format!("{without_proof},p={}", BASE64.encode(proof));
         Ok((client_final, ServerFinal { signature }))
@@ -190,7 +235,7 @@ macro_rules! opaque {
         }
     )*};
 }
-opaque!(ClientFirst Challenge ServerFinal);
+opaque!(ClientFirst Challenge ServerFinal Keys);
 
 #[cfg(test)]
 mod tests {
@@ -202,15 +247,24 @@ mod tests {
     const SERVER_FINAL: &[u8] = b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=";
 
     fn first() -> ClientFirst {
-        ClientFirst::with("user", NONCE.to_owned())
+        ClientFirst::with("user", NONCE.to_owned(), Binding::No)
+    }
+
+    fn challenge(server_first: &[u8]) -> Result<Challenge> {
+        first().challenge(server_first, 100_000)
+    }
+
+    fn prove(password: &str) -> (String, ServerFinal) {
+        let challenge = challenge(SERVER_FIRST.as_bytes()).unwrap();
+        let keys = Keys::derive(password, &challenge.salt, challenge.iterations).unwrap();
+        challenge.prove(&keys).unwrap()
     }
 
     /// RFC 7677, section 3.
     #[test]
     fn the_exchange_of_the_rfc() {
         assert_eq!(first().message(), "n,,n=user,r=rOprNGfwEbeRWgbNEkqO");
-        let challenge = first().challenge(SERVER_FIRST.as_bytes()).unwrap();
-        let (client_final, server_final) = challenge.prove("pencil").unwrap();
+        let (client_final, server_final) = prove("pencil");
         assert_eq!(
             client_final,
             "c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
@@ -219,22 +273,41 @@ mod tests {
         server_final.verify(SERVER_FINAL).unwrap();
     }
 
+    /// What RFC 5802 says of the flag and of what "c=" carries; the data as a server would check it.
+    #[test]
+    fn the_binding_is_said_first_and_repeated_under_the_proof() {
+        for (binding, header, repeated) in [
+            (Binding::No, "n,,", "n,,".as_bytes()),
+            (Binding::NotOffered, "y,,", b"y,,"),
+            (
+                Binding::EndPoint(vec![0, 255]),
+                "p=tls-server-end-point,,",
+                b"p=tls-server-end-point,,\0\xff",
+            ),
+        ] {
+            let first = ClientFirst::with("", NONCE.to_owned(), binding);
+            assert_eq!(first.message(), format!("{header}n=,r={NONCE}"));
+            let challenge = first.challenge(SERVER_FIRST.as_bytes(), 4096).unwrap();
+            let keys = Keys::derive("pencil", &challenge.salt, 4096).unwrap();
+            let (client_final, _) = challenge.prove(&keys).unwrap();
+            let sent = client_final.strip_prefix("c=").unwrap().split(',').next().unwrap();
+            assert_eq!(BASE64.decode(sent).unwrap(), repeated);
+        }
+    }
+
     #[test]
     fn a_server_that_does_not_know_the_password_is_refused() {
         for wrong in ["v=7rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=", "v=", "v=6rriTRBi", "v"] {
-            let challenge = first().challenge(SERVER_FIRST.as_bytes()).unwrap();
-            let (_, server_final) = challenge.prove("pencil").unwrap();
+            let (_, server_final) = prove("pencil");
             assert!(server_final.verify(wrong.as_bytes()).is_err(), "{wrong}");
         }
-        let (_, server_final) =
-            first().challenge(SERVER_FIRST.as_bytes()).unwrap().prove("pencils").unwrap();
+        let (_, server_final) = prove("pencils");
         assert!(server_final.verify(SERVER_FINAL).is_err());
     }
 
     #[test]
     fn the_servers_own_error_is_passed_on() {
-        let (_, server_final) =
-            first().challenge(SERVER_FIRST.as_bytes()).unwrap().prove("x").unwrap();
+        let (_, server_final) = prove("x");
         let error = server_final.verify(b"e=invalid-proof").unwrap_err().to_string();
         assert!(error.contains("invalid-proof"), "{error}");
     }
@@ -253,10 +326,10 @@ mod tests {
             ("r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i=99999999999", "not a positive number"),
             ("r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i=100001", "more than the 100000"),
         ] {
-            let error = first().challenge(bad.as_bytes()).unwrap_err().to_string();
+            let error = challenge(bad.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(why), "{bad}: {error}");
         }
-        assert!(first().challenge(b"r=\xff").is_err());
-        assert!(first().challenge(b"r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i=1,x=ext").is_ok());
+        assert!(challenge(b"r=\xff").is_err());
+        assert!(challenge(b"r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i=1,x=ext").is_ok());
     }
 }

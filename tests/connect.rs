@@ -134,7 +134,7 @@ async fn connect_timeout_ends_every_silence() {
     ];
     for script in scripts {
         let server = Scripted::start(vec![script]).await;
-        let url = format!("postgres://u:p@{}/d?connect_timeout=1", server.address);
+        let url = format!("postgres://u:p@{}/d?connect_timeout=1&sslmode=disable", server.address);
         let started = Instant::now();
         let error = FraiseClient::connect(&url).await.unwrap_err();
         let Error::Timeout { phase: TimeoutPhase::Connect, after } = error else {
@@ -215,7 +215,12 @@ async fn a_server_that_misbehaves_while_logging_in_is_an_error() {
         ("where an authentication request", vec![scripted::ready()]),
         ("GSSAPI", vec![message(b'R', b"\0\0\0\x07")]),
         ("an unknown method", vec![message(b'R', b"\0\0\0\x63")]),
-        ("no key to cancel", vec![scripted::auth_ok(), scripted::ready()]),
+        (
+            "a cancel key of 5 bytes",
+            vec![scripted::auth_ok(), message(b'K', b"\0\0\0\x0112345"), scripted::ready()],
+        ),
+        ("not asked for", vec![message(b'v', b"\0\x03\0\0\0\0\0\0")]),
+        ("could not fork", vec![b"Ecould not fork new process for connection\n\0".to_vec()]),
         ("offers [\"SCRAM-X\"]", vec![message(b'R', b"\0\0\0\x0aSCRAM-X\0\0")]),
         // Before it has proved that it knows the password.
         ("before it had proved", vec![sasl(), scripted::auth_ok()]),

@@ -1,83 +1,372 @@
 //! Connection settings: where the server is, who logs in, and how.
 
+mod builder;
+mod environment;
 mod host;
+mod keyword;
+mod mode;
 mod parse;
+mod passfile;
+mod require_auth;
+mod retry;
+mod secret;
+mod service;
+pub(crate) mod tls;
 
-use std::{fmt, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    net::IpAddr,
+    path::Path,
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-pub(crate) use self::host::Host;
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+
+pub use self::{
+    builder::ConnectionConfigBuilder,
+    host::Target,
+    mode::{ChannelBinding, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs},
+    retry::RetryPolicy,
+    tls::{TlsConfig, TlsConfigBuilder, TlsVersion},
+};
+pub(crate) use self::{
+    builder::PasswordProvider,
+    require_auth::{Method, RequireAuth},
+    secret::Password,
+    tls::TlsSettings,
+};
+use self::{environment::Environment, host::Hosts, keyword::Values};
 use crate::error::{Error, Result};
 
-/// Where the server is, who logs in, and how: made from a connection string.
+/// Where the server is, who logs in, and how: what libpq calls the connection info.
 ///
-/// A connection string is a URI, `postgres://user:password@host:port/database?keyword=value`, or
-/// a list, `host=... user=... dbname=...`, as [libpq reads them]. These keywords are known; any
-/// other is an error, never ignored:
+/// Made from a connection string, which is a URI (`postgres://user:password@host:port/database?keyword=value`)
+/// or a list (`host=... user=... dbname=...`), or by a [`builder`](Self::builder). Every parameter of
+/// [libpq 18] is known and means the same here; any other is an error, never ignored. What is not
+/// given comes from the service file (`service`, `PGSERVICE`), then from the environment (`PGHOST`,
+/// `PGUSER`, `PGPASSWORD` and so on), then from its default. Passwords are looked up in the password
+/// file (`~/.pgpass`) too.
 ///
-/// | keyword | meaning | default |
-/// |---|---|---|
-/// | `host` | a name, an IP address, or the directory of a Unix socket (it begins with `/`) | `localhost` |
-/// | `port` | 1 to 65535 | 5432 |
-/// | `user` | the role that logs in | the operating system's user |
-/// | `password` | | none |
-/// | `dbname` | the database | the user's name |
-/// | `application_name` | shown in `pg_stat_activity` | none |
-/// | `options` | command-line options for the server, such as `-c search_path=app` | none |
-/// | `connect_timeout` | seconds for resolving, connecting and logging in together; 0 or less waits forever | 0 |
-/// | `sslmode` | `disable`, `allow` or `prefer`: this build has no TLS, so the session is in the clear; the stronger modes are an error | `prefer` |
-/// | `client_encoding` | only `UTF8`, which is always asked for | `UTF8` |
+/// These parameters of libpq cannot apply here. They are accepted as long as they ask for nothing:
 ///
-/// `Debug` and `Display` never show the password.
+/// * `gssencmode`, `krbsrvname`, `gsslib`, `gssdelegation`: there is no GSSAPI; `gssencmode=require`
+///   is an error.
+/// * `oauth_...`: a server that asks for OAuth is refused.
+/// * `replication`: anything but off is an error.
+/// * `client_encoding`: `UTF8` and `auto`; it is always UTF8.
+/// * `sslcompression`: nothing is ever compressed.
+/// * `sslkeylogfile`: an error.
+///
+/// Other than in libpq, every setting is text in UTF-8; a port or an address that is not valid is an
+/// error at once, also when another host of the list would do; and `connect_timeout` limits the
+/// resolving of names too.
+///
+/// `Debug` and `Display` never show a password.
 ///
 /// ```
 /// use fraiseql_wire::ConnectionConfig;
 ///
 /// let config: ConnectionConfig = "postgres://app:secret@db.example/shop".parse()?;
 /// assert_eq!(config.to_string(), "postgresql://app@db.example:5432/shop");
+/// assert_eq!(config.get("sslmode").as_deref(), Some("prefer"));
 /// # Ok::<(), fraiseql_wire::Error>(())
 /// ```
 ///
-/// [libpq reads them]: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING
+/// [libpq 18]: https://www.postgresql.org/docs/18/libpq-connect.html#LIBPQ-CONNSTRING
 #[derive(Debug, Clone)]
 pub struct ConnectionConfig {
-    pub(crate) host: Host,
-    pub(crate) port: u16,
-    pub(crate) user: Option<String>,
-    pub(crate) password: Option<Password>,
-    pub(crate) database: Option<String>,
-    pub(crate) application_name: Option<String>,
-    pub(crate) options: Option<String>,
+    values: Values,
+    hosts: Hosts,
+    pub(crate) startup_parameters: Vec<(String, String)>,
+    pub(crate) ssl_mode: SslMode,
+    pub(crate) ssl_negotiation: SslNegotiation,
+    pub(crate) tls: TlsSettings,
+    pub(crate) channel_binding: ChannelBinding,
+    pub(crate) require_auth: Option<RequireAuth>,
+    pub(crate) target_session_attrs: TargetSessionAttrs,
+    pub(crate) load_balance_hosts: LoadBalanceHosts,
     pub(crate) connect_timeout: Option<Duration>,
+    pub(crate) sockets: SocketSettings,
+    pub(crate) require_peer: Option<String>,
+    pub(crate) protocol: ProtocolRange,
+    pub(crate) scram_client_key: Option<ScramKey>,
+    pub(crate) scram_server_key: Option<ScramKey>,
+    /// Shared by all copies, so that every connection of a pool profits.
+    pub(crate) scram_cache: ScramCache,
+    pub(crate) extras: Extras,
+}
+
+/// What libpq has no keyword for.
+#[derive(Debug, Clone)]
+pub(crate) struct Extras {
+    pub(crate) password_provider: Option<PasswordProvider>,
+    /// Finer than the keyword's whole seconds.
+    pub(crate) connect_timeout: Option<Duration>,
+    pub(crate) read_timeout: Option<Duration>,
+    pub(crate) statement_timeout: Option<Duration>,
+    pub(crate) tls: Option<TlsConfig>,
+    pub(crate) params: Vec<(String, String)>,
+    pub(crate) max_message_size: usize,
+    pub(crate) max_scram_iterations: u32,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) cancel_timeout: Duration,
+    pub(crate) drain_limit: usize,
+}
+
+impl Default for Extras {
+    fn default() -> Self {
+        Self {
+            password_provider: None,
+            connect_timeout: None,
+            read_timeout: None,
+            statement_timeout: None,
+            tls: None,
+            params: Vec::new(),
+            // Postgres builds a message in a `StringInfo`, which cannot grow beyond that.
+            max_message_size: 1 << 30,
+            // Some 50 ms of computing: a hostile server could ask for 2^31.
+            max_scram_iterations: 100_000,
+            retry: RetryPolicy::default(),
+            // npgsql allows the same; on a loopback a few milliseconds are used.
+            cancel_timeout: Duration::from_secs(2),
+            // What socket buffers hold many times over, and is read faster than a new connection
+            // with its login is made.
+            drain_limit: 16 << 20,
+        }
+    }
+}
+
+/// What is asked of the operating system for a TCP socket.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct SocketSettings {
+    pub(crate) keepalive: bool,
+    pub(crate) keepalive_idle: Option<Duration>,
+    pub(crate) keepalive_interval: Option<Duration>,
+    pub(crate) keepalive_count: Option<u32>,
+    pub(crate) user_timeout: Option<Duration>,
+}
+
+/// The protocol versions that will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ProtocolRange {
+    pub(crate) min: ProtocolVersion,
+    pub(crate) max: ProtocolVersion,
+}
+
+/// A version of the protocol. There is no 3.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum ProtocolVersion {
+    V3_0,
+    V3_2,
+}
+
+/// One of the keys that SCRAM derives from a password; never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct ScramKey(pub(crate) zeroize::Zeroizing<[u8; 32]>);
+
+impl fmt::Debug for ScramKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// What the last SCRAM login derived, so that the next one with the same password and salt need not
+/// compute it again.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ScramCache(Arc<Mutex<Option<ScramCacheEntry>>>);
+
+#[derive(Debug, Clone)]
+pub(crate) struct ScramCacheEntry {
+    pub(crate) password: Password,
+    pub(crate) salt: Vec<u8>,
+    pub(crate) iterations: u32,
+    pub(crate) client_key: ScramKey,
+    pub(crate) server_key: ScramKey,
+}
+
+impl ScramCache {
+    pub(crate) fn get(&self) -> Option<ScramCacheEntry> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set(&self, entry: ScramCacheEntry) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(entry);
+    }
 }
 
 impl ConnectionConfig {
-    /// Parses a connection string. Does no I/O.
+    /// Parses a connection string, and takes what it does not say from the service file, the
+    /// environment, or its default.
+    ///
+    /// Reads no file but a service file, and only if a service is named: the password file and
+    /// certificates are read for each connection.
     ///
     /// # Errors
     ///
     /// [`Error::Config`] names the part that is not valid, and never shows the password.
+    /// [`Error::Tls`] says that TLS is asked for and this build has none.
     pub fn parse(text: &str) -> Result<Self> {
-        let mut config = Self {
-            host: Host::default(),
-            port: DEFAULT_PORT,
-            user: None,
-            password: None,
-            database: None,
-            application_name: None,
-            options: None,
-            connect_timeout: None,
-        };
+        let mut values = Values::default();
         for (keyword, value) in parse::parse(text)? {
-            config.set(&keyword, value)?;
+            // From before sslmode.
+            match keyword.as_str() {
+                "requiressl" => {
+                    let mode = if value.starts_with('1') { "require" } else { "prefer" };
+                    values.set("sslmode", mode.into())?;
+                }
+                _ => values.set(&keyword, value)?,
+            }
         }
-        Ok(config)
+        Self::resolve(values, Extras::default())
+    }
+
+    /// Takes everything from the environment: `PGHOST`, `PGUSER`, `PGSERVICE` and so on.
+    ///
+    /// # Errors
+    ///
+    /// As of [`parse`](Self::parse).
+    pub fn from_env() -> Result<Self> {
+        Self::resolve(Values::default(), Extras::default())
+    }
+
+    /// Begins a configuration in code.
+    pub fn builder() -> ConnectionConfigBuilder {
+        ConnectionConfigBuilder::default()
+    }
+
+    fn resolve(values: Values, extras: Extras) -> Result<Self> {
+        let environment =
+            Environment { variable: &|name| std::env::var(name).ok(), home: std::env::home_dir() };
+        Self::resolve_in(&environment, values, extras)
+    }
+
+    fn resolve_in(
+        environment: &Environment<'_>,
+        mut values: Values,
+        extras: Extras,
+    ) -> Result<Self> {
+        environment.fill(&mut values)?;
+        refuse_what_cannot_apply(&values)?;
+        let word = |name| values.get(name).unwrap_or_default();
+        let ssl_mode = match &extras.tls {
+            Some(_) => SslMode::Require,
+            None => SslMode::parse(word("sslmode"))?,
+        };
+        let ssl_negotiation = SslNegotiation::parse(word("sslnegotiation"))?;
+        let weak = matches!(ssl_mode, SslMode::Disable | SslMode::Allow | SslMode::Prefer);
+        if ssl_negotiation == SslNegotiation::Direct && weak {
+            return Err(Error::config(format!(
+                "sslnegotiation=direct goes with sslmode require, verify-ca or verify-full, and not \
+                 with {}, which could fall back to a session in the clear",
+                ssl_mode.as_str()
+            )));
+        }
+        let tls = match &extras.tls {
+            Some(tls) => tls.settings().clone(),
+            None => {
+                tls::from_keywords(&|name| values.get(name), ssl_mode, environment.home.as_deref())?
+            }
+        };
+        if !weak && cfg!(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))) {
+            return Err(Error::Tls {
+                message: format!(
+                    "sslmode={} is asked for, but this build has no TLS: enable the feature \
+                     tls-ring or tls-aws-lc-rs of fraiseql-wire",
+                    ssl_mode.as_str()
+                ),
+            });
+        }
+        let seconds = |name| -> Result<Option<Duration>> {
+            Ok(integer(&values, name)?.map(|s| Duration::from_secs(s.into())))
+        };
+        let connect_timeout = seconds("connect_timeout")?.filter(|t| !t.is_zero());
+        let user_timeout = integer(&values, "tcp_user_timeout")?;
+        let sockets = SocketSettings {
+            keepalive: match values.get("keepalives") {
+                Some("") => false,
+                _ => integer(&values, "keepalives")? != Some(0),
+            },
+            keepalive_idle: seconds("keepalives_idle")?.filter(|t| !t.is_zero()),
+            keepalive_interval: seconds("keepalives_interval")?.filter(|t| !t.is_zero()),
+            keepalive_count: integer(&values, "keepalives_count")?.filter(|n| *n > 0),
+            user_timeout: user_timeout
+                .filter(|ms| *ms > 0)
+                .map(|ms| Duration::from_millis(ms.into())),
+        };
+        let require_auth = values.non_empty("require_auth").map(RequireAuth::parse).transpose()?;
+        check_extras(&extras)?;
+        let mut startup_parameters = environment.startup_parameters();
+        startup_parameters.extend(extras.params.iter().cloned());
+        if let Some(timeout) = extras.statement_timeout {
+            startup_parameters.push(("statement_timeout".into(), timeout.as_millis().to_string()));
+        }
+        Ok(Self {
+            hosts: Hosts::parse(&values)?,
+            startup_parameters,
+            ssl_mode,
+            ssl_negotiation,
+            tls,
+            channel_binding: ChannelBinding::parse(word("channel_binding"))?,
+            require_auth,
+            target_session_attrs: TargetSessionAttrs::parse(word("target_session_attrs"))?,
+            load_balance_hosts: LoadBalanceHosts::parse(word("load_balance_hosts"))?,
+            connect_timeout: extras.connect_timeout.filter(|t| !t.is_zero()).or(connect_timeout),
+            sockets,
+            require_peer: values.non_empty("requirepeer").map(str::to_owned),
+            protocol: protocol_range(&values)?,
+            scram_client_key: scram_key(&values, "scram_client_key")?,
+            scram_server_key: scram_key(&values, "scram_server_key")?,
+            scram_cache: ScramCache::default(),
+            extras,
+            values,
+        })
+    }
+
+    /// Returns the effective value of any parameter of libpq, as text: `get("sslmode")`. `None` when
+    /// it has none, when it is a secret, and for what is no parameter.
+    pub fn get(&self, keyword: &str) -> Option<String> {
+        match keyword {
+            secret if keyword::is_secret(secret) => None,
+            "user" => self.user(),
+            "dbname" => self.database(),
+            _ => self.values.get(keyword).map(str::to_owned),
+        }
+    }
+
+    /// Returns the places that are tried, in order; with
+    /// [`load_balance_hosts`](Self::load_balance_hosts), before they are shuffled.
+    ///
+    /// Where no host is given, it looks for the socket of a local server, and else takes `localhost`.
+    pub fn targets(&self) -> Vec<Target> {
+        self.hosts.targets()
+    }
+
+    /// Returns the password for one of the [`targets`](Self::targets): the one that was given, or
+    /// that of the password file, which is read each time. A password provider is not asked.
+    pub fn password_for(&self, target: &Target) -> Option<String> {
+        self.find_password(target).map(|p| p.reveal().to_owned())
+    }
+
+    pub(crate) fn find_password(&self, target: &Target) -> Option<Password> {
+        if let Some(password) = self.password() {
+            return Some(Password::new(password));
+        }
+        let wanted = passfile::Wanted {
+            host: &target.passfile_host(),
+            port: target.port,
+            database: &self.database()?,
+            user: &self.user()?,
+        };
+        passfile::look_up(Path::new(self.values.non_empty("passfile")?), &wanted)
     }
 
     /// The role that logs in: asked of the operating system only when it is needed, because that
     /// can be slow or fail in a container.
     pub(crate) fn user_name(&self) -> Result<String> {
-        match &self.user {
-            Some(user) => Ok(user.clone()),
+        match self.values.non_empty("user") {
+            Some(user) => Ok(user.to_owned()),
             None => whoami::username().map_err(|e| {
                 Error::config(format!(
                     "no user is given, and the operating system does not tell one ({e}): write \
@@ -87,28 +376,171 @@ impl ConnectionConfig {
         }
     }
 
-    fn set(&mut self, keyword: &str, value: String) -> Result<()> {
-        let set = |value: String| Some(value).filter(|v| !v.is_empty());
-        match keyword {
-            "host" => self.host = Host::parse(&value)?,
-            "port" => self.port = parse_port(&value)?,
-            "user" => self.user = set(value),
-            "password" => self.password = set(value).map(Password),
-            "dbname" => self.database = set(value),
-            "application_name" => self.application_name = set(value),
-            "options" => self.options = set(value),
-            "connect_timeout" => self.connect_timeout = parse_seconds(&value)?,
-            "sslmode" => check_ssl_mode(&value)?,
-            "client_encoding" => check_encoding(&value)?,
-            unknown => {
-                return Err(Error::config(format!(
-                    "{unknown:?} is not a connection parameter; known are host, port, user, \
-                     password, dbname, application_name, options, connect_timeout, sslmode and \
-                     client_encoding"
-                )));
-            }
-        }
-        Ok(())
+    /// The password file that is looked into.
+    pub(crate) fn passfile(&self) -> Option<&str> {
+        self.values.non_empty("passfile")
+    }
+}
+
+/// The effective values of the builder's settings.
+impl ConnectionConfig {
+    /// Returns the hosts, in order; an empty name stands for the default.
+    pub fn host(&self) -> Vec<&str> {
+        self.hosts.names().collect()
+    }
+
+    /// Returns the addresses that were given.
+    pub fn hostaddr(&self) -> Vec<IpAddr> {
+        self.hosts.addresses().collect()
+    }
+
+    /// Returns the port of each host.
+    pub fn port(&self) -> Vec<u16> {
+        self.hosts.ports().collect()
+    }
+
+    /// Returns the role that logs in.
+    pub fn user(&self) -> Option<String> {
+        self.user_name().ok()
+    }
+
+    /// Returns the database.
+    pub fn database(&self) -> Option<String> {
+        self.values.non_empty("dbname").map(str::to_owned).or_else(|| self.user())
+    }
+
+    /// Returns the password that was given. See [`password_for`](Self::password_for) for that of the
+    /// password file.
+    pub fn password(&self) -> Option<&str> {
+        self.values.non_empty("password")
+    }
+
+    /// Returns whether a password provider is set.
+    pub fn password_provider(&self) -> bool {
+        self.extras.password_provider.is_some()
+    }
+
+    /// Returns the name shown in `pg_stat_activity`.
+    pub fn application_name(&self) -> Option<&str> {
+        let name = |keyword| self.values.non_empty(keyword);
+        name("application_name").or_else(|| name("fallback_application_name"))
+    }
+
+    /// Returns the command-line options for the server.
+    pub fn options(&self) -> Option<&str> {
+        self.values.non_empty("options")
+    }
+
+    /// Returns the time for one address; `None` is without limit.
+    pub fn connect_timeout(&self) -> Option<Duration> {
+        self.connect_timeout
+    }
+
+    /// Returns how long a stream may hear nothing; `None` is without limit.
+    pub fn read_timeout(&self) -> Option<Duration> {
+        self.extras.read_timeout
+    }
+
+    /// Returns the server's `statement_timeout`, if it was set here.
+    pub fn statement_timeout(&self) -> Option<Duration> {
+        self.extras.statement_timeout
+    }
+
+    /// Returns whether TCP keepalives are sent.
+    pub fn keepalive(&self) -> bool {
+        self.sockets.keepalive
+    }
+
+    /// Returns the time before the first keepalive; `None` is the operating system's.
+    pub fn keepalive_idle(&self) -> Option<Duration> {
+        self.sockets.keepalive_idle
+    }
+
+    /// Returns the time between keepalives; `None` is the operating system's.
+    pub fn keepalive_interval(&self) -> Option<Duration> {
+        self.sockets.keepalive_interval
+    }
+
+    /// Returns how many keepalives may be lost; `None` is the operating system's.
+    pub fn keepalive_count(&self) -> Option<u32> {
+        self.sockets.keepalive_count
+    }
+
+    /// Returns how long what was sent may stay unacknowledged; `None` is the operating system's.
+    pub fn tcp_user_timeout(&self) -> Option<Duration> {
+        self.sockets.user_timeout
+    }
+
+    /// Returns whether the session is encrypted.
+    pub fn ssl_mode(&self) -> SslMode {
+        self.ssl_mode
+    }
+
+    /// Returns how encryption is agreed upon.
+    pub fn ssl_negotiation(&self) -> SslNegotiation {
+        self.ssl_negotiation
+    }
+
+    /// Returns whether the login is bound to the encrypted channel.
+    pub fn channel_binding(&self) -> ChannelBinding {
+        self.channel_binding
+    }
+
+    /// Returns which ways to log in are acceptable; `None` is any.
+    pub fn require_auth(&self) -> Option<&str> {
+        self.require_auth.as_ref().map(RequireAuth::as_str)
+    }
+
+    /// Returns which servers of several will do.
+    pub fn target_session_attrs(&self) -> TargetSessionAttrs {
+        self.target_session_attrs
+    }
+
+    /// Returns in which order several hosts are tried.
+    pub fn load_balance_hosts(&self) -> LoadBalanceHosts {
+        self.load_balance_hosts
+    }
+
+    /// Returns how TLS is done, if that was set in code.
+    pub fn tls(&self) -> Option<&TlsConfig> {
+        self.extras.tls.as_ref()
+    }
+
+    /// Returns a run-time parameter that is sent at the start of the session.
+    pub fn param(&self, name: &str) -> Option<&str> {
+        let found = self.startup_parameters.iter().rev().find(|(n, _)| n == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// Returns the largest message that is read, in bytes.
+    pub fn max_message_size(&self) -> usize {
+        self.extras.max_message_size
+    }
+
+    /// Returns how many SCRAM iterations a server may ask for.
+    pub fn max_scram_iterations(&self) -> u32 {
+        self.extras.max_scram_iterations
+    }
+
+    /// Returns how a lost connection is replaced.
+    pub fn retry(&self) -> RetryPolicy {
+        self.extras.retry
+    }
+
+    /// Returns how long stopping a query may take.
+    pub fn cancel_timeout(&self) -> Duration {
+        self.extras.cancel_timeout
+    }
+
+    /// Returns how many bytes of a stopped query may be drained.
+    pub fn drain_limit(&self) -> usize {
+        self.extras.drain_limit
+    }
+
+    /// The same with TLS as given, in place of what was said about it.
+    pub(crate) fn with_tls(mut self, tls: TlsConfig) -> Result<Self> {
+        self.extras.tls = Some(tls);
+        Self::resolve(self.values, self.extras)
     }
 }
 
@@ -121,135 +553,124 @@ impl FromStr for ConnectionConfig {
     }
 }
 
-/// A URI of the server and the database, without the password.
+/// A URI of the hosts and the database, without the password.
 impl fmt::Display for ConnectionConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("postgresql://")?;
-        if let Some(user) = &self.user {
+        if let Some(user) = self.values.non_empty("user") {
             write!(f, "{user}@")?;
         }
-        write!(f, "{}", self.host.with_port(self.port))?;
-        match &self.database {
+        for (i, target) in self.targets().iter().enumerate() {
+            write!(f, "{}{target}", if i > 0 { "," } else { "" })?;
+        }
+        match self.values.non_empty("dbname") {
             Some(database) => write!(f, "/{database}"),
             None => Ok(()),
         }
     }
 }
 
-/// A password, which is never shown.
-#[derive(Clone)]
-pub(crate) struct Password(String);
-
-impl Password {
-    pub(crate) fn reveal(&self) -> &str {
-        &self.0
+/// Parameters of libpq that ask for something this crate does not do.
+fn refuse_what_cannot_apply(values: &Values) -> Result<()> {
+    let refuse = |what: &str| Err(Error::config(what));
+    match values.get("gssencmode") {
+        Some("disable" | "prefer") | None => {}
+        Some("require") => {
+            return refuse("gssencmode=require is asked for, but there is no GSSAPI here");
+        }
+        Some(_) => return refuse("gssencmode is none of disable, prefer, require"),
     }
+    if !matches!(values.get("replication"), None | Some("" | "false" | "off" | "no" | "0")) {
+        return refuse("replication is asked for, but this client only reads rows: leave it out");
+    }
+    if values.non_empty("sslkeylogfile").is_some() {
+        return refuse(
+            "sslkeylogfile would write the keys of sessions to a file, which is not done here",
+        );
+    }
+    let encoding: String = values
+        .get("client_encoding")
+        .unwrap_or_default()
+        .chars()
+        .filter(char::is_ascii_alphanumeric)
+        .collect();
+    if !["", "auto", "utf8", "unicode"].iter().any(|e| encoding.eq_ignore_ascii_case(e)) {
+        return refuse(
+            "client_encoding (or PGCLIENTENCODING) can only be UTF8: JSON is decoded as UTF-8",
+        );
+    }
+    Ok(())
 }
 
-impl fmt::Debug for Password {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(secret)")
-    }
-}
-
-/// `DEF_PGPORT` of libpq.
-const DEFAULT_PORT: u16 = 5432;
-
-fn parse_port(value: &str) -> Result<u16> {
-    match value.trim().parse() {
-        _ if value.is_empty() => Ok(DEFAULT_PORT),
-        Ok(port) if port > 0 => Ok(port),
-        // The value is not shown: behind an unescaped / it is part of the password.
-        _ => Err(Error::config(
-            "port is not a number from 1 to 65535; if the user or password of a URI holds one of \
-             / @ : write it as %2F %40 %3A",
-        )),
-    }
-}
-
-/// Whole seconds, where 0 or less stands for no limit, as in libpq.
-fn parse_seconds(value: &str) -> Result<Option<Duration>> {
-    let seconds: i32 = value.trim().parse().map_err(|_| {
-        Error::config("connect_timeout is not a whole number of seconds; 0 waits forever")
-    })?;
-    Ok(u64::try_from(seconds).ok().filter(|s| *s > 0).map(Duration::from_secs))
-}
-
-/// A build without TLS does what libpq does without SSL: the modes that allow a clear session are
-/// taken, the others are an error.
-fn check_ssl_mode(value: &str) -> Result<()> {
-    match value {
-        "disable" | "allow" | "prefer" => Ok(()),
-        "require" | "verify-ca" | "verify-full" => Err(Error::Tls {
-            message: format!("sslmode={value} is asked for, but this build has no TLS"),
-        }),
-        _ => Err(Error::config(
-            "sslmode is none of disable, allow, prefer, require, verify-ca, verify-full",
-        )),
-    }
-}
-
-fn check_encoding(value: &str) -> Result<()> {
-    let name: String = value.chars().filter(char::is_ascii_alphanumeric).collect();
-    if name.eq_ignore_ascii_case("utf8") || name.eq_ignore_ascii_case("unicode") {
-        return Ok(());
-    }
-    Err(Error::config("client_encoding can only be UTF8: JSON is decoded as UTF-8"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_known_keyword_is_taken() {
-        let config = ConnectionConfig::parse(
-            "host=db port=6432 user=u password=p dbname=d application_name=a options='-c x=y' \
-             connect_timeout=7 sslmode=disable client_encoding=utf-8",
-        )
-        .unwrap();
-        assert_eq!(config.host, Host::Name("db".into()));
-        assert_eq!(config.port, 6432);
-        assert_eq!(config.user_name().unwrap(), "u");
-        assert_eq!(config.password.as_ref().map(Password::reveal), Some("p"));
-        assert_eq!(config.database.as_deref(), Some("d"));
-        assert_eq!(config.application_name.as_deref(), Some("a"));
-        assert_eq!(config.options.as_deref(), Some("-c x=y"));
-        assert_eq!(config.connect_timeout, Some(Duration::from_secs(7)));
-    }
-
-    #[test]
-    fn defaults_are_those_of_the_documentation() {
-        let config = ConnectionConfig::parse("postgres://").unwrap();
-        assert_eq!(config.to_string(), "postgresql://localhost:5432");
-        assert_eq!(config.connect_timeout, None);
-        assert_eq!(ConnectionConfig::parse("connect_timeout=-1").unwrap().connect_timeout, None);
-    }
-
-    #[test]
-    fn the_password_is_never_shown() {
-        let config = ConnectionConfig::parse("postgres://u:hunter2@h/d").unwrap();
-        assert!(!format!("{config:?} {config:#?} {config}").contains("hunter2"));
-        for text in ["postgres://u:hunter2/x@h/d", "postgres://u:x@hunter2@h/d"] {
-            let error = ConnectionConfig::parse(text).unwrap_err();
-            assert!(!format!("{error} {error:?}").contains("hunter2"), "{text}: {error}");
+fn check_extras(extras: &Extras) -> Result<()> {
+    for (name, value) in &extras.params {
+        let own = match name.as_str() {
+            "" => Some("a name"),
+            "user" | "database" | "options" | "application_name" => Some("the setter of that name"),
+            "replication" => Some("nothing: this client only reads rows"),
+            "client_encoding" => Some("nothing: it is always UTF8"),
+            protocol if protocol.starts_with("_pq_.") => Some("nothing: it is the protocol's"),
+            _ => None,
+        };
+        if let Some(instead) = own {
+            return Err(Error::config(format!("param({name:?}, ...): use {instead} instead")));
+        }
+        if name.contains('\0') || value.contains('\0') {
+            return Err(Error::config("a param holds a NUL character"));
         }
     }
+    if !(MIN_MESSAGE_SIZE..=1 << 30).contains(&extras.max_message_size) {
+        return Err(Error::config(format!(
+            "max_message_size is not from {MIN_MESSAGE_SIZE} to {} bytes",
+            1 << 30
+        )));
+    }
+    if extras.max_scram_iterations == 0 {
+        return Err(Error::config(
+            "max_scram_iterations is 0, so no password could ever be proved",
+        ));
+    }
+    if extras.cancel_timeout.is_zero() {
+        return Err(Error::config("cancel_timeout is 0, so no query could ever be stopped"));
+    }
+    if extras.read_timeout.is_some_and(|t| t.is_zero()) {
+        return Err(Error::config("read_timeout is 0, so no row could ever be read"));
+    }
+    Ok(())
+}
 
-    #[test]
-    fn errors_say_which_setting_is_wrong() {
-        for (text, part) in [
-            ("port=0", "port"),
-            ("port=65536", "port"),
-            ("connect_timeout=soon", "connect_timeout"),
-            ("sslmode=bogus", "sslmode"),
-            ("sslmode=verify-full", "no TLS"),
-            ("client_encoding=LATIN1", "client_encoding"),
-            ("hosts=a", "\"hosts\""),
-            ("host=a,b", "several hosts"),
-        ] {
-            let error = ConnectionConfig::parse(text).unwrap_err().to_string();
-            assert!(error.contains(part), "{text}: {error}");
-        }
+/// The server flushes 8 KiB at a time, and its own messages fit well into that.
+const MIN_MESSAGE_SIZE: usize = 8 << 10;
+
+/// A whole number by libpq's rules; a negative one counts as 0.
+fn integer(values: &Values, name: &str) -> Result<Option<u32>> {
+    let Some(text) = values.get(name) else { return Ok(None) };
+    let number = text.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b').parse::<i32>();
+    let number = number.map_err(|_| Error::config(format!("{name} is not a whole number")))?;
+    Ok(Some(u32::try_from(number).unwrap_or(0)))
+}
+
+fn protocol_range(values: &Values) -> Result<ProtocolRange> {
+    let version = |name| match values.get(name) {
+        None => Ok(None),
+        Some("3.0") => Ok(Some(ProtocolVersion::V3_0)),
+        Some("3.2" | "latest") => Ok(Some(ProtocolVersion::V3_2)),
+        Some(_) => Err(Error::config(format!("{name} is none of 3.0, 3.2, latest"))),
+    };
+    let min = version("min_protocol_version")?.unwrap_or(ProtocolVersion::V3_0);
+    // 3.0 unless more is asked for: older poolers fail on a newer one.
+    let max = version("max_protocol_version")?.unwrap_or(min);
+    if min > max {
+        return Err(Error::config("min_protocol_version is greater than max_protocol_version"));
+    }
+    Ok(ProtocolRange { min, max })
+}
+
+fn scram_key(values: &Values, name: &str) -> Result<Option<ScramKey>> {
+    let Some(text) = values.get(name) else { return Ok(None) };
+    let key = BASE64.decode(text).ok().and_then(|bytes| bytes.try_into().ok());
+    match key {
+        Some(key) => Ok(Some(ScramKey(zeroize::Zeroizing::new(key)))),
+        None => Err(Error::config(format!("{name} is not 32 bytes in base64"))),
     }
 }

@@ -49,7 +49,8 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
     store("dbname", database.unwrap_or_default())?;
 
     let Some(query) = query.filter(|q| !q.is_empty()) else { return Ok(pairs) };
-    for pair in query.split('&') {
+    // One & at the end is taken; another one begins a parameter that is not there.
+    for pair in query.strip_suffix('&').unwrap_or(query).split('&') {
         let (keyword, value) = pair
             .split_once('=')
             .filter(|(_, value)| !value.contains('='))

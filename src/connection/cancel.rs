@@ -1,4 +1,4 @@
-use std::{fmt, time::Duration};
+use std::{fmt, io::ErrorKind, sync::Arc, time::Duration};
 
 use bytes::{Buf, Bytes};
 use tokio::{
@@ -9,24 +9,17 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Connection, Exchange, TARGET};
+use super::{Bounds, Connection, Exchange, TARGET};
 use crate::{
+    config::SocketSettings,
     error::{Error, Result, TimeoutPhase},
     protocol::{
         backend::Message,
         frame::{HEADER, Header, MAX_FRAME},
         frontend,
     },
-    transport::{Address, Transport},
+    transport::{Address, Encrypted, Tls, Transport},
 };
-
-/// How long stopping a query may take in all: the cancel request, and draining what was in flight.
-/// npgsql allows the same 2 s; on a loopback a few milliseconds are used.
-pub(crate) const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How many bytes may be drained to keep a connection, 16 MiB. That is what socket buffers hold
-/// many times over, and reads faster than a new connection with its login is made.
-const DRAIN_LIMIT: usize = 16 << 20;
 
 /// How long to wait before a query that goes on is cancelled again; doubled each time.
 const FIRST_REPEAT: Duration = Duration::from_millis(50);
@@ -35,8 +28,11 @@ const FIRST_REPEAT: Duration = Duration::from_millis(50);
 #[derive(Clone)]
 pub(super) struct CancelKey {
     pub(super) address: Address,
+    pub(super) sockets: SocketSettings,
+    /// A cancel request is encrypted as its session is.
+    pub(super) tls: Option<Tls>,
     pub(super) process_id: u32,
-    pub(super) secret: u32,
+    pub(super) secret: Vec<u8>,
 }
 
 /// Stops the query, if it still runs, and reads up to ReadyForQuery: then the connection is as
@@ -55,13 +51,18 @@ pub(crate) async fn settle(
     exchange: &Exchange,
     mut unsent: Bytes,
 ) -> Result<()> {
-    let mut drain = Drain::default();
+    let Bounds { cancel_timeout, drain_limit, .. } = connection.bounds;
+    let mut drain = Drain { limit: drain_limit, skip: 0, drained: 0 };
     // What has arrived may well be all.
     if drain.take_arrived(connection)? {
         return Ok(());
     }
-    let deadline = Instant::now() + CANCEL_TIMEOUT;
-    let key = exchange.is_running().then(|| connection.cancel.clone());
+    let deadline = Instant::now() + cancel_timeout;
+    let session = Arc::clone(&connection.session);
+    if exchange.is_running() && session.cancel.is_none() {
+        return Err(Error::protocol("the server gave no key to cancel queries with"));
+    }
+    let key = session.cancel.as_ref().filter(|_| exchange.is_running());
     let ended = Notify::new();
     let drained = async {
         let sent = connection.write(&mut unsent).await.map_err(|e| Error::io(DURING, e));
@@ -81,7 +82,7 @@ pub(crate) async fn settle(
     // Both to their end even if one fails: a connection that cannot be kept must not leave the
     // server working.
     let both = timeout_at(deadline, async { join!(drained, stopped) });
-    let (drained, stopped) = both.await.map_err(|_| timed_out())?;
+    let (drained, stopped) = both.await.map_err(|_| timed_out(cancel_timeout))?;
     drained.and(stopped)
 }
 
@@ -101,28 +102,44 @@ impl CancelKey {
 
     /// Sends one cancel request, on a connection of its own, and waits until the server has dealt
     /// with it: it answers with nothing but the end of that connection.
-    async fn send(&self) -> Result<()> {
-        let request = frontend::cancel_request(self.process_id, self.secret);
+    pub(super) async fn send(&self) -> Result<()> {
+        const DURING: &str = "while sending a cancel request";
+        let request = frontend::cancel_request(self.process_id, &self.secret)?;
+        let connected = Transport::connect(&self.address, &self.sockets).await;
+        let mut transport = connected.map_err(|e| Error::io(DURING, e))?;
+        if let Some(tls) = &self.tls {
+            transport = match transport.encrypt(tls).await? {
+                Encrypted::Yes(transport) => transport,
+                Encrypted::No(_) => {
+                    return Err(Error::Tls {
+                        message: "the server takes no cancel request by TLS, though it has the \
+                                  session"
+                            .into(),
+                    });
+                }
+            };
+        }
         let exchange = async {
-            let mut transport = Transport::connect(&self.address).await?;
             transport.write_all(&request).await?;
+            transport.flush().await?;
             transport.read(&mut [0; 1]).await
         };
         match exchange.await {
-            Ok(_) => {
-                debug!(target: TARGET, pid = self.process_id, "sent a cancel request");
-                Ok(())
+            Ok(_) => {}
+            // A reset after the request was written, or an end of TLS without its farewell, is an
+            // end like any other.
+            Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) => {
             }
-            // A reset after the request was written is an end like any other.
-            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => Ok(()),
-            Err(e) => Err(Error::io("while sending a cancel request", e)),
+            Err(e) => return Err(Error::io(DURING, e)),
         }
+        debug!(target: TARGET, pid = self.process_id, "sent a cancel request");
+        Ok(())
     }
 }
 
 /// Throws away what a server still sends, up to ReadyForQuery.
-#[derive(Default)]
 struct Drain {
+    limit: usize,
     /// Bytes of the frame at the front that have not arrived yet and are not waited for in one
     /// piece.
     skip: usize,
@@ -132,9 +149,11 @@ struct Drain {
 impl Drain {
     async fn run(&mut self, connection: &mut Connection) -> Result<()> {
         while !self.take_arrived(connection)? {
-            if self.drained > DRAIN_LIMIT {
+            if self.drained > self.limit {
                 return Err(Error::protocol(format!(
-                    "more than {DRAIN_LIMIT} bytes of a cancelled query were still coming"
+                    "more than {} bytes of a cancelled query were still coming, which is \
+                     drain_limit",
+                    self.limit
                 )));
             }
             connection.buffer.reserve(READ);
@@ -178,8 +197,8 @@ const DURING: &str = "while draining a cancelled query";
 /// Bytes asked for at once while draining.
 const READ: usize = 64 << 10;
 
-fn timed_out() -> Error {
-    Error::Timeout { phase: TimeoutPhase::Cancel, after: CANCEL_TIMEOUT }
+pub(super) fn timed_out(after: Duration) -> Error {
+    Error::Timeout { phase: TimeoutPhase::Cancel, after }
 }
 
 /// The secret is not shown: who has it can cancel this session's queries.

@@ -1,77 +1,332 @@
-use std::time::Duration;
+use std::{sync::OnceLock, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
+use tracing::debug;
 
-use super::{Connection, handshake::handshake};
+use super::{
+    Connection, TARGET,
+    handshake::{self, Rejection},
+    random,
+    session::Notices,
+};
 use crate::{
-    config::ConnectionConfig,
-    error::{ConnectAttempt, Error, Result, TimeoutPhase},
-    transport::{Address, Transport, resolve},
+    config::{
+        ConnectionConfig, LoadBalanceHosts, SslMode, SslNegotiation, Target, TargetSessionAttrs,
+    },
+    error::{ConnectAttempt, Error, Result, TimeoutPhase, sqlstate},
+    transport::{Address, Encrypted, Tls, Transport, resolve},
 };
 
-/// Opens a session: resolves the name and tries one address after the other until one accepts.
+/// Opens a session: goes through the hosts, their addresses and the ways to encrypt, until a server
+/// takes the client and will do.
 ///
-/// As in libpq, an address that cannot be reached or stays silent is followed by the next one;
-/// a server that answers has the last word. `connect_timeout` covers everything up to the first
-/// address, name resolution included, and starts again for each further one.
+/// The order of things is that of libpq's `PQconnectPoll`: an address that cannot be reached or
+/// stays silent is followed by the next one; a server that cannot take connections now (57P03) or
+/// has the wrong role is followed by the next host; any other refusal is the last word, unless the
+/// session may be encrypted otherwise. In one thing it is more patient: a server that goes away
+/// while logging in is followed by the next one too, where libpq stops.
 ///
 /// Cancel-safe: dropping the future closes what it opened.
-pub(crate) async fn connect(config: &ConnectionConfig) -> Result<Connection> {
-    let target = config.host.with_port(config.port).to_string();
-    let mut deadline = deadline(config);
-    let addresses = match within(config, deadline, resolve(config)).await? {
-        Ok(addresses) => addresses,
-        Err(e) => return Err(unreachable(target, Error::io("while resolving the name", e))),
+pub(crate) async fn connect(config: &ConnectionConfig, notices: &Notices) -> Result<Connection> {
+    let mut targets = config.targets();
+    let shuffle = config.load_balance_hosts == LoadBalanceHosts::Random;
+    if shuffle {
+        random::shuffle(&mut targets)?;
+    }
+    let wanted: &[TargetSessionAttrs] = match config.target_session_attrs {
+        // First a standby; if there is none, whoever is there.
+        TargetSessionAttrs::PreferStandby => {
+            &[TargetSessionAttrs::Standby, TargetSessionAttrs::Any]
+        }
+        TargetSessionAttrs::Any => &[TargetSessionAttrs::Any],
+        TargetSessionAttrs::ReadWrite => &[TargetSessionAttrs::ReadWrite],
+        TargetSessionAttrs::ReadOnly => &[TargetSessionAttrs::ReadOnly],
+        TargetSessionAttrs::Primary => &[TargetSessionAttrs::Primary],
+        TargetSessionAttrs::Standby => &[TargetSessionAttrs::Standby],
     };
-
     let mut attempts = Vec::new();
-    for address in addresses {
-        let attempt = within(config, deadline, attempt(&address, config)).await;
-        let error = match attempt.and_then(|tried| tried) {
-            Ok(connection) => return Ok(connection),
-            Err(
-                e @ (Error::Timeout { .. } | Error::Io { .. } | Error::ConnectionClosed { .. }),
-            ) => e,
-            Err(e) => return Err(e),
+    for wanted in wanted {
+        for target in &targets {
+            let mut host = Host {
+                config,
+                target,
+                wanted: *wanted,
+                notices,
+                attempts: &mut attempts,
+                tls: OnceLock::new(),
+            };
+            match host.connect(shuffle).await {
+                Ok(connection) => return Ok(connection),
+                Err(Next::Host) => {}
+                Err(Next::Stop) => return Err(conclude(attempts)),
+            }
+        }
+    }
+    Err(conclude(attempts))
+}
+
+/// What is to be tried next.
+enum Next {
+    Host,
+    /// Nothing: the server's word counts.
+    Stop,
+}
+
+/// One host that is tried.
+struct Host<'a> {
+    config: &'a ConnectionConfig,
+    target: &'a Target,
+    wanted: TargetSessionAttrs,
+    notices: &'a Notices,
+    attempts: &'a mut Vec<ConnectAttempt>,
+    /// Read once a host, and only if it comes to that.
+    tls: OnceLock<Tls>,
+}
+
+impl Host<'_> {
+    async fn connect(&mut self, shuffle: bool) -> Result<Connection, Next> {
+        let mut deadline = deadline(self.config);
+        let mut addresses = match self.within(deadline, resolve(self.target)).await {
+            Ok(Ok(addresses)) => addresses,
+            Ok(Err(e)) => {
+                self.failed(None, Error::io("while resolving the name", e));
+                return Err(Next::Host);
+            }
+            Err(e) => {
+                self.failed(None, e);
+                return Err(Next::Host);
+            }
         };
-        let address = address.to_string();
-        let target =
-            if address == target { target.clone() } else { format!("{target} ({address})") };
-        attempts.push(ConnectAttempt { target, error: Box::new(error) });
-        deadline = self::deadline(config);
+        if addresses.is_empty() {
+            let error = std::io::ErrorKind::NotFound.into();
+            self.failed(None, Error::Io { during: "while resolving the name", source: error });
+        }
+        if shuffle {
+            if let Err(e) = random::shuffle(&mut addresses) {
+                self.failed(None, e);
+            }
+        }
+        for address in addresses {
+            match self.try_address(&address, deadline).await {
+                Ok(connection) => return Ok(connection),
+                Err(After::Address) => {}
+                Err(After::Host) => return Err(Next::Host),
+                Err(After::Stop | After::OtherWay) => return Err(Next::Stop),
+            }
+            deadline = self::deadline(self.config);
+        }
+        Err(Next::Host)
     }
-    match attempts.pop() {
-        None => Err(Error::config(format!("{target} has no address"))),
-        // A timeout with no alternative is just that.
-        Some(ConnectAttempt { error, .. })
-            if attempts.is_empty() && matches!(*error, Error::Timeout { .. }) =>
-        {
-            Err(*error)
+
+    /// Tries one address in each of the ways in which the session may be encrypted.
+    async fn try_address(
+        &mut self,
+        address: &Address,
+        deadline: Option<Instant>,
+    ) -> Result<Connection, After> {
+        let mut ways = ways(self.config, address);
+        while let Some((with_tls, rest)) = ways.split_first() {
+            let failure = match self.within(deadline, self.try_way(address, *with_tls, rest)).await
+            {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(failure)) => failure,
+                Err(timeout) => Failure { error: timeout, after: After::Address },
+            };
+            let Failure { error, after } = failure;
+            self.failed(Some(address), error);
+            match after {
+                After::OtherWay => ways = rest,
+                after => return Err(after),
+            }
         }
-        Some(last) => {
-            attempts.push(last);
-            Err(Error::Connection { attempts })
+        // Refused in every way.
+        Err(After::Stop)
+    }
+
+    /// Tries one way; `others` are left after it.
+    async fn try_way(
+        &self,
+        address: &Address,
+        with_tls: bool,
+        others: &[bool],
+    ) -> Result<Connection, Failure> {
+        let config = self.config;
+        let mut transport = Transport::connect(address, &config.sockets).await.map_err(|e| {
+            Failure::new(Error::Io { during: CONNECTING, source: e }, After::Address)
+        })?;
+        check_peer(config, &transport).map_err(|e| Failure::new(e, After::Stop))?;
+        let mut tls = None;
+        let mut refused = After::OtherWay;
+        if with_tls {
+            // What fails here may go without, if that is allowed.
+            let loaded = self.tls().await.map_err(|e| Failure::new(e, After::OtherWay))?;
+            transport = match transport.encrypt(&loaded).await {
+                Ok(Encrypted::Yes(transport)) => {
+                    tls = Some(loaded);
+                    transport
+                }
+                // Then this is the way in the clear, and the last one.
+                Ok(Encrypted::No(transport)) if others.contains(&false) => {
+                    refused = After::Stop;
+                    transport
+                }
+                Ok(Encrypted::No(_)) => {
+                    let message = "the server has none; switch ssl on in its postgresql.conf, or \
+                                   choose a weaker sslmode";
+                    return Err(Failure::new(Error::Tls { message: message.into() }, After::Stop));
+                }
+                Err(e @ Error::Tls { .. }) => return Err(Failure::new(e, After::OtherWay)),
+                Err(e) => return Err(Failure::lost_or(e, After::Stop)),
+            };
         }
+        let arrival =
+            handshake::Arrival { config, target: self.target, address, notices: self.notices, tls };
+        let mut connection =
+            handshake::handshake(transport, arrival).await.map_err(|rejection| {
+                let Rejection { error, by_server } = rejection;
+                match error.sqlstate() {
+                    Some(code) if by_server && *code == sqlstate::CANNOT_CONNECT_NOW => {
+                        Failure::new(error, After::Host)
+                    }
+                    _ if by_server => Failure::new(error, refused),
+                    _ => Failure::lost_or(error, After::Stop),
+                }
+            })?;
+        match is_wanted(&mut connection, self.wanted).await {
+            Ok(None) => Ok(connection),
+            Ok(Some(other)) => {
+                let error = std::io::Error::other(other);
+                Err(Failure::new(Error::Io { during: ROLE, source: error }, After::Host))
+            }
+            Err(e) => Err(Failure::lost_or(e, After::Host)),
+        }
+    }
+
+    async fn tls(&self) -> Result<Tls> {
+        if let Some(tls) = self.tls.get() {
+            return Ok(tls.clone());
+        }
+        let direct = self.config.ssl_negotiation == SslNegotiation::Direct;
+        let tls = Tls::load(&self.config.tls, self.target.host.as_deref(), direct).await?;
+        Ok(self.tls.get_or_init(|| tls).clone())
+    }
+
+    /// Runs one step within the deadline.
+    async fn within<T>(
+        &self,
+        deadline: Option<Instant>,
+        step: impl Future<Output = T>,
+    ) -> Result<T> {
+        let Some(deadline) = deadline else { return Ok(step.await) };
+        timeout_at(deadline, step).await.map_err(|_| Error::Timeout {
+            phase: TimeoutPhase::Connect,
+            after: self.config.connect_timeout.unwrap_or_default(),
+        })
+    }
+
+    fn failed(&mut self, address: Option<&Address>, error: Error) {
+        let mut target = self.target.to_string();
+        if let Some(address) = address.map(ToString::to_string).filter(|a| *a != target) {
+            target = format!("{target} ({address})");
+        }
+        debug!(target: TARGET, %target, %error, "an attempt to connect failed");
+        self.attempts.push(ConnectAttempt { target, error: Box::new(error) });
     }
 }
 
-async fn attempt(address: &Address, config: &ConnectionConfig) -> Result<Connection> {
-    let transport = Transport::connect(address)
-        .await
-        .map_err(|e| Error::Io { during: CONNECTING, source: e })?;
-    handshake(transport, address, config).await
+/// Where to go after a failure.
+enum After {
+    /// The same address, encrypted otherwise.
+    OtherWay,
+    /// The next address of the host.
+    Address,
+    Host,
+    Stop,
 }
 
-/// Runs one step within the deadline.
-async fn within<T>(
-    config: &ConnectionConfig,
-    deadline: Option<Instant>,
-    step: impl Future<Output = T>,
-) -> Result<T> {
-    let Some(deadline) = deadline else { return Ok(step.await) };
-    timeout_at(deadline, step).await.map_err(|_| Error::Timeout {
-        phase: TimeoutPhase::Connect,
-        after: config.connect_timeout.unwrap_or_default(),
+struct Failure {
+    error: Error,
+    after: After,
+}
+
+impl Failure {
+    fn new(error: Error, after: After) -> Self {
+        Self { error, after }
+    }
+
+    /// A connection that is lost says nothing about the next address.
+    fn lost_or(error: Error, after: After) -> Self {
+        let lost = matches!(error, Error::Io { .. } | Error::ConnectionClosed { .. });
+        Self { error, after: if lost { After::Address } else { after } }
+    }
+}
+
+/// Whether to encrypt, first to last.
+fn ways(config: &ConnectionConfig, address: &Address) -> &'static [bool] {
+    match (address, config.ssl_mode) {
+        // A Unix socket is never encrypted, whatever was asked for: nobody is in between.
+        #[cfg(unix)]
+        (Address::Unix(_), _) => &[false],
+        (_, SslMode::Disable) => &[false],
+        (_, SslMode::Allow | SslMode::Prefer) if !Tls::AVAILABLE => &[false],
+        (_, SslMode::Allow) => &[false, true],
+        (_, SslMode::Prefer) => &[true, false],
+        (_, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull) => &[true],
+    }
+}
+
+/// Whether the other end of a Unix socket belongs to the user it must.
+fn check_peer(config: &ConnectionConfig, transport: &Transport) -> Result<()> {
+    let Some(required) = &config.require_peer else { return Ok(()) };
+    let peer = transport.peer_user().map_err(|e| Error::Io { during: CONNECTING, source: e })?;
+    match peer {
+        Some(peer) if peer != *required => Err(Error::authentication(format!(
+            "requirepeer is {required:?}, but the server runs as the user {peer:?}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Whether the server has the role that is wanted: if not, which one it has.
+///
+/// Since Postgres 14 a server reports it; an older one is asked.
+async fn is_wanted(
+    connection: &mut Connection,
+    wanted: TargetSessionAttrs,
+) -> Result<Option<&'static str>> {
+    let reported = |connection: &Connection, name| {
+        connection.session.parameter(name).map(|value| value == "on")
+    };
+    let in_recovery = match wanted {
+        TargetSessionAttrs::Any | TargetSessionAttrs::PreferStandby => return Ok(None),
+        TargetSessionAttrs::ReadWrite | TargetSessionAttrs::ReadOnly => {
+            let read_only = match (
+                reported(connection, "default_transaction_read_only"),
+                reported(connection, "in_hot_standby"),
+            ) {
+                (Some(by_default), Some(in_recovery)) => by_default || in_recovery,
+                _ => connection.ask("show transaction_read_only").await?.as_deref() == Some("on"),
+            };
+            return Ok(match (wanted, read_only) {
+                (TargetSessionAttrs::ReadWrite, true) => Some("its sessions are read-only"),
+                (TargetSessionAttrs::ReadOnly, false) => Some("its sessions are not read-only"),
+                _ => None,
+            });
+        }
+        TargetSessionAttrs::Primary | TargetSessionAttrs::Standby => {
+            match reported(connection, "in_hot_standby") {
+                Some(in_recovery) => in_recovery,
+                None => {
+                    let answer = connection.ask("select pg_catalog.pg_is_in_recovery()").await?;
+                    answer.as_deref() == Some("t")
+                }
+            }
+        }
+    };
+    Ok(match (wanted, in_recovery) {
+        (TargetSessionAttrs::Primary, true) => Some("it is a standby"),
+        (TargetSessionAttrs::Standby, false) => Some("it is a primary"),
+        _ => None,
     })
 }
 
@@ -80,8 +335,37 @@ fn deadline(config: &ConnectionConfig) -> Option<Instant> {
     Instant::now().checked_add(after)
 }
 
-fn unreachable(target: String, error: Error) -> Error {
-    Error::Connection { attempts: vec![ConnectAttempt { target, error: Box::new(error) }] }
+/// What is said in the end. One failure speaks for itself, unless it is about reaching the place;
+/// several speak together, as what they are if they are all of a kind.
+fn conclude(mut attempts: Vec<ConnectAttempt>) -> Error {
+    let is_refusal = |a: &ConnectAttempt| matches!(*a.error, Error::Authentication { .. });
+    if attempts.len() > 1 && attempts.iter().all(is_refusal) {
+        let mut messages: Vec<String> = Vec::new();
+        let mut server = None;
+        for attempt in attempts {
+            if let Error::Authentication { message, server: by_server } = *attempt.error {
+                if !messages.contains(&message) {
+                    messages.push(message);
+                }
+                // The first one was asked the way that was preferred.
+                server = server.or(by_server);
+            }
+        }
+        return Error::Authentication { message: messages.join("; and "), server };
+    }
+    match attempts.pop() {
+        Some(ConnectAttempt { error, .. })
+            if attempts.is_empty()
+                && !matches!(*error, Error::Io { .. } | Error::ConnectionClosed { .. }) =>
+        {
+            *error
+        }
+        last => {
+            attempts.extend(last);
+            Error::Connection { attempts }
+        }
+    }
 }
 
 const CONNECTING: &str = "while connecting";
+const ROLE: &str = "while looking for a server by target_session_attrs";

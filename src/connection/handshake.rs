@@ -1,67 +1,150 @@
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::spawn_blocking,
+};
 
-use super::{Connection, SMALL_READ, Taken, cancel::CancelKey, take_message};
+use super::{
+    Bounds, Connection, SMALL_READ, Taken,
+    cancel::CancelKey,
+    random,
+    session::{ConnectionInfo, Heard, Notices, Session},
+    take_message,
+};
 use crate::{
-    config::ConnectionConfig,
+    config::{
+        ChannelBinding, ConnectionConfig, Method, Password, ProtocolVersion, ScramCacheEntry,
+        ScramKey, Target,
+    },
     error::{DbError, Error, Result},
     md5,
     protocol::{
         backend::{Authentication, Message},
-        frame::MAX_STARTUP_FRAME,
+        frame::{Header, MAX_STARTUP_FRAME},
         frontend,
     },
-    scram::{self, ClientFirst, ServerFinal},
-    transport::{Address, Transport},
+    scram::{self, Binding, ClientFirst, Keys, ServerFinal},
+    transport::{Address, Tls, TlsInfo, Transport},
 };
+
+/// Who comes, and how they got here.
+pub(super) struct Arrival<'a> {
+    pub(super) config: &'a ConnectionConfig,
+    pub(super) target: &'a Target,
+    pub(super) address: &'a Address,
+    pub(super) notices: &'a Notices,
+    /// How the transport was encrypted.
+    pub(super) tls: Option<Tls>,
+}
+
+/// Why there is no session.
+pub(super) struct Rejection {
+    pub(super) error: Error,
+    /// The server itself refuses this login: encrypted otherwise, it may not.
+    pub(super) by_server: bool,
+}
+
+impl From<Error> for Rejection {
+    fn from(error: Error) -> Self {
+        Self { error, by_server: false }
+    }
+}
 
 /// Logs in and starts the session: consumes a socket, returns a connection ready for a query.
 pub(super) async fn handshake(
     transport: Transport,
-    address: &Address,
-    config: &ConnectionConfig,
-) -> Result<Connection> {
+    arrival: Arrival<'_>,
+) -> Result<Connection, Rejection> {
+    let Arrival { config, target, address, notices, tls } = arrival;
     let user = config.user_name()?;
-    let mut wire = Wire { transport, buffer: BytesMut::new() };
+    let tls_info = transport.tls_info();
+    let mut wire = Wire { transport, buffer: BytesMut::new(), heard: Heard::new(notices.clone()) };
     wire.send(&startup_message(config, &user)?).await?;
-    authenticate(&mut wire, config, &user).await?;
+    let mut login =
+        Login { config, target, user: &user, tls: tls_info.as_ref(), auth_method: "none" };
+    let version = login.authenticate(&mut wire).await?;
+    let auth_method = login.auth_method;
 
     let mut cancel = None;
     loop {
         match wire.receive().await? {
             Message::BackendKeyData { process_id, secret } => {
-                cancel = Some(CancelKey { address: address.clone(), process_id, secret });
+                if version == ProtocolVersion::V3_0 && secret.len() != 4 {
+                    return Err(Error::protocol(format!(
+                        "a cancel key of {} bytes came, where protocol 3.0 has 4",
+                        secret.len()
+                    ))
+                    .into());
+                }
+                cancel = Some(CancelKey {
+                    address: address.clone(),
+                    sockets: config.sockets,
+                    tls: tls.clone(),
+                    process_id,
+                    secret,
+                });
             }
             Message::ReadyForQuery => break,
-            Message::ErrorResponse(e) => return Err(refused(e, &user)),
-            other => return Err(other.unexpected("the start of the session")),
+            Message::ErrorResponse(e) => return Err(refused(e, login.user).into()),
+            other => return Err(other.unexpected("the start of the session").into()),
         }
     }
-    // Without it no query could be stopped, and dropping a stream would not end the server's work.
-    let cancel =
-        cancel.ok_or_else(|| Error::protocol("the server gave no key to cancel queries with"))?;
-    Ok(Connection { transport: wire.transport, buffer: wire.buffer, cancel, reused: false })
+    let info = ConnectionInfo {
+        host: target.host.clone(),
+        address: match address {
+            Address::Tcp(address) => Some(address.ip()),
+            #[cfg(unix)]
+            Address::Unix(_) => None,
+        },
+        unix_socket: target.unix_socket.clone(),
+        port: target.port,
+        tls_version: tls_info.as_ref().map(|tls| tls.version.clone()),
+        tls_cipher: tls_info.map(|tls| tls.cipher),
+        auth_method,
+        protocol_version: match version {
+            ProtocolVersion::V3_0 => "3.0",
+            ProtocolVersion::V3_2 => "3.2",
+        },
+    };
+    Ok(Connection {
+        transport: wire.transport,
+        buffer: wire.buffer,
+        session: Session::new(wire.heard, info, cancel).into(),
+        bounds: Bounds {
+            max_message_size: config.extras.max_message_size,
+            read_timeout: config.extras.read_timeout,
+            cancel_timeout: config.extras.cancel_timeout,
+            drain_limit: config.extras.drain_limit,
+        },
+        reused: false,
+    })
 }
 
 /// The parameters are few: a pooler refuses those it does not know.
 fn startup_message(config: &ConnectionConfig, user: &str) -> Result<Vec<u8>> {
+    let database = config.database().unwrap_or_else(|| user.to_owned());
     let mut parameters = vec![
         ("user", user),
-        ("database", config.database.as_deref().unwrap_or(user)),
+        ("database", &database),
         // Always asked for, so that the server converts what is stored in another encoding.
         ("client_encoding", "UTF8"),
     ];
-    let optional = [("application_name", &config.application_name), ("options", &config.options)];
-    for (name, value) in optional {
-        if let Some(value) = value {
-            parameters.push((name, value));
-        }
+    let optional = [("application_name", config.application_name()), ("options", config.options())];
+    parameters.extend(optional.into_iter().filter_map(|(name, value)| Some((name, value?))));
+    let more = config.startup_parameters.iter();
+    parameters.extend(more.map(|(name, value)| (name.as_str(), value.as_str())));
+    frontend::startup(code(config.protocol.max), &parameters)
+}
+
+fn code(version: ProtocolVersion) -> u32 {
+    match version {
+        ProtocolVersion::V3_0 => frontend::VERSION_3_0,
+        ProtocolVersion::V3_2 => frontend::VERSION_3_2,
     }
-    frontend::startup(&parameters)
 }
 
 /// Where the login stands: what the server may say next.
-enum Login {
+enum State {
     /// Nothing has been asked yet. The server may let the user in, or ask for anything.
     Start,
     /// The password was sent, in clear or as MD5: the server says yes or no.
@@ -72,90 +155,259 @@ enum Login {
     ScramVerified,
 }
 
-async fn authenticate(wire: &mut Wire, config: &ConnectionConfig, user: &str) -> Result<()> {
-    let mut login = Login::Start;
-    loop {
-        let request = match wire.receive().await? {
-            Message::Authentication(request) => request,
-            Message::ErrorResponse(e) => return Err(refused(e, user)),
-            other => return Err(other.unexpected("an authentication request")),
-        };
-        login = match (login, request) {
-            (Login::Start | Login::PasswordSent | Login::ScramVerified, Authentication::Ok) => {
-                return Ok(());
-            }
-            (Login::Start, Authentication::CleartextPassword) => {
-                wire.send(&frontend::password(password(config, user)?)?).await?;
-                Login::PasswordSent
-            }
-            (Login::Start, Authentication::Md5Password { salt }) => {
-                let response = md5::response(user, password(config, user)?, salt);
-                wire.send(&frontend::password(&response)?).await?;
-                Login::PasswordSent
-            }
-            (Login::Start, Authentication::Sasl { mechanisms }) => {
-                if !mechanisms.iter().any(|m| m == scram::MECHANISM) {
-                    return Err(Error::authentication(format!(
-                        "the server offers {mechanisms:?}, of which this client speaks none; it \
-                         speaks {}",
-                        scram::MECHANISM
-                    )));
+struct Login<'a> {
+    config: &'a ConnectionConfig,
+    target: &'a Target,
+    user: &'a str,
+    tls: Option<&'a TlsInfo>,
+    auth_method: &'static str,
+}
+
+impl Login<'_> {
+    /// Goes through the login, and returns the version that is spoken.
+    async fn authenticate(&mut self, wire: &mut Wire) -> Result<ProtocolVersion, Rejection> {
+        let mut version = self.config.protocol.max;
+        let mut negotiated = false;
+        let mut state = State::Start;
+        loop {
+            let request = match wire.receive().await? {
+                Message::Authentication(request) => request,
+                Message::ErrorResponse(e) => {
+                    return Err(Rejection { error: refused(e, self.user), by_server: true });
                 }
-                let first = ClientFirst::new(nonce()?);
-                let message = first.message();
-                let message =
-                    frontend::sasl_initial_response(scram::MECHANISM, message.as_bytes())?;
-                wire.send(&message).await?;
-                Login::ScramFirst(first)
+                Message::NegotiateProtocolVersion { newest, options } if !negotiated => {
+                    version = self.negotiate(newest, &options)?;
+                    negotiated = true;
+                    continue;
+                }
+                other => return Err(other.unexpected("an authentication request").into()),
+            };
+            self.check(&state, &request)?;
+            state = match (state, request) {
+                (State::Start | State::PasswordSent | State::ScramVerified, Authentication::Ok) => {
+                    return Ok(version);
+                }
+                (State::Start, Authentication::CleartextPassword) => {
+                    self.auth_method = "password";
+                    let password = self.password().await?;
+                    wire.send(&frontend::password(password.reveal())?).await?;
+                    State::PasswordSent
+                }
+                (State::Start, Authentication::Md5Password { salt }) => {
+                    self.auth_method = "md5";
+                    let password = self.password().await?;
+                    let response = md5::response(self.user, password.reveal(), salt);
+                    wire.send(&frontend::password(&response)?).await?;
+                    State::PasswordSent
+                }
+                (State::Start, Authentication::Sasl { mechanisms }) => {
+                    let (mechanism, binding) = self.choose(&mechanisms)?;
+                    let first = ClientFirst::new(random::bytes()?, binding);
+                    let message = first.message();
+                    wire.send(&frontend::sasl_initial_response(mechanism, message.as_bytes())?)
+                        .await?;
+                    State::ScramFirst(first)
+                }
+                (State::ScramFirst(first), Authentication::SaslContinue(data)) => {
+                    let challenge =
+                        first.challenge(&data, self.config.extras.max_scram_iterations)?;
+                    let keys = self.keys(&challenge.salt, challenge.iterations).await?;
+                    let (message, verifier) = challenge.prove(&keys)?;
+                    wire.send(&frontend::sasl_response(message.as_bytes())?).await?;
+                    State::ScramFinal(verifier)
+                }
+                (State::ScramFinal(verifier), Authentication::SaslFinal(data)) => {
+                    verifier.verify(&data)?;
+                    State::ScramVerified
+                }
+                (State::ScramFirst(_) | State::ScramFinal(_), Authentication::Ok) => {
+                    return Err(Error::authentication(
+                        "the server let the user in before it had proved that it knows the \
+                         password: it is not to be trusted",
+                    )
+                    .into());
+                }
+                (State::Start, Authentication::Unsupported { name }) => {
+                    return Err(Error::authentication(format!(
+                        "the server asks for {name}, which this client does not speak: give the \
+                         role a password method (scram-sha-256) in pg_hba.conf"
+                    ))
+                    .into());
+                }
+                (_, request) => {
+                    return Err(Error::authentication(format!(
+                        "the server asked for {} in the middle of another method",
+                        request.name()
+                    ))
+                    .into());
+                }
+            };
+        }
+    }
+
+    /// Takes an older version, if it will do. The checks are libpq's
+    /// (`pqGetNegotiateProtocolVersion3`).
+    fn negotiate(&self, newest: u32, options: &[String]) -> Result<ProtocolVersion> {
+        let range = self.config.protocol;
+        if let Some(option) = options.first() {
+            return Err(Error::protocol(format!(
+                "the server does not know the option {option:?}, which nobody asked for"
+            )));
+        }
+        match newest {
+            frontend::VERSION_3_0 if range.max > ProtocolVersion::V3_0 => {
+                if range.min > ProtocolVersion::V3_0 {
+                    return Err(Error::protocol(
+                        "the server speaks 3.0 only, and min_protocol_version asks for more",
+                    ));
+                }
+                Ok(ProtocolVersion::V3_0)
             }
-            (Login::ScramFirst(first), Authentication::SaslContinue(data)) => {
-                let challenge = first.challenge(&data)?;
-                let (message, verifier) = challenge.prove(password(config, user)?)?;
-                wire.send(&frontend::sasl_response(message.as_bytes())?).await?;
-                Login::ScramFinal(verifier)
+            other => Err(Error::protocol(format!(
+                "the server wants to speak version {}.{}, which was not asked for",
+                other >> 16,
+                other & 0xffff
+            ))),
+        }
+    }
+
+    /// Refuses what the settings do not allow, before anything is given away. The rules are
+    /// libpq's (`check_expected_areq`).
+    fn check(&self, state: &State, request: &Authentication) -> Result<()> {
+        let config = self.config;
+        let asked = match request {
+            Authentication::Ok => match state {
+                State::Start => Method::None,
+                // Checked when it was asked for.
+                _ => return self.check_binding(state),
+            },
+            Authentication::CleartextPassword => Method::Password,
+            Authentication::Md5Password { .. } => Method::Md5,
+            Authentication::Sasl { mechanisms }
+                if !mechanisms.iter().any(|m| m.starts_with(scram::MECHANISM)) =>
+            {
+                Method::OAuth
             }
-            (Login::ScramFinal(verifier), Authentication::SaslFinal(data)) => {
-                verifier.verify(&data)?;
-                Login::ScramVerified
-            }
-            (Login::ScramFirst(_) | Login::ScramFinal(_), Authentication::Ok) => {
-                return Err(Error::authentication(
-                    "the server let the user in before it had proved that it knows the password: it \
-                     is not to be trusted",
-                ));
-            }
-            (Login::Start, Authentication::Unsupported { name }) => {
-                return Err(Error::authentication(format!(
-                    "the server asks for {name}, which this client does not speak: give the role a \
-                     password method (scram-sha-256) in pg_hba.conf"
-                )));
-            }
-            (_, request) => {
-                return Err(Error::authentication(format!(
-                    "the server asked for {} in the middle of another method",
-                    request.name()
-                )));
+            Authentication::Sasl { .. } => Method::Scram,
+            Authentication::SaslContinue(_) | Authentication::SaslFinal(_) => return Ok(()),
+            Authentication::Unsupported { name } if name.starts_with("SSPI") => Method::Sspi,
+            Authentication::Unsupported { .. } => Method::Gss,
+        };
+        if let Some(required) = config.require_auth.as_ref().filter(|r| !r.allows(asked)) {
+            return Err(Error::authentication(format!(
+                "require_auth is {:?}, but the server asks for {}",
+                required.as_str(),
+                request.name()
+            )));
+        }
+        match request {
+            Authentication::Sasl { .. } => Ok(()),
+            _ => self.check_binding(state),
+        }
+    }
+
+    /// With channel_binding=require nothing else must be answered, and nobody be let in unbound.
+    fn check_binding(&self, state: &State) -> Result<()> {
+        let bound = matches!(state, State::ScramVerified) && self.auth_method == SCRAM_PLUS;
+        if self.config.channel_binding == ChannelBinding::Require && !bound {
+            return Err(Error::authentication(
+                "channel_binding=require, but the server does not bind this login to the channel: \
+                 it has to be a role with a scram-sha-256 password, over TLS",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Chooses a SASL mechanism, and what to say about channel binding.
+    fn choose(&mut self, mechanisms: &[String]) -> Result<(&'static str, Binding)> {
+        let offered = |name| mechanisms.iter().any(|m| m == name);
+        let setting = self.config.channel_binding;
+        if offered(scram::MECHANISM_PLUS) && self.tls.is_none() {
+            // Somebody in between has taken TLS away: the server would see a downgrade.
+            return Err(Error::authentication(
+                "the server offers SCRAM-SHA-256-PLUS over a connection that is not encrypted: \
+                 something in between has ended TLS",
+            ));
+        }
+        let end_point = self.tls.and_then(|tls| tls.server_end_point.clone());
+        let binding = match (setting, self.tls, end_point) {
+            (ChannelBinding::Disable, ..) | (_, None, _) => Binding::No,
+            (_, Some(_), Some(hash)) if offered(scram::MECHANISM_PLUS) => Binding::EndPoint(hash),
+            // The certificate's signature has no hash that binding could use.
+            (_, Some(_), None) => Binding::No,
+            (_, Some(_), Some(_)) => Binding::NotOffered,
+        };
+        if let Binding::EndPoint(_) = binding {
+            self.auth_method = SCRAM_PLUS;
+            return Ok((scram::MECHANISM_PLUS, binding));
+        }
+        self.auth_method = "scram-sha-256";
+        if setting == ChannelBinding::Require {
+            self.check_binding(&State::Start)?;
+        }
+        if !offered(scram::MECHANISM) {
+            return Err(Error::authentication(format!(
+                "the server offers {mechanisms:?}, of which this client speaks none; it speaks {}",
+                scram::MECHANISM
+            )));
+        }
+        Ok((scram::MECHANISM, binding))
+    }
+
+    /// The keys for a salt: given, remembered, or computed on another thread, for that takes
+    /// milliseconds in which no other task of this one would run.
+    async fn keys(&self, salt: &[u8], iterations: u32) -> Result<Keys> {
+        let config = self.config;
+        let (client, server) = (&config.scram_client_key, &config.scram_server_key);
+        if let (Some(client), Some(server)) = (client, server) {
+            return Ok(Keys { client: client.0.clone(), server: server.0.clone() });
+        }
+        let password = self.password().await?;
+        let cached = config.scram_cache.get().filter(|cached| {
+            cached.salt == salt && cached.iterations == iterations && cached.password == password
+        });
+        let mut keys = match cached {
+            Some(cached) => Keys { client: cached.client_key.0, server: cached.server_key.0 },
+            None => {
+                let (secret, salt) = (password.clone(), salt.to_vec());
+                let derive = move || Keys::derive(secret.reveal(), &salt, iterations);
+                spawn_blocking(derive).await.map_err(|_| {
+                    Error::authentication("the runtime was shut down while logging in")
+                })??
             }
         };
+        config.scram_cache.set(ScramCacheEntry {
+            password,
+            salt: salt.to_vec(),
+            iterations,
+            client_key: ScramKey(keys.client.clone()),
+            server_key: ScramKey(keys.server.clone()),
+        });
+        if let Some(client) = client {
+            keys.client = client.0.clone();
+        }
+        if let Some(server) = server {
+            keys.server = server.0.clone();
+        }
+        Ok(keys)
+    }
+
+    async fn password(&self) -> Result<Password> {
+        if let Some(provider) = &self.config.extras.password_provider {
+            return provider.ask().await.map(Password::new);
+        }
+        self.config.find_password(self.target).ok_or_else(|| {
+            Error::authentication(format!(
+                "the server asks for the password of {:?}, and none is given: write it in the \
+                 connection string, in PGPASSWORD, or in the password file{}",
+                self.user,
+                self.config.passfile().map(|f| format!(" {f}")).unwrap_or_default()
+            ))
+        })
     }
 }
 
-fn password<'a>(config: &'a ConnectionConfig, user: &str) -> Result<&'a str> {
-    config.password.as_ref().map(|p| p.reveal()).ok_or_else(|| {
-        Error::authentication(format!(
-            "the server asks for the password of {user:?}, and none is given: write it in the \
-             connection string"
-        ))
-    })
-}
-
-fn nonce() -> Result<[u8; scram::NONCE_BYTES]> {
-    let mut nonce = [0; scram::NONCE_BYTES];
-    getrandom::fill(&mut nonce).map_err(|e| {
-        Error::authentication(format!("the operating system gives no random bytes: {e}"))
-    })?;
-    Ok(nonce)
-}
+const SCRAM_PLUS: &str = "scram-sha-256-plus";
 
 /// The server's refusal: of this login (class 28), or for another reason.
 fn refused(e: Box<DbError>, user: &str) -> Error {
@@ -174,20 +426,27 @@ fn refused(e: Box<DbError>, user: &str) -> Error {
 struct Wire {
     transport: Transport,
     buffer: BytesMut,
+    heard: Heard,
 }
 
 impl Wire {
     async fn send(&mut self, message: &[u8]) -> Result<()> {
-        self.transport.write_all(message).await.map_err(|e| Error::io(DURING, e))
+        let sent = async {
+            self.transport.write_all(message).await?;
+            // TLS may keep it back otherwise.
+            self.transport.flush().await
+        };
+        sent.await.map_err(|e| Error::io(DURING, e))
     }
 
     /// The next message that belongs to the login.
     async fn receive(&mut self) -> Result<Message> {
         loop {
-            match take_message(&mut self.buffer, MAX_STARTUP_FRAME)? {
-                Taken::Message(message) => return Ok(message),
-                Taken::Absorbed => continue,
-                Taken::Incomplete => self.buffer.reserve(SMALL_READ),
+            match take_message(&mut self.buffer, MAX_STARTUP_FRAME, &self.heard) {
+                Ok(Taken::Message(message)) => return Ok(message),
+                Ok(Taken::Absorbed) => continue,
+                Ok(Taken::Incomplete) => self.buffer.reserve(SMALL_READ),
+                Err(e) => return Err(self.old_error().unwrap_or(e)),
             }
             match self.transport.read_buf(&mut self.buffer).await {
                 Ok(0) => return Err(Error::ConnectionClosed { during: DURING, source: None }),
@@ -195,6 +454,13 @@ impl Wire {
                 Err(e) => return Err(Error::io(DURING, e)),
             }
         }
+    }
+
+    /// The error of a server that could not even start a process for the session: text without a
+    /// length, as before protocol 3.
+    fn old_error(&self) -> Option<Error> {
+        let text = Header::text_of_old_error(&self.buffer)?;
+        Some(Error::protocol(format!("the server refuses the connection: {text}")))
     }
 }
 

@@ -4,29 +4,37 @@ mod cancel;
 mod establish;
 mod exchange;
 mod handshake;
+mod random;
+mod session;
 mod slot;
 
 use std::{
     io,
+    sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tracing::{debug, warn};
 
-use self::cancel::CancelKey;
+use self::session::{Heard, Session};
 pub(crate) use self::{
     cancel::settle,
     exchange::{Exchange, Progress},
     slot::{Lease, Slot, StreamGuard},
 };
+pub use self::{
+    session::{ConnectionInfo, ServerVersion},
+    slot::CancelToken,
+};
 use crate::{
-    error::{DbError, Error, Result},
+    error::{Error, Result},
     protocol::{
         backend::Message,
         frame::{HEADER, Header, MAX_CONTROL_FRAME},
         frontend,
+        rows::{Run, value_at},
     },
     transport::Transport,
 };
@@ -39,19 +47,31 @@ pub(crate) struct Connection {
     transport: Transport,
     /// Bytes that have arrived and not been looked at.
     pub(crate) buffer: BytesMut,
-    cancel: CancelKey,
+    pub(crate) session: Arc<Session>,
+    pub(crate) bounds: Bounds,
     /// Whether the server has answered a query on this connection before.
     pub(crate) reused: bool,
 }
 
-impl Connection {
-    pub(crate) fn backend_pid(&self) -> u32 {
-        self.cancel.process_id
-    }
+/// What is allowed on a connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    /// Bytes of one message.
+    pub(crate) max_message_size: usize,
+    /// How long a stream that wants rows may hear nothing.
+    pub(crate) read_timeout: Option<Duration>,
+    /// How long stopping a query may take, draining included.
+    cancel_timeout: Duration,
+    /// How many bytes may be drained.
+    drain_limit: usize,
+}
 
+impl Connection {
     /// Sends what is in `bytes`, which keeps what is not sent yet. Cancel-safe.
     pub(crate) async fn write(&mut self, bytes: &mut Bytes) -> io::Result<()> {
-        self.transport.write_all_buf(bytes).await
+        self.transport.write_all_buf(bytes).await?;
+        // TLS may keep the end of it back otherwise.
+        self.transport.flush().await
     }
 
     /// Waits for bytes and adds them to the buffer, within its capacity; 0 is the end.
@@ -73,7 +93,7 @@ impl Connection {
 
     /// Takes one message off the buffer.
     pub(crate) fn take_message(&mut self) -> Result<Taken> {
-        take_message(&mut self.buffer, MAX_CONTROL_FRAME)
+        take_message(&mut self.buffer, MAX_CONTROL_FRAME, &self.session.heard)
     }
 
     /// The next message, for exchanges of a few small ones.
@@ -109,6 +129,30 @@ impl Connection {
         }
     }
 
+    /// Runs a query by the simple protocol that returns one value.
+    async fn ask(&mut self, sql: &str) -> Result<Option<String>> {
+        let mut query = Bytes::from(frontend::simple_query(sql)?);
+        self.write(&mut query).await.map_err(|e| Error::io(DURING_PING, e))?;
+        let (mut value, mut failure) = (None, None);
+        loop {
+            let mut run = Run::default();
+            run.extend(&self.buffer, 1, MAX_CONTROL_FRAME);
+            if run.rows == 1 {
+                let frame = self.buffer.split_to(run.frame_bytes);
+                let range = value_at(&frame, 0).and_then(|(range, _)| range);
+                value =
+                    range.and_then(|r| frame.get(r)).map(String::from_utf8_lossy).map(Into::into);
+                continue;
+            }
+            match self.receive().await? {
+                Message::ReadyForQuery => return failure.map_or(Ok(value), Err),
+                Message::RowDescription(_) | Message::CommandComplete => {}
+                Message::ErrorResponse(e) => failure = Some(Error::Server(e)),
+                other => return Err(other.unexpected("the answer to a simple query")),
+            }
+        }
+    }
+
     /// Ends the session: Terminate, then the end of the stream.
     pub(crate) async fn close(mut self) -> Result<()> {
         let ended = async {
@@ -126,7 +170,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         // After `close` the socket refuses it, and nobody has to know.
-        let _ = self.transport.try_write(frontend::TERMINATE);
+        let _ = self.transport.try_write_last(frontend::TERMINATE);
     }
 }
 
@@ -146,37 +190,15 @@ pub(crate) enum Taken {
 }
 
 /// Takes one message off a buffer.
-fn take_message(buffer: &mut BytesMut, max: usize) -> Result<Taken> {
+fn take_message(buffer: &mut BytesMut, max: usize, heard: &Heard) -> Result<Taken> {
     match Header::read(buffer, max)? {
         Some(header) if buffer.len() >= header.size => {
             let frame = buffer.split_to(header.size);
             let body = frame.get(HEADER..).unwrap_or_default();
-            let message = absorb(Message::read(header.tag, body)?);
+            let message = heard.absorb(Message::read(header.tag, body)?);
             Ok(message.map_or(Taken::Absorbed, Taken::Message))
         }
         _ => Ok(Taken::Incomplete),
-    }
-}
-
-/// Deals with what a server may say at any time; what belongs to an exchange is returned.
-fn absorb(message: Message) -> Option<Message> {
-    match message {
-        Message::NoticeResponse(notice) => report(&notice),
-        Message::ParameterStatus { name, value } => {
-            debug!(target: TARGET, %name, %value, "the server changed a parameter");
-        }
-        Message::NotificationResponse { channel } => {
-            debug!(target: TARGET, %channel, "a notification came, which nobody listens for");
-        }
-        other => return Some(other),
-    }
-    None
-}
-
-fn report(notice: &DbError) {
-    match notice.severity() {
-        "WARNING" => warn!(target: TARGET, "{notice}"),
-        _ => debug!(target: TARGET, "{notice}"),
     }
 }
 

@@ -1,11 +1,17 @@
 use std::{
     fmt, mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::sleep};
+use tracing::debug;
 
-use super::{Connection, establish::connect};
+use super::{
+    Connection, TARGET,
+    establish::connect,
+    random,
+    session::{Notices, Session},
+};
 use crate::{
     config::ConnectionConfig,
     error::{Error, Result},
@@ -20,13 +26,17 @@ pub(crate) struct Slot {
     config: ConnectionConfig,
     state: Mutex<State>,
     freed: Notify,
+    pub(crate) notices: Notices,
 }
 
 #[derive(Debug, Default)]
 struct State {
     work: Work,
     stream_alive: bool,
-    backend_pid: Option<u32>,
+    /// That of the connection, wherever it is.
+    session: Option<Arc<Session>>,
+    /// There has been a connection before.
+    connected_before: bool,
     /// The client is gone: nobody will ask for the connection again.
     closed: bool,
 }
@@ -44,7 +54,12 @@ enum Work {
 
 impl Slot {
     pub(crate) fn new(config: ConnectionConfig) -> Self {
-        Self { config, state: Mutex::default(), freed: Notify::new() }
+        let (state, freed, notices) = (Mutex::default(), Notify::new(), Notices::default());
+        Self { config, state, freed, notices }
+    }
+
+    pub(crate) fn config(&self) -> &ConnectionConfig {
+        &self.config
     }
 
     /// Takes the connection for a query, or opens one, and the right to run it.
@@ -55,16 +70,57 @@ impl Slot {
     ///
     /// [`Error::ConnectionBusy`] at once, when a stream is alive; those of connecting.
     pub(crate) async fn acquire(self: &Arc<Self>) -> Result<(StreamGuard, Lease, Connection)> {
-        let (guard, lease, idle) = self.take().await?;
+        let (guard, lease, mut idle) = self.take().await?;
+        if let Some(connection) = &idle {
+            // A cancel request that is still on its way would hit the query that follows.
+            if !connection.session.is_clean().await {
+                idle = None;
+            }
+        }
         let connection = match idle {
             Some(connection) => connection,
             None => {
-                let connection = connect(&self.config).await?;
-                self.lock().backend_pid = Some(connection.backend_pid());
+                let connection = self.connect().await?;
+                let mut state = self.lock();
+                state.session = Some(Arc::clone(&connection.session));
+                state.connected_before = true;
                 connection
             }
         };
         Ok((guard, lease, connection))
+    }
+
+    /// Opens a connection; one in place of another by the policy for that.
+    async fn connect(&self) -> Result<Connection> {
+        let replaces = self.lock().connected_before;
+        let mut failures = 0;
+        loop {
+            let error = match connect(&self.config, &self.notices).await {
+                Ok(connection) => return Ok(connection),
+                Err(e) if !replaces || !e.is_retriable() => return Err(e),
+                Err(e) => e,
+            };
+            failures += 1;
+            match self.config.retry().pause(failures, random::unit()?) {
+                Some(pause) => {
+                    debug!(target: TARGET, %error, ?pause, "will try again to connect");
+                    sleep(pause).await;
+                }
+                None => return Err(error),
+            }
+        }
+    }
+
+    /// Stops the query that runs, if one does.
+    pub(crate) async fn cancel(&self) -> Result<()> {
+        let cancel = {
+            let state = self.lock();
+            match (&state.work, &state.session) {
+                (Work::Out, Some(session)) => Arc::clone(session).begin_cancel(),
+                _ => return Ok(()),
+            }
+        };
+        cancel.send(self.config.cancel_timeout()).await
     }
 
     /// Takes the connection to close it, if there is one. Waits for a clean-up, like
@@ -116,7 +172,7 @@ impl Slot {
                 }
                 other => {
                     state.work = Work::None;
-                    state.backend_pid = None;
+                    state.session = None;
                     other
                 }
             }
@@ -126,8 +182,8 @@ impl Slot {
         self.freed.notify_waiters();
     }
 
-    pub(crate) fn backend_pid(&self) -> Option<u32> {
-        self.lock().backend_pid
+    pub(crate) fn session(&self) -> Option<Arc<Session>> {
+        self.lock().session.clone()
     }
 
     pub(crate) fn is_busy(&self) -> bool {
@@ -151,6 +207,43 @@ impl Slot {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code that can panic runs under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Stops the query of a client from anywhere else: made by
+/// [`FraiseClient::cancel_token`](crate::FraiseClient::cancel_token).
+///
+/// It does not keep the client's connection open.
+#[derive(Debug, Clone)]
+pub struct CancelToken {
+    slot: Weak<Slot>,
+}
+
+impl CancelToken {
+    pub(crate) fn new(slot: &Arc<Slot>) -> Self {
+        Self { slot: Arc::downgrade(slot) }
+    }
+
+    /// Asks the server to stop the query that runs at the moment; resolves when the server has taken
+    /// the request. When none runs, nothing happens.
+    ///
+    /// The stream ends with [`Error::Cancelled`], behind the rows that had arrived, unless it was at
+    /// its end already. A request never hits a later query: that waits for it.
+    ///
+    /// # Errors
+    ///
+    /// The server could not be told: [`Error::Timeout`] after `cancel_timeout`, or the error of the
+    /// connection that the request was sent on. The query goes on then.
+    ///
+    /// # Cancel safety
+    ///
+    /// The request may or may not be sent when the future is dropped. The connection is closed
+    /// behind the query then, because it might still hit the next one.
+    pub async fn cancel(&self) -> Result<()> {
+        match self.slot.upgrade() {
+            Some(slot) => slot.cancel().await,
+            None => Ok(()),
+        }
     }
 }
 

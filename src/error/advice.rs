@@ -24,6 +24,8 @@ pub enum ErrorCategory {
     Protocol,
     /// [`Error::Server`]
     Server,
+    /// [`Error::Cancelled`]
+    Cancelled,
     /// [`Error::Timeout`]
     Timeout,
     /// [`Error::InvalidSchema`]
@@ -52,6 +54,7 @@ impl ErrorCategory {
             Self::Authentication => "authentication",
             Self::Protocol => "protocol",
             Self::Server => "server",
+            Self::Cancelled => "cancelled",
             Self::Timeout => "timeout",
             Self::InvalidSchema => "invalid_schema",
             Self::JsonDecode => "json_decode",
@@ -93,6 +96,7 @@ impl Error {
             Self::Authentication { .. } => ErrorCategory::Authentication,
             Self::Protocol { .. } => ErrorCategory::Protocol,
             Self::Server(_) => ErrorCategory::Server,
+            Self::Cancelled => ErrorCategory::Cancelled,
             Self::Timeout { .. } => ErrorCategory::Timeout,
             Self::InvalidSchema { .. } => ErrorCategory::InvalidSchema,
             Self::JsonDecode { .. } => ErrorCategory::JsonDecode,
@@ -120,7 +124,9 @@ impl Error {
                 let hope = |a: &ConnectAttempt| a.error.is_retriable();
                 if attempts.iter().any(hope) { RetryAdvice::AfterDelay } else { RetryAdvice::Never }
             }
-            Self::Config { .. }
+            // Whoever stopped it does not want it run again.
+            Self::Cancelled
+            | Self::Config { .. }
             | Self::Tls { .. }
             | Self::Authentication { .. }
             | Self::Protocol { .. }

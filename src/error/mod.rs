@@ -97,6 +97,10 @@ pub enum Error {
     #[error("the server reported {}{}", .0, advice::hint_for(.0))]
     Server(Box<DbError>),
 
+    /// The query was stopped by a [`CancelToken`](crate::CancelToken) of its client.
+    #[error("the query was cancelled by a cancel token of its client")]
+    Cancelled,
+
     /// A deadline passed.
     #[error("timed out {phase} after {after:?}; {}", phase.hint())]
     Timeout {
@@ -179,6 +183,8 @@ pub enum TimeoutPhase {
     /// `cancel_timeout`: stopping a query on the server and draining what was in flight. The
     /// connection was closed; the next query opens another one.
     Cancel,
+    /// `read_timeout`: the server sent nothing at all while the stream wanted rows.
+    Read,
 }
 
 impl TimeoutPhase {
@@ -188,6 +194,7 @@ impl TimeoutPhase {
                 "check host and port, whether a firewall drops the packets, or raise connect_timeout"
             }
             Self::Cancel => "the connection was closed, the next query opens a new one",
+            Self::Read => "check the server and the network in between, or raise read_timeout",
         }
     }
 }
@@ -197,6 +204,7 @@ impl fmt::Display for TimeoutPhase {
         f.write_str(match self {
             Self::Connect => "connecting",
             Self::Cancel => "cancelling the query",
+            Self::Read => "waiting for the server",
         })
     }
 }

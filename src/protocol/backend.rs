@@ -14,13 +14,20 @@ pub(crate) enum Message {
     Authentication(Authentication),
     BackendKeyData {
         process_id: u32,
-        secret: u32,
+        /// 4 bytes in protocol 3.0, up to 256 in 3.2.
+        secret: Vec<u8>,
     },
     BindComplete,
     CommandComplete,
     DataRow,
     EmptyQueryResponse,
     ErrorResponse(Box<DbError>),
+    /// The server speaks less than it was asked for.
+    NegotiateProtocolVersion {
+        newest: u32,
+        /// Options of the protocol that it does not know.
+        options: Vec<String>,
+    },
     NoData,
     NoticeResponse(Box<DbError>),
     NotificationResponse {
@@ -105,6 +112,7 @@ impl Message {
             b'T' => read_row_description(body).map(Self::RowDescription),
             b'Z' => read_ready_for_query(body),
             b'n' => empty(Self::NoData, "NoData"),
+            b'v' => read_negotiate_protocol_version(body),
             DATA_ROW => Ok(Self::DataRow),
             tag => Ok(Self::Unexpected { tag }),
         }
@@ -129,6 +137,7 @@ impl Message {
             Self::DataRow => "DataRow",
             Self::EmptyQueryResponse => "EmptyQueryResponse",
             Self::ErrorResponse(_) => "ErrorResponse",
+            Self::NegotiateProtocolVersion { .. } => "NegotiateProtocolVersion",
             Self::NoData => "NoData",
             Self::NoticeResponse(_) => "NoticeResponse",
             Self::NotificationResponse { .. } => "NotificationResponse",
@@ -173,9 +182,23 @@ fn read_authentication(body: &[u8]) -> Result<Authentication> {
 
 fn read_backend_key_data(body: &[u8]) -> Result<Message> {
     let mut r = Reader::new("BackendKeyData", body);
-    let (process_id, secret) = (r.u32()?, r.u32()?);
+    let (process_id, secret) = (r.u32()?, r.rest());
+    // Longer keys came with protocol 3.2; who may use them is for the session to decide.
+    if !(4..=256).contains(&secret.len()) {
+        return Err(Error::protocol(format!("a cancel key of {} bytes came", secret.len())));
+    }
+    Ok(Message::BackendKeyData { process_id, secret: secret.to_vec() })
+}
+
+fn read_negotiate_protocol_version(body: &[u8]) -> Result<Message> {
+    let mut r = Reader::new("NegotiateProtocolVersion", body);
+    let (newest, count) = (r.u32()?, r.i32()?);
+    let mut options = Vec::new();
+    for _ in 0..count {
+        options.push(r.text()?);
+    }
     r.finish()?;
-    Ok(Message::BackendKeyData { process_id, secret })
+    Ok(Message::NegotiateProtocolVersion { newest, options })
 }
 
 fn read_command_complete(body: &[u8]) -> Result<Message> {
@@ -305,7 +328,7 @@ mod tests {
             (
                 b'K',
                 b"\0\0\n\0x\xcfr\x12",
-                Message::BackendKeyData { process_id: 2560, secret: 0x78cf_7212 },
+                Message::BackendKeyData { process_id: 2560, secret: vec![0x78, 0xcf, 0x72, 0x12] },
             ),
             (
                 b'S',
@@ -336,8 +359,9 @@ mod tests {
                 let sasl = tag == b'R' && body.get(3) > Some(&10);
                 assert!(sasl || Message::read(tag, &body[..cut]).is_err(), "{expected:?} at {cut}");
             }
+            // A cancel key may be longer, since protocol 3.2.
             assert!(
-                Message::read(tag, &[body, b"\0"].concat()).is_err(),
+                tag == b'K' || Message::read(tag, &[body, b"\0"].concat()).is_err(),
                 "{expected:?} and a byte"
             );
         }

@@ -39,6 +39,14 @@ impl Header {
         }
         Ok(Some(Self { tag, size }))
     }
+
+    /// The text of an error as servers wrote it before protocol 3, without a length: `E`, then text
+    /// up to a NUL. A server of today does so when it cannot start a process for a session.
+    pub(crate) fn text_of_old_error(buf: &[u8]) -> Option<String> {
+        let text = buf.strip_prefix(b"E")?.split(|&b| b == 0).next()?;
+        let text = std::str::from_utf8(text).ok()?.trim();
+        (!text.is_empty() && text.chars().all(|c| !c.is_control())).then(|| text.to_owned())
+    }
 }
 
 #[cfg(test)]

@@ -5,15 +5,20 @@
 use crate::error::{Error, Result};
 
 /// Protocol 3.0, which every server and every pooler speaks.
-const VERSION_3_0: u32 = 3 << 16;
+pub(crate) const VERSION_3_0: u32 = 3 << 16;
+/// Protocol 3.2 of Postgres 18: cancel keys of up to 256 bytes. There is no 3.1.
+pub(crate) const VERSION_3_2: u32 = 3 << 16 | 2;
 /// The code of a CancelRequest, in place of a version.
 const CANCEL_REQUEST: u32 = (1234 << 16) | 5678;
 
+/// An SSLRequest, which is answered by one byte.
+pub(crate) const SSL_REQUEST: &[u8] = b"\0\0\0\x08\x04\xd2\x16\x2f";
+
 /// A StartupMessage with these parameters.
-pub(crate) fn startup(parameters: &[(&str, &str)]) -> Result<Vec<u8>> {
+pub(crate) fn startup(version: u32, parameters: &[(&str, &str)]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     message(&mut out, None, |out| {
-        out.extend_from_slice(&VERSION_3_0.to_be_bytes());
+        out.extend_from_slice(&version.to_be_bytes());
         for (name, value) in parameters {
             text(out, name, "the name of a start-up parameter")?;
             // Never the value in an error: only its name.
@@ -26,8 +31,15 @@ pub(crate) fn startup(parameters: &[(&str, &str)]) -> Result<Vec<u8>> {
 }
 
 /// A CancelRequest, for a connection of its own.
-pub(crate) fn cancel_request(process_id: u32, secret: u32) -> Vec<u8> {
-    [16, CANCEL_REQUEST, process_id, secret].map(u32::to_be_bytes).concat()
+pub(crate) fn cancel_request(process_id: u32, secret: &[u8]) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    message(&mut out, None, |out| {
+        out.extend_from_slice(&CANCEL_REQUEST.to_be_bytes());
+        out.extend_from_slice(&process_id.to_be_bytes());
+        out.extend_from_slice(secret);
+        Ok(())
+    })?;
+    Ok(out)
 }
 
 /// A PasswordMessage: a password, or its MD5 form.
@@ -104,6 +116,13 @@ pub(crate) fn extended_query(sql: &str, parameters: &[Option<&str>]) -> Result<V
     Ok(out)
 }
 
+/// A Query by the simple protocol.
+pub(crate) fn simple_query(sql: &str) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    message(&mut out, Some(b'Q'), |out| text(out, sql, "the SQL text"))?;
+    Ok(out)
+}
+
 /// An empty Query: a round trip to a backend, through a pooler too.
 pub(crate) const EMPTY_QUERY: &[u8] = b"Q\0\0\0\x05\0";
 
@@ -155,7 +174,7 @@ mod tests {
     fn startup_is_what_libpq_sends() {
         let parameters = [("user", "role_md5"), ("database", "d"), ("client_encoding", "UTF8")];
         assert_eq!(
-            startup(&parameters).unwrap(),
+            startup(VERSION_3_0, &parameters).unwrap(),
             b"\0\0\0\x37\0\x03\0\0user\0role_md5\0database\0d\0client_encoding\0UTF8\0\0"
         );
     }

@@ -7,7 +7,7 @@ use crate::error::Error;
 
 use super::{
     backend,
-    frame::{HEADER, Header, MAX_FRAME},
+    frame::{HEADER, Header},
 };
 
 /// Bytes of a DataRow that are not its value: tag, length, column count, length of the value.
@@ -46,15 +46,15 @@ pub(crate) struct Incomplete {
 }
 
 impl Run {
-    /// Adds the rows that follow in `buf`, up to `max_rows` in all.
+    /// Adds the rows that follow in `buf`, up to `max_rows` in all, each of at most `max_frame` bytes.
     ///
     /// `buf` begins where the run began and may have grown since the last call: nothing is looked
     /// at twice.
-    pub(crate) fn extend(&mut self, buf: &[u8], max_rows: usize) -> Stop {
+    pub(crate) fn extend(&mut self, buf: &[u8], max_rows: usize, max_frame: usize) -> Stop {
         while self.rows < max_rows {
             let rest = buf.get(self.frame_bytes..).unwrap_or_default();
             let Some(head) = rest.first_chunk::<ROW_OVERHEAD>() else {
-                return incomplete_head(rest);
+                return incomplete_head(rest, max_frame);
             };
             let [backend::DATA_ROW, l0, l1, l2, l3, c0, c1, v0, v1, v2, v3] = *head else {
                 return Stop::Other;
@@ -69,8 +69,8 @@ impl Run {
                 Some(value) if columns == 1 && value + ROW_OVERHEAD == frame => value,
                 _ => return Stop::Malformed(malformed(frame, columns)),
             };
-            if frame > MAX_FRAME {
-                return Stop::Malformed(too_large(frame));
+            if frame > max_frame {
+                return Stop::Malformed(too_large(frame, max_frame));
             }
             if frame > rest.len() {
                 return Stop::Incomplete(Incomplete { frame_bytes: frame, value_bytes: value });
@@ -100,12 +100,12 @@ pub(crate) fn value_at(run: &[u8], at: usize) -> Option<(Value, usize)> {
 }
 
 /// Too few bytes even for the head of a row.
-fn incomplete_head(rest: &[u8]) -> Stop {
+fn incomplete_head(rest: &[u8], max_frame: usize) -> Stop {
     match rest.first() {
         Some(&tag) if tag != backend::DATA_ROW => return Stop::Other,
         _ => {}
     }
-    match Header::read(rest, MAX_FRAME) {
+    match Header::read(rest, max_frame) {
         Err(e) => Stop::Malformed(e),
         Ok(Some(header)) if header.size < ROW_OVERHEAD => {
             Stop::Malformed(malformed(header.size, 0))
@@ -120,13 +120,16 @@ fn malformed(frame: usize, columns: u16) -> Error {
 }
 
 #[cold]
-fn too_large(frame: usize) -> Error {
-    Error::protocol(format!("a DataRow of {frame} bytes came, more than {MAX_FRAME}"))
+fn too_large(frame: usize, max_frame: usize) -> Error {
+    Error::protocol(format!(
+        "a DataRow of {frame} bytes came, more than max_message_size, which is {max_frame}"
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::frame::MAX_FRAME;
 
     /// As recorded from a server: `select data from (values ('{"a":1}'::json), (null)) t(data)`.
     const TWO_ROWS: &[u8] =
@@ -146,7 +149,7 @@ mod tests {
     fn a_run_holds_the_rows_up_to_another_message() {
         let mut run = Run::default();
         let buf = [TWO_ROWS, b"C\0\0\0\x0dSELECT 2\0"].concat();
-        assert!(matches!(run.extend(&buf, 100), Stop::Other));
+        assert!(matches!(run.extend(&buf, 100, MAX_FRAME), Stop::Other));
         assert_eq!(run, Run { rows: 2, frame_bytes: TWO_ROWS.len(), value_bytes: 7 });
         assert_eq!(values(&buf[..run.frame_bytes]), [Some(&b"{\"a\":1}"[..]), None]);
     }
@@ -154,7 +157,7 @@ mod tests {
     #[test]
     fn a_run_ends_when_it_is_full() {
         let mut run = Run::default();
-        assert!(matches!(run.extend(TWO_ROWS, 1), Stop::Full));
+        assert!(matches!(run.extend(TWO_ROWS, 1, MAX_FRAME), Stop::Full));
         assert_eq!(run.rows, 1);
     }
 
@@ -162,13 +165,13 @@ mod tests {
     fn every_cut_gives_the_rows_before_it_and_goes_on_after_it() {
         for cut in 0..TWO_ROWS.len() {
             let mut run = Run::default();
-            let Stop::Incomplete(next) = run.extend(&TWO_ROWS[..cut], 100) else {
+            let Stop::Incomplete(next) = run.extend(&TWO_ROWS[..cut], 100, MAX_FRAME) else {
                 panic!("cut at {cut}");
             };
             let known = if !(11..18).contains(&cut) { (11, 0) } else { (18, 7) };
             assert_eq!((next.frame_bytes, next.value_bytes), known, "cut at {cut}");
             assert_eq!(run.rows, usize::from(cut >= 18));
-            assert!(matches!(run.extend(TWO_ROWS, 100), Stop::Incomplete(_)));
+            assert!(matches!(run.extend(TWO_ROWS, 100, MAX_FRAME), Stop::Incomplete(_)));
             assert_eq!(run.rows, 2, "cut at {cut}");
         }
     }
@@ -186,7 +189,7 @@ mod tests {
         ];
         for bad in bad {
             let mut run = Run::default();
-            let stop = run.extend(&[TWO_ROWS, bad].concat(), 100);
+            let stop = run.extend(&[TWO_ROWS, bad].concat(), 100, MAX_FRAME);
             assert!(matches!(stop, Stop::Malformed(_)), "{bad:?}: {stop:?}");
             assert_eq!(run.rows, 2);
         }

@@ -1,10 +1,10 @@
 //! The task that owns the connection while a query runs: it sends the request, reads the answer,
 //! hands over rows, and cleans up.
 
-use std::{future::poll_fn, io, sync::Arc, task::Poll};
+use std::{future::poll_fn, io, sync::Arc, task::Poll, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use tokio::select;
+use tokio::{select, time::sleep};
 use tracing::debug;
 
 use super::{
@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     connection::{Connection, Exchange, Lease, Progress, TARGET, Taken, settle},
-    error::{Error, Result},
+    error::{Error, Result, TimeoutPhase, sqlstate},
     protocol::{
         frame::{HEADER, Header, MAX_CONTROL_FRAME},
         rows::{Incomplete, Run, Stop},
@@ -146,7 +146,11 @@ impl Reader {
         }
         loop {
             let stop = match self.exchange.takes_rows() {
-                true => self.run.extend(&self.connection.buffer, self.limits.chunk_size),
+                true => self.run.extend(
+                    &self.connection.buffer,
+                    self.limits.chunk_size,
+                    self.connection.bounds.max_message_size,
+                ),
                 false => Stop::Other,
             };
             match stop {
@@ -181,12 +185,21 @@ impl Reader {
         };
         let progress = self.exchange.on(message)?;
         match progress {
-            Progress::Failed(error) => return Err(error.into()),
+            Progress::Failed(error) => return Err(self.explain(error).into()),
             Progress::Started => self.channel.start(),
             Progress::Going | Progress::Ready => {}
         }
         self.answered = true;
         Ok(progress)
+    }
+
+    /// The server's error, or what it stands for.
+    fn explain(&self, error: Error) -> Error {
+        let stopped = error.sqlstate().is_some_and(|code| *code == sqlstate::QUERY_CANCELED);
+        match stopped && self.connection.session.is_cancelled() {
+            true => Error::Cancelled,
+            false => error,
+        }
     }
 
     /// Hands over the rows at the front of the buffer as one chunk.
@@ -262,10 +275,15 @@ impl Reader {
             let read = if self.run.rows > 0 {
                 poll_fn(|cx| Poll::Ready(connection.poll_read(cx))).await
             } else {
+                let timeout = connection.bounds.read_timeout;
                 select! {
                     biased;
                     () = self.channel.changed() => Poll::Pending,
                     read = connection.read() => Poll::Ready(read),
+                    silence = silence(timeout) => {
+                        self.channel.stopped_reading();
+                        return Err(silence.into());
+                    }
                 }
             };
             self.channel.stopped_reading();
@@ -277,6 +295,13 @@ impl Reader {
             }
         }
     }
+}
+
+/// Resolves when the server has said nothing for too long.
+async fn silence(timeout: Option<Duration>) -> Error {
+    let Some(after) = timeout else { return std::future::pending().await };
+    sleep(after).await;
+    Error::Timeout { phase: TimeoutPhase::Read, after }
 }
 
 /// Gives the memory of the read buffer back; what is in it stays.

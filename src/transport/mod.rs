@@ -1,6 +1,11 @@
 //! Sockets: where a server is reached, and the bytes to and from it.
 
 mod connect;
+#[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs")))]
+mod no_tls;
+#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
+mod tls;
+mod tls_info;
 
 #[cfg(unix)]
 use std::path::PathBuf;
@@ -14,11 +19,20 @@ use std::{
 #[cfg(unix)]
 use tokio::net::UnixStream;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
 };
 
-pub(crate) use self::connect::resolve;
+#[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs")))]
+use self::no_tls::{TlsConnector, TlsStream};
+#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
+use self::tls::{TlsConnector, TlsStream};
+pub(crate) use self::{connect::resolve, tls_info::TlsInfo};
+use crate::{
+    config::{SocketSettings, TlsSettings},
+    error::{Error, Result},
+    protocol::frontend::SSL_REQUEST,
+};
 
 /// One address of a server, with no name left to resolve.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,37 +52,140 @@ impl fmt::Display for Address {
     }
 }
 
+/// How TLS is begun and what it demands.
+#[derive(Debug, Clone)]
+pub(crate) struct Tls {
+    connector: TlsConnector,
+    /// From the first byte, without asking.
+    direct: bool,
+}
+
+impl Tls {
+    /// Whether this build has TLS.
+    pub(crate) const AVAILABLE: bool = cfg!(any(feature = "tls-ring", feature = "tls-aws-lc-rs"));
+
+    /// Reads the certificates, on a thread where that may block.
+    pub(crate) async fn load(
+        settings: &TlsSettings,
+        host: Option<&str>,
+        direct: bool,
+    ) -> Result<Self> {
+        let (settings, host) = (settings.clone(), host.map(str::to_owned));
+        let load = move || TlsConnector::new(&settings, host.as_deref());
+        let connector = tokio::task::spawn_blocking(load).await.map_err(|_| Error::Tls {
+            message: "the runtime was shut down while certificates were read".into(),
+        })??;
+        Ok(Self { connector, direct })
+    }
+}
+
+/// What became of a wish for TLS.
+pub(crate) enum Encrypted {
+    Yes(Transport),
+    /// The server has none, and the connection can go on without.
+    No(Transport),
+}
+
 /// A connected socket.
 #[derive(Debug)]
 pub(crate) enum Transport {
     Tcp(TcpStream),
     #[cfg(unix)]
     Unix(UnixStream),
+    Tls(Box<TlsStream>),
 }
 
 impl Transport {
     /// Connects to one address. Dropping the future gives the attempt up.
-    pub(crate) async fn connect(address: &Address) -> io::Result<Self> {
+    pub(crate) async fn connect(address: &Address, settings: &SocketSettings) -> io::Result<Self> {
         match address {
-            Address::Tcp(address) => {
-                let stream = TcpStream::connect(address).await?;
-                // Every request is written in one piece: waiting to fill a packet only delays it.
-                stream.set_nodelay(true)?;
-                Ok(Self::Tcp(stream))
-            }
+            Address::Tcp(address) => connect::tcp(*address, settings).await.map(Self::Tcp),
             #[cfg(unix)]
-            Address::Unix(path) => UnixStream::connect(path).await.map(Self::Unix),
+            Address::Unix(path) => connect::unix(path).await.map(Self::Unix),
         }
     }
 
-    /// Writes as much as the socket takes at once, without waiting.
-    pub(crate) fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
+    /// Begins TLS.
+    pub(crate) async fn encrypt(self, tls: &Tls) -> Result<Encrypted> {
+        let Self::Tcp(mut tcp) = self else { return Ok(Encrypted::No(self)) };
+        if !tls.direct {
+            tcp.write_all(SSL_REQUEST).await.map_err(|e| Error::io(DURING, e))?;
+            // One byte and no more: whatever follows in the clear is read as TLS, and is not
+            // (CVE-2021-23222).
+            match tcp.read_u8().await.map_err(|e| Error::io(DURING, e))? {
+                b'S' => {}
+                b'N' => return Ok(Encrypted::No(Self::Tcp(tcp))),
+                // Its text is not shown: nobody knows yet who says it (CVE-2024-10977).
+                ERROR_RESPONSE => {
+                    return Err(Error::Tls {
+                        message: "the server answered the request for TLS with an error; see its \
+                                  log"
+                        .into(),
+                    });
+                }
+                other => {
+                    return Err(Error::protocol(format!(
+                        "{:?} came in answer to the request for TLS, where 'S' or 'N' is expected",
+                        char::from(other)
+                    )));
+                }
+            }
+        }
+        let stream = tls.connector.connect(tcp, tls.direct).await?;
+        Ok(Encrypted::Yes(Self::Tls(Box::new(stream))))
+    }
+
+    /// What TLS has agreed upon, if it is in use.
+    pub(crate) fn tls_info(&self) -> Option<TlsInfo> {
         match self {
-            Self::Tcp(stream) => stream.try_write(bytes),
-            #[cfg(unix)]
-            Self::Unix(stream) => stream.try_write(bytes),
+            Self::Tls(stream) => Some(stream.info()),
+            _ => None,
         }
     }
+
+    /// The name of the user at the other end of a Unix socket; `None` for other sockets.
+    #[cfg(unix)]
+    pub(crate) fn peer_user(&self) -> io::Result<Option<String>> {
+        let Self::Unix(stream) = self else { return Ok(None) };
+        let uid = nix::unistd::Uid::from_raw(stream.peer_cred()?.uid());
+        match nix::unistd::User::from_uid(uid)? {
+            Some(user) => Ok(Some(user.name)),
+            None => Ok(Some(format!("of id {uid}, which has no name"))),
+        }
+    }
+
+    #[cfg(not(unix))]
+    pub(crate) fn peer_user(&self) -> io::Result<Option<String>> {
+        Ok(None)
+    }
+
+    /// Writes a last message, as much of it as the socket takes at once.
+    pub(crate) fn try_write_last(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.try_write(bytes).map(drop),
+            #[cfg(unix)]
+            Self::Unix(stream) => stream.try_write(bytes).map(drop),
+            Self::Tls(stream) => stream.try_write_last(bytes),
+        }
+    }
+}
+
+const DURING: &str = "while TLS was being agreed upon";
+/// The tag of an ErrorResponse, in place of the one byte that is due.
+const ERROR_RESPONSE: u8 = 0x45;
+
+macro_rules! each {
+    ($transport:expr, $stream:ident => $do:expr) => {
+        match $transport.get_mut() {
+            Self::Tcp($stream) => $do,
+            #[cfg(unix)]
+            Self::Unix($stream) => $do,
+            Self::Tls($stream) => {
+                let $stream = $stream.as_mut();
+                $do
+            }
+        }
+    };
 }
 
 impl AsyncRead for Transport {
@@ -77,11 +194,7 @@ impl AsyncRead for Transport {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
-            #[cfg(unix)]
-            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
-        }
+        each!(self, stream => Pin::new(stream).poll_read(cx, buf))
     }
 }
 
@@ -91,26 +204,14 @@ impl AsyncWrite for Transport {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
-            #[cfg(unix)]
-            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
+        each!(self, stream => Pin::new(stream).poll_write(cx, buf))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_flush(cx),
-            #[cfg(unix)]
-            Self::Unix(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        each!(self, stream => Pin::new(stream).poll_flush(cx))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
-            #[cfg(unix)]
-            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
-        }
+        each!(self, stream => Pin::new(stream).poll_shutdown(cx))
     }
 }

@@ -11,6 +11,9 @@ use tokio::{
     task::JoinHandle,
 };
 
+/// What is made of the body of a message.
+pub type Answer = Box<dyn Fn(&[u8]) -> Vec<u8> + Send>;
+
 /// One step of a script.
 pub enum Step {
     /// Reads exactly these bytes, or panics.
@@ -19,6 +22,10 @@ pub enum Step {
     ExpectStartup,
     /// Reads a query by the extended protocol, up to its Sync.
     ExpectQuery,
+    /// Reads the end of the connection, and nothing before it.
+    ExpectEnd,
+    /// Reads one message and answers with what is made of its body.
+    Echo(Answer),
     /// Sends these bytes.
     Send(Vec<u8>),
     /// Waits for the test to say go on.
@@ -58,7 +65,7 @@ impl Scripted {
     }
 
     pub fn url(&self) -> String {
-        format!("postgres://u:planted-secret@{}/d?connect_timeout=20", self.address)
+        format!("postgres://u:planted-secret@{}/d?connect_timeout=20&sslmode=disable", self.address)
     }
 
     /// Waits for the scripts to end; panics when one was not followed.
@@ -89,6 +96,19 @@ async fn play(mut socket: TcpStream, script: Vec<Step>) {
                     break;
                 }
             },
+            Step::ExpectEnd => {
+                let mut rest = Vec::new();
+                let _ = socket.read_to_end(&mut rest).await;
+                // It may say that it goes.
+                assert!(rest.is_empty() || rest == b"X\0\0\0\x04", "{rest:?} came");
+            }
+            Step::Echo(answer) => {
+                let _tag = socket.read_u8().await.unwrap();
+                let len = socket.read_u32().await.unwrap() as usize;
+                let mut body = vec![0; len - 4];
+                socket.read_exact(&mut body).await.unwrap();
+                let _ = socket.write_all(&answer(&body)).await;
+            }
             // The other side may have had enough.
             Step::Send(bytes) => drop(socket.write_all(&bytes).await),
             Step::Wait(go) => drop(go.await),

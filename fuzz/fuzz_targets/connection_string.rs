@@ -1,0 +1,39 @@
+//! Any text as a connection string: it is taken or refused, and no password is ever shown.
+//!
+//! `cargo +nightly fuzz run connection_string`
+
+#![no_main]
+
+use fraiseql_wire::ConnectionConfig;
+use libfuzzer_sys::fuzz_target;
+
+/// Long enough not to come about by chance.
+const SECRET: &str = "Pl4ntedS3cret";
+
+fuzz_target!(|text: &str| {
+    // As it is, and with a password in each place where one can stand.
+    check(text);
+    check(&format!("postgres://u:{SECRET}{text}"));
+    check(&format!("postgres://h?{text}&password={SECRET}"));
+    check(&format!("{text} password={SECRET}"));
+    check(&format!("password='{SECRET}{text}"));
+});
+
+fn check(text: &str) {
+    let shown = match ConnectionConfig::parse(text) {
+        Ok(config) => {
+            // Every question can be answered.
+            for target in config.targets() {
+                let _ = (config.password_for(&target), target.to_string());
+            }
+            // A part that was split off by an unescaped character is no secret any more: only what
+            // was taken as the password is.
+            if !config.password().is_some_and(|p| p.contains(SECRET)) {
+                return;
+            }
+            format!("{config} {config:?}")
+        }
+        Err(error) => format!("{error} {error:?}"),
+    };
+    assert!(!shown.contains(SECRET), "{text:?}: {shown}");
+}

@@ -1,0 +1,282 @@
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
+
+use super::{
+    ChannelBinding, ConnectionConfig, Extras, LoadBalanceHosts, RetryPolicy, SslMode,
+    SslNegotiation, TargetSessionAttrs, TlsConfig, keyword::Values,
+};
+use crate::error::{Error, Result};
+
+/// Puts a [`ConnectionConfig`] together, setting by setting.
+///
+/// Made by [`ConnectionConfig::builder`]. What is not set comes from the environment (`PGHOST`,
+/// `PGSERVICE` and so on) or its default, as in a connection string. Everything is checked by
+/// [`build`](Self::build).
+#[derive(Clone, Default)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct ConnectionConfigBuilder {
+    hosts: Vec<String>,
+    addresses: Vec<String>,
+    ports: Vec<String>,
+    /// By libpq's keywords.
+    settings: Vec<(&'static str, String)>,
+    extras: Extras,
+}
+
+impl ConnectionConfigBuilder {
+    /// Adds a host: a name, an IP address, or the directory of a Unix socket (it begins with `/`,
+    /// or with `@` for Linux's abstract namespace). Several are tried in order.
+    pub fn host(mut self, host: impl Into<String>) -> Self {
+        self.hosts.push(host.into());
+        self
+    }
+
+    /// Adds an address to connect to without resolving the name of the same position.
+    pub fn hostaddr(mut self, address: impl Into<IpAddr>) -> Self {
+        self.addresses.push(address.into().to_string());
+        self
+    }
+
+    /// Adds a port: one for all hosts, or one for each, in order. 5432 by default.
+    pub fn port(mut self, port: u16) -> Self {
+        self.ports.push(port.to_string());
+        self
+    }
+
+    /// Sets the database. The user's name by default.
+    pub fn database(self, name: impl Into<String>) -> Self {
+        self.set("dbname", name)
+    }
+
+    /// Sets the role that logs in. The operating system's user by default.
+    pub fn user(self, name: impl Into<String>) -> Self {
+        self.set("user", name)
+    }
+
+    /// Sets the password. By default it is looked up in the password file.
+    pub fn password(self, password: impl Into<String>) -> Self {
+        self.set("password", password)
+    }
+
+    /// Sets where to ask for the password: once for each connection that the server asks one for,
+    /// for tokens that expire. It comes before [`password`](Self::password) and the password file.
+    ///
+    /// It is asked within `connect_timeout`. Its error ends the attempt.
+    pub fn password_provider<F, P>(mut self, provider: F) -> Self
+    where
+        F: Fn() -> P + Send + Sync + 'static,
+        P: Future<Output = Result<String>> + Send + 'static,
+    {
+        self.extras.password_provider =
+            Some(PasswordProvider(Arc::new(move || Box::pin(provider()))));
+        self
+    }
+
+    /// Sets the name shown in `pg_stat_activity`.
+    pub fn application_name(self, name: impl Into<String>) -> Self {
+        self.set("application_name", name)
+    }
+
+    /// Sets command-line options for the server, such as `-c search_path=app`. A pooler may refuse
+    /// them.
+    pub fn options(self, options: impl Into<String>) -> Self {
+        self.set("options", options)
+    }
+
+    /// Sets the time for one address: connecting, TLS and logging in together, and for the first
+    /// address of a host resolving its name. It starts again for each further address. Without it
+    /// an attempt can take as long as the operating system lets it.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.extras.connect_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets how long a stream that wants rows may hear nothing at all from the server. Then it ends
+    /// with [`Error::Timeout`]. A paused stream, or one whose memory is full, does not count. None
+    /// by default: a query may take long to find its first row.
+    pub fn read_timeout(mut self, timeout: Duration) -> Self {
+        self.extras.read_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets the server's `statement_timeout`, in whole milliseconds; sent as a start-up parameter,
+    /// which PgBouncer refuses unless it is in its `ignore_startup_parameters`. The server counts
+    /// the time in which nobody reads the stream too.
+    pub fn statement_timeout(mut self, timeout: Duration) -> Self {
+        self.extras.statement_timeout = Some(timeout);
+        self
+    }
+
+    /// Sets whether TCP keepalives are sent. On by default.
+    pub fn keepalive(self, on: bool) -> Self {
+        self.set("keepalives", if on { "1" } else { "0" })
+    }
+
+    /// Sets how long a connection is idle before the first keepalive; in seconds, rounded up. The
+    /// operating system's default otherwise, often two hours.
+    pub fn keepalive_idle(self, idle: Duration) -> Self {
+        self.set("keepalives_idle", ceil_seconds(idle))
+    }
+
+    /// Sets the time between keepalives; in seconds, rounded up.
+    pub fn keepalive_interval(self, interval: Duration) -> Self {
+        self.set("keepalives_interval", ceil_seconds(interval))
+    }
+
+    /// Sets how many keepalives may be lost before the connection counts as dead.
+    pub fn keepalive_count(self, count: u32) -> Self {
+        self.set("keepalives_count", count.to_string())
+    }
+
+    /// Sets how long what was sent may stay unacknowledged (`TCP_USER_TIMEOUT`, where the system
+    /// has it); in milliseconds.
+    pub fn tcp_user_timeout(self, timeout: Duration) -> Self {
+        self.set("tcp_user_timeout", timeout.as_millis().to_string())
+    }
+
+    /// Sets whether the session is encrypted.
+    pub fn ssl_mode(self, mode: SslMode) -> Self {
+        self.set("sslmode", mode.as_str())
+    }
+
+    /// Sets how encryption is agreed upon.
+    pub fn ssl_negotiation(self, negotiation: SslNegotiation) -> Self {
+        self.set("sslnegotiation", negotiation.as_str())
+    }
+
+    /// Sets whether the login is bound to the encrypted channel.
+    pub fn channel_binding(self, binding: ChannelBinding) -> Self {
+        self.set("channel_binding", binding.as_str())
+    }
+
+    /// Sets which ways to log in are acceptable, as libpq's
+    /// [`require_auth`](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-REQUIRE-AUTH):
+    /// `scram-sha-256`, or `!password,!none`.
+    pub fn require_auth(self, methods: impl Into<String>) -> Self {
+        self.set("require_auth", methods)
+    }
+
+    /// Sets which servers of several will do.
+    pub fn target_session_attrs(self, attrs: TargetSessionAttrs) -> Self {
+        self.set("target_session_attrs", attrs.as_str())
+    }
+
+    /// Sets in which order several hosts are tried.
+    pub fn load_balance_hosts(self, order: LoadBalanceHosts) -> Self {
+        self.set("load_balance_hosts", order.as_str())
+    }
+
+    /// Sets how TLS is done, in place of every `ssl...` setting but
+    /// [`ssl_negotiation`](Self::ssl_negotiation): the session is always encrypted then.
+    pub fn tls(mut self, tls: TlsConfig) -> Self {
+        self.extras.tls = Some(tls);
+        self
+    }
+
+    /// Adds a run-time parameter that is sent at the start of the session, such as `work_mem`. A
+    /// pooler may refuse it.
+    pub fn param(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.extras.params.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets the largest message that is read from the server, in bytes, up to 1 GiB, which is the
+    /// default. A larger row ends its stream with [`Error::Protocol`] before it is read.
+    pub fn max_message_size(mut self, bytes: usize) -> Self {
+        self.extras.max_message_size = bytes;
+        self
+    }
+
+    /// Sets how many SCRAM iterations a server may ask for. 100,000 by default, some 50 ms of
+    /// computing.
+    pub fn max_scram_iterations(mut self, iterations: u32) -> Self {
+        self.extras.max_scram_iterations = iterations;
+        self
+    }
+
+    /// Sets how a lost connection is replaced.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.extras.retry = policy;
+        self
+    }
+
+    /// Sets how long stopping a query may take, the cancel request and draining together. 2 seconds
+    /// by default. After that the connection is closed.
+    pub fn cancel_timeout(mut self, timeout: Duration) -> Self {
+        self.extras.cancel_timeout = timeout;
+        self
+    }
+
+    /// Sets how many bytes of a stopped query may be drained to keep the connection. 16 MiB by
+    /// default.
+    pub fn drain_limit(mut self, bytes: usize) -> Self {
+        self.extras.drain_limit = bytes;
+        self
+    }
+
+    /// Checks everything, and takes what is not set from the service file, the environment, or its
+    /// default.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] names the setting that is not valid; [`Error::Tls`] says that TLS is asked
+    /// for and this build has none.
+    pub fn build(self) -> Result<ConnectionConfig> {
+        let mut values = Values::default();
+        for (name, list) in
+            [("host", self.hosts), ("hostaddr", self.addresses), ("port", self.ports)]
+        {
+            if !list.is_empty() {
+                values.set(name, list.join(","))?;
+            }
+        }
+        for (name, value) in self.settings {
+            if value.contains('\0') {
+                return Err(Error::config(format!("{name} holds a NUL character")));
+            }
+            values.set(name, value)?;
+        }
+        ConnectionConfig::resolve(values, self.extras)
+    }
+
+    fn set(mut self, keyword: &'static str, value: impl Into<String>) -> Self {
+        self.settings.push((keyword, value.into()));
+        self
+    }
+}
+
+/// Not one of the secrets.
+impl fmt::Debug for ConnectionConfigBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = self
+            .settings
+            .iter()
+            .map(|(k, v)| (*k, if super::keyword::is_secret(k) { "(secret)" } else { v.as_str() }));
+        f.debug_struct("ConnectionConfigBuilder")
+            .field("hosts", &self.hosts)
+            .field("settings", &shown.collect::<Vec<_>>())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Who is asked for a password.
+#[derive(Clone)]
+pub(crate) struct PasswordProvider(Arc<Ask>);
+
+type Ask = dyn Fn() -> std::pin::Pin<Box<dyn Future<Output = Result<String>> + Send>> + Send + Sync;
+
+impl PasswordProvider {
+    pub(crate) fn ask(&self) -> impl Future<Output = Result<String>> + Send + use<> {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for PasswordProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PasswordProvider")
+    }
+}
+
+fn ceil_seconds(duration: Duration) -> String {
+    let part = u64::from(duration.subsec_nanos() > 0);
+    duration.as_secs().saturating_add(part).to_string()
+}

@@ -1,0 +1,135 @@
+//! The parameters libpq 18 knows, in its order, and the values that some of them have.
+//!
+//! The table is `PQconninfoOptions` of libpq's fe-connect.c: a parameter that cannot apply here is
+//! known all the same, so that a string which libpq takes is not refused for its name.
+
+use std::{collections::BTreeMap, fmt};
+
+use crate::error::{Error, Result};
+
+/// One parameter.
+pub(super) struct Keyword {
+    pub(super) name: &'static str,
+    /// The environment variable that is asked when neither the string nor a service says anything.
+    pub(super) env: Option<&'static str>,
+    /// What holds when nobody says anything.
+    pub(super) default: Option<&'static str>,
+}
+
+const fn keyword(
+    name: &'static str,
+    env: Option<&'static str>,
+    default: Option<&'static str>,
+) -> Keyword {
+    Keyword { name, env, default }
+}
+
+pub(super) const KEYWORDS: &[Keyword] = &[
+    keyword("service", Some("PGSERVICE"), None),
+    keyword("user", Some("PGUSER"), None),
+    keyword("password", Some("PGPASSWORD"), None),
+    keyword("passfile", Some("PGPASSFILE"), None),
+    keyword("channel_binding", Some("PGCHANNELBINDING"), Some("prefer")),
+    keyword("connect_timeout", Some("PGCONNECT_TIMEOUT"), None),
+    keyword("dbname", Some("PGDATABASE"), None),
+    keyword("host", Some("PGHOST"), None),
+    keyword("hostaddr", Some("PGHOSTADDR"), None),
+    keyword("port", Some("PGPORT"), Some("5432")),
+    keyword("client_encoding", Some("PGCLIENTENCODING"), None),
+    keyword("options", Some("PGOPTIONS"), Some("")),
+    keyword("application_name", Some("PGAPPNAME"), None),
+    keyword("fallback_application_name", None, None),
+    keyword("keepalives", None, None),
+    keyword("keepalives_idle", None, None),
+    keyword("keepalives_interval", None, None),
+    keyword("keepalives_count", None, None),
+    keyword("tcp_user_timeout", None, None),
+    keyword("sslmode", Some("PGSSLMODE"), Some("prefer")),
+    keyword("sslnegotiation", Some("PGSSLNEGOTIATION"), Some("postgres")),
+    keyword("sslcompression", Some("PGSSLCOMPRESSION"), Some("0")),
+    keyword("sslcert", Some("PGSSLCERT"), None),
+    keyword("sslkey", Some("PGSSLKEY"), None),
+    keyword("sslcertmode", Some("PGSSLCERTMODE"), Some("allow")),
+    keyword("sslpassword", None, None),
+    keyword("sslrootcert", Some("PGSSLROOTCERT"), None),
+    keyword("sslcrl", Some("PGSSLCRL"), None),
+    keyword("sslcrldir", Some("PGSSLCRLDIR"), None),
+    keyword("sslsni", Some("PGSSLSNI"), Some("1")),
+    keyword("requirepeer", Some("PGREQUIREPEER"), None),
+    keyword("require_auth", Some("PGREQUIREAUTH"), None),
+    keyword("min_protocol_version", Some("PGMINPROTOCOLVERSION"), None),
+    keyword("max_protocol_version", Some("PGMAXPROTOCOLVERSION"), None),
+    keyword("ssl_min_protocol_version", Some("PGSSLMINPROTOCOLVERSION"), Some("TLSv1.2")),
+    keyword("ssl_max_protocol_version", Some("PGSSLMAXPROTOCOLVERSION"), None),
+    // As in a libpq without GSSAPI.
+    keyword("gssencmode", Some("PGGSSENCMODE"), Some("disable")),
+    keyword("krbsrvname", Some("PGKRBSRVNAME"), Some("postgres")),
+    keyword("gsslib", Some("PGGSSLIB"), None),
+    keyword("gssdelegation", Some("PGGSSDELEGATION"), Some("0")),
+    keyword("replication", None, None),
+    keyword("target_session_attrs", Some("PGTARGETSESSIONATTRS"), Some("any")),
+    keyword("load_balance_hosts", Some("PGLOADBALANCEHOSTS"), Some("disable")),
+    keyword("scram_client_key", None, None),
+    keyword("scram_server_key", None, None),
+    keyword("oauth_issuer", None, None),
+    keyword("oauth_client_id", None, None),
+    keyword("oauth_client_secret", None, None),
+    keyword("oauth_scope", None, None),
+    keyword("sslkeylogfile", None, None),
+];
+
+/// Parameters whose value is never shown.
+const SECRETS: &[&str] =
+    &["password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"];
+
+pub(super) fn find(name: &str) -> Option<&'static Keyword> {
+    KEYWORDS.iter().find(|k| k.name == name)
+}
+
+pub(super) fn is_secret(name: &str) -> bool {
+    SECRETS.contains(&name)
+}
+
+/// Values by keyword. An empty value is one that was given.
+#[derive(Clone, Default)]
+pub(super) struct Values(BTreeMap<&'static str, String>);
+
+impl Values {
+    /// Sets a value, in place of an earlier one.
+    pub(super) fn set(&mut self, name: &str, value: String) -> Result<()> {
+        let keyword = find(name).ok_or_else(|| unknown(name))?;
+        self.0.insert(keyword.name, value);
+        Ok(())
+    }
+
+    /// Sets a value where none was given.
+    pub(super) fn fill(&mut self, keyword: &Keyword, value: impl Into<String>) {
+        self.0.entry(keyword.name).or_insert_with(|| value.into());
+    }
+
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// The value, unless it is empty, which for most parameters means the same as none.
+    pub(super) fn non_empty(&self, name: &str) -> Option<&str> {
+        self.get(name).filter(|v| !v.is_empty())
+    }
+}
+
+/// Not one of the secrets.
+impl fmt::Debug for Values {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = self.0.iter().map(|(k, v)| (k, if is_secret(k) { "(secret)" } else { v }));
+        f.debug_map().entries(shown).finish()
+    }
+}
+
+fn unknown(name: &str) -> Error {
+    // A name is as long as a name is: what is longer is a part of something else.
+    let name: String = name.chars().take(64).collect();
+    Error::config(format!(
+        "{name:?} is not a connection parameter; the parameters are libpq's: \
+         https://www.postgresql.org/docs/current/libpq-connect.html"
+    ))
+}

@@ -1,0 +1,77 @@
+use std::time::Duration;
+
+/// How a connection that was lost is replaced, when the next query finds it gone.
+///
+/// Attempts that fail for a reason that may pass ([`Error::is_retriable`](crate::Error::is_retriable))
+/// are repeated after a pause: a random part of a bound that begins at
+/// [`initial_backoff`](Self::initial_backoff) and doubles up to [`max_backoff`](Self::max_backoff),
+/// so that many clients do not come back at once. The first connection of a client is not
+/// repeated: whoever starts a service wants to hear at once that its configuration is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryPolicy {
+    pub(crate) max_attempts: u32,
+    pub(crate) initial_backoff: Duration,
+    pub(crate) max_backoff: Duration,
+}
+
+impl RetryPolicy {
+    /// One attempt and no more.
+    pub fn none() -> Self {
+        Self { max_attempts: 1, ..Self::default() }
+    }
+
+    /// Sets how often it is tried in all, at least once. 5 by default.
+    #[must_use]
+    pub fn max_attempts(self, attempts: u32) -> Self {
+        Self { max_attempts: attempts.max(1), ..self }
+    }
+
+    /// Sets the bound of the first pause. 100 ms by default.
+    #[must_use]
+    pub fn initial_backoff(self, backoff: Duration) -> Self {
+        Self { initial_backoff: backoff, ..self }
+    }
+
+    /// Sets the bound that pauses grow to. 2 s by default.
+    #[must_use]
+    pub fn max_backoff(self, backoff: Duration) -> Self {
+        Self { max_backoff: backoff, ..self }
+    }
+
+    /// The pause after this many failures, or `None` when it is enough; `random` lies in 0..1.
+    pub(crate) fn pause(&self, failures: u32, random: f64) -> Option<Duration> {
+        if failures >= self.max_attempts {
+            return None;
+        }
+        let doubled = 2u32.saturating_pow(failures.saturating_sub(1));
+        let bound = self.initial_backoff.saturating_mul(doubled).min(self.max_backoff);
+        Some(bound.mul_f64(random.clamp(0.0, 1.0)))
+    }
+}
+
+/// Five attempts: with the default pauses, up to about 1.5 s in all.
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            max_attempts: 5,
+            initial_backoff: Duration::from_millis(100),
+            max_backoff: Duration::from_secs(2),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_their_bound_and_end() {
+        let policy = RetryPolicy::default().max_backoff(Duration::from_millis(300));
+        let pauses: Vec<_> = (1..=5).map(|n| policy.pause(n, 1.0)).collect();
+        let ms = |n| Some(Duration::from_millis(n));
+        assert_eq!(pauses, [ms(100), ms(200), ms(300), ms(300), None]);
+        assert_eq!(policy.pause(1, 0.0), ms(0));
+        assert_eq!(RetryPolicy::none().pause(1, 1.0), None);
+        assert!(RetryPolicy::default().max_attempts(u32::MAX).pause(4_000_000_000, 1.0).is_some());
+    }
+}

@@ -1,0 +1,125 @@
+//! Service files: [The Connection Service File], and `parseServiceFile` of libpq.
+//!
+//! [The Connection Service File]: https://www.postgresql.org/docs/current/libpq-pgservice.html
+
+use std::path::{Path, PathBuf};
+
+use super::{environment::Environment, keyword, keyword::Values};
+use crate::error::{Error, Result};
+
+/// The longest line, as libpq's buffer.
+const MAX_LINE: usize = 1022;
+
+/// Fills in what the service says and `values` leaves open.
+pub(super) fn fill(values: &mut Values, environment: &Environment<'_>) -> Result<()> {
+    let named = values.get("service").map(str::to_owned);
+    let Some(service) = named.or_else(|| (environment.variable)("PGSERVICE")) else {
+        return Ok(());
+    };
+    let mut files = Vec::new();
+    match (environment.variable)("PGSERVICEFILE") {
+        Some(file) => {
+            let file = PathBuf::from(file);
+            if !file.exists() {
+                return Err(Error::config(format!(
+                    "the service file {} does not exist; PGSERVICEFILE names it",
+                    file.display()
+                )));
+            }
+            files.push(file);
+        }
+        None => files.extend(environment.home.as_ref().map(|h| h.join(".pg_service.conf"))),
+    }
+    match (environment.variable)("PGSYSCONFDIR") {
+        Some(folder) => files.push(PathBuf::from(folder).join("pg_service.conf")),
+        // Where Debian's libpq and where Fedora's looks.
+        None => files.extend(
+            ["/etc/postgresql-common", "/etc"].map(|f| Path::new(f).join("pg_service.conf")),
+        ),
+    }
+    for file in &files {
+        let text = Environment::read(file)
+            .map_err(|e| Error::config(format!("the service file {}: {e}", file.display())))?;
+        if let Some(text) = text {
+            if read(&text, &service, values).map_err(|why| {
+                Error::config(format!("the service file {}, {why}", file.display()))
+            })? {
+                return Ok(());
+            }
+        }
+    }
+    let files: Vec<_> = files.iter().map(|f| f.display().to_string()).collect();
+    Err(Error::config(format!(
+        "the service {service:?} is not defined in any of {}",
+        files.join(", ")
+    )))
+}
+
+/// Takes the section of the service, and says whether there is one. The error has no value in it,
+/// which may be a password.
+fn read(text: &str, service: &str, values: &mut Values) -> Result<bool, String> {
+    let mut found = false;
+    for (number, line) in text.lines().enumerate() {
+        let number = number + 1;
+        if line.len() > MAX_LINE {
+            return Err(format!("line {number}: longer than {MAX_LINE} bytes"));
+        }
+        let line = line.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if let Some(section) = line.strip_prefix('[') {
+            if found {
+                break;
+            }
+            found = section.strip_prefix(service).is_some_and(|rest| rest.starts_with(']'));
+            continue;
+        }
+        if !found {
+            continue;
+        }
+        let Some((name, value)) = line.split_once('=') else {
+            return Err(format!("line {number}: not of the form keyword=value"));
+        };
+        if name == "service" {
+            return Err(format!("line {number}: a service cannot name another service"));
+        }
+        // No blanks around the equals sign: they would belong to the keyword or the value.
+        let keyword = keyword::find(name).ok_or_else(|| {
+            format!("line {number}: what stands before the = is no connection parameter")
+        })?;
+        values.fill(keyword, value);
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: &str = "# comment\n\n[a]\nhost=db\n port=6432 \npassword=se cret\n[ab]\nhost=no\n";
+
+    #[test]
+    fn the_section_of_the_service_fills_in_what_is_open() {
+        let mut values = Values::default();
+        values.set("port", "1".into()).unwrap();
+        assert!(read(FILE, "a", &mut values).unwrap());
+        assert_eq!(values.get("host"), Some("db"));
+        assert_eq!(values.get("port"), Some("1"), "what is given explicitly counts");
+        assert_eq!(values.get("password"), Some("se cret"));
+        assert!(!read(FILE, "b", &mut Values::default()).unwrap());
+    }
+
+    #[test]
+    fn mistakes_name_the_line_and_no_value() {
+        for (file, expected) in [
+            ("[a]\nsecret", "line 2: not of the form"),
+            ("[a]\nservice=b", "line 2: a service cannot"),
+            ("[a]\npassword = secret", "line 2: what stands before"),
+            (&format!("[a]\nhost={}", "s".repeat(1100)), "line 2: longer"),
+        ] {
+            let error = read(file, "a", &mut Values::default()).unwrap_err();
+            assert!(error.contains(expected) && !error.contains("secret"), "{error}");
+        }
+    }
+}

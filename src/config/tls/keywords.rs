@@ -1,0 +1,242 @@
+//! libpq's `ssl*` keywords, as `initialize_SSL` in fe-secure-openssl.c reads them.
+
+use std::path::{Path, PathBuf};
+
+use super::{
+    ClientCertificate, Crls, RootSource, SendCertificate, Source, TlsSettings, TlsVersion, Verify,
+};
+use crate::{
+    config::SslMode,
+    error::{Error, Result},
+};
+
+/// What libpq's keywords say about TLS.
+///
+/// `get` answers with a keyword's effective value, and `None` when it was set nowhere. `home` is
+/// where the default files are looked for: the user's home directory, and on Windows
+/// `%APPDATA%\postgresql`.
+pub(crate) fn from_keywords<'a>(
+    get: &dyn Fn(&str) -> Option<&'a str>,
+    mode: SslMode,
+    home: Option<&Path>,
+) -> Result<TlsSettings> {
+    // An empty value is a default, as libpq has it.
+    let value = |keyword| get(keyword).filter(|v| !v.is_empty());
+    let default = |name: &str| {
+        home.map(|h| if cfg!(windows) { h.join(name) } else { h.join(".postgresql").join(name) })
+    };
+    let path = |keyword, name| value(keyword).map(PathBuf::from).or_else(|| default(name));
+
+    let (min_version, max_version) = versions(&value)?;
+    let strict = matches!(mode, SslMode::VerifyCa | SslMode::VerifyFull);
+    let mut verify = match mode {
+        SslMode::VerifyFull => Verify::ChainAndName,
+        _ => Verify::Chain,
+    };
+    let mut roots = Vec::new();
+    let mut roots_optional = false;
+    match path("sslrootcert", "root.crt") {
+        Some(file) if file.as_os_str() == "system" => {
+            if mode != SslMode::VerifyFull {
+                return Err(Error::config(format!(
+                    "sslmode={} is too weak for sslrootcert=system: anyone can have a certificate \
+                     of a public authority, so write sslmode=verify-full",
+                    mode.as_str()
+                )));
+            }
+            roots.push(RootSource::System);
+        }
+        Some(file) => {
+            roots.push(RootSource::Certificates(Source::File(file)));
+            roots_optional = !strict;
+        }
+        None if strict => {
+            return Err(Error::config(format!(
+                "sslmode={} needs root certificates, and without a home directory there is no \
+                 default file: set sslrootcert to the file of the server's authority, or to system",
+                mode.as_str()
+            )));
+        }
+        None => verify = Verify::Nothing,
+    }
+    Ok(TlsSettings {
+        verify,
+        crls: crls(&value, &roots, default("root.crl")),
+        roots,
+        roots_optional,
+        client: path("sslcert", "postgresql.crt").map(|certificate| ClientCertificate {
+            certificate: Source::File(certificate),
+            key: path("sslkey", "postgresql.key").map(Source::File),
+            optional: true,
+        }),
+        send_certificate: match value("sslcertmode") {
+            None | Some("allow") => SendCertificate::Allow,
+            Some("disable") => SendCertificate::Never,
+            Some("require") => SendCertificate::Require,
+            Some(_) => {
+                return Err(Error::config("sslcertmode is none of disable, allow, require"));
+            }
+        },
+        min_version,
+        max_version,
+        // Set to nothing is set, and anything but 1 is off.
+        sni: get("sslsni").unwrap_or("1").starts_with('1'),
+        server_name: None,
+    })
+}
+
+fn crls<'a>(
+    value: &dyn Fn(&'static str) -> Option<&'a str>,
+    roots: &[RootSource],
+    default: Option<PathBuf>,
+) -> Crls {
+    let named: Vec<_> =
+        ["sslcrl", "sslcrldir"].into_iter().filter_map(value).map(PathBuf::from).collect();
+    if !named.is_empty() {
+        return Crls { paths: named, optional: false };
+    }
+    // The default list goes with the default roots: a list of one authority says nothing about the
+    // system's.
+    let default = default.filter(|_| !roots.contains(&RootSource::System));
+    Crls { paths: default.into_iter().collect(), optional: true }
+}
+
+/// `sslVerifyProtocolVersion` and `sslVerifyProtocolRange` of fe-connect.c, over the versions that
+/// are spoken here.
+fn versions<'a>(
+    value: &dyn Fn(&'static str) -> Option<&'a str>,
+) -> Result<(TlsVersion, TlsVersion)> {
+    /// Ordered as the versions are.
+    fn number(keyword: &str, word: Option<&str>, default: u8) -> Result<u8> {
+        let Some(word) = word else { return Ok(default) };
+        let known = ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"];
+        (0..).zip(known).find(|(_, k)| k.eq_ignore_ascii_case(word)).map(|(n, _)| n).ok_or_else(
+            || Error::config(format!("{keyword} is none of TLSv1, TLSv1.1, TLSv1.2, TLSv1.3")),
+        )
+    }
+    const TLS12: u8 = 2;
+    const TLS13: u8 = 3;
+    let (min_key, max_key) = ("ssl_min_protocol_version", "ssl_max_protocol_version");
+    let min = number(min_key, value(min_key), TLS12)?;
+    let max = number(max_key, value(max_key), TLS13)?;
+    if max < TLS12 {
+        return Err(Error::config(format!(
+            "{max_key} is below TLSv1.2, the oldest that is spoken here: set it to TLSv1.2 or remove it"
+        )));
+    }
+    if min > max {
+        return Err(Error::config(format!("{min_key} is above {max_key}")));
+    }
+    let version = |n| if n == TLS13 { TlsVersion::Tls13 } else { TlsVersion::Tls12 };
+    Ok((version(min), version(max)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(mode: &str, home: Option<&str>, pairs: &[(&str, &'static str)]) -> Result<TlsSettings> {
+        let get = |k: &str| pairs.iter().find(|(key, _)| *key == k).map(|(_, v)| *v);
+        from_keywords(&get, SslMode::parse(mode).unwrap(), home.map(Path::new))
+    }
+
+    fn file(path: &str) -> Source {
+        Source::File(path.into())
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn default_files_are_libpqs() {
+        let s = read("prefer", Some("/home/u"), &[]).unwrap();
+        let root = RootSource::Certificates(file("/home/u/.postgresql/root.crt"));
+        assert_eq!((s.roots, s.roots_optional, s.verify), (vec![root], true, Verify::Chain));
+        let client = s.client.unwrap();
+        assert_eq!(client.certificate, file("/home/u/.postgresql/postgresql.crt"));
+        assert_eq!(client.key, Some(file("/home/u/.postgresql/postgresql.key")));
+        assert!(client.optional && s.sni);
+        assert_eq!(s.crls.paths, [Path::new("/home/u/.postgresql/root.crl")]);
+        assert!(s.crls.optional);
+        assert_eq!(s.send_certificate, SendCertificate::Allow);
+    }
+
+    #[test]
+    fn a_named_root_file_is_optional_below_verify_ca() {
+        for (mode, optional, verify) in [
+            ("allow", true, Verify::Chain),
+            ("prefer", true, Verify::Chain),
+            ("require", true, Verify::Chain),
+            ("verify-ca", false, Verify::Chain),
+            ("verify-full", false, Verify::ChainAndName),
+        ] {
+            let s = read(mode, None, &[("sslrootcert", "r.crt")]).unwrap();
+            assert_eq!((s.roots_optional, s.verify), (optional, verify), "{mode}");
+            assert_eq!(s.roots, [RootSource::Certificates(file("r.crt"))]);
+        }
+    }
+
+    #[test]
+    fn without_a_home_directory_there_are_no_defaults() {
+        let s = read("require", None, &[]).unwrap();
+        assert_eq!((s.verify, s.roots, s.client), (Verify::Nothing, vec![], None));
+        assert!(s.crls.paths.is_empty());
+        let error = read("verify-ca", None, &[]).unwrap_err().to_string();
+        assert!(error.contains("set sslrootcert"), "{error}");
+        let s = read("require", None, &[("sslcert", "c")]).unwrap();
+        assert_eq!(s.client.unwrap().key, None);
+    }
+
+    #[test]
+    fn the_systems_roots_demand_verify_full() {
+        let system = [("sslrootcert", "system")];
+        for mode in ["disable", "allow", "prefer", "require", "verify-ca"] {
+            let error = read(mode, None, &system).unwrap_err().to_string();
+            assert!(error.contains("verify-full"), "{error}");
+        }
+        let s = read("verify-full", Some("/home/u"), &system).unwrap();
+        assert_eq!((s.roots, s.verify), (vec![RootSource::System], Verify::ChainAndName));
+        assert!(s.crls.paths.is_empty(), "the default list is not for the system's authorities");
+    }
+
+    #[test]
+    fn lists_that_somebody_named_must_be_there() {
+        let s = read("require", Some("/h"), &[("sslcrl", "a"), ("sslcrldir", "b")]).unwrap();
+        assert_eq!(s.crls, Crls { paths: vec!["a".into(), "b".into()], optional: false });
+    }
+
+    #[test]
+    fn words_are_checked() {
+        for (word, mode) in [
+            ("disable", SendCertificate::Never),
+            ("allow", SendCertificate::Allow),
+            ("require", SendCertificate::Require),
+            ("", SendCertificate::Allow),
+        ] {
+            let s = read("require", None, &[("sslcertmode", word)]).unwrap();
+            assert_eq!(s.send_certificate, mode);
+        }
+        assert!(read("require", None, &[("sslcertmode", "never")]).is_err());
+        for (word, on) in [("1", true), ("0", false), ("", false), ("true", false)] {
+            assert_eq!(read("require", None, &[("sslsni", word)]).unwrap().sni, on, "{word}");
+        }
+    }
+
+    #[test]
+    fn versions_are_libpqs() {
+        use TlsVersion::{Tls12, Tls13};
+        for (min, max, expected) in [
+            ("", "", Some((Tls12, Tls13))),
+            ("TLSv1", "", Some((Tls12, Tls13))),
+            ("TLSv1.1", "tlsV1.2", Some((Tls12, Tls12))),
+            ("TLSv1.3", "", Some((Tls13, Tls13))),
+            ("", "TLSv1.2", Some((Tls12, Tls12))),
+            ("TLSv1.3", "TLSv1.2", None),
+            ("TLSv1", "TLSv1.1", None),
+            ("1.2", "", None),
+            ("", "TLS1.3", None),
+        ] {
+            let pairs = [("ssl_min_protocol_version", min), ("ssl_max_protocol_version", max)];
+            let got = read("require", None, &pairs).ok().map(|s| (s.min_version, s.max_version));
+            assert_eq!(got, expected, "{min} {max}");
+        }
+    }
+}

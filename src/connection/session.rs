@@ -1,0 +1,265 @@
+//! What is known of a session: by its connection, by the client, and by who may cancel its query.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::IpAddr,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use tokio::sync::Notify;
+use tracing::{debug, warn};
+
+use super::{TARGET, cancel::CancelKey};
+use crate::{
+    error::{DbError, Error, Result},
+    protocol::backend::Message,
+};
+
+/// How a session was made: see [`FraiseClient::connection_info`](crate::FraiseClient::connection_info).
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConnectionInfo {
+    /// The host as configured, unless only an address or a directory was given.
+    pub host: Option<String>,
+    /// The IP address it was reached at.
+    pub address: Option<IpAddr>,
+    /// The Unix socket it was reached at.
+    pub unix_socket: Option<PathBuf>,
+    /// The port.
+    pub port: u16,
+    /// The version of TLS, such as `TLSv1.3`; `None` in the clear.
+    pub tls_version: Option<String>,
+    /// The cipher suite of TLS.
+    pub tls_cipher: Option<String>,
+    /// How the client logged in: `none`, `password`, `md5`, `scram-sha-256`, or
+    /// `scram-sha-256-plus`, which is bound to the TLS channel.
+    pub auth_method: &'static str,
+    /// The version of the protocol: `3.0` or `3.2`.
+    pub protocol_version: &'static str,
+}
+
+/// The version of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServerVersion {
+    /// 18 of 18.4.
+    pub major: u32,
+    /// 4 of 18.4; 0 before a first release, such as 19beta1.
+    pub minor: u32,
+}
+
+impl ServerVersion {
+    /// Reads the parameter `server_version`, which packagers and other engines add to: `15.18
+    /// (Debian 15.18-0+deb12u1)`, `19beta1`.
+    fn parse(text: &str) -> Option<Self> {
+        let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+        let (major, rest) = text.split_at_checked(end)?;
+        let minor: String = rest
+            .strip_prefix('.')
+            .unwrap_or_default()
+            .chars()
+            .take_while(char::is_ascii_digit)
+            .collect();
+        Some(Self { major: major.parse().ok()?, minor: minor.parse().unwrap_or(0) })
+    }
+}
+
+impl fmt::Display for ServerVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// Who hears the server's notices.
+#[derive(Clone, Default)]
+pub(crate) struct Notices(Arc<Mutex<Option<Arc<Handler>>>>);
+
+type Handler = dyn Fn(&DbError) + Send + Sync;
+
+impl Notices {
+    pub(crate) fn set(&self, handler: impl Fn(&DbError) + Send + Sync + 'static) {
+        *lock(&self.0) = Some(Arc::new(handler));
+    }
+
+    fn report(&self, notice: &DbError) {
+        // Not under the lock: what a user's code does is not ours to know.
+        let handler = lock(&self.0).clone();
+        match (handler, notice.severity()) {
+            (Some(handler), _) => handler(notice),
+            (None, "WARNING") => warn!(target: TARGET, "{notice}"),
+            (None, _) => debug!(target: TARGET, "{notice}"),
+        }
+    }
+}
+
+impl fmt::Debug for Notices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Notices")
+    }
+}
+
+/// What a server says at any time.
+#[derive(Debug, Default)]
+pub(super) struct Heard {
+    notices: Notices,
+    parameters: Mutex<BTreeMap<String, String>>,
+}
+
+/// The most parameters that are remembered: Postgres reports some fifteen.
+const MAX_PARAMETERS: usize = 256;
+
+impl Heard {
+    pub(super) fn new(notices: Notices) -> Self {
+        Self { notices, parameters: Mutex::default() }
+    }
+
+    /// Deals with what may come at any time; what belongs to an exchange is returned.
+    pub(super) fn absorb(&self, message: Message) -> Option<Message> {
+        match message {
+            Message::NoticeResponse(notice) => self.notices.report(&notice),
+            Message::ParameterStatus { name, value } => {
+                debug!(target: TARGET, %name, %value, "the server reports a parameter");
+                let mut parameters = lock(&self.parameters);
+                if parameters.len() < MAX_PARAMETERS || parameters.contains_key(&name) {
+                    parameters.insert(name, value);
+                }
+            }
+            Message::NotificationResponse { channel } => {
+                debug!(target: TARGET, %channel, "a notification came, which nobody listens for");
+            }
+            other => return Some(other),
+        }
+        None
+    }
+
+    pub(super) fn parameter(&self, name: &str) -> Option<String> {
+        lock(&self.parameters).get(name).cloned()
+    }
+}
+
+/// One session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(super) heard: Heard,
+    pub(super) info: ConnectionInfo,
+    /// Without it, no query can be stopped but by closing the connection.
+    pub(super) cancel: Option<CancelKey>,
+    cancels: Cancels,
+}
+
+/// Cancel requests from outside of the stream.
+#[derive(Debug, Default)]
+struct Cancels {
+    in_flight: AtomicUsize,
+    ended: Notify,
+    /// Since the last query began.
+    requested: AtomicBool,
+    /// One was given up on the way: it may still arrive, and hit any query.
+    astray: AtomicBool,
+}
+
+impl Session {
+    pub(super) fn new(heard: Heard, info: ConnectionInfo, cancel: Option<CancelKey>) -> Self {
+        Self { heard, info, cancel, cancels: Cancels::default() }
+    }
+
+    pub(crate) fn backend_pid(&self) -> Option<u32> {
+        self.cancel.as_ref().map(|key| key.process_id)
+    }
+
+    pub(crate) fn info(&self) -> &ConnectionInfo {
+        &self.info
+    }
+
+    pub(crate) fn parameter(&self, name: &str) -> Option<String> {
+        self.heard.parameter(name)
+    }
+
+    pub(crate) fn server_version(&self) -> Option<ServerVersion> {
+        ServerVersion::parse(&self.parameter("server_version")?)
+    }
+
+    /// Whether somebody has asked to stop the query that runs.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancels.requested.load(Ordering::Acquire)
+    }
+
+    /// Waits until no cancel request is on its way, and says whether the next query is safe from
+    /// all of them.
+    pub(super) async fn is_clean(&self) -> bool {
+        loop {
+            let ended = self.cancels.ended.notified();
+            if self.cancels.in_flight.load(Ordering::Acquire) == 0 {
+                self.cancels.requested.store(false, Ordering::Release);
+                return !self.cancels.astray.load(Ordering::Acquire);
+            }
+            ended.await;
+        }
+    }
+
+    /// Begins to cancel the query that runs. Called while the connection is out: it is not handed
+    /// on before this has ended.
+    pub(super) fn begin_cancel(self: Arc<Self>) -> CancelInFlight {
+        self.cancels.requested.store(true, Ordering::Release);
+        self.cancels.in_flight.fetch_add(1, Ordering::AcqRel);
+        CancelInFlight { session: self, delivered: false }
+    }
+}
+
+/// A cancel request on its way.
+pub(super) struct CancelInFlight {
+    session: Arc<Session>,
+    delivered: bool,
+}
+
+impl CancelInFlight {
+    pub(super) async fn send(mut self, timeout: std::time::Duration) -> Result<()> {
+        let Some(key) = &self.session.cancel else {
+            self.delivered = true;
+            return Err(Error::InvalidState {
+                message: "the server gave no key to cancel queries with: drop the stream instead",
+            });
+        };
+        let sent = tokio::time::timeout(timeout, key.send()).await;
+        let sent = sent.unwrap_or_else(|_| Err(super::cancel::timed_out(timeout)));
+        self.delivered = sent.is_ok();
+        sent
+    }
+}
+
+impl Drop for CancelInFlight {
+    fn drop(&mut self) {
+        let cancels = &self.session.cancels;
+        if !self.delivered {
+            cancels.astray.store(true, Ordering::Release);
+        }
+        cancels.in_flight.fetch_sub(1, Ordering::AcqRel);
+        cancels.ended.notify_waiters();
+    }
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code that can panic runs under these locks.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_as_servers_write_them() {
+        let version = |text| ServerVersion::parse(text).map(|v| v.to_string());
+        assert_eq!(version("15.18 (Debian 15.18-0+deb12u1)").as_deref(), Some("15.18"));
+        assert_eq!(version("19beta1").as_deref(), Some("19.0"));
+        assert_eq!(version("9.6.24").as_deref(), Some("9.6"));
+        assert_eq!(version("18").as_deref(), Some("18.0"));
+        assert_eq!(version("CockroachDB"), None);
+        assert_eq!(version("99999999999"), None);
+        assert!(ServerVersion { major: 17, minor: 9 } < ServerVersion { major: 18, minor: 0 });
+    }
+}

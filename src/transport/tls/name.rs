@@ -1,0 +1,256 @@
+//! Whether a certificate names a host: fe-secure-common.c and fe-secure-openssl.c of libpq 18.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use x509_cert::{
+    certificate::{CertificateInner, Raw},
+    der::{Decode as _, Tag, TagNumber, asn1::AnyRef},
+};
+
+use super::elements;
+
+/// A name in a certificate. Bytes, because nothing has checked that they are text.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Name {
+    Dns(Vec<u8>),
+    Ip(Vec<u8>),
+    Common(Vec<u8>),
+}
+
+/// Checks that one of the certificate's names is the host; else says which names there are.
+pub(super) fn check(certificate: &CertificateInner<Raw>, host: &str) -> Result<(), String> {
+    let names = alternative_names(certificate)
+        .ok_or("the alternative names in the server's certificate are malformed: reissue it")?;
+    check_names(&names, common_name(certificate), host)
+}
+
+/// The rules, in libpq's order: alternative names of both kinds, and the common name only when there
+/// is none of the host's own kind.
+fn check_names(alternative: &[Name], common: Option<Name>, host: &str) -> Result<(), String> {
+    let address = parse_address(host);
+    let is_own_kind = |n: &Name| matches!(n, Name::Ip(_)) == address.is_some();
+    let common = common.filter(|_| !alternative.iter().any(is_own_kind));
+    for name in alternative.iter().chain(&common) {
+        let is_match = match name {
+            Name::Ip(bytes) => match (bytes.len(), address) {
+                (4, Some(IpAddr::V4(ip))) => ip.octets() == bytes[..],
+                (16, Some(IpAddr::V6(ip))) => ip.octets() == bytes[..],
+                (4 | 16, _) => false,
+                // Leniency would be wrong here, says libpq.
+                _ => return Err("an IP address in the server's certificate is malformed".into()),
+            },
+            Name::Dns(bytes) | Name::Common(bytes) => {
+                if bytes.contains(&0) {
+                    return Err("a name in the server's certificate holds a zero byte: somebody \
+                                may be posing as the server"
+                        .into());
+                }
+                bytes.eq_ignore_ascii_case(host.as_bytes()) || wildcard(bytes, host.as_bytes())
+            }
+        };
+        if is_match {
+            return Ok(());
+        }
+    }
+    let shown: Vec<_> = alternative.iter().chain(&common).take(5).map(show).collect();
+    let more = (alternative.len() + usize::from(common.is_some())).saturating_sub(shown.len());
+    let names = match (shown.is_empty(), more) {
+        (true, _) => "no name".to_owned(),
+        (false, 0) => shown.join(", "),
+        (false, more) => format!("{} and {more} more", shown.join(", ")),
+    };
+    Err(format!(
+        "the server's certificate is for {names}, not for {host:?}: connect by a name that it has, \
+         reissue it with subjectAltName, or use sslmode=verify-ca if any server of this authority \
+         will do"
+    ))
+}
+
+/// One `*.` at the left stands for one label.
+fn wildcard(pattern: &[u8], host: &[u8]) -> bool {
+    let Some(suffix) = pattern.strip_prefix(b"*").filter(|s| s.len() > 1 && s.starts_with(b"."))
+    else {
+        return false;
+    };
+    let Some((label, rest)) =
+        host.len().checked_sub(suffix.len()).and_then(|n| host.split_at_checked(n))
+    else {
+        return false;
+    };
+    !label.is_empty() && !label.contains(&b'.') && rest.eq_ignore_ascii_case(suffix)
+}
+
+fn show(name: &Name) -> String {
+    match name {
+        Name::Dns(bytes) | Name::Common(bytes) => {
+            format!("{:?}", String::from_utf8_lossy(bytes))
+        }
+        Name::Ip(bytes) => {
+            match (<[u8; 4]>::try_from(&bytes[..]), <[u8; 16]>::try_from(&bytes[..])) {
+                (Ok(ip), _) => Ipv4Addr::from(ip).to_string(),
+                (_, Ok(ip)) => Ipv6Addr::from(ip).to_string(),
+                _ => "a malformed address".to_owned(),
+            }
+        }
+    }
+}
+
+/// The dNSName and iPAddress entries of subjectAltName.
+fn alternative_names(certificate: &CertificateInner<Raw>) -> Option<Vec<Name>> {
+    const DNS_NAME: Tag = Tag::ContextSpecific { constructed: false, number: TagNumber(2) };
+    const IP_ADDRESS: Tag = Tag::ContextSpecific { constructed: false, number: TagNumber(7) };
+    let extensions = certificate.tbs_certificate().extensions();
+    let Some(extension) =
+        extensions.and_then(|e| e.iter().find(|e| e.extn_id.to_string() == "2.5.29.17"))
+    else {
+        return Some(Vec::new());
+    };
+    let names = AnyRef::from_der(extension.extn_value.as_bytes()).ok()?;
+    let names = elements(names.value())?.into_iter().filter_map(|name| {
+        let value = name.value().to_vec();
+        match name.header().tag() {
+            DNS_NAME => Some(Name::Dns(value)),
+            IP_ADDRESS => Some(Name::Ip(value)),
+            _ => None,
+        }
+    });
+    Some(names.collect())
+}
+
+/// The first common name of the subject, as `X509_NAME_get_index_by_NID` finds it.
+fn common_name(certificate: &CertificateInner<Raw>) -> Option<Name> {
+    let subject = certificate.tbs_certificate().subject();
+    let attribute = subject.iter().find(|a| a.oid.to_string() == "2.5.4.3")?;
+    Some(Name::Common(attribute.value.value().to_vec()))
+}
+
+/// `is_ip_address` of libpq: what `inet_aton` or `inet_pton` take.
+fn parse_address(host: &str) -> Option<IpAddr> {
+    inet_aton(host).map(IpAddr::V4).or_else(|| host.parse().ok().map(IpAddr::V6))
+}
+
+/// An IPv4 address in any of the forms that the resolver takes too: one to four numbers, decimal,
+/// octal or hexadecimal, the last of which fills the rest.
+fn inet_aton(text: &str) -> Option<Ipv4Addr> {
+    let mut numbers = Vec::new();
+    for part in text.split('.') {
+        let (digits, radix) = match part.strip_prefix("0x").or_else(|| part.strip_prefix("0X")) {
+            Some(hex) => (hex, 16),
+            None if part.len() > 1 && part.starts_with('0') => (part, 8),
+            None => (part, 10),
+        };
+        if !digits.chars().all(|c| c.is_digit(radix)) {
+            return None;
+        }
+        numbers.push(u32::from_str_radix(digits, radix).ok()?);
+    }
+    let last = numbers.pop()?;
+    let mut address = 0;
+    let mut bits = 32;
+    for number in numbers {
+        if number > 0xff || bits <= 8 {
+            return None;
+        }
+        bits -= 8;
+        address |= number << bits;
+    }
+    (bits == 32 || last >> bits == 0).then(|| Ipv4Addr::from(address | last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dns(name: &str) -> Name {
+        Name::Dns(name.into())
+    }
+
+    fn matches(alternative: &[Name], common: Option<&str>, host: &str) -> bool {
+        check_names(alternative, common.map(|c| Name::Common(c.into())), host).is_ok()
+    }
+
+    #[test]
+    fn names_match_whatever_their_case() {
+        assert!(matches(&[dns("x"), dns("DB.example")], None, "db.EXAMPLE"));
+        assert!(!matches(&[dns("db.example")], None, "db.example.com"));
+        assert!(!matches(&[], None, "db"));
+        assert!(!matches(&[dns("")], None, "db"));
+    }
+
+    #[test]
+    fn a_wildcard_stands_for_one_label_on_the_left() {
+        for (pattern, host, expected) in [
+            ("*.example.com", "a.example.com", true),
+            ("*.Example.com", "ab.eXample.com", true),
+            ("*.example.com", "a.b.example.com", false),
+            ("*.example.com", "example.com", false),
+            ("*.example.com", ".example.com", false),
+            ("a*.example.com", "ab.example.com", false),
+            ("*", "a", false),
+            ("*.", "a.", false),
+            ("*.*.com", "a.b.com", false),
+            ("a.*.com", "a.b.com", false),
+        ] {
+            assert_eq!(matches(&[dns(pattern)], None, host), expected, "{pattern} {host}");
+            assert_eq!(matches(&[], Some(pattern), host), expected, "{pattern} {host}");
+        }
+    }
+
+    #[test]
+    fn the_common_name_counts_only_without_a_name_of_the_hosts_own_kind() {
+        let ip = || Name::Ip(vec![10, 0, 0, 1]);
+        assert!(matches(&[], Some("db"), "db"));
+        assert!(!matches(&[dns("other")], Some("db"), "db"));
+        assert!(matches(&[ip()], Some("db"), "db"));
+        assert!(matches(&[dns("other")], Some("10.0.0.2"), "10.0.0.2"));
+        assert!(!matches(&[ip()], Some("10.0.0.2"), "10.0.0.2"));
+    }
+
+    #[test]
+    fn addresses_match_by_value_and_by_text() {
+        let v6 = Name::Ip(Ipv6Addr::LOCALHOST.octets().into());
+        assert!(matches(&[v6], None, "0:0::1"));
+        assert!(matches(&[Name::Ip(vec![127, 0, 0, 1])], None, "127.1"));
+        assert!(!matches(&[Name::Ip(vec![127, 0, 0, 1])], None, "127.0.0.2"));
+        // libpq compares an address with DNS names as text, too.
+        assert!(matches(&[dns("127.0.0.1")], None, "127.0.0.1"));
+        assert!(!matches(&[Name::Ip(vec![1, 2, 3])], None, "1.2.3.4"));
+    }
+
+    #[test]
+    fn a_zero_byte_never_matches() {
+        let host = "db.example";
+        assert!(!matches(&[dns("db.example\0.evil")], None, host));
+        assert!(!matches(&[dns("\0"), dns(host)], None, host));
+        assert!(!matches(&[], Some("db.example\0"), host));
+    }
+
+    #[test]
+    fn the_error_lists_names() {
+        let names: Vec<_> = (0..7).map(|i| dns(&format!("n{i}"))).collect();
+        let error = check_names(&names, None, "db").unwrap_err();
+        assert!(error.contains("\"n4\" and 2 more") && error.contains("\"db\""), "{error}");
+    }
+
+    #[test]
+    fn inet_aton_is_the_c_librarys() {
+        for (text, expected) in [
+            ("127.0.0.1", Some([127, 0, 0, 1])),
+            ("127.1", Some([127, 0, 0, 1])),
+            ("10.1.513", Some([10, 1, 2, 1])),
+            ("0x7f.0.0.010", Some([127, 0, 0, 8])),
+            ("4294967295", Some([255; 4])),
+            ("4294967296", None),
+            ("256.0.0.1", None),
+            ("1.2.3.256", None),
+            ("1.2.3.4.5", None),
+            ("1.2.3.", None),
+            ("08.1", None),
+            ("", None),
+            ("+1.2.3.4", None),
+            ("db", None),
+        ] {
+            assert_eq!(inet_aton(text), expected.map(Ipv4Addr::from), "{text}");
+        }
+    }
+}

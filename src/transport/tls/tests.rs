@@ -1,0 +1,689 @@
+//! Handshakes with a rustls server, and files made by rcgen and the openssl command.
+
+use std::{path::PathBuf, process::Command};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SerialNumber, date_time_ymd,
+};
+use rustls::{
+    RootCertStore, ServerConfig,
+    pki_types::{PrivateKeyDer, pem::PemObject as _},
+    server::WebPkiClientVerifier,
+    sign::SingleCertAndKey,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
+
+use super::*;
+use crate::config::SslMode;
+use crate::config::tls::{
+    ClientCertificate, Crls, RootSource, Source, TlsConfig, TlsConfigBuilder, from_keywords,
+};
+
+struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Ca {
+    fn new(name: &str) -> Self {
+        let (params, key) = (Self::params(name), KeyPair::generate().unwrap());
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    fn params(name: &str) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params
+    }
+
+    /// An authority below this one.
+    fn intermediate(&self, name: &str) -> Self {
+        let (params, key) = (Self::params(name), KeyPair::generate().unwrap());
+        let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    fn issue(&self, params: CertificateParams) -> Identity {
+        let key = KeyPair::generate().unwrap();
+        let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
+        Identity { chain: pem, key: key.serialize_pem() }
+    }
+
+    fn crl(&self, revoked: &[u8], until: i32) -> String {
+        let revoked = revoked.iter().map(|serial| RevokedCertParams {
+            serial_number: SerialNumber::from(vec![*serial]),
+            revocation_time: date_time_ymd(2024, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2023, 1, 1),
+            next_update: date_time_ymd(until, 1, 1),
+            crl_number: SerialNumber::from(vec![1]),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().pem().unwrap()
+    }
+}
+
+#[derive(Clone)]
+struct Identity {
+    chain: String,
+    key: String,
+}
+
+fn named(names: &[&str]) -> CertificateParams {
+    CertificateParams::new(names.iter().map(|n| (*n).to_owned()).collect::<Vec<_>>()).unwrap()
+}
+
+#[derive(Clone)]
+struct Server {
+    identity: Identity,
+    versions: Vec<&'static rustls::SupportedProtocolVersion>,
+    alpn: bool,
+    /// The authority of client certificates, and whether one must be sent.
+    clients: Option<(String, bool)>,
+}
+
+impl Server {
+    fn new(identity: &Identity) -> Self {
+        let identity = identity.clone();
+        Self { identity, versions: vec![&TLS12, &TLS13], alpn: true, clients: None }
+    }
+
+    fn config(&self) -> ServerConfig {
+        let provider = provider();
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&self.versions)
+            .unwrap();
+        let builder = match &self.clients {
+            None => builder.with_no_client_auth(),
+            Some((ca, required)) => {
+                let mut roots = RootCertStore::empty();
+                roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
+                let verifier = WebPkiClientVerifier::builder_with_provider(
+                    Arc::new(roots),
+                    Arc::clone(&provider),
+                );
+                let verifier = if *required { verifier } else { verifier.allow_unauthenticated() };
+                builder.with_client_cert_verifier(verifier.build().unwrap())
+            }
+        };
+        let chain = CertificateDer::pem_slice_iter(self.identity.chain.as_bytes());
+        let key = PrivateKeyDer::from_pem_slice(self.identity.key.as_bytes()).unwrap();
+        let key = provider.key_provider.load_private_key(key).unwrap();
+        let key = CertifiedKey::new(chain.map(Result::unwrap).collect(), key);
+        let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(key)));
+        if self.alpn {
+            config.alpn_protocols = vec![ALPN.to_vec()];
+        }
+        config
+    }
+
+    /// A handshake, and a byte from the server, whose refusal may come only with that.
+    async fn meet(&self, settings: &TlsSettings, host: &str, direct: bool) -> Result<TlsInfo> {
+        let connector = TlsConnector::new(settings, Some(host))?;
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(self.config()));
+        let server = async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            match acceptor.accept(tcp).into_fallible().await {
+                Ok(mut stream) => {
+                    let _ = stream.write_all(b"x").await;
+                    let _ = stream.shutdown().await;
+                }
+                // Closing with bytes unread would take the alert away from the client.
+                Err((_, mut tcp)) => drop(tcp.read_to_end(&mut Vec::new()).await),
+            }
+        };
+        let client = async {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            let mut stream = connector.connect(tcp, direct).await?;
+            let info = stream.info();
+            let read = stream.read_u8().await;
+            read.map_err(|e| explain(&e).unwrap_or_else(|| Error::io("while reading", e)))?;
+            Ok(info)
+        };
+        tokio::join!(server, client).1
+    }
+
+    async fn accepts(&self, builder: TlsConfigBuilder, host: &str) -> TlsInfo {
+        self.meet(builder.build().unwrap().settings(), host, false).await.unwrap()
+    }
+
+    async fn refuses(&self, builder: TlsConfigBuilder, host: &str, part: &str) {
+        let result = self.meet(builder.build().unwrap().settings(), host, false).await;
+        check(result, part);
+    }
+}
+
+fn check<T: fmt::Debug>(result: Result<T>, part: &str) {
+    let error = result.unwrap_err();
+    assert!(matches!(error, Error::Tls { .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains(part) && !text.contains('\n'), "{part:?} is not in: {text}");
+}
+
+fn trusting(ca: &Ca) -> TlsConfigBuilder {
+    TlsConfig::builder().ca_cert_pem(ca.pem.clone())
+}
+
+fn openssl(folder: &tempfile::TempDir, command: &str) -> Vec<u8> {
+    let output = Command::new("openssl")
+        .args(command.split(' '))
+        .current_dir(folder)
+        .output()
+        .expect("these tests need the openssl command: apt-get install openssl");
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn write(folder: &tempfile::TempDir, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).unwrap();
+    restrict(&path, 0o600);
+    path
+}
+
+fn restrict(path: &Path, mode: u32) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[tokio::test]
+async fn a_good_certificate_is_taken_and_the_session_described() {
+    let ca = Ca::new("CA");
+    let mut server = Server::new(&ca.issue(named(&["db.example"])));
+    let info = server.accepts(trusting(&ca), "db.example").await;
+    assert_eq!(info.version, "TLSv1.3");
+    assert!(info.cipher.starts_with("TLS_"), "{info:?}");
+    assert!(!info.certificate_requested && !info.certificate_sent);
+    assert_eq!(info.server_end_point.map(|b| b.len()), Some(32));
+    server.versions = vec![&TLS12];
+    let info = server.accepts(trusting(&ca), "db.example").await;
+    assert_eq!(info.version, "TLSv1.2");
+    assert!(info.cipher.starts_with("TLS_ECDHE_ECDSA_WITH_"), "{info:?}");
+}
+
+#[tokio::test]
+async fn each_mode_verifies_what_it_says() {
+    let (ca, other) = (Ca::new("CA"), Ca::new("Other"));
+    let server = Server::new(&ca.issue(named(&["db.example"])));
+    let weak = |b: TlsConfigBuilder| b.verify_hostname(false);
+    let none = || TlsConfig::builder().danger_accept_invalid_certs(true);
+
+    server.accepts(weak(trusting(&ca)), "elsewhere").await;
+    server.accepts(none(), "elsewhere").await;
+    server.refuses(trusting(&other), "db.example", "CN=CA) is not trusted: set sslroot").await;
+    server.refuses(weak(trusting(&other)), "db.example", "is not trusted").await;
+    server.refuses(trusting(&ca), "elsewhere", "for \"db.example\", not for \"elsewhere\"").await;
+    server.accepts(trusting(&ca).server_name("db.example"), "10.0.0.1").await;
+    server.accepts(trusting(&ca).sni(false), "db.example").await;
+
+    // Where the names stand.
+    let server = |names: &[&str]| Server::new(&ca.issue(named(names)));
+    server(&["*.example"]).accepts(trusting(&ca), "DB.example").await;
+    server(&["*.example"]).refuses(trusting(&ca), "a.db.example", "*.example").await;
+    server(&["127.0.0.1", "::1"]).accepts(trusting(&ca), "127.0.0.1").await;
+    server(&["127.0.0.1", "::1"]).accepts(trusting(&ca), "0::1").await;
+    server(&["127.0.0.1"]).refuses(trusting(&ca), "127.0.0.2", "for 127.0.0.1").await;
+    let common = |names: &[&str]| {
+        let mut params = named(names);
+        params.distinguished_name.push(DnType::CommonName, "db");
+        Server::new(&ca.issue(params))
+    };
+    common(&[]).accepts(trusting(&ca), "db").await;
+    common(&["127.0.0.1"]).accepts(trusting(&ca), "db").await;
+    common(&["other"]).refuses(trusting(&ca), "db", "for \"other\", not").await;
+}
+
+#[tokio::test]
+async fn dates_and_purpose_count() {
+    let ca = Ca::new("CA");
+    let dates = |from, to| {
+        let mut params = named(&["db"]);
+        params.not_before = date_time_ymd(from, 1, 1);
+        params.not_after = date_time_ymd(to, 1, 1);
+        params
+    };
+    let expired = Server::new(&ca.issue(dates(2020, 2021)));
+    expired.refuses(trusting(&ca), "db", "expired on 2021-01-01").await;
+    let future = Server::new(&ca.issue(dates(2200, 2201)));
+    future.refuses(trusting(&ca), "db", "not valid before 2200-01-01").await;
+    let mut client = named(&["db"]);
+    client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let server = Server::new(&ca.issue(client));
+    server.refuses(trusting(&ca), "db", "not one for servers").await;
+}
+
+#[tokio::test]
+async fn a_certificate_among_the_roots_is_its_own_root() {
+    let self_signed = |is_ca, until| {
+        let mut params = named(&["db"]);
+        params.is_ca = is_ca;
+        params.not_after = date_time_ymd(until, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        let chain = params.self_signed(&key).unwrap().pem();
+        Identity { chain, key: key.serialize_pem() }
+    };
+    let pinning = |i: &Identity| TlsConfig::builder().ca_cert_pem(i.chain.clone());
+    let authority = || IsCa::Ca(BasicConstraints::Unconstrained);
+    for is_ca in [IsCa::NoCa, IsCa::ExplicitNoCa, authority()] {
+        let identity = self_signed(is_ca, 2100);
+        Server::new(&identity).accepts(pinning(&identity), "db").await;
+        Server::new(&identity).refuses(pinning(&identity), "other", "not for \"other\"").await;
+    }
+    let expired = self_signed(authority(), 2020);
+    Server::new(&expired).refuses(pinning(&expired), "db", "expired on 2020").await;
+    // One that merely has the same name is not.
+    let (ours, theirs) = (self_signed(authority(), 2100), self_signed(authority(), 2100));
+    Server::new(&theirs).refuses(pinning(&ours), "db", "CA:TRUE").await;
+}
+
+#[tokio::test]
+async fn intermediates_come_from_the_server() {
+    let ca = Ca::new("CA");
+    let middle = ca.intermediate("Middle");
+    let mut identity = middle.issue(named(&["db"]));
+    Server::new(&identity).refuses(trusting(&ca), "db", "CN=Middle) is not trusted").await;
+    // Unlike OpenSSL, a root need not be self-signed.
+    Server::new(&identity).accepts(trusting(&middle), "db").await;
+    identity.chain += &middle.pem;
+    Server::new(&identity).accepts(trusting(&ca), "db").await;
+}
+
+#[tokio::test]
+async fn revoked_certificates_are_refused() {
+    let (ca, folder) = (Ca::new("CA"), folder());
+    let middle = ca.intermediate("Middle");
+    let identity = |ca: &Ca, serial: u8| {
+        let mut params = named(&["db"]);
+        params.serial_number = Some(SerialNumber::from(vec![serial]));
+        ca.issue(params)
+    };
+    let crl = write(&folder, "root.crl", ca.crl(&[7], 2100));
+    let with = |path: &Path| trusting(&ca).crl_path(path);
+    Server::new(&identity(&ca, 8)).accepts(with(&crl), "db").await;
+    Server::new(&identity(&ca, 7)).refuses(with(&crl), "db", "revoked").await;
+    Server::new(&identity(&ca, 7)).refuses(with(&crl).verify_hostname(false), "x", "revoked").await;
+
+    // Every certificate of the chain needs a list.
+    let mut below = identity(&middle, 8);
+    below.chain += &middle.pem;
+    Server::new(&below).refuses(with(&crl), "db", "no revocation list of its issuer").await;
+    let lists = tempfile::tempdir_in(&folder).unwrap();
+    write(&lists, "a.r0", ca.crl(&[7], 2100));
+    write(&lists, "b.r0", middle.crl(&[7], 2100));
+    write(&lists, "README", "no list");
+    Server::new(&below).accepts(with(lists.path()), "db").await;
+    let mut revoked = identity(&middle, 7);
+    revoked.chain += &middle.pem;
+    Server::new(&revoked).refuses(with(lists.path()), "db", "revoked").await;
+
+    let old = write(&folder, "old.crl", ca.crl(&[], 2024));
+    Server::new(&identity(&ca, 8)).refuses(with(&old), "db", "expired on 2024-01-01").await;
+    let empty = tempfile::tempdir_in(&folder).unwrap();
+    let none = write(&folder, "none.crl", "");
+    for (path, part) in [
+        (folder.path().join("missing"), "cannot be read"),
+        (empty.path().to_owned(), "holds no PEM"),
+        (none, "holds no PEM list"),
+    ] {
+        Server::new(&identity(&ca, 8)).refuses(with(&path), "db", part).await;
+    }
+    // A list by default may be missing, and one that is there counts.
+    let server = Server::new(&identity(&ca, 7));
+    let mut settings = trusting(&ca).build().unwrap().settings().clone();
+    settings.crls = Crls { paths: vec![folder.path().join("missing")], optional: true };
+    server.meet(&settings, "db", false).await.unwrap();
+    settings.crls.paths = vec![crl];
+    check(server.meet(&settings, "db", false).await, "revoked");
+}
+
+#[tokio::test]
+async fn libpqs_default_root_file_decides_whether_to_verify() {
+    let (ca, other, home) = (Ca::new("CA"), Ca::new("Other"), folder());
+    std::fs::create_dir(home.path().join(".postgresql")).unwrap();
+    let server = Server::new(&ca.issue(named(&["db"])));
+    let settings = |mode| from_keywords(&|_: &str| None, mode, Some(home.path())).unwrap();
+    let weak = [SslMode::Allow, SslMode::Prefer, SslMode::Require];
+    for mode in weak {
+        server.meet(&settings(mode), "x", false).await.unwrap();
+    }
+    for mode in [SslMode::VerifyCa, SslMode::VerifyFull] {
+        check(TlsConnector::new(&settings(mode), Some("db")), "does not exist");
+    }
+    write(&home, ".postgresql/root.crt", &other.pem);
+    for mode in weak {
+        check(server.meet(&settings(mode), "db", false).await, "is not trusted");
+    }
+    write(&home, ".postgresql/root.crt", other.pem + &ca.pem);
+    for mode in weak.into_iter().chain([SslMode::VerifyCa]) {
+        server.meet(&settings(mode), "x", false).await.unwrap();
+    }
+    check(server.meet(&settings(SslMode::VerifyFull), "x", false).await, "not for \"x\"");
+    check(TlsConnector::new(&settings(SslMode::VerifyFull), None), "host name is needed");
+    server.meet(&settings(SslMode::VerifyFull), "db", false).await.unwrap();
+}
+
+#[tokio::test]
+async fn client_certificates_are_sent_when_asked_for() {
+    let (ca, clients) = (Ca::new("CA"), Ca::new("Clients"));
+    let identity = clients.issue(named(&["app"]));
+    let stranger = ca.issue(named(&["app"]));
+    let with =
+        |i: &Identity| trusting(&ca).client_cert_pem(i.chain.clone()).client_key_pem(i.key.clone());
+    for versions in [vec![&TLS12], vec![&TLS13]] {
+        let mut server = Server::new(&ca.issue(named(&["db"])));
+        server.versions = versions;
+        let sent = |i: &TlsInfo| (i.certificate_requested, i.certificate_sent);
+        assert_eq!(sent(&server.accepts(with(&identity), "db").await), (false, false));
+        server.clients = Some((clients.pem.clone(), false));
+        assert_eq!(sent(&server.accepts(with(&identity), "db").await), (true, true));
+        assert_eq!(sent(&server.accepts(trusting(&ca), "db").await), (true, false));
+        server.clients = Some((clients.pem.clone(), true));
+        assert_eq!(sent(&server.accepts(with(&identity), "db").await), (true, true));
+        server.refuses(trusting(&ca), "db", "client certificate").await;
+        server.refuses(with(&stranger), "db", "refused the client's certificate").await;
+    }
+}
+
+#[tokio::test]
+async fn certificate_mode_is_libpqs() {
+    let ca = Ca::new("CA");
+    let mut server = Server::new(&ca.issue(named(&["db"])));
+    let identity = ca.issue(named(&["app"]));
+    let mut settings = trusting(&ca)
+        .client_cert_pem(identity.chain)
+        .client_key_pem(identity.key)
+        .build()
+        .unwrap()
+        .settings()
+        .clone();
+    settings.send_certificate = SendCertificate::Require;
+    check(server.meet(&settings, "db", false).await, "did not ask for one");
+    server.clients = Some((ca.pem.clone(), false));
+    server.meet(&settings, "db", false).await.unwrap();
+    settings.send_certificate = SendCertificate::Never;
+    assert!(!server.meet(&settings, "db", false).await.unwrap().certificate_sent);
+    settings.send_certificate = SendCertificate::Require;
+    settings.client = None;
+    check(server.meet(&settings, "db", false).await, "there is none to send");
+}
+
+#[tokio::test]
+async fn keys_are_read_in_every_form_but_encrypted() {
+    let (ca, dir) = (Ca::new("CA"), folder());
+    let mut server = Server::new(&ca.issue(named(&["db"])));
+    server.clients = Some((ca.pem.clone(), true));
+    let key = |command: &str| drop(openssl(&dir, command));
+    write(&dir, "ca.pem", &ca.pem);
+    write(&dir, "ca.key", ca.issuer.key().serialize_pem());
+    key("genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out rsa.pem");
+    key("ecparam -genkey -name prime256v1 -out ec.sec1");
+    key("pkey -in ec.sec1 -out ec.pem");
+    key("genpkey -algorithm ED25519 -out ed.pem");
+    key("pkey -in rsa.pem -traditional -out rsa.pkcs1");
+    key("pkey -in rsa.pem -outform DER -out rsa.der");
+    key("pkcs8 -topk8 -nocrypt -in rsa.pem -outform DER -out rsa.p8der");
+    key("ec -in ec.pem -outform DER -out ec.der");
+    key("pkey -in rsa.pem -aes256 -passout pass:hunter2 -out rsa.encrypted");
+    key("rsa -in rsa.pem -traditional -aes256 -passout pass:hunter2 -out rsa.legacy");
+    write(&dir, "v3.cnf", "basicConstraints=CA:FALSE\n");
+    for kind in ["rsa", "ec", "ed"] {
+        key(&format!("req -new -key {kind}.pem -subj /CN=app -out {kind}.csr"));
+        key(&format!(
+            "x509 -req -in {kind}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 9 -extfile \
+             v3.cnf -out {kind}.crt"
+        ));
+    }
+    let with = |certificate: &str, key: &str| {
+        let path = dir.path().join(key);
+        restrict(&path, 0o600);
+        trusting(&ca).client_cert_path(dir.path().join(certificate)).client_key_path(path)
+    };
+    for (certificate, key) in [
+        ("rsa.crt", "rsa.pem"),
+        ("rsa.crt", "rsa.pkcs1"),
+        ("rsa.crt", "rsa.der"),
+        ("rsa.crt", "rsa.p8der"),
+        ("ec.crt", "ec.sec1"),
+        ("ec.crt", "ec.pem"),
+        ("ec.crt", "ec.der"),
+        ("ed.crt", "ed.pem"),
+    ] {
+        assert!(server.accepts(with(certificate, key), "db").await.certificate_sent, "{key}");
+    }
+    for (certificate, key, part) in [
+        ("rsa.crt", "rsa.encrypted", "openssl pkey -in"),
+        ("rsa.crt", "rsa.legacy", "openssl pkey -in"),
+        ("rsa.crt", "rsa.crt", "no private key"),
+        ("ec.crt", "rsa.pem", "not a pair"),
+        ("rsa.pem", "rsa.pem", "no PEM certificate"),
+    ] {
+        server.refuses(with(certificate, key), "db", part).await;
+    }
+}
+
+#[test]
+fn key_files_are_checked() {
+    let (ca, dir) = (Ca::new("CA"), folder());
+    let identity = ca.issue(named(&["app"]));
+    let certificate = write(&dir, "app.crt", &identity.chain);
+    let key = write(&dir, "app.key", &identity.key);
+    let settings = |key: &Path, optional| {
+        let mut settings = trusting(&ca).build().unwrap().settings().clone();
+        settings.client = Some(ClientCertificate {
+            certificate: Source::File(certificate.clone()),
+            key: Some(Source::File(key.to_owned())),
+            optional,
+        });
+        settings
+    };
+    let new = |s: &TlsSettings| TlsConnector::new(s, Some("db"));
+    new(&settings(&key, false)).unwrap();
+    restrict(&key, 0o644);
+    check(new(&settings(&key, false)), "has group or world access; file must have permissions");
+    check(new(&settings(dir.path(), false)), "is not a regular file");
+    let missing = dir.path().join("missing");
+    for optional in [false, true] {
+        check(new(&settings(&missing, optional)), "certificate present, but not private key file");
+    }
+    let mut settings = settings(&key, false);
+    settings.client.as_mut().unwrap().key = None;
+    check(new(&settings), "no private key");
+    // A certificate that is not there means none at all, when it is libpq's, and an error when not.
+    let client = settings.client.as_mut().unwrap();
+    client.certificate = Source::File(missing);
+    check(new(&settings), "cannot be read");
+    settings.client.as_mut().unwrap().optional = true;
+    new(&settings).unwrap();
+}
+
+#[tokio::test]
+async fn alpn_is_offered_always_and_demanded_for_direct_tls() {
+    let ca = Ca::new("CA");
+    let mut server = Server::new(&ca.issue(named(&["db"])));
+    let settings = trusting(&ca).build().unwrap().settings().clone();
+    server.meet(&settings, "db", true).await.unwrap();
+    server.alpn = false;
+    server.meet(&settings, "db", false).await.unwrap();
+    check(server.meet(&settings, "db", true).await, "sslnegotiation=postgres");
+}
+
+#[tokio::test]
+async fn versions_are_bounded() {
+    let ca = Ca::new("CA");
+    let mut server = Server::new(&ca.issue(named(&["db"])));
+    let info = server.accepts(trusting(&ca).max_version(TlsVersion::Tls12), "db").await;
+    assert_eq!(info.version, "TLSv1.2");
+    server.versions = vec![&TLS12];
+    let versions = "ssl_min_protocol_version";
+    server.refuses(trusting(&ca).min_version(TlsVersion::Tls13), "db", versions).await;
+    server.versions = vec![&TLS13];
+    server.refuses(trusting(&ca).max_version(TlsVersion::Tls12), "db", versions).await;
+}
+
+#[tokio::test]
+async fn what_is_not_tls_is_an_error() {
+    let connector =
+        TlsConnector::new(trusting(&Ca::new("CA")).build().unwrap().settings(), Some("db"));
+    let connector = connector.unwrap();
+    for (answer, is_tls) in [(&b"HTTP/1.1 400 Bad Request\r\n"[..], true), (b"", false)] {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = async {
+            let (mut tcp, _) = listener.accept().await.unwrap();
+            tcp.read_buf(&mut Vec::with_capacity(4096)).await.unwrap();
+            tcp.write_all(answer).await.unwrap();
+            tcp.shutdown().await.unwrap();
+            drop(tcp.read_to_end(&mut Vec::new()).await);
+        };
+        let client = async {
+            let tcp = TcpStream::connect(address).await.unwrap();
+            connector.connect(tcp, false).await.map(drop)
+        };
+        let (_, result) = tokio::join!(server, client);
+        if is_tls {
+            check(result, "is not TLS");
+        } else {
+            assert!(matches!(result, Err(Error::ConnectionClosed { .. })), "{result:?}");
+        }
+    }
+}
+
+/// As Postgres's manual makes them, with versions of openssl that add no extensions by themselves.
+#[tokio::test]
+async fn certificates_of_version_1_can_be_pinned_or_left_unverified() {
+    let (ca, dir) = (Ca::new("CA"), folder());
+    write(&dir, "ca.pem", &ca.pem);
+    write(&dir, "ca.key", ca.issuer.key().serialize_pem());
+    for kind in ["RSA -pkeyopt rsa_keygen_bits:2048", "EC -pkeyopt ec_paramgen_curve:P-256"] {
+        openssl(&dir, &format!("genpkey -algorithm {kind} -out key.pem"));
+        openssl(&dir, "req -new -key key.pem -subj /CN=db -out csr.pem");
+        openssl(
+            &dir,
+            "x509 -req -in csr.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 9 -out crt.pem",
+        );
+        let read = |name| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        let identity = Identity { chain: read("crt.pem"), key: read("key.pem") };
+        let der = CertificateDer::from_pem_slice(identity.chain.as_bytes()).unwrap();
+        let version = parse(&der).unwrap().tbs_certificate().version();
+        assert_eq!(version, x509_cert::certificate::Version::V1);
+        let mut server = Server::new(&identity);
+        for versions in [vec![&TLS12], vec![&TLS13]] {
+            server.versions = versions;
+            server.accepts(TlsConfig::builder().danger_accept_invalid_certs(true), "db").await;
+            server.refuses(trusting(&ca), "db", "-extfile").await;
+            let pin = || TlsConfig::builder().ca_cert_pem(identity.chain.clone());
+            server.accepts(pin(), "db").await;
+            server.refuses(pin(), "other", "not for \"other\"").await;
+        }
+        // Another key than the certificate's is found out.
+        let other = KeyPair::generate().unwrap().serialize_pem();
+        server.identity.key = other;
+        for versions in [vec![&TLS12], vec![&TLS13]] {
+            server.versions = versions;
+            let any = TlsConfig::builder().danger_accept_invalid_certs(true);
+            let result = server.meet(any.build().unwrap().settings(), "db", false).await;
+            assert!(result.is_err());
+        }
+    }
+}
+
+/// The handshake proves that the server has the key, also where the certificate is not verified.
+#[tokio::test]
+async fn a_server_without_its_key_is_refused_in_every_mode() {
+    let ca = Ca::new("CA");
+    let mut identity = ca.issue(named(&["db"]));
+    identity.key = KeyPair::generate().unwrap().serialize_pem();
+    let mut server = Server::new(&identity);
+    for versions in [vec![&TLS12], vec![&TLS13]] {
+        server.versions = versions;
+        let any = TlsConfig::builder().danger_accept_invalid_certs(true);
+        server.refuses(any, "db", "does not have the key").await;
+    }
+}
+
+#[test]
+fn the_channel_binding_is_the_hash_of_the_certificates_own_signature() {
+    let dir = folder();
+    openssl(&dir, "genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out rsa.pem");
+    openssl(&dir, "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out ec.pem");
+    openssl(&dir, "genpkey -algorithm ED25519 -out ed.pem");
+    let pss = "-sigopt rsa_padding_mode:pss";
+    for (key, options, expected) in [
+        ("rsa", "-md5".to_owned(), Some("sha256")),
+        ("rsa", "-sha1".to_owned(), Some("sha256")),
+        ("rsa", "-sha224".to_owned(), Some("sha224")),
+        ("rsa", "-sha256".to_owned(), Some("sha256")),
+        ("rsa", "-sha384".to_owned(), Some("sha384")),
+        ("rsa", "-sha512".to_owned(), Some("sha512")),
+        ("rsa", format!("-sha1 {pss}"), Some("sha256")),
+        ("rsa", format!("-sha256 {pss}"), Some("sha256")),
+        ("rsa", format!("-sha384 {pss}"), Some("sha384")),
+        ("rsa", format!("-sha512 {pss}"), Some("sha512")),
+        ("ec", "-sha1".to_owned(), Some("sha256")),
+        ("ec", "-sha224".to_owned(), Some("sha224")),
+        ("ec", "-sha256".to_owned(), Some("sha256")),
+        ("ec", "-sha384".to_owned(), Some("sha384")),
+        ("ec", "-sha512".to_owned(), Some("sha512")),
+        ("ed", "-days 9".to_owned(), None),
+    ] {
+        let make = format!("req -x509 -key {key}.pem -subj /CN=db {options} -out crt.pem");
+        openssl(&dir, &make);
+        let der = openssl(&dir, "x509 -in crt.pem -outform DER -out crt.der");
+        assert!(der.is_empty());
+        let der = CertificateDer::from(std::fs::read(dir.path().join("crt.der")).unwrap());
+        let hash = expected.map(|h| openssl(&dir, &format!("dgst -{h} -binary crt.der")));
+        assert_eq!(end_point::hash(&der), hash, "{make}");
+    }
+}
+
+#[test]
+fn names_for_sni_are_no_addresses() {
+    for (host, name) in [
+        ("db.example", Some("db.example")),
+        ("my_db", Some("my_db")),
+        ("10.0.0.1", None),
+        ("127.1", None),
+        ("::1", None),
+        ("no name", None),
+    ] {
+        assert_eq!(sni(host).as_ref().map(AsRef::as_ref), name, "{host}");
+    }
+}
+
+#[test]
+fn the_systems_roots_are_found_or_their_absence_reported() {
+    let settings = TlsConfig::builder().build().unwrap().settings().clone();
+    assert_eq!(settings.roots, [RootSource::System]);
+    match TlsConnector::new(&settings, Some("db")) {
+        Ok(_) => {}
+        Err(error) => assert!(error.to_string().contains("operating system"), "{error}"),
+    }
+}
+
+#[test]
+fn debug_shows_no_key() {
+    let ca = Ca::new("CA");
+    let identity = ca.issue(named(&["app"]));
+    let config = trusting(&ca).client_cert_pem(identity.chain).client_key_pem(identity.key);
+    let connector = TlsConnector::new(config.build().unwrap().settings(), Some("db")).unwrap();
+    assert_eq!(format!("{connector:?}"), "TlsConnector { name: DnsName(\"db\"), .. }");
+}

@@ -1,0 +1,281 @@
+//! Logging in: what is acceptable, where the password comes from, and what a server may not do.
+
+#![allow(unsafe_code)]
+
+mod support;
+
+use std::{
+    ffi::CString,
+    os::unix::fs::PermissionsExt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use fraiseql_wire::{
+    ConnectionConfig, ConnectionConfigBuilder, Error, ErrorCategory, FraiseClient,
+};
+use support::{
+    cluster,
+    scripted::{self, Scripted, Step, message},
+    sql,
+};
+
+fn config(user: &str) -> ConnectionConfigBuilder {
+    ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(cluster().port())
+        .user(user)
+        .database("postgres")
+}
+
+/// Whether libpq gets in with this connection string.
+async fn libpq_gets_in(text: String) -> bool {
+    let connect = move || {
+        let text = CString::new(text).unwrap();
+        // SAFETY: the string ends with a NUL; the connection is finished and not used after.
+        unsafe {
+            let connection = pq_sys::PQconnectdb(text.as_ptr());
+            let ok = pq_sys::PQstatus(connection) == pq_sys::ConnStatusType::CONNECTION_OK;
+            pq_sys::PQfinish(connection);
+            ok
+        }
+    };
+    tokio::task::spawn_blocking(connect).await.unwrap()
+}
+
+/// Every way to log in against every demand, with the same outcome as libpq.
+#[tokio::test]
+async fn require_auth_lets_in_whom_libpq_lets_in() {
+    let roles = [
+        ("role_trust", ""),
+        ("role_password", "password-secret"),
+        ("role_md5", "md5-secret"),
+        ("role_scram", "scram-secret"),
+    ];
+    let demands = [
+        "none",
+        "password",
+        "md5",
+        "scram-sha-256",
+        "password,md5",
+        "none,scram-sha-256",
+        "!none",
+        "!password",
+        "!md5,!none",
+        "!scram-sha-256",
+        "gss,sspi",
+        "oauth",
+    ];
+    let bindings = ["disable", "prefer", "require"];
+    for (role, password) in roles {
+        for demand in demands {
+            for binding in bindings {
+                let text = format!(
+                    "host=127.0.0.1 port={} user={role} password='{password}' dbname=postgres
+                     sslmode=disable require_auth='{demand}' channel_binding={binding}",
+                    cluster().port()
+                );
+                let ours = FraiseClient::connect(&text).await;
+                let libpq = libpq_gets_in(text.clone()).await;
+                assert_eq!(ours.is_ok(), libpq, "{text}: {ours:?}");
+                if let Err(error) = ours {
+                    assert_eq!(error.category(), ErrorCategory::Authentication, "{text}: {error}");
+                    assert!(!error.is_retriable());
+                }
+            }
+        }
+    }
+}
+
+/// A server that asks for a method that is not acceptable gets no answer at all.
+#[tokio::test]
+async fn nothing_is_given_away_to_a_method_that_is_not_acceptable() {
+    let methods: [(&str, &[u8]); 4] = [
+        ("require_auth=scram-sha-256", b"\0\0\0\x03"),
+        ("require_auth=scram-sha-256", b"\0\0\0\x05salt"),
+        ("channel_binding=require", b"\0\0\0\x03"),
+        ("require_auth=md5", b"\0\0\0\x0aSCRAM-SHA-256\0\0"),
+    ];
+    for (setting, request) in methods {
+        // Whatever comes instead of the end of the connection fails the script.
+        let script = vec![Step::ExpectStartup, Step::Send(message(b'R', request)), Step::ExpectEnd];
+        let server = Scripted::start(vec![script]).await;
+        let url = format!("{}&{setting}", server.url());
+        let error = FraiseClient::connect(&url).await.unwrap_err();
+        assert_eq!(error.category(), ErrorCategory::Authentication, "{error}");
+        assert!(error.to_string().contains(setting.split('=').next().unwrap()), "{error}");
+        server.done().await;
+    }
+}
+
+#[tokio::test]
+async fn a_password_provider_is_asked_once_a_connection_and_only_when_needed() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let provider = move || {
+        let count = Arc::clone(&count);
+        async move {
+            tokio::task::yield_now().await;
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok("scram-secret".to_owned())
+        }
+    };
+    let scram = config("role_scram").password("wrong").password_provider(provider.clone());
+    let config_ = scram.build().unwrap();
+    assert!(config_.password_provider());
+    for connections in 1..=3 {
+        FraiseClient::connect_with_config(config_.clone()).await.unwrap();
+        assert_eq!(asked.load(Ordering::SeqCst), connections);
+    }
+    let trusted = config("role_trust").password_provider(provider).build().unwrap();
+    FraiseClient::connect_with_config(trusted).await.unwrap();
+    assert_eq!(asked.load(Ordering::SeqCst), 3, "nobody asked for a password");
+
+    let failing = config("role_scram").password_provider(|| async {
+        Err(Error::Authentication { message: "the vault is sealed".into(), server: None })
+    });
+    let error = FraiseClient::connect_with_config(failing.build().unwrap()).await.unwrap_err();
+    assert!(error.to_string().contains("the vault is sealed"), "{error}");
+
+    let hanging = config("role_scram")
+        .password_provider(std::future::pending)
+        .connect_timeout(Duration::from_millis(200));
+    let error = FraiseClient::connect_with_config(hanging.build().unwrap()).await.unwrap_err();
+    assert_eq!(error.category(), ErrorCategory::Timeout, "{error}");
+}
+
+#[tokio::test]
+async fn the_password_file_is_read_for_each_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("passwords");
+    let write = |password: &str| {
+        std::fs::write(&file, format!("127.0.0.1:*:*:role_scram:{password}\n")).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    let text = format!(
+        "host=127.0.0.1 port={} user=role_scram dbname=postgres passfile='{}'",
+        cluster().port(),
+        file.display()
+    );
+    let config = ConnectionConfig::parse(&text).unwrap();
+    let error = FraiseClient::connect_with_config(config.clone()).await.unwrap_err();
+    assert!(error.to_string().contains(file.to_str().unwrap()), "it says where it looked: {error}");
+    write("wrong");
+    FraiseClient::connect_with_config(config.clone()).await.unwrap_err();
+    write("scram-secret");
+    FraiseClient::connect_with_config(config).await.unwrap();
+}
+
+/// Passwords are prepared as Postgres does it: compatible forms are one, and what cannot be prepared
+/// is taken as it is.
+#[tokio::test]
+async fn passwords_beyond_ascii_let_in_as_the_server_prepares_them() {
+    sql("set password_encryption = 'scram-sha-256';
+         create role role_unicode login password E'\\u2168\\u00ADpass\\u00A0word\\u00AA';
+         create role role_raw login password E'a\\u0007b\\u0627x';
+         create role role_soft login password E'\\u00ADx'")
+    .await;
+    for (role, password, right) in [
+        ("role_unicode", "\u{2168}\u{AD}pass\u{A0}word\u{AA}", true),
+        ("role_unicode", "IXpass worda", true),
+        ("role_unicode", "IXpassworda", false),
+        ("role_raw", "a\u{7}b\u{627}x", true),
+        ("role_raw", "ab\u{627}x", false),
+        ("role_soft", "x", true),
+    ] {
+        let config = config(role).password(password).require_auth("scram-sha-256");
+        let ours = FraiseClient::connect_with_config(config.build().unwrap()).await;
+        assert_eq!(ours.is_ok(), right, "{role} {password:?}: {ours:?}");
+        let port = cluster().port();
+        let text =
+            format!("host=127.0.0.1 port={port} user={role} password='{password}' dbname=postgres");
+        assert_eq!(libpq_gets_in(text).await, right, "libpq: {role} {password:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_number_of_iterations_has_a_cap_that_can_be_set() {
+    let challenge = |text: &str| message(b'R', &[b"\0\0\0\x0b", text.as_bytes()].concat());
+    let sasl = || message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0");
+    // The nonce must continue the client's, which the script does not know: the count is read first.
+    for (max, count, expected) in [
+        (None, "100001", "more than the 100000"),
+        (Some(5000), "5001", "more than the 5000"),
+        (None, "2147483648", "more than the 100000"),
+        (None, "0", "positive number"),
+        (None, "-1", "positive number"),
+        (None, "99999999999999999999", "positive number"),
+    ] {
+        let script = vec![
+            Step::ExpectStartup,
+            Step::Send(sasl()),
+            Step::Echo(Box::new(move |first: &[u8]| {
+                let first = String::from_utf8_lossy(first);
+                let nonce = first.split("r=").nth(1).unwrap();
+                challenge(&format!("r={nonce}server,s=QQ==,i={count}"))
+            })),
+            Step::ExpectEnd,
+        ];
+        let server = Scripted::start(vec![script]).await;
+        let mut builder = ConnectionConfig::builder()
+            .host("127.0.0.1")
+            .port(server.address.port())
+            .user("u")
+            .password("planted-secret")
+            .ssl_mode(fraiseql_wire::SslMode::Disable);
+        if let Some(max) = max {
+            builder = builder.max_scram_iterations(max);
+        }
+        let error = FraiseClient::connect_with_config(builder.build().unwrap()).await.unwrap_err();
+        assert!(error.to_string().contains(expected), "{count}: {error}");
+        server.done().await;
+    }
+}
+
+/// One iteration is little, and servers may be set so.
+#[tokio::test]
+async fn a_server_that_does_not_know_the_password_is_found_out() {
+    let signature_of_nobody =
+        message(b'R', b"\0\0\0\x0cv=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
+    for (last, expected) in [
+        (signature_of_nobody, "signature is wrong"),
+        (message(b'R', b"\0\0\0\x0ce=other-error"), "other-error"),
+        (message(b'R', b"\0\0\0\x0c"), "malformed"),
+        (scripted::auth_ok(), "before it had proved"),
+        (message(b'R', b"\0\0\0\x03"), "in the middle"),
+    ] {
+        let script = vec![
+            Step::ExpectStartup,
+            Step::Send(message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0")),
+            Step::Echo(Box::new(|first: &[u8]| {
+                let first = String::from_utf8_lossy(first);
+                let nonce = first.split("r=").nth(1).unwrap();
+                let text = format!("r={nonce}server,s=QQ==,i=1");
+                message(b'R', &[b"\0\0\0\x0b", text.as_bytes()].concat())
+            })),
+            Step::Echo(Box::new(move |_: &[u8]| last.clone())),
+            Step::ExpectEnd,
+        ];
+        let server = Scripted::start(vec![script]).await;
+        let url = server.url();
+        let error = FraiseClient::connect(&url).await.unwrap_err();
+        assert_eq!(error.category(), ErrorCategory::Authentication);
+        assert!(error.to_string().contains(expected), "{expected}: {error}");
+        server.done().await;
+    }
+}
+
+/// Over a connection in the clear this means that something in between has taken TLS away.
+#[tokio::test]
+async fn channel_binding_offered_in_the_clear_is_refused() {
+    let offer = message(b'R', b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
+    let script = vec![Step::ExpectStartup, Step::Send(offer), Step::ExpectEnd];
+    let server = Scripted::start(vec![script]).await;
+    let url = server.url();
+    let error = FraiseClient::connect(&url).await.unwrap_err();
+    assert!(error.to_string().contains("not encrypted"), "{error}");
+    server.done().await;
+}

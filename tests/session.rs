@@ -1,0 +1,480 @@
+//! The life of a connection: what it tells, how it is stopped from outside, how it is replaced.
+
+mod support;
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use fraiseql_wire::{
+    ConnectionConfig, ConnectionConfigBuilder, Error, ErrorCategory, FraiseClient, RawJson,
+    RetryPolicy, TimeoutPhase,
+};
+use futures_util::{StreamExt, TryStreamExt};
+use serde_json::Value;
+use support::{
+    admin, backend_state, client, cluster, eventually,
+    proxy::Proxy,
+    scripted::{self, Scripted, Step, message},
+    sql,
+};
+
+fn config() -> ConnectionConfigBuilder {
+    ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(cluster().port())
+        .user("postgres")
+        .database("postgres")
+}
+
+async fn connect(config: ConnectionConfigBuilder) -> FraiseClient {
+    FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap()
+}
+
+/// Runs a query to its end, and returns its error: of `execute()` or of the stream, which depends on
+/// whether the server had sent its columns before.
+async fn outcome(client: &FraiseClient, view: &str) -> Option<Error> {
+    match client.query::<Value>(view).execute().await {
+        Ok(stream) => stream.try_collect::<Vec<_>>().await.err(),
+        Err(e) => Some(e),
+    }
+}
+
+#[tokio::test]
+async fn a_client_tells_how_it_is_connected() {
+    let client = FraiseClient::new(config().build().unwrap());
+    assert!(client.connection_info().is_none() && client.server_version().is_none());
+    assert!(client.parameter("TimeZone").is_none() && !client.is_connected());
+    client.ping().await.unwrap();
+    let info = client.connection_info().unwrap();
+    assert_eq!(info.address.unwrap().to_string(), "127.0.0.1");
+    assert_eq!((info.host.as_deref(), info.port), (Some("127.0.0.1"), cluster().port()));
+    assert_eq!((info.auth_method, info.protocol_version), ("none", "3.0"));
+    assert_eq!(client.parameter("TimeZone").as_deref(), Some("UTC"));
+    assert_eq!(client.parameter("client_encoding").as_deref(), Some("UTF8"));
+    assert_eq!(client.parameter("no such parameter"), None);
+    let version: String = admin().await.query_one("show server_version", &[]).await.unwrap().get(0);
+    let version = version.split(' ').next().unwrap().to_owned();
+    assert_eq!(client.server_version().unwrap().to_string(), version);
+    client.close().await.unwrap();
+}
+
+/// What is changed in the middle of a query is known at once.
+#[tokio::test]
+async fn a_changed_parameter_is_the_one_that_is_told() {
+    sql("create function set_zone() returns json language sql as
+             $$ select to_json(set_config('TimeZone', 'Europe/Berlin', false)) $$;
+         create view v_zone as select set_zone() as data")
+    .await;
+    let client = client().await;
+    let rows: Vec<Value> =
+        client.query::<Value>("v_zone").execute().await.unwrap().try_collect().await.unwrap();
+    assert_eq!(rows.len(), 1);
+    assert_eq!(client.parameter("TimeZone").as_deref(), Some("Europe/Berlin"));
+}
+
+#[tokio::test]
+async fn settings_reach_the_session() {
+    sql("create view v_settings as select to_json(array[
+             current_setting('work_mem'), current_setting('statement_timeout'),
+             current_setting('application_name')]) as data")
+    .await;
+    let client = connect(
+        config()
+            .param("work_mem", "64MB")
+            .statement_timeout(Duration::from_millis(12_345))
+            .application_name("told"),
+    )
+    .await;
+    let rows: Vec<Vec<String>> = client
+        .query::<Vec<String>>("v_settings")
+        .execute()
+        .await
+        .unwrap()
+        .try_collect()
+        .await
+        .unwrap();
+    assert_eq!(rows, [["64MB", "12345ms", "told"]]);
+}
+
+#[tokio::test]
+async fn notices_go_to_the_handler_whatever_query_they_come_with() {
+    sql("create function complain(i int) returns json language plpgsql as $$
+         begin raise warning 'row %', i using hint = 'look'; return to_json(i); end $$;
+         create view v_complaints as select complain(i) as data from generate_series(1, 3) i")
+    .await;
+    let client = client().await;
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&heard);
+    client.on_notice(move |notice| {
+        let text = format!("{} {} {:?}", notice.severity(), notice.message(), notice.hint());
+        sink.lock().unwrap().push(text);
+    });
+    let rows: Vec<u8> =
+        client.query::<u8>("v_complaints").execute().await.unwrap().try_collect().await.unwrap();
+    assert_eq!(rows, [1, 2, 3]);
+    let expected: Vec<_> = (1..=3).map(|i| format!("WARNING row {i} Some(\"look\")")).collect();
+    assert_eq!(*heard.lock().unwrap(), expected);
+}
+
+#[tokio::test]
+async fn a_cancel_token_stops_the_query_from_anywhere() {
+    let admin = admin().await;
+    let client = client().await;
+    let pid = client.backend_pid().unwrap();
+    let token = client.cancel_token();
+    // Nothing runs: nothing happens, to the next query neither.
+    token.cancel().await.unwrap();
+    let stream = client.query::<u32>("v_short").execute().await.unwrap();
+    assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap().len(), 300);
+
+    let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let other = tokio::spawn(async move { token.clone().cancel().await });
+    other.await.unwrap().unwrap();
+    let error = loop {
+        match stream.next().await.unwrap() {
+            Ok(_) => {}
+            Err(e) => break e,
+        }
+    };
+    assert!(matches!(error, Error::Cancelled), "{error:?}");
+    assert!(!error.is_retriable());
+    assert!(stream.next().await.is_none());
+    client.ping().await.unwrap();
+    assert_eq!(client.backend_pid(), Some(pid));
+    assert_eq!(backend_state(&admin, pid).await.as_deref(), Some("idle"));
+
+    // A query that is still looking for its first row.
+    let token = client.cancel_token();
+    let (error, _) = tokio::join!(outcome(&client, "v_asleep"), async {
+        eventually("the query runs", async || {
+            backend_state(&admin, pid).await.as_deref() == Some("active")
+        })
+        .await;
+        token.cancel().await.unwrap();
+    });
+    assert!(matches!(error, Some(Error::Cancelled)), "{error:?}");
+    client.ping().await.unwrap();
+
+    // After the client, it has nothing to do.
+    drop(client);
+    token.cancel().await.unwrap();
+}
+
+/// The same query, stopped by somebody else, is the server's error.
+#[tokio::test]
+async fn a_cancel_by_somebody_else_is_the_servers_error() {
+    let admin = admin().await;
+    let client = client().await;
+    let pid = i32::try_from(client.backend_pid().unwrap()).unwrap();
+    let (error, _) = tokio::join!(outcome(&client, "v_asleep"), async {
+        eventually("the query runs", async || {
+            backend_state(&admin, pid.unsigned_abs()).await.as_deref() == Some("active")
+        })
+        .await;
+        admin.execute("select pg_cancel_backend($1)", &[&pid]).await.unwrap();
+    });
+    assert_eq!(error.unwrap().sqlstate(), Some(&fraiseql_wire::sqlstate::QUERY_CANCELED));
+}
+
+/// However a token and the end of a query fall together, the next query is not hit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_token_never_hits_the_next_query() {
+    // The server is done with it long before it is read: a cancel request finds no query, or the next.
+    sql("create view v_sent as select to_json(i) as data from generate_series(1, 20000) i").await;
+    let client = client().await;
+    let mut begun_rounds = 0;
+    for round in 0..200 {
+        let query = client.query::<Value>("v_sent").max_memory(16 << 10);
+        let mut stream = query.execute().await.unwrap();
+        for _ in 0..17_000 + round % 30 * 100 {
+            stream.next().await.unwrap().unwrap();
+        }
+        let token = client.cancel_token();
+        // It has begun while the query runs, if that still does, and goes on by itself.
+        let mut cancel = Box::pin(async move { token.cancel().await });
+        let begun = futures_util::poll!(cancel.as_mut()).is_pending();
+        let cancel = begun.then(|| tokio::spawn(cancel));
+        // The end, or the error: both are right.
+        let _ = stream.try_collect::<Vec<_>>().await;
+        if let Some(cancel) = cancel.as_ref().filter(|_| round % 3 == 0) {
+            cancel.abort();
+        }
+        let stream = client.query::<Value>("v_short").execute().await.unwrap();
+        let rows = stream.try_collect::<Vec<_>>().await;
+        assert_eq!(rows.unwrap().len(), 300, "round {round}");
+        begun_rounds += usize::from(begun);
+        if let Some(cancel) = cancel {
+            let _ = cancel.await;
+        }
+    }
+    assert!(begun_rounds > 50, "{begun_rounds} of 200 cancels met a query");
+}
+
+/// The server comes back while the client tries again.
+#[tokio::test]
+async fn a_lost_connection_is_replaced_by_the_retry_policy() {
+    let not_now =
+        || vec![Step::ExpectStartup, Step::Send(scripted::error("FATAL", "57P03", "starting up"))];
+    let mut first = scripted::login();
+    first.push(Step::Close);
+    let mut last = scripted::login();
+    last.push(Step::ExpectQuery);
+    last.push(Step::Send(
+        [scripted::begin_json(), scripted::row("1"), scripted::complete(), scripted::ready()]
+            .concat(),
+    ));
+    let server = Scripted::start(vec![first, not_now(), not_now(), last]).await;
+    let builder = || {
+        ConnectionConfig::builder()
+            .host("127.0.0.1")
+            .port(server.address.port())
+            .user("u")
+            .ssl_mode(fraiseql_wire::SslMode::Disable)
+    };
+    let quick = RetryPolicy::default().initial_backoff(Duration::from_millis(5));
+    let client = connect(builder().retry(quick.max_attempts(3))).await;
+    let stream = client.query::<u8>("v").execute().await.unwrap();
+    assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap(), [1]);
+    drop(client);
+    server.done().await;
+
+    // Bounded; and the first connection of a client is not repeated.
+    let mut first = scripted::login();
+    first.push(Step::Close);
+    let server = Scripted::start(vec![not_now(), first, not_now(), not_now()]).await;
+    let builder = || {
+        ConnectionConfig::builder()
+            .host("127.0.0.1")
+            .port(server.address.port())
+            .user("u")
+            .ssl_mode(fraiseql_wire::SslMode::Disable)
+            .retry(quick.max_attempts(2))
+    };
+    let refused = FraiseClient::connect_with_config(builder().build().unwrap()).await;
+    assert_eq!(refused.unwrap_err().category(), ErrorCategory::Server);
+    let client = connect(builder()).await;
+    let error = client.query::<u8>("v").execute().await.unwrap_err();
+    assert_eq!(error.category(), ErrorCategory::Server, "{error}");
+    server.done().await;
+}
+
+#[tokio::test]
+async fn read_timeout_counts_only_while_rows_are_wanted() {
+    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let client = connect(
+        ConnectionConfig::builder()
+            .host("127.0.0.1")
+            .port(proxy.address.port())
+            .user("postgres")
+            .read_timeout(Duration::from_millis(300)),
+    )
+    .await;
+    let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    // Paused, and with full memory, nobody waits for the server.
+    stream.pause().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    stream.resume().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    stream.next().await.unwrap().unwrap();
+    proxy.stall(true);
+    let error = loop {
+        match stream.next().await.unwrap() {
+            Ok(_) => {}
+            Err(e) => break e,
+        }
+    };
+    let Error::Timeout { phase: TimeoutPhase::Read, after } = error else { panic!("{error:?}") };
+    assert_eq!(after, Duration::from_millis(300));
+}
+
+#[tokio::test]
+async fn a_message_beyond_the_limit_is_refused_before_it_is_read() {
+    sql("create view v_two_sizes as
+         select to_json(repeat('x', i)) as data from (values (10), (100000)) t(i)")
+    .await;
+    let client = connect(config().max_message_size(50_000)).await;
+    let mut stream = client.query::<RawJson>("v_two_sizes").execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let error = stream.next().await.unwrap().unwrap_err();
+    assert_eq!(error.category(), ErrorCategory::Protocol);
+    assert!(error.to_string().contains("max_message_size"), "{error}");
+    client.ping().await.unwrap();
+}
+
+/// A server that gives no key for cancelling can be used; stopping a query costs the connection.
+#[tokio::test]
+async fn without_a_cancel_key_a_dropped_stream_closes_the_connection() {
+    let login =
+        || vec![Step::ExpectStartup, Step::Send([scripted::auth_ok(), scripted::ready()].concat())];
+    let mut first = login();
+    first.push(Step::ExpectQuery);
+    first.push(Step::Send([scripted::begin_json(), scripted::row("1")].concat()));
+    first.push(Step::Silence);
+    let mut second = login();
+    second.push(Step::ExpectQuery);
+    second.push(Step::Send(
+        [scripted::begin_json(), scripted::row("2"), scripted::complete(), scripted::ready()]
+            .concat(),
+    ));
+    let server = Scripted::start(vec![first, second]).await;
+    let url = server.url();
+    let client = FraiseClient::connect(&url).await.unwrap();
+    assert!(client.is_connected() && client.backend_pid().is_none());
+    let mut stream = client.query::<u8>("v").execute().await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+    assert_eq!(
+        client.cancel_token().cancel().await.unwrap_err().category(),
+        ErrorCategory::InvalidState
+    );
+    drop(stream);
+    let stream = client.query::<u8>("v").execute().await.unwrap();
+    assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap(), [2]);
+    drop(client);
+    server.done().await;
+}
+
+/// Protocol 3.2: a long cancel key, and a server that speaks 3.0 only.
+#[tokio::test]
+async fn protocol_3_2_is_spoken_when_asked_for() {
+    let key: Vec<u8> = (0..=255).collect();
+    let mut start = vec![Step::Expect(
+        b"\0\0\0\x26\0\x03\0\x02user\0u\0database\0u\0client_encoding\0UTF8\0\0".to_vec(),
+    )];
+    let len = u32::try_from(
+        start
+            .iter()
+            .map(|s| match s {
+                Step::Expect(b) => b.len(),
+                _ => 0,
+            })
+            .sum::<usize>(),
+    )
+    .unwrap();
+    if let Some(Step::Expect(bytes)) = start.first_mut() {
+        bytes[..4].copy_from_slice(&len.to_be_bytes());
+    }
+    let body = [&[0, 0, 0, 77][..], &key].concat();
+    start.push(Step::Send([scripted::auth_ok(), message(b'K', &body), scripted::ready()].concat()));
+    start.push(Step::ExpectQuery);
+    start.push(Step::Send([scripted::begin_json(), scripted::row("1")].concat()));
+    let (cancelled, wait) = tokio::sync::oneshot::channel();
+    start.push(Step::Wait(wait));
+    start.push(Step::Send(
+        [scripted::error("ERROR", "57014", "cancelled"), scripted::ready()].concat(),
+    ));
+    let request = [&268u32.to_be_bytes()[..], &80_877_102u32.to_be_bytes(), &body].concat();
+    let cancel = vec![Step::Expect(request), Step::Signal(cancelled)];
+    let server = Scripted::start(vec![start, cancel]).await;
+    let url = format!("postgres://u@{}?sslmode=disable&max_protocol_version=3.2", server.address);
+    let client = FraiseClient::connect(&url).await.unwrap();
+    assert_eq!(client.connection_info().unwrap().protocol_version, "3.2");
+    let mut stream = client.query::<u8>("v").execute().await.unwrap();
+    stream.cancel().await.unwrap();
+    drop(client);
+    server.done().await;
+
+    let older = || {
+        let negotiate = message(b'v', b"\0\x03\0\0\0\0\0\0");
+        let key = message(b'K', &[0, 0, 0, 77, 1, 2, 3, 4]);
+        vec![
+            Step::ExpectStartup,
+            Step::Send([negotiate, scripted::auth_ok(), key, scripted::ready()].concat()),
+        ]
+    };
+    let server = Scripted::start(vec![older(), older()]).await;
+    let url = format!("postgres://u@{}?sslmode=disable&max_protocol_version=3.2", server.address);
+    let client = FraiseClient::connect(&url).await.unwrap();
+    assert_eq!(client.connection_info().unwrap().protocol_version, "3.0");
+    drop(client);
+    let error =
+        FraiseClient::connect(&format!("{url}&min_protocol_version=3.2")).await.unwrap_err();
+    assert!(error.to_string().contains("min_protocol_version"), "{error}");
+    // The real one, which is older than 3.2, says so too.
+    let url = format!("{}?max_protocol_version=latest", cluster().url());
+    let client = FraiseClient::connect(&url).await.unwrap();
+    let expected = if client.server_version().unwrap().major >= 18 { "3.2" } else { "3.0" };
+    assert_eq!(client.connection_info().unwrap().protocol_version, expected);
+}
+
+/// Seen from the kernel: the keepalive timer of the connection runs.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn keepalives_are_on_unless_switched_off() {
+    let timer = |port: u16| {
+        let local = format!(":{port:04X} ");
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        let server = format!(":{:04X} ", cluster().port());
+        // sl local_address rem_address st tx:rx tr:tm->when: timer 2 is keepalive.
+        let line = table.lines().find(|l| {
+            let fields: Vec<_> = l.split_whitespace().collect();
+            fields.len() > 5
+                && format!("{} ", fields[1]).ends_with(&local)
+                && format!("{} ", fields[2]).ends_with(&server)
+        });
+        line.unwrap().split_whitespace().nth(5).unwrap().split(':').next().unwrap().to_owned()
+    };
+    let admin = admin().await;
+    for (config, expected) in [
+        (config(), "02"),
+        (
+            config()
+                .keepalive_idle(Duration::from_secs(60))
+                .keepalive_interval(Duration::from_secs(5))
+                .keepalive_count(3)
+                .tcp_user_timeout(Duration::from_secs(20)),
+            "02",
+        ),
+        (config().keepalive(false), "00"),
+    ] {
+        let client = connect(config).await;
+        client.ping().await.unwrap();
+        let pid = i32::try_from(client.backend_pid().unwrap()).unwrap();
+        let port: i32 = admin
+            .query_one("select client_port from pg_stat_activity where pid = $1", &[&pid])
+            .await
+            .unwrap()
+            .get(0);
+        let port = u16::try_from(port).unwrap();
+        eventually("only that timer runs", async || timer(port) == expected).await;
+    }
+}
+
+#[test]
+fn settings_that_make_no_sense_are_errors_of_build() {
+    let base = || ConnectionConfig::builder().host("h");
+    for (builder, part) in [
+        (base().host("i").port(1).port(2).port(3), "port"),
+        (base().param("user", "x"), "param"),
+        (base().param("", "x"), "param"),
+        (base().param("_pq_.x", "x"), "param"),
+        (base().param("a", "b\0"), "NUL"),
+        (base().user("a\0b"), "user"),
+        (base().max_message_size(1), "max_message_size"),
+        (base().max_message_size(usize::MAX), "max_message_size"),
+        (base().max_scram_iterations(0), "max_scram_iterations"),
+        (base().cancel_timeout(Duration::ZERO), "cancel_timeout"),
+        (base().read_timeout(Duration::ZERO), "read_timeout"),
+        (base().require_auth("md5,!none"), "require_auth"),
+        (base().ssl_negotiation(fraiseql_wire::SslNegotiation::Direct), "sslnegotiation"),
+    ] {
+        let error = builder.build().unwrap_err();
+        assert_eq!(error.category(), ErrorCategory::Config);
+        assert!(error.to_string().contains(part), "{error}");
+    }
+}
+
+/// Services run them in tasks that move between threads.
+#[test]
+fn every_future_is_send() {
+    fn send<T: Send>(_: T) {}
+    let client = FraiseClient::new(config().build().unwrap());
+    send(FraiseClient::connect(""));
+    send(client.ping());
+    send(client.query::<Value>("v").execute());
+    send(client.cancel_token().cancel());
+    send(client.close());
+}
