@@ -3,4 +3,5 @@
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/setup-postgres.sh
+. scripts/setup-tests.sh
 exec cargo test "$@"

@@ -24,7 +24,7 @@ use crate::{
         frontend,
     },
     scram::{self, Binding, ClientFirst, Keys, ServerFinal},
-    transport::{Address, Tls, TlsInfo, Transport},
+    transport::{Address, Tls, TlsInfo, Transport, explain},
 };
 
 /// Who comes, and how they got here.
@@ -436,7 +436,7 @@ impl Wire {
             // TLS may keep it back otherwise.
             self.transport.flush().await
         };
-        sent.await.map_err(|e| Error::io(DURING, e))
+        sent.await.map_err(|e| explain(DURING, e))
     }
 
     /// The next message that belongs to the login.
@@ -451,7 +451,7 @@ impl Wire {
             match self.transport.read_buf(&mut self.buffer).await {
                 Ok(0) => return Err(Error::ConnectionClosed { during: DURING, source: None }),
                 Ok(_) => {}
-                Err(e) => return Err(Error::io(DURING, e)),
+                Err(e) => return Err(explain(DURING, e)),
             }
         }
     }

@@ -79,6 +79,15 @@ impl Tls {
     }
 }
 
+/// What an error of a transport means: something about TLS, or about the connection.
+pub(crate) fn explain(during: &'static str, error: io::Error) -> Error {
+    #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
+    if let Some(error) = tls::explain(&error) {
+        return error;
+    }
+    Error::io(during, error)
+}
+
 /// What became of a wish for TLS.
 pub(crate) enum Encrypted {
     Yes(Transport),

@@ -28,26 +28,52 @@ pub struct Cluster {
 #[allow(dead_code)]
 pub const TRUST_EVERYBODY: &str = "local all all trust\nhost all all all trust\n";
 
+/// What a cluster is made of, beside the defaults.
+#[derive(Default)]
+#[allow(dead_code)]
+pub struct Setup<'a> {
+    /// The lines of pg_hba.conf.
+    pub hba: &'a str,
+    /// Settings as on a command line; `{folder}` stands for the cluster's folder.
+    pub settings: &'a str,
+    /// Files in that folder, which only the server may read.
+    pub files: &'a [(&'a str, &'a str)],
+    /// Programs of another version, copied to where the server's user can run them.
+    pub programs: Option<&'a Path>,
+    /// The port of a primary, to follow it by streaming replication.
+    pub standby_of: Option<u16>,
+}
+
 impl Cluster {
     /// Makes and starts a cluster with these lines as its pg_hba.conf.
     ///
     /// The error is one line that says what to do.
     pub fn start(hba: &str) -> Result<Self, String> {
-        let bin = find_binaries()?;
+        Self::start_with(&Setup { hba, ..Setup::default() })
+    }
+
+    /// Makes and starts a cluster.
+    pub fn start_with(setup: &Setup<'_>) -> Result<Self, String> {
         let owner = Owner::of_server()?;
         let folder = make_folder(&owner).map_err(|e| format!("no temporary folder: {e}"))?;
-        let started = Self::start_in(&bin, &owner, &folder, hba);
+        let started = prepare(setup, &owner, &folder)
+            .and_then(|bin| Self::start_in(&bin, &owner, &folder, setup));
         if started.is_err() {
             let _ = fs::remove_dir_all(&folder);
         }
         started
     }
 
-    fn start_in(bin: &Path, owner: &Owner, folder: &Path, hba: &str) -> Result<Self, String> {
+    fn start_in(
+        bin: &Path,
+        owner: &Owner,
+        folder: &Path,
+        setup: &Setup<'_>,
+    ) -> Result<Self, String> {
         // Another process may take the port before Postgres does: then another one is tried.
         let mut failure = String::new();
         for _ in 0..5 {
-            match Self::supervise(bin, owner, folder, hba) {
+            match Self::supervise(bin, owner, folder, setup) {
                 Ok(cluster) => return Ok(cluster),
                 Err(e) => failure = e,
             }
@@ -55,19 +81,30 @@ impl Cluster {
         Err(format!("Postgres does not start: {failure}"))
     }
 
-    fn supervise(bin: &Path, owner: &Owner, folder: &Path, hba: &str) -> Result<Self, String> {
+    fn supervise(
+        bin: &Path,
+        owner: &Owner,
+        folder: &Path,
+        setup: &Setup<'_>,
+    ) -> Result<Self, String> {
         let port = free_port().map_err(|e| format!("no free port: {e}"))?;
         let settings = format!(
             "-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder} \
              -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c log_statement=none \
-             -c timezone=UTC -c lc_messages=C",
+             -c timezone=UTC -c lc_messages=C {more}",
             folder = folder.display(),
+            more = setup.settings.replace("{folder}", &folder.display().to_string()),
         );
+        let primary = setup.standby_of.map_or(String::new(), |port| port.to_string());
         // In a process group of its own, so that Ctrl-C reaches this process only; and deaf to a
         // closed pipe, so that it cleans up whenever this process ends.
         let script = r#"
             trap '' PIPE
-            if [ ! -d "$2/data" ]; then
+            if [ -n "$5" ]; then
+                [ -d "$2/data" ] ||
+                "$1/pg_basebackup" -h 127.0.0.1 -p "$5" -U postgres -D "$2/data" \
+                    -R -X stream -c fast >"$2/log" 2>&1 || exit 1
+            elif [ ! -d "$2/data" ]; then
                 "$1/initdb" -U postgres -A trust -E UTF8 --locale=C -N -D "$2/data" >"$2/log" 2>&1 &&
                 printf '%s' "$4" >"$2/data/pg_hba.conf" || exit 1
             fi
@@ -78,7 +115,7 @@ impl Cluster {
             rm -rf "$2"
         "#;
         let mut shell = owner.command(Path::new("/bin/sh"), folder);
-        shell.args(["-c", script, "sh"]).args([bin, folder]).args([&settings, hba]);
+        shell.args(["-c", script, "sh"]).args([bin, folder]).args([&settings, setup.hba, &primary]);
         shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         shell.process_group(0);
         let mut supervisor = shell.spawn().map_err(|e| format!("cannot run /bin/sh: {e}"))?;
@@ -127,14 +164,28 @@ impl Drop for Cluster {
     }
 }
 
+/// Puts the files into place, and returns the folder of the programs.
+fn prepare(setup: &Setup<'_>, owner: &Owner, folder: &Path) -> Result<PathBuf, String> {
+    for (name, text) in setup.files {
+        owner.write(&folder.join(name), text).map_err(|e| format!("{name}: {e}"))?;
+    }
+    let Some(programs) = setup.programs else { return find_binaries() };
+    // They may lie where another user cannot go.
+    let copied = Command::new("cp").arg("-R").arg(programs).arg(folder.join("programs")).status();
+    match copied {
+        Ok(status) if status.success() => Ok(folder.join("programs/bin")),
+        other => Err(format!("{} could not be copied: {other:?}", programs.display())),
+    }
+}
+
 /// The user that the server runs as: Postgres refuses to run as root.
-struct Owner {
+pub struct Owner {
     /// `None`: the user of this process.
     ids: Option<(u32, u32)>,
 }
 
 impl Owner {
-    fn of_server() -> Result<Self, String> {
+    pub fn of_server() -> Result<Self, String> {
         let id =
             Command::new("id").arg("-u").output().map_err(|e| format!("cannot run id: {e}"))?;
         if id.stdout.trim_ascii() != b"0" {
@@ -156,8 +207,18 @@ impl Owner {
         }
     }
 
+    /// Writes a file that only that user can read.
+    pub fn write(&self, path: &Path, text: &str) -> io::Result<()> {
+        fs::write(path, text)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        match self.ids {
+            Some((uid, gid)) => chown(path, Some(uid), Some(gid)),
+            None => Ok(()),
+        }
+    }
+
     /// A command as that user, with nothing of this process's environment that could steer it.
-    fn command(&self, program: &Path, folder: &Path) -> Command {
+    pub fn command(&self, program: &Path, folder: &Path) -> Command {
         let mut command = Command::new(program);
         if let Some((uid, gid)) = self.ids {
             command.uid(uid).gid(gid);
@@ -170,7 +231,7 @@ impl Owner {
     }
 }
 
-fn make_folder(owner: &Owner) -> io::Result<PathBuf> {
+pub fn make_folder(owner: &Owner) -> io::Result<PathBuf> {
     // Not in $TMPDIR, which may be long: the path of a socket has at most 107 bytes.
     for attempt in 0..100 {
         let folder = format!("/tmp/fraiseql-wire-{}-{attempt}", std::process::id());
@@ -189,7 +250,7 @@ fn make_folder(owner: &Owner) -> io::Result<PathBuf> {
     Err(io::ErrorKind::AlreadyExists.into())
 }
 
-fn free_port() -> io::Result<u16> {
+pub fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 

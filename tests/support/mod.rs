@@ -3,7 +3,9 @@
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
+pub mod certificates;
 pub mod cluster;
+pub mod daemon;
 pub mod proxy;
 pub mod scripted;
 

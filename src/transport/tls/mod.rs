@@ -35,8 +35,8 @@ use x509_cert::{
     der::{Decode as _, Reader as _, SliceReader, asn1::AnyRef},
 };
 
-pub(crate) use self::stream::TlsStream;
-use self::{client_cert::ClientAuth, explain::explain, verify::Verifier};
+use self::{client_cert::ClientAuth, verify::Verifier};
+pub(super) use self::{explain::explain, stream::TlsStream};
 use super::TlsInfo;
 use crate::{
     config::tls::{SendCertificate, TlsSettings, TlsVersion, Verify},

@@ -1,0 +1,162 @@
+//! What stands between a client and its server: poolers, proxies, and a standby in place of a primary.
+
+mod support;
+
+use std::time::Duration;
+
+use fraiseql_wire::{ErrorCategory, FraiseClient};
+use futures_util::{StreamExt, TryStreamExt, future::join_all};
+use serde_json::Value;
+use support::{
+    admin,
+    cluster::{Cluster, Setup},
+    daemon::Daemon,
+    eventually,
+};
+
+/// How many backends are at work on the endless view.
+async fn at_work(admin: &tokio_postgres::Client) -> i64 {
+    let query = "select count(*) from pg_stat_activity
+                 where state = 'active' and query like '%v_endless%' and pid <> pg_backend_pid()";
+    admin.query_one(query, &[]).await.unwrap().get(0)
+}
+
+#[tokio::test]
+async fn pgbouncer_in_transaction_mode_passes_everything() {
+    let pooler = Daemon::pgbouncer(support::cluster().port());
+    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", pooler.port);
+    let admin = admin().await;
+    // More clients than server connections, each used again and again.
+    let clients = (0..8).map(|_| async {
+        let client = FraiseClient::connect(&url).await.unwrap();
+        for round in 0..10u64 {
+            let query =
+                client.query::<u64>("v_short").where_sql("(data)::text::int > $1").bind(round);
+            let rows = query.execute().await.unwrap().try_collect::<Vec<_>>().await.unwrap();
+            assert_eq!(rows.len() as u64, 300 - round);
+            client.ping().await.unwrap();
+        }
+    });
+    join_all(clients).await;
+
+    // A dropped stream is stopped on the server behind the pooler, and the client goes on.
+    let client = FraiseClient::connect(&url).await.unwrap();
+    for _ in 0..3 {
+        let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
+        for _ in 0..1000 {
+            stream.next().await.unwrap().unwrap();
+        }
+        stream.cancel().await.unwrap();
+        eventually("the server's work has ended", async || at_work(&admin).await == 0).await;
+        let stream = client.query::<u64>("v_short").execute().await.unwrap();
+        assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap().len(), 300);
+    }
+    client.close().await.unwrap();
+
+    // Start-up parameters it does not know are refused by the pooler: its word comes through.
+    let config = fraiseql_wire::ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(pooler.port)
+        .user("postgres")
+        .statement_timeout(Duration::from_secs(1));
+    let error = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap_err();
+    assert_eq!(error.category(), ErrorCategory::Server, "{error}");
+    assert!(error.to_string().contains("statement_timeout"), "{error}");
+}
+
+#[tokio::test]
+async fn haproxy_passes_everything() {
+    // The first server is not there.
+    let closed =
+        std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    let proxy = Daemon::haproxy(&[closed, support::cluster().port()]);
+    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", proxy.port);
+    let admin = admin().await;
+    // Until its checks have found out which server is there, it refuses or hangs up.
+    let found = async || FraiseClient::connect(&url).await.is_ok();
+    eventually("the proxy has found the server", found).await;
+    let client = FraiseClient::connect(&url).await.unwrap();
+    let pid = client.backend_pid();
+    for _ in 0..3 {
+        let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
+        for _ in 0..1000 {
+            stream.next().await.unwrap().unwrap();
+        }
+        drop(stream);
+        client.ping().await.unwrap();
+        assert_eq!(client.backend_pid(), pid);
+        eventually("the server's work has ended", async || at_work(&admin).await == 0).await;
+    }
+    client.close().await.unwrap();
+}
+
+const HBA: &str = "local all all trust\nhost all all all trust\nhost replication all all trust\n";
+
+/// Reading goes to the standby while there is one, and to the primary when there is none.
+#[tokio::test]
+async fn reading_follows_the_standby_and_then_the_primary() {
+    let primary = Cluster::start_with(&Setup { hba: HBA, ..Setup::default() }).unwrap();
+    let view = "create view v_role as select to_json(pg_is_in_recovery()) as data";
+    support::admin_at(&primary.url()).await.batch_execute(view).await.unwrap();
+    let setup = Setup { standby_of: Some(primary.port()), ..Setup::default() };
+    let standby = Cluster::start_with(&setup).unwrap();
+
+    let url = |attrs: &str| {
+        format!(
+            "postgres://postgres@127.0.0.1:{},127.0.0.1:{}/postgres?target_session_attrs={attrs}",
+            primary.port(),
+            standby.port()
+        )
+    };
+    for (attrs, in_recovery) in [
+        ("any", false),
+        ("primary", false),
+        ("read-write", false),
+        ("standby", true),
+        ("read-only", true),
+        ("prefer-standby", true),
+    ] {
+        let client = FraiseClient::connect(&url(attrs)).await.unwrap();
+        assert_eq!(is_in_recovery(&client).await, in_recovery, "{attrs}");
+    }
+
+    // The clients live on when their server goes.
+    let prefers = FraiseClient::connect(&url("prefer-standby")).await.unwrap();
+    let demands = FraiseClient::connect(&url("standby")).await.unwrap();
+    assert!(is_in_recovery(&prefers).await && is_in_recovery(&demands).await);
+    standby.stop();
+    assert!(!is_in_recovery(&prefers).await, "on the primary now");
+    let error = demands.query::<bool>("v_role").execute().await.unwrap_err();
+    assert_eq!(error.category(), ErrorCategory::Connection, "{error}");
+    assert!(error.is_retriable());
+    assert!(error.to_string().contains("it is a primary"), "{error}");
+    primary.stop();
+}
+
+/// A standby that becomes the primary is taken for one by the next connection.
+#[tokio::test]
+async fn a_promoted_standby_takes_over() {
+    let primary = Cluster::start_with(&Setup { hba: HBA, ..Setup::default() }).unwrap();
+    let view = "create view v_role as select to_json(pg_is_in_recovery()) as data";
+    support::admin_at(&primary.url()).await.batch_execute(view).await.unwrap();
+    let setup = Setup { standby_of: Some(primary.port()), ..Setup::default() };
+    let standby = Cluster::start_with(&setup).unwrap();
+    let url = format!(
+        "postgres://postgres@127.0.0.1:{},127.0.0.1:{}/postgres?target_session_attrs=primary",
+        primary.port(),
+        standby.port()
+    );
+    let client = FraiseClient::connect(&url).await.unwrap();
+    assert_eq!(client.connection_info().unwrap().port, primary.port());
+    primary.stop();
+    let promoted = support::admin_at(&standby.url()).await;
+    promoted.query_one("select pg_promote()", &[]).await.unwrap();
+    assert!(!is_in_recovery(&client).await);
+    assert_eq!(client.connection_info().unwrap().port, standby.port());
+    standby.stop();
+}
+
+async fn is_in_recovery(client: &FraiseClient) -> bool {
+    let stream = client.query::<bool>("v_role").execute().await.unwrap();
+    stream.try_collect::<Vec<_>>().await.unwrap()[0]
+}

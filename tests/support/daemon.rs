@@ -1,0 +1,111 @@
+//! Poolers and proxies in front of a server: private processes that end with the tests.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdin, Stdio},
+    time::{Duration, Instant},
+};
+
+use super::cluster::{Owner, free_port, make_folder};
+
+/// A running program that listens on a port of the loopback.
+#[derive(Debug)]
+pub struct Daemon {
+    pub port: u16,
+    folder: PathBuf,
+    supervisor: Child,
+    /// Closed by `drop`, or by the operating system when this process ends.
+    lifeline: Option<ChildStdin>,
+}
+
+impl Daemon {
+    /// PgBouncer in transaction mode before the server on `port`: 4 server connections for everybody.
+    pub fn pgbouncer(server: u16) -> Self {
+        let start = |port: u16, folder: &Path| {
+            let ini = format!(
+                "[databases]\n* = host=127.0.0.1 port={server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
+                 listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\n\
+                 default_pool_size = 4\nserver_lifetime = 600\nlogfile = {}/log\n\
+                 [users]\npostgres =\n",
+                folder.display()
+            );
+            // Whoever comes logs in at the server as postgres.
+            let ini = ini.replace("* = host", "* = user=postgres host");
+            (vec![("pgbouncer.ini", ini)], "pgbouncer", vec!["-q", "pgbouncer.ini"])
+        };
+        Self::start(start)
+    }
+
+    /// HAProxy passing bytes on to the first of the servers that takes connections.
+    pub fn haproxy(servers: &[u16]) -> Self {
+        let start = |port: u16, _: &Path| {
+            let mut config = format!(
+                "defaults\n mode tcp\n timeout connect 2s\n timeout client 60s\n timeout server 60s\n\
+                 listen postgres\n bind 127.0.0.1:{port}\n balance first\n"
+            );
+            for (i, server) in servers.iter().enumerate() {
+                config.push_str(&format!(" server s{i} 127.0.0.1:{server} check inter 100ms\n"));
+            }
+            (vec![("haproxy.cfg", config)], "haproxy", vec!["-db", "-f", "haproxy.cfg"])
+        };
+        Self::start(start)
+    }
+
+    fn start(
+        program: impl Fn(u16, &Path) -> (Vec<(&'static str, String)>, &'static str, Vec<&'static str>),
+    ) -> Self {
+        let owner = Owner::of_server().unwrap_or_else(|e| panic!("{e}"));
+        let folder = make_folder(&owner).unwrap();
+        let port = free_port().unwrap();
+        let (files, name, arguments) = program(port, &folder);
+        for (file, text) in files {
+            owner.write(&folder.join(file), &text).unwrap();
+        }
+        let program = ["/usr/sbin", "/usr/bin", "/opt/homebrew/bin", "/usr/local/bin"]
+            .iter()
+            .map(|dir| Path::new(dir).join(name))
+            .find(|path| path.is_file())
+            .unwrap_or_else(|| {
+                panic!("{name} was not found: run scripts/test.sh, which installs it")
+            });
+        let script = r#"
+            trap '' PIPE
+            folder=$1; shift
+            "$@" >"$folder/out" 2>&1 </dev/null & pid=$!
+            echo started
+            read -r _
+            kill $pid; wait $pid
+            rm -rf "$folder"
+        "#;
+        let mut shell = owner.command(Path::new("/bin/sh"), &folder);
+        shell.args(["-c", script, "sh"]).arg(&folder).arg(program).args(arguments);
+        shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
+        std::os::unix::process::CommandExt::process_group(&mut shell, 0);
+        let mut supervisor = shell.spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(supervisor.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let lifeline = supervisor.stdin.take();
+        let daemon = Self { port, folder, supervisor, lifeline };
+        daemon.wait_until_it_listens(name);
+        daemon
+    }
+
+    fn wait_until_it_listens(&self, name: &str) {
+        let started = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            let said = fs::read_to_string(self.folder.join("out")).unwrap_or_default();
+            assert!(started.elapsed() < Duration::from_secs(20), "{name} does not listen: {said}");
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        drop(self.lifeline.take());
+        let _ = self.supervisor.wait();
+    }
+}
