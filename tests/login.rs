@@ -279,3 +279,94 @@ async fn channel_binding_offered_in_the_clear_is_refused() {
     assert!(error.to_string().contains("not encrypted"), "{error}");
     server.done().await;
 }
+
+/// What was computed for one login is used for the next one only if it is for the same password.
+#[tokio::test]
+async fn what_is_remembered_of_a_login_is_for_that_password_only() {
+    sql(
+        "set password_encryption = 'scram-sha-256'; create role role_changing login password 'one'",
+    )
+    .await;
+    let password = Arc::new(std::sync::Mutex::new("one"));
+    let given = Arc::clone(&password);
+    let config = config("role_changing").password_provider(move || {
+        let password = given.lock().unwrap().to_string();
+        async move { Ok(password) }
+    });
+    let config = config.build().unwrap();
+    let gets_in = async || FraiseClient::connect_with_config(config.clone()).await.is_ok();
+    assert!(gets_in().await && gets_in().await);
+    *password.lock().unwrap() = "two";
+    assert!(!gets_in().await, "another password with the same salt");
+    sql("set password_encryption = 'scram-sha-256'; alter role role_changing password 'two'").await;
+    assert!(gets_in().await);
+    sql("set password_encryption = 'scram-sha-256'; alter role role_changing password 'two'").await;
+    assert!(gets_in().await, "the same password with another salt");
+    *password.lock().unwrap() = "one";
+    assert!(!gets_in().await);
+}
+
+/// At every step of the start-up, whatever comes or does not come is an error, and soon.
+#[tokio::test]
+async fn nothing_that_a_server_does_while_starting_up_is_more_than_an_error() {
+    let sasl = || Step::Send(message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0"));
+    let challenge = || {
+        Step::Echo(Box::new(|first: &[u8]| {
+            let first = String::from_utf8_lossy(first);
+            let nonce = first.split("r=").nth(1).unwrap();
+            let text = format!("r={nonce}server,s=QQ==,i=1");
+            message(b'R', &[b"\0\0\0\x0b", text.as_bytes()].concat())
+        }))
+    };
+    // How far it comes.
+    let steps: [&dyn Fn() -> Vec<Step>; 5] = [
+        &|| vec![Step::ExpectStartup],
+        &|| vec![Step::ExpectStartup, Step::Send(message(b'R', b"\0\0\0\x03"))],
+        &|| vec![Step::ExpectStartup, sasl()],
+        &|| vec![Step::ExpectStartup, sasl(), challenge()],
+        &|| vec![Step::ExpectStartup, Step::Send(scripted::auth_ok())],
+    ];
+    // What comes then. The same bytes at random in each run.
+    let mut seed = 7u32;
+    let mut noise = |len: usize| -> Vec<u8> {
+        let mut next = || {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 24) as u8
+        };
+        (0..len).map(|_| next()).collect()
+    };
+    let mut attacks: Vec<Vec<u8>> = vec![
+        vec![],
+        b"R".to_vec(),
+        b"R\0\0\0\x04".to_vec(),
+        b"R\xff\xff\xff\xff".to_vec(),
+        b"R\x7f\xff\xff\xff\0\0\0\0".to_vec(),
+        b"E\x7f\xff\xff\xffSFATAL\0".to_vec(),
+        message(b'R', b"\0\0\0\x0b"),
+        message(b'R', b"\0\0\0\x0br=,s=,i="),
+        message(b'R', b"\0\0\0\x0ar=\xff\xfe\0"),
+        message(b'E', b""),
+        message(b'E', b"S"),
+        message(b'E', b"\0"),
+        message(b'T', b"\x7f\xff"),
+        message(b'v', b"\0\x03\0\x02\x7f\xff\xff\xff"),
+        message(b'K', b"1234"),
+        message(b'Z', b"T"),
+        message(b'D', b"\0\x01\0\0\0\x011"),
+    ];
+    attacks.extend((0..20).map(|i| noise(1 + i * 37)));
+    for (i, steps) in steps.iter().enumerate() {
+        for attack in &attacks {
+            let mut script = steps();
+            script.push(Step::Send(attack.clone()));
+            let server = Scripted::start(vec![script]).await;
+            let started = std::time::Instant::now();
+            let error = FraiseClient::connect(&server.url()).await.expect_err("it is not a server");
+            let shown = format!("{error} {error:?}");
+            assert!(!shown.contains("planted-secret"), "step {i}, {attack:?}: {shown}");
+            // The timeout is 20 s: it is not what ends this.
+            assert_ne!(error.category(), ErrorCategory::Timeout, "step {i}, {attack:?}");
+            assert!(started.elapsed() < Duration::from_secs(20));
+        }
+    }
+}

@@ -305,6 +305,38 @@ async fn a_message_beyond_the_limit_is_refused_before_it_is_read() {
     client.ping().await.unwrap();
 }
 
+/// Beyond its bounds a clean-up gives the connection up, and the next query opens another one.
+#[tokio::test]
+async fn the_bounds_of_a_clean_up_can_be_set() {
+    // More than the limit is on its way when the stream is dropped.
+    let client = connect(config().drain_limit(0)).await;
+    let pid = client.backend_pid();
+    let query = client.query::<Value>("v_endless").max_memory(16 << 10);
+    let mut stream = query.execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let error = stream.cancel().await.unwrap_err();
+    assert!(error.to_string().contains("drain_limit"), "{error}");
+    client.ping().await.unwrap();
+    assert_ne!(client.backend_pid(), pid);
+
+    // The server is not reached in time.
+    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let bounded = ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(proxy.address.port())
+        .user("postgres")
+        .cancel_timeout(Duration::from_millis(200));
+    let client = connect(bounded).await;
+    let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    proxy.stall(true);
+    let error = stream.cancel().await.unwrap_err();
+    let Error::Timeout { phase: TimeoutPhase::Cancel, after } = error else { panic!("{error:?}") };
+    assert_eq!(after, Duration::from_millis(200));
+    proxy.stall(false);
+    client.ping().await.unwrap();
+}
+
 /// A server that gives no key for cancelling can be used; stopping a query costs the connection.
 #[tokio::test]
 async fn without_a_cancel_key_a_dropped_stream_closes_the_connection() {

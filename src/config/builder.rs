@@ -1,5 +1,7 @@
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
+use zeroize::Zeroizing;
+
 use super::{
     ChannelBinding, ConnectionConfig, Extras, LoadBalanceHosts, RetryPolicy, SslMode,
     SslNegotiation, TargetSessionAttrs, TlsConfig, keyword::Values,
@@ -18,7 +20,7 @@ pub struct ConnectionConfigBuilder {
     addresses: Vec<String>,
     ports: Vec<String>,
     /// By libpq's keywords.
-    settings: Vec<(&'static str, String)>,
+    settings: Vec<(&'static str, Zeroizing<String>)>,
     extras: Extras,
 }
 
@@ -239,7 +241,7 @@ impl ConnectionConfigBuilder {
     }
 
     fn set(mut self, keyword: &'static str, value: impl Into<String>) -> Self {
-        self.settings.push((keyword, value.into()));
+        self.settings.push((keyword, Zeroizing::new(value.into())));
         self
     }
 }

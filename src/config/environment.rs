@@ -42,7 +42,7 @@ impl Environment<'_> {
         }
         // The system's roots sign for the whole world: without the name they prove nothing.
         if mode_is_default && values.get("sslrootcert") == Some("system") {
-            values.set("sslmode", "verify-full".into())?;
+            values.set("sslmode", "verify-full".to_owned())?;
         }
         let passfile = self.home.as_ref().map(|home| home.join(".pgpass"));
         if values.non_empty("password").is_none() && values.non_empty("passfile").is_none() {

@@ -5,6 +5,8 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use zeroize::Zeroizing;
+
 use crate::error::{Error, Result};
 
 /// One parameter.
@@ -90,25 +92,26 @@ pub(super) fn is_secret(name: &str) -> bool {
     SECRETS.contains(&name)
 }
 
-/// Values by keyword. An empty value is one that was given.
+/// Values by keyword. An empty value is one that was given. Some are secrets, so all are overwritten
+/// in the end.
 #[derive(Clone, Default)]
-pub(super) struct Values(BTreeMap<&'static str, String>);
+pub(super) struct Values(BTreeMap<&'static str, Zeroizing<String>>);
 
 impl Values {
     /// Sets a value, in place of an earlier one.
-    pub(super) fn set(&mut self, name: &str, value: String) -> Result<()> {
+    pub(super) fn set(&mut self, name: &str, value: impl Into<Zeroizing<String>>) -> Result<()> {
         let keyword = find(name).ok_or_else(|| unknown(name))?;
-        self.0.insert(keyword.name, value);
+        self.0.insert(keyword.name, value.into());
         Ok(())
     }
 
     /// Sets a value where none was given.
     pub(super) fn fill(&mut self, keyword: &Keyword, value: impl Into<String>) {
-        self.0.entry(keyword.name).or_insert_with(|| value.into());
+        self.0.entry(keyword.name).or_insert_with(|| Zeroizing::new(value.into()));
     }
 
     pub(super) fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str)
+        self.0.get(name).map(|v| v.as_str())
     }
 
     /// The value, unless it is empty, which for most parameters means the same as none.
@@ -120,7 +123,8 @@ impl Values {
 /// Not one of the secrets.
 impl fmt::Debug for Values {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = self.0.iter().map(|(k, v)| (k, if is_secret(k) { "(secret)" } else { v }));
+        let shown =
+            self.0.iter().map(|(k, v)| (k, if is_secret(k) { "(secret)" } else { v.as_str() }));
         f.debug_map().entries(shown).finish()
     }
 }

@@ -214,7 +214,7 @@ impl ConnectionConfig {
             match keyword.as_str() {
                 "requiressl" => {
                     let mode = if value.starts_with('1') { "require" } else { "prefer" };
-                    values.set("sslmode", mode.into())?;
+                    values.set("sslmode", mode.to_owned())?;
                 }
                 _ => values.set(&keyword, value)?,
             }
@@ -672,5 +672,61 @@ fn scram_key(values: &Values, name: &str) -> Result<Option<ScramKey>> {
     match key {
         Some(key) => Ok(Some(ScramKey(zeroize::Zeroizing::new(key)))),
         None => Err(Error::config(format!("{name} is not 32 bytes in base64"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As libpq without SSL: the modes that allow a session in the clear are taken.
+    #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs")))]
+    #[test]
+    fn without_tls_the_modes_that_demand_it_are_errors() {
+        for mode in ["disable", "allow", "prefer"] {
+            ConnectionConfig::parse(&format!("host=h sslmode={mode}")).unwrap();
+        }
+        for mode in ["require", "verify-ca", "verify-full"] {
+            let error = ConnectionConfig::parse(&format!("host=h sslmode={mode}")).unwrap_err();
+            let Error::Tls { message } = error else { panic!("{error:?}") };
+            assert!(message.contains("tls-ring"), "{message}");
+        }
+    }
+
+    fn resolve(text: &str, variables: &[(&str, &str)]) -> ConnectionConfig {
+        let variable = |name: &str| {
+            variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
+        };
+        let environment = Environment { variable: &variable, home: None };
+        let mut values = Values::default();
+        for (keyword, value) in parse::parse(text).unwrap() {
+            values.set(&keyword, value).unwrap();
+        }
+        ConnectionConfig::resolve_in(&environment, values, Extras::default()).unwrap()
+    }
+
+    /// libpq's `EnvironmentOptions`; `default` leaves it to the server.
+    #[test]
+    fn the_environment_can_set_parameters_of_the_session() {
+        let config = resolve("host=h", &[("PGTZ", "Asia/Tokyo"), ("PGDATESTYLE", "DEFAULT")]);
+        assert_eq!(config.param("timezone"), Some("Asia/Tokyo"));
+        assert_eq!(config.param("datestyle"), None);
+    }
+
+    #[test]
+    fn a_timeout_of_nothing_is_none() {
+        for text in ["connect_timeout=0", "connect_timeout=-1", ""] {
+            assert_eq!(resolve(text, &[]).connect_timeout(), None);
+        }
+        let config = resolve("", &[("PGCONNECT_TIMEOUT", "7")]);
+        assert_eq!(config.connect_timeout(), Some(Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let config =
+            resolve("host=h password=planted sslpassword=planted oauth_client_secret=planted", &[]);
+        assert!(!format!("{config:?} {config:#?} {config}").contains("planted"));
+        assert_eq!(config.get("password"), None);
     }
 }

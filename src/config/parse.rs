@@ -7,10 +7,12 @@
 //!
 //! [Connection Strings]: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING
 
+use zeroize::Zeroizing;
+
 use crate::error::{Error, Result};
 
 /// Keywords and values; the last of a repeated keyword counts.
-pub(super) type Pairs = Vec<(String, String)>;
+pub(super) type Pairs = Vec<(String, Zeroizing<String>)>;
 
 /// Parses a URI or a list of keywords and values.
 pub(super) fn parse(text: &str) -> Result<Pairs> {
@@ -58,8 +60,8 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
         let keyword = decode(keyword, "a keyword")?;
         let value = decode(value, &keyword)?;
         match (keyword.as_str(), value.as_str()) {
-            ("ssl", "true") => pairs.push(("sslmode".into(), "require".into())),
-            _ => pairs.push((keyword, value)),
+            ("ssl", "true") => pairs.push(("sslmode".into(), "require".to_owned().into())),
+            _ => pairs.push((keyword.to_string(), value)),
         }
     }
     Ok(pairs)
@@ -103,7 +105,7 @@ fn parse_hosts(mut rest: &str) -> Result<(String, String)> {
 }
 
 /// Percent-decodes one part of a URI; blanks around it do not count.
-fn decode(part: &str, name: &str) -> Result<String> {
+fn decode(part: &str, name: &str) -> Result<Zeroizing<String>> {
     let bad = |why: &str| Error::config(format!("in the URI, {name} {why}"));
     let part = part.trim_matches(is_space);
     let mut bytes = Vec::with_capacity(part.len());
@@ -126,7 +128,7 @@ fn decode(part: &str, name: &str) -> Result<String> {
             Err(_) => return Err(bad("holds an impossible escape")),
         }
     }
-    String::from_utf8(bytes).map_err(|_| bad("is not UTF-8"))
+    String::from_utf8(bytes).map(Zeroizing::new).map_err(|_| bad("is not UTF-8"))
 }
 
 fn parse_keywords(text: &str) -> Result<Pairs> {
@@ -150,9 +152,9 @@ fn parse_keywords(text: &str) -> Result<Pairs> {
 }
 
 /// A value and what follows it. A backslash takes the next character as it is.
-fn parse_value<'a>(text: &'a str, keyword: &str) -> Result<(String, &'a str)> {
+fn parse_value<'a>(text: &'a str, keyword: &str) -> Result<(Zeroizing<String>, &'a str)> {
     let inner = text.strip_prefix('\'');
-    let mut value = String::new();
+    let mut value = Zeroizing::new(String::new());
     let mut chars = inner.unwrap_or(text).chars();
     loop {
         let rest = chars.as_str();

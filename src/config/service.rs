@@ -102,7 +102,7 @@ mod tests {
     #[test]
     fn the_section_of_the_service_fills_in_what_is_open() {
         let mut values = Values::default();
-        values.set("port", "1".into()).unwrap();
+        values.set("port", "1".to_owned()).unwrap();
         assert!(read(FILE, "a", &mut values).unwrap());
         assert_eq!(values.get("host"), Some("db"));
         assert_eq!(values.get("port"), Some("1"), "what is given explicitly counts");

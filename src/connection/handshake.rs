@@ -3,6 +3,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::spawn_blocking,
 };
+use zeroize::Zeroizing;
 
 use super::{
     Bounds, Connection, SMALL_READ, Taken,
@@ -190,7 +191,7 @@ impl Login<'_> {
                 (State::Start, Authentication::CleartextPassword) => {
                     self.auth_method = "password";
                     let password = self.password().await?;
-                    wire.send(&frontend::password(password.reveal())?).await?;
+                    wire.send(&Zeroizing::new(frontend::password(password.reveal())?)).await?;
                     State::PasswordSent
                 }
                 (State::Start, Authentication::Md5Password { salt }) => {

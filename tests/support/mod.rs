@@ -21,7 +21,7 @@ host  all postgres all trust
 host  all role_trust all trust
 host  all role_password all password
 host  all role_md5 all md5
-host  all role_scram,role_unicode,role_raw,role_soft all scram-sha-256
+host  all role_scram,role_unicode,role_raw,role_soft,role_changing all scram-sha-256
 local all role_scram scram-sha-256
 ";
 

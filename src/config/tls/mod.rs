@@ -87,7 +87,7 @@ impl TlsConfigBuilder {
 
     /// Trusts the certificates in a PEM text, in place of the system's.
     pub fn ca_cert_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.ca_pem = Some(Source::Pem(pem.into()));
+        self.ca_pem = Some(Source::Pem(pem.into().into()));
         self
     }
 
@@ -126,13 +126,13 @@ impl TlsConfigBuilder {
 
     /// The client's certificate, like [`client_cert_path`](Self::client_cert_path), as PEM text.
     pub fn client_cert_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.cert_pem = Some(Source::Pem(pem.into()));
+        self.cert_pem = Some(Source::Pem(pem.into().into()));
         self
     }
 
     /// The client's private key, like [`client_key_path`](Self::client_key_path), as PEM text.
     pub fn client_key_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.key_pem = Some(Source::Pem(pem.into()));
+        self.key_pem = Some(Source::Pem(pem.into().into()));
         self
     }
 

@@ -1,5 +1,7 @@
 use std::{fmt, path::PathBuf};
 
+use zeroize::Zeroizing;
+
 use super::TlsVersion;
 
 /// What a [`TlsConfig`](super::TlsConfig) and libpq's keywords both come down to.
@@ -41,7 +43,7 @@ pub(crate) enum RootSource {
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Source {
     File(PathBuf),
-    Pem(Vec<u8>),
+    Pem(Zeroizing<Vec<u8>>),
 }
 
 /// A PEM text may be a private key.

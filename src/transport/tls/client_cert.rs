@@ -68,7 +68,10 @@ pub(super) fn load(
             if client.optional && is_missing(path) {
                 return Ok(None);
             }
-            (read("certificate file", path)?, format!("certificate file \"{}\"", path.display()))
+            (
+                read("certificate file", path)?.into(),
+                format!("certificate file \"{}\"", path.display()),
+            )
         }
     };
     let chain = CertificateDer::pem_slice_iter(&pem)
@@ -83,7 +86,10 @@ pub(super) fn load(
         Some(Source::Pem(pem)) => (pem.clone(), "client_key_pem".to_owned()),
         Some(Source::File(path)) => {
             check_key_file(path)?;
-            (read("private key file", path)?, format!("private key file \"{}\"", path.display()))
+            (
+                read("private key file", path)?.into(),
+                format!("private key file \"{}\"", path.display()),
+            )
         }
         None => {
             return Err(tls(format!(
