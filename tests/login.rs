@@ -1,11 +1,8 @@
 //! Logging in: what is acceptable, where the password comes from, and what a server may not do.
 
-#![allow(unsafe_code)]
-
 mod support;
 
 use std::{
-    ffi::CString,
     os::unix::fs::PermissionsExt,
     sync::{
         Arc,
@@ -29,65 +26,6 @@ fn config(user: &str) -> ConnectionConfigBuilder {
         .port(cluster().port())
         .user(user)
         .database("postgres")
-}
-
-/// Whether libpq gets in with this connection string.
-async fn libpq_gets_in(text: String) -> bool {
-    let connect = move || {
-        let text = CString::new(text).unwrap();
-        // SAFETY: the string ends with a NUL; the connection is finished and not used after.
-        unsafe {
-            let connection = pq_sys::PQconnectdb(text.as_ptr());
-            let ok = pq_sys::PQstatus(connection) == pq_sys::ConnStatusType::CONNECTION_OK;
-            pq_sys::PQfinish(connection);
-            ok
-        }
-    };
-    tokio::task::spawn_blocking(connect).await.unwrap()
-}
-
-/// Every way to log in against every demand, with the same outcome as libpq.
-#[tokio::test]
-async fn require_auth_lets_in_whom_libpq_lets_in() {
-    let roles = [
-        ("role_trust", ""),
-        ("role_password", "password-secret"),
-        ("role_md5", "md5-secret"),
-        ("role_scram", "scram-secret"),
-    ];
-    let demands = [
-        "none",
-        "password",
-        "md5",
-        "scram-sha-256",
-        "password,md5",
-        "none,scram-sha-256",
-        "!none",
-        "!password",
-        "!md5,!none",
-        "!scram-sha-256",
-        "gss,sspi",
-        "oauth",
-    ];
-    let bindings = ["disable", "prefer", "require"];
-    for (role, password) in roles {
-        for demand in demands {
-            for binding in bindings {
-                let text = format!(
-                    "host=127.0.0.1 port={} user={role} password='{password}' dbname=postgres
-                     sslmode=disable require_auth='{demand}' channel_binding={binding}",
-                    cluster().port()
-                );
-                let ours = FraiseClient::connect(&text).await;
-                let libpq = libpq_gets_in(text.clone()).await;
-                assert_eq!(ours.is_ok(), libpq, "{text}: {ours:?}");
-                if let Err(error) = ours {
-                    assert_eq!(error.category(), ErrorCategory::Authentication, "{text}: {error}");
-                    assert!(!error.is_retriable());
-                }
-            }
-        }
-    }
 }
 
 /// A server that asks for a method that is not acceptable gets no answer at all.
@@ -167,33 +105,6 @@ async fn the_password_file_is_read_for_each_connection() {
     FraiseClient::connect_with_config(config.clone()).await.unwrap_err();
     write("scram-secret");
     FraiseClient::connect_with_config(config).await.unwrap();
-}
-
-/// Passwords are prepared as Postgres does it: compatible forms are one, and what cannot be prepared
-/// is taken as it is.
-#[tokio::test]
-async fn passwords_beyond_ascii_let_in_as_the_server_prepares_them() {
-    sql("set password_encryption = 'scram-sha-256';
-         create role role_unicode login password E'\\u2168\\u00ADpass\\u00A0word\\u00AA';
-         create role role_raw login password E'a\\u0007b\\u0627x';
-         create role role_soft login password E'\\u00ADx'")
-    .await;
-    for (role, password, right) in [
-        ("role_unicode", "\u{2168}\u{AD}pass\u{A0}word\u{AA}", true),
-        ("role_unicode", "IXpass worda", true),
-        ("role_unicode", "IXpassworda", false),
-        ("role_raw", "a\u{7}b\u{627}x", true),
-        ("role_raw", "ab\u{627}x", false),
-        ("role_soft", "x", true),
-    ] {
-        let config = config(role).password(password).require_auth("scram-sha-256");
-        let ours = FraiseClient::connect_with_config(config.build().unwrap()).await;
-        assert_eq!(ours.is_ok(), right, "{role} {password:?}: {ours:?}");
-        let port = cluster().port();
-        let text =
-            format!("host=127.0.0.1 port={port} user={role} password='{password}' dbname=postgres");
-        assert_eq!(libpq_gets_in(text).await, right, "libpq: {role} {password:?}");
-    }
 }
 
 #[tokio::test]

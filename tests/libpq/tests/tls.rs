@@ -1,11 +1,9 @@
 //! TLS with real servers: whom to trust, how it is agreed upon, and what it protects.
 
-#![allow(unsafe_code)]
-
+#[path = "../../support/mod.rs"]
 mod support;
 
 use std::{
-    ffi::CString,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, OnceLock},
 };
@@ -110,7 +108,7 @@ fn server() -> &'static Cluster {
 fn server_18() -> &'static Cluster {
     static SERVER: OnceLock<Cluster> = OnceLock::new();
     SERVER.get_or_init(|| {
-        let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/postgres18");
+        let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/postgres18");
         assert!(
             programs.join("bin/postgres").exists(),
             "Postgres 18 is not in target/postgres18: run scripts/test.sh, which fetches it"
@@ -128,27 +126,13 @@ fn root(name: &str) -> String {
     format!("sslrootcert={}", world().path(name).display())
 }
 
-/// Whether libpq gets in, and whether by TLS.
-async fn ask_libpq(text: &str) -> Option<bool> {
-    let text = CString::new(text).unwrap();
-    let connect = move || {
-        // SAFETY: the string ends with a NUL; the connection is finished and not used after.
-        unsafe {
-            let connection = pq_sys::PQconnectdb(text.as_ptr());
-            let ok = pq_sys::PQstatus(connection) == pq_sys::ConnStatusType::CONNECTION_OK;
-            let tls = pq_sys::PQsslInUse(connection) == 1;
-            pq_sys::PQfinish(connection);
-            ok.then_some(tls)
-        }
-    };
-    tokio::task::spawn_blocking(connect).await.unwrap()
-}
-
 /// Whether we get in, and whether by TLS; the same as libpq.
 async fn outcome(text: &str) -> Option<bool> {
     let ours = FraiseClient::connect(text).await;
     let got_in = ours.as_ref().ok().map(|c| c.connection_info().unwrap().tls_version.is_some());
-    assert_eq!(got_in, ask_libpq(text).await, "{text}: {ours:?}");
+    let owned = text.to_owned();
+    let libpq = tokio::task::spawn_blocking(move || fraiseql_wire_libpq::connect(&owned));
+    assert_eq!(got_in, libpq.await.unwrap(), "{text}: {ours:?}");
     got_in
 }
 

@@ -1,68 +1,16 @@
 //! Connection settings, compared with libpq itself: the same strings, environment and files.
 
-#![allow(unsafe_code)]
-
-use std::{
-    collections::BTreeMap,
-    ffi::{CStr, CString, c_char},
-    fs,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-    process::Command,
-};
+use std::{fs, os::unix::fs::PermissionsExt, process::Command};
 
 use fraiseql_wire::ConnectionConfig;
-
-/// What libpq makes of a connection string.
-#[derive(Debug)]
-struct Verdict {
-    /// Why it is refused, if it is.
-    refused: Option<String>,
-    /// The effective values.
-    values: BTreeMap<String, String>,
-    /// The password for the first host.
-    password: Option<String>,
-}
-
-/// Asks libpq: it parses, completes and checks the settings, and begins to connect.
-fn ask_libpq(text: &str) -> Verdict {
-    let owned = |text: *const c_char| {
-        // SAFETY: libpq's texts end with a NUL, and live as long as the connection.
-        (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
-    };
-    let text = CString::new(text).unwrap();
-    // SAFETY: the string ends with a NUL; the connection is finished below and not used after.
-    let connection = unsafe { pq_sys::PQconnectStart(text.as_ptr()) };
-    let message = owned(unsafe { pq_sys::PQerrorMessage(connection) }).unwrap_or_default();
-    let failed = unsafe { pq_sys::PQstatus(connection) } == pq_sys::ConnStatusType::CONNECTION_BAD;
-    // These are about the network, and not about the settings.
-    let network = ["connection to server", "could not translate host name", "Unix-domain socket"];
-    let is_network = network.iter().any(|n| message.starts_with(n))
-        // And these are about a setting, found out late.
-        && !message.contains("invalid integer value")
-        && !message.contains("keepalives parameter");
-    let mut values = BTreeMap::new();
-    let options = unsafe { pq_sys::PQconninfo(connection) };
-    let mut option = options;
-    // SAFETY: the array ends with an entry without a keyword.
-    while let Some(keyword) = unsafe { option.as_ref() }.and_then(|o| owned(o.keyword)) {
-        if let Some(value) = owned(unsafe { (*option).val }) {
-            values.insert(keyword, value);
-        }
-        option = unsafe { option.add(1) };
-    }
-    let password = owned(unsafe { pq_sys::PQpass(connection) }).filter(|p| !p.is_empty());
-    unsafe { pq_sys::PQconninfoFree(options) };
-    unsafe { pq_sys::PQfinish(connection) };
-    Verdict { refused: (failed && !is_network).then_some(message), values, password }
-}
+use fraiseql_wire_libpq as libpq;
 
 const SECRETS: [&str; 5] =
     ["password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"];
 
 /// Compares our reading with libpq's, and says where they differ.
 fn differences(text: &str) -> Vec<String> {
-    let libpq = ask_libpq(text);
+    let libpq = libpq::ask(text);
     let ours = match (ConnectionConfig::parse(text), &libpq.refused) {
         (Ok(ours), None) => ours,
         (Err(_), Some(_)) => return Vec::new(),
@@ -343,7 +291,7 @@ fn generated_strings_are_read_as_libpq_reads_them() {
         }
         // Only the syntax is compared here, by what libpq parses and does not connect with: names
         // that come out by chance would have to be resolved.
-        match (parse_with_libpq(&text), ConnectionConfig::parse(&text)) {
+        match (libpq::parse(&text), ConnectionConfig::parse(&text)) {
             (None, Err(_)) => refused += 1,
             (Some(values), Ok(ours)) => {
                 taken += 1;
@@ -375,25 +323,6 @@ fn generated_strings_are_read_as_libpq_reads_them() {
         }
     }
     assert!(taken > 1000 && refused > 1000, "{taken} taken, {refused} refused");
-}
-
-/// What libpq parses out of a string, without the environment and without connecting.
-fn parse_with_libpq(text: &str) -> Option<BTreeMap<String, String>> {
-    let text = CString::new(text).unwrap();
-    // SAFETY: as above.
-    let options = unsafe { pq_sys::PQconninfoParse(text.as_ptr(), std::ptr::null_mut()) };
-    let mut values = BTreeMap::new();
-    let mut option = options;
-    while let Some(o) = unsafe { option.as_ref() }.filter(|o| !o.keyword.is_null()) {
-        if !o.val.is_null() {
-            let text = |t| unsafe { CStr::from_ptr(t) }.to_string_lossy().into_owned();
-            values.insert(text(o.keyword), text(o.val));
-        }
-        option = unsafe { option.add(1) };
-    }
-    let parsed = !options.is_null();
-    unsafe { pq_sys::PQconninfoFree(options) };
-    parsed.then_some(values)
 }
 
 /// The corpus again in other environments, each in a process of its own: this test binary, with only
@@ -475,5 +404,4 @@ fn environments_and_files_are_read_as_libpq_reads_them() {
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && text.contains("1 passed"), "{environment:?}: {text}");
     }
-    assert!(Path::new(&other_passfile).exists());
 }
