@@ -308,12 +308,20 @@ async fn a_message_beyond_the_limit_is_refused_before_it_is_read() {
 /// Beyond its bounds a clean-up gives the connection up, and the next query opens another one.
 #[tokio::test]
 async fn the_bounds_of_a_clean_up_can_be_set() {
-    // More than the limit is on its way when the stream is dropped.
+    // Full sockets are more than the limit.
+    let admin = admin().await;
     let client = connect(config().drain_limit(0)).await;
     let pid = client.backend_pid();
     let query = client.query::<Value>("v_endless").max_memory(16 << 10);
     let mut stream = query.execute().await.unwrap();
     stream.next().await.unwrap().unwrap();
+    eventually("the server waits for its client", async || {
+        let waits = "select count(*) from pg_stat_activity where pid = $1
+                     and wait_event = 'ClientWrite'";
+        let pid = i32::try_from(pid.unwrap()).unwrap();
+        admin.query_one(waits, &[&pid]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
     let error = stream.cancel().await.unwrap_err();
     assert!(error.to_string().contains("drain_limit"), "{error}");
     client.ping().await.unwrap();
