@@ -581,6 +581,31 @@ async fn a_paused_stream_reads_nothing_more() {
     assert_eq!(stream.stats().pauses, 1);
 }
 
+/// What had been read when the pause came is handed over before the pause resolves, also by a reader on
+/// another thread that is just not running.
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn nothing_is_received_behind_a_pause() {
+    let clients = (0..8).map(|_| async {
+        let client = client().await;
+        tokio::spawn(async move {
+            for round in 0..40 {
+                let query = client.query::<Value>("v_endless").max_memory(8 << 20);
+                let mut stream = query.execute().await.unwrap();
+                for _ in 0..round {
+                    stream.next().await.unwrap().unwrap();
+                }
+                stream.pause().await.unwrap();
+                let received = stream.stats().total_rows_received;
+                tokio::time::sleep(Duration::from_millis(2)).await;
+                assert_eq!(stream.stats().total_rows_received, received, "round {round}");
+            }
+        })
+    });
+    for task in futures_util::future::join_all(clients).await {
+        task.await.unwrap();
+    }
+}
+
 /// A resume is not lost on a reader that is waiting for room at that moment.
 #[tokio::test]
 async fn a_resume_while_the_queue_is_full_is_not_lost() {

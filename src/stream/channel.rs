@@ -42,7 +42,7 @@ struct State {
     /// no failure to start.
     started: bool,
     end: End,
-    /// The reader is reading the socket.
+    /// The reader reads the socket, or has read something that it has not handed over.
     reading: bool,
     /// The reader waits for room in the queue or the budget.
     reader_waits: bool,
@@ -174,6 +174,7 @@ impl Channel {
                 Ok(()) => End::Complete,
                 Err(e) => End::Failed(Some(e)),
             };
+            state.reading = false;
             state.consumer.take()
         };
         self.watchers.notify_waiters();
@@ -186,26 +187,26 @@ impl Channel {
         self.watchers.notify_waiters();
     }
 
-    /// Asks to read the socket. What is granted ends with [`stopped_reading`](Self::stopped_reading).
+    /// Asks to read the socket, when everything that was read has been handed over.
     pub(super) fn permission(&self) -> Permission {
         let mut state = self.lock();
         if state.abandoned {
             return Permission::Abandoned;
         }
         if state.gate.is_paused() {
+            self.rest(state);
             return Permission::Paused;
         }
         state.reading = true;
         Permission::Granted
     }
 
-    pub(super) fn stopped_reading(&self) {
-        let paused = {
-            let mut state = self.lock();
-            state.reading = false;
-            state.gate.is_paused()
-        };
-        if paused {
+    /// The reader reads no more for now: that is what a pause waits for.
+    fn rest(&self, mut state: MutexGuard<'_, State>) {
+        state.reading = false;
+        let is_awaited = state.gate.is_paused();
+        drop(state);
+        if is_awaited {
             self.watchers.notify_waiters();
         }
     }
@@ -237,6 +238,7 @@ impl Channel {
                     break state.consumer.take();
                 }
                 state.reader_waits = true;
+                self.rest(state);
             }
             self.reader.notified().await;
         };
@@ -258,6 +260,7 @@ impl Channel {
                     break;
                 }
                 state.reader_waits = true;
+                self.rest(state);
             }
             self.reader.notified().await;
         }

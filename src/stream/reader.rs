@@ -280,13 +280,9 @@ impl Reader {
                     biased;
                     () = self.channel.changed() => Poll::Pending,
                     read = connection.read() => Poll::Ready(read),
-                    silence = silence(timeout) => {
-                        self.channel.stopped_reading();
-                        return Err(silence.into());
-                    }
+                    silence = silence(timeout) => return Err(silence.into()),
                 }
             };
-            self.channel.stopped_reading();
             match read {
                 Poll::Pending => self.hand_over().await?,
                 Poll::Ready(Ok(0)) => return Err(closed(io::ErrorKind::UnexpectedEof.into())),
