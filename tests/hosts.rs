@@ -109,6 +109,20 @@ async fn a_server_that_cannot_take_connections_now_is_passed_over() {
     }
 }
 
+/// The server's word is the error, also when another address was tried before: `localhost` is often two.
+#[tokio::test]
+async fn a_refusal_behind_an_unreachable_address_is_still_a_refusal() {
+    let closed = closed_port();
+    let refuses = Scripted::start(vec![refusing("28P01")]).await;
+    let text = url(&[closed, refuses.address.port()], "");
+    let error = FraiseClient::connect(&text).await.unwrap_err();
+    assert_eq!(error.category(), ErrorCategory::Authentication, "{error}");
+    assert!(!error.is_retriable());
+    assert_eq!(error.sqlstate(), Some(&sqlstate::INVALID_PASSWORD));
+    assert!(error.to_string().contains(&closed.to_string()), "every attempt is listed: {error}");
+    refuses.done().await;
+}
+
 /// What libpq does not do: a server that goes away while logging in may be a proxy whose own server
 /// is gone.
 #[tokio::test]

@@ -58,11 +58,11 @@ pub(crate) async fn connect(config: &ConnectionConfig, notices: &Notices) -> Res
             match host.connect(shuffle).await {
                 Ok(connection) => return Ok(connection),
                 Err(Next::Host) => {}
-                Err(Next::Stop) => return Err(conclude(attempts)),
+                Err(Next::Stop) => return Err(refused(attempts)),
             }
         }
     }
-    Err(conclude(attempts))
+    Err(unreachable(attempts))
 }
 
 /// What is to be tried next.
@@ -335,25 +335,37 @@ fn deadline(config: &ConnectionConfig) -> Option<Instant> {
     Instant::now().checked_add(after)
 }
 
-/// What is said in the end. One failure speaks for itself, unless it is about reaching the place;
-/// several speak together, as what they are if they are all of a kind.
-fn conclude(mut attempts: Vec<ConnectAttempt>) -> Error {
-    let is_refusal = |a: &ConnectAttempt| matches!(*a.error, Error::Authentication { .. });
-    if attempts.len() > 1 && attempts.iter().all(is_refusal) {
-        let mut messages: Vec<String> = Vec::new();
-        let mut server = None;
-        for attempt in attempts {
-            if let Error::Authentication { message, server: by_server } = *attempt.error {
-                if !messages.contains(&message) {
-                    messages.push(message);
-                }
-                // The first one was asked the way that was preferred.
-                server = server.or(by_server);
+/// What is said when a server's word has ended the search: that word, as the error that it is, with what
+/// was tried before.
+fn refused(mut attempts: Vec<ConnectAttempt>) -> Error {
+    let Some(last) = attempts.pop() else { return unreachable(attempts) };
+    let before: Vec<String> = attempts.iter().map(ToString::to_string).collect();
+    let with_those_before = |message: String| match before.is_empty() {
+        true => message,
+        false => format!("{message}; before that, {}", before.join("; ")),
+    };
+    match *last.error {
+        Error::Authentication { message, server } => {
+            // The first refusal is of the way that was preferred.
+            let earlier = attempts.into_iter().find_map(|attempt| match *attempt.error {
+                Error::Authentication { server, .. } => server,
+                _ => None,
+            });
+            Error::Authentication {
+                message: with_those_before(message),
+                server: earlier.or(server),
             }
         }
-        return Error::Authentication { message: messages.join("; and "), server };
+        Error::Tls { message } => Error::Tls { message: with_those_before(message) },
+        Error::Protocol { message } => Error::Protocol { message: with_those_before(message) },
+        other => other,
     }
+}
+
+/// What is said when nothing is left to be tried.
+fn unreachable(mut attempts: Vec<ConnectAttempt>) -> Error {
     match attempts.pop() {
+        // One failure speaks for itself, unless it is about reaching the place.
         Some(ConnectAttempt { error, .. })
             if attempts.is_empty()
                 && !matches!(*error, Error::Io { .. } | Error::ConnectionClosed { .. }) =>
