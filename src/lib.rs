@@ -85,7 +85,7 @@ pub use error::{
     ConnectAttempt, DbError, Error, ErrorCategory, Result, RetryAdvice, TimeoutPhase, sqlstate,
 };
 pub use query::QueryBuilder;
-pub use sql::ToParam;
+pub use sql::{Field, Filter, Json, Operand, OrderBy, ToParam, field};
 pub use sqlstate::SqlState;
 pub use stream::{FromJsonRow, QueryStream, RawJson, StreamState, StreamStats};
 

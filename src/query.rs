@@ -1,15 +1,16 @@
 //! Saying what to read.
 
-use std::{fmt, marker::PhantomData, sync::Arc};
+use std::{fmt, marker::PhantomData, pin::Pin, sync::Arc};
 
+use futures_core::Stream;
 use serde_json::Value;
 
 use crate::{
     connection::Slot,
     error::{Error, Result},
     protocol::frontend,
-    sql::{Param, Select, ToParam},
-    stream::{FromJsonRow, Limits, Predicate, QueryStream},
+    sql::{Condition, Field, Filter, Order, OrderBy, Projection, Select, Statement, ToParam},
+    stream::{FromJsonRow, Limits, Predicates, QueryStream},
 };
 
 /// The most rows in a chunk, unless set otherwise: about one read of small documents.
@@ -25,8 +26,9 @@ const DEFAULT_MAX_MEMORY: usize = 2 << 20;
 /// column of type `json` or `jsonb`, and yields each document as a `T`: any type that serde
 /// deserializes, [`serde_json::Value`], or [`RawJson`](crate::RawJson). `T` never changes the SQL.
 ///
-/// Text given to `where_sql` and `order_by` is SQL and trusted: never build it from what a user
-/// typed. Values belong in [`bind`](Self::bind).
+/// Text given to `where_sql`, `order_by` and `select_projection` is SQL and trusted: never build it from
+/// what a user typed. Values belong in [`bind`](Self::bind). Typed filters and orders
+/// ([`filter`](Self::filter), [`order_by_field`](Self::order_by_field)) take anything.
 ///
 /// ```no_run
 /// # use fraiseql_wire::{FraiseClient, Result};
@@ -49,8 +51,7 @@ const DEFAULT_MAX_MEMORY: usize = 2 << 20;
 pub struct QueryBuilder<T> {
     slot: Arc<Slot>,
     select: Select,
-    parameters: Vec<Param>,
-    predicates: Vec<Predicate>,
+    predicates: Predicates<T>,
     chunk_size: usize,
     max_memory: Option<usize>,
     rows: PhantomData<fn() -> T>,
@@ -60,9 +61,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     pub(crate) fn new(slot: Arc<Slot>, entity: &str) -> Self {
         Self {
             slot,
-            select: Select { entity: entity.to_owned(), ..Select::default() },
-            parameters: Vec::new(),
-            predicates: Vec::new(),
+            select: Select::new(entity),
+            predicates: Predicates::default(),
             chunk_size: DEFAULT_CHUNK_SIZE,
             max_memory: None,
             rows: PhantomData,
@@ -73,30 +73,53 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// It may use `$1`, `$2`, ... for the values given to [`bind`](Self::bind).
     pub fn where_sql(mut self, condition: impl Into<String>) -> Self {
-        self.select.conditions.push(condition.into());
+        self.select.conditions.push(Condition::Sql(condition.into()));
         self
     }
 
     /// Gives the value of the next parameter: the first call that of `$1`, the second of `$2`, over
-    /// the text of all `where_sql` and `order_by`.
+    /// the text of all `where_sql`, `order_by` and `select_projection`. There must be as many as the
+    /// text uses.
     pub fn bind(mut self, value: impl ToParam) -> Self {
-        self.parameters.push(value.to_param());
+        self.select.parameters.push(value.to_param());
+        self
+    }
+
+    /// Adds a typed condition, which the server checks; several must all hold. Its values are always
+    /// parameters, behind those of `bind`.
+    pub fn filter(mut self, filter: impl Into<Filter>) -> Self {
+        self.select.conditions.push(Condition::Filter(filter.into()));
         self
     }
 
     /// Adds a condition in Rust on the document; several must all hold. Rows that do not meet them
     /// are skipped by the stream, after they were sent.
     ///
-    /// The document is decoded a second time for it, into a [`Value`].
+    /// The document is decoded a second time for it, into a [`Value`]. A document of which there is no
+    /// `Value` (a number beyond `f64`) is a row error. A predicate that panics does so in whoever polls
+    /// the stream; the client can be used afterwards.
     pub fn where_rust(mut self, predicate: impl Fn(&Value) -> bool + Send + 'static) -> Self {
-        self.predicates.push(Box::new(predicate));
+        self.predicates.on_documents.push(Box::new(predicate));
+        self
+    }
+
+    /// Adds a condition in Rust on the decoded row; several must all hold, and they are asked after
+    /// those of [`where_rust`](Self::where_rust). The row is decoded once.
+    pub fn where_typed(mut self, predicate: impl Fn(&T) -> bool + Send + 'static) -> Self {
+        self.predicates.on_rows.push(Box::new(predicate));
         self
     }
 
     /// Adds an expression of trusted SQL to sort by, such as `data->>'name' desc`; the first sorts
     /// first.
     pub fn order_by(mut self, expression: impl Into<String>) -> Self {
-        self.select.order.push(expression.into());
+        self.select.order.push(Order::Sql(expression.into()));
+        self
+    }
+
+    /// Adds a field to sort by: `field("total").desc()`; the first sorts first.
+    pub fn order_by_field(mut self, order: impl Into<OrderBy>) -> Self {
+        self.select.order.push(Order::Field(order.into()));
         self
     }
 
@@ -109,6 +132,26 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Skips so many rows at the beginning.
     pub fn offset(mut self, rows: u64) -> Self {
         self.select.offset = Some(rows);
+        self
+    }
+
+    /// Selects an expression of trusted SQL of type `json` or `jsonb` in place of the document, under
+    /// the name `data`.
+    pub fn select_projection(mut self, expression: impl Into<String>) -> Self {
+        self.select.projection = Projection::Sql(expression.into());
+        self
+    }
+
+    /// Selects an object with these fields only, which the server builds: `["id", "address.city"]`
+    /// yields `{"id": ..., "address": {"city": ...}}`. A field that is missing is null in it.
+    pub fn select_fields<F: Into<Field>>(mut self, fields: impl IntoIterator<Item = F>) -> Self {
+        self.select.projection = Projection::Fields(fields.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Sets the name of the JSON column, exactly as it is: `data` unless set.
+    pub fn column(mut self, name: impl Into<String>) -> Self {
+        self.select.column = name.into();
         self
     }
 
@@ -137,7 +180,10 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// [`Error::Config`], as of [`execute`](Self::execute).
     pub fn to_sql(&self) -> Result<(String, Vec<Option<String>>)> {
-        Ok((self.select.to_sql()?, self.parameters.iter().map(|p| p.0.clone()).collect()))
+        let statement = self.select.rows()?;
+        let sent = sent(&statement)?;
+        let parameters = sent.iter().map(|p| p.map(str::to_owned)).collect();
+        Ok((statement.sql, parameters))
     }
 
     /// Sends the query; resolves when the server has begun to answer with the right kind of column.
@@ -162,11 +208,132 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Dropping the future stops the query, as dropping the stream does.
     pub async fn execute(self) -> Result<QueryStream<T>> {
         let limits = self.limits()?;
-        let sql = self.select.to_sql()?;
-        let parameters: Vec<Option<&str>> =
-            self.parameters.iter().map(|p| p.0.as_deref()).collect();
-        let request = frontend::extended_query(&sql, &parameters)?;
+        let request = request(&self.select.rows()?)?;
         QueryStream::open(&self.slot, request, limits, self.predicates).await
+    }
+
+    /// Runs the query and collects its rows, whatever memory they take.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`execute`](Self::execute) and of the stream; the first row that does not decode ends
+    /// it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops the query.
+    pub async fn fetch_all(self) -> Result<Vec<T>> {
+        let mut stream = self.execute().await?;
+        let mut rows = Vec::new();
+        while let Some(row) = next(&mut stream).await {
+            rows.push(row?);
+        }
+        Ok(rows)
+    }
+
+    /// Runs the query and returns its first row. More rows are not asked for.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`fetch_optional`](Self::fetch_optional), and [`Error::InvalidState`] when there is no
+    /// row.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops the query.
+    pub async fn fetch_one(self) -> Result<T> {
+        self.fetch_optional().await?.ok_or(Error::InvalidState {
+            message: "fetch_one() found no row; fetch_optional() returns None then",
+        })
+    }
+
+    /// Runs the query and returns its first row, if there is one. More rows are not asked for.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`execute`](Self::execute) and of the stream.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops the query.
+    pub async fn fetch_optional(mut self) -> Result<Option<T>> {
+        // What Rust predicates let pass, the server does not know.
+        if self.predicates.is_empty() {
+            self.select.limit = Some(self.select.limit.unwrap_or(1).min(1));
+        }
+        let mut stream = self.execute().await?;
+        let row = next(&mut stream).await.transpose()?;
+        if !stream.has_ended() {
+            stream.cancel().await?;
+        }
+        Ok(row)
+    }
+
+    /// Returns how many rows the query has. The server counts them, unless there are Rust predicates:
+    /// then they are read.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`execute`](Self::execute) and of the stream.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops the query.
+    pub async fn count(self) -> Result<u64> {
+        if self.predicates.is_empty() {
+            return self.ask(&self.select.count()?).await;
+        }
+        let mut stream = self.execute().await?;
+        let mut rows = 0;
+        while let Some(row) = next(&mut stream).await {
+            row?;
+            rows += 1;
+        }
+        Ok(rows)
+    }
+
+    /// Returns whether the query has a row.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`execute`](Self::execute) and of the stream.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops the query.
+    pub async fn exists(self) -> Result<bool> {
+        if self.predicates.is_empty() {
+            return self.ask(&self.select.exists()?).await;
+        }
+        Ok(self.fetch_optional().await?.is_some())
+    }
+
+    /// Returns the server's plan for the query, as [`EXPLAIN (FORMAT JSON)`] has it: an array of one
+    /// object. With `analyze` the server runs the query and measures it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`execute`](Self::execute).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future stops the query.
+    ///
+    /// [`EXPLAIN (FORMAT JSON)`]: https://www.postgresql.org/docs/current/sql-explain.html
+    pub async fn explain(self, analyze: bool) -> Result<Value> {
+        self.ask(&self.select.explain(analyze)?).await
+    }
+
+    /// Runs a statement that returns one document.
+    async fn ask<A: FromJsonRow>(&self, statement: &Statement) -> Result<A> {
+        let request = request(statement)?;
+        let limits = self.limits()?;
+        let mut stream =
+            QueryStream::open(&self.slot, request, limits, Predicates::default()).await?;
+        let answer = next(&mut stream).await;
+        // To its end, so that the connection is free at once.
+        while next(&mut stream).await.is_some() {}
+        answer.unwrap_or(Err(Error::InvalidState { message: "the server answered without a row" }))
     }
 
     fn limits(&self) -> Result<Limits> {
@@ -189,13 +356,24 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     }
 }
 
+/// The next item of a stream.
+async fn next<S: Stream + Unpin>(stream: &mut S) -> Option<S::Item> {
+    std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_next(cx)).await
+}
+
+fn request(statement: &Statement) -> Result<Vec<u8>> {
+    frontend::extended_query(&statement.sql, &sent(statement)?)
+}
+
+/// The parameters as they are sent.
+fn sent(statement: &Statement) -> Result<Vec<Option<&str>>> {
+    let parameters = statement.parameters.iter().enumerate();
+    parameters.map(|(i, parameter)| parameter.sent(i + 1)).collect()
+}
+
 /// The query, without the values of its parameters.
 impl<T> fmt::Debug for QueryBuilder<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueryBuilder")
-            .field("select", &self.select)
-            .field("parameters", &self.parameters.len())
-            .field("predicates", &self.predicates.len())
-            .finish_non_exhaustive()
+        f.debug_struct("QueryBuilder").field("select", &self.select).finish_non_exhaustive()
     }
 }

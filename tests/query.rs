@@ -4,8 +4,11 @@ mod support;
 
 use std::path::PathBuf;
 
-use fraiseql_wire::{Error, ErrorCategory, FraiseClient, RetryAdvice, SqlState, sqlstate};
-use futures_util::TryStreamExt;
+use fraiseql_wire::{
+    Error, ErrorCategory, Field, Filter, FraiseClient, Json, QueryBuilder, RetryAdvice, SqlState,
+    field, sqlstate,
+};
+use futures_util::{StreamExt, TryStreamExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use support::{
@@ -126,6 +129,13 @@ async fn settings_that_make_no_sense_are_errors_before_anything_is_sent() {
         (query().limit(u64::MAX), "LIMIT"),
         (query().where_sql("a = '\0'"), "NUL"),
         (query().where_sql("a = $1").bind("x\0y"), "parameter $1"),
+        (query().where_sql("a = $1"), "bind()"),
+        (query().where_sql("a = 1").bind(1), "bind()"),
+        (query().order_by("$2").bind(1), "bind()"),
+        (query().column(""), "column"),
+        (query().column("x".repeat(64)), "63 bytes"),
+        (query().select_fields(["a", "a.b"]), "select_fields"),
+        (query().select_fields(Vec::<String>::new()), "select_fields"),
     ] {
         let error = query.execute().await.map(drop).unwrap_err();
         assert_eq!(error.category(), ErrorCategory::Config, "{error}");
@@ -158,7 +168,7 @@ async fn the_servers_refusals_say_what_to_do_and_leave_the_client_usable() {
     assert!(error.to_string().contains("to_jsonb()"), "{error}");
 
     let error =
-        client.query::<Value>("v_one").where_sql("$2 = 1").bind(1).execute().await.map(drop);
+        client.query::<Value>("v_one").where_sql("$1 = 1").bind("x").execute().await.map(drop);
     assert_eq!(error.unwrap_err().category(), ErrorCategory::Server);
 
     let error = client.query::<Value>("v_one").where_sql("1 / 0 = 1").execute().await.map(drop);
@@ -257,4 +267,210 @@ async fn nothing_shows_a_value_or_a_password() {
     let query = client.query::<Value>("v_one").where_sql("$1 = 'x'").bind("bound-secret");
     let shown = format!("{client:#?} {query:#?}");
     assert!(!shown.contains("scram-secret") && !shown.contains("bound-secret"), "{shown}");
+}
+
+/// What is fetched at once, counted, looked for, and explained.
+#[tokio::test]
+async fn whole_answers_come_without_a_stream() {
+    sql(r#"create table tv_people (data jsonb);
+           insert into tv_people select jsonb_build_object('id', i, 'name', 'n' || i, 'city',
+               jsonb_build_object('name', 'c' || i % 3, 'zip', i)) from generate_series(1, 30) i"#)
+    .await;
+    let client = client().await;
+    let pid = client.backend_pid();
+    let query = || client.query::<Value>("tv_people");
+    let even = |v: &Value| v["id"].as_u64().unwrap() % 2 == 0;
+    assert_eq!(query().fetch_all().await.unwrap().len(), 30);
+    assert_eq!(query().where_rust(even).fetch_all().await.unwrap().len(), 15);
+    assert_eq!(query().order_by("(data->>'id')::int desc").fetch_one().await.unwrap()["id"], 30);
+    assert_eq!(
+        query().where_rust(even).order_by_field(field("id")).fetch_one().await.unwrap()["id"],
+        2
+    );
+    assert_eq!(query().limit(0).fetch_optional().await.unwrap(), None);
+    let error = query().filter(field("id").eq(99)).fetch_one().await.unwrap_err();
+    assert!(error.to_string().contains("no row"), "{error}");
+
+    assert_eq!(query().count().await.unwrap(), 30);
+    assert_eq!(query().limit(7).offset(3).count().await.unwrap(), 7);
+    assert_eq!(query().offset(25).count().await.unwrap(), 5);
+    assert_eq!(query().where_rust(even).count().await.unwrap(), 15);
+    assert_eq!(query().where_sql("(data->>'id')::int > $1").bind(20).count().await.unwrap(), 10);
+    let ordered = query().order_by("data->>$1").bind("id").limit(5);
+    assert_eq!(ordered.count().await.unwrap(), 5);
+    assert!(query().exists().await.unwrap());
+    assert!(!query().filter(field("id").gt(30)).exists().await.unwrap());
+    assert!(query().where_rust(even).exists().await.unwrap());
+    let plan = query().filter(field("id").eq(1)).explain(false).await.unwrap();
+    assert!(plan[0]["Plan"]["Node Type"].is_string(), "{plan}");
+    assert_eq!(client.backend_pid(), pid, "all on one connection");
+}
+
+#[tokio::test]
+async fn a_projection_replaces_the_document() {
+    sql(r#"create table tv_wide (doc jsonb);
+           insert into tv_wide values ('{"id": 1, "name": "a", "city": {"name": "c", "zip": 5}}'), ('{"id": 2}');
+           create view v_wide as select doc as data from tv_wide"#)
+    .await;
+    let client = client().await;
+    let query = || client.query::<Value>("v_wide").order_by_field(field("id"));
+    let rows = query().select_fields(["id", "city.zip"]).fetch_all().await.unwrap();
+    assert_eq!(
+        rows,
+        [json!({"id": 1, "city": {"zip": 5}}), json!({"id": 2, "city": {"zip": null}})]
+    );
+    let rows = query()
+        .select_projection("jsonb_build_object('x', data->$1)")
+        .bind("id")
+        .fetch_all()
+        .await
+        .unwrap();
+    assert_eq!(rows, [json!({"x": 1}), json!({"x": 2})]);
+    let rows =
+        client.query::<Value>("tv_wide").column("doc").filter(field("id").eq(2)).fetch_all().await;
+    assert_eq!(rows.unwrap(), [json!({"id": 2})]);
+    let many: Vec<String> = (0..120).map(|i| format!("f{i}")).collect();
+    let row = query().select_fields(many).fetch_one().await.unwrap();
+    assert_eq!(row.as_object().unwrap().len(), 120);
+}
+
+/// Numbering is right however SQL text and typed filters are mixed.
+#[tokio::test]
+async fn parameters_of_text_and_filters_do_not_get_mixed_up() {
+    let client = client().await;
+    let query = client
+        .query::<u64>("v_short")
+        .filter(Field::column("data").is_not_null())
+        .where_sql("(data)::text::int > $1")
+        .filter(Field::column("data").is_null().not())
+        .bind(290)
+        .where_sql("(data)::text::int <> all($2::int[])")
+        .bind(vec![293, 295])
+        .filter(Filter::any([]).not());
+    assert_eq!(query.fetch_all().await.unwrap(), [291, 292, 294, 296, 297, 298, 299, 300]);
+    let query = client
+        .query::<Value>("v_one")
+        .filter(field("a").eq("x"))
+        .where_sql("$1 = 'b'")
+        .bind("b")
+        .filter(field("c").between(1, 2));
+    let (sql, parameters) = query.to_sql().unwrap();
+    assert!(
+        sql.contains("= $2 AND") && sql.contains(">= $3::jsonb") && sql.contains("<= $4::jsonb"),
+        "{sql}"
+    );
+    assert_eq!(
+        parameters,
+        [Some("b"), Some("x"), Some("1"), Some("2")].map(|p| p.map(str::to_owned))
+    );
+}
+
+/// Each type arrives as the value it is: the server casts and shows it.
+#[tokio::test]
+async fn every_type_of_value_arrives_unchanged() {
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+    let client = client().await;
+    let echo = async |cast: &str, query: QueryBuilder<Value>| {
+        let query = query.select_projection(format!("to_jsonb($1::{cast})"));
+        query.fetch_one().await.unwrap_or_else(|e| panic!("{cast}: {e}"))
+    };
+    let query = || client.query::<Value>("v_one");
+    assert_eq!(echo("bool", query().bind(true)).await, json!(true));
+    assert_eq!(echo("smallint", query().bind(i8::MIN)).await, json!(-128));
+    assert_eq!(echo("bigint", query().bind(i64::MIN)).await, json!(i64::MIN));
+    assert_eq!(echo("numeric", query().bind(u64::MAX)).await, json!(u64::MAX));
+    assert_eq!(echo("numeric::text", query().bind(i128::MIN)).await, json!(i128::MIN.to_string()));
+    assert_eq!(echo("float8", query().bind(0.1)).await, json!(0.1));
+    assert_eq!(echo("float8::text", query().bind(f64::NEG_INFINITY)).await, json!("-Infinity"));
+    assert_eq!(echo("float4::text", query().bind(f32::NAN)).await, json!("NaN"));
+    assert_eq!(echo("text", query().bind("it's \"\\")).await, json!("it's \"\\"));
+    assert_eq!(echo("text", query().bind(std::borrow::Cow::Borrowed("c"))).await, json!("c"));
+    assert_eq!(echo("text", query().bind('é')).await, json!("é"));
+    assert_eq!(echo("bytea", query().bind(vec![0u8, 255])).await, json!("\\x00ff"));
+    assert_eq!(echo("bytea", query().bind(bytes::Bytes::from_static(b"a"))).await, json!("\\x61"));
+    assert_eq!(echo("jsonb", query().bind(json!({"a": [1, null]}))).await, json!({"a": [1, null]}));
+    assert_eq!(echo("jsonb", query().bind(Json((1, "x")))).await, json!([1, "x"]));
+    assert_eq!(echo("text", query().bind(None::<&str>)).await, json!(null));
+    assert_eq!(
+        echo("text[]", query().bind(vec![Some("a,\"}{\\"), None])).await,
+        json!(["a,\"}{\\", null])
+    );
+    assert_eq!(echo("int[]", query().bind(Vec::<i32>::new())).await, json!([]));
+    assert_eq!(echo("int[]", query().bind([[1, 2], [3, 4]])).await, json!([[1, 2], [3, 4]]));
+    let large: Vec<i32> = (0..100_000).collect();
+    assert_eq!(echo("int[]", query().bind(&large[..])).await.as_array().unwrap().len(), 100_000);
+    let address: std::net::IpAddr = "2001:db8::1".parse().unwrap();
+    assert_eq!(echo("inet", query().bind(address)).await, json!("2001:db8::1"));
+    assert_eq!(
+        echo("interval::text", query().bind(Duration::from_micros(90_000_001))).await,
+        json!("00:01:30.000001")
+    );
+    for (time, expected) in [
+        (UNIX_EPOCH, "1970-01-01 00:00:00+00"),
+        (
+            UNIX_EPOCH + Duration::from_micros(1_772_323_199_000_001),
+            "2026-02-28 23:59:59.000001+00",
+        ),
+        (UNIX_EPOCH + Duration::from_secs(951_782_400), "2000-02-29 00:00:00+00"),
+        (UNIX_EPOCH - Duration::from_secs(1), "1969-12-31 23:59:59+00"),
+        (UNIX_EPOCH - Duration::from_secs(62_135_596_801), "0001-12-31 23:59:59+00 BC"),
+        (UNIX_EPOCH + Duration::from_secs(253_402_300_800), "10000-01-01 00:00:00+00"),
+    ] {
+        assert_eq!(echo("timestamptz::text", query().bind(time)).await, json!(expected));
+    }
+    let _ = SystemTime::now();
+    let error = query().select_projection("to_jsonb($1::text)").bind("a\0").fetch_one().await;
+    assert!(error.unwrap_err().to_string().contains("NUL"));
+}
+
+/// A predicate on the decoded row; what it rejects is counted, and other tasks run meanwhile.
+#[tokio::test]
+async fn typed_predicates_see_the_decoded_row() {
+    let client = client().await;
+    let query = client.query::<u64>("v_short").where_typed(|n| n % 2 == 0);
+    let mut stream = query.where_typed(|n| n % 3 == 0).execute().await.unwrap();
+    let mut rows = Vec::new();
+    while let Some(row) = stream.next().await {
+        rows.push(row.unwrap());
+    }
+    assert_eq!(rows, (1..=300).filter(|n| n % 6 == 0).collect::<Vec<_>>());
+    assert_eq!(stream.stats().total_rows_filtered, 250);
+    drop(stream);
+
+    // A long run of rejected rows leaves room for others, on one thread.
+    sql("create view v_rejected as select to_json(i) as data from generate_series(1, 200000) i")
+        .await;
+    let ticks = std::rc::Rc::new(std::cell::Cell::new(0));
+    let local = tokio::task::LocalSet::new();
+    let counter = std::rc::Rc::clone(&ticks);
+    local.spawn_local(async move {
+        loop {
+            counter.set(counter.get() + 1);
+            tokio::task::yield_now().await;
+        }
+    });
+    let count = client.query::<u64>("v_rejected").where_typed(|_| false).count();
+    assert_eq!(local.run_until(count).await.unwrap(), 0);
+    assert!(ticks.get() > 50, "{} turns", ticks.get());
+}
+
+/// A predicate that panics does so in whoever polls, and costs the client nothing.
+#[tokio::test]
+async fn a_panic_in_a_predicate_leaves_the_client_usable() {
+    let client = std::sync::Arc::new(client().await);
+    let pid = client.backend_pid();
+    for typed in [false, true] {
+        let used = std::sync::Arc::clone(&client);
+        let task = tokio::spawn(async move {
+            let query = used.query::<u64>("v_short");
+            let query = match typed {
+                true => query.where_typed(|n| if *n == 7 { panic!("typed") } else { true }),
+                false => query.where_rust(|v| if v == 7 { panic!("rust") } else { true }),
+            };
+            query.fetch_all().await.map(|rows| rows.len())
+        });
+        assert!(task.await.unwrap_err().is_panic());
+        assert_eq!(client.query::<u64>("v_short").fetch_all().await.unwrap().len(), 300);
+        assert_eq!(client.backend_pid(), pid);
+    }
 }

@@ -585,23 +585,22 @@ async fn a_paused_stream_reads_nothing_more() {
 /// another thread that is just not running.
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
 async fn nothing_is_received_behind_a_pause() {
-    let clients = (0..8).map(|_| async {
+    let pauses = async || {
         let client = client().await;
-        tokio::spawn(async move {
-            for round in 0..40 {
-                let query = client.query::<Value>("v_endless").max_memory(8 << 20);
-                let mut stream = query.execute().await.unwrap();
-                for _ in 0..round {
-                    stream.next().await.unwrap().unwrap();
-                }
-                stream.pause().await.unwrap();
-                let received = stream.stats().total_rows_received;
-                tokio::time::sleep(Duration::from_millis(2)).await;
-                assert_eq!(stream.stats().total_rows_received, received, "round {round}");
+        for round in 0..40 {
+            let query = client.query::<Value>("v_endless").max_memory(8 << 20);
+            let mut stream = query.execute().await.unwrap();
+            for _ in 0..round {
+                stream.next().await.unwrap().unwrap();
             }
-        })
-    });
-    for task in futures_util::future::join_all(clients).await {
+            stream.pause().await.unwrap();
+            let received = stream.stats().total_rows_received;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            assert_eq!(stream.stats().total_rows_received, received, "round {round}");
+        }
+    };
+    let tasks: Vec<_> = (0..8).map(|_| tokio::spawn(pauses())).collect();
+    for task in tasks {
         task.await.unwrap();
     }
 }

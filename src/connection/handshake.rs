@@ -277,6 +277,13 @@ impl Login<'_> {
     fn check(&self, state: &State, request: &Authentication) -> Result<()> {
         let config = self.config;
         let asked = match request {
+            // By TLS, that was seen to in the handshake.
+            Authentication::Ok if self.tls.is_none() && config.tls.requires_certificate() => {
+                return Err(Error::authentication(
+                    "sslcertmode=require, but the server did not ask for a certificate: the session \
+                     is not encrypted",
+                ));
+            }
             Authentication::Ok => match state {
                 State::Start => Method::None,
                 // Checked when it was asked for.

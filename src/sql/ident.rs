@@ -32,6 +32,13 @@ pub(super) fn quote_relation(name: &str) -> Result<String> {
     Ok(quoted)
 }
 
+/// Quotes one name, taken exactly as it is.
+pub(super) fn quote_name(name: &str) -> Result<String, &'static str> {
+    let mut quoted = String::with_capacity(name.len() + 2);
+    quote(name, &mut quoted)?;
+    Ok(quoted)
+}
+
 /// Splits the first part off a relation's name; what is left is empty or starts with a dot.
 fn split_part(name: &str) -> Result<(Cow<'_, str>, &str), &'static str> {
     let (text, tail) = match name.strip_prefix('"') {

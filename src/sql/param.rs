@@ -1,8 +1,90 @@
-use std::fmt;
+use std::{
+    borrow::Cow,
+    fmt::{self, Write},
+    net::IpAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-/// A value for one parameter, as text; `None` is NULL.
+use bytes::Bytes;
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// A value for one parameter, in Postgres's text form.
 #[derive(Clone)]
-pub struct Param(pub(crate) Option<String>);
+pub struct Param {
+    text: Text,
+    /// An element of an array that is an array itself is not quoted.
+    is_array: bool,
+}
+
+#[derive(Clone)]
+enum Text {
+    Null,
+    Value(String),
+    /// What cannot be sent, and why.
+    Invalid(String),
+}
+
+impl Param {
+    pub(super) fn text(text: impl Into<String>) -> Self {
+        Self { text: Text::Value(text.into()), is_array: false }
+    }
+
+    fn null() -> Self {
+        Self { text: Text::Null, is_array: false }
+    }
+
+    pub(super) fn invalid(why: impl Into<String>) -> Self {
+        Self { text: Text::Invalid(why.into()), is_array: false }
+    }
+
+    pub(super) fn json(value: &impl Serialize) -> Self {
+        match serde_json::to_string(value) {
+            Ok(text) => Self::text(text),
+            Err(e) => Self::invalid(format!("does not serialize as JSON: {e}")),
+        }
+    }
+
+    /// A list as [Postgres writes arrays]: every element in quotes, so that none is mistaken.
+    ///
+    /// [Postgres writes arrays]: https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
+    pub(super) fn array(elements: impl IntoIterator<Item = Self>) -> Self {
+        let mut text = String::from("{");
+        for element in elements {
+            if text.len() > 1 {
+                text.push(',');
+            }
+            match element.text {
+                Text::Null => text.push_str("NULL"),
+                Text::Value(value) if element.is_array => text.push_str(&value),
+                Text::Value(value) => {
+                    text.push('"');
+                    for c in value.chars() {
+                        if matches!(c, '"' | '\\') {
+                            text.push('\\');
+                        }
+                        text.push(c);
+                    }
+                    text.push('"');
+                }
+                Text::Invalid(why) => return Self::invalid(why),
+            }
+        }
+        text.push('}');
+        Self { text: Text::Value(text), is_array: true }
+    }
+
+    /// The text that is sent for parameter `number`, or `None` for NULL.
+    pub(crate) fn sent(&self, number: usize) -> Result<Option<&str>> {
+        match &self.text {
+            Text::Null => Ok(None),
+            Text::Value(text) => Ok(Some(text)),
+            Text::Invalid(why) => Err(Error::config(format!("the value of ${number} {why}"))),
+        }
+    }
+}
 
 /// A value that [`bind`](crate::QueryBuilder::bind) can send in place of `$1`, `$2`, ...
 ///
@@ -10,22 +92,49 @@ pub struct Param(pub(crate) Option<String>);
 /// without a type: the server takes the type that the SQL around the parameter asks for. Where
 /// that is not what is meant, say so in the SQL: `$1::int`.
 ///
+/// | Rust | sent as |
+/// |---|---|
+/// | `bool`, integers, floats | a number as it is written; `NaN`, `inf` |
+/// | `&str`, `String`, `Cow<str>`, `char` | text |
+/// | `Vec<u8>`, `&[u8]`, [`Bytes`] | `bytea` |
+/// | [`serde_json::Value`], [`Json`] | JSON |
+/// | `Option` | the value, or NULL |
+/// | `Vec`, slices and arrays of these | an array: `= any($1)` |
+/// | [`IpAddr`] | `inet` |
+/// | [`SystemTime`] | `timestamptz`, to the microsecond |
+/// | [`Duration`] | `interval`, to the microsecond |
+///
+/// Text that holds a NUL character is an error when the query is executed: Postgres has none.
+///
 /// Not for users to implement.
 pub trait ToParam: sealed::Sealed {
     #[doc(hidden)]
-    fn to_param(self) -> Param;
+    fn to_param(&self) -> Param;
+
+    #[doc(hidden)]
+    fn list_to_param(list: &[Self]) -> Param
+    where
+        Self: Sized,
+    {
+        Param::array(list.iter().map(Self::to_param))
+    }
 }
 
 mod sealed {
     pub trait Sealed {}
 }
 
-macro_rules! by_display {
-    ($($ty:ty),*) => {$(
+/// Anything that serde serializes, sent as JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Json<T>(pub T);
+
+macro_rules! to_param {
+    ($($ty:ty),* => |$value:ident| $param:expr) => {$(
         impl sealed::Sealed for $ty {}
         impl ToParam for $ty {
-            fn to_param(self) -> Param {
-                Param(Some(self.to_string()))
+            fn to_param(&self) -> Param {
+                let $value = self;
+                $param
             }
         }
     )*};
@@ -33,26 +142,148 @@ macro_rules! by_display {
 
 // Rust writes these as Postgres reads them; floats in the shortest form that reads back to the
 // same value, NaN as NaN, infinity as inf.
-by_display!(bool, i8, i16, i32, i64, u8, u16, u32, u64, f32, f64, &str);
+to_param!(bool, i8, i16, i32, i64, i128, u16, u32, u64, f32, f64, char, IpAddr => |v| Param::text(v.to_string()));
+to_param!(str, String, Cow<'_, str> => |v| Param::text(AsRef::<str>::as_ref(v)));
+to_param!(Bytes => |v| bytea(v));
+to_param!(Value => |v| Param::json(v));
+to_param!(SystemTime => |v| timestamp(*v));
+to_param!(Duration => |v| Param::text(format!("{}.{:06} seconds", v.as_secs(), v.subsec_micros())));
 
-impl sealed::Sealed for String {}
-impl ToParam for String {
-    fn to_param(self) -> Param {
-        Param(Some(self))
+/// A list of bytes is one value, and not an array of numbers.
+impl sealed::Sealed for u8 {}
+impl ToParam for u8 {
+    fn to_param(&self) -> Param {
+        Param::text(self.to_string())
+    }
+
+    fn list_to_param(list: &[Self]) -> Param {
+        bytea(list)
+    }
+}
+
+impl<T: Serialize> sealed::Sealed for Json<T> {}
+impl<T: Serialize> ToParam for Json<T> {
+    fn to_param(&self) -> Param {
+        Param::json(&self.0)
     }
 }
 
 /// `None` is NULL. In SQL, `= NULL` matches nothing: ask `is not distinct from $1`.
 impl<T: ToParam> sealed::Sealed for Option<T> {}
 impl<T: ToParam> ToParam for Option<T> {
-    fn to_param(self) -> Param {
-        self.map_or(Param(None), T::to_param)
+    fn to_param(&self) -> Param {
+        self.as_ref().map_or(Param::null(), T::to_param)
     }
+}
+
+impl<T: ToParam + ?Sized> sealed::Sealed for &T {}
+impl<T: ToParam + ?Sized> ToParam for &T {
+    fn to_param(&self) -> Param {
+        T::to_param(self)
+    }
+}
+
+impl<T: ToParam> sealed::Sealed for [T] {}
+impl<T: ToParam> ToParam for [T] {
+    fn to_param(&self) -> Param {
+        T::list_to_param(self)
+    }
+}
+
+impl<T: ToParam, const N: usize> sealed::Sealed for [T; N] {}
+impl<T: ToParam, const N: usize> ToParam for [T; N] {
+    fn to_param(&self) -> Param {
+        T::list_to_param(self)
+    }
+}
+
+impl<T: ToParam> sealed::Sealed for Vec<T> {}
+impl<T: ToParam> ToParam for Vec<T> {
+    fn to_param(&self) -> Param {
+        T::list_to_param(self)
+    }
+}
+
+fn bytea(bytes: &[u8]) -> Param {
+    let mut text = String::with_capacity(2 + 2 * bytes.len());
+    text.push_str("\\x");
+    for byte in bytes {
+        // Writing to a String does not fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    Param::text(text)
+}
+
+/// Days and a time of day, by Howard Hinnant's `civil_from_days`: Postgres reads years of up to six
+/// digits, and BC.
+fn timestamp(time: SystemTime) -> Param {
+    let micros = match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => i128::try_from(after.as_micros()),
+        Err(e) => i128::try_from(e.duration().as_micros()).map(|micros| -micros),
+    };
+    let Ok(micros) = micros else { return Param::invalid("is too far from 1970") };
+    let (days, of_day) = (micros.div_euclid(86_400_000_000), micros.rem_euclid(86_400_000_000));
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era =
+        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i128::from(month <= 2);
+    let (year, era) = if year > 0 { (year, "") } else { (1 - year, " BC") };
+    let (seconds, micros) = (of_day / 1_000_000, of_day % 1_000_000);
+    Param::text(format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}.{micros:06}+00{era}",
+        seconds / 3600,
+        seconds / 60 % 60,
+        seconds % 60
+    ))
 }
 
 /// Values are data of the user's: never shown.
 impl fmt::Debug for Param {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Param(..)" } else { "Param(NULL)" })
+        f.write_str(match self.text {
+            Text::Null => "Param(NULL)",
+            _ => "Param(..)",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(value: impl ToParam) -> Option<String> {
+        value.to_param().sent(1).unwrap().map(str::to_owned)
+    }
+
+    #[test]
+    fn arrays_are_quoted_element_by_element() {
+        assert_eq!(
+            sent(vec!["a", "b\"\\{},", "NULL", ""]).unwrap(),
+            r#"{"a","b\"\\{},","NULL",""}"#
+        );
+        assert_eq!(sent(vec![Some(1), None]).unwrap(), r#"{"1",NULL}"#);
+        assert_eq!(sent(Vec::<i32>::new()).unwrap(), "{}");
+        assert_eq!(sent(vec![vec![1, 2], vec![3, 4]]).unwrap(), r#"{{"1","2"},{"3","4"}}"#);
+        assert_eq!(sent([true, false]).unwrap(), r#"{"true","false"}"#);
+        assert_eq!(sent(&["x"][..]).unwrap(), r#"{"x"}"#);
+    }
+
+    #[test]
+    fn bytes_are_one_value() {
+        assert_eq!(sent(vec![0u8, 255]).unwrap(), r"\x00ff");
+        assert_eq!(sent(&b"\x01"[..]).unwrap(), r"\x01");
+        assert_eq!(sent(vec![vec![1u8], vec![]]).unwrap(), r#"{"\\x01","\\x"}"#);
+    }
+
+    #[test]
+    fn what_does_not_serialize_says_so() {
+        let map = std::collections::HashMap::from([((1, 2), 3)]);
+        let error = Json(map).to_param().sent(2).unwrap_err().to_string();
+        assert!(error.contains("$2 does not serialize"), "{error}");
     }
 }

@@ -1,35 +1,165 @@
-use super::ident::quote_relation;
+use std::collections::BTreeMap;
+
+use super::{
+    field::{Field, literal},
+    filter::Filter,
+    ident::{quote_name, quote_relation},
+    order::OrderBy,
+    param::Param,
+    scan::highest_parameter,
+};
 use crate::error::{Error, Result};
 
 /// The largest LIMIT and OFFSET Postgres knows: they are of type bigint.
 const MAX_COUNT: u64 = i64::MAX as u64;
 
 /// `SELECT data FROM {entity} [WHERE ...] [ORDER BY ...] [LIMIT n] [OFFSET m]`
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Select {
     pub(crate) entity: String,
-    /// Trusted SQL conditions, all of which must hold.
-    pub(crate) conditions: Vec<String>,
-    /// Trusted SQL expressions, the first sorts first.
-    pub(crate) order: Vec<String>,
+    /// The JSON column.
+    pub(crate) column: String,
+    pub(crate) projection: Projection,
+    /// All of them must hold.
+    pub(crate) conditions: Vec<Condition>,
+    /// The first sorts first.
+    pub(crate) order: Vec<Order>,
     pub(crate) limit: Option<u64>,
     pub(crate) offset: Option<u64>,
+    /// The values of `$1`, `$2`, ... in trusted SQL.
+    pub(crate) parameters: Vec<Param>,
+}
+
+/// What is selected.
+#[derive(Debug, Clone)]
+pub(crate) enum Projection {
+    /// The JSON column as it is.
+    Document,
+    /// An expression of trusted SQL.
+    Sql(String),
+    /// An object with these fields only.
+    Fields(Vec<Field>),
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Condition {
+    /// Trusted SQL.
+    Sql(String),
+    Filter(Filter),
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Order {
+    /// Trusted SQL.
+    Sql(String),
+    Field(OrderBy),
+}
+
+/// A statement and its parameters.
+#[derive(Debug, Clone)]
+pub(crate) struct Statement {
+    pub(crate) sql: String,
+    pub(crate) parameters: Vec<Param>,
 }
 
 impl Select {
-    pub(crate) fn to_sql(&self) -> Result<String> {
-        let mut sql = format!("SELECT \"data\" FROM {}", quote_relation(&self.entity)?);
+    pub(crate) fn new(entity: &str) -> Self {
+        Self {
+            entity: entity.to_owned(),
+            column: "data".to_owned(),
+            projection: Projection::Document,
+            conditions: Vec::new(),
+            order: Vec::new(),
+            limit: None,
+            offset: None,
+            parameters: Vec::new(),
+        }
+    }
+
+    /// The rows themselves.
+    pub(crate) fn rows(&self) -> Result<Statement> {
+        self.check_parameters()?;
+        let document = self.document()?;
+        let projection = match &self.projection {
+            Projection::Document => document.clone(),
+            Projection::Sql(sql) => format!("{} AS \"data\"", in_parentheses(sql)),
+            Projection::Fields(fields) => format!("{} AS \"data\"", object(fields, &document)?),
+        };
+        self.select(&projection, &document)
+    }
+
+    /// How many rows there are.
+    pub(crate) fn count(&self) -> Result<Statement> {
+        self.about("to_jsonb(count(*))")
+    }
+
+    /// Whether there is any row.
+    pub(crate) fn exists(&self) -> Result<Statement> {
+        let Statement { sql, parameters } = self.inner()?;
+        let sql = format!("SELECT to_jsonb(EXISTS ({sql})) AS \"data\"");
+        Ok(Statement { sql, parameters })
+    }
+
+    /// How the server would run it, or did.
+    pub(crate) fn explain(&self, analyze: bool) -> Result<Statement> {
+        let Statement { sql, parameters } = self.rows()?;
+        let analyze = if analyze { ", ANALYZE" } else { "" };
+        Ok(Statement { sql: format!("EXPLAIN (FORMAT JSON{analyze}) {sql}"), parameters })
+    }
+
+    fn about(&self, aggregate: &str) -> Result<Statement> {
+        let Statement { sql, parameters } = self.inner()?;
+        let sql = format!("SELECT {aggregate} AS \"data\" FROM ({sql}) AS \"rows\"");
+        Ok(Statement { sql, parameters })
+    }
+
+    /// The rows without what is in them, and in no order unless that decides which they are.
+    fn inner(&self) -> Result<Statement> {
+        self.check_parameters()?;
+        let document = self.document()?;
+        let bounded = self.limit.is_some() || self.offset.is_some();
+        let ordered = self.order.iter().any(|o| matches!(o, Order::Sql(_)));
+        // Trusted SQL may hold parameters, which must all be used.
+        let plain = match (bounded || ordered, &self.projection) {
+            (false, Projection::Document | Projection::Fields(_)) => {
+                Self { order: Vec::new(), ..self.clone() }
+            }
+            _ => self.clone(),
+        };
+        let projection = match &self.projection {
+            Projection::Sql(sql) => format!("{} AS \"data\"", in_parentheses(sql)),
+            _ => "1".to_owned(),
+        };
+        plain.select(&projection, &document)
+    }
+
+    fn document(&self) -> Result<String> {
+        quote_name(&self.column)
+            .map_err(|why| Error::config(format!("the column {:?}: {why}", self.column)))
+    }
+
+    fn select(&self, projection: &str, document: &str) -> Result<Statement> {
+        let mut parameters = self.parameters.clone();
+        let mut sql = format!("SELECT {projection} FROM {}", quote_relation(&self.entity)?);
         for (i, condition) in self.conditions.iter().enumerate() {
-            sql.push_str(if i == 0 { " WHERE (" } else { " AND (" });
-            sql.push_str(condition);
-            // On a line of its own: a comment at the end of the text must not swallow it.
-            sql.push_str(if condition.contains("--") { "\n)" } else { ")" });
+            sql.push_str(if i == 0 { " WHERE " } else { " AND " });
+            match condition {
+                Condition::Sql(condition) => sql.push_str(&in_parentheses(condition)),
+                Condition::Filter(filter) => {
+                    sql.push_str(&filter.to_sql(document, &mut parameters)?);
+                }
+            }
         }
         for (i, expression) in self.order.iter().enumerate() {
             sql.push_str(if i == 0 { " ORDER BY " } else { ", " });
-            sql.push_str(expression);
-            if expression.contains("--") {
-                sql.push('\n');
+            match expression {
+                Order::Sql(expression) => {
+                    sql.push_str(expression);
+                    if expression.contains("--") {
+                        sql.push('\n');
+                    }
+                }
+                Order::Field(order) => sql.push_str(&order.to_sql(document)?),
             }
         }
         for (keyword, count) in [("LIMIT", self.limit), ("OFFSET", self.offset)] {
@@ -41,37 +171,161 @@ impl Select {
             }
             sql.push_str(&format!(" {keyword} {count}"));
         }
-        Ok(sql)
+        Ok(Statement { sql, parameters })
+    }
+
+    /// As many values as the trusted SQL has parameters: one too few or too many is a mistake, and the
+    /// values of typed filters come behind them.
+    fn check_parameters(&self) -> Result<()> {
+        let conditions = self.conditions.iter().filter_map(|c| match c {
+            Condition::Sql(sql) => Some(sql),
+            Condition::Filter(_) => None,
+        });
+        let order = self.order.iter().filter_map(|o| match o {
+            Order::Sql(sql) => Some(sql),
+            Order::Field(_) => None,
+        });
+        let projection = match &self.projection {
+            Projection::Sql(sql) => Some(sql),
+            _ => None,
+        };
+        let texts = conditions.chain(order).chain(projection);
+        let highest = texts.map(|sql| highest_parameter(sql)).max().unwrap_or(0);
+        let bound = self.parameters.len();
+        if highest == bound {
+            return Ok(());
+        }
+        Err(Error::config(format!(
+            "the SQL uses parameters up to ${highest}, but {bound} values are bound: call bind() once \
+             for each"
+        )))
+    }
+}
+
+/// On a line of its own: a comment at the end of the text must not swallow the parenthesis.
+fn in_parentheses(sql: &str) -> String {
+    let end = if sql.contains("--") { "\n)" } else { ")" };
+    format!("({sql}{end}")
+}
+
+/// An object with the fields at their places; what is missing is null.
+fn object(fields: &[Field], document: &str) -> Result<String> {
+    let mut root = Tree::default();
+    for field in fields {
+        root.add(field.keys()?)?;
+    }
+    if root.0.is_empty() {
+        return Err(Error::config("select_fields names no field"));
+    }
+    root.to_sql(document)
+}
+
+/// Fields by their keys; without children it is a field.
+#[derive(Default)]
+struct Tree<'a>(BTreeMap<&'a str, Tree<'a>>);
+
+impl<'a> Tree<'a> {
+    fn add(&mut self, keys: &'a [String]) -> Result<()> {
+        let Some((key, rest)) = keys.split_first() else { return Ok(()) };
+        let is_new = !self.0.contains_key(key.as_str());
+        let child = self.0.entry(key).or_default();
+        // A field and a part of it: which one is meant?
+        if !is_new && (rest.is_empty() != child.0.is_empty()) {
+            return Err(Error::config(format!(
+                "select_fields names {key:?} and a field within it: leave one of them out"
+            )));
+        }
+        child.add(rest)
+    }
+
+    fn to_sql(&self, value: &str) -> Result<String> {
+        let mut parts = Vec::new();
+        for (key, child) in &self.0 {
+            let key = literal(key)?;
+            let value = format!("{value}->{key}");
+            let value = if child.0.is_empty() { value } else { child.to_sql(&value)? };
+            parts.push(format!("{key}, {value}"));
+        }
+        // A function takes at most 100 arguments: 50 fields.
+        let objects: Vec<_> =
+            parts.chunks(50).map(|p| format!("jsonb_build_object({})", p.join(", "))).collect();
+        Ok(match objects.as_slice() {
+            [only] => only.clone(),
+            several => format!("({})", several.join(" || ")),
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sql::{field, param::ToParam};
+
+    fn sql(select: &Select) -> String {
+        select.rows().unwrap().sql
+    }
 
     #[test]
     fn the_clauses_come_in_order() {
         let select = Select {
-            entity: "app.v_order".into(),
-            conditions: vec!["a = $1 or b".into(), "c -- why".into()],
-            order: vec!["x desc".into(), "y".into()],
+            conditions: vec![
+                Condition::Sql("a = $1 or b".into()),
+                Condition::Filter(field("x").eq(1)),
+                Condition::Sql("c -- why".into()),
+            ],
+            order: vec![Order::Sql("x desc".into()), Order::Field(field("y").desc().nulls_last())],
             limit: Some(10),
             offset: Some(0),
+            parameters: vec!["a".to_param()],
+            ..Select::new("app.v_order")
         };
+        let statement = select.rows().unwrap();
         assert_eq!(
-            select.to_sql().unwrap(),
-            "SELECT \"data\" FROM \"app\".\"v_order\" WHERE (a = $1 or b) AND (c -- why\n) \
-             ORDER BY x desc, y LIMIT 10 OFFSET 0"
+            statement.sql,
+            "SELECT \"data\" FROM \"app\".\"v_order\" WHERE (a = $1 or b) AND \
+             (((\"data\"->'x')::jsonb) = $2::jsonb AND jsonb_typeof((\"data\"->'x')::jsonb) = 'number') \
+             AND (c -- why\n) \
+             ORDER BY x desc, ((\"data\"->'y')::jsonb) DESC NULLS LAST LIMIT 10 OFFSET 0"
         );
-        let bare = Select { entity: "v".into(), ..Select::default() };
-        assert_eq!(bare.to_sql().unwrap(), "SELECT \"data\" FROM \"v\"");
+        let sent: Vec<_> = statement.parameters.iter().map(|p| p.sent(1).unwrap()).collect();
+        assert_eq!(sent, [Some("a"), Some("1")]);
+        assert_eq!(sql(&Select::new("v")), "SELECT \"data\" FROM \"v\"");
+    }
+
+    #[test]
+    fn fields_are_put_together_at_their_places() {
+        let fields = ["id", "address.city", "address.zip"].map(field).to_vec();
+        let select = Select { projection: Projection::Fields(fields), ..Select::new("v") };
+        assert_eq!(
+            sql(&select),
+            "SELECT jsonb_build_object('address', jsonb_build_object('city', \
+             \"data\"->'address'->'city', 'zip', \"data\"->'address'->'zip'), 'id', \"data\"->'id') AS \
+             \"data\" FROM \"v\""
+        );
+        for fields in [vec!["a", "a.b"], vec!["a.b", "a"], vec![], vec![""]] {
+            let fields = fields.into_iter().map(field).collect();
+            let select = Select { projection: Projection::Fields(fields), ..Select::new("v") };
+            assert!(select.rows().is_err());
+        }
     }
 
     #[test]
     fn a_limit_beyond_bigint_is_an_error() {
         for (limit, offset) in [(Some(1 << 63), None), (None, Some(u64::MAX))] {
-            let select = Select { entity: "v".into(), limit, offset, ..Select::default() };
-            assert!(select.to_sql().is_err());
+            assert!(Select { limit, offset, ..Select::new("v") }.rows().is_err());
+        }
+    }
+
+    #[test]
+    fn values_and_parameters_must_agree() {
+        for (text, values) in [("a = $1", 0), ("a = $2", 1), ("a", 1), ("a = '$1'", 1)] {
+            let select = Select {
+                conditions: vec![Condition::Sql(text.into())],
+                parameters: vec![1.to_param(); values],
+                ..Select::new("v")
+            };
+            let error = select.rows().unwrap_err().to_string();
+            assert!(error.contains("bind()"), "{error}");
         }
     }
 }

@@ -37,8 +37,25 @@ use crate::{
     error::{Error, Result},
 };
 
-/// A condition in Rust on a document.
-pub(crate) type Predicate = Box<dyn Fn(&Value) -> bool + Send>;
+/// Conditions in Rust, all of which must hold.
+pub(crate) struct Predicates<T> {
+    pub(crate) on_documents: Vec<Predicate<Value>>,
+    pub(crate) on_rows: Vec<Predicate<T>>,
+}
+
+type Predicate<V> = Box<dyn Fn(&V) -> bool + Send>;
+
+impl<T> Predicates<T> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.on_documents.is_empty() && self.on_rows.is_empty()
+    }
+}
+
+impl<T> Default for Predicates<T> {
+    fn default() -> Self {
+        Self { on_documents: Vec::new(), on_rows: Vec::new() }
+    }
+}
 
 /// The rows of one query, as they arrive.
 ///
@@ -68,7 +85,7 @@ pub struct QueryStream<T> {
     /// The rows that are being read.
     chunk: Option<Chunk>,
     consumed: Consumed,
-    predicates: Vec<Predicate>,
+    predicates: Predicates<T>,
     chunk_size: usize,
     rows: PhantomData<fn() -> T>,
 }
@@ -82,7 +99,7 @@ impl<T: FromJsonRow> QueryStream<T> {
         slot: &Arc<Slot>,
         request: Vec<u8>,
         limits: Limits,
-        predicates: Vec<Predicate>,
+        predicates: Predicates<T>,
     ) -> Result<Self> {
         let request = Bytes::from(request);
         let mut replaced = false;
@@ -175,13 +192,18 @@ impl<T: FromJsonRow> QueryStream<T> {
         channel.stats(&self.consumed, *ended, self.chunk_size)
     }
 
+    /// Whether the end, or the error that is the end, has been read.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.consumer.ended.is_some()
+    }
+
     /// The next row of the present chunk that no predicate rejects.
     fn next_buffered(&mut self) -> Option<Result<T>> {
         let chunk = self.chunk.as_mut()?;
         while let Some(row) = chunk.next_row(self.consumed.rows + 1) {
             self.consumed.rows += 1;
             self.consumed.bytes += row.value_bytes();
-            let decoded = match is_wanted(&row, &self.predicates) {
+            let decoded = match is_wanted(&row, &self.predicates.on_documents) {
                 Ok(true) => T::from_row(&row),
                 Ok(false) => {
                     self.consumed.filtered += 1;
@@ -189,6 +211,11 @@ impl<T: FromJsonRow> QueryStream<T> {
                 }
                 Err(e) => Err(e),
             };
+            let rejects = |row: &T| self.predicates.on_rows.iter().any(|accepts| !accepts(row));
+            if decoded.as_ref().is_ok_and(rejects) {
+                self.consumed.filtered += 1;
+                continue;
+            }
             match &decoded {
                 Ok(_) => self.consumed.yielded += 1,
                 Err(_) => self.consumed.failed += 1,
@@ -201,7 +228,7 @@ impl<T: FromJsonRow> QueryStream<T> {
 
 /// Asks the predicates. What they cannot be asked about must not pass: it is an error, even where
 /// the type asked for would take it.
-fn is_wanted(row: &Row<'_>, predicates: &[Predicate]) -> Result<bool> {
+fn is_wanted(row: &Row<'_>, predicates: &[Predicate<Value>]) -> Result<bool> {
     if predicates.is_empty() {
         return Ok(true);
     }

@@ -38,8 +38,9 @@ pub struct Setup<'a> {
     pub settings: &'a str,
     /// Files in that folder, which only the server may read.
     pub files: &'a [(&'a str, &'a str)],
-    /// Programs of another version, copied to where the server's user can run them.
-    pub programs: Option<&'a Path>,
+    /// A folder with programs of another version, and where in it they are. It is copied to where the
+    /// server's user can run them.
+    pub programs: Option<(&'a Path, &'a str)>,
     /// The port of a primary, to follow it by streaming replication.
     pub standby_of: Option<u16>,
 }
@@ -169,11 +170,11 @@ fn prepare(setup: &Setup<'_>, owner: &Owner, folder: &Path) -> Result<PathBuf, S
     for (name, text) in setup.files {
         owner.write(&folder.join(name), text).map_err(|e| format!("{name}: {e}"))?;
     }
-    let Some(programs) = setup.programs else { return find_binaries() };
+    let Some((programs, bin)) = setup.programs else { return find_binaries() };
     // They may lie where another user cannot go.
     let copied = Command::new("cp").arg("-R").arg(programs).arg(folder.join("programs")).status();
     match copied {
-        Ok(status) if status.success() => Ok(folder.join("programs/bin")),
+        Ok(status) if status.success() => Ok(folder.join("programs").join(bin)),
         other => Err(format!("{} could not be copied: {other:?}", programs.display())),
     }
 }

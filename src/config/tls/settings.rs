@@ -22,6 +22,12 @@ pub(crate) struct TlsSettings {
     pub(crate) server_name: Option<String>,
 }
 
+impl TlsSettings {
+    pub(crate) fn requires_certificate(&self) -> bool {
+        self.send_certificate == SendCertificate::Require
+    }
+}
+
 /// What must be true of the server's certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verify {

@@ -82,7 +82,7 @@ fn start(pair: &Pair, programs: Option<&Path>) -> Cluster {
             ("server.key", &pair.key),
             ("ca.crt", &world().ca.pem),
         ],
-        programs,
+        programs: programs.map(|folder| (folder, "bin")),
         ..Setup::default()
     });
     let cluster = cluster.unwrap_or_else(|e| panic!("{e}"));
@@ -189,6 +189,13 @@ async fn every_mode_comes_in_as_libpq_does() {
                 let more = format!("sslmode={mode} {}", root("ca.pem"));
                 outcome(&text(server, role, &more)).await;
             }
+        }
+    }
+    // A certificate cannot be sent in the clear.
+    for server in [server(), &without] {
+        for mode in ["disable", "allow", "prefer", "require"] {
+            let more = format!("sslmode={mode} sslcertmode=require {}", root("ca.pem"));
+            assert_eq!(outcome(&text(server, "postgres", &more)).await, None, "{mode}");
         }
     }
     // Over a Unix socket there is none, whatever the mode.

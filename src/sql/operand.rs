@@ -1,0 +1,170 @@
+use std::fmt;
+
+use serde_json::Value;
+
+use super::param::{Param, ToParam};
+use crate::error::{Error, Result};
+
+/// What a field is compared with: a string, a number, a boolean, or any JSON.
+///
+/// Numbers are exact: integers and decimals are never rounded to a float.
+#[derive(Clone, PartialEq)]
+pub struct Operand(pub(super) Kind);
+
+#[derive(Clone, PartialEq)]
+pub(super) enum Kind {
+    Text(String),
+    /// As JSON writes it.
+    Number(String),
+    Bool(bool),
+    Null,
+    /// An array or an object.
+    Container(Value),
+    Invalid(String),
+}
+
+macro_rules! number {
+    ($($ty:ty),*) => {$(
+        impl From<$ty> for Operand {
+            fn from(number: $ty) -> Self {
+                Self(Kind::Number(number.to_string()))
+            }
+        }
+    )*};
+}
+
+number!(i8, i16, i32, i64, i128, u8, u16, u32, u64, u128, isize, usize);
+
+/// NaN and infinities are errors when the query is executed: JSON has none.
+impl From<f64> for Operand {
+    fn from(number: f64) -> Self {
+        Self(match number.is_finite() {
+            true => Kind::Number(number.to_string()),
+            false => Kind::Invalid(format!("{number} is no number in JSON")),
+        })
+    }
+}
+
+/// The shortest decimal that reads back as the same `f32`: 0.1 is 0.1.
+impl From<f32> for Operand {
+    fn from(number: f32) -> Self {
+        Self(match number.is_finite() {
+            true => Kind::Number(number.to_string()),
+            false => Kind::Invalid(format!("{number} is no number in JSON")),
+        })
+    }
+}
+
+impl From<bool> for Operand {
+    fn from(value: bool) -> Self {
+        Self(Kind::Bool(value))
+    }
+}
+
+impl From<&str> for Operand {
+    fn from(text: &str) -> Self {
+        Self(Kind::Text(text.to_owned()))
+    }
+}
+
+impl From<String> for Operand {
+    fn from(text: String) -> Self {
+        Self(Kind::Text(text))
+    }
+}
+
+impl From<&String> for Operand {
+    fn from(text: &String) -> Self {
+        Self(Kind::Text(text.clone()))
+    }
+}
+
+impl From<char> for Operand {
+    fn from(c: char) -> Self {
+        Self(Kind::Text(c.to_string()))
+    }
+}
+
+impl From<Value> for Operand {
+    fn from(value: Value) -> Self {
+        Self(match value {
+            Value::Null => Kind::Null,
+            Value::Bool(value) => Kind::Bool(value),
+            Value::Number(number) => Kind::Number(number.to_string()),
+            Value::String(text) => Kind::Text(text),
+            container => Kind::Container(container),
+        })
+    }
+}
+
+impl Operand {
+    /// The name of its type, as `jsonb_typeof` gives it.
+    pub(super) fn type_name(&self) -> Result<&'static str> {
+        match &self.0 {
+            Kind::Text(_) => Ok("string"),
+            Kind::Number(_) => Ok("number"),
+            Kind::Bool(_) => Ok("boolean"),
+            Kind::Null => Ok("null"),
+            Kind::Container(Value::Array(_)) => Ok("array"),
+            Kind::Container(_) => Ok("object"),
+            Kind::Invalid(why) => Err(Error::config(why.clone())),
+        }
+    }
+
+    /// Itself as JSON.
+    pub(super) fn json(&self) -> Value {
+        match &self.0 {
+            Kind::Text(text) => text.as_str().into(),
+            Kind::Bool(value) => (*value).into(),
+            Kind::Container(value) => value.clone(),
+            // Written by `json_text`, which keeps every digit.
+            Kind::Number(_) | Kind::Null | Kind::Invalid(_) => Value::Null,
+        }
+    }
+
+    /// Its JSON text, digit by digit.
+    pub(super) fn json_text(&self) -> String {
+        match &self.0 {
+            Kind::Number(digits) => digits.clone(),
+            _ => self.json().to_string(),
+        }
+    }
+
+    /// As a parameter of type `jsonb`.
+    pub(super) fn json_param(&self) -> Param {
+        let holds_nul = match &self.0 {
+            Kind::Text(text) => text.contains('\0'),
+            Kind::Container(value) => holds_nul(value),
+            _ => false,
+        };
+        match holds_nul {
+            true => Param::invalid("holds a NUL character, which jsonb cannot hold"),
+            false => Param::text(self.json_text()),
+        }
+    }
+
+    /// As a parameter whose type is that of a column.
+    pub(super) fn plain_param(&self) -> Param {
+        match &self.0 {
+            Kind::Text(text) => text.to_param(),
+            Kind::Null => None::<String>.to_param(),
+            _ => self.json_param(),
+        }
+    }
+}
+
+fn holds_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(values) => values.iter().any(holds_nul),
+        Value::Object(entries) => entries.iter().any(|(k, v)| k.contains('\0') || holds_nul(v)),
+        _ => false,
+    }
+}
+
+/// Its type: values are data of the user's, and never shown.
+impl fmt::Debug for Operand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Operand({})", self.type_name().unwrap_or("invalid"))
+    }
+}

@@ -1,0 +1,121 @@
+//! The operators of fields, and the SQL each of them is.
+//!
+//! On a field of the document an operator is a test and a guard: the test is what is asked, and the
+//! guard that the field has the type the test is about. Both together match; for a negation the test is
+//! turned round and the guard stays. On a column there is no guard, for a column has one type.
+
+mod compare;
+mod container;
+mod network;
+mod search;
+mod text;
+mod tree;
+mod vector;
+
+use self::{
+    compare::Comparison, container::Containment, network::NetworkTest, search::TextQuery,
+    tree::TreeTest, vector::Metric,
+};
+use super::{field::Field, operand::Operand, param::Param};
+use crate::error::{Error, Result};
+
+#[derive(Clone)]
+pub(super) enum Operator {
+    Compare(Comparison, Operand),
+    Between(Operand, Operand),
+    In(Vec<Operand>),
+    IsNull,
+    Exists,
+    Like {
+        pattern: String,
+        ignore_case: bool,
+    },
+    Regex(String),
+    Container(Containment),
+    Length(Comparison, usize),
+    JsonPath {
+        path: String,
+        exists: bool,
+    },
+    Search(TextQuery, String),
+    Network(NetworkTest),
+    Tree(TreeTest),
+    Distance {
+        metric: Metric,
+        vector: String,
+        size: usize,
+        below: f64,
+    },
+    /// What cannot be asked, and why.
+    Invalid(String),
+}
+
+impl Operator {
+    pub(super) fn render(&self, field: &Field, sql: &mut Sql<'_>, negated: bool) -> Result<String> {
+        match self {
+            Self::Compare(comparison, operand) => {
+                compare::render(*comparison, operand, field, sql, negated)
+            }
+            Self::Between(low, high) => compare::render_between(low, high, field, sql, negated),
+            Self::In(operands) => compare::render_in(operands, field, sql, negated),
+            Self::IsNull | Self::Exists => {
+                let (value, sense) = match self {
+                    // The text of a JSON null is NULL too.
+                    Self::IsNull => (field.text(sql.document)?, !negated),
+                    _ => (field.json(sql.document)?, negated),
+                };
+                Ok(format!("({value} IS {}NULL)", if sense { "" } else { "NOT " }))
+            }
+            Self::Like { pattern, ignore_case } => {
+                text::render_like(pattern, *ignore_case, field, sql, negated)
+            }
+            Self::Regex(pattern) => text::render_regex(pattern, field, sql, negated),
+            Self::Container(containment) => container::render(containment, field, sql, negated),
+            Self::Length(comparison, len) => {
+                container::render_length(*comparison, *len, field, sql, negated)
+            }
+            Self::JsonPath { path, exists } => {
+                container::render_path(path, *exists, field, sql, negated)
+            }
+            Self::Search(kind, query) => search::render(*kind, query, field, sql, negated),
+            Self::Network(test) => network::render(test, field, sql, negated),
+            Self::Tree(test) => tree::render(test, field, sql, negated),
+            Self::Distance { metric, vector, size, below } => {
+                vector::render(*metric, (vector, *size), *below, field, sql, negated)
+            }
+            Self::Invalid(why) => Err(Error::config(why.clone())),
+        }
+    }
+}
+
+/// SQL in the making.
+pub(super) struct Sql<'a> {
+    /// The JSON column, quoted.
+    pub(super) document: &'a str,
+    pub(super) parameters: &'a mut Vec<Param>,
+}
+
+impl Sql<'_> {
+    /// Adds a value, and returns how the SQL refers to it.
+    fn bind(&mut self, param: Param) -> String {
+        self.parameters.push(param);
+        format!("${}", self.parameters.len())
+    }
+
+    /// A test on a field that must be of one of these types; on a column, the test alone.
+    fn guarded(&self, field: &Field, types: &[&str], test: &str, negated: bool) -> Result<String> {
+        let test = if negated { format!("NOT {test}") } else { test.to_owned() };
+        if field.is_column() || types.is_empty() {
+            return Ok(format!("({test})"));
+        }
+        let json = field.json(self.document)?;
+        let types: Vec<_> = types.iter().map(|t| format!("'{t}'")).collect();
+        Ok(match types.as_slice() {
+            [only] => format!("({test} AND jsonb_typeof{json} = {only})"),
+            several => format!("({test} AND jsonb_typeof{json} IN ({}))", several.join(", ")),
+        })
+    }
+}
+
+const STRING: &[&str] = &["string"];
+const ARRAY: &[&str] = &["array"];

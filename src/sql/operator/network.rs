@@ -1,0 +1,140 @@
+//! IP addresses and networks.
+
+use super::{Operator, STRING, Sql};
+use crate::{
+    error::Result,
+    sql::{field::Field, filter::Filter, param::ToParam},
+};
+
+#[derive(Clone)]
+pub(crate) enum NetworkTest {
+    /// An operator of `inet`, and its right side.
+    Operator(&'static str, String),
+    Family(u8),
+    /// Within one of these networks.
+    Within(&'static [&'static str]),
+}
+
+/// # Networks
+///
+/// On strings that hold an address or a network, such as `10.1.2.3`, `10.0.0.0/8` or `2001:db8::1`; a
+/// string that is neither, or an IPv6 address that is written with an IPv4 part, is unknown. Columns are
+/// of type `inet` or `cidr`.
+///
+/// | operator | SQL, where `a` is `CASE WHEN ("data"->>'a') ~* '^...$' THEN ("data"->>'a')::inet END` |
+/// |---|---|
+/// | `in_subnet` | `a <<= $1::inet` |
+/// | `contains_subnet`, `contains_ip` | `a >>= $1::inet` |
+/// | `ip_range_overlaps` | `a && $1::inet` |
+/// | `is_ipv4`, `is_ipv6` | `family(a) = 4` |
+/// | the others | `a <<= ANY('{...}'::inet[])`, with the networks of the RFC |
+///
+/// On a column of type `inet`, `using gist (ip inet_ops)` serves the first three.
+impl Field {
+    /// Matches an address within the network, or a network within it or the same.
+    pub fn in_subnet(self, network: &str) -> Filter {
+        self.network(NetworkTest::Operator("<<=", network.to_owned()))
+    }
+
+    /// Matches a network that the other one lies in, or the same.
+    pub fn contains_subnet(self, network: &str) -> Filter {
+        self.network(NetworkTest::Operator(">>=", network.to_owned()))
+    }
+
+    /// Matches a network that the address lies in, or the same address.
+    pub fn contains_ip(self, address: &str) -> Filter {
+        self.network(NetworkTest::Operator(">>=", address.to_owned()))
+    }
+
+    /// Matches a network that has an address in common with the other one.
+    pub fn ip_range_overlaps(self, network: &str) -> Filter {
+        self.network(NetworkTest::Operator("&&", network.to_owned()))
+    }
+
+    /// Matches an IPv4 address or network.
+    pub fn is_ipv4(self) -> Filter {
+        self.network(NetworkTest::Family(4))
+    }
+
+    /// Matches an IPv6 address or network.
+    pub fn is_ipv6(self) -> Filter {
+        self.network(NetworkTest::Family(6))
+    }
+
+    /// Matches a private address: RFC 1918, and RFC 4193 for IPv6.
+    pub fn is_private(self) -> Filter {
+        const PRIVATE: &[&str] = &["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"];
+        self.network(NetworkTest::Within(PRIVATE))
+    }
+
+    /// Matches an address of the host itself: RFC 1122, section 3.2.1.3, and RFC 4291.
+    pub fn is_loopback(self) -> Filter {
+        self.network(NetworkTest::Within(&["127.0.0.0/8", "::1/128"]))
+    }
+
+    /// Matches a multicast address: RFC 5771 and RFC 4291.
+    pub fn is_multicast(self) -> Filter {
+        self.network(NetworkTest::Within(&["224.0.0.0/4", "ff00::/8"]))
+    }
+
+    /// Matches a link-local address: RFC 3927 and RFC 4291.
+    pub fn is_link_local(self) -> Filter {
+        self.network(NetworkTest::Within(&["169.254.0.0/16", "fe80::/10"]))
+    }
+
+    /// Matches an address for documentation: RFC 5737 and RFC 3849.
+    pub fn is_documentation(self) -> Filter {
+        const DOCUMENTATION: &[&str] =
+            &["192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32"];
+        self.network(NetworkTest::Within(DOCUMENTATION))
+    }
+
+    /// Matches an address shared behind a carrier's NAT: RFC 6598.
+    pub fn is_carrier_grade(self) -> Filter {
+        self.network(NetworkTest::Within(&["100.64.0.0/10"]))
+    }
+
+    fn network(self, test: NetworkTest) -> Filter {
+        Filter::leaf(self, Operator::Network(test))
+    }
+}
+
+/// What the server reads as `inet` without an error, and not a byte more. IPv4 with four decimal
+/// parts; IPv6 in each place where `::` may stand; with a prefix or without.
+const ADDRESS: &str = concat!(
+    r"^((25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)(\.(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)){3}",
+    r"(/(3[0-2]|[12]?\d))?|(",
+    r"([0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|([0-9a-f]{1,4}:){1,7}:|",
+    r"([0-9a-f]{1,4}:){1,6}:[0-9a-f]{1,4}|([0-9a-f]{1,4}:){1,5}(:[0-9a-f]{1,4}){1,2}|",
+    r"([0-9a-f]{1,4}:){1,4}(:[0-9a-f]{1,4}){1,3}|([0-9a-f]{1,4}:){1,3}(:[0-9a-f]{1,4}){1,4}|",
+    r"([0-9a-f]{1,4}:){1,2}(:[0-9a-f]{1,4}){1,5}|[0-9a-f]{1,4}:(:[0-9a-f]{1,4}){1,6}|",
+    r":((:[0-9a-f]{1,4}){1,7}|:)",
+    r")(/(12[0-8]|1[01]\d|[1-9]?\d))?)$",
+);
+
+pub(super) fn render(
+    test: &NetworkTest,
+    field: &Field,
+    sql: &mut Sql<'_>,
+    negated: bool,
+) -> Result<String> {
+    let text = field.text(sql.document)?;
+    let value = match field.is_column() {
+        true => text,
+        // As E'', for the pattern has backslashes.
+        false => format!(
+            "CASE WHEN {text} ~* E'{}' THEN {text}::inet END",
+            ADDRESS.replace('\\', "\\\\")
+        ),
+    };
+    let test = match test {
+        NetworkTest::Operator(sign, right) => {
+            format!("({value} {sign} {}::inet)", sql.bind(right.to_param()))
+        }
+        NetworkTest::Family(family) => format!("(family({value}) = {family})"),
+        NetworkTest::Within(networks) => {
+            format!("({value} <<= ANY('{{{}}}'::inet[]))", networks.join(","))
+        }
+    };
+    sql.guarded(field, STRING, &test, negated)
+}

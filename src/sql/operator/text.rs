@@ -1,0 +1,113 @@
+//! Strings.
+
+use super::{Operator, STRING, Sql};
+use crate::{
+    error::Result,
+    sql::{field::Field, filter::Filter, param::ToParam},
+};
+
+/// # Strings
+///
+/// On strings; a field of another type is unknown. The operators that begin with `i` ignore case.
+///
+/// | operator | SQL | index |
+/// |---|---|---|
+/// | `starts_with` | `("data"->>'a') LIKE $1` | `on t (("data"->>'a') text_pattern_ops)` |
+/// | `contains`, `ends_with`, `like`, and those that ignore case | `("data"->>'a') LIKE $1`, `ILIKE` | `using gin (("data"->>'a') gin_trgm_ops)`, of the extension `pg_trgm` |
+/// | `matches_regex` | `("data"->>'a') ~ $1` | the same |
+///
+/// Each with ` AND jsonb_typeof(("data"->'a')::jsonb) = 'string'`.
+impl Field {
+    /// Matches where the string holds the text, whatever that is: `%` and `_` stand for themselves.
+    pub fn contains(self, text: &str) -> Filter {
+        self.pattern(format!("%{}%", escape(text)), false)
+    }
+
+    /// Like [`contains`](Self::contains), ignoring case.
+    pub fn icontains(self, text: &str) -> Filter {
+        self.pattern(format!("%{}%", escape(text)), true)
+    }
+
+    /// Matches where the string begins with the text.
+    pub fn starts_with(self, text: &str) -> Filter {
+        self.pattern(format!("{}%", escape(text)), false)
+    }
+
+    /// Like [`starts_with`](Self::starts_with), ignoring case.
+    pub fn istarts_with(self, text: &str) -> Filter {
+        self.pattern(format!("{}%", escape(text)), true)
+    }
+
+    /// Matches where the string ends with the text.
+    pub fn ends_with(self, text: &str) -> Filter {
+        self.pattern(format!("%{}", escape(text)), false)
+    }
+
+    /// Like [`ends_with`](Self::ends_with), ignoring case.
+    pub fn iends_with(self, text: &str) -> Filter {
+        self.pattern(format!("%{}", escape(text)), true)
+    }
+
+    /// Matches a pattern of SQL's `LIKE`: `%` is any text, `_` any character, `\` takes the next one as
+    /// it is. A pattern that ends in the middle of an escape is an error when the query is executed.
+    pub fn like(self, pattern: &str) -> Filter {
+        self.pattern(pattern.to_owned(), false)
+    }
+
+    /// Like [`like`](Self::like), ignoring case.
+    pub fn ilike(self, pattern: &str) -> Filter {
+        self.pattern(pattern.to_owned(), true)
+    }
+
+    /// Matches a [POSIX regular expression]. One that is not valid is an error of the server.
+    ///
+    /// [POSIX regular expression]: https://www.postgresql.org/docs/current/functions-matching.html#FUNCTIONS-POSIX-REGEXP
+    pub fn matches_regex(self, pattern: &str) -> Filter {
+        Filter::leaf(self, Operator::Regex(pattern.to_owned()))
+    }
+
+    fn pattern(self, pattern: String, ignore_case: bool) -> Filter {
+        let trailing = pattern.chars().rev().take_while(|c| *c == '\\').count();
+        let operator = match trailing % 2 {
+            0 => Operator::Like { pattern, ignore_case },
+            _ => Operator::Invalid(
+                "a LIKE pattern ends with a backslash that escapes nothing: double it".into(),
+            ),
+        };
+        Filter::leaf(self, operator)
+    }
+}
+
+/// The text as a pattern that matches only itself.
+fn escape(text: &str) -> String {
+    let mut pattern = String::with_capacity(text.len());
+    for c in text.chars() {
+        if matches!(c, '%' | '_' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern
+}
+
+pub(super) fn render_like(
+    pattern: &str,
+    ignore_case: bool,
+    field: &Field,
+    sql: &mut Sql<'_>,
+    negated: bool,
+) -> Result<String> {
+    let word = if ignore_case { "ILIKE" } else { "LIKE" };
+    let test = format!("{} {word} {}", field.text(sql.document)?, sql.bind(pattern.to_param()));
+    sql.guarded(field, STRING, &format!("({test})"), negated)
+}
+
+pub(super) fn render_regex(
+    pattern: &str,
+    field: &Field,
+    sql: &mut Sql<'_>,
+    negated: bool,
+) -> Result<String> {
+    let test = format!("{} ~ {}", field.text(sql.document)?, sql.bind(pattern.to_param()));
+    sql.guarded(field, STRING, &format!("({test})"), negated)
+}

@@ -1,0 +1,141 @@
+//! Label paths, of the extension `ltree`.
+
+use super::{Operator, STRING, Sql, compare::Comparison};
+use crate::{
+    error::Result,
+    sql::{
+        field::Field,
+        filter::Filter,
+        param::{Param, ToParam},
+    },
+};
+
+#[derive(Clone)]
+pub(crate) enum TreeTest {
+    /// An operator, its right side, and the type of that.
+    Operator(&'static str, String, &'static str),
+    AnyQuery(Vec<String>),
+    Depth(Comparison, u32),
+    LowestCommonAncestor(Vec<String>),
+}
+
+/// # Label paths
+///
+/// With the extension [`ltree`](https://www.postgresql.org/docs/current/ltree.html), on strings such as
+/// `top.science.astronomy`: labels of ASCII letters, digits and `_`, of at most 255 bytes each. A string
+/// of another form is unknown. Columns are of type `ltree`.
+///
+/// | operator | SQL, where `a` is `CASE WHEN ("data"->>'a') ~ '^...$' THEN ("data"->>'a')::ltree END` |
+/// |---|---|
+/// | `ancestor_of`, `descendant_of` | `a @> $1::ltree`, `a <@ $1::ltree` |
+/// | `matches_lquery`, `matches_any_lquery` | `a ~ $1::lquery`, `a ? $1::lquery[]` |
+/// | `matches_ltxtquery` | `a @ $1::ltxtquery` |
+/// | `depth_...` | `nlevel(a) = $1` |
+/// | `lca_of` | `a = lca($1::ltree[])` |
+///
+/// `using gist (...)` on that expression, or on a column of type `ltree`, serves all but `depth_...`.
+impl Field {
+    /// Matches the path itself and those above it.
+    pub fn ancestor_of(self, path: &str) -> Filter {
+        self.tree(TreeTest::Operator("@>", path.to_owned(), "ltree"))
+    }
+
+    /// Matches the path itself and those below it.
+    pub fn descendant_of(self, path: &str) -> Filter {
+        self.tree(TreeTest::Operator("<@", path.to_owned(), "ltree"))
+    }
+
+    /// Matches a pattern of labels, such as `top.*.astro*`. One that is not valid is an error of the
+    /// server.
+    pub fn matches_lquery(self, pattern: &str) -> Filter {
+        self.tree(TreeTest::Operator("~", pattern.to_owned(), "lquery"))
+    }
+
+    /// Matches words in labels in any order, such as `science & !books`. One that is not valid is an
+    /// error of the server.
+    pub fn matches_ltxtquery(self, query: &str) -> Filter {
+        self.tree(TreeTest::Operator("@", query.to_owned(), "ltxtquery"))
+    }
+
+    /// Matches one of several patterns of labels; of none, nowhere.
+    pub fn matches_any_lquery<P: Into<String>>(
+        self,
+        patterns: impl IntoIterator<Item = P>,
+    ) -> Filter {
+        self.tree(TreeTest::AnyQuery(patterns.into_iter().map(Into::into).collect()))
+    }
+
+    /// Matches a path of so many labels.
+    pub fn depth_eq(self, depth: u32) -> Filter {
+        self.tree(TreeTest::Depth(Comparison::Eq, depth))
+    }
+
+    /// Matches a path of another number of labels.
+    pub fn depth_ne(self, depth: u32) -> Filter {
+        self.tree(TreeTest::Depth(Comparison::Ne, depth))
+    }
+
+    /// Matches a path of more labels.
+    pub fn depth_gt(self, depth: u32) -> Filter {
+        self.tree(TreeTest::Depth(Comparison::Gt, depth))
+    }
+
+    /// Matches a path of at least so many labels.
+    pub fn depth_gte(self, depth: u32) -> Filter {
+        self.tree(TreeTest::Depth(Comparison::Gte, depth))
+    }
+
+    /// Matches a path of fewer labels.
+    pub fn depth_lt(self, depth: u32) -> Filter {
+        self.tree(TreeTest::Depth(Comparison::Lt, depth))
+    }
+
+    /// Matches a path of at most so many labels.
+    pub fn depth_lte(self, depth: u32) -> Filter {
+        self.tree(TreeTest::Depth(Comparison::Lte, depth))
+    }
+
+    /// Matches the longest path that is above all of these.
+    pub fn lca_of<P: Into<String>>(self, paths: impl IntoIterator<Item = P>) -> Filter {
+        self.tree(TreeTest::LowestCommonAncestor(paths.into_iter().map(Into::into).collect()))
+    }
+
+    fn tree(self, test: TreeTest) -> Filter {
+        Filter::leaf(self, Operator::Tree(test))
+    }
+}
+
+/// What every version reads as `ltree` without an error.
+const PATH: &str = r"^[A-Za-z0-9_]{1,255}(\.[A-Za-z0-9_]{1,255})*$";
+
+pub(super) fn render(
+    test: &TreeTest,
+    field: &Field,
+    sql: &mut Sql<'_>,
+    negated: bool,
+) -> Result<String> {
+    let text = field.text(sql.document)?;
+    let value = match field.is_column() {
+        true => text,
+        false => format!(
+            "CASE WHEN {text} ~ E'{}' AND length({text}) <= 65535 THEN {text}::ltree END",
+            PATH.replace('\\', "\\\\")
+        ),
+    };
+    let test = match test {
+        TreeTest::Operator(sign, right, kind) => {
+            format!("({value} {sign} {}::{kind})", sql.bind(right.to_param()))
+        }
+        TreeTest::AnyQuery(patterns) => {
+            format!("({value} ? {}::lquery[])", sql.bind(patterns.to_param()))
+        }
+        TreeTest::Depth(comparison, depth) => {
+            let depth = sql.bind(Param::text(depth.to_string()));
+            format!("(nlevel({value}) {} {depth}::bigint)", comparison.as_str())
+        }
+        TreeTest::LowestCommonAncestor(paths) => {
+            format!("({value} = lca({}::ltree[]))", sql.bind(paths.to_param()))
+        }
+    };
+    sql.guarded(field, STRING, &test, negated)
+}

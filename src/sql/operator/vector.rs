@@ -1,0 +1,137 @@
+//! Distances of vectors, of the extension `vector` (pgvector).
+
+use super::{ARRAY, Operator, STRING, Sql};
+use crate::{
+    error::Result,
+    sql::{
+        field::Field,
+        filter::Filter,
+        param::{Param, ToParam},
+    },
+};
+
+/// How far two vectors are apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Metric {
+    L2,
+    Cosine,
+    InnerProduct,
+    L1,
+    Hamming,
+    Jaccard,
+}
+
+impl Metric {
+    fn sign(self) -> &'static str {
+        match self {
+            Self::L2 => "<->",
+            Self::Cosine => "<=>",
+            Self::InnerProduct => "<#>",
+            Self::L1 => "<+>",
+            Self::Hamming => "<~>",
+            Self::Jaccard => "<%>",
+        }
+    }
+}
+
+/// # Vectors
+///
+/// With the extension [`vector`](https://github.com/pgvector/pgvector), on arrays of numbers of the same
+/// length as the given one, and for `hamming_distance` and `jaccard_distance` on strings of the same number
+/// of `0` and `1`; anything else is unknown. Columns are of type `vector` or `bit`.
+///
+/// | operator | SQL, where `a` is `CASE WHEN ... THEN ("data"->'a')::text::vector END` |
+/// |---|---|
+/// | `l2_distance`, `cosine_distance`, `l1_distance` | `a <-> $1::vector < $2`, `<=>`, `<+>` |
+/// | `inner_product` | `a <#> $1::vector < $2`: the *negative* inner product, as pgvector has it |
+/// | `hamming_distance`, `jaccard_distance` | `a <~> $1::varbit < $2`, `<%>` |
+///
+/// pgvector's indexes serve ordering by a distance, and none serves a threshold.
+impl Field {
+    /// Matches where the Euclidean distance is below the threshold.
+    pub fn l2_distance(self, vector: impl IntoIterator<Item = f32>, below: f64) -> Filter {
+        self.distance(Metric::L2, vector, below)
+    }
+
+    /// Matches where the cosine distance is below the threshold.
+    pub fn cosine_distance(self, vector: impl IntoIterator<Item = f32>, below: f64) -> Filter {
+        self.distance(Metric::Cosine, vector, below)
+    }
+
+    /// Matches where the negative inner product is below the threshold.
+    pub fn inner_product(self, vector: impl IntoIterator<Item = f32>, below: f64) -> Filter {
+        self.distance(Metric::InnerProduct, vector, below)
+    }
+
+    /// Matches where the taxicab distance is below the threshold.
+    pub fn l1_distance(self, vector: impl IntoIterator<Item = f32>, below: f64) -> Filter {
+        self.distance(Metric::L1, vector, below)
+    }
+
+    /// Matches where fewer bits differ than the threshold says.
+    pub fn hamming_distance(self, bits: &str, below: f64) -> Filter {
+        self.bit_distance(Metric::Hamming, bits, below)
+    }
+
+    /// Matches where the Jaccard distance of the bits is below the threshold.
+    pub fn jaccard_distance(self, bits: &str, below: f64) -> Filter {
+        self.bit_distance(Metric::Jaccard, bits, below)
+    }
+
+    fn distance(self, metric: Metric, vector: impl IntoIterator<Item = f32>, below: f64) -> Filter {
+        let numbers: Vec<f32> = vector.into_iter().collect();
+        let operator = if numbers.is_empty() || !numbers.iter().all(|n| n.is_finite()) {
+            Operator::Invalid("a vector is empty, or has a number that is not finite".into())
+        } else {
+            let texts: Vec<_> = numbers.iter().map(f32::to_string).collect();
+            let vector = format!("[{}]", texts.join(","));
+            Operator::Distance { metric, vector, size: numbers.len(), below }
+        };
+        Filter::leaf(self, operator)
+    }
+
+    fn bit_distance(self, metric: Metric, bits: &str, below: f64) -> Filter {
+        let operator = if bits.is_empty() || !bits.chars().all(|c| matches!(c, '0' | '1')) {
+            Operator::Invalid("a bit string is empty, or holds something other than 0 and 1".into())
+        } else {
+            Operator::Distance { metric, vector: bits.to_owned(), size: bits.len(), below }
+        };
+        Filter::leaf(self, operator)
+    }
+}
+
+pub(super) fn render(
+    metric: Metric,
+    (vector, size): (&str, usize),
+    below: f64,
+    field: &Field,
+    sql: &mut Sql<'_>,
+    negated: bool,
+) -> Result<String> {
+    let is_bits = matches!(metric, Metric::Hamming | Metric::Jaccard);
+    let (kind, types) = if is_bits { ("varbit", STRING) } else { ("vector", ARRAY) };
+    let value = match (field.is_column(), is_bits) {
+        (true, _) => field.json(sql.document)?,
+        (false, true) => {
+            let text = field.text(sql.document)?;
+            format!(
+                "CASE WHEN {text} ~ '^[01]+$' AND length({text}) = {size} THEN {text}::varbit END"
+            )
+        }
+        // One after the other: each question is an error where the one before says no. Strict, for lax
+        // looks into arrays in the array.
+        (false, false) => {
+            let json = field.json(sql.document)?;
+            format!(
+                "CASE WHEN jsonb_typeof({json}) = 'array' THEN \
+                 CASE WHEN jsonb_array_length({json}) = {size} AND NOT {json} @? \
+                 'strict $[*] ? (@.type() != \"number\" || @ > 3.4e38 || @ < -3.4e38)' \
+                 THEN {json}::text::vector END END"
+            )
+        }
+    };
+    let vector = sql.bind(vector.to_param());
+    let below = sql.bind(Param::text(below.to_string()));
+    let test = format!("({value} {} {vector}::{kind} < {below}::float8)", metric.sign());
+    sql.guarded(field, types, &test, negated)
+}
