@@ -46,6 +46,7 @@ impl FraiseClient {
     /// * [`Error::Connection`]: no address accepts, each with its reason.
     /// * [`Error::Timeout`]: `connect_timeout` passed.
     /// * [`Error::Authentication`]: the login is refused, or the server cannot be trusted.
+    /// * [`Error::Tls`]: TLS is asked for and cannot be had, or the certificate is not trusted.
     /// * [`Error::Server`]: the server refuses the session, for example for want of the database.
     ///
     /// # Cancel safety
@@ -71,8 +72,8 @@ impl FraiseClient {
         Ok(client)
     }
 
-    /// Connects like [`connect`](Self::connect), always by TLS and as `tls` says, whatever the string
-    /// says about it.
+    /// Connects like [`connect`](Self::connect), by TLS as `tls` says, whatever the string says about it.
+    /// A Unix socket is never encrypted: see [`ConnectionInfo::tls_version`].
     ///
     /// # Errors
     ///
@@ -85,7 +86,7 @@ impl FraiseClient {
         Self::connect_with_config_tls(ConnectionConfig::parse(url)?, tls).await
     }
 
-    /// Connects to the server of a configuration, always by TLS and as `tls` says.
+    /// Connects to the server of a configuration, by TLS as `tls` says.
     ///
     /// # Errors
     ///
@@ -110,7 +111,8 @@ impl FraiseClient {
         QueryBuilder::new(Arc::clone(&self.slot), entity)
     }
 
-    /// Makes one round trip to the server, and a connection before it if there is none.
+    /// Makes one round trip to the server, and a connection before it if there is none. Nothing limits
+    /// its time: wrap it in `tokio::time::timeout`.
     ///
     /// # Errors
     ///

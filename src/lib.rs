@@ -37,8 +37,19 @@
 //! for a second, memory is bounded in bytes whatever the size of the result, and what is not read is
 //! stopped on the server.
 //!
+//! # Features
+//!
+//! * `tls-ring` (on by default) and `tls-aws-lc-rs`: TLS by rustls, with that cryptography; with both,
+//!   aws-lc-rs. With neither, `sslmode=require` and the stronger modes are errors, and `prefer` connects in
+//!   the clear.
+//! * `webpki-roots`: Mozilla's authorities, for `TlsConfigBuilder::webpki_roots`.
+//!
 //! # What may surprise
 //!
+//! * `sslmode` is `prefer` unless set, as in libpq: nobody is verified, and the session may be in the
+//!   clear. Write `sslmode=verify-full`.
+//! * The environment (`PGPASSWORD`, `PGSSLMODE`, ...), a service file and `~/.pgpass` fill in what the
+//!   string or the builder leaves open, as in libpq.
 //! * One client runs one stream at a time; a second one is [`Error::ConnectionBusy`].
 //! * A name is taken as it is written: `query("V_User")` is `"V_User"`, not `v_user`.
 //! * A bad document is an `Err` item and the stream goes on: see [`Error::is_row_error`].

@@ -184,15 +184,19 @@ async fn a_server_that_does_not_report_its_role_is_asked() {
         ("primary", "select pg_catalog.pg_is_in_recovery()", "t", false),
         ("standby", "select pg_catalog.pg_is_in_recovery()", "t", true),
     ] {
-        let mut script = scripted::login();
-        script.push(Step::Expect(message(b'Q', format!("{question}\0").as_bytes())));
-        script.push(Step::Send(answer(value)));
-        let server = Scripted::start(vec![script]).await;
-        let text = url(&[server.address.port()], &format!("target_session_attrs={attrs}"));
-        let result = FraiseClient::connect(&text).await;
-        assert_eq!(result.is_ok(), takes, "{attrs}, {value}: {result:?}");
-        drop(result);
-        server.done().await;
+        // Cut at every byte.
+        for cut in 0..answer(value).len() {
+            let (first, second) = (answer(value)[..cut].to_vec(), answer(value)[cut..].to_vec());
+            let mut script = scripted::login();
+            script.push(Step::Expect(message(b'Q', format!("{question}\0").as_bytes())));
+            script.extend([Step::Send(first), Step::Send(second)]);
+            let server = Scripted::start(vec![script]).await;
+            let text = url(&[server.address.port()], &format!("target_session_attrs={attrs}"));
+            let result = FraiseClient::connect(&text).await;
+            assert_eq!(result.is_ok(), takes, "{attrs}, {value}: {result:?}");
+            drop(result);
+            server.done().await;
+        }
     }
     // The real one, asked in both ways, gives the same answer.
     let text = url(&[cluster().port()], "target_session_attrs=read-write");

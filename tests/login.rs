@@ -281,3 +281,24 @@ async fn nothing_that_a_server_does_while_starting_up_is_more_than_an_error() {
         }
     }
 }
+
+/// Before anybody has proved who they are, nothing is believed and nothing is passed on.
+#[tokio::test]
+async fn nothing_but_the_login_is_heard_before_it_is_over() {
+    for early in [
+        scripted::fields(
+            b'N',
+            &[(b'S', "WARNING"), (b'V', "WARNING"), (b'C', "01000"), (b'M', "visit evil.example")],
+        ),
+        message(b'S', b"TimeZone\0Nowhere\0"),
+        message(b'A', b"\0\0\0\x01jobs\0payload\0"),
+    ] {
+        let script = vec![Step::ExpectStartup, Step::Send(early), Step::ExpectEnd];
+        let server = Scripted::start(vec![script]).await;
+        let client = FraiseClient::new(server.url().parse().unwrap());
+        client.on_notice(|notice| panic!("{notice}"));
+        let error = client.ping().await.unwrap_err();
+        assert_eq!(error.category(), ErrorCategory::Protocol, "{error}");
+        server.done().await;
+    }
+}

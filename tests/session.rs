@@ -518,3 +518,27 @@ fn every_future_is_send() {
     send(client.cancel_token().cancel());
     send(client.close());
 }
+
+/// An answer that nobody asked for would be taken for that to the next query.
+#[tokio::test]
+async fn a_connection_with_something_left_on_it_is_not_used_again() {
+    let answer = |value: &str| {
+        [scripted::begin_json(), scripted::row(value), scripted::complete(), scripted::ready()]
+            .concat()
+    };
+    let mut first = scripted::login();
+    first.push(Step::ExpectQuery);
+    first.push(Step::Send([answer("1"), answer("13")].concat()));
+    first.push(Step::Silence);
+    let mut second = scripted::login();
+    second.push(Step::ExpectQuery);
+    second.push(Step::Send(answer("2")));
+    let server = Scripted::start(vec![first, second]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    for expected in [1, 2] {
+        let stream = client.query::<u8>("v").execute().await.unwrap();
+        assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap(), [expected]);
+    }
+    drop(client);
+    server.done().await;
+}

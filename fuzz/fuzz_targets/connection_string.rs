@@ -17,6 +17,10 @@ fuzz_target!(|text: &str| {
     check(&format!("postgres://h?{text}&password={SECRET}"));
     check(&format!("{text} password={SECRET}"));
     check(&format!("password='{SECRET}{text}"));
+    // Not escaped, not quoted: parts of a password where something else is expected.
+    check(&format!("postgres://u:a/b?{SECRET}={text}@h"));
+    check(&format!("password=my {SECRET}={text}"));
+    check(&format!("password=my {SECRET}='{text}"));
 });
 
 fn check(text: &str) {

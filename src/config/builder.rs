@@ -62,7 +62,8 @@ impl ConnectionConfigBuilder {
     /// Sets where to ask for the password: once for each connection that the server asks one for,
     /// for tokens that expire. It comes before [`password`](Self::password) and the password file.
     ///
-    /// It is asked within `connect_timeout`. Its error ends the attempt.
+    /// It is asked within `connect_timeout`. Its error ends the attempt; return
+    /// [`Error::Authentication`], whose message is shown.
     pub fn password_provider<F, P>(mut self, provider: F) -> Self
     where
         F: Fn() -> P + Send + Sync + 'static,
@@ -132,7 +133,7 @@ impl ConnectionConfigBuilder {
     /// Sets how long what was sent may stay unacknowledged (`TCP_USER_TIMEOUT`, where the system
     /// has it); in milliseconds.
     pub fn tcp_user_timeout(self, timeout: Duration) -> Self {
-        self.set("tcp_user_timeout", timeout.as_millis().to_string())
+        self.set("tcp_user_timeout", timeout.as_nanos().div_ceil(1_000_000).to_string())
     }
 
     /// Sets whether the session is encrypted.
@@ -168,7 +169,8 @@ impl ConnectionConfigBuilder {
     }
 
     /// Sets how TLS is done, in place of every `ssl...` setting but
-    /// [`ssl_negotiation`](Self::ssl_negotiation): the session is always encrypted then.
+    /// [`ssl_negotiation`](Self::ssl_negotiation): the session is always encrypted then, but over a Unix
+    /// socket, which never is.
     pub fn tls(mut self, tls: TlsConfig) -> Self {
         self.extras.tls = Some(tls);
         self

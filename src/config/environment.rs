@@ -15,6 +15,10 @@ pub(super) struct Environment<'a> {
 }
 
 impl Environment<'_> {
+    /// Variables that are asked for besides those of the keywords.
+    pub(super) const VARIABLES: &'static [&'static str] =
+        &["PGREQUIRESSL", "PGSERVICEFILE", "PGSYSCONFDIR", "PGDATESTYLE", "PGTZ", "PGGEQO"];
+
     /// Fills in what `values` leaves open: from the service file, then from the environment, then
     /// by default. The order is that of libpq's `conninfo_add_defaults`.
     pub(super) fn fill(&self, values: &mut Values) -> Result<()> {

@@ -7,8 +7,18 @@ use std::{
 use super::keyword::Values;
 use crate::error::{Error, Result};
 
-/// Where servers keep their sockets: Debian's and Fedora's place, then Postgres's own default.
-const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+/// Where servers keep their sockets: Debian's and Fedora's place, or else Postgres's own default.
+///
+/// The directory decides and not the socket in it: where only Postgres may put a socket, nobody else
+/// must be asked while it is away. For the same reason it is never followed by TCP.
+fn default_directory() -> Option<&'static str> {
+    const PACKAGED: &str = "/var/run/postgresql";
+    match (cfg!(unix), Path::new(PACKAGED).is_dir()) {
+        (false, _) => None,
+        (true, true) => Some(PACKAGED),
+        (true, false) => Some("/tmp"),
+    }
+}
 
 /// One place to connect to: a host of the configuration, before its name is resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,8 +46,8 @@ impl Target {
         let (host, directory) = match named {
             Some(host) if host.starts_with(['/', '@']) => (None, Some(PathBuf::from(host))),
             Some(host) => (Some(host.to_owned()), None),
-            None => match default_directory(port) {
-                Some(directory) => (None, Some(directory.to_owned())),
+            None => match default_directory() {
+                Some(directory) => (None, Some(PathBuf::from(directory))),
                 None => (Some("localhost".to_owned()), None),
             },
         };
@@ -51,7 +61,7 @@ impl Target {
         match (&self.host, self.hostaddr, directory) {
             (Some(host), ..) => host.clone(),
             (None, Some(address), _) => address.to_string(),
-            (None, None, Some(directory)) if !SOCKET_DIRECTORIES.contains(&directory) => {
+            (None, None, Some(directory)) if default_directory() != Some(directory) => {
                 directory.to_owned()
             }
             _ => "localhost".to_owned(),
@@ -77,13 +87,6 @@ impl fmt::Display for Target {
 /// The path of the socket of the server on `port`, by the server's naming rule.
 fn socket_path(directory: &Path, port: u16) -> PathBuf {
     directory.join(format!(".s.PGSQL.{port}"))
-}
-
-/// libpq has one such directory compiled in, and each distribution another one: the one where a
-/// server is listening is meant.
-fn default_directory(port: u16) -> Option<&'static Path> {
-    let listens = |directory: &&Path| cfg!(unix) && socket_path(directory, port).exists();
-    SOCKET_DIRECTORIES.iter().map(Path::new).find(listens)
 }
 
 /// Hosts, addresses and ports as lists of the same length.

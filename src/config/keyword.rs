@@ -129,11 +129,21 @@ impl fmt::Debug for Values {
     }
 }
 
+/// The name is shown only if it looks like a misspelt one: it may be a part of a password that was not
+/// escaped or quoted.
 fn unknown(name: &str) -> Error {
-    // A name is as long as a name is: what is longer is a part of something else.
-    let name: String = name.chars().take(64).collect();
+    let start = |text: &str| text.get(..4).map(str::to_ascii_lowercase);
+    let is_like = |k: &Keyword| start(k.name).is_some_and(|s| start(name) == Some(s));
+    let shown = match KEYWORDS.iter().any(is_like) && name.len() <= 32 {
+        true => format!("{name:?} is not a connection parameter"),
+        false => {
+            "something that is not a connection parameter (and may be a part of a password, so it \
+                  is not shown) stands where one is expected"
+                .to_owned()
+        }
+    };
     Error::config(format!(
-        "{name:?} is not a connection parameter; the parameters are libpq's: \
+        "{shown}; the parameters are libpq's: \
          https://www.postgresql.org/docs/current/libpq-connect.html"
     ))
 }

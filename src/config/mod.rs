@@ -14,6 +14,7 @@ mod service;
 pub(crate) mod tls;
 
 use std::{
+    env::VarError,
     fmt,
     net::IpAddr,
     path::Path,
@@ -37,7 +38,11 @@ pub(crate) use self::{
     secret::Password,
     tls::TlsSettings,
 };
-use self::{environment::Environment, host::Hosts, keyword::Values};
+use self::{
+    environment::Environment,
+    host::Hosts,
+    keyword::{KEYWORDS, Values},
+};
 use crate::error::{Error, Result};
 
 /// Where the server is, who logs in, and how: what libpq calls the connection info.
@@ -237,6 +242,13 @@ impl ConnectionConfig {
     }
 
     fn resolve(values: Values, extras: Extras) -> Result<Self> {
+        // One that cannot be read must not be taken for one that is not there.
+        let of_keywords = KEYWORDS.iter().filter_map(|k| k.env);
+        for name in Environment::VARIABLES.iter().copied().chain(of_keywords) {
+            if let Err(VarError::NotUnicode(_)) = std::env::var(name) {
+                return Err(Error::config(format!("the environment variable {name} is not UTF-8")));
+            }
+        }
         let environment =
             Environment { variable: &|name| std::env::var(name).ok(), home: std::env::home_dir() };
         Self::resolve_in(&environment, values, extras)
@@ -251,7 +263,7 @@ impl ConnectionConfig {
         refuse_what_cannot_apply(&values)?;
         let word = |name| values.get(name).unwrap_or_default();
         let ssl_mode = match &extras.tls {
-            Some(_) => SslMode::Require,
+            Some(tls) => tls.mode(),
             None => SslMode::parse(word("sslmode"))?,
         };
         let ssl_negotiation = SslNegotiation::parse(word("sslnegotiation"))?;
@@ -312,7 +324,7 @@ impl ConnectionConfig {
             require_auth,
             target_session_attrs: TargetSessionAttrs::parse(word("target_session_attrs"))?,
             load_balance_hosts: LoadBalanceHosts::parse(word("load_balance_hosts"))?,
-            connect_timeout: extras.connect_timeout.filter(|t| !t.is_zero()).or(connect_timeout),
+            connect_timeout: extras.connect_timeout.or(connect_timeout),
             sockets,
             require_peer: values.non_empty("requirepeer").map(str::to_owned),
             protocol: protocol_range(&values)?,
@@ -331,6 +343,10 @@ impl ConnectionConfig {
             secret if keyword::is_secret(secret) => None,
             "user" => self.user(),
             "dbname" => self.database(),
+            "sslmode" => Some(self.ssl_mode.as_str().to_owned()),
+            "connect_timeout" if self.extras.connect_timeout.is_some() => {
+                self.connect_timeout.map(|t| t.as_secs_f64().ceil().to_string())
+            }
             _ => self.values.get(keyword).map(str::to_owned),
         }
     }
@@ -422,8 +438,11 @@ impl ConnectionConfig {
 
     /// Returns the name shown in `pg_stat_activity`.
     pub fn application_name(&self) -> Option<&str> {
-        let name = |keyword| self.values.non_empty(keyword);
-        name("application_name").or_else(|| name("fallback_application_name"))
+        // An empty one is a name too: none, and no other instead.
+        match self.values.get("application_name") {
+            Some(name) => Some(name).filter(|n| !n.is_empty()),
+            None => self.values.non_empty("fallback_application_name"),
+        }
     }
 
     /// Returns the command-line options for the server.
@@ -553,7 +572,7 @@ impl FromStr for ConnectionConfig {
     }
 }
 
-/// A URI of the hosts and the database, without the password.
+/// For people: like a URI, without the password; not to be parsed again.
 impl fmt::Display for ConnectionConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("postgresql://")?;
@@ -604,7 +623,8 @@ fn refuse_what_cannot_apply(values: &Values) -> Result<()> {
 
 fn check_extras(extras: &Extras) -> Result<()> {
     for (name, value) in &extras.params {
-        let own = match name.as_str() {
+        // As the server sees it, whatever its case.
+        let own = match name.to_ascii_lowercase().as_str() {
             "" => Some("a name"),
             "user" | "database" | "options" | "application_name" => Some("the setter of that name"),
             "replication" => Some("nothing: this client only reads rows"),
@@ -632,6 +652,16 @@ fn check_extras(extras: &Extras) -> Result<()> {
     }
     if extras.cancel_timeout.is_zero() {
         return Err(Error::config("cancel_timeout is 0, so no query could ever be stopped"));
+    }
+    if extras.connect_timeout.is_some_and(|t| t.is_zero()) {
+        return Err(Error::config("connect_timeout is 0: leave it out for no limit"));
+    }
+    let millis =
+        |t: Duration| u128::try_from(i32::MAX).map(|max| (1..=max).contains(&t.as_millis()));
+    if !extras.statement_timeout.is_none_or(|t| millis(t).unwrap_or(false)) {
+        return Err(Error::config(
+            "statement_timeout is not from 1 ms to 2147483647 ms: leave it out for no limit",
+        ));
     }
     if extras.read_timeout.is_some_and(|t| t.is_zero()) {
         return Err(Error::config("read_timeout is 0, so no row could ever be read"));

@@ -58,7 +58,7 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
             .filter(|(_, value)| !value.contains('='))
             .ok_or_else(|| Error::config("a URI parameter is not of the form keyword=value"))?;
         let keyword = decode(keyword, "a keyword")?;
-        let value = decode(value, &keyword)?;
+        let value = decode(value, shown(&keyword))?;
         match (keyword.as_str(), value.as_str()) {
             ("ssl", "true") => pairs.push(("sslmode".into(), "require".to_owned().into())),
             _ => pairs.push((keyword.to_string(), value)),
@@ -160,6 +160,7 @@ fn parse_value<'a>(text: &'a str, keyword: &str) -> Result<(Zeroizing<String>, &
         let rest = chars.as_str();
         match chars.next() {
             None if inner.is_some() => {
+                let keyword = shown(keyword);
                 return Err(Error::config(format!("the value of {keyword} lacks its closing '")));
             }
             None => return Ok((value, rest)),
@@ -168,6 +169,14 @@ fn parse_value<'a>(text: &'a str, keyword: &str) -> Result<(Zeroizing<String>, &
             Some('\\') => value.extend(chars.next()),
             Some(c) => value.push(c),
         }
+    }
+}
+
+/// What is not the name of a parameter may be a part of a password.
+fn shown(keyword: &str) -> &str {
+    match super::keyword::find(keyword) {
+        Some(_) => keyword,
+        None => "a parameter",
     }
 }
 

@@ -59,7 +59,8 @@ fn matching<'a>(line: &'a str, wanted: &str) -> Option<&'a str> {
             c => (c, false),
         };
         match wanted.next() {
-            Some(w) if w == c && (c != ':' || escaped) => {}
+            // As in libpq, a colon of the name need not be escaped.
+            Some(w) if w == c => {}
             Some(_) => return None,
             None => return (c == ':' && !escaped).then_some(chars.as_str()),
         }
@@ -95,7 +96,8 @@ mod tests {
         assert_eq!(password(r"h\:1:5432:d:u\\:a\:b\\c:rest"), Some(r"a:b\c".into()));
         assert_eq!(password("#*:*:*:*:no"), None);
         assert_eq!(password("*:*:*:*:p\r\n"), Some("p".into()));
-        assert_eq!(password("h:1:5432:d:u:no"), None, "a bare colon ends the field");
+        assert_eq!(password(r"h:1:5432:d:u\\:yes"), Some("yes".into()), "as the name has it");
+        assert_eq!(password("h:5432:d:u:no"), None);
         assert_eq!(password("*:*:*"), None);
         assert_eq!(password("**:*:*:*:no"), None);
     }

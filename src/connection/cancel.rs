@@ -54,10 +54,10 @@ pub(crate) async fn settle(
     let Bounds { cancel_timeout, drain_limit, .. } = connection.bounds;
     let mut drain = Drain { limit: drain_limit, skip: 0, drained: 0 };
     // What has arrived may well be all.
-    if drain.take_arrived(connection)? {
+    if unsent.is_empty() && drain.take_arrived(connection)? {
         return Ok(());
     }
-    let deadline = Instant::now() + cancel_timeout;
+    let deadline = Instant::now().checked_add(cancel_timeout);
     let session = Arc::clone(&connection.session);
     if exchange.is_running() && session.cancel.is_none() {
         return Err(Error::protocol("the server gave no key to cancel queries with"));
@@ -81,8 +81,13 @@ pub(crate) async fn settle(
     };
     // Both to their end even if one fails: a connection that cannot be kept must not leave the
     // server working.
-    let both = timeout_at(deadline, async { join!(drained, stopped) });
-    let (drained, stopped) = both.await.map_err(|_| timed_out(cancel_timeout))?;
+    let both = async { join!(drained, stopped) };
+    let (drained, stopped) = match deadline {
+        Some(deadline) => {
+            timeout_at(deadline, both).await.map_err(|_| timed_out(cancel_timeout))?
+        }
+        None => both.await,
+    };
     drained.and(stopped)
 }
 
@@ -180,7 +185,9 @@ impl Drain {
             if buffer.len() >= header.size {
                 let frame = buffer.split_to(header.size);
                 let body = frame.get(HEADER..).unwrap_or_default();
-                if Message::read(header.tag, body)? == Message::ReadyForQuery {
+                // A parameter that changes meanwhile is still the session's.
+                let message = connection.session.heard.absorb(Message::read(header.tag, body)?);
+                if message == Some(Message::ReadyForQuery) {
                     return Ok(true);
                 }
             } else if header.size > READ {

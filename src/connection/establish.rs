@@ -176,6 +176,10 @@ impl Host<'_> {
                     return Err(Failure::new(Error::Tls { message: message.into() }, After::Stop));
                 }
                 Err(e @ Error::Tls { .. }) => return Err(Failure::new(e, After::OtherWay)),
+                // It may have hung up because of TLS.
+                Err(e) if is_lost(&e) && !others.is_empty() => {
+                    return Err(Failure::new(e, After::OtherWay));
+                }
                 Err(e) => return Err(Failure::lost_or(e, After::Stop)),
             };
         }
@@ -256,9 +260,13 @@ impl Failure {
 
     /// A connection that is lost says nothing about the next address.
     fn lost_or(error: Error, after: After) -> Self {
-        let lost = matches!(error, Error::Io { .. } | Error::ConnectionClosed { .. });
-        Self { error, after: if lost { After::Address } else { after } }
+        let after = if is_lost(&error) { After::Address } else { after };
+        Self { error, after }
     }
+}
+
+fn is_lost(error: &Error) -> bool {
+    matches!(error, Error::Io { .. } | Error::ConnectionClosed { .. })
 }
 
 /// Whether to encrypt, first to last.

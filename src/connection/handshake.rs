@@ -59,12 +59,18 @@ pub(super) async fn handshake(
     let Arrival { config, target, address, notices, tls } = arrival;
     let user = config.user_name()?;
     let tls_info = transport.tls_info();
-    let mut wire = Wire { transport, buffer: BytesMut::new(), heard: Heard::new(notices.clone()) };
+    let mut wire = Wire {
+        transport,
+        buffer: BytesMut::new(),
+        heard: Heard::new(notices.clone()),
+        trusted: false,
+    };
     wire.send(&startup_message(config, &user)?).await?;
     let mut login =
         Login { config, target, user: &user, tls: tls_info.as_ref(), auth_method: "none" };
     let version = login.authenticate(&mut wire).await?;
     let auth_method = login.auth_method;
+    wire.trusted = true;
 
     let mut cancel = None;
     loop {
@@ -338,12 +344,19 @@ impl Login<'_> {
             ));
         }
         let end_point = self.tls.and_then(|tls| tls.server_end_point.clone());
+        // Never "n" for want of a hash: whoever is in between could choose such a certificate, and the
+        // server would not see that something is wrong.
         let binding = match (setting, self.tls, end_point) {
             (ChannelBinding::Disable, ..) | (_, None, _) => Binding::No,
-            (_, Some(_), Some(hash)) if offered(scram::MECHANISM_PLUS) => Binding::EndPoint(hash),
-            // The certificate's signature has no hash that binding could use.
-            (_, Some(_), None) => Binding::No,
-            (_, Some(_), Some(_)) => Binding::NotOffered,
+            _ if !offered(scram::MECHANISM_PLUS) => Binding::NotOffered,
+            (_, Some(_), Some(hash)) => Binding::EndPoint(hash),
+            (_, Some(_), None) => {
+                return Err(Error::authentication(
+                    "the signature of the server's certificate (Ed25519, perhaps) defines no hash to \
+                     bind the login to the channel with: give the server another certificate, or \
+                     set channel_binding=disable",
+                ));
+            }
         };
         if let Binding::EndPoint(_) = binding {
             self.auth_method = SCRAM_PLUS;
@@ -402,9 +415,14 @@ impl Login<'_> {
 
     async fn password(&self) -> Result<Password> {
         if let Some(provider) = &self.config.extras.password_provider {
-            return provider.ask().await.map(Password::new);
+            let password = provider.ask().await?;
+            if password.is_empty() {
+                return Err(Error::authentication("the password provider gives an empty password"));
+            }
+            return Ok(Password::new(password));
         }
-        self.config.find_password(self.target).ok_or_else(|| {
+        let found = self.config.find_password(self.target).filter(|p| !p.reveal().is_empty());
+        found.ok_or_else(|| {
             Error::authentication(format!(
                 "the server asks for the password of {:?}, and none is given: write it in the \
                  connection string, in PGPASSWORD, or in the password file{}",
@@ -435,6 +453,8 @@ struct Wire {
     transport: Transport,
     buffer: BytesMut,
     heard: Heard,
+    /// The login is over: before that, nothing is believed but what belongs to it.
+    trusted: bool,
 }
 
 impl Wire {
@@ -450,7 +470,8 @@ impl Wire {
     /// The next message that belongs to the login.
     async fn receive(&mut self) -> Result<Message> {
         loop {
-            match take_message(&mut self.buffer, MAX_STARTUP_FRAME, &self.heard) {
+            let heard = Some(&self.heard).filter(|_| self.trusted);
+            match take_message(&mut self.buffer, MAX_STARTUP_FRAME, heard) {
                 Ok(Taken::Message(message)) => return Ok(message),
                 Ok(Taken::Absorbed) => continue,
                 Ok(Taken::Incomplete) => self.buffer.reserve(SMALL_READ),

@@ -34,7 +34,7 @@ use crate::{
         backend::Message,
         frame::{HEADER, Header, MAX_CONTROL_FRAME},
         frontend,
-        rows::{Run, value_at},
+        rows::{Run, Stop, value_at},
     },
     transport::Transport,
 };
@@ -93,62 +93,78 @@ impl Connection {
 
     /// Takes one message off the buffer.
     pub(crate) fn take_message(&mut self) -> Result<Taken> {
-        take_message(&mut self.buffer, MAX_CONTROL_FRAME, &self.session.heard)
+        take_message(&mut self.buffer, MAX_CONTROL_FRAME, Some(&self.session.heard))
     }
 
-    /// The next message, for exchanges of a few small ones.
-    async fn receive(&mut self) -> Result<Message> {
+    /// Whether nothing is left of the last exchange. What may come at any time is dealt with; anything
+    /// else would be taken for the answer to the next query.
+    fn is_clean(&mut self) -> bool {
         loop {
-            match self.take_message()? {
-                Taken::Message(message) => return Ok(message),
-                Taken::Absorbed => continue,
-                Taken::Incomplete => self.buffer.reserve(SMALL_READ),
+            match self.take_message() {
+                Ok(Taken::Absorbed) => {}
+                Ok(Taken::Incomplete) => return true,
+                Ok(Taken::Message(_)) | Err(_) => return false,
             }
-            match self.read().await {
-                Ok(0) => return Err(Error::ConnectionClosed { during: DURING_PING, source: None }),
-                Ok(_) => {}
-                Err(e) => return Err(Error::io(DURING_PING, e)),
-            }
+        }
+    }
+
+    /// Waits for some bytes, for exchanges of a few small messages.
+    async fn fill(&mut self) -> Result<()> {
+        self.buffer.reserve(SMALL_READ);
+        match self.read().await {
+            Ok(0) => Err(Error::ConnectionClosed { during: DURING, source: None }),
+            Ok(_) => Ok(()),
+            Err(e) => Err(Error::io(DURING, e)),
         }
     }
 
     /// One round trip to the server.
     pub(crate) async fn ping(&mut self) -> Result<()> {
-        self.transport
-            .write_all(frontend::EMPTY_QUERY)
-            .await
-            .map_err(|e| Error::io(DURING_PING, e))?;
-        let mut failure = None;
-        loop {
-            match self.receive().await? {
-                Message::ReadyForQuery => return failure.map_or(Ok(()), Err),
-                Message::EmptyQueryResponse => {}
-                Message::ErrorResponse(e) => failure = Some(Error::Server(e)),
-                other => return Err(other.unexpected("the answer to an empty query")),
-            }
-        }
+        let empty = Bytes::from_static(frontend::EMPTY_QUERY);
+        self.exchange(empty).await.map(drop)
     }
 
     /// Runs a query by the simple protocol that returns one value.
     async fn ask(&mut self, sql: &str) -> Result<Option<String>> {
-        let mut query = Bytes::from(frontend::simple_query(sql)?);
-        self.write(&mut query).await.map_err(|e| Error::io(DURING_PING, e))?;
+        let query = Bytes::from(frontend::simple_query(sql)?);
+        self.exchange(query).await
+    }
+
+    /// Sends a query by the simple protocol, and returns the value of its last row.
+    async fn exchange(&mut self, mut query: Bytes) -> Result<Option<String>> {
+        self.write(&mut query).await.map_err(|e| Error::io(DURING, e))?;
         let (mut value, mut failure) = (None, None);
         loop {
             let mut run = Run::default();
-            run.extend(&self.buffer, 1, MAX_CONTROL_FRAME);
-            if run.rows == 1 {
-                let frame = self.buffer.split_to(run.frame_bytes);
-                let range = value_at(&frame, 0).and_then(|(range, _)| range);
-                value =
-                    range.and_then(|r| frame.get(r)).map(String::from_utf8_lossy).map(Into::into);
-                continue;
+            match run.extend(&self.buffer, 1, MAX_CONTROL_FRAME) {
+                Stop::Full => {
+                    let row = self.buffer.split_to(run.frame_bytes);
+                    let range = value_at(&row, 0).and_then(|(range, _)| range);
+                    let text = range.and_then(|r| row.get(r)).map(String::from_utf8_lossy);
+                    value = text.map(Into::into);
+                    continue;
+                }
+                Stop::Malformed(error) => return Err(error),
+                Stop::Incomplete(_) | Stop::Other => {}
             }
-            match self.receive().await? {
-                Message::ReadyForQuery => return failure.map_or(Ok(value), Err),
-                Message::RowDescription(_) | Message::CommandComplete => {}
-                Message::ErrorResponse(e) => failure = Some(Error::Server(e)),
-                other => return Err(other.unexpected("the answer to a simple query")),
+            match self.take_message()? {
+                Taken::Message(Message::ReadyForQuery) => return failure.map_or(Ok(value), Err),
+                Taken::Message(Message::ErrorResponse(e)) => failure = Some(Error::Server(e)),
+                Taken::Message(
+                    Message::RowDescription(_)
+                    | Message::CommandComplete
+                    | Message::EmptyQueryResponse,
+                )
+                | Taken::Absorbed => {}
+                Taken::Message(other) => {
+                    return Err(other.unexpected("the answer to a simple query"));
+                }
+                // The server's own word is worth more than that it hung up behind it.
+                Taken::Incomplete => match (self.fill().await, failure.take()) {
+                    (Ok(()), earlier) => failure = earlier,
+                    (Err(_), Some(earlier)) => return Err(earlier),
+                    (Err(e), None) => return Err(e),
+                },
             }
         }
     }
@@ -177,7 +193,7 @@ impl Drop for Connection {
 /// Bytes asked for at once where a few small messages are expected.
 const SMALL_READ: usize = 8 << 10;
 
-const DURING_PING: &str = "during a ping";
+const DURING: &str = "during a round trip";
 
 /// What is at the front of a buffer.
 pub(crate) enum Taken {
@@ -189,13 +205,17 @@ pub(crate) enum Taken {
     Incomplete,
 }
 
-/// Takes one message off a buffer.
-fn take_message(buffer: &mut BytesMut, max: usize, heard: &Heard) -> Result<Taken> {
+/// Takes one message off a buffer; without `heard`, nothing may come but what is asked for.
+fn take_message(buffer: &mut BytesMut, max: usize, heard: Option<&Heard>) -> Result<Taken> {
     match Header::read(buffer, max)? {
         Some(header) if buffer.len() >= header.size => {
             let frame = buffer.split_to(header.size);
             let body = frame.get(HEADER..).unwrap_or_default();
-            let message = heard.absorb(Message::read(header.tag, body)?);
+            let message = Message::read(header.tag, body)?;
+            let message = match heard {
+                Some(heard) => heard.absorb(message),
+                None => Some(message),
+            };
             Ok(message.map_or(Taken::Absorbed, Taken::Message))
         }
         _ => Ok(Taken::Incomplete),

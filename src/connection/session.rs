@@ -45,6 +45,7 @@ pub struct ConnectionInfo {
 
 /// The version of a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub struct ServerVersion {
     /// 18 of 18.4.
     pub major: u32,
@@ -112,6 +113,9 @@ pub(super) struct Heard {
 /// The most parameters that are remembered: Postgres reports some fifteen.
 const MAX_PARAMETERS: usize = 256;
 
+/// The longest value that is remembered, in bytes.
+const MAX_VALUE: usize = 8 << 10;
+
 impl Heard {
     pub(super) fn new(notices: Notices) -> Self {
         Self { notices, parameters: Mutex::default() }
@@ -124,7 +128,8 @@ impl Heard {
             Message::ParameterStatus { name, value } => {
                 debug!(target: TARGET, %name, %value, "the server reports a parameter");
                 let mut parameters = lock(&self.parameters);
-                if parameters.len() < MAX_PARAMETERS || parameters.contains_key(&name) {
+                let is_known = parameters.contains_key(&name);
+                if value.len() <= MAX_VALUE && (parameters.len() < MAX_PARAMETERS || is_known) {
                     parameters.insert(name, value);
                 }
             }
@@ -193,8 +198,9 @@ impl Session {
     pub(super) async fn is_clean(&self) -> bool {
         loop {
             let ended = self.cancels.ended.notified();
+            // Before the look at those in flight: one that begins behind it is about the next query.
+            self.cancels.requested.store(false, Ordering::Release);
             if self.cancels.in_flight.load(Ordering::Acquire) == 0 {
-                self.cancels.requested.store(false, Ordering::Release);
                 return !self.cancels.astray.load(Ordering::Acquire);
             }
             ended.await;

@@ -80,6 +80,8 @@ impl Slot {
         let connection = match idle {
             Some(connection) => connection,
             None => {
+                // Whoever asks meanwhile, or cancels, must not be told of the old one.
+                self.lock().session = None;
                 let connection = self.connect().await?;
                 let mut state = self.lock();
                 state.session = Some(Arc::clone(&connection.session));
@@ -271,7 +273,8 @@ impl Lease {
         // From now on it may end unseen.
         connection.reused = true;
         if let Some(slot) = self.slot.take() {
-            slot.end_lease(Some(connection));
+            let clean = connection.is_clean();
+            slot.end_lease(Some(connection).filter(|_| clean));
         }
     }
 }

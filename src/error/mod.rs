@@ -65,8 +65,8 @@ pub enum Error {
 
     /// The client already runs a query.
     #[error(
-        "the client is busy: a stream of it is still alive; read it to its end or drop it, or use \
-         another client"
+        "the client is busy: a query, stream or ping of it is going on; read the stream to its end or \
+         drop it, or use another client"
     )]
     ConnectionBusy,
 
@@ -87,7 +87,7 @@ pub enum Error {
     },
 
     /// The other side does not speak the protocol as documented.
-    #[error("protocol error: {message}; is this a Postgres server, and nothing in between?")]
+    #[error("protocol error: {message}")]
     Protocol {
         /// What came, and what was expected.
         message: String,

@@ -193,6 +193,9 @@ fn read_backend_key_data(body: &[u8]) -> Result<Message> {
 fn read_negotiate_protocol_version(body: &[u8]) -> Result<Message> {
     let mut r = Reader::new("NegotiateProtocolVersion", body);
     let (newest, count) = (r.u32()?, r.i32()?);
+    if count < 0 {
+        return Err(Error::protocol(format!("NegotiateProtocolVersion has {count} options")));
+    }
     let mut options = Vec::new();
     for _ in 0..count {
         options.push(r.text()?);

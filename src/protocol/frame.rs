@@ -31,7 +31,7 @@ impl Header {
         let size = u32::from_be_bytes([a, b, c, d]) as usize + 1;
         if size < HEADER || size > max {
             return Err(Error::protocol(format!(
-                "a message {:?} of {} bytes came, where {} to {max} are allowed",
+                "a message {:?} of {} bytes came, where {} to {max} are allowed: is this a Postgres server?",
                 char::from(tag),
                 size,
                 HEADER,

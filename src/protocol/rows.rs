@@ -122,7 +122,8 @@ fn malformed(frame: usize, columns: u16) -> Error {
 #[cold]
 fn too_large(frame: usize, max_frame: usize) -> Error {
     Error::protocol(format!(
-        "a DataRow of {frame} bytes came, more than max_message_size, which is {max_frame}"
+        "a row of {frame} bytes came, more than max_message_size, which is {max_frame}: raise it, or \
+         select less of the document"
     ))
 }
 

@@ -120,7 +120,8 @@ impl Drop for Block {
 }
 
 impl Channel {
-    pub(super) fn new(limit: usize) -> Self {
+    /// `called` is when the query was executed.
+    pub(super) fn new(limit: usize, called: Instant) -> Self {
         Self {
             state: Mutex::new(State {
                 queue: VecDeque::new(),
@@ -137,7 +138,7 @@ impl Channel {
             }),
             reader: Notify::new(),
             watchers: Notify::new(),
-            started_at: Instant::now(),
+            started_at: called,
         }
     }
 

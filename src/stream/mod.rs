@@ -102,10 +102,11 @@ impl<T: FromJsonRow> QueryStream<T> {
         predicates: Predicates<T>,
     ) -> Result<Self> {
         let request = Bytes::from(request);
+        let called = Instant::now();
         let mut replaced = false;
         loop {
             let (guard, lease, connection) = slot.acquire().await?;
-            let channel = Arc::new(Channel::new(limits.memory));
+            let channel = Arc::new(Channel::new(limits.memory, called));
             // From here on, whatever happens to this future or the stream, the task is told.
             let consumer =
                 Consumer { channel: Arc::clone(&channel), guard: Some(guard), ended: None };
@@ -255,7 +256,9 @@ impl<T: FromJsonRow> Stream for QueryStream<T> {
             match next {
                 Some(Ok(chunk)) => self.chunk = Some(chunk),
                 Some(Err(error)) => {
-                    self.consumer.end(StreamState::Failed);
+                    let by_token = matches!(error, Error::Cancelled);
+                    let state = if by_token { StreamState::Cancelled } else { StreamState::Failed };
+                    self.consumer.end(state);
                     return Poll::Ready(Some(Err(error)));
                 }
                 None => self.consumer.end(StreamState::Completed),

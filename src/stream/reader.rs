@@ -321,7 +321,8 @@ struct LastWord(Arc<Channel>);
 impl Drop for LastWord {
     fn drop(&mut self) {
         let gone = || Error::ConnectionClosed {
-            during: "because the runtime that read from it was shut down",
+            during: "because the task that read from it ended (its runtime was shut down, or a handler \
+                     of notices panicked)",
             source: None,
         };
         self.0.finish(Err(StartError { error: gone(), stale: false }));

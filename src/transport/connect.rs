@@ -3,9 +3,9 @@ use std::path::Path;
 use std::{io, net::SocketAddr};
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
 #[cfg(unix)]
 use tokio::net::UnixStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::Address;
 use crate::config::{SocketSettings, Target};
@@ -29,11 +29,12 @@ pub(crate) async fn resolve(target: &Target) -> io::Result<Vec<Address>> {
     Ok(addresses.map(Address::Tcp).collect())
 }
 
+/// Connects with the options set before, so that they count while it connects too.
 pub(super) async fn tcp(address: SocketAddr, settings: &SocketSettings) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await?;
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // Every request is written in one piece: waiting to fill a packet only delays it.
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(&stream);
+    socket.set_nodelay(true)?;
+    let options = SockRef::from(&socket);
     if settings.keepalive {
         let mut keepalive = TcpKeepalive::new();
         if let Some(idle) = settings.keepalive_idle {
@@ -46,14 +47,14 @@ pub(super) async fn tcp(address: SocketAddr, settings: &SocketSettings) -> io::R
         if let Some(count) = settings.keepalive_count {
             keepalive = keepalive.with_retries(count);
         }
-        socket.set_tcp_keepalive(&keepalive)?;
+        options.set_tcp_keepalive(&keepalive)?;
+        // As in libpq, a part of keepalives, and without effect where the system has no such option.
+        #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+        if settings.user_timeout.is_some() {
+            options.set_tcp_user_timeout(settings.user_timeout)?;
+        }
     }
-    // As in libpq, without effect where the system has no such option.
-    #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
-    if settings.user_timeout.is_some() {
-        socket.set_tcp_user_timeout(settings.user_timeout)?;
-    }
-    Ok(stream)
+    socket.connect(address).await
 }
 
 /// Connects to a Unix socket; a path that begins with `@` is a name in Linux's abstract namespace.

@@ -126,11 +126,9 @@ impl Transport {
                 b'N' => return Ok(Encrypted::No(Self::Tcp(tcp))),
                 // Its text is not shown: nobody knows yet who says it (CVE-2024-10977).
                 ERROR_RESPONSE => {
-                    return Err(Error::Tls {
-                        message: "the server answered the request for TLS with an error; see its \
-                                  log"
-                        .into(),
-                    });
+                    return Err(Error::protocol(
+                        "the server answered the request for TLS with an error; see its log",
+                    ));
                 }
                 other => {
                     return Err(Error::protocol(format!(

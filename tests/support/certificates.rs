@@ -27,11 +27,19 @@ pub struct Pair {
 
 impl Authority {
     pub fn new(name: &str) -> Self {
+        Self::with(name, KeyPair::generate().unwrap())
+    }
+
+    /// One whose signatures have no hash of their own.
+    pub fn ed25519(name: &str) -> Self {
+        Self::with(name, KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap())
+    }
+
+    fn with(name: &str, key: KeyPair) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
         Self { pem, issuer: Issuer::new(params, key) }
     }

@@ -9,7 +9,10 @@ pub(crate) use self::{
     keywords::from_keywords,
     settings::{ClientCertificate, Crls, RootSource, SendCertificate, Source, TlsSettings, Verify},
 };
-use crate::error::{Error, Result};
+use crate::{
+    config::SslMode,
+    error::{Error, Result},
+};
 
 /// A version of TLS. Older ones than 1.2 are not spoken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,6 +50,15 @@ impl TlsConfig {
     /// Starts with the system's authorities, and chain and name verified.
     pub fn builder() -> TlsConfigBuilder {
         TlsConfigBuilder::default()
+    }
+
+    /// What `sslmode` would be.
+    pub(crate) fn mode(&self) -> SslMode {
+        match self.settings.verify {
+            Verify::Nothing => SslMode::Require,
+            Verify::Chain => SslMode::VerifyCa,
+            Verify::ChainAndName => SslMode::VerifyFull,
+        }
     }
 
     pub(crate) fn settings(&self) -> &TlsSettings {

@@ -160,7 +160,10 @@ fn check_certificate_was_sent(info: &TlsInfo, has_certificate: bool) -> Result<(
         }
         (true, false) => "there is none to send: set sslcert and sslkey",
     };
-    Err(tls(format!("sslcertmode=require demands a client certificate, and {problem}")))
+    // No error of TLS, which may be followed by an attempt in the clear.
+    Err(Error::authentication(format!(
+        "sslcertmode=require demands a client certificate, and {problem}"
+    )))
 }
 
 /// The cryptography: aws-lc-rs where it is compiled in, because `tls-ring` is on by default and

@@ -1,13 +1,20 @@
 //! Trusted certificates and revocation lists, read from where the settings say.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use rustls::pki_types::{
     CertificateDer, CertificateRevocationListDer, TrustAnchor, pem::PemObject,
 };
 use webpki::{CertRevocationList, OwnedCertRevocationList, anchor_from_trusted_cert};
+use x509_cert::{
+    certificate::Version,
+    der::{Decode as _, Tag, asn1::AnyRef},
+};
 
-use super::{read, tls};
+use super::{elements, parse, read, tls};
 use crate::{
     config::tls::{Crls, RootSource, Source, TlsSettings, Verify},
     error::Result,
@@ -16,7 +23,9 @@ use crate::{
 /// What a server's certificate is held against.
 pub(super) struct Trust {
     pub(super) anchors: Vec<TrustAnchor<'static>>,
-    /// The same as they came, for a server's certificate that is among them itself.
+    /// Certificates that vouch for nobody by themselves, and may stand between.
+    pub(super) intermediates: Vec<CertificateDer<'static>>,
+    /// All of them as they came, for a server's certificate that is among them itself.
     pub(super) certificates: Vec<CertificateDer<'static>>,
     pub(super) crls: Vec<CertRevocationList<'static>>,
 }
@@ -26,7 +35,12 @@ pub(super) fn load(settings: &TlsSettings) -> Result<Option<Trust>> {
     if settings.verify == Verify::Nothing {
         return Ok(None);
     }
-    let mut trust = Trust { anchors: Vec::new(), certificates: Vec::new(), crls: Vec::new() };
+    let mut trust = Trust {
+        anchors: Vec::new(),
+        intermediates: Vec::new(),
+        certificates: Vec::new(),
+        crls: Vec::new(),
+    };
     for source in &settings.roots {
         match source {
             RootSource::Certificates(Source::File(path)) => {
@@ -69,7 +83,13 @@ impl Trust {
     }
 
     fn add(&mut self, certificate: CertificateDer<'static>) -> Result<(), webpki::Error> {
-        self.anchors.push(anchor_from_trusted_cert(&certificate)?.to_owned());
+        let anchor = anchor_from_trusted_cert(&certificate)?.to_owned();
+        // As OpenSSL has it: a chain ends in an authority that signed itself. Of an anchor webpki checks
+        // nothing more, so it must not be a server's certificate that was pinned, or out of date.
+        match is_root(&certificate) {
+            true => self.anchors.push(anchor),
+            false => self.intermediates.push(certificate.clone()),
+        }
         self.certificates.push(certificate);
         Ok(())
     }
@@ -90,6 +110,34 @@ impl Trust {
              certificates, set SSL_CERT_FILE, or name the authority's own file"
         )))
     }
+}
+
+/// Whether a certificate is that of an authority, issued by itself, and in date.
+fn is_root(certificate: &CertificateDer<'_>) -> bool {
+    let Some(parsed) = parse(certificate) else { return false };
+    let fields = parsed.tbs_certificate();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let validity = fields.validity();
+    let in_date = (validity.not_before.to_unix_duration()..=validity.not_after.to_unix_duration())
+        .contains(&now);
+    // Version 1 has no extensions to say so.
+    let is_authority = fields.version() == Version::V1
+        || fields
+            .extensions()
+            .into_iter()
+            .flatten()
+            .filter(|e| e.extn_id.to_string() == BASIC_CONSTRAINTS)
+            .any(|e| is_ca(e.extn_value.as_bytes()));
+    in_date && is_authority && fields.issuer() == fields.subject()
+}
+
+const BASIC_CONSTRAINTS: &str = "2.5.29.19";
+
+/// `BasicConstraints ::= SEQUENCE { cA BOOLEAN DEFAULT FALSE, ... }`
+fn is_ca(extension: &[u8]) -> bool {
+    let content = AnyRef::from_der(extension).ok().and_then(|s| elements(s.value()));
+    let first = content.as_ref().and_then(|fields| fields.first());
+    first.is_some_and(|f| f.header().tag() == Tag::Boolean && f.value() == [0xff])
 }
 
 fn crls(settings: &Crls) -> Result<Vec<CertRevocationList<'static>>> {

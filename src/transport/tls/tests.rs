@@ -301,10 +301,32 @@ async fn intermediates_come_from_the_server() {
     let middle = ca.intermediate("Middle");
     let mut identity = middle.issue(named(&["db"]));
     Server::new(&identity).refuses(trusting(&ca), "db", "CN=Middle) is not trusted").await;
-    // Unlike OpenSSL, a root need not be self-signed.
-    Server::new(&identity).accepts(trusting(&middle), "db").await;
+    // As for OpenSSL, a root has signed itself; what else is in the file may stand between.
+    Server::new(&identity).refuses(trusting(&middle), "db", "is not trusted").await;
+    let both = TlsConfig::builder().ca_cert_pem(format!("{}{}", middle.pem, ca.pem));
+    Server::new(&identity).accepts(both, "db").await;
     identity.chain += &middle.pem;
     Server::new(&identity).accepts(trusting(&ca), "db").await;
+}
+
+/// A certificate that somebody pinned vouches for itself and for nobody else, and an authority only in
+/// its time.
+#[tokio::test]
+async fn only_an_authority_in_date_vouches_for_others() {
+    let ca = Ca::new("CA");
+    // A server's certificate whose key signs another one.
+    let key = KeyPair::generate().unwrap();
+    let pinned = named(&["pinned"]).signed_by(&key, &ca.issuer).unwrap().pem();
+    let leaf = Ca { issuer: Issuer::new(named(&["pinned"]), key), pem: pinned };
+    let forged = leaf.issue(named(&["db"]));
+    Server::new(&forged).refuses(trusting(&leaf), "db", "EndEntityUsedAsCa").await;
+
+    let mut params = Ca::params("Old");
+    params.not_before = date_time_ymd(2020, 1, 1);
+    params.not_after = date_time_ymd(2021, 1, 1);
+    let key = KeyPair::generate().unwrap();
+    let old = Ca { pem: params.self_signed(&key).unwrap().pem(), issuer: Issuer::new(params, key) };
+    Server::new(&old.issue(named(&["db"]))).refuses(trusting(&old), "db", "has expired").await;
 }
 
 #[tokio::test]
@@ -416,14 +438,19 @@ async fn certificate_mode_is_libpqs() {
         .settings()
         .clone();
     settings.send_certificate = SendCertificate::Require;
-    check(server.meet(&settings, "db", false).await, "did not ask for one");
+    let demand = |result: Result<TlsInfo>, part: &str| match result.unwrap_err() {
+        // No error of TLS, which may be followed by an attempt in the clear.
+        Error::Authentication { message, .. } => assert!(message.contains(part), "{message}"),
+        other => panic!("{other:?}"),
+    };
+    demand(server.meet(&settings, "db", false).await, "did not ask for one");
     server.clients = Some((ca.pem.clone(), false));
     server.meet(&settings, "db", false).await.unwrap();
     settings.send_certificate = SendCertificate::Never;
     assert!(!server.meet(&settings, "db", false).await.unwrap().certificate_sent);
     settings.send_certificate = SendCertificate::Require;
     settings.client = None;
-    check(server.meet(&settings, "db", false).await, "there is none to send");
+    demand(server.meet(&settings, "db", false).await, "there is none to send");
 }
 
 #[tokio::test]

@@ -98,10 +98,12 @@ impl Verifier {
                 .build()
         });
         let leaf = EndEntityCert::try_from(certificate).map_err(explain)?;
+        let intermediates: Vec<_> =
+            intermediates.iter().chain(&trust.intermediates).cloned().collect();
         leaf.verify_for_usage(
             self.algorithms.all,
             &trust.anchors,
-            intermediates,
+            &intermediates,
             now,
             KeyUsage::server_auth(),
             revocation,

@@ -543,3 +543,58 @@ async fn connect_timeout_covers_tls() {
         server.done().await;
     }
 }
+
+/// What may follow a failure of TLS where the mode allows a session in the clear: as libpq, an attempt in
+/// the clear where TLS itself failed, and none where the server said an error.
+#[tokio::test]
+async fn prefer_goes_on_in_the_clear_only_where_libpq_does() {
+    let request = || Step::Expect(b"\0\0\0\x08\x04\xd2\x16\x2f".to_vec());
+    let login = || {
+        let key = message(b'K', &[0, 0, 0, 77, 1, 2, 3, 4]);
+        let answer = [scripted::auth_ok(), key, scripted::ready()].concat();
+        vec![Step::ExpectStartup, Step::Send(answer)]
+    };
+    for (answer, goes_on) in [
+        (scripted::error("FATAL", "28000", "visit evil.example"), false),
+        (b"X".to_vec(), false),
+        (b"Sthis is not TLS".to_vec(), true),
+        (b"S\x15\x03\x03\0\x02\x02\x28".to_vec(), true),
+        (b"S".to_vec(), true),
+    ] {
+        for libpq in [false, true] {
+            let first = vec![request(), Step::Send(answer.clone()), Step::Close];
+            let server = Scripted::start(vec![first, login()]).await;
+            let text =
+                format!("host=127.0.0.1 port={} user=u sslmode=prefer", server.address.port());
+            let got_in = match libpq {
+                false => FraiseClient::connect(&text).await.is_ok(),
+                true => {
+                    let connect = move || fraiseql_wire_libpq::connect(&text).is_some();
+                    tokio::task::spawn_blocking(connect).await.unwrap()
+                }
+            };
+            assert_eq!(got_in, goes_on, "{answer:?}, libpq: {libpq}");
+        }
+    }
+}
+
+/// A certificate whose signature has no hash: whoever is in between could choose one, so it must not
+/// weaken the login.
+#[tokio::test]
+async fn a_certificate_without_a_hash_does_not_weaken_the_login() {
+    let pair = Authority::ed25519("of another kind").server("localhost", &["localhost"]);
+    let cluster = Cluster::start_with(&Setup {
+        hba: HBA,
+        settings: "-c ssl=on -c ssl_cert_file={folder}/server.crt -c ssl_key_file={folder}/server.key",
+        files: &[("server.crt", &pair.certificate), ("server.key", &pair.key)],
+        ..Setup::default()
+    });
+    let cluster = cluster.unwrap_or_else(|e| panic!("{e}"));
+    support::admin_at(&cluster.url()).await.batch_execute(ROLES).await.unwrap();
+    for binding in ["disable", "prefer", "require"] {
+        let more = format!("password=scram-secret sslmode=require channel_binding={binding}");
+        let text = text(&cluster, "role_scram", &more);
+        assert_eq!(outcome(&text).await.is_some(), binding == "disable", "{binding}");
+    }
+    cluster.stop();
+}
