@@ -474,3 +474,50 @@ async fn a_panic_in_a_predicate_leaves_the_client_usable() {
         assert_eq!(client.backend_pid(), pid);
     }
 }
+
+/// The types of other crates, each as the value it is.
+#[cfg(all(feature = "chrono", feature = "rust_decimal", feature = "time", feature = "uuid"))]
+#[tokio::test]
+async fn values_of_other_crates_arrive_unchanged() {
+    let client = client().await;
+    let echo = async |cast: &str, query: QueryBuilder<Value>| {
+        let query = query.select_projection(format!("to_jsonb($1::{cast}::text)"));
+        query.fetch_one().await.unwrap_or_else(|e| panic!("{cast}: {e}"))
+    };
+    let query = || client.query::<Value>("v_one");
+    let id = uuid::Uuid::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
+    assert_eq!(echo("uuid", query().bind(id)).await, json!("01234567-89ab-cdef-0123-456789abcdef"));
+    assert_eq!(echo("uuid[]", query().bind(vec![id])).await, json!(format!("{{{id}}}")));
+    let decimal = rust_decimal::Decimal::from_i128_with_scale(-12_345_678_901_234_567_890, 5);
+    assert_eq!(echo("numeric", query().bind(decimal)).await, json!("-123456789012345.67890"));
+
+    let date = chrono::NaiveDate::from_ymd_opt(2026, 2, 28).unwrap();
+    assert_eq!(echo("date", query().bind(date)).await, json!("2026-02-28"));
+    let at = date.and_hms_micro_opt(23, 59, 59, 1).unwrap();
+    assert_eq!(echo("timestamp", query().bind(at)).await, json!("2026-02-28 23:59:59.000001"));
+    assert_eq!(
+        echo("timestamptz", query().bind(at.and_utc())).await,
+        json!("2026-02-28 23:59:59.000001+00")
+    );
+    let east = chrono::FixedOffset::east_opt(5400).unwrap();
+    let there = at.and_utc().with_timezone(&east);
+    assert_eq!(
+        echo("timestamptz", query().bind(there)).await,
+        json!("2026-02-28 23:59:59.000001+00")
+    );
+    let far = chrono::NaiveDate::from_ymd_opt(12_026, 1, 1).unwrap();
+    assert_eq!(echo("date", query().bind(far)).await, json!("12026-01-01"));
+    let before = chrono::NaiveDate::from_ymd_opt(-1, 1, 1).unwrap();
+    let error = query().select_projection("to_jsonb($1::date)").bind(before).fetch_one().await;
+    assert!(error.unwrap_err().to_string().contains("BC"));
+
+    let date = time::Date::from_calendar_date(2026, time::Month::February, 28).unwrap();
+    assert_eq!(echo("date", query().bind(date)).await, json!("2026-02-28"));
+    let at = date.with_hms_micro(23, 59, 59, 1).unwrap();
+    assert_eq!(echo("timestamp", query().bind(at)).await, json!("2026-02-28 23:59:59.000001"));
+    let there = at.assume_utc().to_offset(time::UtcOffset::from_hms(-3, -30, 0).unwrap());
+    assert_eq!(
+        echo("timestamptz", query().bind(there)).await,
+        json!("2026-02-28 23:59:59.000001+00")
+    );
+}

@@ -55,6 +55,22 @@ impl From<f32> for Operand {
     }
 }
 
+/// Digit by digit.
+#[cfg(feature = "rust_decimal")]
+impl From<rust_decimal::Decimal> for Operand {
+    fn from(number: rust_decimal::Decimal) -> Self {
+        Self(Kind::Number(number.to_string()))
+    }
+}
+
+/// As text, which is how JSON has it.
+#[cfg(feature = "uuid")]
+impl From<uuid::Uuid> for Operand {
+    fn from(id: uuid::Uuid) -> Self {
+        Self(Kind::Text(id.to_string()))
+    }
+}
+
 impl From<bool> for Operand {
     fn from(value: bool) -> Self {
         Self(Kind::Bool(value))

@@ -103,6 +103,7 @@ impl Param {
 /// | [`IpAddr`] | `inet` |
 /// | [`SystemTime`] | `timestamptz`, to the microsecond |
 /// | [`Duration`] | `interval`, to the microsecond |
+/// | with the features `uuid`, `rust_decimal`, `chrono`, `time`: the types of these crates | `uuid`, `numeric`, dates and times |
 ///
 /// Text that holds a NUL character is an error when the query is executed: Postgres has none.
 ///
@@ -148,6 +149,26 @@ to_param!(Bytes => |v| bytea(v));
 to_param!(Value => |v| Param::json(v));
 to_param!(SystemTime => |v| timestamp(*v));
 to_param!(Duration => |v| Param::text(format!("{}.{:06} seconds", v.as_secs(), v.subsec_micros())));
+
+#[cfg(feature = "uuid")]
+to_param!(uuid::Uuid => |v| Param::text(v.to_string()));
+#[cfg(feature = "rust_decimal")]
+to_param!(rust_decimal::Decimal => |v| Param::text(v.to_string()));
+#[cfg(feature = "chrono")]
+to_param!(chrono::NaiveDate, chrono::NaiveTime, chrono::NaiveDateTime => |v| dated(&v.to_string()));
+#[cfg(feature = "chrono")]
+to_param!(chrono::DateTime<chrono::Utc>, chrono::DateTime<chrono::FixedOffset> => |v| dated(&v.to_rfc3339()));
+#[cfg(feature = "time")]
+to_param!(time::Date, time::Time, time::PrimitiveDateTime, time::OffsetDateTime => |v| dated(&v.to_string()));
+
+/// ISO 8601, which Postgres reads whatever its DateStyle, but for the signs of years: it takes none.
+#[cfg(any(feature = "chrono", feature = "time"))]
+fn dated(text: &str) -> Param {
+    match text.strip_prefix('-') {
+        Some(_) => Param::invalid("is before the year 1: bind it as text, with BC"),
+        None => Param::text(text.trim_start_matches('+')),
+    }
+}
 
 /// A list of bytes is one value, and not an array of numbers.
 impl sealed::Sealed for u8 {}
