@@ -150,6 +150,8 @@ impl Channel {
 
     fn wake_waiting_reader(&self, mut state: MutexGuard<'_, State>) {
         if mem::take(&mut state.reader_waits) {
+            // It has not run yet, but a pause that comes now must wait for what it will do.
+            state.reading = true;
             drop(state);
             self.reader.notify_one();
         }
@@ -410,5 +412,45 @@ impl Received {
 fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         waker.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{pin::pin, task::Waker};
+
+    use bytes::Bytes;
+
+    use super::*;
+
+    /// The reader waits for room with rows in its hands; room is made, and before it runs, the stream
+    /// is paused.
+    #[test]
+    fn a_pause_waits_for_a_reader_that_has_been_woken_but_not_run() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let channel = Arc::new(Channel::new(1 << 20, Instant::now()));
+        let mut reserved = pin!(channel.reserve(1000));
+        let Poll::Ready(Ok(block)) = reserved.as_mut().poll(&mut cx) else { panic!() };
+        let chunk = || Chunk {
+            frames: Bytes::new(),
+            rows: 1,
+            value_bytes: 0,
+            at: 0,
+            _block: Arc::clone(&block),
+        };
+        for _ in 0..MAX_CHUNKS {
+            assert_eq!(channel.permission(), Permission::Granted);
+            assert!(pin!(channel.push(chunk)).as_mut().poll(&mut cx).is_ready());
+        }
+        let mut push = pin!(channel.push(chunk));
+        assert!(push.as_mut().poll(&mut cx).is_pending());
+        assert!(channel.poll_chunk(&mut cx).is_ready());
+
+        let mut pause = pin!(channel.pause());
+        assert!(pause.as_mut().poll(&mut cx).is_pending());
+        assert!(push.as_mut().poll(&mut cx).is_ready());
+        assert!(pause.as_mut().poll(&mut cx).is_pending());
+        assert_eq!(channel.permission(), Permission::Paused);
+        assert!(pause.as_mut().poll(&mut cx).is_ready());
     }
 }
