@@ -3,8 +3,7 @@ use std::{fmt, io::ErrorKind, sync::Arc, time::Duration};
 use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    join, select,
-    sync::Notify,
+    select,
     time::{Instant, sleep, timeout_at},
 };
 use tracing::debug;
@@ -23,6 +22,9 @@ use crate::{
 
 /// How long to wait before a query that goes on is cancelled again; doubled each time.
 const FIRST_REPEAT: Duration = Duration::from_millis(50);
+
+/// In how many parts what may be drained is drained: before each the query is cancelled again.
+const ROUNDS: usize = 4;
 
 /// What a server wants to see before it stops a query.
 #[derive(Clone)]
@@ -43,6 +45,10 @@ pub(super) struct CancelKey {
 /// connection is only handed on after the end of every cancel request's own connection, which the
 /// server closes when it has sent the signal.
 ///
+/// Nothing is read while a cancel request is on its way: full sockets hold the server up, where a
+/// reader would make it work for nothing. Behind the request everything must be read, for a server
+/// that waits for room in its socket does not look for signals.
+///
 /// # Errors
 ///
 /// The connection cannot be used again and must be dropped.
@@ -57,54 +63,42 @@ pub(crate) async fn settle(
     if unsent.is_empty() && drain.take_arrived(connection)? {
         return Ok(());
     }
-    let deadline = Instant::now().checked_add(cancel_timeout);
     let session = Arc::clone(&connection.session);
     if exchange.is_running() && session.cancel.is_none() {
         return Err(Error::protocol("the server gave no key to cancel queries with"));
     }
     let key = session.cancel.as_ref().filter(|_| exchange.is_running());
-    let ended = Notify::new();
-    let drained = async {
-        let sent = connection.write(&mut unsent).await.map_err(|e| Error::io(DURING, e));
-        let result = match sent {
-            Ok(()) => drain.run(connection).await,
-            Err(e) => Err(e),
-        };
-        ended.notify_one();
-        result
-    };
-    let stopped = async {
-        match key {
-            Some(key) => key.send_until(&ended).await,
-            None => Ok(()),
+    let settled = async {
+        let sent = connection.write(&mut unsent).await;
+        // Also when the connection is lost: the server may not know, and go on working.
+        cancel(key).await?;
+        sent.map_err(|e| Error::io(DURING, e))?;
+        let mut pause = FIRST_REPEAT;
+        loop {
+            let round = drain.drained + drain_limit / ROUNDS;
+            select! {
+                biased;
+                ready = drain.run(connection, round) => if ready? { return Ok(()) },
+                () = sleep(pause) => pause *= 2,
+            }
+            // One that finds the server not yet busy with the query is without effect.
+            cancel(key).await?;
         }
     };
-    // Both to their end even if one fails: a connection that cannot be kept must not leave the
-    // server working.
-    let both = async { join!(drained, stopped) };
-    let (drained, stopped) = match deadline {
-        Some(deadline) => {
-            timeout_at(deadline, both).await.map_err(|_| timed_out(cancel_timeout))?
-        }
-        None => both.await,
-    };
-    drained.and(stopped)
+    match Instant::now().checked_add(cancel_timeout) {
+        Some(at) => timeout_at(at, settled).await.map_err(|_| timed_out(cancel_timeout))?,
+        None => settled.await,
+    }
+}
+
+async fn cancel(key: Option<&CancelKey>) -> Result<()> {
+    match key {
+        Some(key) => key.send().await,
+        None => Ok(()),
+    }
 }
 
 impl CancelKey {
-    /// Sends cancel requests until the query has `ended`. One that finds the server not yet busy
-    /// with the query is without effect, so one may not be enough.
-    async fn send_until(&self, ended: &Notify) -> Result<()> {
-        let mut pause = FIRST_REPEAT;
-        loop {
-            self.send().await?;
-            select! {
-                () = ended.notified() => return Ok(()),
-                () = sleep(pause) => pause *= 2,
-            }
-        }
-    }
-
     /// Sends one cancel request, on a connection of its own, and waits until the server has dealt
     /// with it: it answers with nothing but the end of that connection.
     pub(super) async fn send(&self) -> Result<()> {
@@ -152,7 +146,8 @@ struct Drain {
 }
 
 impl Drain {
-    async fn run(&mut self, connection: &mut Connection) -> Result<()> {
+    /// Reads until ReadyForQuery has come, or until so much is drained: returns whether it has.
+    async fn run(&mut self, connection: &mut Connection, round: usize) -> Result<bool> {
         while !self.take_arrived(connection)? {
             if self.drained > self.limit {
                 return Err(Error::protocol(format!(
@@ -161,6 +156,9 @@ impl Drain {
                     self.limit
                 )));
             }
+            if self.drained > round {
+                return Ok(false);
+            }
             connection.buffer.reserve(READ);
             match connection.read().await {
                 Ok(0) => return Err(Error::ConnectionClosed { during: DURING, source: None }),
@@ -168,7 +166,7 @@ impl Drain {
                 Err(e) => return Err(Error::io(DURING, e)),
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Takes everything off the buffer up to ReadyForQuery, and says whether that has come.
