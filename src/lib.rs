@@ -99,7 +99,9 @@ pub use error::{
 pub use query::QueryBuilder;
 pub use sql::{Field, Filter, Json, Operand, OrderBy, ToParam, field};
 pub use sqlstate::SqlState;
-pub use stream::{FromJsonRow, QueryStream, RawJson, StreamState, StreamStats};
+pub use stream::{
+    FromJsonRow, QueryStream, RawJson, RowChunk, StreamControl, StreamState, StreamStats,
+};
 
 /// The README's program compiles.
 #[cfg(doctest)]

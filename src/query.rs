@@ -1,6 +1,6 @@
 //! Saying what to read.
 
-use std::{fmt, marker::PhantomData, pin::Pin, sync::Arc};
+use std::{fmt, marker::PhantomData, pin::Pin, sync::Arc, time::Duration};
 
 use futures_core::Stream;
 use serde_json::Value;
@@ -10,14 +10,8 @@ use crate::{
     error::{Error, Result},
     protocol::frontend,
     sql::{Condition, Field, Filter, Order, OrderBy, Projection, Select, Statement, ToParam},
-    stream::{FromJsonRow, Limits, Predicates, QueryStream},
+    stream::{FromJsonRow, Predicates, QueryStream, StreamSettings},
 };
-
-/// The most rows in a chunk, unless set otherwise: about one read of small documents.
-const DEFAULT_CHUNK_SIZE: usize = 256;
-
-/// The memory of a stream, unless set otherwise: 2 MiB, or one row if that is larger.
-const DEFAULT_MAX_MEMORY: usize = 2 << 20;
 
 /// A query, put together step by step and run by [`execute`](Self::execute).
 ///
@@ -52,8 +46,7 @@ pub struct QueryBuilder<T> {
     slot: Arc<Slot>,
     select: Select,
     predicates: Predicates<T>,
-    chunk_size: usize,
-    max_memory: Option<usize>,
+    settings: StreamSettings,
     rows: PhantomData<fn() -> T>,
 }
 
@@ -63,8 +56,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
             slot,
             select: Select::new(entity),
             predicates: Predicates::default(),
-            chunk_size: DEFAULT_CHUNK_SIZE,
-            max_memory: None,
+            settings: StreamSettings::default(),
             rows: PhantomData,
         }
     }
@@ -160,7 +152,26 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Rows never wait for a chunk to fill: a chunk goes as soon as no more rows have arrived, or
     /// at 64 KiB.
     pub fn chunk_size(mut self, rows: usize) -> Self {
-        self.chunk_size = rows;
+        self.settings.chunk_size = Some(rows);
+        self
+    }
+
+    /// Lets the chunk size adapt, beginning with [`chunk_size`](Self::chunk_size): it doubles while
+    /// the consumer is the slow one and halves while the consumer waits for rows. Off unless set.
+    pub fn adaptive_chunking(mut self, on: bool) -> Self {
+        self.settings.adaptive = on;
+        self
+    }
+
+    /// Sets the smallest size that an adaptive chunk size may take, in rows: 16 unless set.
+    pub fn adaptive_min_size(mut self, rows: usize) -> Self {
+        self.settings.adaptive_min = Some(rows);
+        self
+    }
+
+    /// Sets the largest size that an adaptive chunk size may take, in rows: 4,096 unless set.
+    pub fn adaptive_max_size(mut self, rows: usize) -> Self {
+        self.settings.adaptive_max = Some(rows);
         self
     }
 
@@ -169,8 +180,45 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// One row beyond it is [`Error::MemoryLimitExceeded`], before it is read. Unless set, the
     /// stream holds at most 2 MiB, or one row if that is larger.
+    ///
+    /// Rows that were taken out of the stream are not counted any more, though a
+    /// [`RawJson`](crate::RawJson) or [`RowChunk`](crate::RowChunk) keeps its part of the read buffer
+    /// alive.
     pub fn max_memory(mut self, bytes: usize) -> Self {
-        self.max_memory = Some(bytes);
+        self.settings.max_memory = Some(bytes);
+        self
+    }
+
+    /// Sets shares of the memory limit, from 0.0 to 1.0: above `warn`, `tracing` gets a warning, once
+    /// a crossing; above `fail`, when that is below 1.0, the stream ends with
+    /// [`Error::MemoryLimitExceeded`] instead of waiting for its consumer.
+    ///
+    /// A stream fills its memory whenever its consumer is slower than the server: `fail` is for those
+    /// who would rather give up than lag behind.
+    pub fn memory_soft_limits(mut self, warn: f32, fail: f32) -> Self {
+        self.settings.soft_limits = Some((warn, fail));
+        self
+    }
+
+    /// Bounds the time from [`execute`](Self::execute) to the arrival of the last row, pauses and a
+    /// slow consumer included. Beyond it the query is stopped on the server, and the stream ends with
+    /// [`Error::Timeout`], behind the rows that had arrived.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.settings.timeout = Some(timeout);
+        self
+    }
+
+    /// Bounds the time from [`execute`](Self::execute) to the arrival of the first row, connecting
+    /// included and pauses not. Beyond it the query is stopped on the server, with [`Error::Timeout`].
+    pub fn first_row_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.first_row_timeout = Some(timeout);
+        self
+    }
+
+    /// Bounds every pause of the stream, as
+    /// [`set_pause_timeout`](crate::QueryStream::set_pause_timeout) does.
+    pub fn pause_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.pause_timeout = Some(timeout);
         self
     }
 
@@ -202,14 +250,16 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// * Those of [`FraiseClient::connect`](crate::FraiseClient::connect), if it has to.
     /// * [`Error::Server`]: the server refuses the query.
     /// * [`Error::InvalidSchema`]: the relation's column is not JSON.
+    /// * [`Error::Timeout`]: `timeout`, `first_row_timeout`, or the configuration's `read_timeout`
+    ///   passed.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future stops the query, as dropping the stream does.
     pub async fn execute(self) -> Result<QueryStream<T>> {
-        let limits = self.limits()?;
+        self.settings.check()?;
         let request = request(&self.select.rows()?)?;
-        QueryStream::open(&self.slot, request, limits, self.predicates).await
+        QueryStream::open(&self.slot, request, self.settings, self.predicates).await
     }
 
     /// Runs the query and collects its rows, whatever memory they take.
@@ -327,32 +377,13 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Runs a statement that returns one document.
     async fn ask<A: FromJsonRow>(&self, statement: &Statement) -> Result<A> {
         let request = request(statement)?;
-        let limits = self.limits()?;
+        self.settings.check()?;
         let mut stream =
-            QueryStream::open(&self.slot, request, limits, Predicates::default()).await?;
+            QueryStream::open(&self.slot, request, self.settings, Predicates::default()).await?;
         let answer = next(&mut stream).await;
         // To its end, so that the connection is free at once.
         while next(&mut stream).await.is_some() {}
         answer.unwrap_or(Err(Error::InvalidState { message: "the server answered without a row" }))
-    }
-
-    fn limits(&self) -> Result<Limits> {
-        if self.chunk_size == 0 {
-            return Err(Error::config(
-                "chunk_size is 0, so no row could ever be handed over: set at least 1",
-            ));
-        }
-        if self.max_memory == Some(0) {
-            return Err(Error::config(
-                "max_memory is 0, so no row could ever be read: set at least the size of the \
-                 largest row in bytes",
-            ));
-        }
-        Ok(Limits {
-            chunk_size: self.chunk_size,
-            memory: self.max_memory.unwrap_or(DEFAULT_MAX_MEMORY),
-            strict: self.max_memory.is_some(),
-        })
     }
 }
 

@@ -1,6 +1,7 @@
 use std::{
     fmt, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
 };
 
 use tokio::{sync::Notify, time::sleep};
@@ -268,6 +269,11 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
+    /// What the server was told at the start of the session.
+    pub(crate) fn statement_timeout(&self) -> Option<Duration> {
+        self.slot.as_ref()?.config.statement_timeout()
+    }
+
     /// Gives the connection back for the next query.
     pub(crate) fn give_back(mut self, mut connection: Connection) {
         // From now on it may end unseen.

@@ -185,6 +185,10 @@ pub enum TimeoutPhase {
     Cancel,
     /// `read_timeout`: the server sent nothing at all while the stream wanted rows.
     Read,
+    /// `first_row_timeout`: no row had come so long after `execute()` was called.
+    FirstRow,
+    /// `timeout`: the last row had not come so long after `execute()` was called.
+    Query,
 }
 
 impl TimeoutPhase {
@@ -195,6 +199,11 @@ impl TimeoutPhase {
             }
             Self::Cancel => "the connection was closed, the next query opens a new one",
             Self::Read => "check the server and the network in between, or raise read_timeout",
+            Self::FirstRow => {
+                "look at the plan (explain()) for an index or a sort that comes first, or raise \
+                 first_row_timeout"
+            }
+            Self::Query => "ask for less (limit(), filter()), read faster, or raise timeout",
         }
     }
 }
@@ -205,6 +214,8 @@ impl fmt::Display for TimeoutPhase {
             Self::Connect => "connecting",
             Self::Cancel => "cancelling the query",
             Self::Read => "waiting for the server",
+            Self::FirstRow => "waiting for the first row",
+            Self::Query => "running the query",
         })
     }
 }

@@ -4,20 +4,30 @@
 use std::{
     collections::VecDeque,
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll, Waker},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, futures::Notified};
+use tracing::{debug, warn};
 
 use super::{
     budget::Budget,
     chunk::Chunk,
+    chunk_size::{ChunkSize, Demand},
     gate::Gate,
+    settings::StreamSettings,
     stats::{StreamState, StreamStats},
+    waits::{On, Waits},
 };
-use crate::error::{Error, Result};
+use crate::{
+    connection::{StreamGuard, TARGET},
+    error::{Error, Result},
+};
 
 /// The most chunks that wait to be read. Memory is bounded by bytes; this bounds what is not
 /// counted there, when a server sends its rows one by one.
@@ -26,11 +36,15 @@ const MAX_CHUNKS: usize = 64;
 #[derive(Debug)]
 pub(super) struct Channel {
     state: Mutex<State>,
+    /// Written by the stream alone, once a row, and so without the lock.
+    pub(super) consumed: Consumed,
     /// Wakes the reader task: room, pause, resume, abandonment.
     reader: Notify,
-    /// Wakes those who wait for the start, the pause or the clean-up.
+    /// Wakes those who wait for the start, the pause, its end, or the clean-up.
     watchers: Notify,
     started_at: Instant,
+    /// Bytes at which the stream fails instead of waiting for its consumer.
+    fail_at: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -38,6 +52,8 @@ struct State {
     queue: VecDeque<Chunk>,
     budget: Budget,
     gate: Gate,
+    chunk_size: ChunkSize,
+    waits: Waits,
     /// The columns are right. An error that follows is an item of the stream, behind its rows, and
     /// no failure to start.
     started: bool,
@@ -46,12 +62,16 @@ struct State {
     reading: bool,
     /// The reader waits for room in the queue or the budget.
     reader_waits: bool,
-    /// Nobody wants the rest of the rows.
-    abandoned: bool,
+    /// How the stream ended for who has it: nobody wants the rest of the rows.
+    ended: Option<Ended>,
+    /// Keeps other streams of the client away, up to the end of this one.
+    guard: Option<StreamGuard>,
     consumer: Option<Waker>,
     /// How the clean-up behind the query ended.
     settled: Option<Result<()>>,
     received: Received,
+    /// What of it the stream has taken out of the queue.
+    handed: Volume,
 }
 
 /// Whether and how the rows have ended.
@@ -72,24 +92,50 @@ pub(super) struct StartError {
     pub(super) stale: bool,
 }
 
+#[derive(Debug, Clone, Copy)]
+struct Ended {
+    state: StreamState,
+    at: Instant,
+    /// By the stream itself, which then has no rows in its hands.
+    by_stream: bool,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Volume {
+    rows: u64,
+    bytes: u64,
+}
+
 /// Counts of what was handed over.
 #[derive(Debug, Default, Clone, Copy)]
 struct Received {
-    rows: u64,
-    bytes: u64,
+    volume: Volume,
     chunks: u64,
     first_row: Option<Instant>,
 }
 
-/// Counts of what was taken out of chunks.
-#[derive(Debug, Default, Clone, Copy)]
+/// Counts of what was taken out of chunks. One writer, so they need not be added to atomically.
+#[derive(Debug, Default)]
 pub(super) struct Consumed {
-    /// Every row taken, whatever became of it.
-    pub(super) rows: u64,
-    pub(super) yielded: u64,
-    pub(super) filtered: u64,
-    pub(super) failed: u64,
-    pub(super) bytes: u64,
+    pub(super) yielded: Count,
+    pub(super) filtered: Count,
+    pub(super) failed: Count,
+    /// Of JSON, in all of these.
+    pub(super) bytes: Count,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Count(AtomicU64);
+
+impl Count {
+    #[inline]
+    pub(super) fn add(&self, n: u64) {
+        self.0.store(self.get() + n, Relaxed);
+    }
+
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
 }
 
 /// Whether the reader may read the socket.
@@ -100,9 +146,21 @@ pub(super) enum Permission {
     Abandoned,
 }
 
-/// The stream was dropped or cancelled.
+/// Why the reader does not read on.
 #[derive(Debug)]
-pub(super) struct Abandoned;
+pub(super) enum Interrupt {
+    Failed(Error),
+    /// Nobody wants the rest.
+    Abandoned,
+}
+
+/// What there is to watch of pauses.
+#[derive(Debug)]
+pub(super) enum PauseWatch {
+    Running,
+    Paused { since: Instant, timeout: Option<Duration> },
+    Ended,
+}
 
 /// Memory that chunks and the reader share. It counts until the last of them lets go of it.
 #[derive(Debug)]
@@ -121,24 +179,36 @@ impl Drop for Block {
 
 impl Channel {
     /// `called` is when the query was executed.
-    pub(super) fn new(limit: usize, called: Instant) -> Self {
+    pub(super) fn new(settings: &StreamSettings, guard: StreamGuard, called: Instant) -> Self {
+        Self::with_guard(settings, Some(guard), called)
+    }
+
+    fn with_guard(settings: &StreamSettings, guard: Option<StreamGuard>, called: Instant) -> Self {
+        let mut gate = Gate::default();
+        gate.set_timeout(settings.pause_timeout);
         Self {
             state: Mutex::new(State {
                 queue: VecDeque::new(),
-                budget: Budget::new(limit),
-                gate: Gate::default(),
+                budget: Budget::new(settings.memory(), settings.warn_at()),
+                gate,
+                chunk_size: settings.chunk_size(),
+                waits: Waits::default(),
                 started: false,
                 end: End::Open,
                 reading: false,
                 reader_waits: false,
-                abandoned: false,
+                ended: None,
+                guard,
                 consumer: None,
                 settled: None,
                 received: Received::default(),
+                handed: Volume::default(),
             }),
+            consumed: Consumed::default(),
             reader: Notify::new(),
             watchers: Notify::new(),
             started_at: called,
+            fail_at: settings.fail_at(),
         }
     }
 
@@ -178,6 +248,7 @@ impl Channel {
                 Err(e) => End::Failed(Some(e)),
             };
             state.reading = false;
+            state.waits.end(now());
             state.consumer.take()
         };
         self.watchers.notify_waiters();
@@ -193,7 +264,7 @@ impl Channel {
     /// Asks to read the socket, when everything that was read has been handed over.
     pub(super) fn permission(&self) -> Permission {
         let mut state = self.lock();
-        if state.abandoned {
+        if state.ended.is_some() {
             return Permission::Abandoned;
         }
         if state.gate.is_paused() {
@@ -208,10 +279,25 @@ impl Channel {
     fn rest(&self, mut state: MutexGuard<'_, State>) {
         state.reading = false;
         let is_awaited = state.gate.is_paused();
+        if !is_awaited {
+            state.waits.begin(On::Consumer, now());
+        }
         drop(state);
         if is_awaited {
             self.watchers.notify_waiters();
         }
+    }
+
+    /// The socket is empty, and the reader waits for the server.
+    pub(super) fn waiting(&self) {
+        let mut state = self.lock();
+        if !state.gate.is_paused() {
+            state.waits.begin(On::Server, now());
+        }
+    }
+
+    pub(super) fn waited(&self) {
+        self.lock().waits.end(now());
     }
 
     /// Waits until something has changed that the reader may care for.
@@ -219,55 +305,96 @@ impl Channel {
         self.reader.notified().await;
     }
 
-    pub(super) async fn abandoned(&self) -> Abandoned {
-        while !self.lock().abandoned {
+    /// Resolves when nobody wants the rest.
+    pub(super) async fn abandoned(&self) {
+        while self.lock().ended.is_none() {
             self.reader.notified().await;
         }
-        Abandoned
     }
 
-    /// Waits for room, and hands over a chunk, which `make` cuts off the read buffer.
-    pub(super) async fn push(&self, make: impl FnOnce() -> Chunk) -> Result<(), Abandoned> {
-        let waker = loop {
+    /// Waits for room, and hands over a chunk, which `make` cuts off the read buffer. Returns the
+    /// most rows for the next one.
+    pub(super) async fn push(&self, make: impl FnOnce() -> Chunk) -> Result<usize, Interrupt> {
+        let mut waited = false;
+        loop {
             {
-                let mut state = self.lock();
-                if state.abandoned {
-                    return Err(Abandoned);
+                let state = self.lock();
+                if state.ended.is_some() {
+                    return Err(Interrupt::Abandoned);
                 }
                 if state.queue.len() < MAX_CHUNKS {
-                    let chunk = make();
-                    state.received.add(&chunk);
-                    state.queue.push_back(chunk);
-                    break state.consumer.take();
+                    return Ok(self.take(state, make(), waited));
                 }
+                let mut state = state;
                 state.reader_waits = true;
+                waited = true;
                 self.rest(state);
             }
             self.reader.notified().await;
+        }
+    }
+
+    /// Hands over the last chunk, whether there is room or not: an error that follows it must not
+    /// wait for the consumer.
+    pub(super) fn push_last(&self, make: impl FnOnce() -> Chunk) {
+        let state = self.lock();
+        if state.ended.is_none() {
+            self.take(state, make(), false);
+        }
+    }
+
+    fn take(&self, mut state: MutexGuard<'_, State>, chunk: Chunk, waited: bool) -> usize {
+        if waited {
+            state.waits.end(now());
+        }
+        let demand = match (waited, &state.consumer) {
+            (true, _) => Demand::Full,
+            (false, Some(_)) => Demand::Empty,
+            (false, None) => Demand::Between,
         };
+        state.chunk_size.record(demand);
+        state.received.add(&chunk);
+        state.queue.push_back(chunk);
+        let next = state.chunk_size.next();
+        let waker = state.consumer.take();
+        drop(state);
         wake(waker);
-        Ok(())
+        next
     }
 
     /// Waits until `size` more bytes may be held. Whoever waits must hold none: what it held would
     /// never be given back.
-    pub(super) async fn reserve(self: &Arc<Self>, size: usize) -> Result<Arc<Block>, Abandoned> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MemoryLimitExceeded`], where the stream is to fail instead of waiting.
+    pub(super) async fn reserve(self: &Arc<Self>, size: usize) -> Result<Arc<Block>, Interrupt> {
         loop {
             {
                 let mut state = self.lock();
-                if state.abandoned {
-                    return Err(Abandoned);
+                if state.ended.is_some() {
+                    return Err(Interrupt::Abandoned);
+                }
+                let held = state.budget.held();
+                if let Some(limit) = self.fail_at.filter(|fail| held > 0 && held + size > *fail) {
+                    let required = held + size;
+                    return Err(Error::MemoryLimitExceeded { limit, required }.into());
                 }
                 if state.budget.allows(size) {
-                    state.budget.take(size);
-                    break;
+                    let crossed = state.budget.take(size);
+                    let (held, limit) = (state.budget.held(), state.budget.limit());
+                    state.waits.end(now());
+                    drop(state);
+                    if crossed {
+                        warn!(target: TARGET, held, limit, "a stream holds more than its soft limit");
+                    }
+                    return Ok(Arc::new(Block { size, channel: Arc::clone(self) }));
                 }
                 state.reader_waits = true;
                 self.rest(state);
             }
             self.reader.notified().await;
         }
-        Ok(Arc::new(Block { size, channel: Arc::clone(self) }))
     }
 }
 
@@ -293,7 +420,11 @@ impl Channel {
     /// The next chunk, the error that ends the rows, or their end.
     pub(super) fn poll_chunk(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk>>> {
         let mut state = self.lock();
+        if state.ended.is_some() {
+            return Poll::Ready(Some(Err(Error::Cancelled)));
+        }
         if let Some(chunk) = state.queue.pop_front() {
+            state.handed.add(&chunk);
             self.wake_waiting_reader(state);
             return Poll::Ready(Some(Ok(chunk)));
         }
@@ -312,14 +443,29 @@ impl Channel {
     }
 
     /// Pauses, and waits until the reader does not read the socket any more.
-    pub(super) async fn pause(&self) {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidState`]: the stream has ended.
+    pub(super) async fn pause(&self, reason: Option<&str>) -> Result<()> {
+        let reason: Option<Arc<str>> = reason.map(Into::into);
         loop {
             let stopped = self.watchers.notified();
             {
                 let mut state = self.lock();
-                state.gate.pause(Instant::now());
+                if state.ended.is_some() {
+                    return Err(Error::InvalidState {
+                        message: "pause() on a stream that has ended",
+                    });
+                }
+                let now = now();
+                if state.gate.pause(reason.clone(), now) {
+                    state.waits.end(now);
+                    self.watchers.notify_waiters();
+                    debug!(target: TARGET, reason = reason.as_deref(), "paused a stream");
+                }
                 if !state.reading {
-                    return;
+                    return Ok(());
                 }
             }
             self.reader.notify_one();
@@ -327,29 +473,63 @@ impl Channel {
         }
     }
 
-    pub(super) fn resume(&self) {
-        let waker = {
-            let mut state = self.lock();
-            state.gate.resume(Instant::now());
-            // The end may have been waiting behind the pause.
-            state.consumer.take()
-        };
+    /// # Errors
+    ///
+    /// [`Error::InvalidState`]: the stream has ended.
+    pub(super) fn resume(&self) -> Result<()> {
+        let state = self.lock();
+        if state.ended.is_some() {
+            return Err(Error::InvalidState { message: "resume() on a stream that has ended" });
+        }
+        self.go_on(state, "resume");
+        Ok(())
+    }
+
+    /// Resumes because the pause that began at `since` has lasted too long.
+    pub(super) fn resume_late(&self, since: Instant) {
+        let state = self.lock();
+        if state.gate.paused_since() == Some(since) {
+            self.go_on(state, "timeout");
+        }
+    }
+
+    fn go_on(&self, mut state: MutexGuard<'_, State>, cause: &str) {
+        let Some(lasted) = state.gate.resume(now()) else { return };
+        // The end may have been waiting behind the pause.
+        let waker = state.consumer.take();
+        drop(state);
+        debug!(target: TARGET, cause, ?lasted, "resumed a stream");
         self.reader.notify_one();
+        self.watchers.notify_waiters();
         wake(waker);
     }
 
-    /// Says that nobody wants the rest: the query is stopped and the connection cleaned up.
-    pub(super) fn abandon(&self) {
-        let unread = {
-            let mut state = self.lock();
-            state.abandoned = true;
-            mem::take(&mut state.queue)
-        };
-        drop(unread);
-        self.reader.notify_one();
+    pub(super) fn set_pause_timeout(&self, timeout: Option<Duration>) {
+        self.lock().gate.set_timeout(timeout);
+        self.watchers.notify_waiters();
     }
 
-    /// Waits until the connection can be used again, or is closed.
+    /// Ends the stream: the query is stopped if it still runs, and the connection cleaned up. The
+    /// first end counts. `by_stream`: it holds no row any more.
+    pub(super) fn end(&self, how: StreamState, by_stream: bool) {
+        let unread = {
+            let mut state = self.lock();
+            let state = &mut *state;
+            match &mut state.ended {
+                Some(ended) => ended.by_stream |= by_stream,
+                None => state.ended = Some(Ended { state: how, at: now(), by_stream }),
+            }
+            (mem::take(&mut state.queue), state.guard.take(), state.consumer.take())
+        };
+        let (queue, guard, waker) = unread;
+        drop((queue, guard));
+        self.reader.notify_one();
+        self.watchers.notify_waiters();
+        wake(waker);
+    }
+
+    /// Waits until the connection is clean or gone, and returns which; only the first to ask hears
+    /// why it is gone.
     pub(super) async fn settled(&self) -> Result<()> {
         loop {
             let changed = self.watchers.notified();
@@ -360,52 +540,109 @@ impl Channel {
         }
     }
 
-    /// The numbers of a stream that has `consumed` so much; `ended` says how and when, if it has.
-    pub(super) fn stats(
-        &self,
-        consumed: &Consumed,
-        ended: Option<(StreamState, Instant)>,
-        chunk_size: usize,
-    ) -> StreamStats {
+    pub(super) fn stats(&self) -> StreamStats {
+        let Consumed { yielded, filtered, failed, bytes } = &self.consumed;
+        // Before what was received: so it is never more.
+        let (yielded, filtered, failed) = (yielded.get(), filtered.get(), failed.get());
+        let consumed = Volume { rows: yielded + filtered + failed, bytes: bytes.get() };
         let state = self.lock();
-        let now = ended.map_or_else(Instant::now, |(_, at)| at);
+        let now = state.ended.map_or_else(now, |ended| ended.at);
         let received = state.received;
         let running =
             if state.gate.is_paused() { StreamState::Paused } else { StreamState::Running };
-        // What was abandoned is not buffered any more.
-        let (rows, bytes) = if state.abandoned {
-            (0, 0)
-        } else {
-            (received.rows - consumed.rows, received.bytes - consumed.bytes)
+        // What may still be read: of what was cancelled by others, what the stream has in its hands.
+        let readable = match state.ended {
+            None => received.volume,
+            Some(Ended { by_stream: false, .. }) => state.handed,
+            Some(Ended { by_stream: true, .. }) => consumed,
         };
+        let buffered_rows = readable.rows.saturating_sub(consumed.rows);
+        let buffered_bytes = readable.bytes.saturating_sub(consumed.bytes);
         StreamStats {
-            state: ended.map_or(running, |(state, _)| state),
-            items_buffered: rows,
-            bytes_buffered: usize::try_from(bytes).unwrap_or(usize::MAX),
+            state: state.ended.map_or(running, |ended| ended.state),
+            items_buffered: buffered_rows,
+            bytes_buffered: usize::try_from(buffered_bytes).unwrap_or(usize::MAX),
             estimated_memory: state.budget.held(),
             peak_memory: state.budget.peak(),
-            total_rows_yielded: consumed.yielded,
-            total_rows_filtered: consumed.filtered,
-            total_rows_failed: consumed.failed,
-            total_rows_received: received.rows,
-            total_bytes_received: received.bytes,
-            chunk_size,
+            total_rows_yielded: yielded,
+            total_rows_filtered: filtered,
+            total_rows_failed: failed,
+            total_rows_discarded: received.volume.rows - consumed.rows - buffered_rows,
+            total_rows_received: received.volume.rows,
+            total_bytes_received: received.volume.bytes,
+            chunk_size: state.chunk_size.next(),
             chunks_received: received.chunks,
+            chunk_adjustments: state.chunk_size.adjustments(),
             pauses: state.gate.pauses(),
             paused_for: state.gate.paused_for(now),
+            pause_reason: state.gate.reason().map(|reason| reason.as_ref().to_owned()),
             time_to_first_row: received.first_row.map(|at| at - self.started_at),
             elapsed: now.saturating_duration_since(self.started_at),
+            time_blocked_on_consumer: state.waits.total(On::Consumer, now),
+            time_blocked_on_server: state.waits.total(On::Server, now),
+        }
+    }
+}
+
+/// Those who watch the time.
+impl Channel {
+    pub(super) fn changed_for_watchers(&self) -> Notified<'_> {
+        self.watchers.notified()
+    }
+
+    pub(super) fn pause_watch(&self) -> PauseWatch {
+        let state = self.lock();
+        match (state.ended, state.gate.paused_since()) {
+            (Some(_), _) => PauseWatch::Ended,
+            (None, None) => PauseWatch::Running,
+            (None, Some(since)) => PauseWatch::Paused { since, timeout: state.gate.timeout() },
+        }
+    }
+
+    /// Waits for the end of a pause. Then, if the first row has not come, and can: for how long there
+    /// have been pauses in all.
+    pub(super) async fn first_row_missing(&self) -> Option<Duration> {
+        loop {
+            let changed = self.watchers.notified();
+            {
+                let state = self.lock();
+                let open = matches!(state.end, End::Open) && state.ended.is_none();
+                if !open || state.received.first_row.is_some() {
+                    return None;
+                }
+                if !state.gate.is_paused() {
+                    return Some(state.gate.paused_for(now()));
+                }
+            }
+            changed.await;
         }
     }
 }
 
 impl Received {
     fn add(&mut self, chunk: &Chunk) {
-        self.first_row.get_or_insert_with(Instant::now);
-        self.rows += chunk.rows as u64;
-        self.bytes += chunk.value_bytes as u64;
+        self.first_row.get_or_insert_with(now);
+        self.volume.add(chunk);
         self.chunks += 1;
     }
+}
+
+impl Volume {
+    fn add(&mut self, chunk: &Chunk) {
+        self.rows += chunk.rows as u64;
+        self.bytes += chunk.value_bytes as u64;
+    }
+}
+
+impl From<Error> for Interrupt {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// The time as tokio has it, which a test may stop.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// Behind the lock: what a waker does is not ours to know.
@@ -428,7 +665,7 @@ mod tests {
     #[test]
     fn a_pause_waits_for_a_reader_that_has_been_woken_but_not_run() {
         let mut cx = Context::from_waker(Waker::noop());
-        let channel = Arc::new(Channel::new(1 << 20, Instant::now()));
+        let channel = Arc::new(Channel::with_guard(&StreamSettings::default(), None, now()));
         let mut reserved = pin!(channel.reserve(1000));
         let Poll::Ready(Ok(block)) = reserved.as_mut().poll(&mut cx) else { panic!() };
         let chunk = || Chunk {
@@ -446,7 +683,7 @@ mod tests {
         assert!(push.as_mut().poll(&mut cx).is_pending());
         assert!(channel.poll_chunk(&mut cx).is_ready());
 
-        let mut pause = pin!(channel.pause());
+        let mut pause = pin!(channel.pause(None));
         assert!(pause.as_mut().poll(&mut cx).is_pending());
         assert!(push.as_mut().poll(&mut cx).is_ready());
         assert!(pause.as_mut().poll(&mut cx).is_pending());

@@ -1,31 +1,60 @@
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-/// Whether the stream is paused, and for how long it has been.
+/// Whether the stream is paused, why, for how long it has been, and until when at most.
 #[derive(Debug, Default)]
 pub(super) struct Gate {
     paused_since: Option<Instant>,
+    reason: Option<Arc<str>>,
+    /// How long a pause may last.
+    timeout: Option<Duration>,
     earlier: Duration,
     pauses: u64,
 }
 
 impl Gate {
-    /// Pauses; a second pause changes nothing.
-    pub(super) fn pause(&mut self, now: Instant) {
-        if self.paused_since.is_none() {
-            self.paused_since = Some(now);
-            self.pauses += 1;
+    /// Pauses, and returns whether it was running. In a second pause only a reason counts, which
+    /// replaces the first one's.
+    pub(super) fn pause(&mut self, reason: Option<Arc<str>>, now: Instant) -> bool {
+        self.reason = reason.or_else(|| self.reason.take());
+        if self.paused_since.is_some() {
+            return false;
         }
+        self.paused_since = Some(now);
+        self.pauses += 1;
+        true
     }
 
-    /// Resumes; without a pause nothing changes.
-    pub(super) fn resume(&mut self, now: Instant) {
-        if let Some(since) = self.paused_since.take() {
-            self.earlier += now.saturating_duration_since(since);
-        }
+    /// Resumes, and returns for how long the pause was; without one nothing changes.
+    pub(super) fn resume(&mut self, now: Instant) -> Option<Duration> {
+        let lasted = now.saturating_duration_since(self.paused_since.take()?);
+        self.earlier += lasted;
+        self.reason = None;
+        Some(lasted)
+    }
+
+    /// Bounds every pause, the present one included; `None` bounds none.
+    pub(super) fn set_timeout(&mut self, timeout: Option<Duration>) {
+        self.timeout = timeout;
+    }
+
+    pub(super) fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    pub(super) fn paused_since(&self) -> Option<Instant> {
+        self.paused_since
     }
 
     pub(super) fn is_paused(&self) -> bool {
         self.paused_since.is_some()
+    }
+
+    /// Why it is paused, if that was said.
+    pub(super) fn reason(&self) -> Option<Arc<str>> {
+        self.reason.clone()
     }
 
     /// How often it was paused.
@@ -49,15 +78,29 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut gate = Gate::default();
-        gate.resume(at(0));
+        assert_eq!(gate.resume(at(0)), None);
         assert!(!gate.is_paused());
-        gate.pause(at(1));
-        gate.pause(at(2));
+        assert!(gate.pause(None, at(1)));
+        assert!(!gate.pause(None, at(2)));
         assert!(gate.is_paused());
         assert_eq!((gate.pauses(), gate.paused_for(at(4))), (1, Duration::from_secs(3)));
-        gate.resume(at(5));
+        assert_eq!(gate.resume(at(5)), Some(Duration::from_secs(4)));
         gate.resume(at(9));
-        gate.pause(at(10));
+        gate.pause(None, at(10));
         assert_eq!((gate.pauses(), gate.paused_for(at(11))), (2, Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn the_last_reason_counts_until_the_pause_ends() {
+        let now = Instant::now();
+        let mut gate = Gate::default();
+        gate.pause(Some("a".into()), now);
+        gate.pause(None, now);
+        assert_eq!(gate.reason().as_deref(), Some("a"));
+        gate.pause(Some("b".into()), now);
+        assert_eq!(gate.reason().as_deref(), Some("b"));
+        gate.resume(now);
+        gate.pause(None, now);
+        assert_eq!(gate.reason(), None);
     }
 }

@@ -1,20 +1,27 @@
 //! The stream of rows that a query returns.
 
+mod body;
 mod budget;
 mod channel;
 mod chunk;
+mod chunk_size;
+mod control;
+mod deadline;
 mod gate;
 mod reader;
 mod row;
+mod settings;
 mod stats;
+mod waits;
 
 use std::{
     fmt,
+    future::poll_fn,
     marker::PhantomData,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -22,18 +29,21 @@ use futures_core::{FusedStream, Stream};
 use serde_json::Value;
 use tokio::task::coop;
 
-pub(crate) use self::reader::Limits;
+pub(crate) use self::settings::StreamSettings;
 use self::{
-    channel::{Channel, Consumed},
+    body::{Body, Format},
+    channel::{Channel, now},
     chunk::Chunk,
     row::Row,
 };
 pub use self::{
+    chunk::RowChunk,
+    control::StreamControl,
     row::{FromJsonRow, RawJson},
     stats::{StreamState, StreamStats},
 };
 use crate::{
-    connection::{Slot, StreamGuard},
+    connection::Slot,
     error::{Error, Result},
 };
 
@@ -81,12 +91,12 @@ impl<T> Default for Predicates<T> {
 ///
 /// `next()` is cancel-safe: a row is taken out of the stream only when it is returned.
 pub struct QueryStream<T> {
-    consumer: Consumer,
+    owner: Owner,
     /// The rows that are being read.
     chunk: Option<Chunk>,
-    consumed: Consumed,
+    /// Which row of the result was the last one taken.
+    row: u64,
     predicates: Predicates<T>,
-    chunk_size: usize,
     rows: PhantomData<fn() -> T>,
 }
 
@@ -98,29 +108,22 @@ impl<T: FromJsonRow> QueryStream<T> {
     pub(crate) async fn open(
         slot: &Arc<Slot>,
         request: Vec<u8>,
-        limits: Limits,
+        settings: StreamSettings,
         predicates: Predicates<T>,
     ) -> Result<Self> {
         let request = Bytes::from(request);
-        let called = Instant::now();
+        let called = now();
+        let deadlines = settings.deadlines(called);
         let mut replaced = false;
         loop {
-            let (guard, lease, connection) = slot.acquire().await?;
-            let channel = Arc::new(Channel::new(limits.memory, called));
+            let (guard, lease, connection) = deadlines.bound(slot.acquire()).await?;
+            let channel = Arc::new(Channel::new(&settings, guard, called));
             // From here on, whatever happens to this future or the stream, the task is told.
-            let consumer =
-                Consumer { channel: Arc::clone(&channel), guard: Some(guard), ended: None };
-            reader::spawn(connection, channel, limits, request.clone(), lease);
-            match consumer.channel.started().await {
+            let owner = Owner { channel: Arc::clone(&channel), ended: false };
+            reader::spawn(connection, channel, settings, deadlines, request.clone(), lease);
+            match owner.channel.started().await {
                 Ok(()) => {
-                    return Ok(Self {
-                        consumer,
-                        chunk: None,
-                        consumed: Consumed::default(),
-                        predicates,
-                        chunk_size: limits.chunk_size,
-                        rows: PhantomData,
-                    });
+                    return Ok(Self { owner, chunk: None, row: 0, predicates, rows: PhantomData });
                 }
                 Err(e) if e.stale && !replaced => replaced = true,
                 Err(e) => return Err(e.error),
@@ -142,11 +145,23 @@ impl<T: FromJsonRow> QueryStream<T> {
     ///
     /// Dropping the future leaves the stream paused.
     pub async fn pause(&mut self) -> Result<()> {
-        if self.consumer.ended.is_some() {
-            return Err(Error::InvalidState { message: "pause() on a stream that has ended" });
-        }
-        self.consumer.channel.pause().await;
-        Ok(())
+        self.owner.channel.pause(None).await
+    }
+
+    /// Pauses, and says why: in [`stats`](Self::stats), and in the event that `tracing` gets.
+    ///
+    /// In a pause that goes on, the last reason given counts. Name a kind of reason
+    /// (`"maintenance"`), not the occasion: it may become a label of a metric.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidState`] when the stream has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future leaves the stream paused.
+    pub async fn pause_with_reason(&mut self, reason: &str) -> Result<()> {
+        self.owner.channel.pause(Some(reason)).await
     }
 
     /// Goes on after a [`pause`](Self::pause); without one, nothing changes. Does not wait.
@@ -155,11 +170,62 @@ impl<T: FromJsonRow> QueryStream<T> {
     ///
     /// [`Error::InvalidState`] when the stream has ended.
     pub async fn resume(&mut self) -> Result<()> {
-        if self.consumer.ended.is_some() {
-            return Err(Error::InvalidState { message: "resume() on a stream that has ended" });
-        }
-        self.consumer.channel.resume();
-        Ok(())
+        self.owner.channel.resume()
+    }
+
+    /// Bounds every pause, the present one included: one that lasts longer resumes by itself.
+    pub fn set_pause_timeout(&mut self, timeout: Duration) {
+        self.owner.channel.set_pause_timeout(Some(timeout));
+    }
+
+    /// Lets pauses last as long as they will, as they do at first.
+    pub fn clear_pause_timeout(&mut self) {
+        self.owner.channel.set_pause_timeout(None);
+    }
+
+    /// Returns a handle that steers the stream from other tasks.
+    pub fn control(&self) -> StreamControl {
+        StreamControl::new(&self.owner.channel)
+    }
+
+    /// Returns the rows that have come, many at once and not decoded: the rest of the present chunk,
+    /// or the next one. They count as yielded.
+    ///
+    /// Rows that Rust predicates reject are not in it. One that they cannot be asked about is an error
+    /// by itself, in its place.
+    ///
+    /// # Errors
+    ///
+    /// Those of the stream, as its items.
+    ///
+    /// # Cancel safety
+    ///
+    /// A chunk is taken out of the stream only when it is returned.
+    pub async fn next_chunk(&mut self) -> Option<Result<RowChunk>> {
+        poll_fn(|cx| self.poll_rows(cx, false)).await
+    }
+
+    /// Turns the stream into lines of JSON, one a row ([NDJSON](https://github.com/ndjson/ndjson-spec)),
+    /// for example as the body of an HTTP response.
+    ///
+    /// Rows are not decoded, unless predicates ask for it. An item holds the rows of a chunk, so there
+    /// is one as soon as there is a row. Line breaks within a document, which the type `json` keeps,
+    /// become blanks. An error, that of a single row too, is the last item, and the query is stopped: a
+    /// body that is not whole must be broken off. Dropping it drops the stream.
+    pub fn into_ndjson(self) -> impl FusedStream<Item = Result<Bytes>> + Send + Unpin + 'static
+    where
+        T: 'static,
+    {
+        Body::new(self, Format::Ndjson)
+    }
+
+    /// Turns the stream into one JSON array, like [`into_ndjson`](Self::into_ndjson): `[]` when there is
+    /// no row. After an error the array is not closed.
+    pub fn into_json_array(self) -> impl FusedStream<Item = Result<Bytes>> + Send + Unpin + 'static
+    where
+        T: 'static,
+    {
+        Body::new(self, Format::Array)
     }
 
     /// Stops the query on the server; resolves when the client can run its next query.
@@ -177,9 +243,8 @@ impl<T: FromJsonRow> QueryStream<T> {
     ///
     /// The query is stopped all the same when the future is dropped.
     pub async fn cancel(&mut self) -> Result<()> {
-        self.chunk = None;
-        self.consumer.end(StreamState::Cancelled);
-        self.consumer.channel.settled().await
+        self.stop();
+        self.owner.channel.settled().await
     }
 
     /// Returns where the stream stands.
@@ -189,42 +254,164 @@ impl<T: FromJsonRow> QueryStream<T> {
 
     /// Returns what the stream has done and holds at the moment.
     pub fn stats(&self) -> StreamStats {
-        let Consumer { channel, ended, .. } = &self.consumer;
-        channel.stats(&self.consumed, *ended, self.chunk_size)
+        self.owner.channel.stats()
     }
 
     /// Whether the end, or the error that is the end, has been read.
     pub(crate) fn has_ended(&self) -> bool {
-        self.consumer.ended.is_some()
+        self.owner.ended
+    }
+
+    /// Ends the stream, without waiting for what that entails.
+    fn stop(&mut self) {
+        self.chunk = None;
+        self.owner.end(StreamState::Cancelled);
     }
 
     /// The next row of the present chunk that no predicate rejects.
     fn next_buffered(&mut self) -> Option<Result<T>> {
         let chunk = self.chunk.as_mut()?;
-        while let Some(row) = chunk.next_row(self.consumed.rows + 1) {
-            self.consumed.rows += 1;
-            self.consumed.bytes += row.value_bytes();
+        let consumed = &self.owner.channel.consumed;
+        while let Some(row) = chunk.next_row(self.row + 1) {
+            self.row += 1;
+            consumed.bytes.add(row.value_bytes());
             let decoded = match is_wanted(&row, &self.predicates.on_documents) {
                 Ok(true) => T::from_row(&row),
                 Ok(false) => {
-                    self.consumed.filtered += 1;
+                    consumed.filtered.add(1);
                     continue;
                 }
                 Err(e) => Err(e),
             };
             let rejects = |row: &T| self.predicates.on_rows.iter().any(|accepts| !accepts(row));
             if decoded.as_ref().is_ok_and(rejects) {
-                self.consumed.filtered += 1;
+                consumed.filtered.add(1);
                 continue;
             }
             match &decoded {
-                Ok(_) => self.consumed.yielded += 1,
-                Err(_) => self.consumed.failed += 1,
+                Ok(_) => consumed.yielded.add(1),
+                Err(_) => consumed.failed.add(1),
             }
             return Some(decoded);
         }
         None
     }
+
+    /// Rows as they came, of which no predicate rejects any; `as_text`: and each is UTF-8.
+    fn poll_rows(&mut self, cx: &mut Context<'_>, as_text: bool) -> Poll<Option<Result<RowChunk>>> {
+        loop {
+            let rows = match as_text || !self.predicates.is_empty() {
+                true => self.select_buffered(as_text),
+                false => self.take_buffered().map(Ok),
+            };
+            if rows.is_some() {
+                return Poll::Ready(rows);
+            }
+            match ready!(self.poll_chunk(cx)) {
+                Some(Ok(())) => {}
+                Some(Err(e)) => return Poll::Ready(Some(Err(e))),
+                None => return Poll::Ready(None),
+            }
+        }
+    }
+
+    /// What is left of the present chunk.
+    fn take_buffered(&mut self) -> Option<RowChunk> {
+        let chunk = self.chunk.take()?;
+        let frames = chunk.frames.slice(chunk.at..);
+        let mut left = Chunk { at: 0, frames: frames.clone(), ..chunk };
+        let (first, mut bytes) = (self.row + 1, 0);
+        while let Some(row) = left.next_row(0) {
+            self.row += 1;
+            bytes += row.value_bytes();
+        }
+        let len = (self.row + 1 - first) as usize;
+        let consumed = &self.owner.channel.consumed;
+        consumed.bytes.add(bytes);
+        consumed.yielded.add(len as u64);
+        (len > 0).then(|| RowChunk::all(frames, first, len))
+    }
+
+    /// Those rows of the present chunk that pass, up to one that fails.
+    fn select_buffered(&mut self, as_text: bool) -> Option<Result<RowChunk>> {
+        let chunk = self.chunk.as_mut()?;
+        let consumed = &self.owner.channel.consumed;
+        let mut selected = Vec::new();
+        loop {
+            let at = chunk.at;
+            let Some(row) = chunk.next_row(self.row + 1) else { break };
+            let (number, bytes) = (self.row + 1, row.value_bytes());
+            let passes = passes(&row, &self.predicates, as_text);
+            if passes.is_err() && !selected.is_empty() {
+                // First those before it.
+                chunk.at = at;
+                break;
+            }
+            self.row = number;
+            consumed.bytes.add(bytes);
+            match passes {
+                Ok(true) => {
+                    consumed.yielded.add(1);
+                    selected.push((at, number));
+                }
+                Ok(false) => consumed.filtered.add(1),
+                Err(e) => {
+                    consumed.failed.add(1);
+                    return Some(Err(e));
+                }
+            }
+        }
+        (!selected.is_empty()).then(|| Ok(RowChunk::some(chunk.frames.clone(), selected)))
+    }
+
+    /// Makes the next chunk the present one.
+    fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<()>>> {
+        self.chunk = None;
+        if self.owner.ended {
+            return Poll::Ready(None);
+        }
+        // Once a chunk: a reader that is always ready must let other tasks run.
+        let coop = ready!(coop::poll_proceed(cx));
+        let next = ready!(self.owner.channel.poll_chunk(cx));
+        coop.made_progress();
+        Poll::Ready(match next {
+            Some(Ok(chunk)) => {
+                self.chunk = Some(chunk);
+                Some(Ok(()))
+            }
+            Some(Err(error)) => {
+                let cancelled = matches!(error, Error::Cancelled);
+                self.owner.end(match cancelled {
+                    true => StreamState::Cancelled,
+                    false => StreamState::Failed,
+                });
+                Some(Err(error))
+            }
+            None => {
+                self.owner.end(StreamState::Completed);
+                None
+            }
+        })
+    }
+}
+
+/// Whether a row passes that is not to be decoded.
+fn passes<T: FromJsonRow>(
+    row: &Row<'_>,
+    predicates: &Predicates<T>,
+    as_text: bool,
+) -> Result<bool> {
+    if as_text {
+        row.check_utf8()?;
+    }
+    if !is_wanted(row, &predicates.on_documents)? {
+        return Ok(false);
+    }
+    if predicates.on_rows.is_empty() {
+        return Ok(true);
+    }
+    let decoded = T::from_row(row)?;
+    Ok(predicates.on_rows.iter().all(|accepts| accepts(&decoded)))
 }
 
 /// Asks the predicates. What they cannot be asked about must not pass: it is an error, even where
@@ -245,23 +432,10 @@ impl<T: FromJsonRow> Stream for QueryStream<T> {
             if let Some(row) = self.next_buffered() {
                 return Poll::Ready(Some(row));
             }
-            self.chunk = None;
-            if self.consumer.ended.is_some() {
-                return Poll::Ready(None);
-            }
-            // Once a chunk: a reader that is always ready must let other tasks run.
-            let coop = ready!(coop::poll_proceed(cx));
-            let next = ready!(self.consumer.channel.poll_chunk(cx));
-            coop.made_progress();
-            match next {
-                Some(Ok(chunk)) => self.chunk = Some(chunk),
-                Some(Err(error)) => {
-                    let by_token = matches!(error, Error::Cancelled);
-                    let state = if by_token { StreamState::Cancelled } else { StreamState::Failed };
-                    self.consumer.end(state);
-                    return Poll::Ready(Some(Err(error)));
-                }
-                None => self.consumer.end(StreamState::Completed),
+            match ready!(self.poll_chunk(cx)) {
+                Some(Ok(())) => {}
+                Some(Err(e)) => return Poll::Ready(Some(Err(e))),
+                None => return Poll::Ready(None),
             }
         }
     }
@@ -269,39 +443,35 @@ impl<T: FromJsonRow> Stream for QueryStream<T> {
 
 impl<T: FromJsonRow> FusedStream for QueryStream<T> {
     fn is_terminated(&self) -> bool {
-        self.consumer.ended.is_some()
+        self.owner.ended
     }
 }
 
 impl<T> fmt::Debug for QueryStream<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueryStream")
-            .field("ended", &self.consumer.ended.map(|(state, _)| state))
-            .field("consumed", &self.consumed)
-            .finish_non_exhaustive()
+        let stats = self.owner.channel.stats();
+        f.debug_struct("QueryStream").field("stats", &stats).finish_non_exhaustive()
     }
 }
 
 /// The stream's end of the channel. Dropped before the end of the rows, it stops the query.
-struct Consumer {
+struct Owner {
     channel: Arc<Channel>,
-    /// Keeps other streams of the client away, up to the end of this one.
-    guard: Option<StreamGuard>,
-    ended: Option<(StreamState, Instant)>,
+    /// The end, or the error that is the end, has been read.
+    ended: bool,
 }
 
-impl Consumer {
-    /// Ends the stream; the first end counts.
+impl Owner {
+    /// Ends the stream, which has no rows in its hands any more; the first end counts.
     fn end(&mut self, state: StreamState) {
-        if self.ended.is_none() {
-            self.ended = Some((state, Instant::now()));
-            self.channel.abandon();
-            self.guard = None;
+        if !self.ended {
+            self.ended = true;
+            self.channel.end(state, true);
         }
     }
 }
 
-impl Drop for Consumer {
+impl Drop for Owner {
     fn drop(&mut self) {
         self.end(StreamState::Cancelled);
     }

@@ -4,12 +4,14 @@
 use std::{future::poll_fn, io, sync::Arc, task::Poll, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use tokio::{select, time::sleep};
+use tokio::{join, select, time::sleep};
 use tracing::debug;
 
 use super::{
-    channel::{Abandoned, Block, Channel, Permission, StartError},
+    channel::{Block, Channel, Interrupt, Permission, StartError},
     chunk::Chunk,
+    deadline::{Deadlines, watch_pauses},
+    settings::{MIN_READ, StreamSettings},
 };
 use crate::{
     connection::{Connection, Exchange, Lease, Progress, TARGET, Taken, settle},
@@ -19,10 +21,6 @@ use crate::{
         rows::{Incomplete, Run, Stop},
     },
 };
-
-/// The largest read, 64 KiB: the server flushes 8 KiB at a time, and larger reads measure the same.
-const MAX_READ: usize = 64 << 10;
-const MIN_READ: usize = 1 << 10;
 
 pub(super) struct Reader {
     connection: Connection,
@@ -36,42 +34,23 @@ pub(super) struct Reader {
     run: Run,
     /// The memory of the connection's buffer.
     block: Option<Arc<Block>>,
-    limits: Limits,
+    /// The most rows in the next chunk.
+    chunk_rows: usize,
+    settings: StreamSettings,
 }
 
-/// What bounds a stream.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    /// The most rows in a chunk.
-    pub(crate) chunk_size: usize,
-    /// The most bytes held.
-    pub(crate) memory: usize,
-    /// Whether a row larger than that is an error, or passes alone.
-    pub(crate) strict: bool,
-}
-
-impl Limits {
-    /// A quarter of the memory, so that the next read can begin while earlier ones wait.
-    fn read_size(&self) -> usize {
-        (self.memory / 4).clamp(MIN_READ, MAX_READ)
-    }
-}
-
-/// Why the reader does not read on.
-enum Interrupt {
-    Failed(Error),
-    Abandoned,
-}
-
-/// Starts the task. It ends when the connection is given back or closed, bounded by the deadline
-/// of the clean-up once the stream is gone.
+/// Starts the task. It ends when the connection is given back or closed and the stream has ended:
+/// bounded by the deadline of the clean-up once the stream is gone.
 pub(super) fn spawn(
     connection: Connection,
     channel: Arc<Channel>,
-    limits: Limits,
+    settings: StreamSettings,
+    deadlines: Deadlines,
     request: Bytes,
     lease: Lease,
 ) {
+    let watched = Arc::clone(&channel);
+    let statement_timeout = lease.statement_timeout();
     let reader = Reader {
         connection,
         channel,
@@ -80,21 +59,27 @@ pub(super) fn spawn(
         answered: false,
         run: Run::default(),
         block: None,
-        limits,
+        chunk_rows: settings.chunk_size().next(),
+        settings,
     };
-    tokio::spawn(reader.run(lease));
+    tokio::spawn(async move {
+        join!(reader.run(lease, deadlines), watch_pauses(&watched, statement_timeout))
+    });
 }
 
 impl Reader {
-    async fn run(mut self, lease: Lease) {
-        let _last_word = LastWord(Arc::clone(&self.channel));
+    async fn run(mut self, lease: Lease, deadlines: Deadlines) {
+        let channel = Arc::clone(&self.channel);
+        let _last_word = LastWord(Arc::clone(&channel));
         let request_bytes = self.unsent.len();
-        let mut end = self.answer().await;
+        let end = select! {
+            biased;
+            end = self.answer() => end,
+            error = deadlines.expired(&channel) => Err(error.into()),
+        };
         // Rows in front of an error are good, and come before it.
         if let Err(Interrupt::Failed(_)) = end {
-            if self.hand_over().await.is_err() {
-                end = Err(Interrupt::Abandoned);
-            }
+            self.hand_over_last();
         }
         let Self { mut connection, channel, unsent, exchange, answered, block, .. } = self;
         release(&mut connection, block);
@@ -139,7 +124,7 @@ impl Reader {
         self.next_block(HEADER, 0).await?;
         select! {
             biased;
-            Abandoned = self.channel.abandoned() => return Err(Interrupt::Abandoned),
+            () = self.channel.abandoned() => return Err(Interrupt::Abandoned),
             written = self.connection.write(&mut self.unsent) => {
                 written.map_err(|e| Error::io("while sending the query", e))?;
             }
@@ -148,7 +133,7 @@ impl Reader {
             let stop = match self.exchange.takes_rows() {
                 true => self.run.extend(
                     &self.connection.buffer,
-                    self.limits.chunk_size,
+                    self.chunk_rows,
                     self.connection.bounds.max_message_size,
                 ),
                 false => Stop::Other,
@@ -204,17 +189,19 @@ impl Reader {
 
     /// Hands over the rows at the front of the buffer as one chunk.
     async fn hand_over(&mut self) -> Result<(), Interrupt> {
-        let Some(block) = self.block.as_ref().filter(|_| self.run.rows > 0) else { return Ok(()) };
-        let run = std::mem::take(&mut self.run);
-        let buffer = &mut self.connection.buffer;
-        let cut = || Chunk {
-            frames: buffer.split_to(run.frame_bytes).freeze(),
-            rows: run.rows,
-            value_bytes: run.value_bytes,
-            at: 0,
-            _block: Arc::clone(block),
-        };
-        Ok(self.channel.push(cut).await?)
+        let Self { block, run, connection, channel, .. } = self;
+        if let Some(block) = block.as_ref().filter(|_| run.rows > 0) {
+            // Cut when there is room: dropped before, the future loses nothing.
+            self.chunk_rows = channel.push(|| cut(&mut connection.buffer, run, block)).await?;
+        }
+        Ok(())
+    }
+
+    fn hand_over_last(&mut self) {
+        let Self { block, run, connection, channel, .. } = self;
+        if let Some(block) = block.as_ref().filter(|_| run.rows > 0) {
+            channel.push_last(|| cut(&mut connection.buffer, run, block));
+        }
     }
 
     /// Makes sure that what is incomplete fits into the buffer, and a good read besides.
@@ -223,8 +210,8 @@ impl Reader {
         let free = buffer.capacity() - buffer.len();
         let missing = next.frame_bytes.saturating_sub(buffer.len() - self.run.frame_bytes);
         // A row that has memory of its own is not moved for its last few bytes.
-        let large = next.frame_bytes >= self.limits.read_size();
-        if free >= missing && (large || free >= self.limits.read_size() / 4) {
+        let large = next.frame_bytes >= self.settings.read_size();
+        if free >= missing && (large || free >= self.settings.read_size() / 4) {
             return Ok(());
         }
         // First the rows that are there: only the beginning of the next one moves.
@@ -239,12 +226,12 @@ impl Reader {
         frame_bytes: usize,
         value_bytes: usize,
     ) -> Result<(), Interrupt> {
-        let Limits { memory: limit, strict, .. } = self.limits;
-        if strict && value_bytes > limit {
+        let limit = self.settings.memory();
+        if self.settings.is_strict() && value_bytes > limit {
             return Err(Error::MemoryLimitExceeded { limit, required: value_bytes }.into());
         }
         let arrived = self.connection.buffer.len();
-        let size = frame_bytes.max(arrived + MIN_READ).max(self.limits.read_size());
+        let size = frame_bytes.max(arrived + MIN_READ).max(self.settings.read_size());
         // The old one goes first: two at once might be beyond the limit.
         release(&mut self.connection, self.block.take());
         let block = self.channel.reserve(size).await?;
@@ -272,24 +259,42 @@ impl Reader {
                 Permission::Granted => {}
             }
             let connection = &mut self.connection;
-            let read = if self.run.rows > 0 {
-                poll_fn(|cx| Poll::Ready(connection.poll_read(cx))).await
-            } else {
-                let timeout = connection.bounds.read_timeout;
-                select! {
-                    biased;
-                    () = self.channel.changed() => Poll::Pending,
-                    read = connection.read() => Poll::Ready(read),
-                    silence = silence(timeout) => return Err(silence.into()),
+            match poll_fn(|cx| Poll::Ready(connection.poll_read(cx))).await {
+                Poll::Ready(read) => return arrived(read),
+                Poll::Pending if self.run.rows > 0 => {
+                    self.hand_over().await?;
+                    continue;
                 }
+                Poll::Pending => {}
+            }
+            self.channel.waiting();
+            let timeout = connection.bounds.read_timeout;
+            let read = select! {
+                biased;
+                () = self.channel.changed() => None,
+                read = connection.read() => Some(read),
+                error = silence(timeout) => return Err(error.into()),
             };
-            match read {
-                Poll::Pending => self.hand_over().await?,
-                Poll::Ready(Ok(0)) => return Err(closed(io::ErrorKind::UnexpectedEof.into())),
-                Poll::Ready(Ok(_)) => return Ok(()),
-                Poll::Ready(Err(e)) => return Err(closed(e)),
+            self.channel.waited();
+            if let Some(read) = read {
+                return arrived(read);
             }
         }
+    }
+}
+
+/// Cuts the rows of `run` off the buffer.
+fn cut(buffer: &mut BytesMut, run: &mut Run, block: &Arc<Block>) -> Chunk {
+    let Run { rows, frame_bytes, value_bytes } = std::mem::take(run);
+    let frames = buffer.split_to(frame_bytes).freeze();
+    Chunk { frames, rows, value_bytes, at: 0, _block: Arc::clone(block) }
+}
+
+fn arrived(read: io::Result<usize>) -> Result<(), Interrupt> {
+    match read {
+        Ok(0) => Err(closed(io::ErrorKind::UnexpectedEof.into())),
+        Ok(_) => Ok(()),
+        Err(e) => Err(closed(e)),
     }
 }
 
@@ -327,17 +332,5 @@ impl Drop for LastWord {
         };
         self.0.finish(Err(StartError { error: gone(), stale: false }));
         self.0.settle(Err(gone()));
-    }
-}
-
-impl From<Error> for Interrupt {
-    fn from(error: Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
-impl From<Abandoned> for Interrupt {
-    fn from(Abandoned: Abandoned) -> Self {
-        Self::Abandoned
     }
 }

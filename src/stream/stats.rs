@@ -12,11 +12,14 @@ pub enum StreamState {
     Completed,
     /// An error that ends the stream was read.
     Failed,
-    /// [`cancel`](crate::QueryStream::cancel) was called.
+    /// It was cancelled, or dropped before its end.
     Cancelled,
 }
 
-/// What a stream has done and holds at the moment. Counts are exact.
+/// What a stream has done and holds at the moment.
+///
+/// Counts are exact, and at any moment `total_rows_received` is the sum of `total_rows_yielded`,
+/// `total_rows_filtered`, `total_rows_failed`, `total_rows_discarded` and `items_buffered`.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct StreamStats {
@@ -37,20 +40,30 @@ pub struct StreamStats {
     pub total_rows_filtered: u64,
     /// Rows that could not be decoded, each given as an error.
     pub total_rows_failed: u64,
+    /// Rows that nobody has read, because the stream was cancelled or dropped.
+    pub total_rows_discarded: u64,
     /// Rows received from the server.
     pub total_rows_received: u64,
     /// Bytes of JSON in the rows received.
     pub total_bytes_received: u64,
-    /// The most rows a chunk holds.
+    /// The most rows the next chunk holds.
     pub chunk_size: usize,
     /// Chunks received: rows that came together and were handed over in one piece.
     pub chunks_received: u64,
+    /// How often `chunk_size` has changed.
+    pub chunk_adjustments: u64,
     /// How often the stream was paused.
     pub pauses: u64,
     /// For how long it was paused in all.
     pub paused_for: Duration,
+    /// Why it is paused at the moment, if that was said.
+    pub pause_reason: Option<String>,
     /// From `execute()` to the arrival of the first row.
     pub time_to_first_row: Option<Duration>,
     /// From `execute()` until now, or until the end was read.
     pub elapsed: Duration,
+    /// For how long in all nothing was read because the consumer had not made room.
+    pub time_blocked_on_consumer: Duration,
+    /// For how long in all the stream wanted rows and the server sent none.
+    pub time_blocked_on_server: Duration,
 }

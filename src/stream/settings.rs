@@ -1,0 +1,158 @@
+use std::time::{Duration, Instant};
+
+use super::{budget::share, chunk_size::ChunkSize, deadline::Deadlines};
+use crate::error::{Error, Result};
+
+/// The most rows in a chunk, unless set otherwise: about one read of small documents.
+const DEFAULT_CHUNK_SIZE: usize = 256;
+
+/// Between these an adaptive size moves, unless set otherwise.
+const DEFAULT_ADAPTIVE: (usize, usize) = (16, 4096);
+
+/// The memory of a stream, unless set otherwise: 2 MiB, or one row if that is larger.
+const DEFAULT_MAX_MEMORY: usize = 2 << 20;
+
+/// The largest read, 64 KiB: the server flushes 8 KiB at a time, and larger reads measure the same.
+const MAX_READ: usize = 64 << 10;
+pub(super) const MIN_READ: usize = 1 << 10;
+
+/// What the user has set for a stream.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct StreamSettings {
+    pub(crate) chunk_size: Option<usize>,
+    pub(crate) adaptive: bool,
+    pub(crate) adaptive_min: Option<usize>,
+    pub(crate) adaptive_max: Option<usize>,
+    pub(crate) max_memory: Option<usize>,
+    /// Shares of the memory: to warn at, and to fail at.
+    pub(crate) soft_limits: Option<(f32, f32)>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) first_row_timeout: Option<Duration>,
+    pub(crate) pause_timeout: Option<Duration>,
+}
+
+impl StreamSettings {
+    /// # Errors
+    ///
+    /// [`Error::Config`]: they contradict themselves.
+    pub(crate) fn check(&self) -> Result<()> {
+        let (min, max) = self.adaptive_bounds();
+        let refuse = |message: String| Err(Error::config(message));
+        if self.chunk_size == Some(0) {
+            return refuse(
+                "chunk_size is 0, so no row could ever be handed over: set at least 1".into(),
+            );
+        }
+        if min == 0 || min > max {
+            return refuse(format!(
+                "adaptive_min_size is {min} and adaptive_max_size {max}: the first must be at least 1 \
+                 and at most the second"
+            ));
+        }
+        if self.max_memory == Some(0) {
+            return refuse(
+                "max_memory is 0, so no row could ever be read: set at least the size of the \
+                 largest row in bytes"
+                    .into(),
+            );
+        }
+        if let Some((warn, fail)) = self.soft_limits {
+            // Not a number is within no range.
+            if !((0.0..=fail).contains(&warn) && (0.0..=1.0).contains(&fail) && fail > 0.0) {
+                return refuse(format!(
+                    "memory_soft_limits({warn}, {fail}): both are shares of max_memory from 0.0 to \
+                     1.0, the first not above the second, and the second above 0.0"
+                ));
+            }
+        }
+        let zero = |timeout: Option<Duration>| timeout == Some(Duration::ZERO);
+        for (name, timeout) in [
+            ("timeout", self.timeout),
+            ("first_row_timeout", self.first_row_timeout),
+            ("pause_timeout", self.pause_timeout),
+        ] {
+            if zero(timeout) {
+                return refuse(format!("{name} is 0: leave it out where nothing should time out"));
+            }
+        }
+        Ok(())
+    }
+
+    fn adaptive_bounds(&self) -> (usize, usize) {
+        let (min, max) = DEFAULT_ADAPTIVE;
+        // One bound beyond the other's default moves it along.
+        match (self.adaptive_min, self.adaptive_max) {
+            (None, None) => (min, max),
+            (Some(set), None) => (set, set.max(max)),
+            (None, Some(set)) => (set.min(min), set),
+            (Some(min), Some(max)) => (min, max),
+        }
+    }
+
+    pub(super) fn chunk_size(&self) -> ChunkSize {
+        let rows = self.chunk_size.unwrap_or(DEFAULT_CHUNK_SIZE);
+        if !self.adaptive {
+            return ChunkSize::fixed(rows);
+        }
+        let (min, max) = self.adaptive_bounds();
+        ChunkSize::adaptive(rows, min, max)
+    }
+
+    /// The most bytes held.
+    pub(super) fn memory(&self) -> usize {
+        self.max_memory.unwrap_or(DEFAULT_MAX_MEMORY)
+    }
+
+    /// Whether a row larger than that is an error, or passes alone.
+    pub(super) fn is_strict(&self) -> bool {
+        self.max_memory.is_some()
+    }
+
+    /// The share of the memory to warn at.
+    pub(super) fn warn_at(&self) -> f32 {
+        self.soft_limits.map_or(1.0, |(warn, _)| warn)
+    }
+
+    /// The bytes at which the stream fails instead of waiting for its consumer.
+    pub(super) fn fail_at(&self) -> Option<usize> {
+        let (_, fail) = self.soft_limits.filter(|(_, fail)| *fail < 1.0)?;
+        Some(share(self.memory(), fail))
+    }
+
+    /// A quarter of the memory, so that the next read can begin while earlier ones wait.
+    pub(super) fn read_size(&self) -> usize {
+        (self.memory() / 4).clamp(MIN_READ, MAX_READ)
+    }
+
+    pub(super) fn deadlines(&self, called: Instant) -> Deadlines {
+        Deadlines::new(called, self.timeout, self.first_row_timeout)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_contradict_themselves_are_errors() {
+        type S = StreamSettings;
+        let refused: [(S, &str); 9] = [
+            (S { chunk_size: Some(0), ..S::default() }, "chunk_size"),
+            (S { adaptive_min: Some(0), ..S::default() }, "adaptive_min_size"),
+            (S { adaptive_min: Some(9), adaptive_max: Some(8), ..S::default() }, "is 9 and"),
+            (S { max_memory: Some(0), ..S::default() }, "max_memory"),
+            (S { soft_limits: Some((f32::NAN, 1.0)), ..S::default() }, "memory_soft_limits"),
+            (S { soft_limits: Some((0.5, f32::NAN)), ..S::default() }, "memory_soft_limits"),
+            (S { soft_limits: Some((0.9, 0.8)), ..S::default() }, "memory_soft_limits"),
+            (S { soft_limits: Some((0.5, 1.5)), ..S::default() }, "memory_soft_limits"),
+            (S { timeout: Some(Duration::ZERO), ..S::default() }, "timeout is 0"),
+        ];
+        for (settings, part) in refused {
+            let error = settings.check().unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+        let only_one = S { adaptive_min: Some(9000), ..S::default() };
+        only_one.check().unwrap();
+        S { soft_limits: Some((0.8, 1.0)), ..S::default() }.check().unwrap();
+    }
+}

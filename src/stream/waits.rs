@@ -1,0 +1,67 @@
+use std::time::{Duration, Instant};
+
+/// For how long the reader was held up, and by whom.
+#[derive(Debug, Default)]
+pub(super) struct Waits {
+    consumer: Duration,
+    server: Duration,
+    present: Option<(On, Instant)>,
+}
+
+/// Whom the reader waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum On {
+    Consumer,
+    Server,
+}
+
+impl Waits {
+    /// Begins to wait; while the same wait goes on, nothing changes.
+    pub(super) fn begin(&mut self, on: On, now: Instant) {
+        if self.present.is_none_or(|(present, _)| present != on) {
+            self.end(now);
+            self.present = Some((on, now));
+        }
+    }
+
+    pub(super) fn end(&mut self, now: Instant) {
+        match self.present.take() {
+            Some((On::Consumer, since)) => self.consumer += now.saturating_duration_since(since),
+            Some((On::Server, since)) => self.server += now.saturating_duration_since(since),
+            None => {}
+        }
+    }
+
+    /// For how long in all it waited for one of them, the present wait included.
+    pub(super) fn total(&self, on: On, now: Instant) -> Duration {
+        let earlier = match on {
+            On::Consumer => self.consumer,
+            On::Server => self.server,
+        };
+        let present = self.present.filter(|(present, _)| *present == on);
+        earlier + present.map_or(Duration::ZERO, |(_, since)| now.saturating_duration_since(since))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_add_up_each_on_its_own() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let total = |waits: &Waits, seconds| {
+            [On::Consumer, On::Server].map(|on| waits.total(on, at(seconds)).as_secs())
+        };
+        let mut waits = Waits::default();
+        waits.end(at(1));
+        waits.begin(On::Server, at(1));
+        waits.begin(On::Server, at(2));
+        assert_eq!(total(&waits, 4), [0, 3]);
+        waits.begin(On::Consumer, at(5));
+        assert_eq!(total(&waits, 7), [2, 4]);
+        waits.end(at(8));
+        assert_eq!(total(&waits, 99), [3, 4]);
+    }
+}
