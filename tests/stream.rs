@@ -609,7 +609,7 @@ async fn nothing_is_received_behind_a_pause() {
 #[tokio::test]
 async fn a_resume_while_the_queue_is_full_is_not_lost() {
     let (go, wait) = tokio::sync::oneshot::channel();
-    // The queue holds 64 chunks: here 128 rows, and three more wait before it.
+    // The queue holds a chunk for 4 KiB of memory: here 64, of 128 rows. Three more wait before it.
     let mut script = scripted::login();
     script.push(Step::ExpectQuery);
     script.push(Step::Send([scripted::begin_json(), scripted::row("1").repeat(131)].concat()));
@@ -617,7 +617,8 @@ async fn a_resume_while_the_queue_is_full_is_not_lost() {
     script.push(Step::Send([scripted::row("2"), scripted::complete(), scripted::ready()].concat()));
     let server = Scripted::start(vec![script]).await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();
-    let mut stream = client.query::<u8>("v").chunk_size(2).execute().await.unwrap();
+    let mut stream =
+        client.query::<u8>("v").chunk_size(2).max_memory(256 << 10).execute().await.unwrap();
     eventually("the queue is full", async || stream.stats().total_rows_received == 128).await;
     stream.pause().await.unwrap();
     stream.next().await.unwrap().unwrap();

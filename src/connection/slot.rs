@@ -4,6 +4,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::BytesMut;
 use tokio::{sync::Notify, time::sleep};
 use tracing::debug;
 
@@ -278,6 +279,8 @@ impl Lease {
     pub(crate) fn give_back(mut self, mut connection: Connection) {
         // From now on it may end unseen.
         connection.reused = true;
+        // What the last query needed, the next one need not.
+        connection.buffer = BytesMut::from(connection.buffer.as_ref());
         if let Some(slot) = self.slot.take() {
             let clean = connection.is_clean();
             slot.end_lease(Some(connection).filter(|_| clean));

@@ -29,10 +29,6 @@ use crate::{
     error::{Error, Result},
 };
 
-/// The most chunks that wait to be read. Memory is bounded by bytes; this bounds what is not
-/// counted there, when a server sends its rows one by one.
-const MAX_CHUNKS: usize = 64;
-
 #[derive(Debug)]
 pub(super) struct Channel {
     state: Mutex<State>,
@@ -43,6 +39,8 @@ pub(super) struct Channel {
     /// Wakes those who wait for the start, the pause, its end, or the clean-up.
     watchers: Notify,
     started_at: Instant,
+    /// The most chunks that wait to be read.
+    max_chunks: usize,
     /// Bytes at which the stream fails instead of waiting for its consumer.
     fail_at: Option<usize>,
 }
@@ -208,6 +206,7 @@ impl Channel {
             reader: Notify::new(),
             watchers: Notify::new(),
             started_at: called,
+            max_chunks: settings.max_chunks(),
             fail_at: settings.fail_at(),
         }
     }
@@ -261,14 +260,16 @@ impl Channel {
         self.watchers.notify_waiters();
     }
 
-    /// Asks to read the socket, when everything that was read has been handed over.
-    pub(super) fn permission(&self) -> Permission {
+    /// Asks to read the socket. In a pause whoever holds rows must hand them over first, and ask again.
+    pub(super) fn permission(&self, holds_rows: bool) -> Permission {
         let mut state = self.lock();
         if state.ended.is_some() {
             return Permission::Abandoned;
         }
         if state.gate.is_paused() {
-            self.rest(state);
+            if !holds_rows {
+                self.rest(state);
+            }
             return Permission::Paused;
         }
         state.reading = true;
@@ -322,7 +323,7 @@ impl Channel {
                 if state.ended.is_some() {
                     return Err(Interrupt::Abandoned);
                 }
-                if state.queue.len() < MAX_CHUNKS {
+                if state.queue.len() < self.max_chunks {
                     return Ok(self.take(state, make(), waited));
                 }
                 let mut state = state;
@@ -391,6 +392,7 @@ impl Channel {
                     return Ok(Arc::new(Block { size, channel: Arc::clone(self) }));
                 }
                 state.reader_waits = true;
+                state.chunk_size.record(Demand::Full);
                 self.rest(state);
             }
             self.reader.notified().await;
@@ -675,8 +677,8 @@ mod tests {
             at: 0,
             _block: Arc::clone(&block),
         };
-        for _ in 0..MAX_CHUNKS {
-            assert_eq!(channel.permission(), Permission::Granted);
+        for _ in 0..channel.max_chunks {
+            assert_eq!(channel.permission(false), Permission::Granted);
             assert!(pin!(channel.push(chunk)).as_mut().poll(&mut cx).is_ready());
         }
         let mut push = pin!(channel.push(chunk));
@@ -686,8 +688,9 @@ mod tests {
         let mut pause = pin!(channel.pause(None));
         assert!(pause.as_mut().poll(&mut cx).is_pending());
         assert!(push.as_mut().poll(&mut cx).is_ready());
-        assert!(pause.as_mut().poll(&mut cx).is_pending());
-        assert_eq!(channel.permission(), Permission::Paused);
+        assert_eq!(channel.permission(true), Permission::Paused);
+        assert!(pause.as_mut().poll(&mut cx).is_pending(), "it holds rows");
+        assert_eq!(channel.permission(false), Permission::Paused);
         assert!(pause.as_mut().poll(&mut cx).is_ready());
     }
 }

@@ -245,7 +245,7 @@ impl Reader {
     /// Reads some bytes. Rows that are already there do not wait for them.
     async fn fill(&mut self) -> Result<(), Interrupt> {
         loop {
-            match self.channel.permission() {
+            match self.channel.permission(self.run.rows > 0) {
                 Permission::Abandoned => return Err(Interrupt::Abandoned),
                 // What had changed may have been noticed while handing over.
                 Permission::Paused if self.run.rows > 0 => {

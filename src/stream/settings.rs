@@ -119,6 +119,13 @@ impl StreamSettings {
         Some(share(self.memory(), fail))
     }
 
+    /// The most chunks that wait to be read: one for every 4 KiB of memory. Memory is bounded by
+    /// bytes; this bounds what is not counted there, when a server sends its rows one by one. It sends
+    /// 8 KiB at a time otherwise.
+    pub(super) fn max_chunks(&self) -> usize {
+        (self.memory() / (4 << 10)).max(64)
+    }
+
     /// A quarter of the memory, so that the next read can begin while earlier ones wait.
     pub(super) fn read_size(&self) -> usize {
         (self.memory() / 4).clamp(MIN_READ, MAX_READ)

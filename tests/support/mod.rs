@@ -6,6 +6,7 @@
 pub mod certificates;
 pub mod cluster;
 pub mod daemon;
+pub mod events;
 pub mod proxy;
 pub mod scripted;
 
