@@ -80,6 +80,7 @@ mod config;
 mod connection;
 mod error;
 mod md5;
+pub mod metrics;
 mod protocol;
 mod query;
 mod scram;

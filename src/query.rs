@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::{
     connection::Slot,
     error::{Error, Result},
+    metrics::QueryLabels,
     protocol::frontend,
     sql::{Condition, Field, Filter, Order, OrderBy, Projection, Select, Statement, ToParam},
     stream::{FromJsonRow, Predicates, QueryStream, StreamSettings},
@@ -259,7 +260,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     pub async fn execute(self) -> Result<QueryStream<T>> {
         self.settings.check()?;
         let request = request(&self.select.rows()?)?;
-        QueryStream::open(&self.slot, request, self.settings, self.predicates).await
+        let labels = labels(&self.select, !self.predicates.is_empty());
+        QueryStream::open(&self.slot, request, self.settings, labels, self.predicates).await
     }
 
     /// Runs the query and collects its rows, whatever memory they take.
@@ -308,12 +310,17 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Dropping the future stops the query.
     pub async fn fetch_optional(mut self) -> Result<Option<T>> {
         // What Rust predicates let pass, the server does not know.
-        if self.predicates.is_empty() {
+        let is_limited = self.predicates.is_empty();
+        if is_limited {
             self.select.limit = Some(self.select.limit.unwrap_or(1).min(1));
         }
         let mut stream = self.execute().await?;
         let row = next(&mut stream).await.transpose()?;
-        if !stream.has_ended() {
+        if is_limited {
+            while let Some(more) = next(&mut stream).await {
+                more?;
+            }
+        } else if !stream.has_ended() {
             stream.cancel().await?;
         }
         Ok(row)
@@ -378,8 +385,10 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     async fn ask<A: FromJsonRow>(&self, statement: &Statement) -> Result<A> {
         let request = request(statement)?;
         self.settings.check()?;
+        let labels = labels(&self.select, false);
+        let predicates = Predicates::default();
         let mut stream =
-            QueryStream::open(&self.slot, request, self.settings, Predicates::default()).await?;
+            QueryStream::open(&self.slot, request, self.settings, labels, predicates).await?;
         let answer = next(&mut stream).await;
         // To its end, so that the connection is free at once.
         while next(&mut stream).await.is_some() {}
@@ -390,6 +399,17 @@ impl<T: FromJsonRow> QueryBuilder<T> {
 /// The next item of a stream.
 async fn next<S: Stream + Unpin>(stream: &mut S) -> Option<S::Item> {
     std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_next(cx)).await
+}
+
+fn labels(select: &Select, has_where_rust: bool) -> QueryLabels<'_> {
+    let has = |sql: bool| select.conditions.iter().any(|c| matches!(c, Condition::Sql(_)) == sql);
+    QueryLabels {
+        entity: &select.entity,
+        has_where_sql: has(true),
+        has_filter: has(false),
+        has_where_rust,
+        has_order_by: !select.order.is_empty(),
+    }
 }
 
 fn request(statement: &Statement) -> Result<Vec<u8>> {

@@ -27,6 +27,7 @@ use super::{
 use crate::{
     connection::{StreamGuard, TARGET},
     error::{Error, Result},
+    metrics::{ChunkSeen, QueryMetrics},
 };
 
 #[derive(Debug)]
@@ -38,6 +39,7 @@ pub(super) struct Channel {
     reader: Notify,
     /// Wakes those who wait for the start, the pause, its end, or the clean-up.
     watchers: Notify,
+    pub(super) metrics: Arc<QueryMetrics>,
     started_at: Instant,
     /// The most chunks that wait to be read.
     max_chunks: usize,
@@ -52,6 +54,8 @@ struct State {
     gate: Gate,
     chunk_size: ChunkSize,
     waits: Waits,
+    /// Those that were over when the last chunk was handed over: for the consumer, for the server.
+    earlier_waits: (Duration, Duration),
     /// The columns are right. An error that follows is an item of the stream, behind its rows, and
     /// no failure to start.
     started: bool,
@@ -122,6 +126,13 @@ pub(super) struct Consumed {
     pub(super) bytes: Count,
 }
 
+impl Consumed {
+    fn volume(&self) -> Volume {
+        let rows = self.yielded.get() + self.filtered.get() + self.failed.get();
+        Volume { rows, bytes: self.bytes.get() }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Count(AtomicU64);
 
@@ -172,16 +183,18 @@ impl Drop for Block {
         let mut state = self.channel.lock();
         state.budget.give(self.size);
         self.channel.wake_waiting_reader(state);
+        self.channel.metrics.memory_given(self.size);
     }
 }
 
 impl Channel {
-    /// `called` is when the query was executed.
-    pub(super) fn new(settings: &StreamSettings, guard: StreamGuard, called: Instant) -> Self {
-        Self::with_guard(settings, Some(guard), called)
-    }
-
-    fn with_guard(settings: &StreamSettings, guard: Option<StreamGuard>, called: Instant) -> Self {
+    /// `called` is when the query was executed. Tests have no guard.
+    pub(super) fn new(
+        settings: &StreamSettings,
+        guard: Option<StreamGuard>,
+        metrics: Arc<QueryMetrics>,
+        called: Instant,
+    ) -> Self {
         let mut gate = Gate::default();
         gate.set_timeout(settings.pause_timeout);
         Self {
@@ -191,6 +204,7 @@ impl Channel {
                 gate,
                 chunk_size: settings.chunk_size(),
                 waits: Waits::default(),
+                earlier_waits: Default::default(),
                 started: false,
                 end: End::Open,
                 reading: false,
@@ -205,13 +219,14 @@ impl Channel {
             consumed: Consumed::default(),
             reader: Notify::new(),
             watchers: Notify::new(),
+            metrics,
             started_at: called,
             max_chunks: settings.max_chunks(),
             fail_at: settings.fail_at(),
         }
     }
 
-    /// No user's code runs under the lock, and no chunk is dropped under it: a chunk's memory is
+    /// No user's code runs under the lock, a recorder of metrics included, and no chunk is dropped under it: a chunk's memory is
     /// given back under the lock too.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -353,12 +368,30 @@ impl Channel {
             (false, Some(_)) => Demand::Empty,
             (false, None) => Demand::Between,
         };
+        let before = state.chunk_size.next();
         state.chunk_size.record(demand);
-        state.received.add(&chunk);
-        state.queue.push_back(chunk);
         let next = state.chunk_size.next();
+        let waits = state.waits.over();
+        let earlier = mem::replace(&mut state.earlier_waits, waits);
+        let seen = ChunkSeen {
+            rows: chunk.rows as u64,
+            bytes: chunk.value_bytes as u64,
+            waited_for_consumer: waits.0.saturating_sub(earlier.0),
+            waited_for_server: waits.1.saturating_sub(earlier.1),
+            occupancy: state.budget.held() as f64 / state.budget.limit() as f64,
+        };
+        let is_first = state.received.add(&chunk);
+        state.queue.push_back(chunk);
         let waker = state.consumer.take();
         drop(state);
+        if let Some(at) = is_first {
+            self.metrics.first_row(at.saturating_duration_since(self.started_at));
+        }
+        self.metrics.chunk(&seen);
+        if next != before {
+            self.metrics.chunk_size_adjusted(next > before);
+            self.metrics.chunk_size(next);
+        }
         wake(waker);
         next
     }
@@ -386,7 +419,9 @@ impl Channel {
                     let (held, limit) = (state.budget.held(), state.budget.limit());
                     state.waits.end(now());
                     drop(state);
+                    self.metrics.memory_taken(size);
                     if crossed {
+                        self.metrics.soft_limit_crossed();
                         warn!(target: TARGET, held, limit, "a stream holds more than its soft limit");
                     }
                     return Ok(Arc::new(Block { size, channel: Arc::clone(self) }));
@@ -450,23 +485,26 @@ impl Channel {
     ///
     /// [`Error::InvalidState`]: the stream has ended.
     pub(super) async fn pause(&self, reason: Option<&str>) -> Result<()> {
-        let reason: Option<Arc<str>> = reason.map(Into::into);
+        {
+            let mut state = self.lock();
+            if state.ended.is_some() {
+                return Err(Error::InvalidState { message: "pause() on a stream that has ended" });
+            }
+            let now = now();
+            if state.gate.pause(reason.map(Into::into), now) {
+                state.waits.end(now);
+                drop(state);
+                debug!(target: TARGET, reason, "paused a stream");
+                self.metrics.paused(reason);
+                self.watchers.notify_waiters();
+            }
+        }
         loop {
             let stopped = self.watchers.notified();
             {
-                let mut state = self.lock();
-                if state.ended.is_some() {
-                    return Err(Error::InvalidState {
-                        message: "pause() on a stream that has ended",
-                    });
-                }
-                let now = now();
-                if state.gate.pause(reason.clone(), now) {
-                    state.waits.end(now);
-                    self.watchers.notify_waiters();
-                    debug!(target: TARGET, reason = reason.as_deref(), "paused a stream");
-                }
-                if !state.reading {
+                let state = self.lock();
+                // Resumed meanwhile, or ended: then there is nothing to wait for.
+                if !state.reading || !state.gate.is_paused() || state.ended.is_some() {
                     return Ok(());
                 }
             }
@@ -495,12 +533,13 @@ impl Channel {
         }
     }
 
-    fn go_on(&self, mut state: MutexGuard<'_, State>, cause: &str) {
+    fn go_on(&self, mut state: MutexGuard<'_, State>, cause: &'static str) {
         let Some(lasted) = state.gate.resume(now()) else { return };
         // The end may have been waiting behind the pause.
         let waker = state.consumer.take();
         drop(state);
         debug!(target: TARGET, cause, ?lasted, "resumed a stream");
+        self.metrics.resumed(Some(cause), lasted);
         self.reader.notify_one();
         self.watchers.notify_waiters();
         wake(waker);
@@ -512,22 +551,43 @@ impl Channel {
     }
 
     /// Ends the stream: the query is stopped if it still runs, and the connection cleaned up. The
-    /// first end counts. `by_stream`: it holds no row any more.
-    pub(super) fn end(&self, how: StreamState, by_stream: bool) {
-        let unread = {
+    /// first end counts, and whether this is it is returned. `by_stream`: it holds no row any more.
+    pub(super) fn end(&self, how: StreamState, by_stream: bool) -> bool {
+        let (queue, guard, waker, pause, is_first) = {
             let mut state = self.lock();
             let state = &mut *state;
+            let mut pause = None;
+            let is_first = state.ended.is_none();
             match &mut state.ended {
                 Some(ended) => ended.by_stream |= by_stream,
-                None => state.ended = Some(Ended { state: how, at: now(), by_stream }),
+                None => {
+                    let at = now();
+                    state.ended = Some(Ended { state: how, at, by_stream });
+                    pause = state.gate.resume(at);
+                    state.waits.end(at);
+                }
             }
-            (mem::take(&mut state.queue), state.guard.take(), state.consumer.take())
+            (
+                mem::take(&mut state.queue),
+                state.guard.take(),
+                state.consumer.take(),
+                pause,
+                is_first,
+            )
         };
-        let (queue, guard, waker) = unread;
+        let (rows, bytes) = queue.iter().fold((0, 0), |(rows, bytes), chunk| {
+            (rows + chunk.rows as u64, bytes + chunk.value_bytes as u64)
+        });
         drop((queue, guard));
+        self.metrics.taken(rows, bytes);
+        self.metrics.discarded(rows);
+        if let Some(lasted) = pause {
+            self.metrics.resumed(None, lasted);
+        }
         self.reader.notify_one();
         self.watchers.notify_waiters();
         wake(waker);
+        is_first
     }
 
     /// Waits until the connection is clean or gone, and returns which; only the first to ask hears
@@ -542,9 +602,16 @@ impl Channel {
         }
     }
 
+    /// Rows and their bytes that the stream has in its hands.
+    pub(super) fn in_hand(&self) -> (u64, u64) {
+        let handed = self.lock().handed;
+        let consumed = self.consumed.volume();
+        (handed.rows.saturating_sub(consumed.rows), handed.bytes.saturating_sub(consumed.bytes))
+    }
+
     pub(super) fn stats(&self) -> StreamStats {
         let Consumed { yielded, filtered, failed, bytes } = &self.consumed;
-        // Before what was received: so it is never more.
+        // Before what was received: so it is never more. And each once, so that they add up.
         let (yielded, filtered, failed) = (yielded.get(), filtered.get(), failed.get());
         let consumed = Volume { rows: yielded + filtered + failed, bytes: bytes.get() };
         let state = self.lock();
@@ -622,10 +689,13 @@ impl Channel {
 }
 
 impl Received {
-    fn add(&mut self, chunk: &Chunk) {
-        self.first_row.get_or_insert_with(now);
+    /// Returns when it was, if this is the first one.
+    fn add(&mut self, chunk: &Chunk) -> Option<Instant> {
+        let is_first = self.first_row.is_none();
+        let at = *self.first_row.get_or_insert_with(now);
         self.volume.add(chunk);
         self.chunks += 1;
+        is_first.then_some(at)
     }
 }
 
@@ -661,13 +731,15 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::metrics::QueryLabels;
 
     /// The reader waits for room with rows in its hands; room is made, and before it runs, the stream
     /// is paused.
     #[test]
     fn a_pause_waits_for_a_reader_that_has_been_woken_but_not_run() {
         let mut cx = Context::from_waker(Waker::noop());
-        let channel = Arc::new(Channel::with_guard(&StreamSettings::default(), None, now()));
+        let metrics = Arc::new(QueryMetrics::begin(QueryLabels::default()));
+        let channel = Arc::new(Channel::new(&StreamSettings::default(), None, metrics, now()));
         let mut reserved = pin!(channel.reserve(1000));
         let Poll::Ready(Ok(block)) = reserved.as_mut().poll(&mut cx) else { panic!() };
         let chunk = || Chunk {

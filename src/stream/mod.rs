@@ -8,6 +8,7 @@ mod chunk_size;
 mod control;
 mod deadline;
 mod gate;
+mod owner;
 mod reader;
 mod row;
 mod settings;
@@ -32,8 +33,9 @@ use tokio::task::coop;
 pub(crate) use self::settings::StreamSettings;
 use self::{
     body::{Body, Format},
-    channel::{Channel, now},
+    channel::now,
     chunk::Chunk,
+    owner::Owner,
     row::Row,
 };
 pub use self::{
@@ -44,8 +46,12 @@ pub use self::{
 };
 use crate::{
     connection::Slot,
-    error::{Error, Result},
+    error::Result,
+    metrics::{Outcome, QueryLabels},
 };
+
+#[cfg(doc)]
+use crate::error::Error;
 
 /// Conditions in Rust, all of which must hold.
 pub(crate) struct Predicates<T> {
@@ -94,6 +100,8 @@ pub struct QueryStream<T> {
     owner: Owner,
     /// The rows that are being read.
     chunk: Option<Chunk>,
+    /// How many they were, until the first is timed.
+    untimed: Option<usize>,
     /// Which row of the result was the last one taken.
     row: u64,
     predicates: Predicates<T>,
@@ -109,26 +117,11 @@ impl<T: FromJsonRow> QueryStream<T> {
         slot: &Arc<Slot>,
         request: Vec<u8>,
         settings: StreamSettings,
+        labels: QueryLabels<'_>,
         predicates: Predicates<T>,
     ) -> Result<Self> {
-        let request = Bytes::from(request);
-        let called = now();
-        let deadlines = settings.deadlines(called);
-        let mut replaced = false;
-        loop {
-            let (guard, lease, connection) = deadlines.bound(slot.acquire()).await?;
-            let channel = Arc::new(Channel::new(&settings, guard, called));
-            // From here on, whatever happens to this future or the stream, the task is told.
-            let owner = Owner { channel: Arc::clone(&channel), ended: false };
-            reader::spawn(connection, channel, settings, deadlines, request.clone(), lease);
-            match owner.channel.started().await {
-                Ok(()) => {
-                    return Ok(Self { owner, chunk: None, row: 0, predicates, rows: PhantomData });
-                }
-                Err(e) if e.stale && !replaced => replaced = true,
-                Err(e) => return Err(e.error),
-            }
-        }
+        let owner = Owner::open(slot, request.into(), settings, labels).await?;
+        Ok(Self { owner, chunk: None, untimed: None, row: 0, predicates, rows: PhantomData })
     }
 
     /// Stops reading from the server; resolves when nothing is read any more.
@@ -265,32 +258,44 @@ impl<T: FromJsonRow> QueryStream<T> {
     /// Ends the stream, without waiting for what that entails.
     fn stop(&mut self) {
         self.chunk = None;
-        self.owner.end(StreamState::Cancelled);
+        self.owner.end(Outcome::Cancelled);
     }
 
     /// The next row of the present chunk that no predicate rejects.
     fn next_buffered(&mut self) -> Option<Result<T>> {
         let chunk = self.chunk.as_mut()?;
-        let consumed = &self.owner.channel.consumed;
+        let owner = &mut self.owner;
+        let Predicates { on_documents, on_rows } = &self.predicates;
         while let Some(row) = chunk.next_row(self.row + 1) {
             self.row += 1;
-            consumed.bytes.add(row.value_bytes());
-            let decoded = match is_wanted(&row, &self.predicates.on_documents) {
+            let channel = &owner.channel;
+            channel.consumed.bytes.add(row.value_bytes());
+            // One row of a chunk stands for all: looks at the clock cost as much as a small row.
+            let timed = self.untimed.take().map(|rows| (rows, now()));
+            let wanted = is_wanted(&row, on_documents);
+            let asked = timed.map(|_| now());
+            let decoded = match wanted {
                 Ok(true) => T::from_row(&row),
                 Ok(false) => {
-                    consumed.filtered.add(1);
+                    channel.consumed.filtered.add(1);
                     continue;
                 }
                 Err(e) => Err(e),
             };
-            let rejects = |row: &T| self.predicates.on_rows.iter().any(|accepts| !accepts(row));
-            if decoded.as_ref().is_ok_and(rejects) {
-                consumed.filtered.add(1);
-                continue;
+            if let (Some((rows, began)), Some(asked)) = (timed, asked) {
+                let filtering = (!on_documents.is_empty()).then(|| asked - began);
+                owner.timed(rows, now() - asked, filtering);
             }
             match &decoded {
-                Ok(_) => consumed.yielded.add(1),
-                Err(_) => consumed.failed.add(1),
+                Ok(row) => {
+                    owner.deserialized += 1;
+                    if !on_rows.iter().all(|accepts| accepts(row)) {
+                        owner.channel.consumed.filtered.add(1);
+                        continue;
+                    }
+                    owner.channel.consumed.yielded.add(1);
+                }
+                Err(e) => owner.row_failed(e),
             }
             return Some(decoded);
         }
@@ -356,7 +361,7 @@ impl<T: FromJsonRow> QueryStream<T> {
                 }
                 Ok(false) => consumed.filtered.add(1),
                 Err(e) => {
-                    consumed.failed.add(1);
+                    self.owner.row_failed(&e);
                     return Some(Err(e));
                 }
             }
@@ -367,6 +372,7 @@ impl<T: FromJsonRow> QueryStream<T> {
     /// Makes the next chunk the present one.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<()>>> {
         self.chunk = None;
+        self.owner.chunk_done();
         if self.owner.ended {
             return Poll::Ready(None);
         }
@@ -376,19 +382,17 @@ impl<T: FromJsonRow> QueryStream<T> {
         coop.made_progress();
         Poll::Ready(match next {
             Some(Ok(chunk)) => {
+                self.owner.chunk_taken();
+                self.untimed = Some(chunk.rows);
                 self.chunk = Some(chunk);
                 Some(Ok(()))
             }
             Some(Err(error)) => {
-                let cancelled = matches!(error, Error::Cancelled);
-                self.owner.end(match cancelled {
-                    true => StreamState::Cancelled,
-                    false => StreamState::Failed,
-                });
+                self.owner.fail(&error);
                 Some(Err(error))
             }
             None => {
-                self.owner.end(StreamState::Completed);
+                self.owner.end(Outcome::Success);
                 None
             }
         })
@@ -451,28 +455,5 @@ impl<T> fmt::Debug for QueryStream<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stats = self.owner.channel.stats();
         f.debug_struct("QueryStream").field("stats", &stats).finish_non_exhaustive()
-    }
-}
-
-/// The stream's end of the channel. Dropped before the end of the rows, it stops the query.
-struct Owner {
-    channel: Arc<Channel>,
-    /// The end, or the error that is the end, has been read.
-    ended: bool,
-}
-
-impl Owner {
-    /// Ends the stream, which has no rows in its hands any more; the first end counts.
-    fn end(&mut self, state: StreamState) {
-        if !self.ended {
-            self.ended = true;
-            self.channel.end(state, true);
-        }
-    }
-}
-
-impl Drop for Owner {
-    fn drop(&mut self) {
-        self.end(StreamState::Cancelled);
     }
 }

@@ -32,6 +32,11 @@ impl Waits {
         }
     }
 
+    /// For how long it waited in all for the consumer and for the server, without the present wait.
+    pub(super) fn over(&self) -> (Duration, Duration) {
+        (self.consumer, self.server)
+    }
+
     /// For how long in all it waited for one of them, the present wait included.
     pub(super) fn total(&self, on: On, now: Instant) -> Duration {
         let earlier = match on {

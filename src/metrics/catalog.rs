@@ -1,0 +1,103 @@
+use super::{Metric, MetricKind};
+
+macro_rules! catalog {
+    ($($constant:ident $name:literal $kind:ident $unit:literal [$($label:literal),*] $help:literal;)*) => {
+        $(
+            #[doc = $help]
+            pub const $constant: &str = concat!("fraiseql_wire_", $name);
+        )*
+
+        /// Every metric of the crate.
+        pub const CATALOG: &[Metric] = &[$(Metric {
+            name: $constant,
+            kind: MetricKind::$kind,
+            unit: $unit,
+            labels: &[$($label),*],
+            help: $help,
+        }),*];
+    };
+}
+
+catalog! {
+    QUERIES_TOTAL "queries_total" Counter "queries"
+        ["entity", "has_where_sql", "has_filter", "has_where_rust", "has_order_by"]
+        "Queries that were executed.";
+    QUERY_SUCCESS_TOTAL "query_success_total" Counter "queries" ["entity"]
+        "Queries whose last row was delivered.";
+    QUERY_ERROR_TOTAL "query_error_total" Counter "queries" ["entity", "category"]
+        "Queries that failed, before or after their first row.";
+    QUERY_CANCELLED_TOTAL "query_cancelled_total" Counter "queries" ["entity", "cause"]
+        "Queries that were stopped: by a drop, by a cancel, or by a timeout, which is an error too.";
+    QUERY_COMPLETED_TOTAL "query_completed_total" Counter "queries" ["entity", "status"]
+        "Queries that are over, each once, by success, error, or cancelled.";
+    ROWS_RECEIVED_TOTAL "rows_received_total" Counter "rows" ["entity"]
+        "Rows that came from the server.";
+    ROWS_YIELDED_TOTAL "rows_yielded_total" Counter "rows" ["entity"]
+        "Rows that were delivered.";
+    ROWS_FILTERED_TOTAL "rows_filtered_total" Counter "rows" ["entity"]
+        "Rows that a Rust predicate rejected.";
+    ROWS_DISCARDED_TOTAL "rows_discarded_total" Counter "rows" ["entity"]
+        "Rows that nobody read, because their query was stopped.";
+    ROWS_DESERIALIZED_TOTAL "rows_deserialized_total" Counter "rows" ["entity"]
+        "Rows that were decoded into the type asked for.";
+    ROWS_DESERIALIZATION_FAILED_TOTAL "rows_deserialization_failed_total" Counter "rows"
+        ["entity", "reason"]
+        "Rows that could not be decoded: by syntax, data, eof, or utf8.";
+    JSON_PARSE_ERRORS_TOTAL "json_parse_errors_total" Counter "rows" ["entity"]
+        "Rows that are not JSON.";
+    BYTES_RECEIVED_TOTAL "bytes_received_total" Counter "bytes" ["entity"]
+        "Bytes of JSON in the rows that came.";
+    MEMORY_LIMIT_EXCEEDED_TOTAL "memory_limit_exceeded_total" Counter "queries" ["entity"]
+        "Queries that ended at their memory limit.";
+    MEMORY_SOFT_LIMIT_WARNED_TOTAL "memory_soft_limit_warned_total" Counter "crossings" ["entity"]
+        "Crossings of a soft memory limit.";
+    ADAPTIVE_CHUNK_ADJUSTED_TOTAL "adaptive_chunk_adjusted_total" Counter "changes"
+        ["entity", "direction"]
+        "Changes of an adaptive chunk size, up or down.";
+    STREAM_PAUSED_TOTAL "stream_paused_total" Counter "pauses" ["entity", "reason"]
+        "Pauses that began; the reason is empty where none was given.";
+    STREAM_RESUMED_TOTAL "stream_resumed_total" Counter "pauses" ["entity", "cause"]
+        "Pauses that ended by resume or by timeout.";
+    STREAM_PAUSE_TIMEOUT_EXPIRED_TOTAL "stream_pause_timeout_expired_total" Counter "pauses"
+        ["entity"]
+        "Pauses that lasted longer than they may.";
+    QUERY_STARTUP_DURATION_SECONDS "query_startup_duration_seconds" Histogram "seconds" ["entity"]
+        "From execute() to the server's first answer.";
+    TIME_TO_FIRST_ROW_SECONDS "time_to_first_row_seconds" Histogram "seconds" ["entity"]
+        "From execute() to the arrival of the first row.";
+    QUERY_DURATION_SECONDS "query_duration_seconds" Histogram "seconds" ["entity", "status"]
+        "From execute() to the end, as the consumer saw it.";
+    QUERY_ROWS "query_rows" Histogram "rows" ["entity"]
+        "Rows received by a query.";
+    QUERY_BYTES "query_bytes" Histogram "bytes" ["entity"]
+        "Bytes of JSON received by a query.";
+    CHUNK_ROWS "chunk_rows" Histogram "rows" ["entity"]
+        "Rows in a chunk.";
+    CHUNK_BYTES "chunk_bytes" Histogram "bytes" ["entity"]
+        "Bytes of JSON in a chunk.";
+    CHUNK_PROCESSING_DURATION_SECONDS "chunk_processing_duration_seconds" Histogram "seconds"
+        ["entity"]
+        "The consumer's time with a chunk, from taking it to asking for the next.";
+    JSON_DECODE_DURATION_SECONDS "json_decode_duration_seconds" Histogram "seconds" ["entity"]
+        "Decoding the rows of a chunk: that of one of them, times their number.";
+    FILTER_DURATION_SECONDS "filter_duration_seconds" Histogram "seconds" ["entity"]
+        "Asking Rust predicates about the rows of a chunk: about one of them, times their number.";
+    CHANNEL_SEND_WAIT_SECONDS "channel_send_wait_seconds" Histogram "seconds" ["entity"]
+        "For how long the consumer held the reader up, per chunk.";
+    SOCKET_WAIT_SECONDS "socket_wait_seconds" Histogram "seconds" ["entity"]
+        "For how long the reader waited for the server, per chunk.";
+    CHANNEL_OCCUPANCY_RATIO "channel_occupancy_ratio" Histogram "ratio" ["entity"]
+        "Memory held of that allowed, when a chunk was handed over.";
+    STREAM_PAUSE_DURATION_SECONDS "stream_pause_duration_seconds" Histogram "seconds" ["entity"]
+        "How long pauses lasted.";
+    STREAMS_ACTIVE "streams_active" Gauge "streams" ["entity"]
+        "Streams that are alive.";
+    STREAM_BUFFERED_ROWS "stream_buffered_rows" Gauge "rows" ["entity"]
+        "Rows received and not yet read, of all streams together.";
+    STREAM_BUFFERED_BYTES "stream_buffered_bytes" Gauge "bytes" ["entity"]
+        "Bytes of JSON received and not yet read, of all streams together.";
+    CHUNK_SIZE_ROWS "chunk_size_rows" Gauge "rows" ["entity"]
+        "The most rows in a chunk, of the stream that last began or changed it.";
+    READ_BUFFER_BYTES "read_buffer_bytes" Gauge "bytes" []
+        "Memory that streams hold, read buffers and rows not yet read, of all together.";
+}

@@ -1,0 +1,220 @@
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+
+use super::{
+    channel::{Channel, now},
+    reader,
+    settings::StreamSettings,
+    stats::StreamState,
+};
+use crate::{
+    connection::Slot,
+    error::{Error, Result},
+    metrics::{Outcome, QueryLabels, QueryMetrics},
+};
+
+/// The stream's end of the channel. Dropped before the end of the rows, it stops the query.
+pub(super) struct Owner {
+    pub(super) channel: Arc<Channel>,
+    called: Instant,
+    /// The columns were right, and the stream is the user's.
+    started: bool,
+    /// The end, or the error that is the end, has been read.
+    pub(super) ended: bool,
+    /// Rows that were decoded.
+    pub(super) deserialized: u64,
+    /// When the present chunk was taken.
+    chunk_since: Option<Instant>,
+    flushed: Flushed,
+}
+
+/// What metrics have been told.
+#[derive(Default)]
+struct Flushed {
+    yielded: u64,
+    filtered: u64,
+    failed: u64,
+    bytes: u64,
+    deserialized: u64,
+}
+
+impl Owner {
+    /// Runs the request on the slot's connection, up to where the first row can come.
+    ///
+    /// A connection that turns out to have ended while it was idle is replaced, once. Dropping the
+    /// future stops the query.
+    pub(super) async fn open(
+        slot: &Arc<Slot>,
+        request: Bytes,
+        settings: StreamSettings,
+        labels: QueryLabels<'_>,
+    ) -> Result<Self> {
+        let called = now();
+        let metrics = Arc::new(QueryMetrics::begin(labels));
+        let mut opening = Opening { metrics: Some(Arc::clone(&metrics)), called };
+        let deadlines = settings.deadlines(called);
+        let mut replaced = false;
+        let result = loop {
+            let (guard, lease, connection) = match deadlines.bound(slot.acquire()).await {
+                Ok(acquired) => acquired,
+                Err(e) => break Err(e),
+            };
+            let channel = Channel::new(&settings, Some(guard), Arc::clone(&metrics), called);
+            // From here on, whatever happens to this future or the stream, the task is told.
+            let mut owner = Self::new(Arc::new(channel), called);
+            let channel = Arc::clone(&owner.channel);
+            reader::spawn(connection, channel, settings, deadlines, request.clone(), lease);
+            match owner.channel.started().await {
+                Ok(()) => {
+                    owner.started = true;
+                    break Ok(owner);
+                }
+                Err(e) if e.stale && !replaced => replaced = true,
+                Err(e) => break Err(e.error),
+            }
+        };
+        // From here on it ends with the stream, or has ended with this error.
+        opening.metrics = None;
+        match &result {
+            Ok(_) => {
+                metrics.started(now().saturating_duration_since(called));
+                metrics.chunk_size(settings.chunk_size().next());
+            }
+            Err(e) => {
+                metrics.over(outcome(e), now().saturating_duration_since(called), 0, 0);
+            }
+        }
+        result
+    }
+
+    fn new(channel: Arc<Channel>, called: Instant) -> Self {
+        Self {
+            channel,
+            called,
+            started: false,
+            ended: false,
+            deserialized: 0,
+            chunk_since: None,
+            flushed: Flushed::default(),
+        }
+    }
+
+    /// A chunk has been taken out of the channel.
+    pub(super) fn chunk_taken(&mut self) {
+        self.chunk_since = Some(now());
+    }
+
+    /// The rows of the present chunk are done with: tells metrics what became of them.
+    pub(super) fn chunk_done(&mut self) {
+        let Some(since) = self.chunk_since.take() else { return };
+        let metrics = &self.channel.metrics;
+        metrics.chunk_processed(now().saturating_duration_since(since));
+        let consumed = &self.channel.consumed;
+        let seen = Flushed {
+            yielded: consumed.yielded.get(),
+            filtered: consumed.filtered.get(),
+            failed: consumed.failed.get(),
+            bytes: consumed.bytes.get(),
+            deserialized: self.deserialized,
+        };
+        let was = &self.flushed;
+        let (yielded, filtered) = (seen.yielded - was.yielded, seen.filtered - was.filtered);
+        metrics.rows(yielded, filtered, seen.deserialized - was.deserialized);
+        metrics.taken(yielded + filtered + seen.failed - was.failed, seen.bytes - was.bytes);
+        self.flushed = seen;
+    }
+
+    /// What decoding one row, and asking predicates about it, took: it stands for a chunk of `rows`.
+    pub(super) fn timed(&self, rows: usize, decoding: Duration, filtering: Option<Duration>) {
+        let rows = u32::try_from(rows).unwrap_or(u32::MAX);
+        self.channel.metrics.decoded(decoding.saturating_mul(rows));
+        if let Some(filtering) = filtering {
+            self.channel.metrics.filtered(filtering.saturating_mul(rows));
+        }
+    }
+
+    /// A row does not decode, or predicates cannot be asked about it.
+    pub(super) fn row_failed(&self, error: &Error) {
+        self.channel.consumed.failed.add(1);
+        self.channel.metrics.row_failed(row_failure(error));
+    }
+
+    /// An error has come out of the channel, which is the end.
+    pub(super) fn fail(&mut self, error: &Error) {
+        self.end(outcome(error));
+    }
+
+    /// Ends the stream, which has no rows in its hands any more; the first end counts.
+    pub(super) fn end(&mut self, how: Outcome) {
+        if self.ended {
+            return;
+        }
+        self.ended = true;
+        self.chunk_done();
+        let (rows, bytes) = self.channel.in_hand();
+        let state = match how {
+            Outcome::Success => StreamState::Completed,
+            Outcome::Failed { .. } => StreamState::Failed,
+            Outcome::Dropped | Outcome::Cancelled => StreamState::Cancelled,
+        };
+        let is_first = self.channel.end(state, true);
+        if self.started {
+            let metrics = &self.channel.metrics;
+            metrics.taken(rows, bytes);
+            metrics.discarded(rows);
+            metrics.stopped();
+            let stats = self.channel.stats();
+            let elapsed = now().saturating_duration_since(self.called);
+            // A handle that ended it before did so by cancelling.
+            let how = if is_first { how } else { Outcome::Cancelled };
+            metrics.over(how, elapsed, stats.total_rows_received, stats.total_bytes_received);
+        }
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.end(Outcome::Dropped);
+    }
+}
+
+/// A query that has no stream yet. Dropped then, it is over.
+struct Opening {
+    metrics: Option<Arc<QueryMetrics>>,
+    called: Instant,
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Some(metrics) = self.metrics.take() {
+            metrics.over(Outcome::Dropped, now().saturating_duration_since(self.called), 0, 0);
+        }
+    }
+}
+
+fn outcome(error: &Error) -> Outcome {
+    match error {
+        Error::Cancelled => Outcome::Cancelled,
+        error => Outcome::Failed {
+            category: error.category().as_str(),
+            by_timeout: matches!(error, Error::Timeout { .. }),
+            by_memory: matches!(error, Error::MemoryLimitExceeded { .. }),
+        },
+    }
+}
+
+/// Why a row failed, as a label.
+fn row_failure(error: &Error) -> &'static str {
+    match error {
+        Error::JsonDecode { source, .. } => match source.downcast_ref::<serde_json::Error>() {
+            Some(e) if e.is_eof() => "eof",
+            Some(_) => "syntax",
+            None => "utf8",
+        },
+        _ => "data",
+    }
+}
