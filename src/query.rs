@@ -88,7 +88,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Adds a condition in Rust on the document; several must all hold. Rows that do not meet them
     /// are skipped by the stream, after they were sent.
     ///
-    /// The document is decoded a second time for it, into a [`Value`]. A document of which there is no
+    /// The document is read into a [`Value`] for it, and `T` is made of that: of keys that are repeated
+    /// (which `json` allows and `jsonb` does not) both see the last. A document of which there is no
     /// `Value` (a number beyond `f64`) is a row error. A predicate that panics does so in whoever polls
     /// the stream; the client can be used afterwards.
     pub fn where_rust(mut self, predicate: impl Fn(&Value) -> bool + Send + 'static) -> Self {

@@ -521,3 +521,34 @@ async fn values_of_other_crates_arrive_unchanged() {
         json!("2026-02-28 23:59:59.000001+00")
     );
 }
+
+/// A row that was read for a predicate decodes as it would without one, and fails as it would.
+#[tokio::test]
+async fn a_predicate_does_not_change_what_a_row_decodes_to() {
+    #[derive(Debug, Deserialize)]
+    struct Exact {
+        id: i128,
+        part: Box<serde_json::value::RawValue>,
+        name: Option<String>,
+    }
+    let id = i128::MAX;
+    sql(&format!(
+        r#"create view v_exact as select * from (values
+           ('{{"id":{id},"part":{{"b": 1.10,  "a":[]}},"name":"\u00e9"}}'::json),
+           ('{{"id":1,"part":null,"name":[7]}}')) t(data)"#
+    ))
+    .await;
+    let client = client().await;
+    for asked in [false, true] {
+        let query = client.query::<Exact>("v_exact");
+        let query = if asked { query.where_rust(|row| row["id"].is_number()) } else { query };
+        let mut rows = query.execute().await.unwrap();
+        let row = rows.next().await.unwrap().unwrap();
+        assert_eq!((row.id, row.part.get()), (id, r#"{"b": 1.10,  "a":[]}"#));
+        assert_eq!(row.name.as_deref(), Some("é"));
+        let error = rows.next().await.unwrap().unwrap_err();
+        let Error::Deserialization { row: 2, path, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(path, "name");
+        assert!(rows.next().await.is_none());
+    }
+}

@@ -345,6 +345,45 @@ async fn the_bounds_of_a_clean_up_can_be_set() {
     client.ping().await.unwrap();
 }
 
+/// While the cancel request is on its way, nothing is read: else the server would work on, and might
+/// send more than may be drained.
+#[tokio::test]
+async fn nothing_is_drained_before_the_server_has_the_cancel_request() {
+    const FLOOD: usize = 64 << 20;
+    let (begun, wait) = tokio::sync::oneshot::channel();
+    let (blocked, is_blocked) = tokio::sync::oneshot::channel();
+    let mut session = scripted::login();
+    session.push(Step::ExpectQuery);
+    session.push(Step::Send([scripted::begin_json(), scripted::row("1")].concat()));
+    session.push(Step::Wait(wait));
+    session.push(Step::Flood(scripted::row(&"1".repeat(1 << 20)), FLOOD, blocked));
+    session.push(Step::Send(
+        [scripted::error("ERROR", "57014", "canceling"), scripted::ready()].concat(),
+    ));
+    session.push(Step::Silence);
+    let cancel = vec![
+        Step::Expect(scripted::cancel_request()),
+        Step::Signal(begun),
+        Step::Wait(is_blocked),
+        Step::Close,
+    ];
+    let server = Scripted::start(vec![session, cancel]).await;
+    let config = ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(server.address.port())
+        .user("u")
+        .ssl_mode(fraiseql_wire::SslMode::Disable)
+        .cancel_timeout(Duration::from_secs(20))
+        .drain_limit(FLOOD / 2);
+    let client = connect(config).await;
+    let mut stream = client.query::<Value>("v").execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    stream.cancel().await.unwrap();
+    assert!(client.is_connected());
+    drop((stream, client));
+    server.done().await;
+}
+
 /// A server that gives no key for cancelling can be used; stopping a query costs the connection.
 #[tokio::test]
 async fn without_a_cancel_key_a_dropped_stream_closes_the_connection() {

@@ -272,11 +272,12 @@ impl<T: FromJsonRow> QueryStream<T> {
             channel.consumed.bytes.add(row.value_bytes());
             // One row of a chunk stands for all: looks at the clock cost as much as a small row.
             let timed = self.untimed.take().map(|rows| (rows, now()));
-            let wanted = is_wanted(&row, on_documents);
+            let judged = judge(&row, on_documents);
             let asked = timed.map(|_| now());
-            let decoded = match wanted {
-                Ok(true) => T::from_row(&row),
-                Ok(false) => {
+            let decoded = match judged {
+                Ok(Judged::Unseen) => T::from_row(&row),
+                Ok(Judged::Wanted(document)) => T::from_document(&row, &document),
+                Ok(Judged::Unwanted) => {
                     channel.consumed.filtered.add(1);
                     continue;
                 }
@@ -408,24 +409,37 @@ fn passes<T: FromJsonRow>(
     if as_text {
         row.check_utf8()?;
     }
-    if !is_wanted(row, &predicates.on_documents)? {
-        return Ok(false);
-    }
+    let judged = judge(row, &predicates.on_documents)?;
     if predicates.on_rows.is_empty() {
-        return Ok(true);
+        return Ok(!matches!(judged, Judged::Unwanted));
     }
-    let decoded = T::from_row(row)?;
+    let decoded = match judged {
+        Judged::Unseen => T::from_row(row)?,
+        Judged::Wanted(document) => T::from_document(row, &document)?,
+        Judged::Unwanted => return Ok(false),
+    };
     Ok(predicates.on_rows.iter().all(|accepts| accepts(&decoded)))
+}
+
+/// What predicates on documents say of a row.
+enum Judged {
+    /// There are none.
+    Unseen,
+    Wanted(Value),
+    Unwanted,
 }
 
 /// Asks the predicates. What they cannot be asked about must not pass: it is an error, even where
 /// the type asked for would take it.
-fn is_wanted(row: &Row<'_>, predicates: &[Predicate<Value>]) -> Result<bool> {
+fn judge(row: &Row<'_>, predicates: &[Predicate<Value>]) -> Result<Judged> {
     if predicates.is_empty() {
-        return Ok(true);
+        return Ok(Judged::Unseen);
     }
     let document = Value::from_row(row)?;
-    Ok(predicates.iter().all(|p| p(&document)))
+    Ok(match predicates.iter().all(|accepts| accepts(&document)) {
+        true => Judged::Wanted(document),
+        false => Judged::Unwanted,
+    })
 }
 
 impl<T: FromJsonRow> Stream for QueryStream<T> {

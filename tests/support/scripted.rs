@@ -28,6 +28,9 @@ pub enum Step {
     Echo(Answer),
     /// Sends these bytes.
     Send(Vec<u8>),
+    /// Sends messages like this one, so many bytes at most, until nobody reads them; tells that, and ends
+    /// the last message when somebody does.
+    Flood(Vec<u8>, usize, oneshot::Sender<()>),
     /// Waits for the test to say go on.
     Wait(oneshot::Receiver<()>),
     /// Tells another script, or the test, to go on.
@@ -111,6 +114,13 @@ async fn play(mut socket: TcpStream, script: Vec<Step>) {
             }
             // The other side may have had enough.
             Step::Send(bytes) => drop(socket.write_all(&bytes).await),
+            Step::Flood(message, most, blocked) => {
+                let begun = flood(&mut socket, &message, most).await;
+                drop(blocked.send(()));
+                if begun > 0 {
+                    let _ = socket.write_all(&message[begun..]).await;
+                }
+            }
             Step::Wait(go) => drop(go.await),
             Step::Signal(go) => drop(go.send(())),
             Step::Silence => {
@@ -129,6 +139,22 @@ async fn play(mut socket: TcpStream, script: Vec<Step>) {
     let _ = socket.shutdown().await;
     let mut rest = [0; 1024];
     while matches!(socket.read(&mut rest).await, Ok(n) if n > 0) {}
+}
+
+/// Whoever does not read for so long does not read.
+const BLOCKED: std::time::Duration = std::time::Duration::from_millis(300);
+
+/// Returns how much of the last message was sent.
+async fn flood(socket: &mut TcpStream, message: &[u8], most: usize) -> usize {
+    let mut sent = 0;
+    while sent < most {
+        let rest = &message[sent % message.len()..];
+        match tokio::time::timeout(BLOCKED, socket.write(rest)).await {
+            Ok(Ok(written @ 1..)) => sent += written,
+            _ => break,
+        }
+    }
+    sent % message.len()
 }
 
 /// A message with this tag and body.
