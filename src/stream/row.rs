@@ -15,6 +15,15 @@ use crate::error::{Error, Result};
 ///
 /// A SQL NULL is presented as the JSON `null`, so it fits `Option<T>` and
 /// [`serde_json::Value`]. Not for users to implement.
+///
+/// Documents that JSON allows and few programs take, which the type `json` holds, and `jsonb` some of:
+/// `RawJson` passes each as it is. Other types are decoded by serde_json, where
+///
+/// * nesting deeper than 128 levels, a number beyond `f64` (`1e999`) and half a surrogate pair
+///   (`"\ud800"`) are an error of that row;
+/// * a number with more digits than `f64` holds is rounded in [`serde_json::Value`], and exact in integers
+///   up to `i128`;
+/// * of keys that are repeated, `Value` has the last, and a struct is an error of that row.
 pub trait FromJsonRow: sealed::Sealed + Sized {
     #[doc(hidden)]
     fn from_row(row: &Row<'_>) -> Result<Self>;
