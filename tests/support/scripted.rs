@@ -116,7 +116,7 @@ async fn play(mut socket: TcpStream, script: Vec<Step>) {
             Step::Send(bytes) => drop(socket.write_all(&bytes).await),
             Step::Flood(message, most, blocked) => {
                 let begun = flood(&mut socket, &message, most).await;
-                drop(blocked.send(()));
+                let _ = blocked.send(());
                 if begun > 0 {
                     let _ = socket.write_all(&message[begun..]).await;
                 }

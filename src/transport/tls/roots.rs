@@ -107,7 +107,7 @@ impl Trust {
         let reason = found.errors.first().map(|e| format!(" ({e})")).unwrap_or_default();
         Err(tls(format!(
             "the operating system has no trusted certificates{reason}: install its package of CA \
-             certificates, set SSL_CERT_FILE, or name the authority's own file"
+             certificates, set SSL_CERT_FILE, or set sslrootcert to the authority's own file"
         )))
     }
 }
