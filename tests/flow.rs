@@ -210,6 +210,19 @@ async fn timeouts_of_a_query_stop_it_on_the_server() {
         wait_until_idle(&client).await;
     }
 
+    // Nothing comes at all.
+    let config = ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(cluster().port())
+        .user("postgres")
+        .read_timeout(short)
+        .build()
+        .unwrap();
+    let impatient = FraiseClient::connect_with_config(config).await.unwrap();
+    let error = impatient.query::<Value>("v_asleep").execute().await.unwrap_err();
+    assert_eq!(phase(&error), TimeoutPhase::Read);
+    wait_until_idle(&impatient).await;
+
     // Rows that come in time know nothing of it.
     let query = client.query::<u64>("v_short").timeout(Duration::from_secs(60));
     let rows = query.first_row_timeout(Duration::from_secs(60)).fetch_all().await.unwrap();
@@ -616,6 +629,43 @@ async fn a_burst_of_dropped_streams_does_not_pile_up_connections() {
         admin.query_one(others, &[]).await.unwrap().get::<_, i64>(0) == 0
     })
     .await;
+}
+
+/// No task outlives its stream, however it ends, but for the clean-up.
+#[tokio::test]
+async fn no_task_outlives_its_stream() {
+    let client = client().await;
+    client.ping().await.unwrap();
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let endless = async || {
+        let query = client.query::<Value>("v_endless").pause_timeout(Duration::from_secs(3600));
+        let mut stream = query.timeout(Duration::from_secs(3600)).execute().await.unwrap();
+        stream.next().await.unwrap().unwrap();
+        stream
+    };
+    let gone = async |ending: &str| {
+        eventually(&format!("no task is left: {ending}"), async || tasks() == before).await;
+    };
+    client.query::<u64>("v_short").fetch_all().await.unwrap();
+    gone("read to the end").await;
+    drop(endless().await);
+    gone("dropped").await;
+    let mut stream = endless().await;
+    stream.pause().await.unwrap();
+    drop(stream);
+    gone("dropped in a pause").await;
+    endless().await.cancel().await.unwrap();
+    gone("cancelled").await;
+    let stream = endless().await;
+    let control = stream.control();
+    control.cancel().await.unwrap();
+    gone("cancelled by a handle that is still there, like the stream").await;
+    drop(stream);
+    let short = client.query::<Value>("v_asleep").timeout(Duration::from_millis(50));
+    short.execute().await.unwrap_err();
+    gone("timed out").await;
+    drop(control);
 }
 
 /// A small generator, so that a failure can be had again by its seed.

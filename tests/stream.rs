@@ -825,10 +825,12 @@ async fn next_is_cancel_safe() {
     .await;
     let client = client().await;
     let mut stream = client.query::<u64>("v_many").chunk_size(10).execute().await.unwrap();
-    let mut expected = 0;
+    let (mut expected, mut ticks) = (0, 0);
+    let mut timer = tokio::time::interval(Duration::from_millis(1));
     loop {
         tokio::select! {
             biased;
+            _ = timer.tick() => ticks += 1,
             () = tokio::task::yield_now() => {}
             row = stream.next() => match row {
                 Some(row) => {
@@ -840,6 +842,7 @@ async fn next_is_cancel_safe() {
         }
     }
     assert_eq!(expected, 100_000);
+    assert!(ticks > 0);
 }
 
 /// The reader task goes with its runtime; whoever still has the stream is told.
