@@ -262,6 +262,8 @@ impl Channel {
                 Err(e) => End::Failed(Some(e)),
             };
             state.reading = false;
+            // A deadline may have ended it while it waited.
+            state.reader_waits = false;
             state.waits.end(now());
             state.consumer.take()
         };
@@ -764,5 +766,24 @@ mod tests {
         assert!(pause.as_mut().poll(&mut cx).is_pending(), "it holds rows");
         assert_eq!(channel.permission(false), Permission::Paused);
         assert!(pause.as_mut().poll(&mut cx).is_ready());
+    }
+
+    /// A deadline ends the reader while it waits for room; room that is made later must not have a pause
+    /// wait for it.
+    #[test]
+    fn a_pause_does_not_wait_for_a_reader_that_has_ended() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let metrics = Arc::new(QueryMetrics::begin(QueryLabels::default()));
+        let channel = Arc::new(Channel::new(&StreamSettings::default(), None, metrics, now()));
+        let limit = StreamSettings::default().memory();
+        let mut first = Box::pin(channel.reserve(limit));
+        let Poll::Ready(Ok(block)) = first.as_mut().poll(&mut cx) else { panic!() };
+        let mut second = Box::pin(channel.reserve(limit));
+        assert!(second.as_mut().poll(&mut cx).is_pending());
+        drop(second);
+        let error = Error::Timeout { phase: crate::TimeoutPhase::Query, after: Duration::ZERO };
+        channel.finish(Err(StartError { error, stale: false }));
+        drop(block);
+        assert!(pin!(channel.pause(None)).as_mut().poll(&mut cx).is_ready());
     }
 }
