@@ -33,7 +33,6 @@ use tokio::task::coop;
 pub(crate) use self::settings::StreamSettings;
 use self::{
     body::{Body, Format},
-    channel::now,
     chunk::Chunk,
     owner::Owner,
     row::Row,
@@ -262,31 +261,29 @@ impl<T: FromJsonRow> QueryStream<T> {
     }
 
     /// The next row of the present chunk that no predicate rejects.
+    #[inline]
     fn next_buffered(&mut self) -> Option<Result<T>> {
         let chunk = self.chunk.as_mut()?;
         let owner = &mut self.owner;
         let Predicates { on_documents, on_rows } = &self.predicates;
         while let Some(row) = chunk.next_row(self.row + 1) {
             self.row += 1;
-            let channel = &owner.channel;
-            channel.consumed.bytes.add(row.value_bytes());
+            owner.channel.consumed.bytes.add(row.value_bytes());
             // One row of a chunk stands for all: looks at the clock cost as much as a small row.
-            let timed = self.untimed.take().map(|rows| (rows, now()));
-            let judged = judge(&row, on_documents);
-            let asked = timed.map(|_| now());
-            let decoded = match judged {
-                Ok(Judged::Unseen) => T::from_row(&row),
-                Ok(Judged::Wanted(document)) => T::from_document(&row, &document),
-                Ok(Judged::Unwanted) => {
-                    channel.consumed.filtered.add(1);
+            let decoded = if self.untimed.is_none() && on_documents.is_empty() {
+                T::from_row(&row)
+            } else {
+                let read = |judged: &mut dyn FnMut()| read(&row, on_documents, judged);
+                let decoded = match self.untimed.take() {
+                    None => read(&mut || {}),
+                    Some(rows) => owner.timed(rows, !on_documents.is_empty(), read),
+                };
+                let Some(decoded) = decoded else {
+                    owner.channel.consumed.filtered.add(1);
                     continue;
-                }
-                Err(e) => Err(e),
+                };
+                decoded
             };
-            if let (Some((rows, began)), Some(asked)) = (timed, asked) {
-                let filtering = (!on_documents.is_empty()).then(|| asked - began);
-                owner.timed(rows, now() - asked, filtering);
-            }
             match &decoded {
                 Ok(row) => {
                     owner.deserialized += 1;
@@ -421,6 +418,22 @@ fn passes<T: FromJsonRow>(
     Ok(predicates.on_rows.iter().all(|accepts| accepts(&decoded)))
 }
 
+/// What a row is, unless a predicate rejects it; `judged` is called behind the predicates.
+fn read<T: FromJsonRow>(
+    row: &Row<'_>,
+    predicates: &[Predicate<Value>],
+    judged: &mut dyn FnMut(),
+) -> Option<Result<T>> {
+    let verdict = judge(row, predicates);
+    judged();
+    match verdict {
+        Ok(Judged::Unseen) => Some(T::from_row(row)),
+        Ok(Judged::Wanted(document)) => Some(T::from_document(row, &document)),
+        Ok(Judged::Unwanted) => None,
+        Err(e) => Some(Err(e)),
+    }
+}
+
 /// What predicates on documents say of a row.
 enum Judged {
     /// There are none.
@@ -445,10 +458,12 @@ fn judge(row: &Row<'_>, predicates: &[Predicate<Value>]) -> Result<Judged> {
 impl<T: FromJsonRow> Stream for QueryStream<T> {
     type Item = Result<T>;
 
+    #[inline]
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<T>>> {
         loop {
-            if let Some(row) = self.next_buffered() {
-                return Poll::Ready(Some(row));
+            let row = self.next_buffered();
+            if row.is_some() {
+                return Poll::Ready(row);
             }
             match ready!(self.poll_chunk(cx)) {
                 Some(Ok(())) => {}
