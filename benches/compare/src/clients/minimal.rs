@@ -1,0 +1,91 @@
+//! The least that can be done: a blocking socket, one buffer, rows where they lie, and serde_json as
+//! most people call it.
+
+use std::{
+    io::{Read, Write},
+    net::TcpStream,
+};
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::{Tally, Task, Weigh};
+use crate::data::{Customer, Order, Shape};
+
+pub fn run(task: &Task, connected: &mut (dyn FnMut() -> Tally + Send)) -> Tally {
+    let mut connection = Connection::open(task.port);
+    let mut tally = connected();
+    let decode: fn(&[u8]) -> u64 = match (task.mode.as_str(), task.shape) {
+        ("raw", _) => |row| row.len() as u64,
+        ("typed", Shape::Customer) => decoded::<Customer>,
+        ("typed", Shape::Order { .. }) => decoded::<Order>,
+        ("value", _) => decoded::<Value>,
+        (other, _) => panic!("no mode {other:?}"),
+    };
+    connection.query(&task.sql(), |row| tally.row(decode(row)));
+    tally
+}
+
+fn decoded<T: DeserializeOwned + Weigh>(row: &[u8]) -> u64 {
+    serde_json::from_slice::<T>(row).unwrap().weigh()
+}
+
+/// Runs SQL that returns nothing.
+pub fn run_sql(port: u16, sql: &str) {
+    Connection::open(port).query(sql, |_| {});
+}
+
+struct Connection {
+    socket: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Connection {
+    fn open(port: u16) -> Self {
+        let socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let mut this = Self { socket, buffer: vec![0; 64 << 10] };
+        let body = b"\0\x03\0\0user\0postgres\0database\0postgres\0\0";
+        this.socket.write_all(&[&len(body)[..], body].concat()).unwrap();
+        this.answer(|_| {});
+        this
+    }
+
+    fn query(&mut self, sql: &str, row: impl FnMut(&[u8])) {
+        let body = [sql.as_bytes(), b"\0"].concat();
+        self.socket.write_all(&[b"Q", &len(&body)[..], &body].concat()).unwrap();
+        self.answer(row);
+    }
+
+    /// Reads up to ReadyForQuery.
+    fn answer(&mut self, mut row: impl FnMut(&[u8])) {
+        let (mut start, mut end) = (0, 0);
+        loop {
+            while let Some(&[tag, a, b, c, d]) = self.buffer[start..end].first_chunk() {
+                let size = u32::from_be_bytes([a, b, c, d]) as usize + 1;
+                if end - start < size {
+                    if self.buffer.len() < size {
+                        self.buffer.resize(size, 0);
+                    }
+                    break;
+                }
+                let body = &self.buffer[start + 5..start + size];
+                start += size;
+                match tag {
+                    b'D' => row(&body[6..]),
+                    b'Z' => return,
+                    b'E' => panic!("{}", String::from_utf8_lossy(body)),
+                    _ => {}
+                }
+            }
+            self.buffer.copy_within(start..end, 0);
+            (start, end) = (0, end - start);
+            let read = self.socket.read(&mut self.buffer[end..]).unwrap();
+            assert!(read > 0, "the server hung up");
+            end += read;
+        }
+    }
+}
+
+fn len(body: &[u8]) -> [u8; 4] {
+    u32::try_from(body.len() + 4).unwrap().to_be_bytes()
+}

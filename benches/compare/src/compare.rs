@@ -1,0 +1,210 @@
+//! Clients side by side: in turns, so that a slow moment of the machine meets all of them.
+
+use std::{fmt::Write, fs, path::Path, process::Command, time::Duration};
+
+use crate::{
+    chart::{self, Bar},
+    clients::Task,
+    command,
+    data::{COMPARED, DataSet},
+    document,
+    measure::Cost,
+    replay, run as measured, serve, this_program,
+};
+
+/// What is done with a row, and who does it how; the first is what the others are compared with.
+const GROUPS: [(&str, &[(&str, &str)]); 3] = [
+    (
+        "not decoded",
+        &[
+            ("fraiseql-wire", "raw"),
+            ("fraiseql-wire", "chunk"),
+            ("minimal", "raw"),
+            ("tokio-postgres", "raw"),
+            ("sqlx", "raw"),
+            ("libpq", "raw"),
+            ("libpq", "raw, row by row"),
+        ],
+    ),
+    (
+        "typed",
+        &[
+            ("fraiseql-wire", "typed"),
+            ("minimal", "typed"),
+            ("tokio-postgres", "typed"),
+            ("sqlx", "typed"),
+            (EARLIER, "typed"),
+        ],
+    ),
+    (
+        "value",
+        &[
+            ("fraiseql-wire", "value"),
+            ("minimal", "value"),
+            ("tokio-postgres", "value"),
+            ("sqlx", "value"),
+            (EARLIER, "value"),
+        ],
+    ),
+];
+
+const EARLIER: &str = "fraiseql-wire 2.19.0";
+
+/// Where rows come from, and how many threads the client's runtime has (0: the current one).
+const SCENES: [(&str, bool, usize); 3] =
+    [("Postgres", false, 2), ("replay", true, 0), ("replay, 2 threads", true, 2)];
+
+/// `earlier`: the program that has the earlier release.
+pub fn run(rounds: usize, earlier: &Path) {
+    let cluster = serve(&COMPARED);
+    let mut text = machine(rounds);
+    for (scene, is_replay, threads) in SCENES {
+        let mut charts = Vec::new();
+        for data in &COMPARED {
+            // Two threads against one change little but for small rows.
+            if (is_replay && threads > 0 || data.table == "large" && is_replay)
+                && data.table != "small"
+            {
+                continue;
+            }
+            for (group, clients) in GROUPS {
+                if group == "value" && data.table != "small" {
+                    continue;
+                }
+                let title = format!("{scene}: {} × {}, {group}", data.rows, data.table);
+                eprintln!("{title}");
+                let costs =
+                    turns(clients, data, cluster.port(), is_replay, threads, rounds, earlier);
+                writeln!(text, "#### {title}\n\n{}", table(clients, &costs)).unwrap();
+                if data.table == "small" {
+                    charts.push((group.to_owned(), bars(clients, &costs)));
+                }
+            }
+        }
+        if threads == 0 || !is_replay {
+            let name = if is_replay { "replay" } else { "postgres" };
+            let title = format!("What a small row costs the client: {scene}");
+            let svg = chart::svg(&title, "CPU time, ns a row", &charts);
+            fs::write(document::folder().join(format!("benchmarks-{name}.svg")), svg).unwrap();
+        }
+    }
+    document::replace("comparison", &text);
+    print!("{text}");
+}
+
+/// The costs of each client, in the order of the rounds.
+fn turns(
+    clients: &[(&str, &str)],
+    data: &DataSet,
+    server: u16,
+    is_replay: bool,
+    threads: usize,
+    rounds: usize,
+    earlier: &Path,
+) -> Vec<Vec<Cost>> {
+    let this = this_program();
+    let runs: Vec<_> = clients
+        .iter()
+        .map(|(client, mode)| {
+            let program = if *client == EARLIER { earlier } else { &this };
+            let task = |port| Task {
+                client: (*client).into(),
+                mode: (*mode).into(),
+                port,
+                table: data.table.into(),
+                shape: data.shape,
+            };
+            let answers = is_replay.then(|| {
+                replay::record(server, |port| {
+                    measured(command(program, &task(port), threads));
+                })
+            });
+            let port = answers.as_ref().map_or(server, replay::play);
+            (program, task(port), answers)
+        })
+        .collect();
+    let mut costs = vec![Vec::new(); clients.len()];
+    for _ in 0..rounds {
+        for ((program, task, _), costs) in runs.iter().zip(&mut costs) {
+            let cost = measured(command(program, task, threads));
+            assert_eq!(cost.rows, data.rows as u64, "{task:?}");
+            costs.push(cost);
+        }
+    }
+    costs
+}
+
+fn table(clients: &[(&str, &str)], costs: &[Vec<Cost>]) -> String {
+    let mut table = String::from(
+        "| client | wall, ms | ratio | noise | CPU, ns a row | ratio | first row, ms | peak memory, MiB |\n\
+         |---|---|---|---|---|---|---|---|\n",
+    );
+    let ours = costs.first().unwrap();
+    let (our_wall, our_cpu) = (median(ours, |c| c.wall), median(ours, |c| c.cpu));
+    for ((client, mode), costs) in clients.iter().zip(costs) {
+        let (wall, cpu) = (median(costs, |c| c.wall), median(costs, |c| c.cpu));
+        let walls = || costs.iter().map(|cost| cost.wall.as_secs_f64());
+        let noise = walls().fold(0.0, f64::max) / walls().fold(f64::MAX, f64::min) - 1.0;
+        writeln!(
+            table,
+            "| {client}, {mode} | {:.0} | {:.2} | {:.0} % | {:.0} | {:.2} | {:.1} | {:.1} |",
+            wall.as_secs_f64() * 1e3,
+            wall.as_secs_f64() / our_wall.as_secs_f64(),
+            noise * 100.0,
+            ns_a_row(cpu, costs),
+            cpu.as_secs_f64() / our_cpu.as_secs_f64(),
+            median(costs, |c| c.first_row).as_secs_f64() * 1e3,
+            median(costs, |c| c.memory) as f64 / 1024.0,
+        )
+        .unwrap();
+    }
+    table
+}
+
+fn bars(clients: &[(&str, &str)], costs: &[Vec<Cost>]) -> Vec<Bar> {
+    let bar = |((client, mode), costs): (&(&str, &str), &Vec<Cost>)| Bar {
+        label: format!("{client}, {mode}"),
+        value: ns_a_row(median(costs, |cost| cost.cpu), costs),
+        is_ours: *client == "fraiseql-wire",
+    };
+    clients.iter().zip(costs).map(bar).collect()
+}
+
+fn ns_a_row(cpu: Duration, costs: &[Cost]) -> f64 {
+    cpu.as_secs_f64() * 1e9 / costs.first().unwrap().rows as f64
+}
+
+fn median<V: Ord + Copy>(costs: &[Cost], of: impl Fn(&Cost) -> V) -> V {
+    let mut values: Vec<V> = costs.iter().map(of).collect();
+    values.sort();
+    values[values.len() / 2]
+}
+
+fn machine(rounds: usize) -> String {
+    let first = |program: &str, arg: &str| {
+        let output = Command::new(program).arg(arg).output();
+        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        text.unwrap_or_default().lines().next().unwrap_or_default().to_owned()
+    };
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let models: Vec<_> = cpus.lines().filter_map(|line| line.strip_prefix("model name")).collect();
+    let model =
+        models.first().map_or("an unknown processor", |m| m.trim_start_matches([' ', '\t', ':']));
+    let postgres = crate::cluster::find_binaries()
+        .map(|folder| first(&folder.join("postgres").display().to_string(), "--version"));
+    let lock = include_str!("../Cargo.lock");
+    let version = |name: &str| {
+        let behind = lock.split(&format!("name = \"{name}\"\nversion = \"")).nth(1).unwrap_or("?");
+        format!("{name} {}", behind.split('"').next().unwrap_or_default())
+    };
+    format!(
+        "{} cores of {model}; {}; {}; {}; {}; libpq of {}; medians of {rounds} rounds; noise: the slowest \
+         round above the fastest.\n\n",
+        models.len(),
+        postgres.unwrap_or_default(),
+        first("rustc", "--version"),
+        version("tokio-postgres"),
+        version("sqlx"),
+        version("pq-src"),
+    )
+}

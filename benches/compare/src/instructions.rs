@@ -1,0 +1,132 @@
+//! Instructions a row, counted by callgrind: the same on every run, whatever else the machine does.
+
+use std::{collections::BTreeMap, fmt::Write, process::Command};
+
+use crate::{
+    clients::Task,
+    command,
+    data::{COUNTED, Shape},
+    document, replay, run, serve, this_program,
+};
+
+const MODES: [(&str, &str, usize); 14] = [
+    ("fraiseql-wire", "chunk", 0),
+    ("fraiseql-wire", "raw", 0),
+    ("fraiseql-wire", "typed", 0),
+    ("fraiseql-wire", "typed, metrics", 0),
+    ("fraiseql-wire", "value", 0),
+    ("fraiseql-wire", "where_rust, typed", 0),
+    ("fraiseql-wire", "typed", 1),
+    ("minimal", "raw", 0),
+    ("minimal", "typed", 0),
+    ("minimal", "value", 0),
+    ("minimal", "typed", 1),
+    ("tokio-postgres", "raw", 0),
+    ("tokio-postgres", "typed", 0),
+    ("tokio-postgres", "typed", 1),
+];
+
+const MORE: [(&str, &str, usize); 7] = [
+    ("tokio-postgres", "value", 0),
+    ("tokio-postgres", "typed, simple query", 0),
+    ("sqlx", "raw", 0),
+    ("sqlx", "typed", 0),
+    ("sqlx", "value", 0),
+    ("sqlx", "typed", 1),
+    ("libpq", "raw", 0),
+];
+
+/// More than this, and something has become more expensive.
+const MARGIN: f64 = 0.05;
+
+/// By data set, client and mode.
+type Counts = BTreeMap<(String, String, String), f64>;
+
+/// Counts for every client, and writes the figures into the document.
+pub fn write() {
+    let counts = count(MODES.iter().chain(&MORE));
+    let mut table =
+        String::from("| rows | client | mode | instructions a row |\n|---|---|---|---|\n");
+    for ((rows, client, mode), count) in &counts {
+        writeln!(table, "| {rows} | {client} | {mode} | {count:.0} |").unwrap();
+    }
+    document::replace("instructions", &table);
+    print!("{table}");
+}
+
+/// Counts for this crate, and compares with the document.
+pub fn check() {
+    let document = document::read();
+    let written: Counts = document::part(&document, "instructions")
+        .lines()
+        .filter_map(|line| {
+            let cells: Vec<_> = line.split('|').map(str::trim).collect();
+            let [_, rows, client, mode, count, _] = cells[..] else { return None };
+            let [rows, client, mode] = [rows, client, mode].map(str::to_owned);
+            Some(((rows, client, mode), count.parse().ok()?))
+        })
+        .collect();
+    let mut failed = false;
+    for (key, count) in count(MODES.iter().filter(|(client, ..)| *client == "fraiseql-wire")) {
+        let was = written.get(&key).unwrap_or_else(|| panic!("{key:?} is not in the document"));
+        let change = count / was - 1.0;
+        println!(
+            "{:<8} {:<20} {count:>7.0}, was {was:>7.0}: {:+.1} %",
+            key.0,
+            key.2,
+            change * 100.0
+        );
+        failed |= change > MARGIN;
+    }
+    if failed {
+        println!(
+            "More than {:.0} % above docs/benchmarks.md. If it must be so, run \
+             scripts/bench-instructions.sh and say why.",
+            MARGIN * 100.0
+        );
+        std::process::exit(1);
+    }
+}
+
+fn count<'a>(modes: impl Iterator<Item = &'a (&'a str, &'a str, usize)>) -> Counts {
+    let cluster = serve(COUNTED.as_flattened());
+    let mut counts = Counts::new();
+    for (client, mode, size) in modes {
+        let [few, many] = COUNTED[*size].map(|data| {
+            let task = |port| Task {
+                client: (*client).into(),
+                mode: (*mode).into(),
+                port,
+                table: data.table.into(),
+                shape: data.shape,
+            };
+            let answers = replay::record(cluster.port(), |port| {
+                let cost = run(command(&this_program(), &task(port), 0));
+                assert_eq!(cost.rows, data.rows as u64);
+            });
+            (data.rows as f64, instructions(&task(replay::play(&answers))))
+        });
+        let rows = match COUNTED[*size][0].shape {
+            Shape::Customer => "small",
+            Shape::Order { .. } => "medium",
+        };
+        let count = (many.1 - few.1) / (many.0 - few.0);
+        counts.insert((rows.into(), (*client).into(), (*mode).into()), count);
+    }
+    counts
+}
+
+/// The instructions of a whole process.
+fn instructions(task: &Task) -> f64 {
+    let plain = command(&this_program(), task, 0);
+    let profile = concat!(env!("CARGO_MANIFEST_DIR"), "/target/callgrind");
+    let name = format!("{} {} {}", task.client, task.mode, task.table).replace([' ', ','], "-");
+    let mut valgrind = Command::new("valgrind");
+    // For callgrind_annotate, which says where they go.
+    valgrind.arg(format!("--callgrind-out-file={profile}.{name}"));
+    valgrind.args(["--tool=callgrind", "--dump-instr=no"]).arg(plain.get_program());
+    let output = valgrind.args(plain.get_args()).output().expect("valgrind runs");
+    let text = String::from_utf8_lossy(&output.stderr);
+    let collected = text.lines().find_map(|line| line.split_once("Collected : "));
+    collected.unwrap_or_else(|| panic!("{valgrind:?}: {text}")).1.trim().parse().unwrap()
+}

@@ -1,0 +1,84 @@
+//! What the same rows cost with this crate and with other clients.
+//!
+//! `scripts/bench.sh` and `scripts/bench-instructions.sh` run it; docs/benchmarks.md says what comes of it.
+
+mod chart;
+mod clients;
+#[path = "../../../tests/support/cluster.rs"]
+#[allow(dead_code)]
+mod cluster;
+mod compare;
+mod data;
+mod document;
+mod instructions;
+mod measure;
+mod replay;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use clients::Task;
+use cluster::{Cluster, TRUST_EVERYBODY};
+use data::{DataSet, Shape};
+use measure::{Cost, measure};
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        ["measure", client, mode, port, table, lines, threads] => {
+            let shape = match lines.parse().unwrap() {
+                0 => Shape::Customer,
+                lines => Shape::Order { lines },
+            };
+            let [client, mode, table] = [client, mode, table].map(str::to_owned);
+            let task = Task { client, mode, port: port.parse().unwrap(), table, shape };
+            println!("{}", measure(&task, threads.parse().unwrap()).to_line());
+        }
+        ["compare", rounds, earlier] => compare::run(rounds.parse().unwrap(), Path::new(earlier)),
+        ["instructions", "write"] => instructions::write(),
+        ["instructions", "check"] => instructions::check(),
+        _ => {
+            eprintln!("use scripts/bench.sh or scripts/bench-instructions.sh");
+            std::process::exit(2);
+        }
+    }
+}
+
+/// A server with these tables.
+fn serve<'a>(tables: impl IntoIterator<Item = &'a DataSet>) -> Cluster {
+    let cluster = Cluster::start(TRUST_EVERYBODY).unwrap_or_else(|e| panic!("{e}"));
+    for table in tables {
+        // One statement at a time: VACUUM runs in no transaction.
+        for statement in table.sql().split(';') {
+            clients::run_sql(cluster.port(), statement);
+        }
+    }
+    cluster
+}
+
+/// The command that measures, in a process of its own.
+fn command(program: &Path, task: &Task, threads: usize) -> Command {
+    let lines = match task.shape {
+        Shape::Customer => 0,
+        Shape::Order { lines } => lines,
+    };
+    let mut command = Command::new(program);
+    command.args(["measure", &task.client, &task.mode, &task.port.to_string(), &task.table]);
+    command.args([lines.to_string(), threads.to_string()]);
+    command
+}
+
+fn run(mut command: Command) -> Cost {
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().find_map(Cost::from_line).unwrap_or_else(|| {
+        panic!("{command:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    })
+}
+
+fn this_program() -> PathBuf {
+    std::env::current_exe().unwrap()
+}
