@@ -21,7 +21,7 @@ use std::{
 
 use clients::Task;
 use cluster::{Cluster, TRUST_EVERYBODY};
-use data::{DataSet, Shape};
+use data::{COMPARED, DataSet, Shape};
 use measure::{Cost, measure};
 
 fn main() {
@@ -38,12 +38,30 @@ fn main() {
             println!("{}", measure(&task, threads.parse().unwrap()).to_line());
         }
         ["compare", rounds, earlier] => compare::run(rounds.parse().unwrap(), Path::new(earlier)),
+        ["replay", client, mode, table] => replay_for(client, mode, table),
         ["instructions", "write"] => instructions::write(),
         ["instructions", "check"] => instructions::check(),
         _ => {
             eprintln!("use scripts/bench.sh or scripts/bench-instructions.sh");
             std::process::exit(2);
         }
+    }
+}
+
+/// Plays the answers that a client gets, until it is interrupted: for a profiler.
+fn replay_for(client: &str, mode: &str, table: &str) {
+    let data = COMPARED.iter().find(|data| data.table == table).unwrap();
+    let cluster = serve([data]);
+    let [client, mode, table] = [client, mode, table].map(str::to_owned);
+    let mut task = Task { client, mode, port: 0, table, shape: data.shape };
+    let answers = replay::record(cluster.port(), |port| {
+        task.port = port;
+        run(command(&this_program(), &task, 0));
+    });
+    task.port = replay::play(&answers);
+    println!("{:?}", command(&this_program(), &task, 0));
+    loop {
+        std::thread::park();
     }
 }
 
