@@ -181,7 +181,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// 64 KiB; then it leaves rows in the sockets until there is room.
     ///
     /// One row beyond it is [`Error::MemoryLimitExceeded`], before it is read. Unless set, the
-    /// stream holds at most 2 MiB, or one row if that is larger.
+    /// stream holds at most 1 MiB, or one row if that is larger.
     ///
     /// Rows that were taken out of the stream are not counted any more, though a
     /// [`RawJson`](crate::RawJson) or [`RowChunk`](crate::RowChunk) keeps its part of the read buffer

@@ -731,7 +731,7 @@ async fn a_row_beyond_the_cap_is_an_error_behind_the_rows_before_it() {
     while let Some(row) = stream.next().await {
         sizes.push(row.unwrap().len());
         let held = stream.stats().estimated_memory;
-        assert!(held <= 20_000_100 + (2 << 20) + (64 << 10), "{held}");
+        assert!(held <= 20_000_100 + (1 << 20) + (64 << 10), "{held}");
     }
     assert_eq!(sizes, [0, 10_000_000, 20_000_000]);
     // The large read buffer is not kept for the next query.

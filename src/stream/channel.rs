@@ -352,6 +352,11 @@ impl Channel {
         }
     }
 
+    /// Whether the consumer has not taken yet all that was handed over.
+    pub(super) fn has_unread(&self) -> bool {
+        !self.lock().queue.is_empty()
+    }
+
     /// Hands over the last chunk, whether there is room or not: an error that follows it must not
     /// wait for the consumer.
     pub(super) fn push_last(&self, make: impl FnOnce() -> Chunk) {

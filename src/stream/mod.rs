@@ -263,26 +263,41 @@ impl<T: FromJsonRow> QueryStream<T> {
     /// The next row of the present chunk that no predicate rejects.
     #[inline]
     fn next_buffered(&mut self) -> Option<Result<T>> {
+        if self.untimed.is_some() || !self.predicates.is_empty() {
+            return self.next_selected();
+        }
+        let row = self.chunk.as_mut()?.next_row(self.row + 1)?;
+        self.row += 1;
+        let consumed = &self.owner.channel.consumed;
+        consumed.bytes.add(row.value_bytes());
+        let decoded = T::from_row(&row);
+        match &decoded {
+            Ok(_) => {
+                consumed.yielded.add(1);
+                self.owner.deserialized += 1;
+            }
+            Err(e) => self.owner.row_failed(e),
+        }
+        Some(decoded)
+    }
+
+    /// The same, where there are predicates or the row is to be timed.
+    fn next_selected(&mut self) -> Option<Result<T>> {
         let chunk = self.chunk.as_mut()?;
         let owner = &mut self.owner;
         let Predicates { on_documents, on_rows } = &self.predicates;
         while let Some(row) = chunk.next_row(self.row + 1) {
             self.row += 1;
             owner.channel.consumed.bytes.add(row.value_bytes());
+            let read = |judged: &mut dyn FnMut()| read(&row, on_documents, judged);
             // One row of a chunk stands for all: looks at the clock cost as much as a small row.
-            let decoded = if self.untimed.is_none() && on_documents.is_empty() {
-                T::from_row(&row)
-            } else {
-                let read = |judged: &mut dyn FnMut()| read(&row, on_documents, judged);
-                let decoded = match self.untimed.take() {
-                    None => read(&mut || {}),
-                    Some(rows) => owner.timed(rows, !on_documents.is_empty(), read),
-                };
-                let Some(decoded) = decoded else {
-                    owner.channel.consumed.filtered.add(1);
-                    continue;
-                };
-                decoded
+            let decoded = match self.untimed.take() {
+                None => read(&mut || {}),
+                Some(rows) => owner.timed(rows, !on_documents.is_empty(), read),
+            };
+            let Some(decoded) = decoded else {
+                owner.channel.consumed.filtered.add(1);
+                continue;
             };
             match &decoded {
                 Ok(row) => {

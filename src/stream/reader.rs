@@ -4,7 +4,7 @@
 use std::{future::poll_fn, io, sync::Arc, task::Poll, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use tokio::{join, select, time::sleep};
+use tokio::{join, select, task::yield_now, time::sleep};
 use tracing::debug;
 
 use super::{
@@ -239,6 +239,11 @@ impl Reader {
         buffer.extend_from_slice(&self.connection.buffer);
         self.connection.buffer = buffer;
         self.block = Some(block);
+        // The consumer's turn, while what it reads is in the processor's cache: and the memory that it
+        // lets go of is that of the next block, where a reader that ran ahead would need fresh pages.
+        if self.channel.has_unread() {
+            yield_now().await;
+        }
         Ok(())
     }
 

@@ -9,8 +9,8 @@ const DEFAULT_CHUNK_SIZE: usize = 256;
 /// Between these an adaptive size moves, unless set otherwise.
 const DEFAULT_ADAPTIVE: (usize, usize) = (16, 4096);
 
-/// The memory of a stream, unless set otherwise: 2 MiB, or one row if that is larger.
-const DEFAULT_MAX_MEMORY: usize = 2 << 20;
+/// The memory of a stream, unless set otherwise: 1 MiB, or one row if that is larger.
+const DEFAULT_MAX_MEMORY: usize = 1 << 20;
 
 /// The largest read, 64 KiB: the server flushes 8 KiB at a time, and larger reads measure the same.
 const MAX_READ: usize = 64 << 10;
