@@ -35,7 +35,7 @@ fn main() {
             };
             let [client, mode, table] = [client, mode, table].map(str::to_owned);
             let task = Task { client, mode, port: port.parse().unwrap(), table, shape };
-            println!("{}", measure(&task, threads.parse().unwrap()).to_line());
+            println!("{}", measure(task, threads.parse().unwrap()).to_line());
         }
         ["compare", rounds, earlier] => compare::run(rounds.parse().unwrap(), Path::new(earlier)),
         ["replay", client, mode, table] => replay_for(client, mode, table),

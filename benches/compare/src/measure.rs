@@ -1,9 +1,12 @@
 //! One client, one query, in a process of its own.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use nix::sys::resource::{UsageWho, getrusage};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::Builder;
 
 use crate::clients::{Tally, Task, run};
 
@@ -36,31 +39,36 @@ impl Cost {
     }
 }
 
-/// `threads`: of the runtime; 0 is the current thread.
-pub fn measure(task: &Task, threads: usize) -> Cost {
-    let mut before = (Duration::ZERO, 0);
-    let mut begun = std::time::Instant::now();
-    let tally = runtime(threads).block_on(run(task, &mut || {
-        before = (cpu(), memory("VmRSS:"));
-        begun = std::time::Instant::now();
-        Tally::begin()
-    }));
-    assert_ne!(tally.sum, 0);
-    Cost {
-        rows: tally.rows,
-        wall: begun.elapsed(),
-        cpu: cpu() - before.0,
-        first_row: tally.first_row.unwrap_or_default(),
-        memory: memory("VmHWM:").saturating_sub(before.1),
-    }
-}
-
-fn runtime(threads: usize) -> Runtime {
+/// `threads`: of the runtime; 0 is the current thread. With more, it is a task of the runtime that reads, as
+/// in a server: what `block_on` runs itself is on none of the runtime's threads.
+pub fn measure(task: Task, threads: usize) -> Cost {
     let mut builder = match threads {
         0 => Builder::new_current_thread(),
         _ => Builder::new_multi_thread(),
     };
-    builder.worker_threads(threads.max(1)).enable_all().build().unwrap()
+    let runtime = builder.worker_threads(threads.max(1)).enable_all().build().unwrap();
+    match threads {
+        0 => runtime.block_on(cost(task)),
+        _ => runtime.block_on(runtime.spawn(cost(task))).unwrap(),
+    }
+}
+
+async fn cost(task: Task) -> Cost {
+    let mut before = None;
+    let tally = run(&task, &mut || {
+        before = Some((cpu(), memory("VmRSS:"), Instant::now()));
+        Tally::begin()
+    })
+    .await;
+    let (cpu_before, memory_before, begun) = before.unwrap();
+    assert_ne!(tally.sum, 0);
+    Cost {
+        rows: tally.rows,
+        wall: begun.elapsed(),
+        cpu: cpu() - cpu_before,
+        first_row: tally.first_row.unwrap_or_default(),
+        memory: memory("VmHWM:").saturating_sub(memory_before),
+    }
 }
 
 fn cpu() -> Duration {
