@@ -248,6 +248,46 @@ async fn the_first_row_is_there_before_the_server_makes_the_second() {
     server.done().await;
 }
 
+/// Where rows flow, the reader waits for many bytes at a time; but not for those that do not come, in the
+/// middle of the rows, at their end, and in the next query.
+#[tokio::test]
+async fn a_row_behind_many_others_does_not_wait_for_more() {
+    let text = format!("\"{}\"", "x".repeat(1000));
+    let many = scripted::row(&text).repeat(20_000);
+    let mut script = scripted::login();
+    let mut signals = Vec::new();
+    for _ in 0..2 {
+        script.push(Step::ExpectQuery);
+        script.push(Step::Send(scripted::begin_json()));
+        for _ in 0..3 {
+            let (go, wait) = tokio::sync::oneshot::channel();
+            signals.push(go);
+            script.push(Step::Send([&many[..], &scripted::row("\"last\"")].concat()));
+            script.push(Step::Wait(wait));
+        }
+        script.push(Step::Send([scripted::complete(), scripted::ready()].concat()));
+    }
+    let mut signals = signals.into_iter();
+    let server = Scripted::start(vec![script]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    for _ in 0..2 {
+        let mut stream = client.query::<String>("v").execute().await.unwrap();
+        for _ in 0..3 {
+            for _ in 0..20_000 {
+                assert_eq!(stream.next().await.unwrap().unwrap().len(), 1000);
+            }
+            let last = stream.next();
+            let last = tokio::time::timeout(Duration::from_secs(60), last).await.unwrap();
+            assert_eq!(last.unwrap().unwrap(), "last");
+            signals.next().unwrap().send(()).unwrap();
+        }
+        let end = tokio::time::timeout(Duration::from_secs(60), stream.next()).await.unwrap();
+        assert!(end.is_none());
+    }
+    drop(client);
+    server.done().await;
+}
+
 /// A connection that ends in the middle is an error behind the rows that arrived, never an early
 /// end; and the client connects again.
 #[tokio::test]

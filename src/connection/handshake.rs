@@ -115,6 +115,7 @@ pub(super) async fn handshake(
     };
     Ok(Connection {
         transport: wire.transport,
+        low_water: 1,
         buffer: wire.buffer,
         session: Session::new(wire.heard, info, cancel).into(),
         bounds: Bounds {

@@ -45,6 +45,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Connection {
     transport: Transport,
+    /// How many bytes the system waits for before it says that there are any.
+    low_water: usize,
     /// Bytes that have arrived and not been looked at.
     pub(crate) buffer: BytesMut,
     pub(crate) session: Arc<Session>,
@@ -89,6 +91,14 @@ impl Connection {
         let mut room = bytes::BufMut::limit(&mut self.buffer, limit);
         let read = std::pin::pin!(self.transport.read_buf(&mut room));
         std::future::Future::poll(read, cx)
+    }
+
+    /// Has [`read`](Self::read) wait for so many bytes, where the system can do that: says whether it does.
+    pub(crate) fn set_low_water(&mut self, bytes: usize) -> bool {
+        if bytes != self.low_water && self.transport.set_low_water(bytes) {
+            self.low_water = bytes;
+        }
+        bytes == self.low_water
     }
 
     /// Takes one message off the buffer.

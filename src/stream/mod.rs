@@ -8,6 +8,7 @@ mod chunk_size;
 mod control;
 mod deadline;
 mod gate;
+mod low_water;
 mod owner;
 mod reader;
 mod row;

@@ -11,6 +11,7 @@ use super::{
     channel::{Block, Channel, Interrupt, Permission, StartError},
     chunk::Chunk,
     deadline::{Deadlines, watch_pauses},
+    low_water::LowWater,
     settings::{MIN_READ, StreamSettings},
 };
 use crate::{
@@ -36,6 +37,8 @@ pub(super) struct Reader {
     block: Option<Arc<Block>>,
     /// The most rows in the next chunk.
     chunk_rows: usize,
+    /// How many bytes it waits for.
+    low_water: LowWater,
     settings: StreamSettings,
 }
 
@@ -60,6 +63,7 @@ pub(super) fn spawn(
         run: Run::default(),
         block: None,
         chunk_rows: settings.chunk_size().next(),
+        low_water: LowWater::new(settings.read_size()),
         settings,
     };
     tokio::spawn(async move {
@@ -83,6 +87,7 @@ impl Reader {
         }
         let Self { mut connection, channel, unsent, exchange, answered, block, .. } = self;
         release(&mut connection, block);
+        connection.set_low_water(1);
         let settled = match end {
             Ok(()) => {
                 lease.give_back(connection);
@@ -263,9 +268,9 @@ impl Reader {
                 }
                 Permission::Granted => {}
             }
-            let connection = &mut self.connection;
+            let Self { connection, low_water, .. } = self;
             match poll_fn(|cx| Poll::Ready(connection.poll_read(cx))).await {
-                Poll::Ready(read) => return arrived(read),
+                Poll::Ready(read) => return arrived(read, low_water),
                 Poll::Pending if self.run.rows > 0 => {
                     self.hand_over().await?;
                     continue;
@@ -274,15 +279,21 @@ impl Reader {
             }
             self.channel.waiting();
             let timeout = connection.bounds.read_timeout;
+            let wanted = low_water.next();
+            let waits_for_more = connection.set_low_water(wanted) && wanted > 1;
             let read = select! {
                 biased;
                 () = self.channel.changed() => None,
                 read = connection.read() => Some(read),
+                () = sleep(PATIENCE), if waits_for_more => {
+                    low_water.in_vain();
+                    None
+                }
                 error = silence(timeout) => return Err(error.into()),
             };
             self.channel.waited();
             if let Some(read) = read {
-                return arrived(read);
+                return arrived(read, low_water);
             }
         }
     }
@@ -295,10 +306,16 @@ fn cut(buffer: &mut BytesMut, run: &mut Run, block: &Arc<Block>) -> Chunk {
     Chunk { frames, rows, value_bytes, at: 0, _block: Arc::clone(block) }
 }
 
-fn arrived(read: io::Result<usize>) -> Result<(), Interrupt> {
+/// For how long more than one byte is waited for.
+const PATIENCE: Duration = Duration::from_millis(1);
+
+fn arrived(read: io::Result<usize>, low_water: &mut LowWater) -> Result<(), Interrupt> {
     match read {
         Ok(0) => Err(closed(io::ErrorKind::UnexpectedEof.into())),
-        Ok(_) => Ok(()),
+        Ok(bytes) => {
+            low_water.record(bytes);
+            Ok(())
+        }
         Err(e) => Err(closed(e)),
     }
 }

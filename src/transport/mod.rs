@@ -1,6 +1,8 @@
 //! Sockets: where a server is reached, and the bytes to and from it.
 
 mod connect;
+#[cfg(target_os = "linux")]
+mod low_water;
 #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs")))]
 mod no_tls;
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
@@ -164,6 +166,22 @@ impl Transport {
     #[cfg(not(unix))]
     pub(crate) fn peer_user(&self) -> io::Result<Option<String>> {
         Ok(None)
+    }
+
+    /// Has the system wake who waits for bytes only when so many have arrived, or the other end has closed;
+    /// what there is can be read all the same. Says whether the system does so: only Linux does, for TCP.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn set_low_water(&self, bytes: usize) -> bool {
+        match self {
+            Self::Tcp(stream) => low_water::set(stream, bytes).is_ok(),
+            Self::Unix(_) => false,
+            Self::Tls(stream) => low_water::set(stream.socket(), bytes).is_ok(),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn set_low_water(&self, _bytes: usize) -> bool {
+        false
     }
 
     /// Writes a last message, as much of it as the socket takes at once.

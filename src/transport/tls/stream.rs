@@ -28,6 +28,11 @@ impl TlsStream {
         self.info.clone()
     }
 
+    #[cfg(target_os = "linux")]
+    pub(crate) fn socket(&self) -> &TcpStream {
+        self.inner.get_ref().0
+    }
+
     /// Writes a farewell as far as the socket takes it at once, and ends TLS.
     pub(crate) fn try_write_last(&mut self, bytes: &[u8]) -> io::Result<()> {
         let (socket, session) = self.inner.get_mut();
