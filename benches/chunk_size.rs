@@ -4,11 +4,11 @@
 //! turns; printed are medians, as ratios to the adaptive size's: above 1.00 a size is slower. Run it
 //! by `cargo bench --bench chunk_size`.
 
+#[path = "support/replay.rs"]
+mod replay;
+
 use std::{
-    io::{Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream},
-    sync::Arc,
-    thread,
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -38,7 +38,8 @@ fn main() {
     SIZES.iter().for_each(|size| print!("{size:>8}"));
     println!("  (adaptive: ns a row; the others: ratio to it)");
     for (bytes, rows) in [(20, 1_000_000), (230, 400_000), (1800, 60_000)] {
-        let server = replay(bytes, rows);
+        let document = format!("{{\"text\":\"{}\"}}", "x".repeat(bytes - 11));
+        let server = replay::start(&document, rows);
         for (name, runtime) in &runtimes {
             let label = |decoding| format!("{rows} of {bytes} B, {decoding}, {name}");
             compare::<RawJson>(&label("raw"), runtime, server, rows);
@@ -89,57 +90,4 @@ async fn drain<T: FromJsonRow + 'static>(query: QueryBuilder<T>, rows: usize) ->
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
-}
-
-/// A server that answers every query with the same rows.
-fn replay(bytes: usize, rows: usize) -> SocketAddr {
-    let document = format!("{{\"text\":\"{}\"}}", "x".repeat(bytes - 11));
-    let len = u32::try_from(document.len()).unwrap().to_be_bytes();
-    let row = message(b'D', &[&[0, 1], &len[..], document.as_bytes()].concat());
-    let column = b"\0\x01data\0\0\0\0\0\0\0\0\0\x0e\xda\xff\xff\xff\xff\xff\xff\0\0";
-    let answer = [
-        message(b'1', b""),
-        message(b'2', b""),
-        message(b'T', column),
-        row.repeat(rows),
-        message(b'C', b"SELECT\0"),
-        message(b'Z', b"I"),
-    ];
-    let answer = Arc::new(answer.concat());
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for socket in listener.incoming() {
-            let answer = Arc::clone(&answer);
-            thread::spawn(move || serve(socket.unwrap(), &answer));
-        }
-    });
-    address
-}
-
-fn serve(mut socket: TcpStream, answer: &[u8]) -> Option<()> {
-    skip(&mut socket, 0)?;
-    let login = [message(b'R', &[0; 4]), message(b'K', &[0; 8]), message(b'Z', b"I")].concat();
-    socket.write_all(&login).ok()?;
-    loop {
-        while skip(&mut socket, 1)? != b'S' {}
-        // As a server does: 8 KiB at a time.
-        for part in answer.chunks(8 << 10) {
-            socket.write_all(part).ok()?;
-        }
-    }
-}
-
-/// Reads a message with so many bytes of tag.
-fn skip(socket: &mut TcpStream, tag: usize) -> Option<u8> {
-    let mut head = [0; 5];
-    socket.read_exact(&mut head[..4 + tag]).ok()?;
-    let len = u32::from_be_bytes(head[tag..tag + 4].try_into().ok()?);
-    socket.read_exact(&mut vec![0; len as usize - 4]).ok()?;
-    Some(head[0])
-}
-
-fn message(tag: u8, body: &[u8]) -> Vec<u8> {
-    let len = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
-    [&[tag], &len[..], body].concat()
 }

@@ -8,6 +8,22 @@ die() {
     exit 1
 }
 
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null; then
+        sudo "$@"
+    else
+        die "Run this as root once, or install sudo: it needs $*"
+    fi
+}
+
+apt_install() {
+    as_root apt-get update -qq &&
+        as_root env DEBIAN_FRONTEND=noninteractive \
+            apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+}
+
 # The same places as find_binaries() in tests/support/cluster.rs.
 have_postgres() {
     if [ -n "${PG_BIN:-}" ]; then
@@ -30,22 +46,14 @@ install_postgres() {
         die "Postgres is missing. Install its server package (initdb, pg_ctl, postgres), or set" \
             "PG_BIN to the folder of these programs"
     fi
-    sudo=
-    if [ "$(id -u)" != 0 ]; then
-        command -v sudo >/dev/null ||
-            die "Postgres is missing. Install it as root with: apt-get install postgresql"
-        sudo=sudo
-    fi
-    echo "Installing Postgres with apt-get (its programs only, no server is set up) ..."
+    echo "Installing Postgres (its programs only, no server is set up) ..."
     # Debian's package would make and start a server; this keeps it from doing so.
     no_server=/etc/postgresql-common/createcluster.d/fraiseql-wire.conf
-    $sudo mkdir -p "${no_server%/*}"
-    echo "create_main_cluster = false" | $sudo tee "$no_server" >/dev/null
+    as_root mkdir -p "${no_server%/*}"
+    echo "create_main_cluster = false" | as_root tee "$no_server" >/dev/null
     installed=yes
-    $sudo apt-get update -qq &&
-        $sudo env DEBIAN_FRONTEND=noninteractive \
-            apt-get install -y -qq --no-install-recommends postgresql >/dev/null || installed=no
-    $sudo rm -f "$no_server"
+    apt_install postgresql || installed=no
+    as_root rm -f "$no_server"
     [ "$installed" = yes ] && have_postgres || die "Postgres could not be installed; see above"
 }
 

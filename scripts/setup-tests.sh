@@ -20,26 +20,19 @@ if [ -n "$need" ]; then
         [ "$(uname)" = Darwin ] && die "Install with: brew install pgbouncer haproxy openssl pkgconf node python"
         die "Install what the tests need:$need"
     fi
-    sudo=
-    if [ "$(id -u)" != 0 ]; then
-        command -v sudo >/dev/null || die "Install as root with: apt-get install$need"
-        sudo=sudo
-    fi
     echo "Installing$need with apt-get (no service is started) ..."
     # The packages' scripts ask this program whether they may start a service.
     policy=/usr/sbin/policy-rc.d
     own_policy=
     if [ ! -e "$policy" ]; then
         own_policy=yes
-        printf '#!/bin/sh\nexit 101\n' | $sudo tee "$policy" >/dev/null
-        $sudo chmod +x "$policy"
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+        as_root chmod +x "$policy"
     fi
     installed=yes
     # shellcheck disable=SC2086
-    $sudo apt-get update -qq &&
-        $sudo env DEBIAN_FRONTEND=noninteractive \
-            apt-get install -y -qq --no-install-recommends $need >/dev/null || installed=no
-    [ -n "$own_policy" ] && $sudo rm -f "$policy"
+    apt_install $need || installed=no
+    [ -n "$own_policy" ] && as_root rm -f "$policy"
     [ "$installed" = yes ] || die "Could not be installed; see above:$need"
 fi
 

@@ -87,6 +87,75 @@ async fn what_a_stream_says_it_holds_is_what_is_allocated() {
 }
 
 /// The memory that one huge row took is given back while the stream goes on.
+/// What is allocated is allocated for chunks and blocks, of which there are few; and what the rows themselves
+/// are made of.
+#[tokio::test]
+async fn nothing_is_allocated_for_a_row_but_what_it_is_made_of() {
+    #[derive(serde::Deserialize)]
+    #[allow(dead_code)]
+    struct Number {
+        id: u64,
+    }
+    #[derive(serde::Deserialize)]
+    #[allow(dead_code)]
+    struct Named {
+        id: u64,
+        name: String,
+    }
+    let _alone = ALONE.lock().await;
+    sql("create view v_named as
+         select jsonb_build_object('id', i, 'name', 'a name of ' || i, 'more', repeat('x', 150)) as data
+         from (select generate_series(1, 220000) i) numbers")
+    .await;
+    let client = client().await;
+    let read = async |rows: u64, how: &str| {
+        let before = ALLOCATOR.stats().allocations;
+        let mut seen = 0;
+        match how {
+            "raw" => {
+                let query = client.query::<RawJson>("v_named").limit(rows);
+                let mut stream = query.execute().await.unwrap();
+                while let Some(row) = stream.next().await {
+                    row.unwrap();
+                    seen += 1;
+                }
+            }
+            "chunk" => {
+                let query = client.query::<RawJson>("v_named").limit(rows);
+                let mut stream = query.execute().await.unwrap();
+                while let Some(chunk) = stream.next_chunk().await {
+                    seen += chunk.unwrap().rows().count() as u64;
+                }
+            }
+            "number" => {
+                let query = client.query::<Number>("v_named").limit(rows);
+                let mut stream = query.execute().await.unwrap();
+                while let Some(row) = stream.next().await {
+                    row.unwrap();
+                    seen += 1;
+                }
+            }
+            _ => {
+                let query = client.query::<Named>("v_named").limit(rows);
+                let mut stream = query.execute().await.unwrap();
+                while let Some(row) = stream.next().await {
+                    row.unwrap();
+                    seen += 1;
+                }
+            }
+        }
+        assert_eq!(seen, rows);
+        ALLOCATOR.stats().allocations - before
+    };
+    for (how, own) in [("raw", 0.0), ("chunk", 0.0), ("number", 0.0), ("named", 1.0)] {
+        // Once for what is made the first time.
+        read(1_000, how).await;
+        let (few, many) = (read(20_000, how).await, read(220_000, how).await);
+        let a_row = many.abs_diff(few) as f64 / 200_000.0;
+        assert!((a_row - own).abs() < 0.1, "{how}: {a_row} allocations a row");
+    }
+}
+
 #[tokio::test]
 async fn the_read_buffer_shrinks_behind_a_huge_row() {
     let _alone = ALONE.lock().await;

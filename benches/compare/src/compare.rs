@@ -5,11 +5,12 @@ use std::{fmt::Write, fs, path::Path, process::Command, time::Duration};
 use crate::{
     chart::{self, Bar},
     clients::Task,
+    cluster::Cluster,
     command,
-    data::{COMPARED, DataSet},
+    data::{COMPARED, DataSet, FIRST, SLOW, Shape},
     document,
     measure::Cost,
-    replay, run as measured, serve, this_program,
+    replay, run as measured, run_sql, serve, this_program,
 };
 
 /// What is done with a row, and who does it how; the first is what the others are compared with.
@@ -54,6 +55,18 @@ const EARLIER: &str = "fraiseql-wire 2.19.0";
 const SCENES: [(&str, bool, usize); 3] =
     [("Postgres", false, 2), ("replay", true, 0), ("replay, 2 threads", true, 2)];
 
+/// Who waits for first rows; the first is what the others are compared with.
+const WAITING: [(&str, &str); 8] = [
+    ("libpq", "raw, row by row"),
+    ("fraiseql-wire", "raw"),
+    ("fraiseql-wire", "raw, chunks of 1"),
+    ("fraiseql-wire", "raw, chunks of 10000"),
+    ("fraiseql-wire", "typed"),
+    ("minimal", "raw"),
+    ("tokio-postgres", "raw"),
+    ("sqlx", "raw"),
+];
+
 /// `earlier`: the program that has the earlier release.
 pub fn run(rounds: usize, earlier: &Path) {
     let cluster = serve(&COMPARED);
@@ -89,7 +102,93 @@ pub fn run(rounds: usize, earlier: &Path) {
         }
     }
     document::replace("comparison", &text);
-    print!("{text}");
+    document::replace("first rows", &first_rows(&cluster, rounds));
+    document::replace("connecting", &connecting(rounds));
+    print!("{}", document::read());
+}
+
+/// How long clients wait for the first row of a query, on a connection that has run others before.
+fn first_rows(cluster: &Cluster, rounds: usize) -> String {
+    run_sql(cluster, &FIRST.sql());
+    run_sql(cluster, &SLOW.slow_sql());
+    let mut text = String::from(
+        "| client | of 1,000 small rows, ms | ratio | of rows that take 5 ms each, ms | ratio |\n\
+         |---|---|---|---|---|\n",
+    );
+    let sets = [(&FIRST, 500), (&SLOW, 20)];
+    let mut costs = vec![[Vec::new(), Vec::new()]; WAITING.len()];
+    for _ in 0..rounds {
+        for ((client, mode), costs) in WAITING.iter().zip(&mut costs) {
+            for ((data, repeat), costs) in sets.iter().zip(costs) {
+                let task = Task {
+                    client: (*client).into(),
+                    mode: (*mode).into(),
+                    port: cluster.port(),
+                    table: data.table.into(),
+                    shape: data.shape,
+                    repeat: *repeat,
+                };
+                costs.push(measured(command(&this_program(), &task, 0)));
+            }
+        }
+    }
+    let first_row = |costs: &[Cost]| median(costs, |cost| cost.first_row).as_secs_f64() * 1e3;
+    let libpq = costs.first().unwrap().each_ref().map(|costs| first_row(costs));
+    for ((client, mode), costs) in WAITING.iter().zip(&costs) {
+        let [quick, slow] = costs.each_ref().map(|costs| first_row(costs));
+        writeln!(
+            text,
+            "| {client}, {mode} | {quick:.3} | {:.2} | {slow:.2} | {:.2} |",
+            quick / libpq[0],
+            slow / libpq[1],
+        )
+        .unwrap();
+    }
+    text
+}
+
+/// What a connection costs its client, which is trusted, or proves a password that it has proved before.
+fn connecting(rounds: usize) -> String {
+    let cluster = Cluster::start("host all scram all scram-sha-256\nhost all all all trust\n");
+    let cluster = cluster.unwrap_or_else(|e| panic!("{e}"));
+    run_sql(&cluster, "create role scram login password 'secret'");
+    let mut text = String::from(
+        "| client | trusted, CPU µs | SCRAM, CPU µs | ratio | trusted, ms | SCRAM, ms |\n\
+         |---|---|---|---|---|---|\n",
+    );
+    let clients = ["fraiseql-wire", "tokio-postgres"];
+    let mut costs = clients.map(|_| [Vec::new(), Vec::new()]);
+    for _ in 0..rounds {
+        for (client, costs) in clients.iter().zip(&mut costs) {
+            for (role, costs) in ["postgres", "scram"].iter().zip(costs) {
+                let task = Task {
+                    client: (*client).into(),
+                    mode: format!("connect as {role}"),
+                    port: cluster.port(),
+                    table: String::new(),
+                    shape: Shape::Customer,
+                    repeat: 500,
+                };
+                costs.push(measured(command(&this_program(), &task, 0)));
+            }
+        }
+    }
+    for (client, costs) in clients.iter().zip(&costs) {
+        let each = |of: fn(&Cost) -> Duration| {
+            costs
+                .each_ref()
+                .map(|costs| median(costs, of).as_secs_f64() * 1e6 / costs[0].rows as f64)
+        };
+        let ([trust, scram], walls) = (each(|cost| cost.cpu), each(|cost| cost.wall));
+        let [wall_trust, wall_scram] = walls.map(|us| us / 1e3);
+        writeln!(
+            text,
+            "| {client} | {trust:.0} | {scram:.0} | {:.2} | {wall_trust:.2} | {wall_scram:.2} |",
+            scram / trust
+        )
+        .unwrap();
+    }
+    text
 }
 
 /// The costs of each client, in the order of the rounds.
@@ -113,6 +212,7 @@ fn turns(
                 port,
                 table: data.table.into(),
                 shape: data.shape,
+                repeat: 1,
             };
             let answers = is_replay.then(|| {
                 replay::record(server, |port| {

@@ -35,12 +35,29 @@ pub const COUNTED: [[DataSet; 2]; 2] = [
         DataSet { table: "small_many", rows: 120_000, shape: Shape::Customer },
     ],
     [
-        DataSet { table: "medium_few", rows: 1_000, shape: MEDIUM },
-        DataSet { table: "medium_many", rows: 4_000, shape: MEDIUM },
+        DataSet { table: "medium_few", rows: 2_000, shape: MEDIUM },
+        DataSet { table: "medium_many", rows: 10_000, shape: MEDIUM },
     ],
 ];
 
+/// What is waited for: the first row of many queries, and of one whose rows come one by one.
+pub const FIRST: DataSet = DataSet { table: "first", rows: 1_000, shape: Shape::Customer };
+pub const SLOW: DataSet = DataSet { table: "slow", rows: 20, shape: Shape::Order { lines: 100 } };
+
 impl DataSet {
+    /// Makes a view of the table in which a row takes 5 ms. Of rows of less than 8 KiB it would be the server
+    /// that keeps them back.
+    pub fn slow_sql(&self) -> String {
+        let Self { table, .. } = self;
+        format!(
+            "{};
+             alter table {table} rename to {table}_rows;
+             create view {table} as
+             select data from {table}_rows where pg_sleep(0.005)::text is not null",
+            self.sql()
+        )
+    }
+
     /// Makes the table. The same bytes come of it on every server.
     pub fn sql(&self) -> String {
         let Self { table, rows, shape } = self;

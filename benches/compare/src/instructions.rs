@@ -1,12 +1,14 @@
 //! Instructions a row, counted by callgrind: the same on every run, whatever else the machine does.
 
-use std::{collections::BTreeMap, fmt::Write, process::Command};
+use std::{collections::BTreeMap, fmt::Write, path::Path, process::Command};
 
 use crate::{
-    clients::Task,
+    certificates::Authority,
+    clients::{AUTHORITY, Task},
+    cluster::{Cluster, Setup, TRUST_EVERYBODY},
     command,
     data::{COUNTED, Shape},
-    document, replay, run, serve, this_program,
+    document, replay, run, run_sql, serve, this_program,
 };
 
 const MODES: [(&str, &str, usize); 14] = [
@@ -36,6 +38,9 @@ const MORE: [(&str, &str, usize); 7] = [
     ("libpq", "raw", 0),
 ];
 
+/// By TLS, from the server itself: an answer that was encrypted once cannot be played to another client.
+const ENCRYPTED: [(&str, &str); 2] = [("fraiseql-wire", "raw, TLS"), ("minimal", "raw, TLS")];
+
 /// More than this, and something has become more expensive.
 const MARGIN: f64 = 0.05;
 
@@ -44,9 +49,9 @@ type Counts = BTreeMap<(String, String, String), f64>;
 
 /// Counts for every client, and writes the figures into the document.
 pub fn write() {
-    let counts = count(MODES.iter().chain(&MORE));
-    let mut table =
-        String::from("| rows | client | mode | instructions a row |\n|---|---|---|---|\n");
+    let mut counts = count(MODES.iter().chain(&MORE));
+    counts.append(&mut count_encrypted(ENCRYPTED.iter()));
+    let mut table = String::from("| of | client | mode | instructions each |\n|---|---|---|---|\n");
     for ((rows, client, mode), count) in &counts {
         writeln!(table, "| {rows} | {client} | {mode} | {count:.0} |").unwrap();
     }
@@ -67,7 +72,10 @@ pub fn check() {
         })
         .collect();
     let mut failed = false;
-    for (key, count) in count(MODES.iter().filter(|(client, ..)| *client == "fraiseql-wire")) {
+    let is_ours = |client: &str| client == "fraiseql-wire";
+    let mut counts = count(MODES.iter().filter(|(client, ..)| is_ours(client)));
+    counts.append(&mut count_encrypted(ENCRYPTED.iter().filter(|(client, _)| is_ours(client))));
+    for (key, count) in counts {
         let was = written.get(&key).unwrap_or_else(|| panic!("{key:?} is not in the document"));
         let change = count / was - 1.0;
         println!(
@@ -99,6 +107,7 @@ fn count<'a>(modes: impl Iterator<Item = &'a (&'a str, &'a str, usize)>) -> Coun
                 port,
                 table: data.table.into(),
                 shape: data.shape,
+                repeat: 1,
             };
             let answers = replay::record(cluster.port(), |port| {
                 let cost = run(command(&this_program(), &task(port), 0));
@@ -116,17 +125,58 @@ fn count<'a>(modes: impl Iterator<Item = &'a (&'a str, &'a str, usize)>) -> Coun
     counts
 }
 
+/// Of a server with TLS.
+fn count_encrypted<'a>(modes: impl Iterator<Item = &'a (&'a str, &'a str)>) -> Counts {
+    let authority = Authority::new("benchmarks");
+    let pair = authority.server("127.0.0.1", &["127.0.0.1"]);
+    let cluster = Cluster::start_with(&Setup {
+        hba: TRUST_EVERYBODY,
+        settings: "-c ssl=on -c ssl_cert_file={folder}/server.crt -c ssl_key_file={folder}/server.key",
+        files: &[("server.crt", &pair.certificate), ("server.key", &pair.key)],
+        ..Setup::default()
+    });
+    let cluster = cluster.unwrap_or_else(|e| panic!("{e}"));
+    let file = std::env::temp_dir().join(format!("authority-{}.pem", std::process::id()));
+    std::fs::write(&file, &authority.pem).unwrap();
+    let sizes = COUNTED[0];
+    sizes.iter().for_each(|data| run_sql(&cluster, &data.sql()));
+    let mut counts = Counts::new();
+    for (client, mode) in modes {
+        let [few, many] = sizes.map(|data| {
+            let task = Task {
+                client: (*client).into(),
+                mode: (*mode).into(),
+                port: cluster.port(),
+                table: data.table.into(),
+                shape: data.shape,
+                repeat: 1,
+            };
+            (data.rows as f64, instructions_with(&task, &file))
+        });
+        let count = (many.1 - few.1) / (many.0 - few.0);
+        counts.insert(("small".into(), (*client).into(), (*mode).into()), count);
+    }
+    std::fs::remove_file(&file).unwrap();
+    counts
+}
+
 /// The instructions of a whole process.
 fn instructions(task: &Task) -> f64 {
+    instructions_with(task, Path::new(""))
+}
+
+fn instructions_with(task: &Task, authority: &Path) -> f64 {
     let plain = command(&this_program(), task, 0);
-    let profile = concat!(env!("CARGO_MANIFEST_DIR"), "/target/callgrind");
+    let profile = this_program().with_file_name("callgrind").display().to_string();
     let name = format!("{} {} {}", task.client, task.mode, task.table).replace([' ', ','], "-");
     let mut valgrind = Command::new("valgrind");
     // For callgrind_annotate, which says where they go.
     valgrind.arg(format!("--callgrind-out-file={profile}.{name}"));
     valgrind.args(["--tool=callgrind", "--dump-instr=no"]).arg(plain.get_program());
+    valgrind.env(AUTHORITY, authority);
     let output = valgrind.args(plain.get_args()).output().expect("valgrind runs");
     let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{valgrind:?}: {text}");
     let collected = text.lines().find_map(|line| line.split_once("Collected : "));
     collected.unwrap_or_else(|| panic!("{valgrind:?}: {text}")).1.trim().parse().unwrap()
 }

@@ -2,6 +2,9 @@
 //!
 //! `scripts/bench.sh` and `scripts/bench-instructions.sh` run it; docs/benchmarks.md says what comes of it.
 
+#[path = "../../../tests/support/certificates.rs"]
+#[allow(dead_code)]
+mod certificates;
 mod chart;
 mod clients;
 #[path = "../../../tests/support/cluster.rs"]
@@ -28,13 +31,14 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
-        ["measure", client, mode, port, table, lines, threads] => {
+        ["measure", client, mode, port, table, lines, threads, repeat] => {
             let shape = match lines.parse().unwrap() {
                 0 => Shape::Customer,
                 lines => Shape::Order { lines },
             };
             let [client, mode, table] = [client, mode, table].map(str::to_owned);
-            let task = Task { client, mode, port: port.parse().unwrap(), table, shape };
+            let (port, repeat) = (port.parse().unwrap(), repeat.parse().unwrap());
+            let task = Task { client, mode, port, table, shape, repeat };
             println!("{}", measure(task, threads.parse().unwrap()).to_line());
         }
         ["compare", rounds, earlier] => compare::run(rounds.parse().unwrap(), Path::new(earlier)),
@@ -53,7 +57,7 @@ fn replay_for(client: &str, mode: &str, table: &str) {
     let data = COMPARED.iter().find(|data| data.table == table).unwrap();
     let cluster = serve([data]);
     let [client, mode, table] = [client, mode, table].map(str::to_owned);
-    let mut task = Task { client, mode, port: 0, table, shape: data.shape };
+    let mut task = Task { client, mode, port: 0, table, shape: data.shape, repeat: 1 };
     let answers = replay::record(cluster.port(), |port| {
         task.port = port;
         run(command(&this_program(), &task, 0));
@@ -69,12 +73,16 @@ fn replay_for(client: &str, mode: &str, table: &str) {
 fn serve<'a>(tables: impl IntoIterator<Item = &'a DataSet>) -> Cluster {
     let cluster = Cluster::start(TRUST_EVERYBODY).unwrap_or_else(|e| panic!("{e}"));
     for table in tables {
-        // One statement at a time: VACUUM runs in no transaction.
-        for statement in table.sql().split(';') {
-            clients::run_sql(cluster.port(), statement);
-        }
+        run_sql(&cluster, &table.sql());
     }
     cluster
+}
+
+/// One statement at a time: VACUUM runs in no transaction.
+fn run_sql(cluster: &Cluster, sql: &str) {
+    for statement in sql.split(';') {
+        clients::run_sql(cluster.port(), statement);
+    }
 }
 
 /// The command that measures, in a process of its own.
@@ -85,7 +93,7 @@ fn command(program: &Path, task: &Task, threads: usize) -> Command {
     };
     let mut command = Command::new(program);
     command.args(["measure", &task.client, &task.mode, &task.port.to_string(), &task.table]);
-    command.args([lines.to_string(), threads.to_string()]);
+    command.args([lines, threads, task.repeat].map(|number| number.to_string()));
     command
 }
 

@@ -8,7 +8,7 @@ use std::{
 use nix::sys::resource::{UsageWho, getrusage};
 use tokio::runtime::Builder;
 
-use crate::clients::{Tally, Task, run};
+use crate::clients::{Task, run};
 
 /// What a query cost its client.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -17,6 +17,7 @@ pub struct Cost {
     pub wall: Duration,
     /// Of all threads of the process, in user and kernel mode.
     pub cpu: Duration,
+    /// The median of the queries.
     pub first_row: Duration,
     /// The most memory that was resident, above what was before the query, in KiB.
     pub memory: u64,
@@ -55,20 +56,23 @@ pub fn measure(task: Task, threads: usize) -> Cost {
 
 async fn cost(task: Task) -> Cost {
     let mut before = None;
-    let tally = run(&task, &mut || {
+    let mut tally = run(&task, &mut || {
         before = Some((cpu(), memory("VmRSS:"), Instant::now()));
-        Tally::begin()
     })
     .await;
     let (cpu_before, memory_before, begun) = before.unwrap();
-    assert_ne!(tally.sum, 0);
     Cost {
         rows: tally.rows,
         wall: begun.elapsed(),
         cpu: cpu() - cpu_before,
-        first_row: tally.first_row.unwrap_or_default(),
+        first_row: median(&mut tally.first_rows),
         memory: memory("VmHWM:").saturating_sub(memory_before),
     }
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort();
+    times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
 fn cpu() -> Duration {

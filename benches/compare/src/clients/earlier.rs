@@ -7,10 +7,14 @@ use serde_json::Value;
 use super::{Tally, Task, Weigh};
 use crate::data::{Customer, Order, Shape};
 
-pub async fn run(task: &Task, connected: &mut (dyn FnMut() -> Tally + Send)) -> Tally {
+pub async fn run(task: &Task, connected: &mut (dyn FnMut() + Send)) -> Tally {
     let url = format!("postgres://postgres:@127.0.0.1:{}/postgres", task.port);
     let client = earlier::FraiseClient::connect(&url).await.unwrap();
-    let mut tally = connected();
+    connected();
+    let mut tally = Tally::default();
+    // Its query consumes the client.
+    assert_eq!(task.repeat, 1);
+    tally.query();
     match (task.mode.as_str(), task.shape) {
         ("typed", Shape::Customer) => decoded::<Customer>(client, task, &mut tally).await,
         ("typed", Shape::Order { .. }) => decoded::<Order>(client, task, &mut tally).await,

@@ -4,25 +4,37 @@
 use std::{
     io::{Read, Write},
     net::TcpStream,
+    sync::Arc,
 };
 
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
+    pki_types::{CertificateDer, ServerName, pem::PemObject},
+};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Tally, Task, Weigh};
+use super::{Tally, Task, Weigh, authority};
 use crate::data::{Customer, Order, Shape};
 
-pub fn run(task: &Task, connected: &mut (dyn FnMut() -> Tally + Send)) -> Tally {
-    let mut connection = Connection::open(task.port);
-    let mut tally = connected();
+pub fn run(task: &Task, connected: &mut (dyn FnMut() + Send)) -> Tally {
+    let mut connection = match task.mode.as_str() {
+        "raw, TLS" => Connection::encrypted(task.port),
+        _ => Connection::open(task.port),
+    };
+    connected();
+    let mut tally = Tally::default();
     let decode: fn(&[u8]) -> u64 = match (task.mode.as_str(), task.shape) {
-        ("raw", _) => |row| row.len() as u64,
+        ("raw" | "raw, TLS", _) => |row| row.len() as u64,
         ("typed", Shape::Customer) => decoded::<Customer>,
         ("typed", Shape::Order { .. }) => decoded::<Order>,
         ("value", _) => decoded::<Value>,
         (other, _) => panic!("no mode {other:?}"),
     };
-    connection.query(&task.sql(), |row| tally.row(decode(row)));
+    for _ in 0..task.repeat {
+        tally.query();
+        connection.query(&task.sql(), |row| tally.row(decode(row)));
+    }
     tally
 }
 
@@ -35,14 +47,33 @@ pub fn run_sql(port: u16, sql: &str) {
     Connection::open(port).query(sql, |_| {});
 }
 
+trait Socket: Read + Write {}
+
+impl<S: Read + Write> Socket for S {}
+
 struct Connection {
-    socket: TcpStream,
+    socket: Box<dyn Socket>,
     buffer: Vec<u8>,
 }
 
 impl Connection {
     fn open(port: u16) -> Self {
-        let socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        Self::begin(Box::new(TcpStream::connect(("127.0.0.1", port)).unwrap()))
+    }
+
+    fn encrypted(port: u16) -> Self {
+        let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        socket.write_all(b"\0\0\0\x08\x04\xd2\x16\x2f").unwrap();
+        socket.read_exact(&mut [0; 1]).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(authority()).unwrap()).unwrap();
+        let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let session = ClientConnection::new(Arc::new(config), name).unwrap();
+        Self::begin(Box::new(StreamOwned::new(session, socket)))
+    }
+
+    fn begin(socket: Box<dyn Socket>) -> Self {
         let mut this = Self { socket, buffer: vec![0; 64 << 10] };
         let body = b"\0\x03\0\0user\0postgres\0database\0postgres\0\0";
         this.socket.write_all(&[&len(body)[..], body].concat()).unwrap();

@@ -25,11 +25,17 @@ pub struct Task {
     pub port: u16,
     pub table: String,
     pub shape: Shape,
+    /// How often the query is run, on one connection.
+    pub repeat: usize,
 }
 
 impl Task {
     pub fn url(&self) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/postgres?sslmode=disable", self.port)
+        let security = match self.mode.as_str() {
+            "raw, TLS" => format!("sslmode=verify-full&sslrootcert={}", authority()),
+            _ => "sslmode=disable".to_owned(),
+        };
+        format!("postgres://postgres@127.0.0.1:{}/postgres?{security}", self.port)
     }
 
     pub fn sql(&self) -> String {
@@ -37,24 +43,36 @@ impl Task {
     }
 }
 
+/// The file with the certificate of the authority that vouches for the server.
+pub fn authority() -> String {
+    std::env::var(AUTHORITY).unwrap()
+}
+
+/// The variable that names it.
+pub const AUTHORITY: &str = "COMPARE_AUTHORITY";
+
 /// What a client reports.
+#[derive(Default)]
 pub struct Tally {
-    begun: Instant,
-    pub first_row: Option<Duration>,
+    /// When the query began whose first row has not come.
+    begun: Option<Instant>,
+    /// Of each query.
+    pub first_rows: Vec<Duration>,
     pub rows: u64,
     /// Keeps the rows from being optimized away.
     pub sum: u64,
 }
 
 impl Tally {
-    pub fn begin() -> Self {
-        Self { begun: Instant::now(), first_row: None, rows: 0, sum: 0 }
+    /// A query begins.
+    pub fn query(&mut self) {
+        self.begun = Some(Instant::now());
     }
 
     #[inline]
     pub fn row(&mut self, weight: u64) {
-        if self.rows == 0 {
-            self.first_row = Some(self.begun.elapsed());
+        if let Some(begun) = self.begun.take() {
+            self.first_rows.push(begun.elapsed());
         }
         self.rows += 1;
         self.sum = self.sum.wrapping_add(weight);
@@ -85,7 +103,7 @@ impl Weigh for serde_json::Value {
 }
 
 /// Runs the task, and calls `connected` between logging in and the query.
-pub async fn run(task: &Task, connected: &mut (dyn FnMut() -> Tally + Send)) -> Tally {
+pub async fn run(task: &Task, connected: &mut (dyn FnMut() + Send)) -> Tally {
     match task.client.as_str() {
         "fraiseql-wire" => wire::run(task, connected).await,
         "minimal" => minimal::run(task, connected),

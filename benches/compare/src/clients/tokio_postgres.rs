@@ -14,25 +14,42 @@ use tokio_postgres::{
 use super::{Tally, Task, Weigh};
 use crate::data::{Customer, Order, Shape};
 
-pub async fn run(task: &Task, connected: &mut (dyn FnMut() -> Tally + Send)) -> Tally {
+pub async fn run(task: &Task, connected: &mut (dyn FnMut() + Send)) -> Tally {
+    if let Some(role) = task.mode.strip_prefix("connect as ") {
+        let url = format!("{}&user={role}&password=secret", task.url());
+        connected();
+        let mut tally = Tally::default();
+        for _ in 0..task.repeat {
+            let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+            drop(client);
+            // Says farewell, and ends.
+            connection.await.unwrap();
+            tally.row(1);
+        }
+        return tally;
+    }
     let (client, connection) = tokio_postgres::connect(&task.url(), NoTls).await.unwrap();
     tokio::spawn(connection);
-    let mut tally = connected();
-    match (task.mode.as_str(), task.shape) {
-        ("raw", _) => {
-            let rows = client.query_raw(&task.sql(), None::<i32>).await.unwrap();
-            let mut rows = pin!(rows);
-            while let Some(row) = rows.try_next().await.unwrap() {
-                tally.row(row.get::<_, Bytes<'_>>(0).0.len() as u64);
+    connected();
+    let mut tally = Tally::default();
+    for _ in 0..task.repeat {
+        tally.query();
+        match (task.mode.as_str(), task.shape) {
+            ("raw", _) => {
+                let rows = client.query_raw(&task.sql(), None::<i32>).await.unwrap();
+                let mut rows = pin!(rows);
+                while let Some(row) = rows.try_next().await.unwrap() {
+                    tally.row(row.get::<_, Bytes<'_>>(0).0.len() as u64);
+                }
             }
+            ("typed", Shape::Customer) => binary::<Customer>(&client, task, &mut tally).await,
+            ("typed", Shape::Order { .. }) => binary::<Order>(&client, task, &mut tally).await,
+            ("value", _) => binary::<Value>(&client, task, &mut tally).await,
+            ("typed, simple query", Shape::Customer) => {
+                simple::<Customer>(&client, task, &mut tally).await
+            }
+            (other, _) => panic!("no mode {other:?}"),
         }
-        ("typed", Shape::Customer) => binary::<Customer>(&client, task, &mut tally).await,
-        ("typed", Shape::Order { .. }) => binary::<Order>(&client, task, &mut tally).await,
-        ("value", _) => binary::<Value>(&client, task, &mut tally).await,
-        ("typed, simple query", Shape::Customer) => {
-            simple::<Customer>(&client, task, &mut tally).await
-        }
-        (other, _) => panic!("no mode {other:?}"),
     }
     tally
 }
