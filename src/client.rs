@@ -132,7 +132,7 @@ impl FraiseClient {
                     return Ok(());
                 }
                 // Lost while it was idle: the next round opens a new one, so there is no third.
-                Err(e) if connection.reused && e.is_retriable() => {}
+                Err(e) if connection.reused && e.is_retriable() => connection.lost_idle(),
                 Err(e) => return Err(e),
             }
         }

@@ -11,7 +11,7 @@ use crate::{
     metrics::QueryLabels,
     protocol::frontend,
     sql::{Condition, Field, Filter, Order, OrderBy, Projection, Select, Statement, ToParam},
-    stream::{FromJsonRow, Predicates, QueryStream, StreamSettings},
+    stream::{FromJsonRow, Predicates, QueryStream, QueryText, StreamSettings},
 };
 
 /// A query, put together step by step and run by [`execute`](Self::execute).
@@ -260,9 +260,11 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Dropping the future stops the query, as dropping the stream does.
     pub async fn execute(self) -> Result<QueryStream<T>> {
         self.settings.check()?;
-        let request = request(&self.select.rows()?)?;
+        let statement = self.select.rows()?;
+        let request = request(&statement)?;
         let labels = labels(&self.select, !self.predicates.is_empty());
-        QueryStream::open(&self.slot, request, self.settings, labels, self.predicates).await
+        let text = text(&self.select, &statement);
+        QueryStream::open(&self.slot, request, self.settings, labels, text, self.predicates).await
     }
 
     /// Runs the query and collects its rows, whatever memory they take.
@@ -387,9 +389,10 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         let request = request(statement)?;
         self.settings.check()?;
         let labels = labels(&self.select, false);
+        let text = text(&self.select, statement);
         let predicates = Predicates::default();
         let mut stream =
-            QueryStream::open(&self.slot, request, self.settings, labels, predicates).await?;
+            QueryStream::open(&self.slot, request, self.settings, labels, text, predicates).await?;
         let answer = next(&mut stream).await;
         // To its end, so that the connection is free at once.
         while next(&mut stream).await.is_some() {}
@@ -410,6 +413,14 @@ fn labels(select: &Select, has_where_rust: bool) -> QueryLabels<'_> {
         has_filter: has(false),
         has_where_rust,
         has_order_by: !select.order.is_empty(),
+    }
+}
+
+fn text<'a>(select: &'a Select, statement: &'a Statement) -> QueryText<'a> {
+    QueryText {
+        entity: &select.entity,
+        sql: &statement.sql,
+        is_parameterized: select.is_parameterized(),
     }
 }
 

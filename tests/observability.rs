@@ -2,14 +2,22 @@
 
 mod support;
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
-use fraiseql_wire::{Error, FraiseClient, RawJson, metrics};
+use fraiseql_wire::{ConnectionConfig, Error, FraiseClient, RawJson, SslMode, metrics};
 use futures_util::StreamExt;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use serde_json::Value;
 use support::{
-    client, eventually,
+    admin_at, backend_state,
+    certificates::Authority,
+    client, cluster,
+    cluster::{Cluster, Setup},
+    events::{Events, SpanSeen},
+    eventually,
     scripted::{self, Scripted, Step},
     sql,
 };
@@ -55,21 +63,35 @@ impl Numbers {
         found.flat_map(|(_, values)| values.clone()).collect()
     }
 
+    fn names(&self) -> BTreeSet<String> {
+        self.0.keys().map(|(name, _)| name.clone()).collect()
+    }
+
     fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.values(name, labels).iter().sum()
     }
 }
 
+/// Each scenario checks what it has driven; what is checked at the end is that there is none that nobody drives.
 #[tokio::test]
 async fn every_number_is_what_happened() {
-    sql("create view v_some as select to_json(i) as data from generate_series(1, 1000) i;
-         create view v_odd as select * from (values ('1'::json), ('\"x\"'), ('1e999'), ('2')) t(data);
-         create view v_fails_at_once as select to_json(1 / 0) as data")
-    .await;
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recording = ::metrics::set_default_local_recorder(&recorder);
     metrics::describe();
+    let mut emitted = queries(&snapshotter).await;
+    emitted.append(&mut connections(&snapshotter).await);
+    for metric in metrics::CATALOG {
+        let name = metric.name.strip_prefix("fraiseql_wire_").unwrap();
+        assert!(emitted.contains(name), "nothing emits {name}");
+    }
+}
+
+async fn queries(snapshotter: &Snapshotter) -> BTreeSet<String> {
+    sql("create view v_some as select to_json(i) as data from generate_series(1, 1000) i;
+         create view v_odd as select * from (values ('1'::json), ('\"x\"'), ('1e999'), ('2')) t(data);
+         create view v_fails_at_once as select to_json(1 / 0) as data")
+    .await;
     let client = client().await;
 
     // Success, through every kind of condition.
@@ -155,13 +177,8 @@ async fn every_number_is_what_happened() {
     drop(stream);
     client.ping().await.unwrap();
 
-    let numbers = Numbers::of(&snapshotter);
+    let numbers = Numbers::of(snapshotter);
     let sum = |name: &str, labels: &[(&str, &str)]| numbers.sum(name, labels);
-    for metric in metrics::CATALOG {
-        let name = metric.name.strip_prefix("fraiseql_wire_").unwrap();
-        assert!(!numbers.values(name, &[]).is_empty(), "nothing emits {name}");
-    }
-
     let some = [("entity", "v_some")];
     let all = [
         ("entity", "v_some"),
@@ -244,6 +261,323 @@ async fn every_number_is_what_happened() {
     {
         assert!(numbers.values(gauge, &[]).iter().all(|n| *n == 0.0), "{gauge} is not back at 0");
     }
+    numbers.names()
+}
+
+/// Connections: made, failed in each of their phases, ended in each way, and what is said on them.
+async fn connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
+    // Each look begins to count anew.
+    Numbers::of(snapshotter);
+    let port = cluster().port();
+    let at = |more: &str| {
+        format!("host=127.0.0.1 port={port} dbname=postgres connect_timeout=20 {more}")
+    };
+    let connect = async |more: &str| FraiseClient::connect(&at(more)).await;
+
+    // Logging in, in each way.
+    for (role, password) in [
+        ("role_trust", ""),
+        ("role_password", "password-secret"),
+        ("role_md5", "md5-secret"),
+        ("role_scram", "scram-secret"),
+    ] {
+        let client = connect(&format!("user={role} password='{password}'")).await.unwrap();
+        client.close().await.unwrap();
+    }
+    let authority = Authority::new("the authority");
+    let pair = authority.server("localhost", &["127.0.0.1"]);
+    let encrypted = Cluster::start_with(&Setup {
+        hba: "local all postgres trust\nhost all postgres all scram-sha-256\n",
+        settings: "-c ssl=on -c ssl_cert_file={folder}/server.crt -c ssl_key_file={folder}/server.key",
+        files: &[("server.crt", &pair.certificate), ("server.key", &pair.key)],
+        ..Setup::default()
+    })
+    .unwrap();
+    let socket =
+        format!("host={} port={} user=postgres", encrypted.folder().display(), encrypted.port());
+    admin_at(&socket)
+        .await
+        .batch_execute("alter role postgres password 'tls-secret'")
+        .await
+        .unwrap();
+    let by_socket = FraiseClient::connect(&socket).await.unwrap();
+    let url = format!(
+        "host=127.0.0.1 port={} user=postgres password=tls-secret sslmode=require",
+        encrypted.port()
+    );
+    drop(FraiseClient::connect(&url).await.unwrap());
+    drop(by_socket);
+
+    // Failing, in each phase.
+    let refused = async |url: &str| FraiseClient::connect(url).await.unwrap_err();
+    refused("host=a..b user=u dbname=d").await;
+    let nobody = cluster::free_port().unwrap();
+    refused(&format!("host=127.0.0.1 port={nobody} user=u dbname=d")).await;
+    refused(&at("user=postgres sslmode=require")).await;
+    refused(&at("user=role_scram password=wrong")).await;
+    refused(&at("user=postgres require_auth=scram-sha-256")).await;
+    refused(&format!("host=127.0.0.1 port={port} user=postgres dbname=missing")).await;
+    let sasl = scripted::message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0");
+    let answering = |answer: Vec<u8>| {
+        let answer: scripted::Answer = Box::new(move |_| answer.clone());
+        vec![Step::ExpectStartup, Step::Send(sasl.clone()), Step::Echo(answer)]
+    };
+    let imposters = Scripted::start(vec![
+        answering(scripted::message(b'R', b"\0\0\0\x0bnonsense")),
+        answering(scripted::auth_ok()),
+        vec![Step::ExpectStartup, Step::Close],
+    ])
+    .await;
+    for _ in 0..3 {
+        refused(&imposters.url()).await;
+    }
+    imposters.done().await;
+
+    // Ending: while it is idle, and while it is read.
+    let client = connect("user=postgres").await.unwrap();
+    let admin = support::admin().await;
+    let terminate = async |pid: u32| {
+        let pid = i32::try_from(pid).unwrap();
+        admin.execute("select pg_terminate_backend($1)", &[&pid]).await.unwrap();
+        eventually("it is gone", async || backend_state(&admin, pid as u32).await.is_none()).await;
+    };
+    terminate(client.backend_pid().unwrap()).await;
+    client.query::<Value>("v_one").fetch_one().await.unwrap();
+    let stream = client.query::<Value>("v_endless").execute().await.unwrap();
+    terminate(client.backend_pid().unwrap()).await;
+    assert!(stream.collect::<Vec<_>>().await.last().unwrap().is_err());
+
+    // Notices.
+    sql("create function noisy() returns json language plpgsql as
+             'begin raise notice ''a''; raise warning ''b''; return 1; end';
+         create view v_noisy as select noisy() as data")
+    .await;
+    client.query::<Value>("v_noisy").fetch_one().await.unwrap();
+
+    // What is read when nobody wants it any more.
+    let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    stream.cancel().await.unwrap();
+    drop(stream);
+    drop(client);
+
+    // Out of order; and servers that do not stop. Two of these cannot be told to, one does not listen.
+    let mut wrong = scripted::login();
+    wrong.extend([Step::ExpectQuery, Step::Send(scripted::message(b'2', b"")), Step::ExpectEnd]);
+    let silent = || {
+        let mut script = scripted::login();
+        let rows = [scripted::begin_json(), scripted::row("1")].concat();
+        script.extend([Step::ExpectQuery, Step::Send(rows), Step::Silence]);
+        script
+    };
+    for (scripts, fails) in [
+        (vec![wrong], true),
+        (vec![silent()], false),
+        (vec![silent(), vec![Step::Expect(scripted::cancel_request()), Step::Silence]], false),
+    ] {
+        let server = Scripted::start(scripts).await;
+        let config = ConnectionConfig::builder()
+            .host(server.address.ip().to_string())
+            .port(server.address.port())
+            .user("u")
+            .database("d")
+            .ssl_mode(SslMode::Disable)
+            .cancel_timeout(Duration::from_millis(50));
+        let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
+        let stream = client.query::<Value>("v").execute().await;
+        assert_eq!(stream.is_err(), fails);
+        drop(stream);
+        eventually("it is cleaned up", async || !client.is_connected()).await;
+        server.done().await;
+    }
+
+    let numbers = Numbers::of(snapshotter);
+    let sum = |name: &str, labels: &[(&str, &str)]| numbers.sum(name, labels);
+    let login = |name: &str, mechanism| {
+        sum(&format!("authentications{name}_total"), &[("mechanism", mechanism)])
+    };
+    for (mechanism, successful, failed) in [
+        // The role, the socket, the missing database, three of one client, three by scripts; refused by
+        // policy, and lost.
+        ("trust", 9.0, 2.0),
+        ("cleartext", 1.0, 0.0),
+        ("md5", 1.0, 0.0),
+        ("scram_sha_256", 1.0, 3.0),
+        ("scram_sha_256_plus", 1.0, 0.0),
+    ] {
+        let counts = (login("_successful", mechanism), login("_failed", mechanism));
+        assert_eq!(counts, (successful, failed), "{mechanism}");
+        assert_eq!(login("", mechanism), successful + failed);
+        let timed = numbers.values("auth_duration_seconds", &[("mechanism", mechanism)]).len();
+        assert_eq!(timed as f64, successful);
+    }
+    for reason in ["rejected", "refused_by_policy", "malformed", "server_signature", "lost"] {
+        assert_eq!(sum("authentications_failed_total", &[("reason", reason)]), 1.0, "{reason}");
+    }
+    for (phase, category, count) in [
+        ("resolve", "io", 1.0),
+        ("connect", "io", 1.0),
+        ("tls", "tls", 1.0),
+        ("auth", "authentication", 4.0),
+        ("auth", "connection_closed", 1.0),
+        ("startup", "server", 1.0),
+    ] {
+        let labels = [("phase", phase), ("category", category)];
+        assert_eq!(sum("connections_failed_total", &labels), count, "{labels:?}");
+        assert_eq!(sum("errors_total", &labels), count, "{labels:?}");
+    }
+    assert_eq!(sum("connections_failed_total", &[]), 9.0);
+    assert_eq!(sum("errors_total", &[("phase", "query"), ("category", "protocol")]), 1.0);
+    assert_eq!(sum("errors_total", &[("phase", "stream"), ("category", "server")]), 1.0);
+    assert_eq!(sum("errors_total", &[("phase", "drain")]), 3.0);
+    assert_eq!(sum("protocol_errors_total", &[("message", "BindComplete")]), 1.0);
+    assert_eq!(sum("protocol_errors_total", &[]), 1.0);
+    for severity in ["notice", "warning"] {
+        assert_eq!(sum("notices_total", &[("severity", severity)]), 1.0);
+    }
+
+    let created = |transport, tls| {
+        sum("connections_created_total", &[("transport", transport), ("tls", tls)])
+    };
+    assert_eq!((created("unix", "false"), created("tcp", "true")), (1.0, 1.0));
+    // Four logins, the one that was replaced twice, and three that scripts let in.
+    assert_eq!(created("tcp", "false"), 4.0 + 3.0 + 3.0);
+    let timed = |name| numbers.values(name, &[]).len() as f64;
+    assert_eq!(timed("connect_duration_seconds"), sum("connections_created_total", &[]));
+    assert_eq!(timed("tls_handshake_duration_seconds"), 1.0);
+    assert_eq!(sum("reconnects_total", &[]), 2.0);
+    for (reason, count) in
+        // Four were closed, three dropped.
+        [
+            ("close", 7.0),
+            ("idle", 1.0),
+            ("server", 1.0),
+            ("drain_limit", 1.0),
+            ("broken", 2.0),
+        ]
+    {
+        assert_eq!(sum("connections_closed_total", &[("reason", reason)]), count, "{reason}");
+    }
+    assert_eq!(sum("connections_closed_total", &[]), sum("connections_created_total", &[]));
+    assert_eq!(sum("connections_open", &[]), 0.0);
+    assert!(sum("cancel_requests_total", &[("outcome", "sent")]) >= 1.0);
+    assert_eq!(sum("cancel_requests_total", &[("outcome", "failed")]), 2.0);
+    assert_eq!(sum("cancel_requests_total", &[("outcome", "timeout")]), 1.0);
+    assert!(numbers.values("drain_duration_seconds", &[]).len() >= 3);
+    assert!(sum("drained_bytes_total", &[]) > 0.0);
+    numbers.names()
+}
+
+/// A span a query and an attempt to connect, with what the conventions ask for, and never a value.
+#[tokio::test]
+async fn spans_follow_the_conventions() {
+    sql("create schema app;
+         create view app.v_order as select to_json(i) as data from generate_series(1, 3) i;
+         create view v_breaks as select to_json(1 / (3 - i)) as data from generate_series(1, 3) i")
+    .await;
+    let port = cluster().port();
+    let (events, _listening) = Events::listen();
+    let url = format!("postgres://postgres:planted-secret@127.0.0.1:{port}/postgres");
+    let client = FraiseClient::new(url.parse().unwrap());
+
+    let query =
+        client.query::<u8>("app.v_order").where_sql("data::text <> $1").bind("planted-value");
+    let mut stream = query.execute().await.unwrap();
+    let [connect] = &events.spans("connect")[..] else { panic!() };
+    assert_eq!((connect.parent, connect.level.as_str()), (Some("query"), "INFO"));
+    assert!(connect.has_ended() && connect.field("error.type").is_none());
+    stream.pause_with_reason("maintenance").await.unwrap();
+    stream.resume().await.unwrap();
+    for i in 1..=3 {
+        assert_eq!(stream.next().await.unwrap().unwrap(), i);
+    }
+    assert!(!events.spans("query")[0].has_ended(), "nobody has seen the end yet");
+    assert!(stream.next().await.is_none());
+    let [query] = &events.spans("query")[..] else { panic!() };
+    assert!(query.has_ended());
+    let port = port.to_string();
+    for (field, value) in [
+        ("otel.name", "SELECT app.v_order"),
+        ("otel.kind", "client"),
+        ("db.system.name", "postgresql"),
+        ("db.namespace", "postgres|app"),
+        ("db.collection.name", "app.v_order"),
+        ("db.operation.name", "SELECT"),
+        ("db.query.summary", "SELECT app.v_order"),
+        ("db.query.text", "SELECT \"data\" FROM \"app\".\"v_order\" WHERE (data::text <> $1)"),
+        ("db.response.returned_rows", "3"),
+        ("server.address", "127.0.0.1"),
+        ("server.port", &port),
+        ("network.peer.address", "127.0.0.1"),
+    ] {
+        assert_eq!(query.field(field), Some(value), "{field}");
+    }
+    assert!(query.field("error.type").is_none() && query.field("otel.status_code").is_none());
+    let told = query.events.join("\n");
+    assert!(told.contains("paused a stream") && told.contains("resumed a stream"), "{told}");
+
+    // Values may stand in trusted text to which none are bound.
+    client.query::<u8>("app.v_order").where_sql("'planted' <> 'value'").fetch_all().await.unwrap();
+    assert_eq!(events.spans("query")[1].field("db.query.text"), None);
+
+    // Failed before the first row and behind it, cancelled, dropped: it never ends with the drain.
+    client.query::<u8>("v_missing").execute().await.unwrap_err();
+    client.query::<f64>("v_breaks").fetch_all().await.unwrap_err();
+    let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    drop(stream);
+    let spans = events.spans("query");
+    assert!(spans.iter().all(|span| span.has_ended()), "before the connection is cleaned up");
+    assert!(client.is_busy());
+    let failed = |i: usize| {
+        let span: &SpanSeen = &spans[i];
+        let field = |name| span.field(name).map(str::to_owned);
+        (field("error.type"), field("db.response.status_code"), field("otel.status_code"))
+    };
+    let error = |state: &str| (Some(state.into()), Some(state.into()), Some("ERROR".into()));
+    assert_eq!(failed(2), error("42P01"));
+    assert_eq!(failed(3), error("22012"));
+    assert_eq!(failed(4), (None, None, None));
+    assert_eq!(spans[4].field("db.response.returned_rows"), Some("1"));
+    client.ping().await.unwrap();
+
+    let nobody = cluster::free_port().unwrap();
+    FraiseClient::connect(&format!("host=127.0.0.1 port={nobody} user=u")).await.unwrap_err();
+    let last = events.spans("connect").pop().unwrap();
+    assert_eq!(last.field("error.type"), Some("io"));
+
+    // On the happy path nothing is louder than debug; and nowhere is a secret.
+    let all = events.with("");
+    assert!(
+        all.iter().all(|event| event.starts_with("DEBUG") || event.starts_with("TRACE")),
+        "{all:?}"
+    );
+    let everything = format!("{all:?} {:?} {:?}", events.spans("query"), events.spans("connect"));
+    assert!(!everything.contains("planted"), "{everything}");
+}
+
+/// Names that users and servers choose cannot make series without end.
+#[tokio::test]
+async fn labels_have_a_bounded_set_of_values() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recording = ::metrics::set_default_local_recorder(&recorder);
+    metrics::describe();
+    let notice = scripted::fields(b'N', &[(b'S', "EVIL-1"), (b'C', "00000"), (b'M', "x")]);
+    let mut script = scripted::login();
+    let error = scripted::error("EVIL-2", "ZZZZ9", "evil-3");
+    script.extend([Step::ExpectQuery, Step::Send([notice, error, scripted::ready()].concat())]);
+    let server = Scripted::start(vec![script]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let hostile = format!("\"{}\"", "evil".repeat(50));
+    client.query::<Value>(&hostile).execute().await.unwrap_err();
+    client.query::<Value>("v").execute().await.unwrap_err();
+    let numbers = Numbers::of(&snapshotter);
+    assert_eq!(numbers.sum("notices_total", &[("severity", "other")]), 1.0);
+    let labels: Vec<_> = numbers.0.keys().flat_map(|(_, labels)| labels).collect();
+    assert!(!labels.iter().any(|(_, value)| value.to_lowercase().contains("evil")), "{labels:?}");
+    drop(client);
+    server.done().await;
 }
 
 /// A connection that was lost while it was idle, and is replaced, makes no second query.

@@ -8,12 +8,13 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Bounds, Connection, Exchange, TARGET};
+use super::{Bounds, Connection, Exchange, TARGET, told_wrong};
 use crate::{
     config::SocketSettings,
     error::{Error, Result, TimeoutPhase},
+    metrics::connection::{self as metrics, CancelRequest, Closed},
     protocol::{
-        backend::Message,
+        backend::{Message, name_of},
         frame::{HEADER, Header, MAX_FRAME},
         frontend,
     },
@@ -57,8 +58,31 @@ pub(crate) async fn settle(
     exchange: &Exchange,
     mut unsent: Bytes,
 ) -> Result<()> {
-    let Bounds { cancel_timeout, drain_limit, .. } = connection.bounds;
+    let Bounds { drain_limit, .. } = connection.bounds;
     let mut drain = Drain { limit: drain_limit, skip: 0, drained: 0 };
+    let began = Instant::now();
+    let settled = clean_up(connection, exchange, &mut unsent, &mut drain).await;
+    let took = began.elapsed();
+    metrics::drained(took, drain.drained);
+    debug!(target: TARGET, bytes = drain.drained, ?took, "drained a query that ended early");
+    settled.inspect_err(|e| {
+        metrics::error(e.category().as_str(), "drain");
+        connection.closes(match e {
+            Error::ConnectionClosed { .. } => Closed::Server,
+            Error::Timeout { .. } => Closed::DrainLimit,
+            _ if drain.drained > drain_limit => Closed::DrainLimit,
+            _ => Closed::Broken,
+        });
+    })
+}
+
+async fn clean_up(
+    connection: &mut Connection,
+    exchange: &Exchange,
+    unsent: &mut Bytes,
+    drain: &mut Drain,
+) -> Result<()> {
+    let Bounds { cancel_timeout, drain_limit, .. } = connection.bounds;
     // What has arrived may well be all.
     if unsent.is_empty() && drain.take_arrived(connection)? {
         return Ok(());
@@ -69,7 +93,7 @@ pub(crate) async fn settle(
     }
     let key = session.cancel.as_ref().filter(|_| exchange.is_running());
     let settled = async {
-        let sent = connection.write(&mut unsent).await;
+        let sent = connection.write(unsent).await;
         // Also when the connection is lost: the server may not know, and go on working.
         cancel(key).await?;
         sent.map_err(|e| Error::io(DURING, e))?;
@@ -102,6 +126,13 @@ impl CancelKey {
     /// Sends one cancel request, on a connection of its own, and waits until the server has dealt
     /// with it: it answers with nothing but the end of that connection.
     pub(super) async fn send(&self) -> Result<()> {
+        let counted = CancelRequest::begin();
+        let sent = self.try_send().await;
+        counted.ended(sent.is_ok());
+        sent
+    }
+
+    async fn try_send(&self) -> Result<()> {
         const DURING: &str = "while sending a cancel request";
         let request = frontend::cancel_request(self.process_id, &self.secret)?;
         let connected = Transport::connect(&self.address, &self.sockets).await;
@@ -179,12 +210,15 @@ impl Drain {
             if self.skip > 0 {
                 return Ok(false);
             }
-            let Some(header) = Header::read(buffer, MAX_FRAME)? else { return Ok(false) };
+            let name = buffer.first().copied().map_or("", name_of);
+            let header = told_wrong(name, Header::read(buffer, MAX_FRAME))?;
+            let Some(header) = header else { return Ok(false) };
             if buffer.len() >= header.size {
                 let frame = buffer.split_to(header.size);
                 let body = frame.get(HEADER..).unwrap_or_default();
                 // A parameter that changes meanwhile is still the session's.
-                let message = connection.session.heard.absorb(Message::read(header.tag, body)?);
+                let message = told_wrong(name, Message::read(header.tag, body))?;
+                let message = connection.session.heard.absorb(message);
                 if message == Some(Message::ReadyForQuery) {
                     return Ok(true);
                 }

@@ -1,7 +1,7 @@
 use std::{sync::OnceLock, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
-use tracing::debug;
+use tracing::{Instrument, Span, debug, field::Empty, info_span};
 
 use super::{
     Connection, TARGET,
@@ -14,6 +14,7 @@ use crate::{
         ConnectionConfig, LoadBalanceHosts, SslMode, SslNegotiation, Target, TargetSessionAttrs,
     },
     error::{ConnectAttempt, Error, Result, TimeoutPhase, sqlstate},
+    metrics::connection::{Closed, Phase, attempt_failed, tls_agreed},
     transport::{Address, Encrypted, Tls, Transport, resolve},
 };
 
@@ -54,6 +55,7 @@ pub(crate) async fn connect(config: &ConnectionConfig, notices: &Notices) -> Res
                 notices,
                 attempts: &mut attempts,
                 tls: OnceLock::new(),
+                phase: Phase::Resolve,
             };
             match host.connect(shuffle).await {
                 Ok(connection) => return Ok(connection),
@@ -81,12 +83,15 @@ struct Host<'a> {
     attempts: &'a mut Vec<ConnectAttempt>,
     /// Read once a host, and only if it comes to that.
     tls: OnceLock<Tls>,
+    /// What is being done.
+    phase: Phase,
 }
 
 impl Host<'_> {
     async fn connect(&mut self, shuffle: bool) -> Result<Connection, Next> {
         let mut deadline = deadline(self.config);
-        let mut addresses = match self.within(deadline, resolve(self.target)).await {
+        self.phase = Phase::Resolve;
+        let mut addresses = match within(self.config, deadline, resolve(self.target)).await {
             Ok(Ok(addresses)) => addresses,
             Ok(Err(e)) => {
                 self.failed(None, Error::io("while resolving the name", e));
@@ -126,13 +131,18 @@ impl Host<'_> {
     ) -> Result<Connection, After> {
         let mut ways = ways(self.config, address);
         while let Some((with_tls, rest)) = ways.split_first() {
-            let failure = match self.within(deadline, self.try_way(address, *with_tls, rest)).await
-            {
+            let config = self.config;
+            let span = attempt(self.target, address, *with_tls);
+            let way = self.try_way(address, *with_tls, rest).instrument(span.clone());
+            let failure = match within(config, deadline, way).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(failure)) => failure,
                 Err(timeout) => Failure { error: timeout, after: After::Address },
             };
             let Failure { error, after } = failure;
+            span.record("otel.status_code", "ERROR");
+            let state = error.sqlstate().map(|state| state.code());
+            span.record("error.type", state.unwrap_or(error.category().as_str()));
             self.failed(Some(address), error);
             match after {
                 After::OtherWay => ways = rest,
@@ -145,12 +155,14 @@ impl Host<'_> {
 
     /// Tries one way; `others` are left after it.
     async fn try_way(
-        &self,
+        &mut self,
         address: &Address,
         with_tls: bool,
         others: &[bool],
     ) -> Result<Connection, Failure> {
         let config = self.config;
+        let began = Instant::now();
+        self.phase = Phase::Connect;
         let mut transport = Transport::connect(address, &config.sockets).await.map_err(|e| {
             Failure::new(Error::Io { during: CONNECTING, source: e }, After::Address)
         })?;
@@ -158,10 +170,13 @@ impl Host<'_> {
         let mut tls = None;
         let mut refused = After::OtherWay;
         if with_tls {
+            self.phase = Phase::Tls;
             // What fails here may go without, if that is allowed.
             let loaded = self.tls().await.map_err(|e| Failure::new(e, After::OtherWay))?;
+            let began = Instant::now();
             transport = match transport.encrypt(&loaded).await {
                 Ok(Encrypted::Yes(transport)) => {
+                    tls_agreed(began.elapsed());
                     tls = Some(loaded);
                     transport
                 }
@@ -183,8 +198,15 @@ impl Host<'_> {
                 Err(e) => return Err(Failure::lost_or(e, After::Stop)),
             };
         }
-        let arrival =
-            handshake::Arrival { config, target: self.target, address, notices: self.notices, tls };
+        let arrival = handshake::Arrival {
+            config,
+            target: self.target,
+            address,
+            notices: self.notices,
+            tls,
+            began,
+            phase: &mut self.phase,
+        };
         let mut connection =
             handshake::handshake(transport, arrival).await.map_err(|rejection| {
                 let Rejection { error, by_server } = rejection;
@@ -199,6 +221,7 @@ impl Host<'_> {
         match is_wanted(&mut connection, self.wanted).await {
             Ok(None) => Ok(connection),
             Ok(Some(other)) => {
+                connection.closes(Closed::Close);
                 let error = std::io::Error::other(other);
                 Err(Failure::new(Error::Io { during: ROLE, source: error }, After::Host))
             }
@@ -215,25 +238,13 @@ impl Host<'_> {
         Ok(self.tls.get_or_init(|| tls).clone())
     }
 
-    /// Runs one step within the deadline.
-    async fn within<T>(
-        &self,
-        deadline: Option<Instant>,
-        step: impl Future<Output = T>,
-    ) -> Result<T> {
-        let Some(deadline) = deadline else { return Ok(step.await) };
-        timeout_at(deadline, step).await.map_err(|_| Error::Timeout {
-            phase: TimeoutPhase::Connect,
-            after: self.config.connect_timeout.unwrap_or_default(),
-        })
-    }
-
     fn failed(&mut self, address: Option<&Address>, error: Error) {
         let mut target = self.target.to_string();
         if let Some(address) = address.map(ToString::to_string).filter(|a| *a != target) {
             target = format!("{target} ({address})");
         }
         debug!(target: TARGET, %target, %error, "an attempt to connect failed");
+        attempt_failed(self.phase, error.category().as_str());
         self.attempts.push(ConnectAttempt { target, error: Box::new(error) });
     }
 }
@@ -267,6 +278,23 @@ impl Failure {
 
 fn is_lost(error: &Error) -> bool {
     matches!(error, Error::Io { .. } | Error::ConnectionClosed { .. })
+}
+
+/// The span of an attempt.
+fn attempt(target: &Target, address: &Address, with_tls: bool) -> Span {
+    info_span!(
+        target: TARGET,
+        "connect",
+        otel.name = "connect",
+        otel.kind = "client",
+        otel.status_code = Empty,
+        db.system.name = "postgresql",
+        server.address = target.host,
+        server.port = target.port,
+        network.peer.address = %address,
+        tls = with_tls,
+        "error.type" = Empty,
+    )
 }
 
 /// Whether to encrypt, first to last.
@@ -335,6 +363,19 @@ async fn is_wanted(
         (TargetSessionAttrs::Primary, true) => Some("it is a standby"),
         (TargetSessionAttrs::Standby, false) => Some("it is a primary"),
         _ => None,
+    })
+}
+
+/// Runs one step within the deadline.
+async fn within<T>(
+    config: &ConnectionConfig,
+    deadline: Option<Instant>,
+    step: impl Future<Output = T>,
+) -> Result<T> {
+    let Some(deadline) = deadline else { return Ok(step.await) };
+    timeout_at(deadline, step).await.map_err(|_| Error::Timeout {
+        phase: TimeoutPhase::Connect,
+        after: config.connect_timeout.unwrap_or_default(),
     })
 }
 

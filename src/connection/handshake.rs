@@ -2,6 +2,7 @@ use bytes::BytesMut;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     task::spawn_blocking,
+    time::Instant,
 };
 use zeroize::Zeroizing;
 
@@ -10,7 +11,7 @@ use super::{
     cancel::CancelKey,
     random,
     session::{ConnectionInfo, Heard, Notices, Session},
-    take_message,
+    take_message, told_wrong, unexpected,
 };
 use crate::{
     config::{
@@ -19,6 +20,7 @@ use crate::{
     },
     error::{DbError, Error, Result},
     md5,
+    metrics::connection::{self as metrics, OpenConnection, Phase},
     protocol::{
         backend::{Authentication, Message},
         frame::{Header, MAX_STARTUP_FRAME},
@@ -36,6 +38,10 @@ pub(super) struct Arrival<'a> {
     pub(super) notices: &'a Notices,
     /// How the transport was encrypted.
     pub(super) tls: Option<Tls>,
+    /// When the socket was asked for.
+    pub(super) began: Instant,
+    /// How far they have come.
+    pub(super) phase: &'a mut Phase,
 }
 
 /// Why there is no session.
@@ -56,7 +62,8 @@ pub(super) async fn handshake(
     transport: Transport,
     arrival: Arrival<'_>,
 ) -> Result<Connection, Rejection> {
-    let Arrival { config, target, address, notices, tls } = arrival;
+    let Arrival { config, target, address, notices, tls, began, phase } = arrival;
+    *phase = Phase::Auth;
     let user = config.user_name()?;
     let tls_info = transport.tls_info();
     let mut wire = Wire {
@@ -68,20 +75,24 @@ pub(super) async fn handshake(
     wire.send(&startup_message(config, &user)?).await?;
     let mut login =
         Login { config, target, user: &user, tls: tls_info.as_ref(), auth_method: "none" };
-    let version = login.authenticate(&mut wire).await?;
+    let asked = Instant::now();
+    let mut counted = metrics::Login::begin();
+    let version = login.authenticate(&mut wire, &mut counted).await?;
+    counted.succeeded(asked.elapsed());
     let auth_method = login.auth_method;
     wire.trusted = true;
+    *phase = Phase::Startup;
 
     let mut cancel = None;
     loop {
         match wire.receive().await? {
             Message::BackendKeyData { process_id, secret } => {
                 if version == ProtocolVersion::V3_0 && secret.len() != 4 {
-                    return Err(Error::protocol(format!(
+                    let error = Error::protocol(format!(
                         "a cancel key of {} bytes came, where protocol 3.0 has 4",
                         secret.len()
-                    ))
-                    .into());
+                    ));
+                    told_wrong("BackendKeyData", Err::<(), _>(error))?;
                 }
                 cancel = Some(CancelKey {
                     address: address.clone(),
@@ -93,9 +104,11 @@ pub(super) async fn handshake(
             }
             Message::ReadyForQuery => break,
             Message::ErrorResponse(e) => return Err(refused(e, login.user).into()),
-            other => return Err(other.unexpected("the start of the session").into()),
+            other => return Ok(unexpected(&other, "the start of the session")?),
         }
     }
+    let is_tcp = matches!(address, Address::Tcp(_));
+    let open = OpenConnection::new(is_tcp, tls_info.is_some(), began.elapsed());
     let info = ConnectionInfo {
         host: target.host.clone(),
         address: match address {
@@ -125,6 +138,7 @@ pub(super) async fn handshake(
             drain_limit: config.extras.drain_limit,
         },
         reused: false,
+        open,
     })
 }
 
@@ -163,6 +177,16 @@ enum State {
     ScramVerified,
 }
 
+/// The label of what is asked for first. SCRAM may turn out to be bound to the channel.
+fn mechanism(request: &Authentication) -> Option<&'static str> {
+    match request {
+        Authentication::CleartextPassword => Some("cleartext"),
+        Authentication::Md5Password { .. } => Some("md5"),
+        Authentication::Sasl { .. } => Some("scram_sha_256"),
+        _ => None,
+    }
+}
+
 struct Login<'a> {
     config: &'a ConnectionConfig,
     target: &'a Target,
@@ -173,23 +197,39 @@ struct Login<'a> {
 
 impl Login<'_> {
     /// Goes through the login, and returns the version that is spoken.
-    async fn authenticate(&mut self, wire: &mut Wire) -> Result<ProtocolVersion, Rejection> {
+    async fn authenticate(
+        &mut self,
+        wire: &mut Wire,
+        counted: &mut metrics::Login,
+    ) -> Result<ProtocolVersion, Rejection> {
         let mut version = self.config.protocol.max;
         let mut negotiated = false;
         let mut state = State::Start;
         loop {
-            let request = match wire.receive().await? {
+            counted.may_fail_as("lost");
+            let message = wire.receive().await;
+            if matches!(message, Err(Error::Protocol { .. })) {
+                counted.may_fail_as("malformed");
+            }
+            let request = match message? {
                 Message::Authentication(request) => request,
                 Message::ErrorResponse(e) => {
+                    counted.may_fail_as("rejected");
                     return Err(Rejection { error: refused(e, self.user), by_server: true });
                 }
                 Message::NegotiateProtocolVersion { newest, options } if !negotiated => {
-                    version = self.negotiate(newest, &options)?;
+                    counted.may_fail_as("malformed");
+                    version =
+                        told_wrong("NegotiateProtocolVersion", self.negotiate(newest, &options))?;
                     negotiated = true;
                     continue;
                 }
-                other => return Err(other.unexpected("an authentication request").into()),
+                other => return Ok(unexpected(&other, "an authentication request")?),
             };
+            if let Some(mechanism) = mechanism(&request) {
+                counted.mechanism(mechanism);
+            }
+            counted.may_fail_as("refused_by_policy");
             self.check(&state, &request)?;
             state = match (state, request) {
                 (State::Start | State::PasswordSent | State::ScramVerified, Authentication::Ok) => {
@@ -210,6 +250,9 @@ impl Login<'_> {
                 }
                 (State::Start, Authentication::Sasl { mechanisms }) => {
                     let (mechanism, binding) = self.choose(&mechanisms)?;
+                    if let Binding::EndPoint(_) = binding {
+                        counted.mechanism("scram_sha_256_plus");
+                    }
                     let first = ClientFirst::new(random::bytes()?, binding);
                     let message = first.message();
                     wire.send(&frontend::sasl_initial_response(mechanism, message.as_bytes())?)
@@ -217,6 +260,7 @@ impl Login<'_> {
                     State::ScramFirst(first)
                 }
                 (State::ScramFirst(first), Authentication::SaslContinue(data)) => {
+                    counted.may_fail_as("malformed");
                     let challenge =
                         first.challenge(&data, self.config.extras.max_scram_iterations)?;
                     let keys = self.keys(&challenge.salt, challenge.iterations).await?;
@@ -225,10 +269,12 @@ impl Login<'_> {
                     State::ScramFinal(verifier)
                 }
                 (State::ScramFinal(verifier), Authentication::SaslFinal(data)) => {
+                    counted.may_fail_as("server_signature");
                     verifier.verify(&data)?;
                     State::ScramVerified
                 }
                 (State::ScramFirst(_) | State::ScramFinal(_), Authentication::Ok) => {
+                    counted.may_fail_as("server_signature");
                     return Err(Error::authentication(
                         "the server let the user in before it had proved that it knows the \
                          password: it is not to be trusted",
@@ -243,6 +289,7 @@ impl Login<'_> {
                     .into());
                 }
                 (_, request) => {
+                    counted.may_fail_as("malformed");
                     return Err(Error::authentication(format!(
                         "the server asked for {} in the middle of another method",
                         request.name()

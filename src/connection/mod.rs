@@ -30,8 +30,9 @@ pub use self::{
 };
 use crate::{
     error::{Error, Result},
+    metrics::connection::{Closed, OpenConnection, protocol_error},
     protocol::{
-        backend::Message,
+        backend::{Message, name_of},
         frame::{HEADER, Header, MAX_CONTROL_FRAME},
         frontend,
         rows::{Run, Stop, value_at},
@@ -53,6 +54,7 @@ pub(crate) struct Connection {
     pub(crate) bounds: Bounds,
     /// Whether the server has answered a query on this connection before.
     pub(crate) reused: bool,
+    open: OpenConnection,
 }
 
 /// What is allowed on a connection.
@@ -99,6 +101,16 @@ impl Connection {
             self.low_water = bytes;
         }
         bytes == self.low_water
+    }
+
+    /// Says why it will end, for those who count.
+    pub(crate) fn closes(&mut self, why: Closed) {
+        self.open.closes(why);
+    }
+
+    /// Ends a connection that the server had ended while nobody used it.
+    pub(crate) fn lost_idle(mut self) {
+        self.closes(Closed::Idle);
     }
 
     /// Takes one message off the buffer.
@@ -154,7 +166,7 @@ impl Connection {
                     value = text.map(Into::into);
                     continue;
                 }
-                Stop::Malformed(error) => return Err(error),
+                Stop::Malformed(error) => return told_wrong("DataRow", Err(error)),
                 Stop::Incomplete(_) | Stop::Other => {}
             }
             match self.take_message()? {
@@ -166,9 +178,7 @@ impl Connection {
                     | Message::EmptyQueryResponse,
                 )
                 | Taken::Absorbed => {}
-                Taken::Message(other) => {
-                    return Err(other.unexpected("the answer to a simple query"));
-                }
+                Taken::Message(other) => return unexpected(&other, "the answer to a simple query"),
                 // The server's own word is worth more than that it hung up behind it.
                 Taken::Incomplete => match (self.fill().await, failure.take()) {
                     (Ok(()), earlier) => failure = earlier,
@@ -181,6 +191,7 @@ impl Connection {
 
     /// Ends the session: Terminate, then the end of the stream.
     pub(crate) async fn close(mut self) -> Result<()> {
+        self.closes(Closed::Close);
         let ended = async {
             self.transport.write_all(frontend::TERMINATE).await?;
             self.transport.shutdown().await
@@ -217,11 +228,12 @@ pub(crate) enum Taken {
 
 /// Takes one message off a buffer; without `heard`, nothing may come but what is asked for.
 fn take_message(buffer: &mut BytesMut, max: usize, heard: Option<&Heard>) -> Result<Taken> {
-    match Header::read(buffer, max)? {
+    let name = buffer.first().copied().map_or("", name_of);
+    match told_wrong(name, Header::read(buffer, max))? {
         Some(header) if buffer.len() >= header.size => {
             let frame = buffer.split_to(header.size);
             let body = frame.get(HEADER..).unwrap_or_default();
-            let message = Message::read(header.tag, body)?;
+            let message = told_wrong(name, Message::read(header.tag, body))?;
             let message = match heard {
                 Some(heard) => heard.absorb(message),
                 None => Some(message),
@@ -230,6 +242,19 @@ fn take_message(buffer: &mut BytesMut, max: usize, heard: Option<&Heard>) -> Res
         }
         _ => Ok(Taken::Incomplete),
     }
+}
+
+/// Counts what a server has said against the protocol, in a message of this name.
+pub(crate) fn told_wrong<T>(message: &'static str, result: Result<T>) -> Result<T> {
+    if let Err(Error::Protocol { .. }) = result {
+        protocol_error(message);
+    }
+    result
+}
+
+/// The error of a message that came where it must not.
+fn unexpected<T>(message: &Message, expected: &str) -> Result<T> {
+    told_wrong(message.name(), Err(message.unexpected(expected)))
 }
 
 /// The target of every event of this crate.

@@ -17,6 +17,7 @@ use tracing::{debug, warn};
 use super::{TARGET, cancel::CancelKey};
 use crate::{
     error::{DbError, Error, Result},
+    metrics,
     protocol::backend::Message,
 };
 
@@ -124,7 +125,10 @@ impl Heard {
     /// Deals with what may come at any time; what belongs to an exchange is returned.
     pub(super) fn absorb(&self, message: Message) -> Option<Message> {
         match message {
-            Message::NoticeResponse(notice) => self.notices.report(&notice),
+            Message::NoticeResponse(notice) => {
+                metrics::connection::notice(notice.severity());
+                self.notices.report(&notice);
+            }
             Message::ParameterStatus { name, value } => {
                 debug!(target: TARGET, %name, %value, "the server reports a parameter");
                 let mut parameters = lock(&self.parameters);

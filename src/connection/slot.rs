@@ -17,6 +17,7 @@ use super::{
 use crate::{
     config::ConnectionConfig,
     error::{Error, Result},
+    metrics::connection::{Closed, reconnected},
 };
 
 /// A client's place for its one connection, and who has it at the moment.
@@ -100,7 +101,12 @@ impl Slot {
         let mut failures = 0;
         loop {
             let error = match connect(&self.config, &self.notices).await {
-                Ok(connection) => return Ok(connection),
+                Ok(connection) => {
+                    if replaces {
+                        reconnected();
+                    }
+                    return Ok(connection);
+                }
                 Err(e) if !replaces || !e.is_retriable() => return Err(e),
                 Err(e) => e,
             };
@@ -182,7 +188,9 @@ impl Slot {
             }
         };
         // Behind the lock, for its last message goes to the socket.
-        drop(unwanted);
+        if let Some(mut connection) = unwanted {
+            connection.closes(Closed::Close);
+        }
         self.freed.notify_waiters();
     }
 
@@ -205,7 +213,9 @@ impl Slot {
                 _ => Work::None,
             }
         };
-        drop(idle);
+        if let Work::Idle(mut connection) = idle {
+            connection.closes(Closed::Close);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

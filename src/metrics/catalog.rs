@@ -47,6 +47,29 @@ catalog! {
         "Rows that are not JSON.";
     BYTES_RECEIVED_TOTAL "bytes_received_total" Counter "bytes" ["entity"]
         "Bytes of JSON in the rows that came.";
+    ERRORS_TOTAL "errors_total" Counter "errors" ["category", "phase"]
+        "Errors but those of single rows, by where they came up: an attempt to connect (resolve, connect, tls, auth, startup), the query before its first row, the stream behind that, or the drain.";
+    PROTOCOL_ERRORS_TOTAL "protocol_errors_total" Counter "errors" ["message"]
+        "Messages of servers that were malformed or out of place.";
+    NOTICES_TOTAL "notices_total" Counter "notices" ["severity"]
+        "Notices and warnings of servers.";
+    CONNECTIONS_CREATED_TOTAL "connections_created_total" Counter "connections" ["transport", "tls"]
+        "Connections that were made, up to where they take a query.";
+    CONNECTIONS_FAILED_TOTAL "connections_failed_total" Counter "attempts" ["phase", "category"]
+        "Attempts to connect that failed, one for each address and way to encrypt.";
+    CONNECTIONS_CLOSED_TOTAL "connections_closed_total" Counter "connections" ["reason"]
+        "Connections that ended: closed by the client, ended by the server while in use or while idle, left because of drain_limit or cancel_timeout, or broken.";
+    RECONNECTS_TOTAL "reconnects_total" Counter "connections" []
+        "Connections that replaced an earlier one of their client.";
+    AUTHENTICATIONS_TOTAL "authentications_total" Counter "logins" ["mechanism"]
+        "Logins that are over; trust is what asks for nothing.";
+    AUTHENTICATIONS_SUCCESSFUL_TOTAL "authentications_successful_total" Counter "logins" ["mechanism"]
+        "Logins that succeeded.";
+    AUTHENTICATIONS_FAILED_TOTAL "authentications_failed_total" Counter "logins"
+        ["mechanism", "reason"]
+        "Logins that failed: rejected by the server, refused by this client's policy, malformed, by a wrong signature of the server, or lost with the connection.";
+    CANCEL_REQUESTS_TOTAL "cancel_requests_total" Counter "requests" ["outcome"]
+        "Cancel requests: sent, failed, or given up after a timeout.";
     MEMORY_LIMIT_EXCEEDED_TOTAL "memory_limit_exceeded_total" Counter "queries" ["entity"]
         "Queries that ended at their memory limit.";
     MEMORY_SOFT_LIMIT_WARNED_TOTAL "memory_soft_limit_warned_total" Counter "crossings" ["entity"]
@@ -61,6 +84,12 @@ catalog! {
     STREAM_PAUSE_TIMEOUT_EXPIRED_TOTAL "stream_pause_timeout_expired_total" Counter "pauses"
         ["entity"]
         "Pauses that lasted longer than they may.";
+    CONNECT_DURATION_SECONDS "connect_duration_seconds" Histogram "seconds" ["transport"]
+        "Making a connection, from the socket to where it takes a query.";
+    TLS_HANDSHAKE_DURATION_SECONDS "tls_handshake_duration_seconds" Histogram "seconds" []
+        "Agreeing upon TLS.";
+    AUTH_DURATION_SECONDS "auth_duration_seconds" Histogram "seconds" ["mechanism"]
+        "Logging in, where it succeeded.";
     QUERY_STARTUP_DURATION_SECONDS "query_startup_duration_seconds" Histogram "seconds" ["entity"]
         "From execute() to the server's first answer.";
     TIME_TO_FIRST_ROW_SECONDS "time_to_first_row_seconds" Histogram "seconds" ["entity"]
@@ -90,6 +119,12 @@ catalog! {
         "Memory held of that allowed, when a chunk was handed over.";
     STREAM_PAUSE_DURATION_SECONDS "stream_pause_duration_seconds" Histogram "seconds" ["entity"]
         "How long pauses lasted.";
+    DRAIN_DURATION_SECONDS "drain_duration_seconds" Histogram "seconds" []
+        "Cleaning up behind a query that ended early: stopping it and reading what was in flight.";
+    DRAINED_BYTES_TOTAL "drained_bytes_total" Counter "bytes" []
+        "Bytes that were read and thrown away behind queries that ended early.";
+    CONNECTIONS_OPEN "connections_open" Gauge "connections" []
+        "Connections that are open.";
     STREAMS_ACTIVE "streams_active" Gauge "streams" ["entity"]
         "Streams that are alive.";
     STREAM_BUFFERED_ROWS "stream_buffered_rows" Gauge "rows" ["entity"]

@@ -12,6 +12,7 @@
 
 mod bounded;
 mod catalog;
+pub(crate) mod connection;
 mod query;
 
 pub use self::catalog::*;

@@ -128,7 +128,8 @@ impl Message {
         })
     }
 
-    fn name(&self) -> &'static str {
+    /// What the protocol calls it.
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Authentication(_) => "Authentication",
             Self::BackendKeyData { .. } => "BackendKeyData",
@@ -147,6 +148,28 @@ impl Message {
             Self::RowDescription(_) => "RowDescription",
             Self::Unexpected { .. } => "an unknown message",
         }
+    }
+}
+
+/// What the protocol calls messages with this tag.
+pub(crate) fn name_of(tag: u8) -> &'static str {
+    match tag {
+        b'1' => "ParseComplete",
+        b'2' => "BindComplete",
+        b'A' => "NotificationResponse",
+        b'C' => "CommandComplete",
+        DATA_ROW => "DataRow",
+        b'E' => "ErrorResponse",
+        b'I' => "EmptyQueryResponse",
+        b'K' => "BackendKeyData",
+        b'N' => "NoticeResponse",
+        b'R' => "Authentication",
+        b'S' => "ParameterStatus",
+        b'T' => "RowDescription",
+        b'Z' => "ReadyForQuery",
+        b'n' => "NoData",
+        b'v' => "NegotiateProtocolVersion",
+        _ => "an unknown message",
     }
 }
 

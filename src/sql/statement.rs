@@ -76,6 +76,15 @@ impl Select {
         }
     }
 
+    /// Whether it can be shown: no value is in its text, as far as can be known. Trusted SQL may hold
+    /// values as literals; that to which values are bound is taken to hold no others.
+    pub(crate) fn is_parameterized(&self) -> bool {
+        let trusted = matches!(self.projection, Projection::Sql(_))
+            || self.conditions.iter().any(|condition| matches!(condition, Condition::Sql(_)))
+            || self.order.iter().any(|order| matches!(order, Order::Sql(_)));
+        !trusted || !self.parameters.is_empty()
+    }
+
     /// The rows themselves.
     pub(crate) fn rows(&self) -> Result<Statement> {
         self.check_parameters()?;

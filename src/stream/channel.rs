@@ -13,7 +13,7 @@ use std::{
 };
 
 use tokio::sync::{Notify, futures::Notified};
-use tracing::{debug, warn};
+use tracing::{Span, debug, warn};
 
 use super::{
     budget::Budget,
@@ -68,6 +68,8 @@ struct State {
     ended: Option<Ended>,
     /// Keeps other streams of the client away, up to the end of this one.
     guard: Option<StreamGuard>,
+    /// That of the query, up to the end of the stream: what happens behind it is not in it.
+    span: Span,
     consumer: Option<Waker>,
     /// How the clean-up behind the query ended.
     settled: Option<Result<()>>,
@@ -194,6 +196,7 @@ impl Channel {
         guard: Option<StreamGuard>,
         metrics: Arc<QueryMetrics>,
         called: Instant,
+        span: Span,
     ) -> Self {
         let mut gate = Gate::default();
         gate.set_timeout(settings.pause_timeout);
@@ -211,6 +214,7 @@ impl Channel {
                 reader_waits: false,
                 ended: None,
                 guard,
+                span,
                 consumer: None,
                 settled: None,
                 received: Received::default(),
@@ -424,12 +428,13 @@ impl Channel {
                 if state.budget.allows(size) {
                     let crossed = state.budget.take(size);
                     let (held, limit) = (state.budget.held(), state.budget.limit());
+                    let span = state.span.clone();
                     state.waits.end(now());
                     drop(state);
                     self.metrics.memory_taken(size);
                     if crossed {
                         self.metrics.soft_limit_crossed();
-                        warn!(target: TARGET, held, limit, "a stream holds more than its soft limit");
+                        warn!(target: TARGET, parent: &span, held, limit, "a stream holds more than its soft limit");
                     }
                     return Ok(Arc::new(Block { size, channel: Arc::clone(self) }));
                 }
@@ -500,8 +505,9 @@ impl Channel {
             let now = now();
             if state.gate.pause(reason.map(Into::into), now) {
                 state.waits.end(now);
+                let span = state.span.clone();
                 drop(state);
-                debug!(target: TARGET, reason, "paused a stream");
+                debug!(target: TARGET, parent: &span, reason, "paused a stream");
                 self.metrics.paused(reason);
                 self.watchers.notify_waiters();
             }
@@ -544,8 +550,9 @@ impl Channel {
         let Some(lasted) = state.gate.resume(now()) else { return };
         // The end may have been waiting behind the pause.
         let waker = state.consumer.take();
+        let span = state.span.clone();
         drop(state);
-        debug!(target: TARGET, cause, ?lasted, "resumed a stream");
+        debug!(target: TARGET, parent: &span, cause, ?lasted, "resumed a stream");
         self.metrics.resumed(Some(cause), lasted);
         self.reader.notify_one();
         self.watchers.notify_waiters();
@@ -560,7 +567,7 @@ impl Channel {
     /// Ends the stream: the query is stopped if it still runs, and the connection cleaned up. The
     /// first end counts, and whether this is it is returned. `by_stream`: it holds no row any more.
     pub(super) fn end(&self, how: StreamState, by_stream: bool) -> bool {
-        let (queue, guard, waker, pause, is_first) = {
+        let (queue, guard, span, waker, pause, is_first) = {
             let mut state = self.lock();
             let state = &mut *state;
             let mut pause = None;
@@ -577,6 +584,8 @@ impl Channel {
             (
                 mem::take(&mut state.queue),
                 state.guard.take(),
+                // Whoever else ends it, the query is over for its reader only when that sees it.
+                if by_stream { mem::replace(&mut state.span, Span::none()) } else { Span::none() },
                 state.consumer.take(),
                 pause,
                 is_first,
@@ -585,7 +594,7 @@ impl Channel {
         let (rows, bytes) = queue.iter().fold((0, 0), |(rows, bytes), chunk| {
             (rows + chunk.rows as u64, bytes + chunk.value_bytes as u64)
         });
-        drop((queue, guard));
+        drop((queue, guard, span));
         self.metrics.taken(rows, bytes);
         self.metrics.discarded(rows);
         if let Some(lasted) = pause {
@@ -664,6 +673,10 @@ impl Channel {
 impl Channel {
     pub(super) fn changed_for_watchers(&self) -> Notified<'_> {
         self.watchers.notified()
+    }
+
+    pub(super) fn span(&self) -> Span {
+        self.lock().span.clone()
     }
 
     pub(super) fn pause_watch(&self) -> PauseWatch {
@@ -746,7 +759,8 @@ mod tests {
     fn a_pause_waits_for_a_reader_that_has_been_woken_but_not_run() {
         let mut cx = Context::from_waker(Waker::noop());
         let metrics = Arc::new(QueryMetrics::begin(QueryLabels::default()));
-        let channel = Arc::new(Channel::new(&StreamSettings::default(), None, metrics, now()));
+        let channel =
+            Arc::new(Channel::new(&StreamSettings::default(), None, metrics, now(), Span::none()));
         let mut reserved = pin!(channel.reserve(1000));
         let Poll::Ready(Ok(block)) = reserved.as_mut().poll(&mut cx) else { panic!() };
         let chunk = || Chunk {
@@ -779,7 +793,8 @@ mod tests {
     fn a_pause_does_not_wait_for_a_reader_that_has_ended() {
         let mut cx = Context::from_waker(Waker::noop());
         let metrics = Arc::new(QueryMetrics::begin(QueryLabels::default()));
-        let channel = Arc::new(Channel::new(&StreamSettings::default(), None, metrics, now()));
+        let channel =
+            Arc::new(Channel::new(&StreamSettings::default(), None, metrics, now(), Span::none()));
         let limit = StreamSettings::default().memory();
         let mut first = Box::pin(channel.reserve(limit));
         let Poll::Ready(Ok(block)) = first.as_mut().poll(&mut cx) else { panic!() };

@@ -117,6 +117,7 @@ pub(super) async fn watch_pauses(channel: &Channel, statement_timeout: Option<Du
                 warned = Some(since);
                 warn!(
                     target: TARGET,
+                    parent: &channel.span(),
                     ?statement_timeout,
                     "a stream has been paused for longer than the server's statement_timeout, which \
                      goes on meanwhile: the query may fail when it is resumed"

@@ -13,6 +13,7 @@ mod owner;
 mod reader;
 mod row;
 mod settings;
+mod span;
 mod stats;
 mod waits;
 
@@ -31,7 +32,6 @@ use futures_core::{FusedStream, Stream};
 use serde_json::Value;
 use tokio::task::coop;
 
-pub(crate) use self::settings::StreamSettings;
 use self::{
     body::{Body, Format},
     chunk::Chunk,
@@ -44,6 +44,7 @@ pub use self::{
     row::{FromJsonRow, RawJson},
     stats::{StreamState, StreamStats},
 };
+pub(crate) use self::{settings::StreamSettings, span::QueryText};
 use crate::{
     connection::Slot,
     error::Result,
@@ -118,9 +119,10 @@ impl<T: FromJsonRow> QueryStream<T> {
         request: Vec<u8>,
         settings: StreamSettings,
         labels: QueryLabels<'_>,
+        text: QueryText<'_>,
         predicates: Predicates<T>,
     ) -> Result<Self> {
-        let owner = Owner::open(slot, request.into(), settings, labels).await?;
+        let owner = Owner::open(slot, request.into(), settings, labels, text).await?;
         Ok(Self { owner, chunk: None, untimed: None, row: 0, predicates, rows: PhantomData })
     }
 

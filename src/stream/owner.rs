@@ -1,23 +1,27 @@
 use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
+use tracing::{Instrument, Span};
 
 use super::{
     channel::{Channel, now},
     reader,
     settings::StreamSettings,
+    span::{self, QueryText},
     stats::StreamState,
 };
 use crate::{
     connection::Slot,
-    error::{Error, Result},
-    metrics::{Outcome, QueryLabels, QueryMetrics},
+    error::{Error, Result, TimeoutPhase},
+    metrics::{self, Outcome, QueryLabels, QueryMetrics},
 };
 
 /// The stream's end of the channel. Dropped before the end of the rows, it stops the query.
 pub(super) struct Owner {
     pub(super) channel: Arc<Channel>,
     called: Instant,
+    /// Until the end.
+    span: Span,
     /// The columns were right, and the stream is the user's.
     started: bool,
     /// The end, or the error that is the end, has been read.
@@ -49,20 +53,36 @@ impl Owner {
         request: Bytes,
         settings: StreamSettings,
         labels: QueryLabels<'_>,
+        text: QueryText<'_>,
     ) -> Result<Self> {
         let called = now();
+        let span = span::begin(slot, text);
         let metrics = Arc::new(QueryMetrics::begin(labels));
         let mut opening = Opening { metrics: Some(Arc::clone(&metrics)), called };
         let deadlines = settings.deadlines(called);
         let mut replaced = false;
         let result = loop {
-            let (guard, lease, connection) = match deadlines.bound(slot.acquire()).await {
+            let (guard, lease, connection) = match deadlines
+                .bound(slot.acquire())
+                .instrument(span.clone())
+                .await
+            {
                 Ok(acquired) => acquired,
-                Err(e) => break Err(e),
+                Err(e) => {
+                    // Attempts to connect have been counted one by one.
+                    if matches!(e, Error::ConnectionBusy)
+                        || matches!(e, Error::Timeout { phase, .. } if phase != TimeoutPhase::Connect)
+                    {
+                        metrics::connection::error(e.category().as_str(), "query");
+                    }
+                    break Err(e);
+                }
             };
-            let channel = Channel::new(&settings, Some(guard), Arc::clone(&metrics), called);
+            span::connected(&span, slot);
+            let channel =
+                Channel::new(&settings, Some(guard), Arc::clone(&metrics), called, span.clone());
             // From here on, whatever happens to this future or the stream, the task is told.
-            let mut owner = Self::new(Arc::new(channel), called);
+            let mut owner = Self::new(Arc::new(channel), called, span.clone());
             let channel = Arc::clone(&owner.channel);
             reader::spawn(connection, channel, settings, deadlines, request.clone(), lease);
             match owner.channel.started().await {
@@ -71,7 +91,10 @@ impl Owner {
                     break Ok(owner);
                 }
                 Err(e) if e.stale && !replaced => replaced = true,
-                Err(e) => break Err(e.error),
+                Err(e) => {
+                    metrics::connection::error(e.error.category().as_str(), "query");
+                    break Err(e.error);
+                }
             }
         };
         // From here on it ends with the stream, or has ended with this error.
@@ -82,16 +105,18 @@ impl Owner {
                 metrics.chunk_size(settings.chunk_size().next());
             }
             Err(e) => {
+                span::failed(&span, e);
                 metrics.over(outcome(e), now().saturating_duration_since(called), 0, 0);
             }
         }
         result
     }
 
-    fn new(channel: Arc<Channel>, called: Instant) -> Self {
+    fn new(channel: Arc<Channel>, called: Instant, span: Span) -> Self {
         Self {
             channel,
             called,
+            span,
             started: false,
             ended: false,
             deserialized: 0,
@@ -153,6 +178,8 @@ impl Owner {
 
     /// An error has come out of the channel, which is the end.
     pub(super) fn fail(&mut self, error: &Error) {
+        metrics::connection::error(error.category().as_str(), "stream");
+        span::failed(&self.span, error);
         self.end(outcome(error));
     }
 
@@ -170,12 +197,14 @@ impl Owner {
             Outcome::Dropped | Outcome::Cancelled => StreamState::Cancelled,
         };
         let is_first = self.channel.end(state, true);
+        let span = std::mem::replace(&mut self.span, Span::none());
         if self.started {
             let metrics = &self.channel.metrics;
             metrics.taken(rows, bytes);
             metrics.discarded(rows);
             metrics.stopped();
             let stats = self.channel.stats();
+            span::delivered(&span, stats.total_rows_yielded);
             let elapsed = now().saturating_duration_since(self.called);
             // A handle that ended it before did so by cancelling.
             let how = if is_first { how } else { Outcome::Cancelled };

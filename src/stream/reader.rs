@@ -15,8 +15,9 @@ use super::{
     settings::{MIN_READ, StreamSettings},
 };
 use crate::{
-    connection::{Connection, Exchange, Lease, Progress, TARGET, Taken, settle},
+    connection::{Connection, Exchange, Lease, Progress, TARGET, Taken, settle, told_wrong},
     error::{Error, Result, TimeoutPhase, sqlstate},
+    metrics::connection::Closed,
     protocol::{
         frame::{HEADER, Header, MAX_CONTROL_FRAME},
         rows::{Incomplete, Run, Stop},
@@ -104,9 +105,15 @@ impl Reader {
             }
             Err(Interrupt::Failed(error)) => {
                 let lost = matches!(error, Error::ConnectionClosed { .. } | Error::Io { .. });
-                let stale = connection.reused && !answered && (lost || is_fatal(&error));
+                let ended = lost || is_fatal(&error);
+                let stale = connection.reused && !answered && ended;
+                if stale {
+                    connection.closes(Closed::Idle);
+                } else if ended && !matches!(error, Error::Io { .. }) {
+                    connection.closes(Closed::Server);
+                }
                 let error = StartError { error, stale };
-                if lost {
+                if ended {
                     // Before anybody hears of it and asks the client.
                     drop((connection, lease));
                     channel.finish(Err(error));
@@ -149,7 +156,7 @@ impl Reader {
                     self.make_room(row).await?;
                     self.fill().await?;
                 }
-                Stop::Malformed(error) => return Err(error.into()),
+                Stop::Malformed(error) => return Ok(told_wrong("DataRow", Err(error))?),
                 Stop::Other => {
                     self.hand_over().await?;
                     if let Progress::Ready = self.next_message().await? {
@@ -173,7 +180,8 @@ impl Reader {
                 return Ok(Progress::Going);
             }
         };
-        let progress = self.exchange.on(message)?;
+        let name = message.name();
+        let progress = told_wrong(name, self.exchange.on(message))?;
         match progress {
             Progress::Failed(error) => return Err(self.explain(error).into()),
             Progress::Started => self.channel.start(),

@@ -1,8 +1,9 @@
-//! What the crate tells `tracing`, as text.
+//! What the crate tells `tracing`.
 
 use std::{
+    collections::BTreeMap,
     fmt::{Debug, Write},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use tracing::{
@@ -12,9 +13,40 @@ use tracing::{
     subscriber::DefaultGuard,
 };
 
-/// The events of this thread since it was made.
+/// The events and spans of this thread since it was made.
 #[derive(Clone, Default)]
-pub struct Events(Arc<Mutex<Vec<String>>>);
+pub struct Events(Arc<Mutex<Told>>);
+
+#[derive(Default)]
+struct Told {
+    events: Vec<String>,
+    /// By their ids, from 1.
+    spans: Vec<SpanSeen>,
+    /// Those that are entered, by index.
+    entered: Vec<usize>,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct SpanSeen {
+    pub name: &'static str,
+    pub level: String,
+    pub fields: BTreeMap<&'static str, String>,
+    /// The name of the span it is in.
+    pub parent: Option<&'static str>,
+    /// What was told within it.
+    pub events: Vec<String>,
+    handles: usize,
+}
+
+impl SpanSeen {
+    pub fn has_ended(&self) -> bool {
+        self.handles == 0
+    }
+
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.fields.get(name).map(String::as_str)
+    }
+}
 
 impl Events {
     /// Begins to listen on this thread, until the guard is dropped.
@@ -26,9 +58,22 @@ impl Events {
 
     /// Those with this text in them.
     pub fn with(&self, part: &str) -> Vec<String> {
-        let events = self.0.lock().unwrap();
-        events.iter().filter(|event| event.contains(part)).cloned().collect()
+        let told = self.told();
+        told.events.iter().filter(|event| event.contains(part)).cloned().collect()
     }
+
+    /// Spans of this name, in the order in which they began.
+    pub fn spans(&self, name: &str) -> Vec<SpanSeen> {
+        self.told().spans.iter().filter(|span| span.name == name).cloned().collect()
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.0.lock().unwrap()
+    }
+}
+
+fn index(id: &span::Id) -> usize {
+    id.into_u64() as usize - 1
 }
 
 impl Subscriber for Events {
@@ -36,23 +81,85 @@ impl Subscriber for Events {
         metadata.target() == "fraiseql_wire"
     }
 
-    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
-        span::Id::from_u64(1)
+    fn new_span(&self, attributes: &span::Attributes<'_>) -> span::Id {
+        let mut told = self.told();
+        let parent = match attributes.parent() {
+            Some(id) => Some(index(id)),
+            None if attributes.is_contextual() => told.entered.last().copied(),
+            None => None,
+        };
+        let mut fields = Fields::default();
+        attributes.record(&mut fields);
+        let parent = parent.map(|parent| told.spans[parent].name);
+        let level = attributes.metadata().level().to_string();
+        let name = attributes.metadata().name();
+        told.spans.push(SpanSeen {
+            name,
+            level,
+            fields: fields.0,
+            parent,
+            events: Vec::new(),
+            handles: 1,
+        });
+        span::Id::from_u64(told.spans.len() as u64)
     }
 
-    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record(&self, id: &span::Id, values: &span::Record<'_>) {
+        let mut fields = Fields::default();
+        values.record(&mut fields);
+        self.told().spans[index(id)].fields.append(&mut fields.0);
+    }
 
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
         let mut line = Line(event.metadata().level().to_string());
         event.record(&mut line);
-        self.0.lock().unwrap().push(line.0);
+        let mut told = self.told();
+        let span = match event.parent() {
+            Some(id) => Some(index(id)),
+            None if event.is_contextual() => told.entered.last().copied(),
+            None => None,
+        };
+        if let Some(span) = span {
+            told.spans[span].events.push(line.0.clone());
+        }
+        told.events.push(line.0);
     }
 
-    fn enter(&self, _: &span::Id) {}
+    fn enter(&self, id: &span::Id) {
+        self.told().entered.push(index(id));
+    }
 
-    fn exit(&self, _: &span::Id) {}
+    fn exit(&self, id: &span::Id) {
+        let mut told = self.told();
+        let at = told.entered.iter().rposition(|entered| *entered == index(id)).unwrap();
+        told.entered.remove(at);
+    }
+
+    fn clone_span(&self, id: &span::Id) -> span::Id {
+        self.told().spans[index(id)].handles += 1;
+        id.clone()
+    }
+
+    fn try_close(&self, id: span::Id) -> bool {
+        let mut told = self.told();
+        told.spans[index(&id)].handles -= 1;
+        told.spans[index(&id)].handles == 0
+    }
+}
+
+#[derive(Default)]
+struct Fields(BTreeMap<&'static str, String>);
+
+impl Visit for Fields {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        self.0.insert(field.name(), format!("{value:?}"));
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.insert(field.name(), value.to_owned());
+    }
 }
 
 struct Line(String);

@@ -1,0 +1,201 @@
+//! What is counted of connections. These are rare: the handles are taken where they are used.
+
+use std::time::Duration;
+
+use ::metrics::{Gauge, counter, gauge, histogram};
+
+use super::catalog::*;
+
+/// Where an attempt to connect stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Resolve,
+    Connect,
+    Tls,
+    Auth,
+    Startup,
+}
+
+impl Phase {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Resolve => "resolve",
+            Self::Connect => "connect",
+            Self::Tls => "tls",
+            Self::Auth => "auth",
+            Self::Startup => "startup",
+        }
+    }
+}
+
+/// An attempt to connect has failed.
+pub(crate) fn attempt_failed(phase: Phase, category: &'static str) {
+    counter!(CONNECTIONS_FAILED_TOTAL, "phase" => phase.as_str(), "category" => category)
+        .increment(1);
+    error(category, phase.as_str());
+}
+
+/// An error has come up, which is not that of a single row. `phase`: that of an attempt to connect, or
+/// `query`, `stream`, `drain`.
+pub(crate) fn error(category: &'static str, phase: &'static str) {
+    counter!(ERRORS_TOTAL, "category" => category, "phase" => phase).increment(1);
+}
+
+/// A message like this was malformed or out of place.
+pub(crate) fn protocol_error(message: &'static str) {
+    counter!(PROTOCOL_ERRORS_TOTAL, "message" => message).increment(1);
+}
+
+/// The server has something to say. Severities are few, whatever it says.
+pub(crate) fn notice(severity: &str) {
+    let severity = match severity {
+        "WARNING" => "warning",
+        "NOTICE" => "notice",
+        "INFO" => "info",
+        "LOG" => "log",
+        debug if debug.starts_with("DEBUG") => "debug",
+        _ => "other",
+    };
+    counter!(NOTICES_TOTAL, "severity" => severity).increment(1);
+}
+
+/// A connection has taken the place of an earlier one.
+pub(crate) fn reconnected() {
+    counter!(RECONNECTS_TOTAL).increment(1);
+}
+
+pub(crate) fn tls_agreed(took: Duration) {
+    histogram!(TLS_HANDSHAKE_DURATION_SECONDS).record(took);
+}
+
+/// The clean-up behind a query that ended early is over, well or not.
+pub(crate) fn drained(took: Duration, bytes: usize) {
+    histogram!(DRAIN_DURATION_SECONDS).record(took);
+    counter!(DRAINED_BYTES_TOTAL).increment(bytes as u64);
+}
+
+/// A login. It counts when it is over: dropped before, the connection was lost, or the login given up.
+pub(crate) struct Login {
+    mechanism: &'static str,
+    failure: &'static str,
+    succeeded: bool,
+}
+
+impl Login {
+    pub(crate) fn begin() -> Self {
+        Self { mechanism: "trust", failure: "lost", succeeded: false }
+    }
+
+    /// The server asks for this.
+    pub(crate) fn mechanism(&mut self, mechanism: &'static str) {
+        self.mechanism = mechanism;
+    }
+
+    /// It will fail, or may in what follows: `rejected`, `refused_by_policy`, `malformed`,
+    /// `server_signature`, `lost`.
+    pub(crate) fn may_fail_as(&mut self, reason: &'static str) {
+        self.failure = reason;
+    }
+
+    pub(crate) fn succeeded(mut self, took: Duration) {
+        self.succeeded = true;
+        histogram!(AUTH_DURATION_SECONDS, "mechanism" => self.mechanism).record(took);
+    }
+}
+
+impl Drop for Login {
+    fn drop(&mut self) {
+        let mechanism = self.mechanism;
+        counter!(AUTHENTICATIONS_TOTAL, "mechanism" => mechanism).increment(1);
+        if self.succeeded {
+            counter!(AUTHENTICATIONS_SUCCESSFUL_TOTAL, "mechanism" => mechanism).increment(1);
+        } else {
+            counter!(AUTHENTICATIONS_FAILED_TOTAL, "mechanism" => mechanism, "reason" => self.failure)
+                .increment(1);
+        }
+    }
+}
+
+/// Why a connection ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closed {
+    /// The client wanted it.
+    Close,
+    /// The server ended it while it was in use.
+    Server,
+    /// The server ended it while nobody used it.
+    Idle,
+    /// Cleaning it up took more bytes or more time than it may.
+    DrainLimit,
+    /// It is in a state in which it cannot be used again.
+    Broken,
+}
+
+/// A connection that is open, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct OpenConnection {
+    open: OpenGauge,
+    closed: Closed,
+}
+
+/// The handle that was incremented: a recorder that is installed later knows nothing of it.
+struct OpenGauge(Gauge);
+
+impl OpenConnection {
+    /// `took`: from the socket to where it takes a query.
+    pub(crate) fn new(is_tcp: bool, tls: bool, took: Duration) -> Self {
+        let transport = if is_tcp { "tcp" } else { "unix" };
+        let tls = if tls { "true" } else { "false" };
+        counter!(CONNECTIONS_CREATED_TOTAL, "transport" => transport, "tls" => tls).increment(1);
+        histogram!(CONNECT_DURATION_SECONDS, "transport" => transport).record(took);
+        let open = gauge!(CONNECTIONS_OPEN);
+        open.increment(1.0);
+        Self { open: OpenGauge(open), closed: Closed::Broken }
+    }
+
+    /// Says why it will end; without that, it is broken.
+    pub(crate) fn closes(&mut self, why: Closed) {
+        self.closed = why;
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        let reason = match self.closed {
+            Closed::Close => "close",
+            Closed::Server => "server",
+            Closed::Idle => "idle",
+            Closed::DrainLimit => "drain_limit",
+            Closed::Broken => "broken",
+        };
+        counter!(CONNECTIONS_CLOSED_TOTAL, "reason" => reason).increment(1);
+        self.open.0.decrement(1.0);
+    }
+}
+
+impl std::fmt::Debug for OpenGauge {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OpenGauge")
+    }
+}
+
+/// A cancel request. Dropped before it is over, it was given up.
+pub(crate) struct CancelRequest {
+    outcome: &'static str,
+}
+
+impl CancelRequest {
+    pub(crate) fn begin() -> Self {
+        Self { outcome: "timeout" }
+    }
+
+    pub(crate) fn ended(mut self, was_sent: bool) {
+        self.outcome = if was_sent { "sent" } else { "failed" };
+    }
+}
+
+impl Drop for CancelRequest {
+    fn drop(&mut self) {
+        counter!(CANCEL_REQUESTS_TOTAL, "outcome" => self.outcome).increment(1);
+    }
+}
