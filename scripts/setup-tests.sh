@@ -7,6 +7,7 @@ lacks() { ! command -v "$1" >/dev/null && [ ! -x "/usr/sbin/$1" ] && [ ! -x "/op
 lacks pgbouncer && need="$need pgbouncer"
 lacks haproxy && need="$need haproxy"
 lacks openssl && need="$need openssl"
+lacks prometheus && need="$need prometheus"
 # libpq is compiled from source, for the tests that compare with it.
 lacks pkg-config && need="$need pkg-config"
 if ! pkg-config --exists libssl 2>/dev/null; then need="$need libssl-dev"; fi
@@ -17,7 +18,7 @@ if [ ! -d target/pgvector ] && ! python3 -m pip --version >/dev/null 2>&1; then 
 
 if [ -n "$need" ]; then
     if ! command -v apt-get >/dev/null; then
-        [ "$(uname)" = Darwin ] && die "Install with: brew install pgbouncer haproxy openssl pkgconf node python"
+        [ "$(uname)" = Darwin ] && die "Install with: brew install pgbouncer haproxy openssl pkgconf node prometheus python"
         die "Install what the tests need:$need"
     fi
     echo "Installing$need with apt-get (no service is started) ..."

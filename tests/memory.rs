@@ -154,6 +154,14 @@ async fn nothing_is_allocated_for_a_row_but_what_it_is_made_of() {
         let a_row = many.abs_diff(few) as f64 / 200_000.0;
         assert!((a_row - own).abs() < 0.1, "{how}: {a_row} allocations a row");
     }
+    // Nor where somebody counts.
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let _recording = metrics::set_default_local_recorder(&recorder);
+    read(1_000, "number").await;
+    let (few, many) = (read(20_000, "number").await, read(220_000, "number").await);
+    let a_row = many.abs_diff(few) as f64 / 200_000.0;
+    assert!(a_row < 0.1, "{a_row} allocations a row, with a recorder");
+    assert!(recorder.handle().render().contains("fraiseql_wire_rows_yielded_total"));
 }
 
 #[tokio::test]

@@ -282,6 +282,11 @@ fn is_lost(error: &Error) -> bool {
 
 /// The span of an attempt.
 fn attempt(target: &Target, address: &Address, with_tls: bool) -> Span {
+    let peer = match address {
+        Address::Tcp(address) => address.ip().to_string(),
+        #[cfg(unix)]
+        Address::Unix(path) => path.display().to_string(),
+    };
     info_span!(
         target: TARGET,
         "connect",
@@ -290,8 +295,8 @@ fn attempt(target: &Target, address: &Address, with_tls: bool) -> Span {
         otel.status_code = Empty,
         db.system.name = "postgresql",
         server.address = target.host,
-        server.port = target.port,
-        network.peer.address = %address,
+        server.port = i64::from(target.port),
+        network.peer.address = peer,
         tls = with_tls,
         "error.type" = Empty,
     )

@@ -204,7 +204,7 @@ impl Owner {
             metrics.discarded(rows);
             metrics.stopped();
             let stats = self.channel.stats();
-            span::delivered(&span, stats.total_rows_yielded);
+            span::ended(&span, stats.total_rows_yielded);
             let elapsed = now().saturating_duration_since(self.called);
             // A handle that ended it before did so by cancelling.
             let how = if is_first { how } else { Outcome::Cancelled };

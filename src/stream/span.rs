@@ -2,6 +2,8 @@
 //!
 //! [OpenTelemetry's conventions for databases]: https://opentelemetry.io/docs/specs/semconv/database/postgresql/
 
+use std::path::Path;
+
 use tracing::{Span, field::Empty, info_span};
 
 use crate::{
@@ -33,7 +35,11 @@ pub(super) fn begin(slot: &Slot, query: QueryText<'_>) -> Span {
         None => database,
     };
     let summary = format!("{OPERATION} {entity}");
-    let span = info_span!(
+    let first = slot.config().targets().into_iter().next();
+    let (address, port) = first.as_ref().map_or((None, None), |target| {
+        server(target.host.as_deref(), target.unix_socket.as_deref(), target.port)
+    });
+    info_span!(
         target: TARGET,
         "query",
         otel.name = summary,
@@ -47,62 +53,69 @@ pub(super) fn begin(slot: &Slot, query: QueryText<'_>) -> Span {
         db.query.text = is_parameterized.then_some(sql),
         db.response.status_code = Empty,
         db.response.returned_rows = Empty,
-        server.address = Empty,
-        server.port = Empty,
+        server.address = address,
+        server.port = port,
         network.peer.address = Empty,
+        network.peer.port = Empty,
         "error.type" = Empty,
-    );
-    if let Some(target) = slot.config().targets().first() {
-        server(&span, target.host.as_deref(), target.unix_socket.as_deref(), target.port);
-    }
-    span
+    )
 }
 
-/// Says where the query runs, which of several hosts may be another than was thought.
+/// Says where the query runs, where that is not the first host of several.
 pub(super) fn connected(span: &Span, slot: &Slot) {
     if span.is_disabled() {
         return;
     }
     let Some(session) = slot.session() else { return };
     let info = session.info();
-    server(span, info.host.as_deref(), info.unix_socket.as_deref(), info.port);
+    let targets = slot.config().targets();
+    let is_first = targets.first().is_some_and(|first| {
+        first.host == info.host && first.unix_socket == info.unix_socket && first.port == info.port
+    });
+    if !is_first {
+        let (address, port) = server(info.host.as_deref(), info.unix_socket.as_deref(), info.port);
+        span.record("server.address", address);
+        span.record("server.port", port);
+    }
     if let Some(address) = info.address {
         span.record("network.peer.address", address.to_string());
-        if info.host.is_none() {
-            span.record("server.address", address.to_string());
-        }
+        span.record("network.peer.port", i64::from(info.port));
     }
 }
 
-fn server(span: &Span, host: Option<&str>, socket: Option<&std::path::Path>, port: u16) {
+/// The address as the conventions want it: a socket's path, or a host's name; and the port, which they leave
+/// out where it is the usual one.
+fn server(host: Option<&str>, socket: Option<&Path>, port: u16) -> (Option<String>, Option<i64>) {
     match (socket, host) {
-        (Some(path), _) => drop(span.record("server.address", path.display().to_string())),
+        (Some(path), _) => (Some(path.display().to_string()), None),
         (None, Some(host)) => {
-            span.record("server.address", host);
-            // The conventions leave the usual port out.
-            if port != DEFAULT_PORT {
-                span.record("server.port", port);
-            }
+            (Some(host.to_owned()), (port != DEFAULT_PORT).then_some(i64::from(port)))
         }
-        (None, None) => {}
+        // Only a numeric address, which is the peer's.
+        (None, None) => (None, None),
     }
+}
+
+/// Says how many rows were delivered. This is the end: exporters take it to be where a span was left last, so
+/// it is entered once more.
+pub(super) fn ended(span: &Span, rows: u64) {
+    span.in_scope(|| {
+        span.record("db.response.returned_rows", i64::try_from(rows).unwrap_or(i64::MAX));
+    });
+}
+
+/// Says why the query failed: the SQLSTATE, or the error's category.
+pub(super) fn failed(span: &Span, error: &Error) {
+    span.in_scope(|| {
+        let state = error.sqlstate().map(|state| state.code());
+        span.record("otel.status_code", "ERROR");
+        span.record("error.type", state.unwrap_or(error.category().as_str()));
+        if let Some(state) = state {
+            span.record("db.response.status_code", state);
+        }
+    });
 }
 
 const OPERATION: &str = "SELECT";
 
 const DEFAULT_PORT: u16 = 5432;
-
-/// Says how many rows were delivered.
-pub(super) fn delivered(span: &Span, rows: u64) {
-    span.record("db.response.returned_rows", rows);
-}
-
-/// Says why the query failed: the SQLSTATE, or the error's category.
-pub(super) fn failed(span: &Span, error: &Error) {
-    let state = error.sqlstate().map(|state| state.code());
-    span.record("otel.status_code", "ERROR");
-    span.record("error.type", state.unwrap_or(error.category().as_str()));
-    if let Some(state) = state {
-        span.record("db.response.status_code", state);
-    }
-}

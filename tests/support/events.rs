@@ -35,6 +35,8 @@ pub struct SpanSeen {
     pub parent: Option<&'static str>,
     /// What was told within it.
     pub events: Vec<String>,
+    /// How often it was entered.
+    pub entries: usize,
     handles: usize,
 }
 
@@ -99,6 +101,7 @@ impl Subscriber for Events {
             fields: fields.0,
             parent,
             events: Vec::new(),
+            entries: 0,
             handles: 1,
         });
         span::Id::from_u64(told.spans.len() as u64)
@@ -128,7 +131,9 @@ impl Subscriber for Events {
     }
 
     fn enter(&self, id: &span::Id) {
-        self.told().entered.push(index(id));
+        let mut told = self.told();
+        told.entered.push(index(id));
+        told.spans[index(id)].entries += 1;
     }
 
     fn exit(&self, id: &span::Id) {

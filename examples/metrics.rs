@@ -1,0 +1,136 @@
+//! A service's `/metrics`, for Prometheus: `cargo run --release --example metrics`.
+//!
+//! It reads rows in the ways that show on a dashboard (fast, too slowly, paused, dropped, failing) and then
+//! serves the numbers until Ctrl-C. With `DATABASE_URL` set it uses that server, in a schema of its own;
+//! without, it starts a private one. With an argument it listens at that address.
+
+use std::time::Duration;
+
+use axum::{Router, routing::get};
+use fraiseql_wire::{FraiseClient, RawJson};
+use futures_util::StreamExt;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use serde::Deserialize;
+
+#[path = "../tests/support/cluster.rs"]
+mod cluster;
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
+
+#[derive(Debug, Deserialize)]
+#[allow(dead_code)]
+struct Reading {
+    id: u64,
+    celsius: f64,
+}
+
+/// Of every hundredth reading the value is missing.
+const DATA: &str = "
+    create table tv_reading as
+    select jsonb_build_object('id', i, 'celsius', case when i % 100 <> 0 then i % 40 end,
+                              'text', repeat('x', 100)) as data
+    from generate_series(1, 20000) i;
+    create view v_reading as select data from tv_reading;
+    create view v_fails as
+    select to_jsonb(1000 / (1000 - (data->>'id')::int)) as data from tv_reading;
+";
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    // Before the first query: numbers begin to count when there is a recorder.
+    let metrics = install()?;
+
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:9184".into());
+    let listener = tokio::net::TcpListener::bind(address).await?;
+    println!("listening on http://{}/metrics", listener.local_addr()?);
+    let app = Router::new().route("/metrics", get(move || async move { metrics.render() }));
+    tokio::spawn(async { axum::serve(listener, app).await });
+
+    let (url, private) = match std::env::var("DATABASE_URL") {
+        Ok(url) => (url, None),
+        Err(_) => {
+            let server = cluster::Cluster::start(cluster::TRUST_EVERYBODY)?;
+            (server.url(), Some(server))
+        }
+    };
+    let schema = format!("fraiseql_wire_metrics_{}", std::process::id());
+    let (admin, connection) = tokio_postgres::connect(&url, tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    admin
+        .batch_execute(&format!("create schema {schema}; set search_path = {schema}; {DATA}"))
+        .await?;
+
+    let result = tokio::select! {
+        result = work(&url, &schema) => result,
+        _ = tokio::signal::ctrl_c() => Ok(()),
+    };
+    admin.batch_execute(&format!("drop schema {schema} cascade")).await?;
+    if let Some(server) = private {
+        server.stop();
+    }
+    result
+}
+
+/// A recorder with histograms that Prometheus can add up over instances.
+fn install() -> Result<PrometheusHandle> {
+    // Those of OpenTelemetry's conventions; and powers of four for what is counted.
+    let seconds = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
+    let counts: Vec<f64> = (0..13).map(|n| f64::from(4u32.pow(n))).collect();
+    let shares = [0.1, 0.25, 0.5, 0.75, 0.9, 1.0];
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &seconds)?
+        .set_buckets_for_metric(Matcher::Suffix("_rows".into()), &counts)?
+        .set_buckets_for_metric(Matcher::Suffix("_bytes".into()), &counts)?
+        .set_buckets_for_metric(Matcher::Suffix("_ratio".into()), &shares)?
+        .install_recorder()?;
+    fraiseql_wire::metrics::describe();
+    Ok(handle)
+}
+
+async fn work(url: &str, schema: &str) -> Result<()> {
+    let client = FraiseClient::connect(url).await?;
+    let (readings, fails) = (format!("{schema}.v_reading"), format!("{schema}.v_fails"));
+
+    // As fast as it goes; every hundredth row does not fit.
+    let (mut good, mut bad) = (0, 0);
+    let mut stream = client.query::<Reading>(&readings).execute().await?;
+    while let Some(row) = stream.next().await {
+        match row {
+            Ok(_) => good += 1,
+            Err(e) if e.is_row_error() => bad += 1,
+            Err(e) => return Err(e.into()),
+        }
+    }
+    println!("read {good} rows, {bad} more do not fit");
+
+    // A consumer that is slow, with little memory: the server waits for it.
+    let mut stream = client.query::<RawJson>(&readings).max_memory(64 << 10).execute().await?;
+    while let Some(chunk) = stream.next_chunk().await {
+        chunk?;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+
+    let mut stream = client.query::<RawJson>(&readings).execute().await?;
+    stream.pause_with_reason("maintenance").await?;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    stream.resume().await?;
+    stream.next().await.transpose()?;
+    drop(stream);
+
+    let failed = client.query::<RawJson>(&fails).fetch_all().await.unwrap_err();
+    println!("as it should: {failed}");
+
+    println!("ready; look for:");
+    for line in [
+        "fraiseql_wire_rows_yielded_total            what was read, by entity",
+        "fraiseql_wire_rows_deserialization_failed_total  what did not fit",
+        "fraiseql_wire_channel_send_wait_seconds_sum how long our consumer held the server up",
+        "fraiseql_wire_socket_wait_seconds_sum       how long the server let us wait",
+        "fraiseql_wire_stream_paused_total           who paused, and why",
+        "fraiseql_wire_query_error_total             what failed, by category",
+    ] {
+        println!("  {line}");
+    }
+    // Until Ctrl-C. Histograms are tidied up now and then where nobody scrapes them.
+    std::future::pending().await
+}
