@@ -1,4 +1,4 @@
-//! What an operator sees: metrics whose numbers add up.
+//! What an operator sees: metrics whose numbers add up. Spans are in a binary of their own.
 
 mod support;
 
@@ -16,7 +16,6 @@ use support::{
     certificates::Authority,
     client, cluster,
     cluster::{Cluster, Setup},
-    events::{Events, SpanSeen},
     eventually,
     scripted::{self, Scripted, Step},
     sql,
@@ -466,96 +465,6 @@ async fn connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
     assert!(numbers.values("drain_duration_seconds", &[]).len() >= 3);
     assert!(sum("drained_bytes_total", &[]) > 0.0);
     numbers.names()
-}
-
-/// A span a query and an attempt to connect, with what the conventions ask for, and never a value.
-#[tokio::test]
-async fn spans_follow_the_conventions() {
-    sql("create schema app;
-         create view app.v_order as select to_json(i) as data from generate_series(1, 3) i;
-         create view v_breaks as select to_json(1 / (3 - i)) as data from generate_series(1, 3) i")
-    .await;
-    let port = cluster().port();
-    let (events, _listening) = Events::listen();
-    let url = format!("postgres://postgres:planted-secret@127.0.0.1:{port}/postgres");
-    let client = FraiseClient::new(url.parse().unwrap());
-
-    let query =
-        client.query::<u8>("app.v_order").where_sql("data::text <> $1").bind("planted-value");
-    let mut stream = query.execute().await.unwrap();
-    let [connect] = &events.spans("connect")[..] else { panic!() };
-    assert_eq!((connect.parent, connect.level.as_str()), (Some("query"), "INFO"));
-    assert!(connect.has_ended() && connect.field("error.type").is_none());
-    stream.pause_with_reason("maintenance").await.unwrap();
-    stream.resume().await.unwrap();
-    for i in 1..=3 {
-        assert_eq!(stream.next().await.unwrap().unwrap(), i);
-    }
-    let before = events.spans("query").remove(0);
-    assert!(!before.has_ended(), "nobody has seen the end yet");
-    assert!(stream.next().await.is_none());
-    let [query] = &events.spans("query")[..] else { panic!() };
-    assert!(query.has_ended());
-    assert!(query.entries > before.entries, "OpenTelemetry takes the last exit for the end");
-    let port = port.to_string();
-    for (field, value) in [
-        ("otel.name", "SELECT app.v_order"),
-        ("otel.kind", "client"),
-        ("db.system.name", "postgresql"),
-        ("db.namespace", "postgres|app"),
-        ("db.collection.name", "app.v_order"),
-        ("db.operation.name", "SELECT"),
-        ("db.query.summary", "SELECT app.v_order"),
-        ("db.query.text", "SELECT \"data\" FROM \"app\".\"v_order\" WHERE (data::text <> $1)"),
-        ("db.response.returned_rows", "3"),
-        ("server.address", "127.0.0.1"),
-        ("server.port", &port),
-        ("network.peer.address", "127.0.0.1"),
-    ] {
-        assert_eq!(query.field(field), Some(value), "{field}");
-    }
-    assert!(query.field("error.type").is_none() && query.field("otel.status_code").is_none());
-    let told = query.events.join("\n");
-    assert!(told.contains("paused a stream") && told.contains("resumed a stream"), "{told}");
-
-    // Values may stand in trusted text to which none are bound.
-    client.query::<u8>("app.v_order").where_sql("'planted' <> 'value'").fetch_all().await.unwrap();
-    assert_eq!(events.spans("query")[1].field("db.query.text"), None);
-
-    // Failed before the first row and behind it, cancelled, dropped: it never ends with the drain.
-    client.query::<u8>("v_missing").execute().await.unwrap_err();
-    client.query::<f64>("v_breaks").fetch_all().await.unwrap_err();
-    let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
-    stream.next().await.unwrap().unwrap();
-    drop(stream);
-    let spans = events.spans("query");
-    assert!(spans.iter().all(|span| span.has_ended()), "before the connection is cleaned up");
-    assert!(client.is_busy());
-    let failed = |i: usize| {
-        let span: &SpanSeen = &spans[i];
-        let field = |name| span.field(name).map(str::to_owned);
-        (field("error.type"), field("db.response.status_code"), field("otel.status_code"))
-    };
-    let error = |state: &str| (Some(state.into()), Some(state.into()), Some("ERROR".into()));
-    assert_eq!(failed(2), error("42P01"));
-    assert_eq!(failed(3), error("22012"));
-    assert_eq!(failed(4), (None, None, None));
-    assert_eq!(spans[4].field("db.response.returned_rows"), Some("1"));
-    client.ping().await.unwrap();
-
-    let nobody = cluster::free_port().unwrap();
-    FraiseClient::connect(&format!("host=127.0.0.1 port={nobody} user=u")).await.unwrap_err();
-    let last = events.spans("connect").pop().unwrap();
-    assert_eq!(last.field("error.type"), Some("io"));
-
-    // On the happy path nothing is louder than debug; and nowhere is a secret.
-    let all = events.with("");
-    assert!(
-        all.iter().all(|event| event.starts_with("DEBUG") || event.starts_with("TRACE")),
-        "{all:?}"
-    );
-    let everything = format!("{all:?} {:?} {:?}", events.spans("query"), events.spans("connect"));
-    assert!(!everything.contains("planted"), "{everything}");
 }
 
 /// Names that users and servers choose cannot make series without end.

@@ -17,6 +17,10 @@ use std::{
 #[derive(Debug)]
 pub struct Cluster {
     folder: PathBuf,
+    /// The folder of its programs.
+    bin: PathBuf,
+    /// What it was started with.
+    settings: String,
     port: u16,
     supervisor: Child,
     /// The supervisor stops the server and removes the folder when this is closed: by `stop`, or by
@@ -128,7 +132,14 @@ impl Cluster {
             return Err(one_line(&fs::read(folder.join("log")).unwrap_or_default()));
         }
         let lifeline = supervisor.stdin.take();
-        Ok(Self { folder: folder.to_owned(), port, supervisor, lifeline })
+        Ok(Self {
+            folder: folder.to_owned(),
+            bin: bin.to_owned(),
+            settings,
+            port,
+            supervisor,
+            lifeline,
+        })
     }
 
     /// The port, on 127.0.0.1 and as part of the socket's name.
@@ -146,6 +157,25 @@ impl Cluster {
     /// A connection string for the superuser.
     pub fn url(&self) -> String {
         format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+    }
+
+    /// Runs `pg_ctl` on it: `stop`, `restart`, `promote` and so on.
+    #[allow(dead_code)]
+    pub fn control(&self, args: &[&str]) {
+        assert!(self.try_control(args), "pg_ctl {args:?}");
+    }
+
+    /// The same, where it may fail.
+    #[allow(dead_code)]
+    pub fn try_control(&self, args: &[&str]) -> bool {
+        let owner = Owner::of_server().unwrap();
+        let mut pg_ctl = owner.command(&self.bin.join("pg_ctl"), &self.folder);
+        pg_ctl.arg("-D").arg(self.folder.join("data")).args(["-w", "-s"]).args(args);
+        if args.contains(&"start") {
+            pg_ctl.arg("-o").arg(&self.settings).arg("-l").arg(self.folder.join("log"));
+        }
+        pg_ctl.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        pg_ctl.status().unwrap().success()
     }
 
     /// Stops the server and removes its folder.

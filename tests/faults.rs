@@ -1,0 +1,327 @@
+//! What breaks: servers that stop, are killed and come back, connections that are cut at every byte, limits of the
+//! server, and standbys. Every row that came is delivered, a result that is not whole is an error, and the client
+//! goes on afterwards.
+
+mod support;
+
+use std::{path::Path, process::Command, time::Duration};
+
+use fraiseql_wire::{Error, ErrorCategory, FraiseClient, QueryStream, RawJson};
+use futures_util::{StreamExt, stream::FusedStream};
+use support::{
+    admin, admin_at, cluster,
+    cluster::{Cluster, Setup, TRUST_EVERYBODY},
+    eventually,
+    proxy::Proxy,
+    scripted::{self, Scripted, Step},
+    sql,
+};
+
+/// Reads to the end: numbers without a gap from `next` on, and the error if there is one.
+async fn numbers_from(mut next: u64, mut stream: QueryStream<u64>) -> (u64, Option<Error>) {
+    let mut error = None;
+    while let Some(row) = stream.next().await {
+        assert!(error.is_none(), "something follows the error");
+        match row {
+            Ok(number) => {
+                assert_eq!(number, next, "a row is lost or doubled");
+                next += 1;
+            }
+            Err(e) => error = Some(e),
+        }
+    }
+    assert!(stream.is_terminated() && stream.next().await.is_none());
+    (next, error)
+}
+
+const NUMBERS: &str = "create view v_numbers as
+    select to_json(i) as data from (select generate_series(1, 2000000000) i) numbers";
+
+/// A server of its own, for a test that breaks it.
+async fn breakable() -> Cluster {
+    let cluster = Cluster::start(TRUST_EVERYBODY).unwrap_or_else(|e| panic!("{e}"));
+    admin_at(&cluster.url()).await.batch_execute(NUMBERS).await.unwrap();
+    cluster
+}
+
+fn kill(signal: &str, pid: u32) {
+    // A command of the shell, which a bare system has.
+    let killed = Command::new("sh").args(["-c", &format!("kill -{signal} {pid}")]).status();
+    assert!(killed.unwrap().success());
+}
+
+/// The server stops or is killed while rows flow, and comes back.
+#[tokio::test]
+async fn a_server_that_ends_under_a_stream_gives_its_rows_an_error_and_the_client_back() {
+    let server = breakable().await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    // `None`: the server says nothing, or may have no time to say it.
+    for (how, state) in [
+        ("stop fast", Some("57P01")),
+        ("stop immediate", Some("57P02")),
+        ("kill the backend", None),
+        ("kill the server", None),
+    ] {
+        let mut stream = client.query::<u64>("v_numbers").execute().await.unwrap();
+        for i in 1..=1000 {
+            assert_eq!(stream.next().await.unwrap().unwrap(), i);
+        }
+        match how {
+            "stop fast" => server.control(&["stop", "-m", "fast"]),
+            "stop immediate" => server.control(&["stop", "-m", "immediate"]),
+            "kill the backend" => kill("KILL", client.backend_pid().unwrap()),
+            _ => {
+                let file = server.folder().join("data/postmaster.pid");
+                let text = std::fs::read_to_string(file).unwrap();
+                let postmaster = text.lines().next().unwrap().parse().unwrap();
+                let backend = client.backend_pid().unwrap();
+                kill("KILL", postmaster);
+                kill("KILL", backend);
+            }
+        }
+        let (next, error) = numbers_from(1001, stream).await;
+        let error = error.unwrap_or_else(|| panic!("{how}: the end is no error"));
+        assert!(next >= 1001 && error.is_retriable(), "{how}: {error:?}");
+        match (error.sqlstate(), state) {
+            (Some(code), Some(expected)) => assert_eq!(code.code(), expected, "{how}"),
+            // A backend that is blocked in send closes without a word.
+            (None, _) => assert_eq!(error.category(), ErrorCategory::ConnectionClosed, "{how}"),
+            (Some(code), None) => panic!("{how}: {code:?}"),
+        }
+        assert!(!client.is_connected(), "{how}");
+        if how != "kill the backend" {
+            // While it is away that is said, at once.
+            let error = client.ping().await.unwrap_err();
+            assert_eq!(error.category(), ErrorCategory::Connection, "{how}: {error}");
+            assert!(error.is_retriable());
+            // What a killed one leaves behind ends by itself, and is in the way until then.
+            eventually("it starts", async || server.try_control(&["start"])).await;
+        }
+        // What recovers says 57P03, which is one more thing to wait for.
+        eventually(&format!("it is back after {how}"), async || client.ping().await.is_ok()).await;
+        assert_eq!(client.query::<u64>("v_numbers").limit(3).fetch_all().await.unwrap(), [1, 2, 3]);
+    }
+}
+
+/// A restart while nobody is asking is seen by nobody.
+#[tokio::test]
+async fn a_restart_between_queries_is_not_seen() {
+    let server = breakable().await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    for mode in ["smart", "fast", "immediate"] {
+        assert_eq!(client.query::<u64>("v_numbers").limit(1).fetch_all().await.unwrap(), [1]);
+        // A smart one would wait for the client.
+        let mode = if mode == "smart" { "fast" } else { mode };
+        server.control(&["restart", "-m", mode]);
+        assert_eq!(client.query::<u64>("v_numbers").limit(2).fetch_all().await.unwrap(), [1, 2]);
+    }
+}
+
+/// A session is cut behind each of its bytes: it is never taken for complete.
+#[tokio::test]
+async fn a_session_cut_at_any_byte_is_an_error_behind_the_rows_that_came() {
+    sql("create view v_five as select to_json(i) as data from generate_series(1, 5) i").await;
+    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let url = format!("postgres://postgres@{}/postgres?sslmode=disable", proxy.address);
+    let session = async || {
+        let client = FraiseClient::connect(&url).await?;
+        let stream = client.query::<u64>("v_five").execute().await?;
+        let (next, error) = numbers_from(1, stream).await;
+        Ok::<_, Error>((next - 1, error))
+    };
+    let before = proxy.bytes_from_server();
+    assert!(matches!(session().await, Ok((5, None))));
+    let whole = proxy.bytes_from_server() - before;
+    let (mut most, mut refused) = (0, 0);
+    for bytes in 0..whole {
+        proxy.cut_after(bytes);
+        match session().await {
+            Err(error) => {
+                assert!(error.is_retriable(), "behind {bytes} bytes: {error:?}");
+                refused += 1;
+            }
+            Ok((rows, error)) => {
+                let error =
+                    error.unwrap_or_else(|| panic!("cut behind {bytes} bytes, and no error"));
+                assert_eq!(error.category(), ErrorCategory::ConnectionClosed, "{error:?}");
+                assert!(rows >= most, "behind {bytes} bytes there are fewer rows than before");
+                most = rows;
+            }
+        }
+    }
+    assert!(most == 5 && refused > 100, "{most} rows, {refused} sessions did not begin");
+}
+
+/// What the server's own limits end: what the user is told, and that the client goes on.
+#[tokio::test]
+async fn the_servers_limits_are_told_by_their_sqlstates() {
+    sql("create table t_locked (data json);
+         insert into t_locked values ('1');
+         create view v_locked as select data from t_locked;
+         create function full_disk(i int) returns json language plpgsql as $$
+         begin
+             if i = 3 then raise exception 'no space left' using errcode = '53100'; end if;
+             return to_json(i);
+         end $$;
+         create view v_full as select full_disk(i) as data from generate_series(1, 9) i;
+         create view v_sleeps as select to_json(i) as data
+             from (select i, pg_sleep(case when i > 2 then 600 else 0 end) from generate_series(1, 9) i) s
+         ")
+    .await;
+    let mut locker = admin().await;
+    let lock = locker.transaction().await.unwrap();
+    lock.batch_execute("lock table t_locked").await.unwrap();
+    let url = cluster().url();
+    for (setting, view, rows, state, retriable) in [
+        ("?options=-c%20statement_timeout%3D100", "v_sleeps", 2, "57014", true),
+        ("?options=-c%20lock_timeout%3D100", "v_locked", 0, "55P03", true),
+        ("", "v_full", 2, "53100", true),
+    ] {
+        let client = FraiseClient::connect(&format!("{url}{setting}")).await.unwrap();
+        let pid = client.backend_pid();
+        let (next, error) = match client.query::<u64>(view).execute().await {
+            Ok(stream) => numbers_from(1, stream).await,
+            Err(e) => (1, Some(e)),
+        };
+        let error = error.unwrap();
+        let code = error.sqlstate().map(|code| code.code().to_owned());
+        assert_eq!((next - 1, code.as_deref()), (rows, Some(state)), "{view}: {error}");
+        assert_eq!(error.is_retriable(), retriable, "{state}");
+        assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
+        assert_eq!(client.backend_pid(), pid, "the session goes on");
+    }
+    lock.rollback().await.unwrap();
+
+    // A session that is ended because it is idle is replaced, and nobody sees it.
+    let client = FraiseClient::connect(&format!("{url}?options=-c%20idle_session_timeout%3D50"))
+        .await
+        .unwrap();
+    let (pid, admin) = (client.backend_pid().unwrap(), admin().await);
+    eventually("it is ended", async || support::backend_state(&admin, pid).await.is_none()).await;
+    assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
+    assert_ne!(client.backend_pid(), Some(pid));
+
+    let full = Cluster::start(TRUST_EVERYBODY).unwrap();
+    let admin = admin_at(&full.url()).await;
+    admin.batch_execute("create role role_few login connection limit 0").await.unwrap();
+    let url = full.url().replace("postgres@", "role_few@");
+    let error = FraiseClient::connect(&url).await.unwrap_err();
+    assert_eq!(error.sqlstate().map(|code| code.code()), Some("53300"), "{error}");
+    assert!(error.is_retriable());
+}
+
+/// Since Postgres 17 a transaction can be limited: that ends the session.
+#[tokio::test]
+async fn a_transaction_timeout_ends_the_session_and_not_the_client() {
+    let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/postgres18");
+    assert!(programs.exists(), "Postgres 18 is not there: run scripts/test.sh, which fetches it");
+    let server = Cluster::start_with(&Setup {
+        hba: TRUST_EVERYBODY,
+        settings: "-c transaction_timeout=200",
+        programs: Some((&programs, "bin")),
+        ..Setup::default()
+    });
+    let server = server.unwrap_or_else(|e| panic!("{e}"));
+    admin_at(&server.url()).await.batch_execute(NUMBERS).await.unwrap();
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let stream = client.query::<u64>("v_numbers").execute().await.unwrap();
+    let (next, error) = numbers_from(1, stream).await;
+    let error = error.unwrap();
+    assert_eq!(error.sqlstate().map(|code| code.code()), Some("25P04"), "{error}");
+    assert!(next > 1);
+    assert_eq!(client.query::<u64>("v_numbers").limit(1).fetch_all().await.unwrap(), [1]);
+}
+
+/// A standby ends a query that is in the way of replay, and not one that is promoted under.
+#[tokio::test]
+async fn a_standby_ends_queries_in_the_way_of_replay_and_keeps_them_through_promotion() {
+    let primary =
+        Cluster::start("local all all trust\nhost all,replication all all trust\n").unwrap();
+    let admin = admin_at(&primary.url()).await;
+    admin
+        .batch_execute(
+            "create table t as select i, to_json(i) as data from generate_series(1, 2000) i;
+             create view v_slow as select data from t where pg_sleep(0.002)::text is not null",
+        )
+        .await
+        .unwrap();
+    let standby = Cluster::start_with(&Setup {
+        standby_of: Some(primary.port()),
+        settings: "-c max_standby_streaming_delay=0",
+        ..Setup::default()
+    });
+    let standby = standby.unwrap_or_else(|e| panic!("{e}"));
+    let client = FraiseClient::connect(&standby.url()).await.unwrap();
+    eventually("it follows", async || client.query::<u64>("t").limit(1).fetch_one().await.is_ok())
+        .await;
+
+    let mut stream = client.query::<u64>("v_slow").chunk_size(1).execute().await.unwrap();
+    admin.batch_execute("delete from t where i > 1000").await.unwrap();
+    admin.batch_execute("vacuum (truncate false) t").await.unwrap();
+    let mut conflict = None;
+    while let Some(row) = stream.next().await {
+        if let Err(e) = row {
+            conflict = Some(e);
+        }
+    }
+    let conflict = conflict.expect("replay ends the query");
+    assert_eq!(conflict.sqlstate().map(|code| code.code()), Some("40001"), "{conflict}");
+    assert!(conflict.is_retriable());
+
+    let stream = client.query::<u64>("v_slow").execute().await.unwrap();
+    standby.control(&["promote"]);
+    let (next, error) = numbers_from(1, stream).await;
+    assert!(error.is_none() && next == 1001, "{error:?} behind {next}");
+    eventually("it has been told", async || {
+        client.ping().await.unwrap();
+        client.parameter("in_hot_standby").as_deref() == Some("off")
+    })
+    .await;
+}
+
+/// A server that cannot take connections yet is waited for by the retry policy, and another host is not.
+#[tokio::test]
+async fn a_server_that_starts_up_is_followed_by_the_next_host() {
+    let starting = || {
+        let error = scripted::error("FATAL", "57P03", "the database system is starting up");
+        vec![Step::ExpectStartup, Step::Send(error)]
+    };
+    let server = Scripted::start(vec![starting()]).await;
+    let url = format!(
+        "host={},127.0.0.1 port={},{} user=postgres dbname=postgres sslmode=disable",
+        server.address.ip(),
+        server.address.port(),
+        cluster().port()
+    );
+    let client = FraiseClient::connect(&url).await.unwrap();
+    assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
+    server.done().await;
+}
+
+/// The network takes everything and brings nothing more, and nobody says that it has ended.
+#[tokio::test]
+async fn a_black_hole_ends_by_read_timeout_with_the_rows_that_came() {
+    sql(&NUMBERS.replace("v_numbers", "v_endless_numbers")).await;
+    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let config = fraiseql_wire::ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(proxy.address.port())
+        .user("postgres")
+        .database("postgres")
+        .ssl_mode(fraiseql_wire::SslMode::Disable)
+        .read_timeout(Duration::from_millis(300))
+        .cancel_timeout(Duration::from_millis(300));
+    let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
+    let stream = client.query::<u64>("v_endless_numbers").execute().await.unwrap();
+    proxy.stall(true);
+    let (next, error) = numbers_from(1, stream).await;
+    let error = error.unwrap();
+    assert!(
+        matches!(error, Error::Timeout { phase: fraiseql_wire::TimeoutPhase::Read, .. }),
+        "{error:?}"
+    );
+    assert!(next > 1 && error.is_retriable());
+    proxy.stall(false);
+    eventually("the connection is given up", async || !client.is_busy()).await;
+    assert!(client.query::<RawJson>("v_one").fetch_one().await.is_ok());
+}
