@@ -467,6 +467,24 @@ async fn connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
     numbers.names()
 }
 
+/// Whoever gives up waiting for a connection has seen a failure, and the dashboard has too.
+#[tokio::test]
+async fn an_attempt_that_is_given_up_counts_as_failed() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recording = ::metrics::set_default_local_recorder(&recorder);
+    metrics::describe();
+    let server = Scripted::start(vec![vec![Step::ExpectStartup, Step::Silence]]).await;
+    let url = server.url();
+    let connecting = FraiseClient::connect(&url);
+    assert!(tokio::time::timeout(Duration::from_millis(300), connecting).await.is_err());
+    let numbers = Numbers::of(&snapshotter);
+    let labels = [("phase", "auth"), ("category", "cancelled")];
+    assert_eq!(numbers.sum("connections_failed_total", &labels), 1.0);
+    assert_eq!(numbers.sum("authentications_failed_total", &[("reason", "lost")]), 1.0);
+    server.done().await;
+}
+
 /// Names that users and servers choose cannot make series without end.
 #[tokio::test]
 async fn labels_have_a_bounded_set_of_values() {

@@ -68,7 +68,8 @@ pub(crate) async fn settle(
     settled.inspect_err(|e| {
         metrics::error(e.category().as_str(), "drain");
         connection.closes(match e {
-            Error::ConnectionClosed { .. } => Closed::Server,
+            // Not that of a cancel request.
+            Error::ConnectionClosed { during, .. } if *during == DURING => Closed::Server,
             Error::Timeout { .. } => Closed::DrainLimit,
             _ if drain.drained > drain_limit => Closed::DrainLimit,
             _ => Closed::Broken,

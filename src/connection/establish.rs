@@ -14,7 +14,7 @@ use crate::{
         ConnectionConfig, LoadBalanceHosts, SslMode, SslNegotiation, Target, TargetSessionAttrs,
     },
     error::{ConnectAttempt, Error, Result, TimeoutPhase, sqlstate},
-    metrics::connection::{Closed, Phase, attempt_failed, tls_agreed},
+    metrics::connection::{Attempt, Closed, Phase, tls_agreed},
     transport::{Address, Encrypted, Tls, Transport, resolve},
 };
 
@@ -55,7 +55,7 @@ pub(crate) async fn connect(config: &ConnectionConfig, notices: &Notices) -> Res
                 notices,
                 attempts: &mut attempts,
                 tls: OnceLock::new(),
-                phase: Phase::Resolve,
+                attempt: Attempt::default(),
             };
             match host.connect(shuffle).await {
                 Ok(connection) => return Ok(connection),
@@ -83,14 +83,14 @@ struct Host<'a> {
     attempts: &'a mut Vec<ConnectAttempt>,
     /// Read once a host, and only if it comes to that.
     tls: OnceLock<Tls>,
-    /// What is being done.
-    phase: Phase,
+    /// How far the present one has come.
+    attempt: Attempt,
 }
 
 impl Host<'_> {
     async fn connect(&mut self, shuffle: bool) -> Result<Connection, Next> {
         let mut deadline = deadline(self.config);
-        self.phase = Phase::Resolve;
+        self.attempt.begins(Phase::Resolve);
         let mut addresses = match within(self.config, deadline, resolve(self.target)).await {
             Ok(Ok(addresses)) => addresses,
             Ok(Err(e)) => {
@@ -135,7 +135,10 @@ impl Host<'_> {
             let span = attempt(self.target, address, *with_tls);
             let way = self.try_way(address, *with_tls, rest).instrument(span.clone());
             let failure = match within(config, deadline, way).await {
-                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Ok(connection)) => {
+                    self.attempt.succeeded();
+                    return Ok(connection);
+                }
                 Ok(Err(failure)) => failure,
                 Err(timeout) => Failure { error: timeout, after: After::Address },
             };
@@ -162,7 +165,7 @@ impl Host<'_> {
     ) -> Result<Connection, Failure> {
         let config = self.config;
         let began = Instant::now();
-        self.phase = Phase::Connect;
+        self.attempt.begins(Phase::Connect);
         let mut transport = Transport::connect(address, &config.sockets).await.map_err(|e| {
             Failure::new(Error::Io { during: CONNECTING, source: e }, After::Address)
         })?;
@@ -170,7 +173,7 @@ impl Host<'_> {
         let mut tls = None;
         let mut refused = After::OtherWay;
         if with_tls {
-            self.phase = Phase::Tls;
+            self.attempt.comes_to(Phase::Tls);
             // What fails here may go without, if that is allowed.
             let loaded = self.tls().await.map_err(|e| Failure::new(e, After::OtherWay))?;
             let began = Instant::now();
@@ -205,7 +208,7 @@ impl Host<'_> {
             notices: self.notices,
             tls,
             began,
-            phase: &mut self.phase,
+            attempt: &mut self.attempt,
         };
         let mut connection =
             handshake::handshake(transport, arrival).await.map_err(|rejection| {
@@ -244,7 +247,7 @@ impl Host<'_> {
             target = format!("{target} ({address})");
         }
         debug!(target: TARGET, %target, %error, "an attempt to connect failed");
-        attempt_failed(self.phase, error.category().as_str());
+        self.attempt.failed(error.category().as_str());
         self.attempts.push(ConnectAttempt { target, error: Box::new(error) });
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     },
     error::{DbError, Error, Result},
     md5,
-    metrics::connection::{self as metrics, OpenConnection, Phase},
+    metrics::connection::{self as metrics, Attempt, OpenConnection, Phase},
     protocol::{
         backend::{Authentication, Message},
         frame::{Header, MAX_STARTUP_FRAME},
@@ -41,7 +41,7 @@ pub(super) struct Arrival<'a> {
     /// When the socket was asked for.
     pub(super) began: Instant,
     /// How far they have come.
-    pub(super) phase: &'a mut Phase,
+    pub(super) attempt: &'a mut Attempt,
 }
 
 /// Why there is no session.
@@ -62,8 +62,8 @@ pub(super) async fn handshake(
     transport: Transport,
     arrival: Arrival<'_>,
 ) -> Result<Connection, Rejection> {
-    let Arrival { config, target, address, notices, tls, began, phase } = arrival;
-    *phase = Phase::Auth;
+    let Arrival { config, target, address, notices, tls, began, attempt } = arrival;
+    attempt.comes_to(Phase::Auth);
     let user = config.user_name()?;
     let tls_info = transport.tls_info();
     let mut wire = Wire {
@@ -81,7 +81,7 @@ pub(super) async fn handshake(
     counted.succeeded(asked.elapsed());
     let auth_method = login.auth_method;
     wire.trusted = true;
-    *phase = Phase::Startup;
+    attempt.comes_to(Phase::Startup);
 
     let mut cancel = None;
     loop {
@@ -224,7 +224,10 @@ impl Login<'_> {
                     negotiated = true;
                     continue;
                 }
-                other => return Ok(unexpected(&other, "an authentication request")?),
+                other => {
+                    counted.may_fail_as("malformed");
+                    return Ok(unexpected(&other, "an authentication request")?);
+                }
             };
             if let Some(mechanism) = mechanism(&request) {
                 counted.mechanism(mechanism);
@@ -237,13 +240,17 @@ impl Login<'_> {
                 }
                 (State::Start, Authentication::CleartextPassword) => {
                     self.auth_method = "password";
+                    counted.may_fail_as("no_password");
                     let password = self.password().await?;
+                    counted.may_fail_as("lost");
                     wire.send(&Zeroizing::new(frontend::password(password.reveal())?)).await?;
                     State::PasswordSent
                 }
                 (State::Start, Authentication::Md5Password { salt }) => {
                     self.auth_method = "md5";
+                    counted.may_fail_as("no_password");
                     let password = self.password().await?;
+                    counted.may_fail_as("lost");
                     let response = md5::response(self.user, password.reveal(), salt);
                     wire.send(&frontend::password(&response)?).await?;
                     State::PasswordSent
@@ -253,6 +260,7 @@ impl Login<'_> {
                     if let Binding::EndPoint(_) = binding {
                         counted.mechanism("scram_sha_256_plus");
                     }
+                    counted.may_fail_as("lost");
                     let first = ClientFirst::new(random::bytes()?, binding);
                     let message = first.message();
                     wire.send(&frontend::sasl_initial_response(mechanism, message.as_bytes())?)
@@ -263,7 +271,9 @@ impl Login<'_> {
                     counted.may_fail_as("malformed");
                     let challenge =
                         first.challenge(&data, self.config.extras.max_scram_iterations)?;
+                    counted.may_fail_as("no_password");
                     let keys = self.keys(&challenge.salt, challenge.iterations).await?;
+                    counted.may_fail_as("lost");
                     let (message, verifier) = challenge.prove(&keys)?;
                     wire.send(&frontend::sasl_response(message.as_bytes())?).await?;
                     State::ScramFinal(verifier)

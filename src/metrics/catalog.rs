@@ -56,7 +56,7 @@ catalog! {
     CONNECTIONS_CREATED_TOTAL "connections_created_total" Counter "connections" ["transport", "tls"]
         "Connections that were made, up to where they take a query.";
     CONNECTIONS_FAILED_TOTAL "connections_failed_total" Counter "attempts" ["phase", "category"]
-        "Attempts to connect that failed, one for each address and way to encrypt.";
+        "Attempts to connect that failed, one for each address and way to encrypt; cancelled are those that the caller gave up.";
     CONNECTIONS_CLOSED_TOTAL "connections_closed_total" Counter "connections" ["reason"]
         "Connections that ended: closed by the client, ended by the server while in use or while idle, left because of drain_limit or cancel_timeout, or broken.";
     RECONNECTS_TOTAL "reconnects_total" Counter "connections" []
@@ -67,9 +67,9 @@ catalog! {
         "Logins that succeeded.";
     AUTHENTICATIONS_FAILED_TOTAL "authentications_failed_total" Counter "logins"
         ["mechanism", "reason"]
-        "Logins that failed: rejected by the server, refused by this client's policy, malformed, by a wrong signature of the server, or lost with the connection.";
+        "Logins that failed: rejected by the server, refused by this client's policy, for want of a password, malformed, by a wrong signature of the server, or lost with the connection.";
     CANCEL_REQUESTS_TOTAL "cancel_requests_total" Counter "requests" ["outcome"]
-        "Cancel requests: sent, failed, or given up after a timeout.";
+        "Cancel requests: sent, failed, or given up, after a timeout as a rule.";
     MEMORY_LIMIT_EXCEEDED_TOTAL "memory_limit_exceeded_total" Counter "queries" ["entity"]
         "Queries that ended at their memory limit.";
     MEMORY_SOFT_LIMIT_WARNED_TOTAL "memory_soft_limit_warned_total" Counter "crossings" ["entity"]

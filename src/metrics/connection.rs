@@ -28,11 +28,43 @@ impl Phase {
     }
 }
 
-/// An attempt to connect has failed.
-pub(crate) fn attempt_failed(phase: Phase, category: &'static str) {
-    counter!(CONNECTIONS_FAILED_TOTAL, "phase" => phase.as_str(), "category" => category)
-        .increment(1);
-    error(category, phase.as_str());
+/// An attempt to connect. Dropped before it is over, it was given up: by a timeout of the caller, most likely.
+#[derive(Default)]
+pub(crate) struct Attempt(Option<Phase>);
+
+impl Attempt {
+    /// A new one begins.
+    pub(crate) fn begins(&mut self, phase: Phase) {
+        self.0 = Some(phase);
+    }
+
+    pub(crate) fn comes_to(&mut self, phase: Phase) {
+        self.0 = Some(phase);
+    }
+
+    pub(crate) fn succeeded(&mut self) {
+        self.0 = None;
+    }
+
+    pub(crate) fn failed(&mut self, category: &'static str) {
+        if let Some(phase) = self.0.take() {
+            Self::count(phase, category);
+            error(category, phase.as_str());
+        }
+    }
+
+    fn count(phase: Phase, category: &'static str) {
+        counter!(CONNECTIONS_FAILED_TOTAL, "phase" => phase.as_str(), "category" => category)
+            .increment(1);
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if let Some(phase) = self.0 {
+            Self::count(phase, "cancelled");
+        }
+    }
 }
 
 /// An error has come up, which is not that of a single row. `phase`: that of an attempt to connect, or
@@ -91,7 +123,7 @@ impl Login {
         self.mechanism = mechanism;
     }
 
-    /// It will fail, or may in what follows: `rejected`, `refused_by_policy`, `malformed`,
+    /// It will fail, or may in what follows: `rejected`, `refused_by_policy`, `no_password`, `malformed`,
     /// `server_signature`, `lost`.
     pub(crate) fn may_fail_as(&mut self, reason: &'static str) {
         self.failure = reason;

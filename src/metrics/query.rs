@@ -41,6 +41,7 @@ pub(crate) struct QueryMetrics {
     buffered_rows: Gauge,
     buffered_bytes: Gauge,
     read_buffer: Gauge,
+    streams_active: Gauge,
 }
 
 /// What was seen of a chunk where it was handed over.
@@ -96,6 +97,7 @@ impl QueryMetrics {
             buffered_rows: level(STREAM_BUFFERED_ROWS),
             buffered_bytes: level(STREAM_BUFFERED_BYTES),
             read_buffer: gauge!(READ_BUFFER_BYTES),
+            streams_active: level(STREAMS_ACTIVE),
             entity,
         }
     }
@@ -115,12 +117,12 @@ impl QueryMetrics {
     /// The server has begun to answer, and the stream lives.
     pub(crate) fn started(&self, after: Duration) {
         self.spread(QUERY_STARTUP_DURATION_SECONDS).record(after);
-        gauge!(STREAMS_ACTIVE, "entity" => self.entity.clone()).increment(1);
+        self.streams_active.increment(1);
     }
 
     /// The stream lives no more.
     pub(crate) fn stopped(&self) {
-        gauge!(STREAMS_ACTIVE, "entity" => self.entity.clone()).decrement(1);
+        self.streams_active.decrement(1);
     }
 
     /// The query is over; only the first time counts.

@@ -69,7 +69,7 @@ struct State {
     /// Keeps other streams of the client away, up to the end of this one.
     guard: Option<StreamGuard>,
     /// That of the query, up to the end of the stream: what happens behind it is not in it.
-    span: Span,
+    span: Arc<Span>,
     consumer: Option<Waker>,
     /// How the clean-up behind the query ended.
     settled: Option<Result<()>>,
@@ -214,7 +214,7 @@ impl Channel {
                 reader_waits: false,
                 ended: None,
                 guard,
-                span,
+                span: Arc::new(span),
                 consumer: None,
                 settled: None,
                 received: Received::default(),
@@ -356,9 +356,15 @@ impl Channel {
         }
     }
 
-    /// Whether the consumer has not taken yet all that was handed over.
+    /// Whether the consumer has not taken yet all that was handed over. Then the reader waits for it, up to
+    /// [`waited`](Self::waited).
     pub(super) fn has_unread(&self) -> bool {
-        !self.lock().queue.is_empty()
+        let mut state = self.lock();
+        let has_unread = !state.queue.is_empty();
+        if has_unread && !state.gate.is_paused() {
+            state.waits.begin(On::Consumer, now());
+        }
+        has_unread
     }
 
     /// Hands over the last chunk, whether there is room or not: an error that follows it must not
@@ -428,13 +434,15 @@ impl Channel {
                 if state.budget.allows(size) {
                     let crossed = state.budget.take(size);
                     let (held, limit) = (state.budget.held(), state.budget.limit());
-                    let span = state.span.clone();
+                    let span = Arc::clone(&state.span);
                     state.waits.end(now());
                     drop(state);
                     self.metrics.memory_taken(size);
                     if crossed {
                         self.metrics.soft_limit_crossed();
-                        warn!(target: TARGET, parent: &span, held, limit, "a stream holds more than its soft limit");
+                        span.in_scope(|| {
+                            warn!(target: TARGET, held, limit, "a stream holds more than its soft limit");
+                        });
                     }
                     return Ok(Arc::new(Block { size, channel: Arc::clone(self) }));
                 }
@@ -505,9 +513,9 @@ impl Channel {
             let now = now();
             if state.gate.pause(reason.map(Into::into), now) {
                 state.waits.end(now);
-                let span = state.span.clone();
+                let span = Arc::clone(&state.span);
                 drop(state);
-                debug!(target: TARGET, parent: &span, reason, "paused a stream");
+                span.in_scope(|| debug!(target: TARGET, reason, "paused a stream"));
                 self.metrics.paused(reason);
                 self.watchers.notify_waiters();
             }
@@ -550,9 +558,9 @@ impl Channel {
         let Some(lasted) = state.gate.resume(now()) else { return };
         // The end may have been waiting behind the pause.
         let waker = state.consumer.take();
-        let span = state.span.clone();
+        let span = Arc::clone(&state.span);
         drop(state);
-        debug!(target: TARGET, parent: &span, cause, ?lasted, "resumed a stream");
+        span.in_scope(|| debug!(target: TARGET, cause, ?lasted, "resumed a stream"));
         self.metrics.resumed(Some(cause), lasted);
         self.reader.notify_one();
         self.watchers.notify_waiters();
@@ -585,7 +593,7 @@ impl Channel {
                 mem::take(&mut state.queue),
                 state.guard.take(),
                 // Whoever else ends it, the query is over for its reader only when that sees it.
-                if by_stream { mem::replace(&mut state.span, Span::none()) } else { Span::none() },
+                by_stream.then(|| mem::replace(&mut state.span, Arc::new(Span::none()))),
                 state.consumer.take(),
                 pause,
                 is_first,
@@ -675,8 +683,8 @@ impl Channel {
         self.watchers.notified()
     }
 
-    pub(super) fn span(&self) -> Span {
-        self.lock().span.clone()
+    pub(super) fn span(&self) -> Arc<Span> {
+        Arc::clone(&self.lock().span)
     }
 
     pub(super) fn pause_watch(&self) -> PauseWatch {

@@ -115,13 +115,14 @@ pub(super) async fn watch_pauses(channel: &Channel, statement_timeout: Option<Du
             () = after(timeout) => channel.resume_late(since),
             () = after(statement_timeout.filter(|_| warned != Some(since))) => {
                 warned = Some(since);
-                warn!(
-                    target: TARGET,
-                    parent: &channel.span(),
-                    ?statement_timeout,
-                    "a stream has been paused for longer than the server's statement_timeout, which \
-                     goes on meanwhile: the query may fail when it is resumed"
-                );
+                channel.span().in_scope(|| {
+                    warn!(
+                        target: TARGET,
+                        ?statement_timeout,
+                        "a stream has been paused for longer than the server's statement_timeout, which \
+                         goes on meanwhile: the query may fail when it is resumed"
+                    );
+                });
             }
         }
     }

@@ -178,8 +178,11 @@ impl Owner {
 
     /// An error has come out of the channel, which is the end.
     pub(super) fn fail(&mut self, error: &Error) {
-        metrics::connection::error(error.category().as_str(), "stream");
-        span::failed(&self.span, error);
+        // Who cancels a query has not met with an error.
+        if !matches!(error, Error::Cancelled) {
+            metrics::connection::error(error.category().as_str(), "stream");
+            span::failed(&self.span, error);
+        }
         self.end(outcome(error));
     }
 

@@ -255,7 +255,12 @@ impl Reader {
         // The consumer's turn, while what it reads is in the processor's cache: and the memory that it
         // lets go of is that of the next block, where a reader that ran ahead would need fresh pages.
         if self.channel.has_unread() {
-            yield_now().await;
+            select! {
+                biased;
+                () = self.channel.changed() => {}
+                () = yield_now() => {}
+            }
+            self.channel.waited();
         }
         Ok(())
     }
@@ -287,7 +292,9 @@ impl Reader {
             }
             self.channel.waiting();
             let timeout = connection.bounds.read_timeout;
-            let wanted = low_water.next();
+            // A deadline that is nearer than the patience would pass in vain.
+            let in_time = timeout.is_none_or(|timeout| timeout > 4 * PATIENCE);
+            let wanted = if in_time { low_water.next() } else { 1 };
             let waits_for_more = connection.set_low_water(wanted) && wanted > 1;
             let read = select! {
                 biased;

@@ -23,42 +23,50 @@ pub(crate) struct QueryText<'a> {
 
 /// Begins the span. It ends with the stream, as who reads it sees it: not with the clean-up behind it.
 pub(super) fn begin(slot: &Slot, query: QueryText<'_>) -> Span {
-    // Nothing of this is worked out where nobody listens.
-    if !tracing::span_enabled!(target: TARGET, tracing::Level::INFO, "query") {
-        return Span::none();
-    }
     let QueryText { entity, sql, is_parameterized } = query;
-    let database = slot.config().database().unwrap_or_default();
-    let namespace = match entity.rsplit_once('.') {
-        // Without the quotes of names that are written in them.
-        Some((schema, _)) => format!("{database}|{}", schema.replace('"', "")),
-        None => database,
-    };
-    let summary = format!("{OPERATION} {entity}");
-    let first = slot.config().targets().into_iter().next();
-    let (address, port) = first.as_ref().map_or((None, None), |target| {
-        server(target.host.as_deref(), target.unix_socket.as_deref(), target.port)
-    });
+    // What is worked out here is so only where the span is wanted.
     info_span!(
         target: TARGET,
         "query",
-        otel.name = summary,
+        otel.name = summary(entity),
         otel.kind = "client",
         otel.status_code = Empty,
         db.system.name = "postgresql",
-        db.namespace = namespace,
+        db.namespace = namespace(slot, entity),
         db.collection.name = entity,
         db.operation.name = OPERATION,
-        db.query.summary = summary,
+        db.query.summary = summary(entity),
         db.query.text = is_parameterized.then_some(sql),
         db.response.status_code = Empty,
         db.response.returned_rows = Empty,
-        server.address = address,
-        server.port = port,
+        server.address = first_server(slot).0,
+        server.port = first_server(slot).1,
         network.peer.address = Empty,
         network.peer.port = Empty,
         "error.type" = Empty,
     )
+}
+
+fn summary(entity: &str) -> String {
+    format!("{OPERATION} {entity}")
+}
+
+/// `{database}|{schema}`, as far as it is known.
+fn namespace(slot: &Slot, entity: &str) -> String {
+    let database = slot.config().database().unwrap_or_default();
+    match entity.rsplit_once('.') {
+        // A dot in quotes is a part of a name.
+        Some((schema, _)) if !entity.contains('"') => format!("{database}|{schema}"),
+        _ => database,
+    }
+}
+
+/// The first that will be tried.
+fn first_server(slot: &Slot) -> (Option<String>, Option<i64>) {
+    let first = slot.config().targets().into_iter().next();
+    first.map_or((None, None), |target| {
+        server(target.host.as_deref(), target.unix_socket.as_deref(), target.port)
+    })
 }
 
 /// Says where the query runs, where that is not the first host of several.
@@ -73,9 +81,11 @@ pub(super) fn connected(span: &Span, slot: &Slot) {
         first.host == info.host && first.unix_socket == info.unix_socket && first.port == info.port
     });
     if !is_first {
-        let (address, port) = server(info.host.as_deref(), info.unix_socket.as_deref(), info.port);
-        span.record("server.address", address);
-        span.record("server.port", port);
+        let (address, _) = server(info.host.as_deref(), info.unix_socket.as_deref(), info.port);
+        let numeric = info.address.map(|address| address.to_string());
+        span.record("server.address", address.or(numeric));
+        // The usual one too, for it replaces another.
+        span.record("server.port", i64::from(info.port));
     }
     if let Some(address) = info.address {
         span.record("network.peer.address", address.to_string());
