@@ -13,6 +13,7 @@ use support::{
     cluster::{Cluster, Setup, TRUST_EVERYBODY},
     eventually,
     proxy::Proxy,
+    random::Random,
     scripted::{self, Scripted, Step},
     sql,
 };
@@ -324,4 +325,100 @@ async fn a_black_hole_ends_by_read_timeout_with_the_rows_that_came() {
     proxy.stall(false);
     eventually("the connection is given up", async || !client.is_busy()).await;
     assert!(client.query::<RawJson>("v_one").fetch_one().await.is_ok());
+}
+
+/// Networks that fail at random while streams are read, paused, dropped and cancelled at random: no row is lost or
+/// doubled, nothing that is not whole looks whole, no connection that is not clean is used again, and no backend
+/// stays behind.
+#[tokio::test]
+async fn random_faults_lose_nothing_and_leave_nothing() {
+    const ROWS: u64 = 2000;
+    sql("create view v_few_thousand as
+         select jsonb_build_object('id', i, 'text', repeat('x', i % 200)) as data
+         from generate_series(1, 2000) i")
+    .await;
+    #[derive(serde::Deserialize)]
+    struct Numbered {
+        id: u64,
+    }
+    let (mut whole, mut broken, mut left) = (0, 0, 0);
+    for seed in 0..250 {
+        let random = &mut Random::of(seed);
+        let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+        let url = format!(
+            "postgres://postgres@{}/postgres?application_name=random_faults",
+            proxy.address
+        );
+        let client = FraiseClient::connect(&url).await.unwrap();
+        proxy.piece(64 << random.below(11));
+        let at = random.below(900_000);
+        match random.below(3) {
+            0 => proxy.cut_after(at),
+            1 => proxy.reset_after(at),
+            _ => {}
+        }
+        for _ in 0..1 + random.below(3) {
+            let query = client
+                .query::<Numbered>("v_few_thousand")
+                .chunk_size(1 + random.below(300) as usize)
+                .max_memory(4096 << random.below(8));
+            let mut stream = match query.execute().await {
+                Ok(stream) => stream,
+                Err(e) => {
+                    assert!(e.is_retriable(), "seed {seed}: {e:?}");
+                    broken += 1;
+                    proxy.cut_after(u64::MAX);
+                    break;
+                }
+            };
+            let mut read = 0;
+            let end = loop {
+                match random.below(6000) {
+                    0 => break None,
+                    1 => drop(stream.cancel().await),
+                    2 => {
+                        if stream.pause().await.is_ok() {
+                            tokio::task::yield_now().await;
+                            let _ = stream.resume().await;
+                        }
+                    }
+                    _ => {}
+                }
+                match stream.next().await {
+                    Some(Ok(row)) => {
+                        read += 1;
+                        assert_eq!(row.id, read, "seed {seed}");
+                    }
+                    Some(Err(e)) => break Some(Err(e)),
+                    None => break Some(Ok(())),
+                }
+            };
+            match end {
+                Some(Ok(())) if stream.state() == fraiseql_wire::StreamState::Completed => {
+                    assert_eq!(read, ROWS, "seed {seed}: an early end");
+                    whole += 1;
+                }
+                Some(Err(e)) => {
+                    assert!(e.is_retriable(), "seed {seed}: {e:?}");
+                    assert!(stream.next().await.is_none(), "seed {seed}");
+                    broken += 1;
+                    // Else the client would try to connect again and again, with pauses.
+                    proxy.cut_after(u64::MAX);
+                }
+                _ => left += 1,
+            }
+        }
+        proxy.cut_after(u64::MAX);
+        // On whatever is left of the connection, or on a new one: the answer is this query's.
+        let rows = client.query::<u64>("v_one").fetch_all().await;
+        assert_eq!(rows.unwrap_or_else(|e| panic!("seed {seed}: {e}")), [1]);
+    }
+    assert!(whole > 25 && broken > 25 && left > 25, "{whole} whole, {broken} broken, {left} left");
+    let admin = admin().await;
+    eventually("nothing stays behind", async || {
+        let count =
+            "select count(*) from pg_stat_activity where application_name = 'random_faults'";
+        admin.query_one(count, &[]).await.unwrap().get::<_, i64>(0) == 0
+    })
+    .await;
 }

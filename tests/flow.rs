@@ -17,6 +17,7 @@ use support::{
     admin, backend_state, client, cluster,
     events::Events,
     eventually,
+    random::Random,
     scripted::{self, Scripted, Step},
     sql,
 };
@@ -683,19 +684,6 @@ async fn no_task_outlives_its_stream() {
     drop(control);
 }
 
-/// A small generator, so that a failure can be had again by its seed.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        // Xorshift64.
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % n
-    }
-}
-
 /// Whatever is done to a stream, in whatever order: no row is lost or doubled, and the numbers add up.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn random_lives_of_a_stream_lose_and_double_nothing() {
@@ -708,7 +696,7 @@ async fn random_lives_of_a_stream_lose_and_double_nothing() {
         let client = client().await;
         let pid = client.backend_pid();
         for seed in seeds {
-            let random = &mut Random((seed + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            let random = &mut Random::of(seed);
             let query = client
                 .query::<Value>("v_numbered")
                 .chunk_size(1 + random.below(300) as usize)

@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod daemon;
 pub mod events;
 pub mod proxy;
+pub mod random;
 pub mod scripted;
 
 use std::sync::OnceLock;

@@ -98,6 +98,8 @@ impl Drop for Proxy {
 
 async fn session(client: TcpStream, server: SocketAddr, faults: Arc<Faults>) {
     let Ok(server) = TcpStream::connect(server).await else { return };
+    // Small pieces would wait for each other otherwise.
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let upstream = pass(from_client, to_server, &faults, false);
