@@ -194,7 +194,16 @@ fn every_dependency_has_its_reason() {
 /// Links between documents lead somewhere.
 #[test]
 fn links_inside_the_repository_resolve() {
-    for document in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/ARCHITECTURE.md"] {
+    for document in [
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "SECURITY.md",
+        "docs/ARCHITECTURE.md",
+        "docs/METRICS.md",
+        "docs/RELIABILITY.md",
+        "docs/benchmarks.md",
+    ] {
         let text = read(document);
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             if link.contains("://") || link.starts_with('#') {

@@ -130,7 +130,7 @@ impl Heard {
                 self.notices.report(&notice);
             }
             Message::ParameterStatus { name, value } => {
-                debug!(target: TARGET, %name, %value, "the server reports a parameter");
+                debug!(target: TARGET, ?name, ?value, "the server reports a parameter");
                 let mut parameters = lock(&self.parameters);
                 let is_known = parameters.contains_key(&name);
                 if value.len() <= MAX_VALUE && (parameters.len() < MAX_PARAMETERS || is_known) {
@@ -138,7 +138,7 @@ impl Heard {
                 }
             }
             Message::NotificationResponse { channel } => {
-                debug!(target: TARGET, %channel, "a notification came, which nobody listens for");
+                debug!(target: TARGET, ?channel, "a notification came, which nobody listens for");
             }
             other => return Some(other),
         }

@@ -199,7 +199,8 @@ pub(super) fn decode<'a, U: Deserialize<'a>>(bytes: &'a [u8], row: u64) -> Resul
 fn explain<'a, U: Deserialize<'a>>(text: &'a str, row: u64, source: serde_json::Error) -> Error {
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let path = match serde_path_to_error::deserialize::<_, U>(&mut deserializer) {
-        Err(e) => e.path().to_string(),
+        // A key may hold line breaks, and the error is one line of a log.
+        Err(e) => e.path().to_string().replace(char::is_control, " "),
         // It is what follows the document that is wrong.
         Ok(_) => ".".to_owned(),
     };
@@ -261,6 +262,10 @@ mod tests {
         };
         assert_eq!((path.as_str(), type_name.rsplit("::").next()), ("lines[1]", Some("Order")));
         assert!(error.is_row_error() && !error.is_retriable());
+
+        let error =
+            row(b"{\"a\\nERROR forged\":\"x\"}").decode::<std::collections::HashMap<String, u8>>();
+        assert!(!error.unwrap_err().to_string().contains('\n'));
 
         for bad in [&b"{\"lines\":[1"[..], b"{} x", b"\"\xff\""] {
             let error = row(bad).decode::<serde_json::Value>().unwrap_err();
