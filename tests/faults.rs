@@ -377,7 +377,8 @@ async fn random_faults_lose_nothing_and_leave_nothing() {
                     0 => break None,
                     1 => drop(stream.cancel().await),
                     2 => {
-                        if stream.pause().await.is_ok() {
+                        let paused = stream.pause().await;
+                        if paused.is_ok() {
                             tokio::task::yield_now().await;
                             let _ = stream.resume().await;
                         }
