@@ -103,6 +103,8 @@ pub struct QueryStream<T> {
     chunk: Option<Chunk>,
     /// How many they were, until the first is timed.
     untimed: Option<usize>,
+    /// The next row is only decoded: it is not timed, and there are no predicates.
+    is_plain: bool,
     /// Which row of the result was the last one taken.
     row: u64,
     predicates: Predicates<T>,
@@ -123,7 +125,15 @@ impl<T: FromJsonRow> QueryStream<T> {
         predicates: Predicates<T>,
     ) -> Result<Self> {
         let owner = Owner::open(slot, request.into(), settings, labels, text).await?;
-        Ok(Self { owner, chunk: None, untimed: None, row: 0, predicates, rows: PhantomData })
+        Ok(Self {
+            owner,
+            chunk: None,
+            untimed: None,
+            is_plain: false,
+            row: 0,
+            predicates,
+            rows: PhantomData,
+        })
     }
 
     /// Stops reading from the server; resolves when nothing is read any more.
@@ -266,7 +276,7 @@ impl<T: FromJsonRow> QueryStream<T> {
     /// The next row of the present chunk that no predicate rejects.
     #[inline]
     fn next_buffered(&mut self) -> Option<Result<T>> {
-        if self.untimed.is_some() || !self.predicates.is_empty() {
+        if !self.is_plain {
             return self.next_selected();
         }
         let row = self.chunk.as_mut()?.next_row(self.row + 1)?;
@@ -287,6 +297,7 @@ impl<T: FromJsonRow> QueryStream<T> {
     /// The same, where there are predicates or the row is to be timed.
     fn next_selected(&mut self) -> Option<Result<T>> {
         let chunk = self.chunk.as_mut()?;
+        self.is_plain = self.predicates.is_empty();
         let owner = &mut self.owner;
         let Predicates { on_documents, on_rows } = &self.predicates;
         while let Some(row) = chunk.next_row(self.row + 1) {
@@ -400,6 +411,7 @@ impl<T: FromJsonRow> QueryStream<T> {
             Some(Ok(chunk)) => {
                 self.owner.chunk_taken();
                 self.untimed = Some(chunk.rows);
+                self.is_plain = false;
                 self.chunk = Some(chunk);
                 Some(Ok(()))
             }
