@@ -1,0 +1,153 @@
+//! Password files and service files.
+
+#[path = "../../src/config/environment.rs"]
+#[allow(dead_code)]
+mod environment;
+#[path = "../../src/config/keyword.rs"]
+#[allow(dead_code)]
+mod keyword;
+#[path = "../../src/config/passfile.rs"]
+mod passfile;
+#[path = "../../src/config/secret.rs"]
+mod secret;
+#[path = "../../src/config/service.rs"]
+mod service;
+
+use self::{environment::Environment, keyword::Values, passfile::Wanted};
+use crate::targets::TempPath;
+
+/// Any text as a password file, behind what is looked for: host, database, user and password, each
+/// ended by a NUL.
+///
+/// What is found is what a plain reading finds; and a line that was written by the manual's rules is
+/// found by what it was written for, whatever follows.
+pub fn password_file(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let mut parts = text.splitn(5, '\0');
+    let mut next = || parts.next().unwrap_or_default();
+    let (host, database, user, password, file) = (next(), next(), next(), next(), next());
+    let wanted = Wanted { host, port: 5432, database, user };
+    let look_up = |text: &str| {
+        let found = passfile::look_up(&TempPath::with(text).0, &wanted);
+        found.map(|password| password.reveal().to_owned())
+    };
+
+    let found = look_up(file);
+    // libpq takes a colon that is not escaped for one of the name, which no plain reading does.
+    if ![host, database, user].iter().any(|name| name.contains(':')) {
+        assert_eq!(found, read_plainly(file, [host, "5432", database, user]), "{file:?}");
+    }
+    // In lines about others, nothing is found.
+    let others = "#x:*:*:*:no\n*:5433:*:*:no\n*:*:*\n";
+    assert_eq!(look_up(&format!("{others}{file}")), found);
+
+    // A line cannot hold these.
+    if [host, database, user, password].iter().any(|part| part.contains(['\n', '\r'])) {
+        return;
+    }
+    let [host, database, user, escaped] = [host, database, user, password].map(escape);
+    let line = format!("{host}:5432:{database}:{user}:{escaped}");
+    assert_eq!(look_up(&format!("{others}{line}\n{file}")).as_deref(), Some(password), "{line}");
+}
+
+/// The password of the first line with these fields, by [the manual].
+///
+/// [the manual]: https://www.postgresql.org/docs/current/libpq-pgpass.html
+fn read_plainly(file: &str, wanted: [&str; 4]) -> Option<String> {
+    let lines = file.split('\n').map(|line| line.trim_end_matches('\r'));
+    for line in lines.filter(|line| !line.starts_with('#')) {
+        // Each field as it is written, and as it is meant.
+        let mut fields = vec![(String::new(), String::new())];
+        let mut chars = line.chars();
+        while let Some(c) = chars.next() {
+            let (written, meant) = fields.last_mut().unwrap();
+            match c {
+                ':' => fields.push(Default::default()),
+                '\\' => {
+                    let escaped = chars.next().unwrap_or('\\');
+                    written.extend(['\\', escaped]);
+                    meant.push(escaped);
+                }
+                c => {
+                    written.push(c);
+                    meant.push(c);
+                }
+            }
+        }
+        let Some((_, password)) = fields.get(4) else { continue };
+        let mut pairs = fields.iter().zip(wanted);
+        if pairs.all(|((written, meant), wanted)| written == "*" || meant == wanted) {
+            return Some(password.clone());
+        }
+    }
+    None
+}
+
+/// By the manual, `:` and `\` are escaped. So may be anything else, and a `*` or a `#` must be where it
+/// would mean something.
+fn escape(part: &str) -> String {
+    let mut escaped = String::new();
+    for c in part.chars() {
+        if [':', '\\', '*', '#'].contains(&c) {
+            escaped.push('\\');
+        }
+        escaped.push(c);
+    }
+    escaped
+}
+
+/// Long enough not to come about by chance.
+const SECRET: &str = "Pl4ntedS3cret";
+
+/// Any text as a service file: it is taken or refused, what is given explicitly counts, and no password
+/// is ever shown.
+pub fn service_file(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    // A fuzzer sees what it is looked for by, and puts it where it is no secret.
+    if text.contains(SECRET) {
+        return;
+    }
+    let _ = fill(&text);
+
+    // Behind the end of the section nothing counts.
+    let ended = format!("[svc]\nhost=planted.example\n[other]\n{text}");
+    assert_eq!(fill(&ended).unwrap().get("host"), Some("planted.example"));
+    // The last of a password's line and the first of one that is none.
+    for shown in [
+        fill(&format!("[svc]\npassword={SECRET}{text}")),
+        fill(&format!("[svc]\n{SECRET}{text}")),
+        fill(&format!("[svc]\n{text}\npassword = {SECRET}")),
+    ] {
+        match shown {
+            Err(error) => assert!(!error.contains(SECRET), "{error}"),
+            // What was taken as something else is no secret.
+            Ok(values) if values.get("password").is_some_and(|p| p.contains(SECRET)) => {
+                assert!(!format!("{values:?}").contains(SECRET), "{text:?}");
+            }
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Fills in what this file says about the service `svc`.
+fn fill(text: &str) -> Result<Values, String> {
+    let file = TempPath::with(text);
+    let variable = |name: &str| match name {
+        "PGSERVICEFILE" => file.0.to_str().map(str::to_owned),
+        // Nowhere else.
+        "PGSYSCONFDIR" => Some("/nowhere".to_owned()),
+        _ => None,
+    };
+    let environment = Environment { variable: &variable, home: None };
+    let mut values = Values::default();
+    values.set("service", "svc".to_owned()).unwrap();
+    values.set("port", "1".to_owned()).unwrap();
+    match environment.fill(&mut values) {
+        Ok(()) => {
+            assert_eq!(values.get("port"), Some("1"));
+            assert!(text.contains("[svc]"), "{text:?} has no such section");
+            Ok(values)
+        }
+        Err(error) => Err(error.to_string()),
+    }
+}
