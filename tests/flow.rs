@@ -325,14 +325,17 @@ async fn the_chunk_size_adapts_to_the_consumer() {
     };
     let client = client().await;
     let mut stream = adaptive(&client).execute().await.unwrap();
-    for _ in 0..40_000 {
+    // A server that is slow for a moment may have it go down in between.
+    for row in 0.. {
         // Every row lets the reader go as far as it can.
         tokio::task::yield_now().await;
         stream.next().await.unwrap().unwrap();
+        if stream.stats().chunk_size == 64 {
+            break;
+        }
+        assert!(row < 400_000, "{:?}", stream.stats());
     }
-    let stats = stream.stats();
-    assert_eq!(stats.chunk_size, 64, "{stats:?}");
-    assert_eq!(stats.chunk_adjustments, 4);
+    assert!(stream.stats().chunk_adjustments >= 4);
     drop(stream);
 
     // Each row is waited for.
@@ -368,8 +371,13 @@ async fn time_is_put_down_to_who_took_it() {
     let began = Instant::now();
     let mut stream =
         client.query::<Value>("v_endless").max_memory(64 << 10).execute().await.unwrap();
+    // It also gives the consumer its turn, and goes on: it waits for room when nothing comes any more.
     eventually("the reader waits for room", async || {
-        stream.stats().time_blocked_on_consumer > Duration::ZERO
+        let before = stream.stats();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let after = stream.stats();
+        after.time_blocked_on_consumer > before.time_blocked_on_consumer
+            && after.total_rows_received == before.total_rows_received
     })
     .await;
     let before = stream.stats();
