@@ -114,7 +114,7 @@ pub(super) struct Heard {
 /// The most parameters that are remembered: Postgres reports some fifteen.
 const MAX_PARAMETERS: usize = 256;
 
-/// The longest value that is remembered, in bytes.
+/// The longest name and the longest value that are remembered, in bytes.
 const MAX_VALUE: usize = 8 << 10;
 
 impl Heard {
@@ -133,7 +133,8 @@ impl Heard {
                 debug!(target: TARGET, ?name, ?value, "the server reports a parameter");
                 let mut parameters = lock(&self.parameters);
                 let is_known = parameters.contains_key(&name);
-                if value.len() <= MAX_VALUE && (parameters.len() < MAX_PARAMETERS || is_known) {
+                let is_short = name.len() <= MAX_VALUE && value.len() <= MAX_VALUE;
+                if is_short && (parameters.len() < MAX_PARAMETERS || is_known) {
                     parameters.insert(name, value);
                 }
             }
@@ -260,6 +261,25 @@ fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parameters_are_remembered_within_bounds() {
+        let heard = Heard::default();
+        let tell = |name: &str, value: &str| {
+            let (name, value) = (name.into(), value.into());
+            assert!(heard.absorb(Message::ParameterStatus { name, value }).is_none());
+        };
+        let long = "x".repeat(MAX_VALUE + 1);
+        tell(&long, "1");
+        tell("long", &long);
+        assert!(heard.parameter(&long).is_none() && heard.parameter("long").is_none());
+        for i in 0..=MAX_PARAMETERS {
+            tell(&format!("p{i}"), "1");
+        }
+        tell("p0", "2");
+        assert_eq!(heard.parameter("p0").as_deref(), Some("2"));
+        assert!(heard.parameter(&format!("p{MAX_PARAMETERS}")).is_none());
+    }
 
     #[test]
     fn versions_are_read_as_servers_write_them() {

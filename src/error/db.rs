@@ -123,7 +123,8 @@ impl DbError {
 /// One line: severity, message, detail, hint and SQLSTATE.
 impl fmt::Display for DbError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: ", self.severity)?;
+        write_line(f, &self.severity)?;
+        f.write_str(": ")?;
         write_line(f, &self.message)?;
         for (label, text) in [("detail", &self.detail), ("hint", &self.hint)] {
             if let Some(text) = text {

@@ -334,6 +334,13 @@ mod tests {
 
     /// Frames as Postgres 15 sent them, without tag and length.
     #[test]
+    fn no_field_of_an_error_can_make_another_line() {
+        let body = b"VERROR\nFORGED\0C22012\0Ma\nb\0Dc\nd\0He\nf\0\0";
+        let Ok(Message::ErrorResponse(error)) = Message::read(b'E', body) else { panic!() };
+        assert!(!error.to_string().contains('\n'), "{error}");
+    }
+
+    #[test]
     fn recorded_messages_are_read() {
         let cases: [(u8, &[u8], Message); 9] = [
             (b'R', b"\0\0\0\0", Message::Authentication(Authentication::Ok)),
