@@ -280,11 +280,7 @@ impl Client<'_> {
     }
 
     fn failed(&mut self, error: &Error) {
-        // The severity is shown as it came.
-        let severity = error.as_db_error().map_or("", |e| e.severity());
-        if !severity.contains(char::is_control) {
-            assert_one_line(error);
-        }
+        assert_one_line(error);
         self.outcome.errors.push(error.to_string());
     }
 }
