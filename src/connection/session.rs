@@ -5,10 +5,7 @@ use std::{
     fmt,
     net::IpAddr,
     path::PathBuf,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tokio::sync::Notify;
@@ -164,12 +161,17 @@ pub(crate) struct Session {
 /// Cancel requests from outside of the stream.
 #[derive(Debug, Default)]
 struct Cancels {
-    in_flight: AtomicUsize,
+    state: Mutex<CancelState>,
     ended: Notify,
+}
+
+#[derive(Debug, Default)]
+struct CancelState {
+    in_flight: usize,
     /// Since the last query began.
-    requested: AtomicBool,
+    requested: bool,
     /// One was given up on the way: it may still arrive, and hit any query.
-    astray: AtomicBool,
+    astray: bool,
 }
 
 impl Session {
@@ -195,7 +197,7 @@ impl Session {
 
     /// Whether somebody has asked to stop the query that runs.
     pub(crate) fn is_cancelled(&self) -> bool {
-        self.cancels.requested.load(Ordering::Acquire)
+        lock(&self.cancels.state).requested
     }
 
     /// Waits until no cancel request is on its way, and says whether the next query is safe from
@@ -203,10 +205,13 @@ impl Session {
     pub(super) async fn is_clean(&self) -> bool {
         loop {
             let ended = self.cancels.ended.notified();
-            // Before the look at those in flight: one that begins behind it is about the next query.
-            self.cancels.requested.store(false, Ordering::Release);
-            if self.cancels.in_flight.load(Ordering::Acquire) == 0 {
-                return !self.cancels.astray.load(Ordering::Acquire);
+            {
+                let mut state = lock(&self.cancels.state);
+                // One that begins from here on is about the next query.
+                state.requested = false;
+                if state.in_flight == 0 {
+                    return !state.astray;
+                }
             }
             ended.await;
         }
@@ -215,8 +220,11 @@ impl Session {
     /// Begins to cancel the query that runs. Called while the connection is out: it is not handed
     /// on before this has ended.
     pub(super) fn begin_cancel(self: Arc<Self>) -> CancelInFlight {
-        self.cancels.requested.store(true, Ordering::Release);
-        self.cancels.in_flight.fetch_add(1, Ordering::AcqRel);
+        {
+            let mut state = lock(&self.cancels.state);
+            state.requested = true;
+            state.in_flight += 1;
+        }
         CancelInFlight { session: self, delivered: false }
     }
 }
@@ -245,10 +253,11 @@ impl CancelInFlight {
 impl Drop for CancelInFlight {
     fn drop(&mut self) {
         let cancels = &self.session.cancels;
-        if !self.delivered {
-            cancels.astray.store(true, Ordering::Release);
+        {
+            let mut state = lock(&cancels.state);
+            state.astray |= !self.delivered;
+            state.in_flight -= 1;
         }
-        cancels.in_flight.fetch_sub(1, Ordering::AcqRel);
         cancels.ended.notify_waiters();
     }
 }
