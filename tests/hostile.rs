@@ -279,6 +279,28 @@ async fn lengths_beyond_reason_are_refused_at_once() {
     }
 }
 
+/// `max_memory` is the limit of what is no row, too: by its header alone it has not more.
+#[tokio::test]
+async fn a_message_that_is_no_row_has_no_more_memory_than_a_row() {
+    let liar = Liar::start().await;
+    let mut large = session();
+    // One row, then an error of 8 MiB, most of which never comes.
+    large.answer.truncate(4);
+    large.answer.push([&b"E"[..], &(8u32 << 20).to_be_bytes(), b"SERROR\0"].concat());
+    *liar.said.lock().await = large;
+    let url = format!("postgres://u@{}/d?sslmode=disable", liar.address);
+    let client = FraiseClient::connect(&url).await.unwrap();
+    let mut stream = client.query::<u64>("v").max_memory(4096).execute().await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+    let error = stream.next().await.unwrap().unwrap_err();
+    assert!(
+        matches!(error, Error::MemoryLimitExceeded { limit: 4096, required } if required > 8 << 20),
+        "{error:?}"
+    );
+    let held = stream.stats().peak_memory;
+    assert!(held <= 4096 + (64 << 10), "{held}");
+}
+
 /// What comes without an end, and is no row, ends by the deadline; it is not kept.
 #[tokio::test]
 async fn floods_end_by_their_deadlines() {

@@ -145,15 +145,16 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
-    /// One row is larger than the memory the stream may use. The row was not read.
+    /// One row, or another message, is larger than the memory the stream may use, and was not read; or the
+    /// stream came to the share of it at which it is to fail.
     #[error(
-        "a row of {required} bytes does not fit into the memory limit of {limit} bytes; raise \
-         max_memory() or select less of the document"
+        "{required} bytes do not fit into the memory limit of {limit} bytes; raise max_memory() or \
+         select less of the document"
     )]
     MemoryLimitExceeded {
         /// The limit that was set, in bytes.
         limit: usize,
-        /// The size of the row, in bytes.
+        /// What would have been needed, in bytes.
         required: usize,
     },
 

@@ -12,7 +12,7 @@ use super::{
     chunk::Chunk,
     deadline::{Deadlines, watch_pauses},
     low_water::LowWater,
-    settings::{MIN_READ, StreamSettings},
+    settings::{MAX_READ, MIN_READ, StreamSettings},
 };
 use crate::{
     connection::{Connection, Exchange, Lease, Progress, TARGET, Taken, settle, told_wrong},
@@ -175,6 +175,12 @@ impl Reader {
             Taken::Incomplete => {
                 let header = Header::read(&self.connection.buffer, MAX_CONTROL_FRAME)?;
                 let frame_bytes = header.map_or(HEADER, |h| h.size);
+                let limit = self.settings.memory();
+                // It may have as much as a read beyond the limit, like everything; by its header alone it has
+                // not more.
+                if self.settings.is_strict() && frame_bytes > limit.max(MAX_READ) {
+                    return Err(Error::MemoryLimitExceeded { limit, required: frame_bytes }.into());
+                }
                 self.make_room(Incomplete { frame_bytes, value_bytes: 0 }).await?;
                 self.fill().await?;
                 return Ok(Progress::Going);

@@ -13,7 +13,7 @@ const DEFAULT_ADAPTIVE: (usize, usize) = (16, 4096);
 const DEFAULT_MAX_MEMORY: usize = 1 << 20;
 
 /// The largest read, 64 KiB: the server flushes 8 KiB at a time, and larger reads measure the same.
-const MAX_READ: usize = 64 << 10;
+pub(super) const MAX_READ: usize = 64 << 10;
 pub(super) const MIN_READ: usize = 1 << 10;
 
 /// What the user has set for a stream.
