@@ -25,10 +25,7 @@ use super::{
     TempPath, assert_one_line, contains,
     scram::{MAX_ITERATIONS, signature},
 };
-use crate::{
-    protocol::frame::{Header, MAX_CONTROL_FRAME},
-    scram::Keys,
-};
+use crate::scram::Keys;
 
 /// Any bytes as what a server says: what the client does (the bits below), in pieces of how many bytes,
 /// then what is said.

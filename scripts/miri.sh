@@ -1,0 +1,14 @@
+#!/bin/sh
+# The pure layers under Miri, and the numbers that two threads share, in the orders that the memory model allows.
+# Needs a nightly compiler, and so is no part of the usual checks:
+#   rustup toolchain install nightly --component miri --component rust-src
+set -eu
+cd "$(dirname "$0")/.."
+flags='--lib --no-default-features'
+
+# shellcheck disable=SC2086
+MIRIFLAGS='-Zmiri-disable-isolation' cargo +nightly miri test $flags -- \
+    protocol:: sql:: error:: md5:: metrics:: stream:: config::parse
+# shellcheck disable=SC2086
+MIRIFLAGS='-Zmiri-disable-isolation -Zmiri-many-seeds=0..64' cargo +nightly miri test $flags -- \
+    the_numbers_add_up_while_they_are_counted
