@@ -203,8 +203,8 @@ impl Drain {
 
     /// Takes everything off the buffer up to ReadyForQuery, and says whether that has come.
     fn take_arrived(&mut self, connection: &mut Connection) -> Result<bool> {
-        let buffer = &mut connection.buffer;
         loop {
+            let buffer = &mut connection.buffer;
             let skipped = self.skip.min(buffer.len());
             buffer.advance(skipped);
             self.skip -= skipped;
@@ -220,6 +220,7 @@ impl Drain {
                 // A parameter that changes meanwhile is still the session's.
                 let message = told_wrong(name, Message::read(header.tag, body))?;
                 let message = connection.session.heard.absorb(message);
+                let message = message.map(|m| connection.expect_transaction(m)).transpose()?;
                 if message == Some(Message::ReadyForQuery) {
                     return Ok(true);
                 }

@@ -29,7 +29,15 @@ use crate::{
 ///
 /// Cancel-safe: dropping the future closes what it opened.
 pub(crate) async fn connect(config: &ConnectionConfig, notices: &Notices) -> Result<Connection> {
-    let mut targets = config.targets();
+    connect_to(config.targets(), config, notices).await
+}
+
+/// The same, to other hosts than those of the configuration.
+pub(super) async fn connect_to(
+    mut targets: Vec<Target>,
+    config: &ConnectionConfig,
+    notices: &Notices,
+) -> Result<Connection> {
     let shuffle = config.load_balance_hosts == LoadBalanceHosts::Random;
     if shuffle {
         random::shuffle(&mut targets)?;

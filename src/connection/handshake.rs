@@ -138,6 +138,7 @@ pub(super) async fn handshake(
             drain_limit: config.extras.drain_limit,
         },
         reused: false,
+        in_transaction: false,
         open,
     })
 }

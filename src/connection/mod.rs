@@ -7,6 +7,7 @@ mod handshake;
 mod random;
 mod session;
 mod slot;
+mod transaction;
 
 use std::{
     io,
@@ -54,6 +55,9 @@ pub(crate) struct Connection {
     pub(crate) bounds: Bounds,
     /// Whether the server has answered a query on this connection before.
     pub(crate) reused: bool,
+    /// In a transaction that this client has begun. Whatever is in between may leave a connection in another
+    /// one: that is not as clean as it seems, and an error.
+    in_transaction: bool,
     open: OpenConnection,
 }
 
@@ -115,7 +119,22 @@ impl Connection {
 
     /// Takes one message off the buffer.
     pub(crate) fn take_message(&mut self) -> Result<Taken> {
-        take_message(&mut self.buffer, MAX_CONTROL_FRAME, Some(&self.session.heard))
+        match take_message(&mut self.buffer, MAX_CONTROL_FRAME, Some(&self.session.heard))? {
+            Taken::Message(message) => self.expect_transaction(message).map(Taken::Message),
+            other => Ok(other),
+        }
+    }
+
+    /// In a transaction of this client a server is ready as it is outside of one.
+    fn expect_transaction(&self, message: Message) -> Result<Message> {
+        match (message, self.in_transaction) {
+            (Message::ReadyInTransaction, true) => Ok(Message::ReadyForQuery),
+            (message @ Message::ReadyInTransaction, false) => {
+                let text = "ReadyForQuery says that a transaction is open, where none was begun";
+                told_wrong(message.name(), Err(Error::protocol(text)))
+            }
+            (message, _) => Ok(message),
+        }
     }
 
     /// Whether nothing is left of the last exchange. What may come at any time is dealt with; anything

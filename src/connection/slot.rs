@@ -10,12 +10,12 @@ use tracing::debug;
 
 use super::{
     Connection, TARGET,
-    establish::connect,
+    establish::{connect, connect_to},
     random,
     session::{Notices, Session},
 };
 use crate::{
-    config::ConnectionConfig,
+    config::{ConnectionConfig, Target},
     error::{Error, Result},
     metrics::connection::{Closed, reconnected},
 };
@@ -82,20 +82,23 @@ impl Slot {
         }
         let connection = match idle {
             Some(connection) => connection,
-            None => {
-                // Whoever asks meanwhile, or cancels, must not be told of the old one.
-                self.lock().session = None;
-                let connection = self.connect().await?;
-                let mut state = self.lock();
-                state.session = Some(Arc::clone(&connection.session));
-                state.connected_before = true;
-                connection
-            }
+            None => self.open().await?,
         };
         Ok((guard, lease, connection))
     }
 
-    /// Opens a connection; one in place of another by the policy for that.
+    /// Opens the client's connection.
+    async fn open(&self) -> Result<Connection> {
+        // Whoever asks meanwhile, or cancels, must not be told of the old one.
+        self.lock().session = None;
+        let connection = self.connect().await?;
+        let mut state = self.lock();
+        state.session = Some(Arc::clone(&connection.session));
+        state.connected_before = true;
+        Ok(connection)
+    }
+
+    /// Makes a connection; one in place of another by the policy for that.
     async fn connect(&self) -> Result<Connection> {
         let replaces = self.lock().connected_before;
         let mut failures = 0;
@@ -119,6 +122,18 @@ impl Slot {
                 None => return Err(error),
             }
         }
+    }
+
+    /// Opens one more connection to the server of this session, for who asks and nobody else.
+    pub(crate) async fn connect_beside(&self, session: &Session) -> Result<Connection> {
+        let info = session.info();
+        let server = Target {
+            host: info.host.clone(),
+            hostaddr: info.address,
+            unix_socket: info.unix_socket.clone(),
+            port: info.port,
+        };
+        connect_to(vec![server], &self.config, &self.notices).await
     }
 
     /// Stops the query that runs, if one does.
@@ -272,7 +287,7 @@ impl Drop for StreamGuard {
     }
 }
 
-/// The right to work on the connection. Dropped without giving one back, the connection is lost.
+/// The right to work on the client's connection. Dropped without giving one back, the connection is lost.
 pub(crate) struct Lease {
     /// Until the lease ends. From then on the connection may be out on another one, which must not
     /// be touched.
@@ -280,9 +295,35 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
+    /// That of a connection which is nobody's: given back, it ends.
+    pub(crate) fn none() -> Self {
+        Self { slot: None }
+    }
+
     /// What the server was told at the start of the session.
     pub(crate) fn statement_timeout(&self) -> Option<Duration> {
         self.slot.as_ref()?.config.statement_timeout()
+    }
+
+    /// The pause before it is tried once more, by the policy for that; `None` when it is enough.
+    ///
+    /// # Errors
+    ///
+    /// There is no chance to be had.
+    pub(crate) fn pause_before_retry(&self, failures: u32) -> Result<Option<Duration>> {
+        match (&self.slot, failures) {
+            (_, 0) => Ok(Some(Duration::ZERO)),
+            (Some(slot), failures) => Ok(slot.config.retry().pause(failures, random::unit()?)),
+            (None, _) => Ok(None),
+        }
+    }
+
+    /// Opens another connection in place of one that was lost. Cancel-safe.
+    pub(crate) async fn replace(&self) -> Result<Connection> {
+        match &self.slot {
+            Some(slot) => slot.open().await,
+            None => Err(Error::InvalidState { message: "a connection beside is not replaced" }),
+        }
     }
 
     /// Gives the connection back for the next query.
@@ -291,9 +332,12 @@ impl Lease {
         connection.reused = true;
         // What the last query needed, the next one need not.
         connection.buffer = BytesMut::from(connection.buffer.as_ref());
-        if let Some(slot) = self.slot.take() {
-            let clean = connection.is_clean();
-            slot.end_lease(Some(connection).filter(|_| clean));
+        match self.slot.take() {
+            Some(slot) => {
+                let clean = connection.is_clean();
+                slot.end_lease(Some(connection).filter(|_| clean));
+            }
+            None => connection.closes(Closed::Close),
         }
     }
 }

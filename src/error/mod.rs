@@ -275,6 +275,13 @@ impl Error {
         matches!(self, Self::JsonDecode { .. } | Self::Deserialization { .. })
     }
 
+    /// Whether the connection is lost, or the server has ended the session with this error.
+    pub(crate) fn ends_session(&self) -> bool {
+        let is_fatal = |e: &DbError| matches!(e.severity(), "FATAL" | "PANIC");
+        matches!(self, Self::ConnectionClosed { .. } | Self::Io { .. })
+            || self.as_db_error().is_some_and(is_fatal)
+    }
+
     pub(crate) fn config(message: impl Into<String>) -> Self {
         Self::Config { message: message.into() }
     }

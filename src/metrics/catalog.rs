@@ -84,6 +84,8 @@ catalog! {
     STREAM_PAUSE_TIMEOUT_EXPIRED_TOTAL "stream_pause_timeout_expired_total" Counter "pauses"
         ["entity"]
         "Pauses that lasted longer than they may.";
+    QUERIES_RESUMED_TOTAL "queries_resumed_total" Counter "resumptions" ["entity"]
+        "Times that a query went on behind its last row on another connection.";
     CONNECT_DURATION_SECONDS "connect_duration_seconds" Histogram "seconds" ["transport"]
         "Making a connection, from the socket to where it takes a query.";
     TLS_HANDSHAKE_DURATION_SECONDS "tls_handshake_duration_seconds" Histogram "seconds" []

@@ -120,6 +120,11 @@ impl QueryMetrics {
         self.streams_active.increment(1);
     }
 
+    /// It goes on on another connection.
+    pub(crate) fn resumed_elsewhere(&self) {
+        self.count(QUERIES_RESUMED_TOTAL).increment(1);
+    }
+
     /// The stream lives no more.
     pub(crate) fn stopped(&self) {
         self.streams_active.decrement(1);

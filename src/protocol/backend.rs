@@ -38,7 +38,10 @@ pub(crate) enum Message {
         value: String,
     },
     ParseComplete,
+    /// Outside of a transaction block.
     ReadyForQuery,
+    /// ReadyForQuery, in a transaction block, which may have failed.
+    ReadyInTransaction,
     RowDescription(Vec<Column>),
     /// Known to the protocol or not: nothing this client asks for is answered by it.
     Unexpected {
@@ -144,7 +147,7 @@ impl Message {
             Self::NotificationResponse { .. } => "NotificationResponse",
             Self::ParameterStatus { .. } => "ParameterStatus",
             Self::ParseComplete => "ParseComplete",
-            Self::ReadyForQuery => "ReadyForQuery",
+            Self::ReadyForQuery | Self::ReadyInTransaction => "ReadyForQuery",
             Self::RowDescription(_) => "RowDescription",
             Self::Unexpected { .. } => "an unknown message",
         }
@@ -254,15 +257,14 @@ fn read_ready_for_query(body: &[u8]) -> Result<Message> {
     let mut r = Reader::new("ReadyForQuery", body);
     let status = r.u8()?;
     r.finish()?;
-    // Outside a transaction block: this client never opens one, and a connection left in one by
-    // whatever is in between must not be used as if it were clean.
-    if status == b'I' {
-        return Ok(Message::ReadyForQuery);
+    match status {
+        b'I' => Ok(Message::ReadyForQuery),
+        b'T' | b'E' => Ok(Message::ReadyInTransaction),
+        _ => Err(Error::protocol(format!(
+            "ReadyForQuery says transaction status {:?}, which is none",
+            char::from(status)
+        ))),
     }
-    Err(Error::protocol(format!(
-        "ReadyForQuery says transaction status {:?}, where no transaction was opened",
-        char::from(status)
-    )))
 }
 
 fn read_row_description(body: &[u8]) -> Result<Vec<Column>> {
@@ -342,7 +344,7 @@ mod tests {
 
     #[test]
     fn recorded_messages_are_read() {
-        let cases: [(u8, &[u8], Message); 9] = [
+        let cases: [(u8, &[u8], Message); 11] = [
             (b'R', b"\0\0\0\0", Message::Authentication(Authentication::Ok)),
             (
                 b'R',
@@ -379,6 +381,8 @@ mod tests {
             ),
             (b'C', b"SELECT 2\0", Message::CommandComplete),
             (b'Z', b"I", Message::ReadyForQuery),
+            (b'Z', b"T", Message::ReadyInTransaction),
+            (b'Z', b"E", Message::ReadyInTransaction),
             (
                 b'A',
                 b"\0\0\x5e\xafjobs\0payload\0",
@@ -448,11 +452,5 @@ mod tests {
     fn an_error_without_a_code_still_says_its_message() {
         let error = Message::read(b'E', b"SERROR\0Mno code\0\0").unwrap_err().to_string();
         assert!(error.contains("no code"), "{error}");
-    }
-
-    #[test]
-    fn an_open_transaction_is_not_ready() {
-        assert!(Message::read(b'Z', b"T").is_err());
-        assert!(Message::read(b'Z', b"E").is_err());
     }
 }

@@ -73,7 +73,7 @@ impl Field {
     }
 
     /// The keys of a path.
-    pub(super) fn keys(&self) -> Result<&[String]> {
+    pub(crate) fn keys(&self) -> Result<&[String]> {
         match &self.place {
             Place::Path(keys) if !keys.is_empty() && keys.iter().all(|k| !k.is_empty()) => Ok(keys),
             Place::Path(_) => Err(empty_path()),

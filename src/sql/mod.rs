@@ -7,14 +7,18 @@ mod operand;
 mod operator;
 mod order;
 mod param;
+mod part;
 mod scan;
 mod statement;
 
-pub(crate) use self::statement::{Condition, Order, Projection, Select, Statement};
 pub use self::{
     field::{Field, field},
     filter::Filter,
     operand::Operand,
     order::OrderBy,
     param::{Json, ToParam},
+};
+pub(crate) use self::{
+    part::{Survey, by_hash, survey},
+    statement::{Condition, Order, Projection, Select, Statement},
 };

@@ -6,6 +6,7 @@ use super::{
     ident::{quote_name, quote_relation},
     order::OrderBy,
     param::Param,
+    part::Part,
     scan::highest_parameter,
 };
 use crate::error::{Error, Result};
@@ -28,6 +29,8 @@ pub(crate) struct Select {
     pub(crate) offset: Option<u64>,
     /// The values of `$1`, `$2`, ... in trusted SQL.
     pub(crate) parameters: Vec<Param>,
+    /// Only these of the rows.
+    pub(crate) part: Option<Part>,
 }
 
 /// What is selected.
@@ -46,6 +49,8 @@ pub(crate) enum Condition {
     /// Trusted SQL.
     Sql(String),
     Filter(Filter),
+    /// The field is behind this value of JSON, as `jsonb` sorts: like [`OrderBy`] without a collation.
+    Behind(Field, String),
 }
 
 #[derive(Debug, Clone)]
@@ -73,6 +78,7 @@ impl Select {
             limit: None,
             offset: None,
             parameters: Vec::new(),
+            part: None,
         }
     }
 
@@ -83,6 +89,15 @@ impl Select {
             || self.conditions.iter().any(|condition| matches!(condition, Condition::Sql(_)))
             || self.order.iter().any(|order| matches!(order, Order::Sql(_)));
         !trusted || !self.parameters.is_empty()
+    }
+
+    /// What is left when so many rows were read, up to the one whose key is `last`, as JSON.
+    pub(crate) fn behind(&self, key: &Field, last: &str, rows: u64) -> Self {
+        let mut rest = self.clone();
+        rest.conditions.push(Condition::Behind(key.clone(), last.to_owned()));
+        rest.limit = self.limit.map(|limit| limit.saturating_sub(rows));
+        rest.offset = None;
+        rest
     }
 
     /// The rows themselves.
@@ -150,14 +165,27 @@ impl Select {
     fn select(&self, projection: &str, document: &str) -> Result<Statement> {
         let mut parameters = self.parameters.clone();
         let mut sql = format!("SELECT {projection} FROM {}", quote_relation(&self.entity)?);
-        for (i, condition) in self.conditions.iter().enumerate() {
-            sql.push_str(if i == 0 { " WHERE " } else { " AND " });
+        let mut keyword = " WHERE ";
+        for condition in &self.conditions {
+            sql.push_str(std::mem::replace(&mut keyword, " AND "));
             match condition {
                 Condition::Sql(condition) => sql.push_str(&in_parentheses(condition)),
                 Condition::Filter(filter) => {
                     sql.push_str(&filter.to_sql(document, &mut parameters)?);
                 }
+                Condition::Behind(key, last) => {
+                    parameters.push(Param::text(last));
+                    sql.push_str(&format!(
+                        "{} > ${}::jsonb",
+                        key.json(document)?,
+                        parameters.len()
+                    ));
+                }
             }
+        }
+        if let Some(part) = &self.part {
+            sql.push_str(keyword);
+            sql.push_str(&part.to_sql());
         }
         for (i, expression) in self.order.iter().enumerate() {
             sql.push_str(if i == 0 { " ORDER BY " } else { ", " });
@@ -188,7 +216,7 @@ impl Select {
     fn check_parameters(&self) -> Result<()> {
         let conditions = self.conditions.iter().filter_map(|c| match c {
             Condition::Sql(sql) => Some(sql),
-            Condition::Filter(_) => None,
+            Condition::Filter(_) | Condition::Behind(..) => None,
         });
         let order = self.order.iter().filter_map(|o| match o {
             Order::Sql(sql) => Some(sql),

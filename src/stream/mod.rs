@@ -10,7 +10,10 @@ mod deadline;
 mod gate;
 mod low_water;
 mod owner;
+mod parallel;
 mod reader;
+mod request;
+mod resume;
 mod row;
 mod settings;
 mod span;
@@ -44,7 +47,13 @@ pub use self::{
     row::{FromJsonRow, RawJson},
     stats::{StreamState, StreamStats},
 };
-pub(crate) use self::{settings::StreamSettings, span::QueryText};
+pub(crate) use self::{
+    parallel::{MAX_PARALLEL, MIN_MEMORY, Parallel, Parts},
+    request::Request,
+    resume::Resume,
+    settings::StreamSettings,
+    span::QueryText,
+};
 use crate::{
     connection::Slot,
     error::Result,
@@ -118,13 +127,13 @@ impl<T: FromJsonRow> QueryStream<T> {
     /// future stops the query.
     pub(crate) async fn open(
         slot: &Arc<Slot>,
-        request: Vec<u8>,
+        request: Request,
         settings: StreamSettings,
         labels: QueryLabels<'_>,
         text: QueryText<'_>,
         predicates: Predicates<T>,
     ) -> Result<Self> {
-        let owner = Owner::open(slot, request.into(), settings, labels, text).await?;
+        let owner = Owner::open(slot, request, settings, labels, text).await?;
         Ok(Self {
             owner,
             chunk: None,

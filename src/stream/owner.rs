@@ -1,11 +1,10 @@
 use std::{sync::Arc, time::Instant};
 
-use bytes::Bytes;
 use tracing::{Instrument, Span};
 
 use super::{
     channel::{Channel, now},
-    reader,
+    request::Request,
     settings::StreamSettings,
     span::{self, QueryText},
     stats::StreamState,
@@ -50,7 +49,7 @@ impl Owner {
     /// future stops the query.
     pub(super) async fn open(
         slot: &Arc<Slot>,
-        request: Bytes,
+        request: Request,
         settings: StreamSettings,
         labels: QueryLabels<'_>,
         text: QueryText<'_>,
@@ -62,11 +61,8 @@ impl Owner {
         let deadlines = settings.deadlines(called);
         let mut replaced = false;
         let result = loop {
-            let (guard, lease, connection) = match deadlines
-                .bound(slot.acquire())
-                .instrument(span.clone())
-                .await
-            {
+            let acquired = deadlines.bound(slot.acquire()).instrument(span.clone()).await;
+            let (guard, lease, mut connection) = match acquired {
                 Ok(acquired) => acquired,
                 Err(e) => {
                     // Attempts to connect have been counted one by one.
@@ -79,12 +75,32 @@ impl Owner {
                 }
             };
             span::connected(&span, slot);
+            let begun = deadlines.bound(request.begin(&mut connection));
+            let work = match begun.instrument(span.clone()).await {
+                Ok(work) => work,
+                Err(e) if connection.reused && e.ends_session() && !replaced => {
+                    connection.lost_idle();
+                    replaced = true;
+                    continue;
+                }
+                Err(e) => {
+                    metrics::connection::error(e.category().as_str(), "query");
+                    if !e.ends_session()
+                        && !matches!(e, Error::Timeout { .. } | Error::Protocol { .. })
+                        && connection.end_transaction().await.is_ok()
+                    {
+                        lease.give_back(connection);
+                    }
+                    break Err(e);
+                }
+            };
+            let readers = work.readers();
+            let metrics = Arc::clone(&metrics);
             let channel =
-                Channel::new(&settings, Some(guard), Arc::clone(&metrics), called, span.clone());
-            // From here on, whatever happens to this future or the stream, the task is told.
+                Channel::new(readers, &settings, Some(guard), metrics, called, span.clone());
+            // From here on, whatever happens to this future or the stream, the tasks are told.
             let mut owner = Self::new(Arc::new(channel), called, span.clone());
-            let channel = Arc::clone(&owner.channel);
-            reader::spawn(connection, channel, settings, deadlines, request.clone(), lease);
+            work.spawn(slot, connection, &owner.channel, settings, deadlines, lease);
             match owner.channel.started().await {
                 Ok(()) => {
                     owner.started = true;
@@ -92,7 +108,7 @@ impl Owner {
                 }
                 Err(e) if e.stale && !replaced => replaced = true,
                 Err(e) => {
-                    metrics::connection::error(e.error.category().as_str(), "query");
+                    crate::metrics::connection::error(e.error.category().as_str(), "query");
                     break Err(e.error);
                 }
             }

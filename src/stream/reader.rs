@@ -5,13 +5,14 @@ use std::{future::poll_fn, io, sync::Arc, task::Poll, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{join, select, task::yield_now, time::sleep};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use super::{
-    channel::{Block, Channel, Interrupt, Permission, StartError},
+    channel::{Block, Interrupt, Permission, Seat, StartError},
     chunk::Chunk,
     deadline::{Deadlines, watch_pauses},
     low_water::LowWater,
+    resume::{self, Position, Resume},
     settings::{MAX_READ, MIN_READ, StreamSettings},
 };
 use crate::{
@@ -26,12 +27,16 @@ use crate::{
 
 pub(super) struct Reader {
     connection: Connection,
-    channel: Arc<Channel>,
+    seat: Seat,
     /// What of the request is not sent yet.
     unsent: Bytes,
     exchange: Exchange,
+    /// All of it, in bytes.
+    request_bytes: usize,
     /// Whether the server has answered anything but an error.
     answered: bool,
+    /// Where it stands, if it can go on elsewhere.
+    position: Option<Position>,
     /// Rows at the front of the connection's buffer that are not handed over yet.
     run: Run,
     /// The memory of the connection's buffer.
@@ -43,69 +48,101 @@ pub(super) struct Reader {
     settings: StreamSettings,
 }
 
-/// Starts the task. It ends when the connection is given back or closed and the stream has ended:
-/// bounded by the deadline of the clean-up once the stream is gone.
+/// Starts the task that reads on the client's connection. It ends when the connection is given back or closed
+/// and the stream has ended: bounded by the deadline of the clean-up once the stream is gone.
 pub(super) fn spawn(
     connection: Connection,
-    channel: Arc<Channel>,
+    seat: Seat,
     settings: StreamSettings,
     deadlines: Deadlines,
     request: Bytes,
+    resume: Option<Resume>,
     lease: Lease,
 ) {
-    let watched = Arc::clone(&channel);
+    let watched = Arc::clone(seat.channel());
     let statement_timeout = lease.statement_timeout();
-    let reader = Reader {
-        connection,
-        channel,
-        unsent: request,
-        exchange: Exchange::new(),
-        answered: false,
-        run: Run::default(),
-        block: None,
-        chunk_rows: settings.chunk_size().next(),
-        low_water: LowWater::new(settings.read_size()),
-        settings,
-    };
+    let mut reader = Reader::new(connection, seat, settings, request.clone());
+    reader.position = resume.map(|resume| Position::new(resume, request));
     tokio::spawn(async move {
         join!(reader.run(lease, deadlines), watch_pauses(&watched, statement_timeout))
     });
 }
 
+/// Starts a task that reads on a connection of its own, which it opens and which ends with it.
+pub(super) fn spawn_beside(
+    open: impl Future<Output = Result<Connection>> + Send + 'static,
+    seat: Seat,
+    settings: StreamSettings,
+    deadlines: Deadlines,
+    request: Bytes,
+) {
+    tokio::spawn(async move {
+        let _last_word = LastWord(seat.clone());
+        let opened = select! {
+            biased;
+            () = seat.abandoned() => None,
+            opened = deadlines.bound(open) => Some(opened),
+        };
+        match opened {
+            Some(Ok(connection)) => {
+                let reader = Reader::new(connection, seat, settings, request);
+                return reader.run(Lease::none(), deadlines).await;
+            }
+            Some(Err(error)) => seat.finish(Err(StartError { error, stale: false })),
+            None => {}
+        }
+        seat.settle(Ok(()));
+    });
+}
+
 impl Reader {
+    fn new(connection: Connection, seat: Seat, settings: StreamSettings, request: Bytes) -> Self {
+        Self {
+            connection,
+            seat,
+            request_bytes: request.len(),
+            unsent: request,
+            exchange: Exchange::new(),
+            answered: false,
+            position: None,
+            run: Run::default(),
+            block: None,
+            chunk_rows: settings.chunk_size().next(),
+            low_water: LowWater::new(settings.read_size()),
+            settings,
+        }
+    }
+
     async fn run(mut self, lease: Lease, deadlines: Deadlines) {
-        let channel = Arc::clone(&self.channel);
-        let _last_word = LastWord(Arc::clone(&channel));
-        let request_bytes = self.unsent.len();
+        let seat = self.seat.clone();
+        let _last_word = LastWord(seat.clone());
         let end = select! {
             biased;
-            end = self.answer() => end,
-            error = deadlines.expired(&channel) => Err(error.into()),
+            end = self.answers(&lease) => end,
+            error = deadlines.expired(seat.channel()) => Err(error.into()),
         };
         // Rows in front of an error are good, and come before it.
         if let Err(Interrupt::Failed(_)) = end {
             self.hand_over_last();
         }
-        let Self { mut connection, channel, unsent, exchange, answered, block, .. } = self;
+        let Self { mut connection, unsent, request_bytes, exchange, answered, block, .. } = self;
         release(&mut connection, block);
         connection.set_low_water(1);
         let settled = match end {
             Ok(()) => {
-                lease.give_back(connection);
-                channel.finish(Ok(()));
-                Ok(())
+                let given = give_back(connection, lease, &seat).await;
+                seat.finish(Ok(()));
+                given
             }
             Err(Interrupt::Abandoned) if unsent.len() == request_bytes => {
-                lease.give_back(connection);
-                Ok(())
+                give_back(connection, lease, &seat).await
             }
-            Err(Interrupt::Abandoned) => {
-                let settled = settle(&mut connection, &exchange, unsent).await;
-                settled.map(|()| lease.give_back(connection))
-            }
+            Err(Interrupt::Abandoned) => match settle(&mut connection, &exchange, unsent).await {
+                Ok(()) => give_back(connection, lease, &seat).await,
+                Err(e) => Err(e),
+            },
             Err(Interrupt::Failed(error)) => {
-                let lost = matches!(error, Error::ConnectionClosed { .. } | Error::Io { .. });
-                let ended = lost || is_fatal(&error);
+                let ended = error.ends_session();
                 let stale = connection.reused && !answered && ended;
                 if stale {
                     connection.closes(Closed::Idle);
@@ -116,19 +153,78 @@ impl Reader {
                 if ended {
                     // Before anybody hears of it and asks the client.
                     drop((connection, lease));
-                    channel.finish(Err(error));
+                    seat.finish(Err(error));
                     Ok(())
                 } else {
-                    channel.finish(Err(error));
-                    let settled = settle(&mut connection, &exchange, unsent).await;
-                    settled.map(|()| lease.give_back(connection))
+                    seat.finish(Err(error));
+                    match settle(&mut connection, &exchange, unsent).await {
+                        Ok(()) => give_back(connection, lease, &seat).await,
+                        Err(e) => Err(e),
+                    }
                 }
             }
         };
         if let Err(error) = &settled {
             debug!(target: TARGET, %error, "closed a connection that could not be cleaned up");
         }
-        channel.settle(settled);
+        seat.settle(settled);
+    }
+
+    /// Sends the request and reads the answer to its end, on one connection after the other if it can be resumed.
+    async fn answers(&mut self, lease: &Lease) -> Result<(), Interrupt> {
+        loop {
+            match self.answer().await {
+                Err(Interrupt::Failed(error)) if self.can_resume(&error) => {
+                    self.resume(error, lease).await?;
+                }
+                end => return end,
+            }
+        }
+    }
+
+    /// Only what has begun: before that, it is an error of `execute()`.
+    fn can_resume(&self, error: &Error) -> bool {
+        self.position.is_some() && self.answered && resume::is_passing(error)
+    }
+
+    /// Goes on behind the last row on another connection.
+    async fn resume(&mut self, error: Error, lease: &Lease) -> Result<(), Interrupt> {
+        self.hand_over().await?;
+        release(&mut self.connection, self.block.take());
+        let Some(position) = &mut self.position else { return Err(error.into()) };
+        self.seat.stopped_reading();
+        let rows = position.rows();
+        self.seat.channel().span().in_scope(|| {
+            warn!(target: TARGET, %error, rows, "a stream goes on behind its last row on another connection");
+        });
+        let pause = lease.pause_before_retry(position.in_vain)?;
+        position.in_vain += 1;
+        let Some(pause) = pause else { return Err(error.into()) };
+        if error.ends_session() {
+            self.connection.closes(Closed::Server);
+        } else {
+            // The server may go on working on what nobody will read.
+            let cleaned = settle(&mut self.connection, &self.exchange, Bytes::new()).await;
+            if let Err(error) = cleaned {
+                debug!(target: TARGET, %error, "could not stop the query that is resumed elsewhere");
+            }
+        }
+        let request = position.rest()?;
+        let replaced = select! {
+            biased;
+            () = self.seat.abandoned() => return Err(error.into()),
+            replaced = async {
+                sleep(pause).await;
+                lease.replace().await
+            } => replaced?,
+        };
+        self.seat.resumed_elsewhere();
+        self.connection = replaced;
+        self.exchange = Exchange::new();
+        self.request_bytes = request.len();
+        self.unsent = request;
+        self.low_water = LowWater::new(self.settings.read_size());
+        Ok(())
     }
 
     /// Sends the request and reads the answer to its end.
@@ -136,7 +232,7 @@ impl Reader {
         self.next_block(HEADER, 0).await?;
         select! {
             biased;
-            () = self.channel.abandoned() => return Err(Interrupt::Abandoned),
+            () = self.seat.abandoned() => return Err(Interrupt::Abandoned),
             written = self.connection.write(&mut self.unsent) => {
                 written.map_err(|e| Error::io("while sending the query", e))?;
             }
@@ -190,7 +286,11 @@ impl Reader {
         let progress = told_wrong(name, self.exchange.on(message))?;
         match progress {
             Progress::Failed(error) => return Err(self.explain(error).into()),
-            Progress::Started => self.channel.start(),
+            Progress::Started => {
+                self.seat.start();
+                // Whoever reads ahead now could leave no memory to another that is to begin.
+                self.seat.all_started().await;
+            }
             Progress::Going | Progress::Ready => {}
         }
         self.answered = true;
@@ -208,18 +308,31 @@ impl Reader {
 
     /// Hands over the rows at the front of the buffer as one chunk.
     async fn hand_over(&mut self) -> Result<(), Interrupt> {
-        let Self { block, run, connection, channel, .. } = self;
+        let checked = self.check_keys();
+        let Self { block, run, connection, seat, position, .. } = self;
         if let Some(block) = block.as_ref().filter(|_| run.rows > 0) {
             // Cut when there is room: dropped before, the future loses nothing.
-            self.chunk_rows = channel.push(|| cut(&mut connection.buffer, run, block)).await?;
+            self.chunk_rows = seat.push(|| cut(&mut connection.buffer, run, block)).await?;
+            if let Some(position) = position {
+                position.next_run();
+            }
         }
-        Ok(())
+        Ok(checked?)
     }
 
     fn hand_over_last(&mut self) {
-        let Self { block, run, connection, channel, .. } = self;
+        // A wrong key is cut off; why the rows end is known already.
+        let _ = self.check_keys();
+        let Self { block, run, connection, seat, .. } = self;
         if let Some(block) = block.as_ref().filter(|_| run.rows > 0) {
-            channel.push_last(|| cut(&mut connection.buffer, run, block));
+            seat.push_last(|| cut(&mut connection.buffer, run, block));
+        }
+    }
+
+    fn check_keys(&mut self) -> Result<()> {
+        match &mut self.position {
+            Some(position) => position.record(&self.connection.buffer, &mut self.run),
+            None => Ok(()),
         }
     }
 
@@ -253,20 +366,20 @@ impl Reader {
         let size = frame_bytes.max(arrived + MIN_READ).max(self.settings.read_size());
         // The old one goes first: two at once might be beyond the limit.
         release(&mut self.connection, self.block.take());
-        let block = self.channel.reserve(size).await?;
+        let block = self.seat.reserve(size).await?;
         let mut buffer = BytesMut::with_capacity(size);
         buffer.extend_from_slice(&self.connection.buffer);
         self.connection.buffer = buffer;
         self.block = Some(block);
         // The consumer's turn, while what it reads is in the processor's cache: and the memory that it
         // lets go of is that of the next block, where a reader that ran ahead would need fresh pages.
-        if self.channel.has_unread() {
+        if self.seat.has_unread() {
             select! {
                 biased;
-                () = self.channel.changed() => {}
+                () = self.seat.changed() => {}
                 () = yield_now() => {}
             }
-            self.channel.waited();
+            self.seat.waited();
         }
         Ok(())
     }
@@ -274,7 +387,7 @@ impl Reader {
     /// Reads some bytes. Rows that are already there do not wait for them.
     async fn fill(&mut self) -> Result<(), Interrupt> {
         loop {
-            match self.channel.permission(self.run.rows > 0) {
+            match self.seat.permission(self.run.rows > 0) {
                 Permission::Abandoned => return Err(Interrupt::Abandoned),
                 // What had changed may have been noticed while handing over.
                 Permission::Paused if self.run.rows > 0 => {
@@ -282,7 +395,7 @@ impl Reader {
                     continue;
                 }
                 Permission::Paused => {
-                    self.channel.changed().await;
+                    self.seat.changed().await;
                     continue;
                 }
                 Permission::Granted => {}
@@ -296,7 +409,7 @@ impl Reader {
                 }
                 Poll::Pending => {}
             }
-            self.channel.waiting();
+            self.seat.waiting();
             let timeout = connection.bounds.read_timeout;
             // A deadline that is nearer than the patience would pass in vain.
             let in_time = timeout.is_none_or(|timeout| timeout > 4 * PATIENCE);
@@ -304,7 +417,7 @@ impl Reader {
             let waits_for_more = connection.set_low_water(wanted) && wanted > 1;
             let read = select! {
                 biased;
-                () = self.channel.changed() => None,
+                () = self.seat.changed() => None,
                 read = connection.read() => Some(read),
                 () = sleep(PATIENCE), if waits_for_more => {
                     low_water.in_vain();
@@ -312,7 +425,7 @@ impl Reader {
                 }
                 error = silence(timeout) => return Err(error.into()),
             };
-            self.channel.waited();
+            self.seat.waited();
             if let Some(read) = read {
                 return arrived(read, low_water);
             }
@@ -358,13 +471,19 @@ fn closed(e: io::Error) -> Interrupt {
     Error::io("before the result was complete", e).into()
 }
 
-/// Whether the server ended the session with this error.
-fn is_fatal(error: &Error) -> bool {
-    error.as_db_error().is_some_and(|e| matches!(e.severity(), "FATAL" | "PANIC"))
+/// Gives a connection back that has done its work: out of its transaction, if it is in one. That holds the
+/// snapshot which others are to join.
+async fn give_back(mut connection: Connection, lease: Lease, seat: &Seat) -> Result<()> {
+    if connection.is_in_transaction() {
+        seat.all_started().await;
+        connection.end_transaction().await?;
+    }
+    lease.give_back(connection);
+    Ok(())
 }
 
 /// Ends the stream when the task is dropped in the middle: then its runtime shuts down.
-struct LastWord(Arc<Channel>);
+struct LastWord(Seat);
 
 impl Drop for LastWord {
     fn drop(&mut self) {

@@ -29,6 +29,8 @@ pub(crate) struct StreamSettings {
     pub(crate) timeout: Option<Duration>,
     pub(crate) first_row_timeout: Option<Duration>,
     pub(crate) pause_timeout: Option<Duration>,
+    /// How many read into the same memory, beyond one.
+    pub(crate) readers: usize,
 }
 
 impl StreamSettings {
@@ -98,6 +100,12 @@ impl StreamSettings {
         ChunkSize::adaptive(rows, min, max)
     }
 
+    /// For one of so many readers that share the memory: each reads less at a time, so that together they leave room
+    /// for a large row.
+    pub(super) fn of_one(self, readers: usize) -> Self {
+        Self { readers, ..self }
+    }
+
     /// The most bytes held.
     pub(super) fn memory(&self) -> usize {
         self.max_memory.unwrap_or(DEFAULT_MAX_MEMORY)
@@ -128,7 +136,7 @@ impl StreamSettings {
 
     /// A quarter of the memory, so that the next read can begin while earlier ones wait.
     pub(super) fn read_size(&self) -> usize {
-        (self.memory() / 4).clamp(MIN_READ, MAX_READ)
+        (self.memory() / 4 / self.readers.max(1)).clamp(MIN_READ, MAX_READ)
     }
 
     pub(super) fn deadlines(&self, called: Instant) -> Deadlines {

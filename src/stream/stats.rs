@@ -58,6 +58,9 @@ pub struct StreamStats {
     pub paused_for: Duration,
     /// Why it is paused at the moment, if that was said.
     pub pause_reason: Option<String>,
+    /// How often the stream has gone on behind its last row on another connection: see
+    /// [`resume_by`](crate::QueryBuilder::resume_by).
+    pub resumptions: u64,
     /// From `execute()` to the arrival of the first row.
     pub time_to_first_row: Option<Duration>,
     /// From `execute()` until now, or until the end was read.

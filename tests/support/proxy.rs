@@ -74,6 +74,11 @@ impl Proxy {
         self.cut_after(bytes);
     }
 
+    /// Whether no byte passes any more.
+    pub fn is_cut(&self) -> bool {
+        self.faults.cut_after.load(SeqCst) == 0
+    }
+
     /// Passes at most so many bytes at once.
     pub fn piece(&self, bytes: usize) {
         self.faults.piece.store(bytes, SeqCst);

@@ -46,6 +46,10 @@ fn message(tag: u8, body: &[u8]) {
             assert_eq!(body, b"I");
             0
         }
+        Message::ReadyInTransaction => {
+            assert!(body == b"T" || body == b"E");
+            0
+        }
         Message::ParseComplete
         | Message::BindComplete
         | Message::EmptyQueryResponse

@@ -1,17 +1,21 @@
 //! Saying what to read.
 
+mod scale;
+
 use std::{fmt, marker::PhantomData, pin::Pin, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures_core::Stream;
 use serde_json::Value;
 
+use self::scale::Scale;
 use crate::{
     connection::Slot,
     error::{Error, Result},
     metrics::QueryLabels,
     protocol::frontend,
     sql::{Condition, Field, Filter, Order, OrderBy, Projection, Select, Statement, ToParam},
-    stream::{FromJsonRow, Predicates, QueryStream, QueryText, StreamSettings},
+    stream::{FromJsonRow, Predicates, QueryStream, QueryText, Request, StreamSettings},
 };
 
 /// A query, put together step by step and run by [`execute`](Self::execute).
@@ -48,6 +52,7 @@ pub struct QueryBuilder<T> {
     select: Select,
     predicates: Predicates<T>,
     settings: StreamSettings,
+    scale: Scale,
     rows: PhantomData<fn() -> T>,
 }
 
@@ -58,6 +63,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
             select: Select::new(entity),
             predicates: Predicates::default(),
             settings: StreamSettings::default(),
+            scale: Scale::default(),
             rows: PhantomData,
         }
     }
@@ -224,13 +230,90 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         self
     }
 
+    /// Reads with `n` connections at once, which together return exactly the rows of one query, in no order:
+    /// they see one snapshot. For results whose server is busy making text of them, `n` backends make it `n`
+    /// times as fast, as long as there are processors.
+    ///
+    /// Tables, tables in partitions, and materialized views are split by their blocks (each backend reads its own
+    /// since Postgres 14, and before that all of them); anything else by
+    /// [`partition_by`](Self::partition_by). The stream is one: its memory, numbers, pauses and end are those of
+    /// all connections together, and the first error ends it. One connection is the client's; the others are
+    /// opened to the same server when the query is executed, and closed behind it. `count`, `exists` and `explain`
+    /// use the client's alone. At most 64; with 1, the query is as usual.
+    ///
+    /// It begins with one round trip more, and the time that the connections take. A transaction (`REPEATABLE READ`,
+    /// `READ ONLY`) keeps the snapshot meanwhile on every connection. Through a pooler in transaction mode that
+    /// works, as long as all connections come to one server: else the server does not know the snapshot, which is an
+    /// [`Error::Server`].
+    ///
+    /// # Errors
+    ///
+    /// Of [`execute`](Self::execute), [`Error::Config`]: 0 or more than 64; with `order_by`, `limit`
+    /// (also that of `fetch_one`), `offset` or `resume_by`; a view without `partition_by`; or a
+    /// `max_memory` of less than 4 KiB for each.
+    ///
+    /// ```no_run
+    /// # use fraiseql_wire::{FraiseClient, RawJson, Result};
+    /// # async fn run(client: &FraiseClient) -> Result<()> {
+    /// let stream = client.query::<RawJson>("tv_order").parallel(4).execute().await?;
+    /// let query = client.query::<RawJson>("v_order").parallel(4).partition_by("data->>'id'");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn parallel(mut self, n: usize) -> Self {
+        self.scale.parallel = Some(n);
+        self
+    }
+
+    /// Splits a [`parallel`](Self::parallel) query by the hash of an expression in trusted SQL, without parameters:
+    /// `data->>'id'`. It should tell most rows apart, and must be the same each time it is asked of a row. Every
+    /// backend reads all rows to find its own, so it is a view's way, for what it has no blocks.
+    pub fn partition_by(mut self, expression: impl Into<String>) -> Self {
+        self.scale.partition_by = Some(expression.into());
+        self
+    }
+
+    /// Sorts by a field of the document, a key that no two rows share, and when the connection is lost, goes on
+    /// behind the last row on another one: nothing is lost and nothing comes twice.
+    ///
+    /// The key is a number or a string, and must be in what is selected. The connection is replaced by the
+    /// configuration's [`RetryPolicy`](crate::RetryPolicy), on another of its hosts if need be; when that is used up
+    /// without a row in between, the error is the stream's. It goes on behind lost connections, servers that shut down or
+    /// crash, `read_timeout`, and a standby's conflicts with replay; not behind the other errors, and not before
+    /// [`execute`](Self::execute) has resolved. `timeout` is for all of it.
+    ///
+    /// What comes behind a resumption is a new query's, with a new snapshot: rows that were deleted meanwhile are
+    /// not in it, rows that were added are if their key is behind the last, and one whose key has changed may be
+    /// missing or come again. On a standby it may be an older snapshot than before.
+    ///
+    /// The keys are looked at as rows arrive, which costs about a tenth of decoding them. Numbers are compared exactly.
+    /// The index that serves it is `create index on t (((data->'id')))`.
+    ///
+    /// # Errors
+    ///
+    /// Of [`execute`](Self::execute), [`Error::Config`]: with `order_by`, `parallel`, or a
+    /// [`Field::column`]. Of the stream, [`Error::Config`]: a row without the field, or with the key of the row
+    /// before it. [`StreamStats::resumptions`](crate::StreamStats) counts.
+    ///
+    /// ```no_run
+    /// # use fraiseql_wire::{FraiseClient, RawJson, Result, field};
+    /// # async fn run(client: &FraiseClient) -> Result<()> {
+    /// let stream = client.query::<RawJson>("v_order").resume_by(field("id")).execute().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn resume_by(mut self, key: impl Into<Field>) -> Self {
+        self.scale.resume_by = Some(key.into());
+        self
+    }
+
     /// Returns what would be sent: the SQL text, and the parameters as text (`None` is NULL).
     ///
     /// # Errors
     ///
     /// [`Error::Config`], as of [`execute`](Self::execute).
     pub fn to_sql(&self) -> Result<(String, Vec<Option<String>>)> {
-        let statement = self.select.rows()?;
+        let statement = self.scale.select(&self.select, &self.settings)?.rows()?;
         let sent = sent(&statement)?;
         let parameters = sent.iter().map(|p| p.map(str::to_owned)).collect();
         Ok((statement.sql, parameters))
@@ -260,10 +343,11 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Dropping the future stops the query, as dropping the stream does.
     pub async fn execute(self) -> Result<QueryStream<T>> {
         self.settings.check()?;
-        let statement = self.select.rows()?;
-        let request = request(&statement)?;
-        let labels = labels(&self.select, !self.predicates.is_empty());
-        let text = text(&self.select, &statement);
+        let select = self.scale.select(&self.select, &self.settings)?;
+        let request = self.scale.request(&select)?;
+        let statement = select.rows()?;
+        let labels = labels(&select, !self.predicates.is_empty());
+        let text = text(&select, &statement);
         QueryStream::open(&self.slot, request, self.settings, labels, text, self.predicates).await
     }
 
@@ -381,12 +465,12 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// [`EXPLAIN (FORMAT JSON)`]: https://www.postgresql.org/docs/current/sql-explain.html
     pub async fn explain(self, analyze: bool) -> Result<Value> {
-        self.ask(&self.select.explain(analyze)?).await
+        self.ask(&self.scale.select(&self.select, &self.settings)?.explain(analyze)?).await
     }
 
     /// Runs a statement that returns one document.
     async fn ask<A: FromJsonRow>(&self, statement: &Statement) -> Result<A> {
-        let request = request(statement)?;
+        let request = Request::Single { query: query(statement)?, resume: None };
         self.settings.check()?;
         let labels = labels(&self.select, false);
         let text = text(&self.select, statement);
@@ -424,8 +508,9 @@ fn text<'a>(select: &'a Select, statement: &'a Statement) -> QueryText<'a> {
     }
 }
 
-fn request(statement: &Statement) -> Result<Vec<u8>> {
-    frontend::extended_query(&statement.sql, &sent(statement)?)
+/// The messages that ask for the rows of a statement.
+fn query(statement: &Statement) -> Result<Bytes> {
+    frontend::extended_query(&statement.sql, &sent(statement)?).map(Into::into)
 }
 
 /// The parameters as they are sent.

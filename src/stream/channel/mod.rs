@@ -1,5 +1,8 @@
-//! What the reader task and the stream share: a bounded queue of chunks, the memory they hold, the
-//! pause, and how it all ended.
+//! What the readers and the stream share: a bounded queue of chunks, the memory they hold, the pause, and
+//! how it all ended. There is one reader, or in a parallel stream one for each connection.
+
+mod seat;
+mod seats;
 
 use std::{
     collections::VecDeque,
@@ -13,12 +16,14 @@ use std::{
 };
 
 use tokio::sync::{Notify, futures::Notified};
-use tracing::{Span, debug, warn};
+use tracing::{Span, debug};
 
+pub(super) use self::seat::Seat;
+use self::seats::Seats;
 use super::{
     budget::Budget,
     chunk::Chunk,
-    chunk_size::{ChunkSize, Demand},
+    chunk_size::ChunkSize,
     gate::Gate,
     settings::StreamSettings,
     stats::{StreamState, StreamStats},
@@ -27,7 +32,7 @@ use super::{
 use crate::{
     connection::{StreamGuard, TARGET},
     error::{Error, Result},
-    metrics::{ChunkSeen, QueryMetrics},
+    metrics::QueryMetrics,
 };
 
 #[derive(Debug)]
@@ -35,8 +40,8 @@ pub(super) struct Channel {
     state: Mutex<State>,
     /// Written by the stream alone, once a row, and so without the lock.
     pub(super) consumed: Consumed,
-    /// Wakes the reader task: room, pause, resume, abandonment.
-    reader: Notify,
+    /// Each wakes one reader: room, pause, resume, abandonment.
+    readers: Box<[Notify]>,
     /// Wakes those who wait for the start, the pause, its end, or the clean-up.
     watchers: Notify,
     pub(super) metrics: Arc<QueryMetrics>,
@@ -56,14 +61,18 @@ struct State {
     waits: Waits,
     /// Those that were over when the last chunk was handed over: for the consumer, for the server.
     earlier_waits: (Duration, Duration),
-    /// The columns are right. An error that follows is an item of the stream, behind its rows, and
-    /// no failure to start.
-    started: bool,
+    /// Whose columns are right. When that is all, an error that follows is an item of the stream, behind its
+    /// rows, and no failure to start.
+    started: Seats,
     end: End,
-    /// The reader reads the socket, or has read something that it has not handed over.
-    reading: bool,
-    /// The reader waits for room in the queue or the budget.
-    reader_waits: bool,
+    /// Who reads the socket, or has read something that is not handed over.
+    reading: Seats,
+    /// Who waits for room in the queue or the budget.
+    waiting: Seats,
+    /// Whose rows have all been handed over.
+    finished: Seats,
+    /// Whose connection is clean or gone.
+    settled: Seats,
     /// How the stream ended for who has it: nobody wants the rest of the rows.
     ended: Option<Ended>,
     /// Keeps other streams of the client away, up to the end of this one.
@@ -71,11 +80,20 @@ struct State {
     /// That of the query, up to the end of the stream: what happens behind it is not in it.
     span: Arc<Span>,
     consumer: Option<Waker>,
-    /// How the clean-up behind the query ended.
-    settled: Option<Result<()>>,
+    /// Why a connection is gone, until somebody takes it.
+    unsettled: Option<Error>,
+    /// How often the query went on on another connection.
+    resumptions: u64,
     received: Received,
     /// What of it the stream has taken out of the queue.
     handed: Volume,
+}
+
+impl State {
+    /// Nobody wants the rest of the rows: the stream has ended, or one of several readers has failed.
+    fn is_over(&self) -> bool {
+        self.ended.is_some() || matches!(self.end, End::Failed(_))
+    }
 }
 
 /// Whether and how the rows have ended.
@@ -173,7 +191,9 @@ pub(super) enum PauseWatch {
     Ended,
 }
 
-/// Memory that chunks and the reader share. It counts until the last of them lets go of it.
+/// Memory that chunks and a reader share. It counts until the last of them lets go of it.
+///
+/// Chunks that wait in the queue keep the channel alive that way: the end of the stream takes them out.
 #[derive(Debug)]
 pub(super) struct Block {
     size: usize,
@@ -184,7 +204,7 @@ impl Drop for Block {
     fn drop(&mut self) {
         let mut state = self.channel.lock();
         state.budget.give(self.size);
-        self.channel.wake_waiting_reader(state);
+        self.channel.wake_waiting_readers(state);
         self.channel.metrics.memory_given(self.size);
     }
 }
@@ -192,6 +212,7 @@ impl Drop for Block {
 impl Channel {
     /// `called` is when the query was executed. Tests have no guard.
     pub(super) fn new(
+        readers: usize,
         settings: &StreamSettings,
         guard: Option<StreamGuard>,
         metrics: Arc<QueryMetrics>,
@@ -208,20 +229,23 @@ impl Channel {
                 chunk_size: settings.chunk_size(),
                 waits: Waits::default(),
                 earlier_waits: Default::default(),
-                started: false,
+                started: Seats::default(),
                 end: End::Open,
-                reading: false,
-                reader_waits: false,
+                reading: Seats::default(),
+                waiting: Seats::default(),
+                finished: Seats::default(),
+                settled: Seats::default(),
                 ended: None,
                 guard,
                 span: Arc::new(span),
                 consumer: None,
-                settled: None,
+                unsettled: None,
+                resumptions: 0,
                 received: Received::default(),
                 handed: Volume::default(),
             }),
             consumed: Consumed::default(),
-            reader: Notify::new(),
+            readers: std::iter::repeat_with(Notify::new).take(readers).collect(),
             watchers: Notify::new(),
             metrics,
             started_at: called,
@@ -236,238 +260,36 @@ impl Channel {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wake_waiting_reader(&self, mut state: MutexGuard<'_, State>) {
-        if mem::take(&mut state.reader_waits) {
-            // It has not run yet, but a pause that comes now must wait for what it will do.
-            state.reading = true;
-            drop(state);
-            self.reader.notify_one();
-        }
-    }
-}
-
-/// The reader's side.
-impl Channel {
-    /// Says that the columns are right.
-    pub(super) fn start(&self) {
-        self.lock().started = true;
-        self.watchers.notify_waiters();
-    }
-
-    /// Ends the rows, after everything that was handed over. The first end counts.
-    pub(super) fn finish(&self, end: Result<(), StartError>) {
-        let waker = {
-            let mut state = self.lock();
-            if !matches!(state.end, End::Open) {
-                return;
-            }
-            state.end = match end {
-                Ok(()) => End::Complete,
-                Err(e) => End::Failed(Some(e)),
-            };
-            state.reading = false;
-            // A deadline may have ended it while it waited.
-            state.reader_waits = false;
-            state.waits.end(now());
-            state.consumer.take()
-        };
-        self.watchers.notify_waiters();
-        wake(waker);
-    }
-
-    /// Says how the clean-up ended. The first result counts.
-    pub(super) fn settle(&self, result: Result<()>) {
-        self.lock().settled.get_or_insert(result);
-        self.watchers.notify_waiters();
-    }
-
-    /// Asks to read the socket. In a pause whoever holds rows must hand them over first, and ask again.
-    pub(super) fn permission(&self, holds_rows: bool) -> Permission {
-        let mut state = self.lock();
-        if state.ended.is_some() {
-            return Permission::Abandoned;
-        }
-        if state.gate.is_paused() {
-            if !holds_rows {
-                self.rest(state);
-            }
-            return Permission::Paused;
-        }
-        state.reading = true;
-        Permission::Granted
-    }
-
-    /// The reader reads no more for now: that is what a pause waits for.
-    fn rest(&self, mut state: MutexGuard<'_, State>) {
-        state.reading = false;
-        let is_awaited = state.gate.is_paused();
-        if !is_awaited {
-            state.waits.begin(On::Consumer, now());
-        }
+    fn wake_waiting_readers(&self, mut state: MutexGuard<'_, State>) {
+        let waiting = mem::take(&mut state.waiting);
+        // They have not run yet, but a pause that comes now must wait for what they will do.
+        state.reading.add_all(waiting);
         drop(state);
-        if is_awaited {
-            self.watchers.notify_waiters();
+        for (reader, _) in self.readers.iter().zip(0..).filter(|(_, seat)| waiting.has(*seat)) {
+            reader.notify_one();
         }
     }
 
-    /// The socket is empty, and the reader waits for the server.
-    pub(super) fn waiting(&self) {
-        let mut state = self.lock();
-        if !state.gate.is_paused() {
-            state.waits.begin(On::Server, now());
-        }
-    }
-
-    pub(super) fn waited(&self) {
-        self.lock().waits.end(now());
-    }
-
-    /// Waits until something has changed that the reader may care for.
-    pub(super) async fn changed(&self) {
-        self.reader.notified().await;
-    }
-
-    /// Resolves when nobody wants the rest.
-    pub(super) async fn abandoned(&self) {
-        while self.lock().ended.is_none() {
-            self.reader.notified().await;
-        }
-    }
-
-    /// Waits for room, and hands over a chunk, which `make` cuts off the read buffer. Returns the
-    /// most rows for the next one.
-    pub(super) async fn push(&self, make: impl FnOnce() -> Chunk) -> Result<usize, Interrupt> {
-        let mut waited = false;
-        loop {
-            {
-                let state = self.lock();
-                if state.ended.is_some() {
-                    return Err(Interrupt::Abandoned);
-                }
-                if state.queue.len() < self.max_chunks {
-                    return Ok(self.take(state, make(), waited));
-                }
-                let mut state = state;
-                state.reader_waits = true;
-                waited = true;
-                self.rest(state);
-            }
-            self.reader.notified().await;
-        }
-    }
-
-    /// Whether the consumer has not taken yet all that was handed over. Then the reader waits for it, up to
-    /// [`waited`](Self::waited).
-    pub(super) fn has_unread(&self) -> bool {
-        let mut state = self.lock();
-        let has_unread = !state.queue.is_empty();
-        if has_unread && !state.gate.is_paused() {
-            state.waits.begin(On::Consumer, now());
-        }
-        has_unread
-    }
-
-    /// Hands over the last chunk, whether there is room or not: an error that follows it must not
-    /// wait for the consumer.
-    pub(super) fn push_last(&self, make: impl FnOnce() -> Chunk) {
-        let state = self.lock();
-        if state.ended.is_none() {
-            self.take(state, make(), false);
-        }
-    }
-
-    fn take(&self, mut state: MutexGuard<'_, State>, chunk: Chunk, waited: bool) -> usize {
-        if waited {
-            state.waits.end(now());
-        }
-        let demand = match (waited, &state.consumer) {
-            (true, _) => Demand::Full,
-            (false, Some(_)) => Demand::Empty,
-            (false, None) => Demand::Between,
-        };
-        let before = state.chunk_size.next();
-        state.chunk_size.record(demand);
-        let next = state.chunk_size.next();
-        let waits = state.waits.over();
-        let earlier = mem::replace(&mut state.earlier_waits, waits);
-        let seen = ChunkSeen {
-            rows: chunk.rows as u64,
-            bytes: chunk.value_bytes as u64,
-            waited_for_consumer: waits.0.saturating_sub(earlier.0),
-            waited_for_server: waits.1.saturating_sub(earlier.1),
-            occupancy: state.budget.held() as f64 / state.budget.limit() as f64,
-        };
-        let is_first = state.received.add(&chunk);
-        state.queue.push_back(chunk);
-        let waker = state.consumer.take();
-        drop(state);
-        if let Some(at) = is_first {
-            self.metrics.first_row(at.saturating_duration_since(self.started_at));
-        }
-        self.metrics.chunk(&seen);
-        if next != before {
-            self.metrics.chunk_size_adjusted(next > before);
-            self.metrics.chunk_size(next);
-        }
-        wake(waker);
-        next
-    }
-
-    /// Waits until `size` more bytes may be held. Whoever waits must hold none: what it held would
-    /// never be given back.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::MemoryLimitExceeded`], where the stream is to fail instead of waiting.
-    pub(super) async fn reserve(self: &Arc<Self>, size: usize) -> Result<Arc<Block>, Interrupt> {
-        loop {
-            {
-                let mut state = self.lock();
-                if state.ended.is_some() {
-                    return Err(Interrupt::Abandoned);
-                }
-                let held = state.budget.held();
-                if let Some(limit) = self.fail_at.filter(|fail| held > 0 && held + size > *fail) {
-                    let required = held + size;
-                    return Err(Error::MemoryLimitExceeded { limit, required }.into());
-                }
-                if state.budget.allows(size) {
-                    let crossed = state.budget.take(size);
-                    let (held, limit) = (state.budget.held(), state.budget.limit());
-                    let span = Arc::clone(&state.span);
-                    state.waits.end(now());
-                    drop(state);
-                    self.metrics.memory_taken(size);
-                    if crossed {
-                        self.metrics.soft_limit_crossed();
-                        span.in_scope(|| {
-                            warn!(target: TARGET, held, limit, "a stream holds more than its soft limit");
-                        });
-                    }
-                    return Ok(Arc::new(Block { size, channel: Arc::clone(self) }));
-                }
-                state.reader_waits = true;
-                state.chunk_size.record(Demand::Full);
-                self.rest(state);
-            }
-            self.reader.notified().await;
+    fn wake_readers(&self) {
+        for reader in &self.readers {
+            reader.notify_one();
         }
     }
 }
 
 /// The stream's side.
 impl Channel {
-    /// Waits until the columns are known to be right.
+    /// Waits until the columns are known to be right, those of every reader.
     pub(super) async fn started(&self) -> Result<(), StartError> {
         loop {
             let changed = self.watchers.notified();
             {
                 let mut state = self.lock();
-                if state.started {
-                    return Ok(());
-                }
-                if let End::Failed(error) = &mut state.end {
-                    return error.take().map_or(Ok(()), Err);
+                let all = state.started.len() == self.readers.len();
+                match &mut state.end {
+                    End::Failed(error) if !all => return error.take().map_or(Ok(()), Err),
+                    _ if all => return Ok(()),
+                    _ => {}
                 }
             }
             changed.await;
@@ -482,7 +304,7 @@ impl Channel {
         }
         if let Some(chunk) = state.queue.pop_front() {
             state.handed.add(&chunk);
-            self.wake_waiting_reader(state);
+            self.wake_waiting_readers(state);
             return Poll::Ready(Some(Ok(chunk)));
         }
         if !state.gate.is_paused() {
@@ -499,7 +321,7 @@ impl Channel {
         Poll::Pending
     }
 
-    /// Pauses, and waits until the reader does not read the socket any more.
+    /// Pauses, and waits until no reader reads its socket any more.
     ///
     /// # Errors
     ///
@@ -525,11 +347,12 @@ impl Channel {
             {
                 let state = self.lock();
                 // Resumed meanwhile, or ended: then there is nothing to wait for.
-                if !state.reading || !state.gate.is_paused() || state.ended.is_some() {
+                let is_over = state.is_over();
+                if state.reading.is_empty() || !state.gate.is_paused() || is_over {
                     return Ok(());
                 }
             }
-            self.reader.notify_one();
+            self.wake_readers();
             stopped.await;
         }
     }
@@ -562,7 +385,7 @@ impl Channel {
         drop(state);
         span.in_scope(|| debug!(target: TARGET, cause, ?lasted, "resumed a stream"));
         self.metrics.resumed(Some(cause), lasted);
-        self.reader.notify_one();
+        self.wake_readers();
         self.watchers.notify_waiters();
         wake(waker);
     }
@@ -608,19 +431,22 @@ impl Channel {
         if let Some(lasted) = pause {
             self.metrics.resumed(None, lasted);
         }
-        self.reader.notify_one();
+        self.wake_readers();
         self.watchers.notify_waiters();
         wake(waker);
         is_first
     }
 
-    /// Waits until the connection is clean or gone, and returns which; only the first to ask hears
-    /// why it is gone.
+    /// Waits until every connection is clean or gone, and returns which; only the first to ask hears why one is
+    /// gone.
     pub(super) async fn settled(&self) -> Result<()> {
         loop {
             let changed = self.watchers.notified();
-            if let Some(result) = &mut self.lock().settled {
-                return mem::replace(result, Ok(()));
+            {
+                let mut state = self.lock();
+                if state.settled.len() == self.readers.len() {
+                    return state.unsettled.take().map_or(Ok(()), Err);
+                }
             }
             changed.await;
         }
@@ -635,10 +461,11 @@ impl Channel {
 
     pub(super) fn stats(&self) -> StreamStats {
         let Consumed { yielded, filtered, failed, bytes } = &self.consumed;
-        // Before what was received: so it is never more. And each once, so that they add up.
+        // Under the lock no chunk is taken, so it is never more than what was received, and nothing is missing
+        // of a stream that has ended. Each once, so that they add up.
+        let state = self.lock();
         let (yielded, filtered, failed) = (yielded.get(), filtered.get(), failed.get());
         let consumed = Volume { rows: yielded + filtered + failed, bytes: bytes.get() };
-        let state = self.lock();
         let now = state.ended.map_or_else(now, |ended| ended.at);
         let received = state.received;
         let running =
@@ -669,6 +496,7 @@ impl Channel {
             pauses: state.gate.pauses(),
             paused_for: state.gate.paused_for(now),
             pause_reason: state.gate.reason().map(|reason| reason.as_ref().to_owned()),
+            resumptions: state.resumptions,
             time_to_first_row: received.first_row.map(|at| at - self.started_at),
             elapsed: now.saturating_duration_since(self.started_at),
             time_blocked_on_consumer: state.waits.total(On::Consumer, now),
@@ -761,15 +589,20 @@ mod tests {
     use super::*;
     use crate::metrics::QueryLabels;
 
+    fn channel(readers: usize) -> Arc<Channel> {
+        let metrics = Arc::new(QueryMetrics::begin(QueryLabels::default()));
+        let settings = StreamSettings::default();
+        Arc::new(Channel::new(readers, &settings, None, metrics, now(), Span::none()))
+    }
+
     /// The reader waits for room with rows in its hands; room is made, and before it runs, the stream
     /// is paused.
     #[test]
     fn a_pause_waits_for_a_reader_that_has_been_woken_but_not_run() {
         let mut cx = Context::from_waker(Waker::noop());
-        let metrics = Arc::new(QueryMetrics::begin(QueryLabels::default()));
-        let channel =
-            Arc::new(Channel::new(&StreamSettings::default(), None, metrics, now(), Span::none()));
-        let mut reserved = pin!(channel.reserve(1000));
+        let channel = channel(1);
+        let seat = channel.seat(0);
+        let mut reserved = pin!(seat.reserve(1000));
         let Poll::Ready(Ok(block)) = reserved.as_mut().poll(&mut cx) else { panic!() };
         let chunk = || Chunk {
             frames: Bytes::new(),
@@ -779,20 +612,56 @@ mod tests {
             _block: Arc::clone(&block),
         };
         for _ in 0..channel.max_chunks {
-            assert_eq!(channel.permission(false), Permission::Granted);
-            assert!(pin!(channel.push(chunk)).as_mut().poll(&mut cx).is_ready());
+            assert_eq!(seat.permission(false), Permission::Granted);
+            assert!(pin!(seat.push(chunk)).as_mut().poll(&mut cx).is_ready());
         }
-        let mut push = pin!(channel.push(chunk));
+        let mut push = pin!(seat.push(chunk));
         assert!(push.as_mut().poll(&mut cx).is_pending());
         assert!(channel.poll_chunk(&mut cx).is_ready());
 
         let mut pause = pin!(channel.pause(None));
         assert!(pause.as_mut().poll(&mut cx).is_pending());
         assert!(push.as_mut().poll(&mut cx).is_ready());
-        assert_eq!(channel.permission(true), Permission::Paused);
+        assert_eq!(seat.permission(true), Permission::Paused);
         assert!(pause.as_mut().poll(&mut cx).is_pending(), "it holds rows");
-        assert_eq!(channel.permission(false), Permission::Paused);
+        assert_eq!(seat.permission(false), Permission::Paused);
         assert!(pause.as_mut().poll(&mut cx).is_ready());
+        channel.end(StreamState::Cancelled, true);
+    }
+
+    /// What the stream counts without the lock, and others read, adds up at any moment. Run under Miri, this
+    /// tries the orders that the memory model allows.
+    #[test]
+    fn the_numbers_add_up_while_they_are_counted() {
+        let channel = channel(1);
+        let seat = channel.seat(0);
+        let writer = Arc::clone(&channel);
+        let counting = std::thread::spawn(move || {
+            let mut cx = Context::from_waker(Waker::noop());
+            let Poll::Ready(Ok(block)) = pin!(seat.reserve(1000)).poll(&mut cx) else { panic!() };
+            for _ in 0..4 {
+                let (frames, _block) = (Bytes::new(), Arc::clone(&block));
+                let chunk = || Chunk { frames, rows: 3, value_bytes: 30, at: 0, _block };
+                assert!(pin!(seat.push(chunk)).as_mut().poll(&mut cx).is_ready());
+                assert!(writer.poll_chunk(&mut cx).is_ready());
+                for count in [&writer.consumed.yielded, &writer.consumed.filtered] {
+                    writer.consumed.bytes.add(10);
+                    count.add(1);
+                }
+            }
+            writer.end(StreamState::Cancelled, true);
+        });
+        loop {
+            let stats = channel.stats();
+            let consumed = stats.total_rows_yielded + stats.total_rows_filtered;
+            let rest = stats.items_buffered + stats.total_rows_discarded;
+            assert_eq!(stats.total_rows_received, consumed + rest, "{stats:?}");
+            assert!(stats.bytes_buffered <= 120 && stats.total_rows_received <= 12, "{stats:?}");
+            if stats.state == StreamState::Cancelled {
+                break assert_eq!((consumed, rest), (8, 4));
+            }
+        }
+        counting.join().unwrap();
     }
 
     /// A deadline ends the reader while it waits for room; room that is made later must not have a pause
@@ -800,18 +669,69 @@ mod tests {
     #[test]
     fn a_pause_does_not_wait_for_a_reader_that_has_ended() {
         let mut cx = Context::from_waker(Waker::noop());
-        let metrics = Arc::new(QueryMetrics::begin(QueryLabels::default()));
-        let channel =
-            Arc::new(Channel::new(&StreamSettings::default(), None, metrics, now(), Span::none()));
+        let channel = channel(1);
+        let seat = channel.seat(0);
         let limit = StreamSettings::default().memory();
-        let mut first = Box::pin(channel.reserve(limit));
+        let mut first = Box::pin(seat.reserve(limit));
         let Poll::Ready(Ok(block)) = first.as_mut().poll(&mut cx) else { panic!() };
-        let mut second = Box::pin(channel.reserve(limit));
+        let mut second = Box::pin(seat.reserve(limit));
         assert!(second.as_mut().poll(&mut cx).is_pending());
         drop(second);
         let error = Error::Timeout { phase: crate::TimeoutPhase::Query, after: Duration::ZERO };
-        channel.finish(Err(StartError { error, stale: false }));
+        seat.finish(Err(StartError { error, stale: false }));
         drop(block);
         assert!(pin!(channel.pause(None)).as_mut().poll(&mut cx).is_ready());
+    }
+    #[test]
+    fn the_end_is_that_of_the_last_reader() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let channel = channel(3);
+        let seats = [0, 1, 2].map(|number| channel.seat(number));
+        let mut started = Box::pin(channel.started());
+        for seat in &seats {
+            assert!(started.as_mut().poll(&mut cx).is_pending());
+            seat.start();
+        }
+        assert!(started.as_mut().poll(&mut cx).is_ready());
+        let mut settled = Box::pin(channel.settled());
+        for seat in &seats {
+            assert!(channel.poll_chunk(&mut cx).is_pending());
+            // A reader has one end: that its task ends too is no other.
+            seat.finish(Ok(()));
+            let error = Error::InvalidState { message: "late" };
+            seat.finish(Err(StartError { error, stale: false }));
+            assert!(settled.as_mut().poll(&mut cx).is_pending());
+            seat.settle(Ok(()));
+        }
+        assert!(matches!(channel.poll_chunk(&mut cx), Poll::Ready(None)));
+        assert!(settled.as_mut().poll(&mut cx).is_ready());
+    }
+
+    #[test]
+    fn an_error_of_one_reader_ends_all_behind_the_rows_that_came() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let channel = channel(2);
+        let [one, two] = [0, 1].map(|number| channel.seat(number));
+        let Poll::Ready(Ok(block)) = pin!(one.reserve(1000)).poll(&mut cx) else { panic!() };
+        let chunk =
+            || Chunk { frames: Bytes::new(), rows: 1, value_bytes: 0, at: 0, _block: block };
+        assert!(pin!(one.push(chunk)).poll(&mut cx).is_ready());
+        assert_eq!(one.permission(false), Permission::Granted);
+        let mut pause = pin!(channel.pause(None));
+        assert!(pause.as_mut().poll(&mut cx).is_pending());
+        let error = Error::ConnectionClosed { during: "a test", source: None };
+        two.finish(Err(StartError { error, stale: false }));
+        assert!(pause.as_mut().poll(&mut cx).is_ready(), "nothing is read any more");
+        assert_eq!(one.permission(false), Permission::Abandoned);
+        assert!(matches!(
+            pin!(one.reserve(1)).poll(&mut cx),
+            Poll::Ready(Err(Interrupt::Abandoned))
+        ));
+        channel.resume().unwrap();
+        assert!(matches!(channel.poll_chunk(&mut cx), Poll::Ready(Some(Ok(_)))));
+        assert!(matches!(
+            channel.poll_chunk(&mut cx),
+            Poll::Ready(Some(Err(Error::ConnectionClosed { .. })))
+        ));
     }
 }

@@ -1,0 +1,335 @@
+//! Going on behind the last row on another connection.
+
+use std::{cmp::Ordering, fmt, sync::Arc};
+
+use bytes::Bytes;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::{
+    error::{Error, Result, TimeoutPhase, sqlstate},
+    protocol::rows::{self, Run},
+};
+
+/// How a query goes on when its connection is lost.
+#[derive(Clone)]
+pub(crate) struct Resume {
+    /// Where in the document the key is by which the rows are sorted.
+    pub(crate) path: Vec<String>,
+    pub(crate) behind: Arc<Behind>,
+}
+
+/// Makes the request for what is behind a key, as JSON, and so many rows.
+type Behind = dyn Fn(&str, u64) -> Result<Bytes> + Send + Sync;
+
+/// Where a query stands that can be resumed.
+pub(super) struct Position {
+    resume: Resume,
+    /// The whole query, as long as no row has come.
+    request: Bytes,
+    /// The key of the last row, as JSON.
+    last: Option<String>,
+    rows: u64,
+    /// What of the present run has been looked at.
+    checked: Run,
+    /// How often it was resumed since a row came.
+    pub(super) in_vain: u32,
+}
+
+impl Position {
+    pub(super) fn new(resume: Resume, request: Bytes) -> Self {
+        Self { resume, request, last: None, rows: 0, checked: Run::default(), in_vain: 0 }
+    }
+
+    /// Looks at the keys of a run of rows, at each once. At a row whose key is not right the run is cut
+    /// off.
+    pub(super) fn record(&mut self, buffer: &[u8], run: &mut Run) -> Result<()> {
+        while self.checked.rows < run.rows {
+            let Some((value, next)) = rows::value_at(buffer, self.checked.frame_bytes) else {
+                break;
+            };
+            let bytes = value.as_ref().map_or(0, |range| range.len());
+            let document = value.and_then(|range| buffer.get(range)).unwrap_or(b"null");
+            match self.key(document) {
+                Ok(key) => self.last = Some(key),
+                Err(e) => {
+                    *run = self.checked;
+                    return Err(e);
+                }
+            }
+            self.checked.rows += 1;
+            self.checked.frame_bytes = next;
+            self.checked.value_bytes += bytes;
+            self.rows += 1;
+            self.in_vain = 0;
+        }
+        Ok(())
+    }
+
+    /// The run has been handed over.
+    pub(super) fn next_run(&mut self) {
+        self.checked = Run::default();
+    }
+
+    /// The key of the next row.
+    fn key(&self, document: &[u8]) -> Result<String> {
+        let wrong = |what: String| {
+            Error::config(format!(
+                "resume_by({:?}): row {} {what}; it must be a number or a string, and another one in each row",
+                self.resume.path.join("."),
+                self.rows + 1
+            ))
+        };
+        let mut json = serde_json::Deserializer::from_slice(document);
+        let key = Find(&self.resume.path).deserialize(&mut json);
+        let key = match key.and_then(|key| json.end().map(|()| key)) {
+            Ok(Some(key)) => key.get(),
+            Ok(None) => return Err(wrong("has no such field".into())),
+            Err(e) => return Err(wrong(format!("is not JSON ({e})"))),
+        };
+        let kind = Kind::of(key).ok_or_else(|| wrong(format!("has {key} there")))?;
+        let Some(last) = &self.last else { return Ok(key.to_owned()) };
+        if Kind::of(last) != Some(kind) {
+            return Err(wrong(format!("has {key} there, behind {last}")));
+        }
+        // How strings are sorted, only the server knows.
+        let increases = match kind {
+            Kind::Number => compare(last, key) == Ordering::Less,
+            Kind::String => last != key,
+        };
+        match increases {
+            true => Ok(key.to_owned()),
+            false => Err(wrong(format!("has {key} there, behind {last}"))),
+        }
+    }
+
+    /// The request for the rest.
+    pub(super) fn rest(&self) -> Result<Bytes> {
+        match &self.last {
+            Some(last) => (self.resume.behind)(last, self.rows),
+            None => Ok(self.request.clone()),
+        }
+    }
+
+    pub(super) fn rows(&self) -> u64 {
+        self.rows
+    }
+}
+
+/// Whether a query may go on behind this error, on another connection.
+pub(super) fn is_passing(error: &Error) -> bool {
+    match error {
+        Error::Timeout { phase, .. } => *phase == TimeoutPhase::Read,
+        // A standby's replay was in the way.
+        Error::Server(e) if *e.code() == sqlstate::T_R_SERIALIZATION_FAILURE => true,
+        error => error.ends_session() && error.is_retriable(),
+    }
+}
+
+impl fmt::Debug for Resume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resume").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Number,
+    String,
+}
+
+impl Kind {
+    fn of(key: &str) -> Option<Self> {
+        match key.bytes().next()? {
+            b'"' => Some(Self::String),
+            b'-' | b'0'..=b'9' => Some(Self::Number),
+            _ => None,
+        }
+    }
+}
+
+/// Finds what is at a path of keys; of a key that is repeated, the last one, as Postgres does.
+struct Find<'p>(&'p [String]);
+
+impl<'de> DeserializeSeed<'de> for Find<'_> {
+    type Value = Option<&'de RawValue>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        match self.0 {
+            [] => serde::Deserialize::deserialize(deserializer).map(Some),
+            _ => deserializer.deserialize_any(self),
+        }
+    }
+}
+
+impl<'de> Visitor<'de> for Find<'_> {
+    type Value = Option<&'de RawValue>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a document")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let Some((first, rest)) = self.0.split_first() else { return Ok(None) };
+        let mut found = None;
+        while let Some(is_it) = map.next_key_seed(Is(first))? {
+            match is_it {
+                true => found = map.next_value_seed(Find(rest))?,
+                false => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(found)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(None)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+}
+
+/// Whether a key is this one.
+struct Is<'k>(&'k str);
+
+impl<'de> DeserializeSeed<'de> for Is<'_> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl Visitor<'_> for Is<'_> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<bool, E> {
+        Ok(key == self.0)
+    }
+}
+
+/// Compares two numbers of JSON exactly, whatever their size.
+fn compare(a: &str, b: &str) -> Ordering {
+    if let (Ok(a), Ok(b)) = (a.parse::<i64>(), b.parse::<i64>()) {
+        return a.cmp(&b);
+    }
+    let (a, b) = (Decimal::read(a), Decimal::read(b));
+    let size = |a: &Decimal, b: &Decimal| (a.exponent, &a.digits).cmp(&(b.exponent, &b.digits));
+    match (a.sign(), b.sign()) {
+        (1, 1) => size(&a, &b),
+        (-1, -1) => size(&b, &a),
+        (a, b) => a.cmp(&b),
+    }
+}
+
+/// `0.{digits} * 10^exponent`, without zeros in front and behind.
+struct Decimal {
+    negative: bool,
+    digits: Vec<u8>,
+    exponent: i64,
+}
+
+impl Decimal {
+    fn read(number: &str) -> Self {
+        let negative = number.starts_with('-');
+        let number = number.trim_start_matches('-');
+        let (number, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        let digits = whole.bytes().chain(fraction.bytes());
+        let zeros = digits.clone().take_while(|d| *d == b'0').count();
+        let mut digits: Vec<u8> = digits.skip(zeros).collect();
+        digits.truncate(digits.iter().rposition(|d| *d != b'0').map_or(0, |last| last + 1));
+        // Beyond any number that Postgres has.
+        let exponent: i64 = exponent.parse().unwrap_or(i64::from(i32::MAX));
+        Self { negative, exponent: exponent + whole.len() as i64 - zeros as i64, digits }
+    }
+
+    fn sign(&self) -> i8 {
+        match (self.digits.is_empty(), self.negative) {
+            (true, _) => 0,
+            (false, true) => -1,
+            (false, false) => 1,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_compared_exactly() {
+        let sorted = [
+            "-123456789012345678901234567891",
+            "-123456789012345678901234567890",
+            "-2e3",
+            "-1.5",
+            "-1.25",
+            "-0.01",
+            "0",
+            "1e-7",
+            "0.01",
+            "0.1",
+            "0.10000000000000000000001",
+            "1",
+            "9",
+            "10",
+            "9223372036854775807",
+            "9223372036854775808",
+            "1e30",
+        ];
+        for (i, a) in sorted.iter().enumerate() {
+            for (j, b) in sorted.iter().enumerate() {
+                assert_eq!(compare(a, b), i.cmp(&j), "{a} and {b}");
+            }
+        }
+        for (a, b) in [("1", "1.00"), ("100", "1e2"), ("0", "-0.0"), ("0.5", "5e-1"), ("0e5", "0")]
+        {
+            assert_eq!(compare(a, b), Ordering::Equal, "{a} and {b}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_found_as_postgres_finds_it() {
+        let find = |path: &str, document: &str| {
+            let path: Vec<String> = path.split('.').map(Into::into).collect();
+            let mut json = serde_json::Deserializer::from_str(document);
+            let found = Find(&path).deserialize(&mut json).unwrap();
+            found.map(|key| key.get().to_owned())
+        };
+        assert_eq!(find("id", r#"{"a": [1, {"id": 9}], "id": 1.50}"#).as_deref(), Some("1.50"));
+        assert_eq!(find("a.b", r#"{"a": {"b": "x\n"}, "b": 2}"#).as_deref(), Some(r#""x\n""#));
+        assert_eq!(find("id", r#"{"id": 1, "id": 2}"#).as_deref(), Some("2"));
+        assert_eq!(find("\u{e9}", r#"{"\u00e9": 1}"#).as_deref(), Some("1"));
+        for document in ["{}", "[1]", "null", "true", "-1", "1", "1.5", r#""id""#, r#"{"a": 1}"#] {
+            assert_eq!(find("id", document), None);
+            assert_eq!(find("a.b", document), None);
+        }
+    }
+}
