@@ -203,6 +203,45 @@ async fn a_server_that_does_not_report_its_role_is_asked() {
     FraiseClient::connect(&text).await.unwrap();
 }
 
+/// An answer without a value is none: such a server is not taken for anything, and the next host is.
+#[tokio::test]
+async fn a_server_that_does_not_say_its_role_is_passed_over() {
+    let description = message(b'T', b"\0\x01x\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0");
+    let null = message(b'D', b"\0\x01\xff\xff\xff\xff");
+    let end = [message(b'C', b"SHOW\0"), scripted::ready()].concat();
+    for (answer, what) in [
+        (scripted::ready(), "nothing"),
+        ([message(b'I', b""), scripted::ready()].concat(), "an empty query"),
+        ([description.clone(), end.clone()].concat(), "no row"),
+        ([description, null, end].concat(), "NULL"),
+    ] {
+        for attrs in ["read-write", "read-only", "primary", "standby"] {
+            let mut script = scripted::login();
+            script.extend([
+                Step::Echo(Box::new({
+                    let answer = answer.clone();
+                    move |_| answer.clone()
+                })),
+                Step::ExpectEnd,
+            ]);
+            let server = Scripted::start(vec![script]).await;
+            let text = url(&[server.address.port()], &format!("target_session_attrs={attrs}"));
+            let error = FraiseClient::connect(&text).await.unwrap_err();
+            assert_eq!(error.category(), ErrorCategory::Protocol, "{attrs}, {what}: {error}");
+            assert!(error.sqlstate().is_none() && !error.is_retriable());
+            server.done().await;
+        }
+        let mut script = scripted::login();
+        script.push(Step::Echo(Box::new(move |_| answer.clone())));
+        let server = Scripted::start(vec![script]).await;
+        let ports = [server.address.port(), cluster().port()];
+        let client =
+            FraiseClient::connect(&url(&ports, "target_session_attrs=read-write")).await.unwrap();
+        assert_eq!(client.connection_info().unwrap().port, ports[1], "{what}");
+        server.done().await;
+    }
+}
+
 /// The first pass looks for a standby on every host, the second takes the first that is there.
 #[tokio::test]
 async fn prefer_standby_looks_at_every_host_before_it_takes_a_primary() {
