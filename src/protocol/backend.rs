@@ -268,6 +268,9 @@ fn read_ready_for_query(body: &[u8]) -> Result<Message> {
 fn read_row_description(body: &[u8]) -> Result<Vec<Column>> {
     let mut r = Reader::new("RowDescription", body);
     let count = r.i16()?;
+    if count < 0 {
+        return Err(Error::protocol(format!("RowDescription has {count} columns")));
+    }
     let mut columns = Vec::new();
     for _ in 0..count {
         let name = r.text()?;
@@ -448,6 +451,15 @@ mod tests {
     fn an_error_without_a_code_still_says_its_message() {
         let error = Message::read(b'E', b"SERROR\0Mno code\0\0").unwrap_err().to_string();
         assert!(error.contains("no code"), "{error}");
+    }
+
+    #[test]
+    fn a_count_of_columns_is_not_negative() {
+        for count in [b"\xff\xff", b"\x80\x00"] {
+            let error = Message::read(b'T', count).unwrap_err().to_string();
+            assert!(error.contains("RowDescription has -"), "{error}");
+        }
+        assert_eq!(Message::read(b'T', b"\0\0").unwrap(), Message::RowDescription(Vec::new()));
     }
 
     #[test]
