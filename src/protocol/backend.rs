@@ -284,6 +284,21 @@ fn read_row_description(body: &[u8]) -> Result<Vec<Column>> {
     Ok(columns)
 }
 
+/// The most that is kept of one text of an error or notice, 8 KiB: a person reads it, or a line of a
+/// log carries it, once for every attempt of a program that tries again. Postgres itself shortens what
+/// it quotes of values; only functions of users write as much, and the protocol would carry 16 MiB.
+const MAX_ERROR_TEXT: usize = 8 << 10;
+
+/// Cuts a text between two of its characters.
+fn cut(mut text: String) -> String {
+    if text.len() > MAX_ERROR_TEXT {
+        let is_boundary = |end: &usize| text.is_char_boundary(*end);
+        text.truncate((0..=MAX_ERROR_TEXT).rev().find(is_boundary).unwrap_or_default());
+        text.shrink_to_fit();
+    }
+    text
+}
+
 /// The fields of an error or notice, by [Error and Notice Message Fields]; unknown ones are
 /// skipped, as the manual asks.
 ///
@@ -297,7 +312,7 @@ fn read_error_fields(name: &'static str, body: &[u8]) -> Result<Box<DbError>> {
             tag => {
                 let text = r.text()?;
                 if let Some(field) = fields.get_mut(usize::from(tag)) {
-                    *field = Some(text);
+                    *field = Some(cut(text));
                 }
             }
         }
