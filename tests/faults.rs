@@ -11,6 +11,7 @@ use futures_util::{StreamExt, stream::FusedStream};
 use support::{
     admin, admin_at, cluster,
     cluster::{Cluster, Setup, TRUST_EVERYBODY},
+    daemon::Daemon,
     eventually,
     proxy::Proxy,
     random::Random,
@@ -34,6 +35,14 @@ async fn numbers_from(mut next: u64, mut stream: QueryStream<u64>) -> (u64, Opti
     assert!(stream.is_terminated() && stream.next().await.is_none());
     (next, error)
 }
+
+/// What a program decides by: the category, the SQLSTATE, and whether to try again.
+fn told(error: &Error) -> (ErrorCategory, Option<&str>, bool) {
+    (error.category(), error.sqlstate().map(|code| code.code()), error.is_retriable())
+}
+
+/// What stands for a connection that ended without a word.
+const LOST: (ErrorCategory, Option<&str>, bool) = (ErrorCategory::ConnectionClosed, None, true);
 
 const NUMBERS: &str = "create view v_numbers as
     select to_json(i) as data from (select generate_series(1, 2000000000) i) numbers";
@@ -297,6 +306,191 @@ async fn a_server_that_starts_up_is_followed_by_the_next_host() {
     let client = FraiseClient::connect(&url).await.unwrap();
     assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
     server.done().await;
+}
+
+/// The administrator of a pooler.
+struct Console(tokio_postgres::Client);
+
+impl Console {
+    async fn of(pooler: &Daemon) -> Self {
+        Self(admin_at(&format!("postgres://postgres@127.0.0.1:{}/pgbouncer", pooler.port)).await)
+    }
+
+    async fn run(&self, command: &str) {
+        self.0.simple_query(command).await.unwrap();
+    }
+
+    /// This column of what it shows for the database `postgres`.
+    async fn shows(&self, command: &str, name: &str, column: &str) -> String {
+        let messages = self.0.simple_query(command).await.unwrap();
+        let of_postgres = |message: &_| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) if row.get(name) == Some("postgres") => {
+                Some(row.get(column).unwrap().to_owned())
+            }
+            _ => None,
+        };
+        messages.iter().find_map(of_postgres).unwrap_or_default()
+    }
+
+    async fn until_paused(&self) {
+        eventually("it is paused", async || {
+            self.shows("show databases", "database", "paused").await == "1"
+        })
+        .await;
+    }
+
+    async fn until_one_is(&self, state: &str) {
+        eventually(&format!("one client is {state}"), async || {
+            self.shows("show pools", "database", &format!("cl_{state}")).await == "1"
+        })
+        .await;
+    }
+}
+
+const MODES: [&str; 2] = ["transaction", "session"];
+
+/// A client behind a pooler, which does not wait long for what the pooler holds up.
+fn behind(pooler: &Daemon) -> FraiseClient {
+    let config = fraiseql_wire::ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(pooler.port)
+        .user("postgres")
+        .database("postgres")
+        .cancel_timeout(Duration::from_millis(300));
+    FraiseClient::new(config.build().unwrap())
+}
+
+/// A pooler that goes says nothing: what came is whole, the rest is lost, and between queries nobody sees it.
+#[tokio::test]
+async fn a_pooler_that_restarts_under_a_stream_loses_it_and_between_queries_nothing() {
+    sql(&NUMBERS.replace("v_numbers", "v_pooled_numbers")).await;
+    for mode in MODES {
+        let mut pooler = Daemon::pgbouncer_in(mode, cluster().port());
+        let client = behind(&pooler);
+        let mut stream = client.query::<u64>("v_pooled_numbers").execute().await.unwrap();
+        for i in 1..=1000 {
+            assert_eq!(stream.next().await.unwrap().unwrap(), i);
+        }
+        pooler.stop();
+        let (next, error) = numbers_from(1001, stream).await;
+        assert!(next >= 1001);
+        assert_eq!(told(&error.unwrap()), LOST, "{mode}");
+        let error = client.ping().await.unwrap_err();
+        assert_eq!(told(&error), (ErrorCategory::Connection, None, true), "{mode}: {error}");
+        pooler.start_again();
+        for _ in 0..2 {
+            assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1], "{mode}");
+            pooler.stop();
+            pooler.start_again();
+        }
+        assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1], "{mode}");
+    }
+}
+
+/// PAUSE waits for what runs, and what begins waits for RESUME.
+#[tokio::test]
+async fn a_paused_pooler_lets_a_stream_end_and_the_next_query_wait() {
+    // More than all the sockets hold, so that the server is still at work.
+    sql(
+        "create view v_wide_numbers as
+         select (repeat(' ', 10000) || i)::json as data from (select generate_series(1, 6000) i) n",
+    )
+    .await;
+    for mode in MODES {
+        let pooler = Daemon::pgbouncer_in(mode, cluster().port());
+        let (console, pauses) = (Console::of(&pooler).await, Console::of(&pooler).await);
+        let client = behind(&pooler);
+        let mut stream = client.query::<u64>("v_wide_numbers").execute().await.unwrap();
+        stream.pause().await.unwrap();
+        let pausing = tokio::spawn(async move { pauses.run("pause postgres").await });
+        console.until_paused().await;
+        stream.resume().await.unwrap();
+        assert!(!pausing.is_finished(), "{mode}: the stream runs");
+        let (next, error) = numbers_from(1, stream).await;
+        assert!(error.is_none() && next == 6001, "{mode}: {error:?} behind {next}");
+
+        let other = behind(&pooler);
+        match mode {
+            // The session is its client's, who is not held up, and PAUSE waits for the end of it.
+            "session" => {
+                assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+                assert!(!pausing.is_finished());
+                client.close().await.unwrap();
+                pausing.await.unwrap();
+            }
+            // A query that has a time ends by it, also where nobody can be asked to stop it.
+            _ => {
+                pausing.await.unwrap();
+                let query = client.query::<u64>("v_one").timeout(Duration::from_millis(300));
+                let error = query.execute().await.unwrap_err();
+                assert_eq!(told(&error), (ErrorCategory::Timeout, None, true), "{error}");
+                eventually("it is cleaned up", async || !client.is_busy()).await;
+                assert!(!client.is_connected(), "nobody knows what would still come");
+                drop(client);
+            }
+        }
+        let (rows, ()) = tokio::join!(other.query::<u64>("v_one").fetch_all(), async {
+            console.until_one_is("waiting").await;
+            console.run("resume postgres").await;
+        });
+        assert_eq!(rows.unwrap(), [1], "{mode}");
+    }
+}
+
+/// KILL ends the sessions of a database: in the pooler's words where it can say them, and else without.
+#[tokio::test]
+async fn a_database_killed_in_the_pooler_ends_its_streams_and_not_its_clients() {
+    sql(&NUMBERS.replace("v_numbers", "v_killed_numbers")).await;
+    for mode in MODES {
+        let pooler = Daemon::pgbouncer_in(mode, cluster().port());
+        let (console, client) = (Console::of(&pooler).await, behind(&pooler));
+        let (error, ()) = tokio::join!(client.query::<u64>("v_asleep").execute(), async {
+            console.until_one_is("active").await;
+            console.run("kill postgres").await;
+        });
+        let error = error.unwrap_err();
+        // PgBouncer has this one SQLSTATE for whatever it says itself.
+        assert_eq!(told(&error), (ErrorCategory::Server, Some("08P01"), false), "{mode}: {error}");
+        assert!(error.to_string().contains("FATAL: database removed"), "{error}");
+        assert!(!client.is_connected());
+        let (rows, ()) = tokio::join!(client.query::<u64>("v_one").fetch_all(), async {
+            console.until_one_is("waiting").await;
+            console.run("resume postgres").await;
+        });
+        assert_eq!(rows.unwrap(), [1], "{mode}");
+
+        // While rows flow, it says so in the middle of one: that is no row, and no message.
+        for _ in 0..5 {
+            let mut stream = client.query::<u64>("v_killed_numbers").execute().await.unwrap();
+            let mut next = 1;
+            assert_eq!(stream.next().await.unwrap().unwrap(), next);
+            console.run("kill postgres").await;
+            let mut errors = Vec::new();
+            while let Some(row) = stream.next().await {
+                match row {
+                    Ok(number) => {
+                        next += 1;
+                        assert!(
+                            errors.is_empty() && number == next,
+                            "{mode}: {errors:?}, {number}"
+                        );
+                    }
+                    Err(e) => errors.push(e),
+                }
+            }
+            let error = errors.pop().unwrap();
+            match told(&error) {
+                (ErrorCategory::Server, Some("08P01"), false)
+                | (ErrorCategory::Protocol, None, false)
+                | LOST => {}
+                other => panic!("{mode}: {other:?}, {error}"),
+            }
+            // The row that its word may have become the end of.
+            assert!(errors.len() <= 1 && errors.iter().all(Error::is_row_error), "{errors:?}");
+            console.run("resume postgres").await;
+            assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1], "{mode}");
+        }
+    }
 }
 
 /// The network takes everything and brings nothing more, and nobody says that it has ended.
