@@ -6,7 +6,7 @@ mod support;
 
 use std::{path::Path, process::Command, time::Duration};
 
-use fraiseql_wire::{Error, ErrorCategory, FraiseClient, QueryStream, RawJson};
+use fraiseql_wire::{Error, ErrorCategory, FraiseClient, QueryStream, RawJson, RetryAdvice};
 use futures_util::{StreamExt, stream::FusedStream};
 use support::{
     admin, admin_at, cluster,
@@ -91,19 +91,17 @@ async fn a_server_that_ends_under_a_stream_gives_its_rows_an_error_and_the_clien
         }
         let (next, error) = numbers_from(1001, stream).await;
         let error = error.unwrap_or_else(|| panic!("{how}: the end is no error"));
-        assert!(next >= 1001 && error.is_retriable(), "{how}: {error:?}");
-        match (error.sqlstate(), state) {
-            (Some(code), Some(expected)) => assert_eq!(code.code(), expected, "{how}"),
-            // A backend that is blocked in send closes without a word.
-            (None, _) => assert_eq!(error.category(), ErrorCategory::ConnectionClosed, "{how}"),
-            (Some(code), None) => panic!("{how}: {code:?}"),
+        assert!(next >= 1001, "{how}");
+        // A backend that is blocked in send closes without a word.
+        if told(&error) != LOST {
+            assert!(state.is_some(), "{how}: {error}");
+            assert_eq!(told(&error), (ErrorCategory::Server, state, true), "{how}: {error}");
         }
         assert!(!client.is_connected(), "{how}");
         if how != "kill the backend" {
             // While it is away that is said, at once.
             let error = client.ping().await.unwrap_err();
-            assert_eq!(error.category(), ErrorCategory::Connection, "{how}: {error}");
-            assert!(error.is_retriable());
+            assert_eq!(told(&error), (ErrorCategory::Connection, None, true), "{how}: {error}");
             // What a killed one leaves behind ends by itself, and is in the way until then.
             eventually("it starts", async || server.try_control(&["start"])).await;
         }
@@ -153,7 +151,7 @@ async fn a_session_cut_at_any_byte_is_an_error_behind_the_rows_that_came() {
             Ok((rows, error)) => {
                 let error =
                     error.unwrap_or_else(|| panic!("cut behind {bytes} bytes, and no error"));
-                assert_eq!(error.category(), ErrorCategory::ConnectionClosed, "{error:?}");
+                assert_eq!(told(&error), LOST, "{error:?}");
                 assert!(rows >= most, "behind {bytes} bytes there are fewer rows than before");
                 most = rows;
             }
@@ -168,56 +166,106 @@ async fn the_servers_limits_are_told_by_their_sqlstates() {
     sql("create table t_locked (data json);
          insert into t_locked values ('1');
          create view v_locked as select data from t_locked;
-         create function full_disk(i int) returns json language plpgsql as $$
+         create function fails(i int, state text) returns json language plpgsql as $$
          begin
-             if i = 3 then raise exception 'no space left' using errcode = '53100'; end if;
+             if i = 3 then raise exception 'no more of it' using errcode = state; end if;
              return to_json(i);
          end $$;
-         create view v_full as select full_disk(i) as data from generate_series(1, 9) i;
          create view v_sleeps as select to_json(i) as data
              from (select i, pg_sleep(case when i > 2 then 600 else 0 end) from generate_series(1, 9) i) s
          ")
     .await;
+    // Class 53, insufficient resources: any of them may have gone by the next time.
+    const RESOURCES: [&str; 5] = ["53000", "53100", "53200", "53300", "53400"];
+    for state in RESOURCES {
+        let view = "as select fails(i, '53000') as data from generate_series(1, 9) i";
+        sql(&format!("create view v_fails_{state} {}", view.replace("53000", state))).await;
+    }
     let mut locker = admin().await;
     let lock = locker.transaction().await.unwrap();
     lock.batch_execute("lock table t_locked").await.unwrap();
     let url = cluster().url();
-    for (setting, view, rows, state, retriable) in [
-        ("?options=-c%20statement_timeout%3D100", "v_sleeps", 2, "57014", true),
-        ("?options=-c%20lock_timeout%3D100", "v_locked", 0, "55P03", true),
-        ("", "v_full", 2, "53100", true),
-    ] {
+    let mut limits = vec![
+        ("?options=-c%20statement_timeout%3D100", "v_sleeps".to_owned(), 2, "57014"),
+        ("?options=-c%20lock_timeout%3D100", "v_locked".to_owned(), 0, "55P03"),
+    ];
+    limits.extend(RESOURCES.map(|state| ("", format!("v_fails_{state}"), 2, state)));
+    for (setting, view, rows, state) in limits {
         let client = FraiseClient::connect(&format!("{url}{setting}")).await.unwrap();
         let pid = client.backend_pid();
-        let (next, error) = match client.query::<u64>(view).execute().await {
+        let (next, error) = match client.query::<u64>(&view).execute().await {
             Ok(stream) => numbers_from(1, stream).await,
             Err(e) => (1, Some(e)),
         };
         let error = error.unwrap();
-        let code = error.sqlstate().map(|code| code.code().to_owned());
-        assert_eq!((next - 1, code.as_deref()), (rows, Some(state)), "{view}: {error}");
-        assert_eq!(error.is_retriable(), retriable, "{state}");
+        assert_eq!(told(&error), (ErrorCategory::Server, Some(state), true), "{view}: {error}");
+        assert_eq!(error.retry_advice(), RetryAdvice::AfterDelay, "{view}");
+        assert_eq!(next - 1, rows, "{view}: {error}");
         assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
         assert_eq!(client.backend_pid(), pid, "the session goes on");
     }
     lock.rollback().await.unwrap();
+}
 
-    // A session that is ended because it is idle is replaced, and nobody sees it.
-    let client = FraiseClient::connect(&format!("{url}?options=-c%20idle_session_timeout%3D50"))
+/// A client that cannot have a session now can have one later.
+#[tokio::test]
+async fn a_role_with_too_many_connections_is_told_so_and_goes_on_when_it_has_fewer() {
+    let full = Cluster::start(TRUST_EVERYBODY).unwrap();
+    let admin = admin_at(&full.url()).await;
+    admin
+        .batch_execute(&format!("create role role_few login connection limit 0; {NUMBERS}"))
         .await
         .unwrap();
+    admin.batch_execute("grant select on v_numbers to role_few").await.unwrap();
+    let url = full.url().replace("postgres@", "role_few@");
+    let client = FraiseClient::new(url.parse().unwrap());
+    for _ in 0..2 {
+        let error = client.query::<u64>("v_numbers").limit(1).execute().await.unwrap_err();
+        assert_eq!(told(&error), (ErrorCategory::Server, Some("53300"), true), "{error}");
+    }
+    admin.batch_execute("alter role role_few connection limit 1").await.unwrap();
+    assert_eq!(client.query::<u64>("v_numbers").limit(1).fetch_all().await.unwrap(), [1]);
+}
+
+/// A session that is ended because it is idle is replaced, and nobody sees it.
+#[tokio::test]
+async fn a_session_ended_because_it_is_idle_is_not_missed() {
+    let url = format!("{}?options=-c%20idle_session_timeout%3D50", cluster().url());
+    let client = FraiseClient::connect(&url).await.unwrap();
     let (pid, admin) = (client.backend_pid().unwrap(), admin().await);
     eventually("it is ended", async || support::backend_state(&admin, pid).await.is_none()).await;
     assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
     assert_ne!(client.backend_pid(), Some(pid));
+}
 
-    let full = Cluster::start(TRUST_EVERYBODY).unwrap();
-    let admin = admin_at(&full.url()).await;
-    admin.batch_execute("create role role_few login connection limit 0").await.unwrap();
-    let url = full.url().replace("postgres@", "role_few@");
-    let error = FraiseClient::connect(&url).await.unwrap_err();
-    assert_eq!(error.sqlstate().map(|code| code.code()), Some("53300"), "{error}");
-    assert!(error.is_retriable());
+/// However slowly it is read, a query is not idle: the limits of idle sessions and transactions, and the one of
+/// waiting for locks, are not for it.
+#[tokio::test]
+async fn a_paused_stream_is_not_idle_for_the_server() {
+    sql(&NUMBERS.replace("v_numbers", "v_unhurried_numbers")).await;
+    let url = format!(
+        "{}?options=-c%20idle_in_transaction_session_timeout%3D100%20-c%20idle_session_timeout%3D100\
+         %20-c%20lock_timeout%3D100",
+        cluster().url()
+    );
+    let client = FraiseClient::connect(&url).await.unwrap();
+    let admin = admin().await;
+    let pid = client.backend_pid().unwrap();
+    let mut stream = client.query::<u64>("v_unhurried_numbers").execute().await.unwrap();
+    stream.pause().await.unwrap();
+    eventually("many times that has passed", async || {
+        let query = "select clock_timestamp() - query_start > '500 ms' from pg_stat_activity where pid = $1";
+        admin.query_one(query, &[&i32::try_from(pid).unwrap()]).await.unwrap().get(0)
+    })
+    .await;
+    assert_eq!(support::backend_state(&admin, pid).await.as_deref(), Some("active"));
+    stream.resume().await.unwrap();
+    for i in 1..=100_000 {
+        assert_eq!(stream.next().await.unwrap().unwrap(), i);
+    }
+    stream.cancel().await.unwrap();
+    assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
+    assert_eq!(client.backend_pid(), Some(pid));
 }
 
 /// Since Postgres 17 a transaction can be limited: that ends the session.
@@ -237,7 +285,9 @@ async fn a_transaction_timeout_ends_the_session_and_not_the_client() {
     let stream = client.query::<u64>("v_numbers").execute().await.unwrap();
     let (next, error) = numbers_from(1, stream).await;
     let error = error.unwrap();
-    assert_eq!(error.sqlstate().map(|code| code.code()), Some("25P04"), "{error}");
+    // It would last as long again.
+    assert_eq!(told(&error), (ErrorCategory::Server, Some("25P04"), false), "{error}");
+    assert!(!client.is_connected());
     assert!(next > 1);
     assert_eq!(client.query::<u64>("v_numbers").limit(1).fetch_all().await.unwrap(), [1]);
 }
@@ -275,8 +325,8 @@ async fn a_standby_ends_queries_in_the_way_of_replay_and_keeps_them_through_prom
         }
     }
     let conflict = conflict.expect("replay ends the query");
-    assert_eq!(conflict.sqlstate().map(|code| code.code()), Some("40001"), "{conflict}");
-    assert!(conflict.is_retriable());
+    assert_eq!(told(&conflict), (ErrorCategory::Server, Some("40001"), true), "{conflict}");
+    assert!(client.is_connected(), "the session goes on");
 
     let stream = client.query::<u64>("v_slow").execute().await.unwrap();
     standby.control(&["promote"]);
@@ -289,23 +339,60 @@ async fn a_standby_ends_queries_in_the_way_of_replay_and_keeps_them_through_prom
     .await;
 }
 
-/// A server that cannot take connections yet is waited for by the retry policy, and another host is not.
+/// A server that cannot take connections yet is followed by another host; of one alone that is what is said.
 #[tokio::test]
 async fn a_server_that_starts_up_is_followed_by_the_next_host() {
-    let starting = || {
-        let error = scripted::error("FATAL", "57P03", "the database system is starting up");
-        vec![Step::ExpectStartup, Step::Send(error)]
-    };
-    let server = Scripted::start(vec![starting()]).await;
-    let url = format!(
-        "host={},127.0.0.1 port={},{} user=postgres dbname=postgres sslmode=disable",
-        server.address.ip(),
-        server.address.port(),
-        cluster().port()
-    );
-    let client = FraiseClient::connect(&url).await.unwrap();
-    assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
-    server.done().await;
+    for text in [
+        "the database system is starting up",
+        "the database system is not yet accepting connections",
+        "the database system is in recovery mode",
+        "the database system is shutting down",
+    ] {
+        let refusing =
+            || vec![Step::ExpectStartup, Step::Send(scripted::error("FATAL", "57P03", text))];
+        let server = Scripted::start(vec![refusing(), refusing(), refusing()]).await;
+        let url = |port: u16| {
+            format!(
+                "host=127.0.0.1,127.0.0.1 port={},{port} user=postgres dbname=postgres sslmode=disable",
+                server.address.port(),
+            )
+        };
+        let client = FraiseClient::connect(&url(cluster().port())).await.unwrap();
+        assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
+
+        let error = FraiseClient::connect(&server.url()).await.unwrap_err();
+        let expected = (ErrorCategory::Server, Some("57P03"), true);
+        assert_eq!(told(&error), expected, "{error}");
+        assert!(error.to_string().contains(text), "{error}");
+
+        // None of several speaks for the others.
+        let other = Scripted::start(vec![refusing()]).await;
+        let error = FraiseClient::connect(&url(other.address.port())).await.unwrap_err();
+        assert_eq!(told(&error), (ErrorCategory::Connection, None, true), "{error}");
+        assert_eq!(error.to_string().matches(text).count(), 2, "{error}");
+        server.done().await;
+        other.done().await;
+    }
+}
+
+/// A standby that takes nobody says so with the SQLSTATE of a server that starts up, until it is promoted.
+#[tokio::test]
+async fn a_standby_that_takes_nobody_is_had_when_it_does() {
+    let primary =
+        Cluster::start("local all all trust\nhost all,replication all all trust\n").unwrap();
+    admin_at(&primary.url()).await.batch_execute(NUMBERS).await.unwrap();
+    let standby = Cluster::start_with(&Setup {
+        standby_of: Some(primary.port()),
+        settings: "-c hot_standby=off",
+        ..Setup::default()
+    });
+    let standby = standby.unwrap_or_else(|e| panic!("{e}"));
+    let client = FraiseClient::new(standby.url().parse().unwrap());
+    let error = client.query::<u64>("v_numbers").execute().await.unwrap_err();
+    assert_eq!(told(&error), (ErrorCategory::Server, Some("57P03"), true), "{error}");
+    assert!(error.to_string().contains("Hot standby mode is disabled"), "{error}");
+    standby.control(&["promote"]);
+    assert_eq!(client.query::<u64>("v_numbers").limit(2).fetch_all().await.unwrap(), [1, 2]);
 }
 
 /// The administrator of a pooler.
@@ -515,7 +602,8 @@ async fn a_black_hole_ends_by_read_timeout_with_the_rows_that_came() {
         matches!(error, Error::Timeout { phase: fraiseql_wire::TimeoutPhase::Read, .. }),
         "{error:?}"
     );
-    assert!(next > 1 && error.is_retriable());
+    assert_eq!(told(&error), (ErrorCategory::Timeout, None, true));
+    assert!(next > 1);
     proxy.stall(false);
     eventually("the connection is given up", async || !client.is_busy()).await;
     assert!(client.query::<RawJson>("v_one").fetch_one().await.is_ok());
@@ -594,7 +682,7 @@ async fn random_faults_lose_nothing_and_leave_nothing() {
                     whole += 1;
                 }
                 Some(Err(e)) => {
-                    assert!(e.is_retriable(), "seed {seed}: {e:?}");
+                    assert_eq!(told(&e), LOST, "seed {seed}: {e:?}");
                     assert!(stream.next().await.is_none(), "seed {seed}");
                     broken += 1;
                     // Else the client would try to connect again and again, with pauses.

@@ -384,6 +384,7 @@ async fn a_terminated_backend_is_an_error_with_its_sqlstate() {
     };
     assert!((1..=3).contains(&rows), "{rows} rows");
     assert_eq!(error.sqlstate(), Some(&sqlstate::ADMIN_SHUTDOWN), "{error}");
+    assert_eq!(error.category(), ErrorCategory::Server);
     assert!(error.is_retriable());
     assert!(stream.next().await.is_none());
     client.ping().await.unwrap();
@@ -890,8 +891,11 @@ async fn next_is_cancel_safe() {
 fn a_runtime_that_is_shut_down_ends_the_stream_with_an_error() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let (first, second) = (runtime(), runtime());
-    let mut stream = first
-        .block_on(async { client().await.query::<Value>("v_endless").execute().await.unwrap() });
+    let (client, mut stream) = first.block_on(async {
+        let client = client().await;
+        let stream = client.query::<Value>("v_endless").execute().await.unwrap();
+        (client, stream)
+    });
     drop(first);
     second.block_on(async {
         let error = loop {
@@ -901,6 +905,10 @@ fn a_runtime_that_is_shut_down_ends_the_stream_with_an_error() {
             }
         };
         assert!(error.to_string().contains("runtime"), "{error}");
+        assert_eq!(error.category(), ErrorCategory::ConnectionClosed);
+        assert!(error.is_retriable() && error.sqlstate().is_none());
         assert!(stream.next().await.is_none());
+        drop(stream);
+        client.ping().await.unwrap();
     });
 }
