@@ -609,6 +609,160 @@ async fn a_black_hole_ends_by_read_timeout_with_the_rows_that_came() {
     assert!(client.query::<RawJson>("v_one").fetch_one().await.is_ok());
 }
 
+/// Each piece comes late, on the way there and on the way back: everything takes longer, and is as it was.
+#[tokio::test]
+async fn a_network_with_delays_changes_nothing() {
+    sql(&NUMBERS.replace("v_numbers", "v_late_numbers")).await;
+    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let config = fraiseql_wire::ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(proxy.address.port())
+        .user("postgres")
+        .database("postgres")
+        // What is on its way comes late too.
+        .cancel_timeout(Duration::from_secs(30));
+    proxy.delay(Duration::from_millis(5));
+    let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
+    let pid = client.backend_pid();
+    let whole = async || {
+        let stream = client.query::<u64>("v_short").execute().await.unwrap();
+        let (next, error) = numbers_from(1, stream).await;
+        assert!(error.is_none() && next == 301, "{error:?} behind {next}");
+        assert_eq!(client.backend_pid(), pid);
+    };
+    for piece in [1 << 10, 64 << 10] {
+        proxy.piece(piece);
+        whole().await;
+
+        let mut stream = client.query::<u64>("v_late_numbers").execute().await.unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        stream.pause().await.unwrap();
+        let received = stream.stats().total_rows_received;
+        for i in 2..=received {
+            assert_eq!(stream.next().await.unwrap().unwrap(), i);
+        }
+        assert!(futures_util::poll!(stream.next()).is_pending());
+        assert_eq!(stream.stats().total_rows_received, received);
+        stream.resume().await.unwrap();
+        for i in received + 1..=received + 500 {
+            assert_eq!(stream.next().await.unwrap().unwrap(), i);
+        }
+        // The rest of what the sockets hold would take long in small pieces.
+        proxy.piece(64 << 10);
+        stream.cancel().await.unwrap();
+        whole().await;
+
+        let mut stream = client.query::<u64>("v_late_numbers").execute().await.unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        drop(stream);
+        whole().await;
+
+        // Before anything has been answered.
+        let mut execute = Box::pin(client.query::<u64>("v_late_numbers").execute());
+        assert!(futures_util::poll!(&mut execute).is_pending());
+        drop(execute);
+        whole().await;
+    }
+}
+
+/// A server that has ended its side and still reads: the rows count, the end does not, and it is told goodbye.
+#[tokio::test]
+async fn a_server_that_ends_its_side_is_told_goodbye() {
+    let goodbye = || Step::Expect(b"X\0\0\0\x04".to_vec());
+    let answer = |rows: &[&str]| {
+        let rows: Vec<_> = rows.iter().flat_map(|value| scripted::row(value)).collect();
+        [scripted::begin_json(), rows].concat()
+    };
+    let whole = [answer(&["1"]), scripted::complete(), scripted::ready()].concat();
+
+    // In the middle of the result, between rows and within one.
+    let mut cut = answer(&["1", "2", "3"]);
+    cut.truncate(cut.len() - 3);
+    for (sent, rows) in [(answer(&["1", "2"]), 2), (cut, 2)] {
+        let mut first = scripted::login();
+        first.extend([
+            Step::ExpectQuery,
+            Step::Send(sent),
+            Step::HalfClose,
+            goodbye(),
+            Step::ExpectEnd,
+        ]);
+        let mut second = scripted::login();
+        second.extend([Step::ExpectQuery, Step::Send(whole.clone())]);
+        let server = Scripted::start(vec![first, second]).await;
+        let client = FraiseClient::connect(&server.url()).await.unwrap();
+        let (next, error) = match client.query::<u64>("v").execute().await {
+            Ok(stream) => numbers_from(1, stream).await,
+            Err(e) => (1, Some(e)),
+        };
+        assert_eq!(told(&error.unwrap()), LOST);
+        assert_eq!(next - 1, rows);
+        assert_eq!(client.query::<u64>("v").fetch_all().await.unwrap(), [1]);
+        drop(client);
+        server.done().await;
+    }
+
+    // Between two queries, and before anything of an answer: then nobody sees it.
+    let mut between = scripted::login();
+    between.extend([Step::ExpectQuery, Step::Send(whole.clone()), Step::HalfClose]);
+    // The next query may be on its way already.
+    between.push(Step::Silence);
+    let mut before = scripted::login();
+    before.extend([Step::ExpectQuery, Step::HalfClose, goodbye(), Step::ExpectEnd]);
+    for (first, answers) in [(between, 2), (before, 1)] {
+        let mut second = scripted::login();
+        second.extend([Step::ExpectQuery, Step::Send(whole.clone())]);
+        let server = Scripted::start(vec![first, second]).await;
+        let client = FraiseClient::connect(&server.url()).await.unwrap();
+        for _ in 0..answers {
+            assert_eq!(client.query::<u64>("v").fetch_all().await.unwrap(), [1]);
+        }
+        drop(client);
+        server.done().await;
+    }
+}
+
+/// One direction of a connection ends in mid-result, and the other does not.
+#[tokio::test]
+async fn a_connection_that_is_half_gone_gives_what_passes_and_is_not_used_again() {
+    sql(&format!(
+        "{};
+         create view v_half_numbers as
+             select (repeat(' ', 10000) || i)::json as data from (select generate_series(1, 3000) i) n",
+        NUMBERS.replace("v_numbers", "v_gone_numbers")
+    ))
+    .await;
+    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let url = format!("postgres://postgres@{}/postgres?sslmode=disable", proxy.address);
+    let client = FraiseClient::connect(&url).await.unwrap();
+    let admin = admin().await;
+
+    // What the client says does not arrive any more: the server sends what it has begun, and goes.
+    let pid = client.backend_pid().unwrap();
+    let mut stream = client.query::<u64>("v_half_numbers").execute().await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+    stream.pause().await.unwrap();
+    proxy.shut_clients(true);
+    stream.resume().await.unwrap();
+    let (next, error) = numbers_from(stream.stats().total_rows_yielded + 1, stream).await;
+    assert!(error.is_none() && next == 3001, "{error:?} behind {next}");
+    eventually("it is gone", async || support::backend_state(&admin, pid).await.is_none()).await;
+    proxy.shut_clients(false);
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+    assert_ne!(client.backend_pid(), Some(pid));
+
+    // What the server says does not arrive any more: the client goes, and the server after it.
+    let pid = client.backend_pid().unwrap();
+    let stream = client.query::<u64>("v_gone_numbers").execute().await.unwrap();
+    proxy.half_cut_after(1_000_000);
+    let (next, error) = numbers_from(1, stream).await;
+    assert_eq!(told(&error.unwrap()), LOST);
+    assert!(next > 10_000, "{next}");
+    eventually("it is gone", async || support::backend_state(&admin, pid).await.is_none()).await;
+    proxy.cut_after(u64::MAX);
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+}
+
 /// Networks that fail at random while streams are read, paused, dropped and cancelled at random: no row is lost or
 /// doubled, nothing that is not whole looks whole, no connection that is not clean is used again, and no backend
 /// stays behind.
