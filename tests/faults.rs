@@ -50,7 +50,9 @@ const NUMBERS: &str = "create view v_numbers as
 /// A server of its own, for a test that breaks it.
 async fn breakable() -> Cluster {
     let cluster = Cluster::start(TRUST_EVERYBODY).unwrap_or_else(|e| panic!("{e}"));
-    admin_at(&cluster.url()).await.batch_execute(NUMBERS).await.unwrap();
+    // What is made here is to be there after a crash too.
+    let kept = format!("set synchronous_commit = on; {NUMBERS}");
+    admin_at(&cluster.url()).await.batch_execute(&kept).await.unwrap();
     cluster
 }
 
@@ -607,6 +609,46 @@ async fn a_black_hole_ends_by_read_timeout_with_the_rows_that_came() {
     proxy.stall(false);
     eventually("the connection is given up", async || !client.is_busy()).await;
     assert!(client.query::<RawJson>("v_one").fetch_one().await.is_ok());
+}
+
+/// What happens to the server is told by the pooler: in the server's words when there are any, and else in its own.
+#[tokio::test]
+async fn a_server_that_ends_behind_a_pooler_is_told_by_the_pooler() {
+    let server = breakable().await;
+    let sleep = "set synchronous_commit = on;
+                 create view v_asleep as select to_json(pg_sleep(600)::text) as data";
+    admin_at(&server.url()).await.batch_execute(sleep).await.unwrap();
+    for mode in MODES {
+        let pooler = Daemon::pgbouncer_in(mode, server.port());
+        for (how, state, retriable) in [("terminate", "57P01", true), ("kill", "08P01", false)] {
+            let admin = admin_at(&server.url()).await;
+            let client = behind(&pooler);
+            let (rows, ()) = tokio::join!(client.query::<u64>("v_asleep").fetch_all(), async {
+                let at_work = "select pid from pg_stat_activity where state = 'active'
+                               and query like '%v_asleep%' and pid <> pg_backend_pid()";
+                eventually("it runs", async || {
+                    admin.query_opt(at_work, &[]).await.unwrap().is_some()
+                })
+                .await;
+                let pid: i32 = admin.query_one(at_work, &[]).await.unwrap().get(0);
+                if how == "kill" {
+                    kill("KILL", pid.unsigned_abs());
+                } else {
+                    admin.execute("select pg_terminate_backend($1)", &[&pid]).await.unwrap();
+                }
+            });
+            let error = rows.unwrap_err();
+            let expected = (ErrorCategory::Server, Some(state), retriable);
+            assert_eq!(told(&error), expected, "{mode}, {how}: {error}");
+            let by_pooler = error.to_string().contains("FATAL: server conn crashed?");
+            assert_eq!(by_pooler, how == "kill", "{mode}, {how}: {error}");
+            assert!(!client.is_connected());
+            eventually(&format!("it is back after {how}"), async || client.ping().await.is_ok())
+                .await;
+            let rows = client.query::<u64>("v_numbers").limit(1).fetch_all().await;
+            assert_eq!(rows.unwrap(), [1], "{mode}, {how}");
+        }
+    }
 }
 
 /// Each piece comes late, on the way there and on the way back: everything takes longer, and is as it was.
