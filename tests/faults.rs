@@ -252,8 +252,8 @@ async fn a_paused_stream_is_not_idle_for_the_server() {
     );
     let client = FraiseClient::connect(&url).await.unwrap();
     let admin = admin().await;
-    let pid = client.backend_pid().unwrap();
     let mut stream = client.query::<u64>("v_unhurried_numbers").execute().await.unwrap();
+    let pid = client.backend_pid().unwrap();
     stream.pause().await.unwrap();
     eventually("many times that has passed", async || {
         let query = "select clock_timestamp() - query_start > '500 ms' from pg_stat_activity where pid = $1";
@@ -267,7 +267,6 @@ async fn a_paused_stream_is_not_idle_for_the_server() {
     }
     stream.cancel().await.unwrap();
     assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
-    assert_eq!(client.backend_pid(), Some(pid));
 }
 
 /// Since Postgres 17 a transaction can be limited: that ends the session.
