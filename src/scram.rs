@@ -143,10 +143,11 @@ impl ClientFirst {
             return Err(malformed("its nonce does not continue the client's"));
         }
         let salt = BASE64.decode(salt).map_err(|_| malformed("its salt is not base64"))?;
-        let iterations = iterations
-            .parse()
-            .ok()
-            .filter(|i| *i > 0)
+        // posit-number = %x31-39 *DIGIT
+        let is_number = iterations.bytes().all(|b| b.is_ascii_digit());
+        let iterations = Some(iterations)
+            .filter(|text| is_number && !text.starts_with('0'))
+            .and_then(|text| text.parse().ok())
             .ok_or_else(|| malformed("its iteration count is not a positive number"))?;
         if iterations > max_iterations {
             return Err(Error::authentication(format!(
@@ -324,6 +325,10 @@ mod tests {
             ("r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i=0", "not a positive number"),
             ("r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i=-1", "not a positive number"),
             ("r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i=99999999999", "not a positive number"),
+            ("r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i=", "not a positive number"),
+            ("r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i=+4", "not a positive number"),
+            ("r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i=04096", "not a positive number"),
+            ("r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i= 4096", "not a positive number"),
             ("r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i=100001", "more than the 100000"),
         ] {
             let error = challenge(bad.as_bytes()).unwrap_err().to_string();

@@ -137,6 +137,7 @@ async fn connect_timeout_ends_every_silence() {
         let url = format!("postgres://u:p@{}/d?connect_timeout=1&sslmode=disable", server.address);
         let started = Instant::now();
         let error = FraiseClient::connect(&url).await.unwrap_err();
+        assert!(error.is_retriable() && error.sqlstate().is_none());
         let Error::Timeout { phase: TimeoutPhase::Connect, after } = error else {
             panic!("{error:?}");
         };

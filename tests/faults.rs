@@ -6,11 +6,12 @@ mod support;
 
 use std::{path::Path, process::Command, time::Duration};
 
-use fraiseql_wire::{Error, ErrorCategory, FraiseClient, QueryStream, RawJson};
+use fraiseql_wire::{Error, ErrorCategory, FraiseClient, QueryStream, RawJson, RetryAdvice};
 use futures_util::{StreamExt, stream::FusedStream};
 use support::{
     admin, admin_at, cluster,
     cluster::{Cluster, Setup, TRUST_EVERYBODY},
+    daemon::Daemon,
     eventually,
     proxy::Proxy,
     random::Random,
@@ -35,13 +36,23 @@ async fn numbers_from(mut next: u64, mut stream: QueryStream<u64>) -> (u64, Opti
     (next, error)
 }
 
+/// What a program decides by: the category, the SQLSTATE, and whether to try again.
+fn told(error: &Error) -> (ErrorCategory, Option<&str>, bool) {
+    (error.category(), error.sqlstate().map(|code| code.code()), error.is_retriable())
+}
+
+/// What stands for a connection that ended without a word.
+const LOST: (ErrorCategory, Option<&str>, bool) = (ErrorCategory::ConnectionClosed, None, true);
+
 const NUMBERS: &str = "create view v_numbers as
     select to_json(i) as data from (select generate_series(1, 2000000000) i) numbers";
 
 /// A server of its own, for a test that breaks it.
 async fn breakable() -> Cluster {
     let cluster = Cluster::start(TRUST_EVERYBODY).unwrap_or_else(|e| panic!("{e}"));
-    admin_at(&cluster.url()).await.batch_execute(NUMBERS).await.unwrap();
+    // What is made here is to be there after a crash too.
+    let kept = format!("set synchronous_commit = on; {NUMBERS}");
+    admin_at(&cluster.url()).await.batch_execute(&kept).await.unwrap();
     cluster
 }
 
@@ -82,19 +93,17 @@ async fn a_server_that_ends_under_a_stream_gives_its_rows_an_error_and_the_clien
         }
         let (next, error) = numbers_from(1001, stream).await;
         let error = error.unwrap_or_else(|| panic!("{how}: the end is no error"));
-        assert!(next >= 1001 && error.is_retriable(), "{how}: {error:?}");
-        match (error.sqlstate(), state) {
-            (Some(code), Some(expected)) => assert_eq!(code.code(), expected, "{how}"),
-            // A backend that is blocked in send closes without a word.
-            (None, _) => assert_eq!(error.category(), ErrorCategory::ConnectionClosed, "{how}"),
-            (Some(code), None) => panic!("{how}: {code:?}"),
+        assert!(next >= 1001, "{how}");
+        // A backend that is blocked in send closes without a word.
+        if told(&error) != LOST {
+            assert!(state.is_some(), "{how}: {error}");
+            assert_eq!(told(&error), (ErrorCategory::Server, state, true), "{how}: {error}");
         }
         assert!(!client.is_connected(), "{how}");
         if how != "kill the backend" {
             // While it is away that is said, at once.
             let error = client.ping().await.unwrap_err();
-            assert_eq!(error.category(), ErrorCategory::Connection, "{how}: {error}");
-            assert!(error.is_retriable());
+            assert_eq!(told(&error), (ErrorCategory::Connection, None, true), "{how}: {error}");
             // What a killed one leaves behind ends by itself, and is in the way until then.
             eventually("it starts", async || server.try_control(&["start"])).await;
         }
@@ -144,7 +153,7 @@ async fn a_session_cut_at_any_byte_is_an_error_behind_the_rows_that_came() {
             Ok((rows, error)) => {
                 let error =
                     error.unwrap_or_else(|| panic!("cut behind {bytes} bytes, and no error"));
-                assert_eq!(error.category(), ErrorCategory::ConnectionClosed, "{error:?}");
+                assert_eq!(told(&error), LOST, "{error:?}");
                 assert!(rows >= most, "behind {bytes} bytes there are fewer rows than before");
                 most = rows;
             }
@@ -159,56 +168,105 @@ async fn the_servers_limits_are_told_by_their_sqlstates() {
     sql("create table t_locked (data json);
          insert into t_locked values ('1');
          create view v_locked as select data from t_locked;
-         create function full_disk(i int) returns json language plpgsql as $$
+         create function fails(i int, state text) returns json language plpgsql as $$
          begin
-             if i = 3 then raise exception 'no space left' using errcode = '53100'; end if;
+             if i = 3 then raise exception 'no more of it' using errcode = state; end if;
              return to_json(i);
          end $$;
-         create view v_full as select full_disk(i) as data from generate_series(1, 9) i;
          create view v_sleeps as select to_json(i) as data
              from (select i, pg_sleep(case when i > 2 then 600 else 0 end) from generate_series(1, 9) i) s
          ")
     .await;
+    // Class 53, insufficient resources: any of them may have gone by the next time.
+    const RESOURCES: [&str; 5] = ["53000", "53100", "53200", "53300", "53400"];
+    for state in RESOURCES {
+        let view = "as select fails(i, '53000') as data from generate_series(1, 9) i";
+        sql(&format!("create view v_fails_{state} {}", view.replace("53000", state))).await;
+    }
     let mut locker = admin().await;
     let lock = locker.transaction().await.unwrap();
     lock.batch_execute("lock table t_locked").await.unwrap();
     let url = cluster().url();
-    for (setting, view, rows, state, retriable) in [
-        ("?options=-c%20statement_timeout%3D100", "v_sleeps", 2, "57014", true),
-        ("?options=-c%20lock_timeout%3D100", "v_locked", 0, "55P03", true),
-        ("", "v_full", 2, "53100", true),
-    ] {
+    let mut limits = vec![
+        ("?options=-c%20statement_timeout%3D100", "v_sleeps".to_owned(), 2, "57014"),
+        ("?options=-c%20lock_timeout%3D100", "v_locked".to_owned(), 0, "55P03"),
+    ];
+    limits.extend(RESOURCES.map(|state| ("", format!("v_fails_{state}"), 2, state)));
+    for (setting, view, rows, state) in limits {
         let client = FraiseClient::connect(&format!("{url}{setting}")).await.unwrap();
         let pid = client.backend_pid();
-        let (next, error) = match client.query::<u64>(view).execute().await {
+        let (next, error) = match client.query::<u64>(&view).execute().await {
             Ok(stream) => numbers_from(1, stream).await,
             Err(e) => (1, Some(e)),
         };
         let error = error.unwrap();
-        let code = error.sqlstate().map(|code| code.code().to_owned());
-        assert_eq!((next - 1, code.as_deref()), (rows, Some(state)), "{view}: {error}");
-        assert_eq!(error.is_retriable(), retriable, "{state}");
+        assert_eq!(told(&error), (ErrorCategory::Server, Some(state), true), "{view}: {error}");
+        assert_eq!(error.retry_advice(), RetryAdvice::AfterDelay, "{view}");
+        assert_eq!(next - 1, rows, "{view}: {error}");
         assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
         assert_eq!(client.backend_pid(), pid, "the session goes on");
     }
     lock.rollback().await.unwrap();
+}
 
-    // A session that is ended because it is idle is replaced, and nobody sees it.
-    let client = FraiseClient::connect(&format!("{url}?options=-c%20idle_session_timeout%3D50"))
+/// A client that cannot have a session now can have one later.
+#[tokio::test]
+async fn a_role_with_too_many_connections_is_told_so_and_goes_on_when_it_has_fewer() {
+    let full = Cluster::start(TRUST_EVERYBODY).unwrap();
+    let admin = admin_at(&full.url()).await;
+    admin
+        .batch_execute(&format!("create role role_few login connection limit 0; {NUMBERS}"))
         .await
         .unwrap();
+    admin.batch_execute("grant select on v_numbers to role_few").await.unwrap();
+    let url = full.url().replace("postgres@", "role_few@");
+    let client = FraiseClient::new(url.parse().unwrap());
+    for _ in 0..2 {
+        let error = client.query::<u64>("v_numbers").limit(1).execute().await.unwrap_err();
+        assert_eq!(told(&error), (ErrorCategory::Server, Some("53300"), true), "{error}");
+    }
+    admin.batch_execute("alter role role_few connection limit 1").await.unwrap();
+    assert_eq!(client.query::<u64>("v_numbers").limit(1).fetch_all().await.unwrap(), [1]);
+}
+
+/// A session that is ended because it is idle is replaced, and nobody sees it.
+#[tokio::test]
+async fn a_session_ended_because_it_is_idle_is_not_missed() {
+    let url = format!("{}?options=-c%20idle_session_timeout%3D50", cluster().url());
+    let client = FraiseClient::connect(&url).await.unwrap();
     let (pid, admin) = (client.backend_pid().unwrap(), admin().await);
     eventually("it is ended", async || support::backend_state(&admin, pid).await.is_none()).await;
     assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
     assert_ne!(client.backend_pid(), Some(pid));
+}
 
-    let full = Cluster::start(TRUST_EVERYBODY).unwrap();
-    let admin = admin_at(&full.url()).await;
-    admin.batch_execute("create role role_few login connection limit 0").await.unwrap();
-    let url = full.url().replace("postgres@", "role_few@");
-    let error = FraiseClient::connect(&url).await.unwrap_err();
-    assert_eq!(error.sqlstate().map(|code| code.code()), Some("53300"), "{error}");
-    assert!(error.is_retriable());
+/// However slowly it is read, a query is not idle: the limits of idle sessions and transactions, and the one of
+/// waiting for locks, are not for it.
+#[tokio::test]
+async fn a_paused_stream_is_not_idle_for_the_server() {
+    sql(&NUMBERS.replace("v_numbers", "v_unhurried_numbers")).await;
+    let url = format!(
+        "{}?options=-c%20idle_in_transaction_session_timeout%3D100%20-c%20idle_session_timeout%3D100\
+         %20-c%20lock_timeout%3D100",
+        cluster().url()
+    );
+    let client = FraiseClient::connect(&url).await.unwrap();
+    let admin = admin().await;
+    let mut stream = client.query::<u64>("v_unhurried_numbers").execute().await.unwrap();
+    let pid = client.backend_pid().unwrap();
+    stream.pause().await.unwrap();
+    eventually("many times that has passed", async || {
+        let query = "select clock_timestamp() - query_start > '500 ms' from pg_stat_activity where pid = $1";
+        admin.query_one(query, &[&i32::try_from(pid).unwrap()]).await.unwrap().get(0)
+    })
+    .await;
+    assert_eq!(support::backend_state(&admin, pid).await.as_deref(), Some("active"));
+    stream.resume().await.unwrap();
+    for i in 1..=100_000 {
+        assert_eq!(stream.next().await.unwrap().unwrap(), i);
+    }
+    stream.cancel().await.unwrap();
+    assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
 }
 
 /// Since Postgres 17 a transaction can be limited: that ends the session.
@@ -228,7 +286,9 @@ async fn a_transaction_timeout_ends_the_session_and_not_the_client() {
     let stream = client.query::<u64>("v_numbers").execute().await.unwrap();
     let (next, error) = numbers_from(1, stream).await;
     let error = error.unwrap();
-    assert_eq!(error.sqlstate().map(|code| code.code()), Some("25P04"), "{error}");
+    // It would last as long again.
+    assert_eq!(told(&error), (ErrorCategory::Server, Some("25P04"), false), "{error}");
+    assert!(!client.is_connected());
     assert!(next > 1);
     assert_eq!(client.query::<u64>("v_numbers").limit(1).fetch_all().await.unwrap(), [1]);
 }
@@ -266,8 +326,8 @@ async fn a_standby_ends_queries_in_the_way_of_replay_and_keeps_them_through_prom
         }
     }
     let conflict = conflict.expect("replay ends the query");
-    assert_eq!(conflict.sqlstate().map(|code| code.code()), Some("40001"), "{conflict}");
-    assert!(conflict.is_retriable());
+    assert_eq!(told(&conflict), (ErrorCategory::Server, Some("40001"), true), "{conflict}");
+    assert!(client.is_connected(), "the session goes on");
 
     let stream = client.query::<u64>("v_slow").execute().await.unwrap();
     standby.control(&["promote"]);
@@ -280,23 +340,245 @@ async fn a_standby_ends_queries_in_the_way_of_replay_and_keeps_them_through_prom
     .await;
 }
 
-/// A server that cannot take connections yet is waited for by the retry policy, and another host is not.
+/// A server that cannot take connections yet is followed by another host; of one alone that is what is said.
 #[tokio::test]
 async fn a_server_that_starts_up_is_followed_by_the_next_host() {
-    let starting = || {
-        let error = scripted::error("FATAL", "57P03", "the database system is starting up");
-        vec![Step::ExpectStartup, Step::Send(error)]
-    };
-    let server = Scripted::start(vec![starting()]).await;
-    let url = format!(
-        "host={},127.0.0.1 port={},{} user=postgres dbname=postgres sslmode=disable",
-        server.address.ip(),
-        server.address.port(),
-        cluster().port()
-    );
-    let client = FraiseClient::connect(&url).await.unwrap();
-    assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
-    server.done().await;
+    for text in [
+        "the database system is starting up",
+        "the database system is not yet accepting connections",
+        "the database system is in recovery mode",
+        "the database system is shutting down",
+    ] {
+        let refusing =
+            || vec![Step::ExpectStartup, Step::Send(scripted::error("FATAL", "57P03", text))];
+        let server = Scripted::start(vec![refusing(), refusing(), refusing()]).await;
+        let url = |port: u16| {
+            format!(
+                "host=127.0.0.1,127.0.0.1 port={},{port} user=postgres dbname=postgres sslmode=disable",
+                server.address.port(),
+            )
+        };
+        let client = FraiseClient::connect(&url(cluster().port())).await.unwrap();
+        assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
+
+        let error = FraiseClient::connect(&server.url()).await.unwrap_err();
+        let expected = (ErrorCategory::Server, Some("57P03"), true);
+        assert_eq!(told(&error), expected, "{error}");
+        assert!(error.to_string().contains(text), "{error}");
+
+        // None of several speaks for the others.
+        let other = Scripted::start(vec![refusing()]).await;
+        let error = FraiseClient::connect(&url(other.address.port())).await.unwrap_err();
+        assert_eq!(told(&error), (ErrorCategory::Connection, None, true), "{error}");
+        assert_eq!(error.to_string().matches(text).count(), 2, "{error}");
+        server.done().await;
+        other.done().await;
+    }
+}
+
+/// A standby that takes nobody says so with the SQLSTATE of a server that starts up, until it is promoted.
+#[tokio::test]
+async fn a_standby_that_takes_nobody_is_had_when_it_does() {
+    let primary =
+        Cluster::start("local all all trust\nhost all,replication all all trust\n").unwrap();
+    admin_at(&primary.url()).await.batch_execute(NUMBERS).await.unwrap();
+    let standby = Cluster::start_with(&Setup {
+        standby_of: Some(primary.port()),
+        settings: "-c hot_standby=off",
+        ..Setup::default()
+    });
+    let standby = standby.unwrap_or_else(|e| panic!("{e}"));
+    let client = FraiseClient::new(standby.url().parse().unwrap());
+    let error = client.query::<u64>("v_numbers").execute().await.unwrap_err();
+    assert_eq!(told(&error), (ErrorCategory::Server, Some("57P03"), true), "{error}");
+    assert!(error.to_string().contains("Hot standby mode is disabled"), "{error}");
+    standby.control(&["promote"]);
+    assert_eq!(client.query::<u64>("v_numbers").limit(2).fetch_all().await.unwrap(), [1, 2]);
+}
+
+/// The administrator of a pooler.
+struct Console(tokio_postgres::Client);
+
+impl Console {
+    async fn of(pooler: &Daemon) -> Self {
+        Self(admin_at(&format!("postgres://postgres@127.0.0.1:{}/pgbouncer", pooler.port)).await)
+    }
+
+    async fn run(&self, command: &str) {
+        self.0.simple_query(command).await.unwrap();
+    }
+
+    /// This column of what it shows for the database `postgres`.
+    async fn shows(&self, command: &str, name: &str, column: &str) -> String {
+        let messages = self.0.simple_query(command).await.unwrap();
+        let of_postgres = |message: &_| match message {
+            tokio_postgres::SimpleQueryMessage::Row(row) if row.get(name) == Some("postgres") => {
+                Some(row.get(column).unwrap().to_owned())
+            }
+            _ => None,
+        };
+        messages.iter().find_map(of_postgres).unwrap_or_default()
+    }
+
+    async fn until_paused(&self) {
+        eventually("it is paused", async || {
+            self.shows("show databases", "database", "paused").await == "1"
+        })
+        .await;
+    }
+
+    async fn until_one_is(&self, state: &str) {
+        eventually(&format!("one client is {state}"), async || {
+            self.shows("show pools", "database", &format!("cl_{state}")).await == "1"
+        })
+        .await;
+    }
+}
+
+const MODES: [&str; 2] = ["transaction", "session"];
+
+/// A client behind a pooler, which does not wait long for what the pooler holds up.
+fn behind(pooler: &Daemon) -> FraiseClient {
+    let config = fraiseql_wire::ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(pooler.port)
+        .user("postgres")
+        .database("postgres")
+        .cancel_timeout(Duration::from_millis(300));
+    FraiseClient::new(config.build().unwrap())
+}
+
+/// A pooler that goes says nothing: what came is whole, the rest is lost, and between queries nobody sees it.
+#[tokio::test]
+async fn a_pooler_that_restarts_under_a_stream_loses_it_and_between_queries_nothing() {
+    sql(&NUMBERS.replace("v_numbers", "v_pooled_numbers")).await;
+    for mode in MODES {
+        let mut pooler = Daemon::pgbouncer_in(mode, cluster().port());
+        let client = behind(&pooler);
+        let mut stream = client.query::<u64>("v_pooled_numbers").execute().await.unwrap();
+        for i in 1..=1000 {
+            assert_eq!(stream.next().await.unwrap().unwrap(), i);
+        }
+        pooler.stop();
+        let (next, error) = numbers_from(1001, stream).await;
+        assert!(next >= 1001);
+        assert_eq!(told(&error.unwrap()), LOST, "{mode}");
+        let error = client.ping().await.unwrap_err();
+        assert_eq!(told(&error), (ErrorCategory::Connection, None, true), "{mode}: {error}");
+        pooler.start_again();
+        for _ in 0..2 {
+            assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1], "{mode}");
+            pooler.stop();
+            pooler.start_again();
+        }
+        assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1], "{mode}");
+    }
+}
+
+/// PAUSE waits for what runs, and what begins waits for RESUME.
+#[tokio::test]
+async fn a_paused_pooler_lets_a_stream_end_and_the_next_query_wait() {
+    // More than all the sockets hold, so that the server is still at work.
+    sql(
+        "create view v_wide_numbers as
+         select (repeat(' ', 10000) || i)::json as data from (select generate_series(1, 6000) i) n",
+    )
+    .await;
+    for mode in MODES {
+        let pooler = Daemon::pgbouncer_in(mode, cluster().port());
+        let (console, pauses) = (Console::of(&pooler).await, Console::of(&pooler).await);
+        let client = behind(&pooler);
+        let mut stream = client.query::<u64>("v_wide_numbers").execute().await.unwrap();
+        stream.pause().await.unwrap();
+        let pausing = tokio::spawn(async move { pauses.run("pause postgres").await });
+        console.until_paused().await;
+        stream.resume().await.unwrap();
+        assert!(!pausing.is_finished(), "{mode}: the stream runs");
+        let (next, error) = numbers_from(1, stream).await;
+        assert!(error.is_none() && next == 6001, "{mode}: {error:?} behind {next}");
+
+        let other = behind(&pooler);
+        match mode {
+            // The session is its client's, who is not held up, and PAUSE waits for the end of it.
+            "session" => {
+                assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+                assert!(!pausing.is_finished());
+                client.close().await.unwrap();
+                pausing.await.unwrap();
+            }
+            // A query that has a time ends by it, also where nobody can be asked to stop it.
+            _ => {
+                pausing.await.unwrap();
+                let query = client.query::<u64>("v_one").timeout(Duration::from_millis(300));
+                let error = query.execute().await.unwrap_err();
+                assert_eq!(told(&error), (ErrorCategory::Timeout, None, true), "{error}");
+                eventually("it is cleaned up", async || !client.is_busy()).await;
+                assert!(!client.is_connected(), "nobody knows what would still come");
+                drop(client);
+            }
+        }
+        let (rows, ()) = tokio::join!(other.query::<u64>("v_one").fetch_all(), async {
+            console.until_one_is("waiting").await;
+            console.run("resume postgres").await;
+        });
+        assert_eq!(rows.unwrap(), [1], "{mode}");
+    }
+}
+
+/// KILL ends the sessions of a database: in the pooler's words where it can say them, and else without.
+#[tokio::test]
+async fn a_database_killed_in_the_pooler_ends_its_streams_and_not_its_clients() {
+    sql(&NUMBERS.replace("v_numbers", "v_killed_numbers")).await;
+    for mode in MODES {
+        let pooler = Daemon::pgbouncer_in(mode, cluster().port());
+        let (console, client) = (Console::of(&pooler).await, behind(&pooler));
+        let (error, ()) = tokio::join!(client.query::<u64>("v_asleep").execute(), async {
+            console.until_one_is("active").await;
+            console.run("kill postgres").await;
+        });
+        let error = error.unwrap_err();
+        // PgBouncer has this one SQLSTATE for whatever it says itself.
+        assert_eq!(told(&error), (ErrorCategory::Server, Some("08P01"), false), "{mode}: {error}");
+        assert!(error.to_string().contains("FATAL: database removed"), "{error}");
+        assert!(!client.is_connected());
+        let (rows, ()) = tokio::join!(client.query::<u64>("v_one").fetch_all(), async {
+            console.until_one_is("waiting").await;
+            console.run("resume postgres").await;
+        });
+        assert_eq!(rows.unwrap(), [1], "{mode}");
+
+        // While rows flow, it says so in the middle of one: that is no row, and no message.
+        for _ in 0..5 {
+            let mut stream = client.query::<u64>("v_killed_numbers").execute().await.unwrap();
+            let mut next = 1;
+            assert_eq!(stream.next().await.unwrap().unwrap(), next);
+            console.run("kill postgres").await;
+            let mut errors = Vec::new();
+            while let Some(row) = stream.next().await {
+                match row {
+                    Ok(number) => {
+                        next += 1;
+                        assert!(
+                            errors.is_empty() && number == next,
+                            "{mode}: {errors:?}, {number}"
+                        );
+                    }
+                    Err(e) => errors.push(e),
+                }
+            }
+            let error = errors.pop().unwrap();
+            match told(&error) {
+                (ErrorCategory::Server, Some("08P01"), false)
+                | (ErrorCategory::Protocol, None, false)
+                | LOST => {}
+                other => panic!("{mode}: {other:?}, {error}"),
+            }
+            // The row that its word may have become the end of.
+            assert!(errors.len() <= 1 && errors.iter().all(Error::is_row_error), "{errors:?}");
+            console.run("resume postgres").await;
+            assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1], "{mode}");
+        }
+    }
 }
 
 /// The network takes everything and brings nothing more, and nobody says that it has ended.
@@ -321,10 +603,205 @@ async fn a_black_hole_ends_by_read_timeout_with_the_rows_that_came() {
         matches!(error, Error::Timeout { phase: fraiseql_wire::TimeoutPhase::Read, .. }),
         "{error:?}"
     );
-    assert!(next > 1 && error.is_retriable());
+    assert_eq!(told(&error), (ErrorCategory::Timeout, None, true));
+    assert!(next > 1);
     proxy.stall(false);
     eventually("the connection is given up", async || !client.is_busy()).await;
     assert!(client.query::<RawJson>("v_one").fetch_one().await.is_ok());
+}
+
+/// What happens to the server is told by the pooler: in the server's words when there are any, and else in its own.
+#[tokio::test]
+async fn a_server_that_ends_behind_a_pooler_is_told_by_the_pooler() {
+    let server = breakable().await;
+    let sleep = "set synchronous_commit = on;
+                 create view v_asleep as select to_json(pg_sleep(600)::text) as data";
+    admin_at(&server.url()).await.batch_execute(sleep).await.unwrap();
+    for mode in MODES {
+        let pooler = Daemon::pgbouncer_in(mode, server.port());
+        for (how, state, retriable) in [("terminate", "57P01", true), ("kill", "08P01", false)] {
+            let admin = admin_at(&server.url()).await;
+            let client = behind(&pooler);
+            let (rows, ()) = tokio::join!(client.query::<u64>("v_asleep").fetch_all(), async {
+                let at_work = "select pid from pg_stat_activity where state = 'active'
+                               and query like '%v_asleep%' and pid <> pg_backend_pid()";
+                eventually("it runs", async || {
+                    admin.query_opt(at_work, &[]).await.unwrap().is_some()
+                })
+                .await;
+                let pid: i32 = admin.query_one(at_work, &[]).await.unwrap().get(0);
+                if how == "kill" {
+                    kill("KILL", pid.unsigned_abs());
+                } else {
+                    admin.execute("select pg_terminate_backend($1)", &[&pid]).await.unwrap();
+                }
+            });
+            let error = rows.unwrap_err();
+            let expected = (ErrorCategory::Server, Some(state), retriable);
+            assert_eq!(told(&error), expected, "{mode}, {how}: {error}");
+            let by_pooler = error.to_string().contains("FATAL: server conn crashed?");
+            assert_eq!(by_pooler, how == "kill", "{mode}, {how}: {error}");
+            assert!(!client.is_connected());
+            eventually(&format!("it is back after {how}"), async || client.ping().await.is_ok())
+                .await;
+            let rows = client.query::<u64>("v_numbers").limit(1).fetch_all().await;
+            assert_eq!(rows.unwrap(), [1], "{mode}, {how}");
+        }
+    }
+}
+
+/// Each piece comes late, on the way there and on the way back: everything takes longer, and is as it was.
+#[tokio::test]
+async fn a_network_with_delays_changes_nothing() {
+    sql(&NUMBERS.replace("v_numbers", "v_late_numbers")).await;
+    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let config = fraiseql_wire::ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(proxy.address.port())
+        .user("postgres")
+        .database("postgres")
+        // What is on its way comes late too.
+        .cancel_timeout(Duration::from_secs(30));
+    proxy.delay(Duration::from_millis(5));
+    let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
+    let pid = client.backend_pid();
+    let whole = async || {
+        let stream = client.query::<u64>("v_short").execute().await.unwrap();
+        let (next, error) = numbers_from(1, stream).await;
+        assert!(error.is_none() && next == 301, "{error:?} behind {next}");
+        assert_eq!(client.backend_pid(), pid);
+    };
+    for piece in [1 << 10, 64 << 10] {
+        proxy.piece(piece);
+        whole().await;
+
+        let mut stream = client.query::<u64>("v_late_numbers").execute().await.unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        stream.pause().await.unwrap();
+        let received = stream.stats().total_rows_received;
+        for i in 2..=received {
+            assert_eq!(stream.next().await.unwrap().unwrap(), i);
+        }
+        assert!(futures_util::poll!(stream.next()).is_pending());
+        assert_eq!(stream.stats().total_rows_received, received);
+        stream.resume().await.unwrap();
+        for i in received + 1..=received + 500 {
+            assert_eq!(stream.next().await.unwrap().unwrap(), i);
+        }
+        // The rest of what the sockets hold would take long in small pieces.
+        proxy.piece(64 << 10);
+        stream.cancel().await.unwrap();
+        whole().await;
+
+        let mut stream = client.query::<u64>("v_late_numbers").execute().await.unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        drop(stream);
+        whole().await;
+
+        // Before anything has been answered.
+        let mut execute = Box::pin(client.query::<u64>("v_late_numbers").execute());
+        assert!(futures_util::poll!(&mut execute).is_pending());
+        drop(execute);
+        whole().await;
+    }
+}
+
+/// A server that has ended its side and still reads: the rows count, the end does not, and it is told goodbye.
+#[tokio::test]
+async fn a_server_that_ends_its_side_is_told_goodbye() {
+    let goodbye = || Step::Expect(b"X\0\0\0\x04".to_vec());
+    let answer = |rows: &[&str]| {
+        let rows: Vec<_> = rows.iter().flat_map(|value| scripted::row(value)).collect();
+        [scripted::begin_json(), rows].concat()
+    };
+    let whole = [answer(&["1"]), scripted::complete(), scripted::ready()].concat();
+
+    // In the middle of the result, between rows and within one.
+    let mut cut = answer(&["1", "2", "3"]);
+    cut.truncate(cut.len() - 3);
+    for (sent, rows) in [(answer(&["1", "2"]), 2), (cut, 2)] {
+        let mut first = scripted::login();
+        first.extend([
+            Step::ExpectQuery,
+            Step::Send(sent),
+            Step::HalfClose,
+            goodbye(),
+            Step::ExpectEnd,
+        ]);
+        let mut second = scripted::login();
+        second.extend([Step::ExpectQuery, Step::Send(whole.clone())]);
+        let server = Scripted::start(vec![first, second]).await;
+        let client = FraiseClient::connect(&server.url()).await.unwrap();
+        let (next, error) = match client.query::<u64>("v").execute().await {
+            Ok(stream) => numbers_from(1, stream).await,
+            Err(e) => (1, Some(e)),
+        };
+        assert_eq!(told(&error.unwrap()), LOST);
+        assert_eq!(next - 1, rows);
+        assert_eq!(client.query::<u64>("v").fetch_all().await.unwrap(), [1]);
+        drop(client);
+        server.done().await;
+    }
+
+    // Between two queries, and before anything of an answer: then nobody sees it.
+    let mut between = scripted::login();
+    between.extend([Step::ExpectQuery, Step::Send(whole.clone()), Step::HalfClose]);
+    // The next query may be on its way already.
+    between.push(Step::Silence);
+    let mut before = scripted::login();
+    before.extend([Step::ExpectQuery, Step::HalfClose, goodbye(), Step::ExpectEnd]);
+    for (first, answers) in [(between, 2), (before, 1)] {
+        let mut second = scripted::login();
+        second.extend([Step::ExpectQuery, Step::Send(whole.clone())]);
+        let server = Scripted::start(vec![first, second]).await;
+        let client = FraiseClient::connect(&server.url()).await.unwrap();
+        for _ in 0..answers {
+            assert_eq!(client.query::<u64>("v").fetch_all().await.unwrap(), [1]);
+        }
+        drop(client);
+        server.done().await;
+    }
+}
+
+/// One direction of a connection ends in mid-result, and the other does not.
+#[tokio::test]
+async fn a_connection_that_is_half_gone_gives_what_passes_and_is_not_used_again() {
+    sql(&format!(
+        "{};
+         create view v_half_numbers as
+             select (repeat(' ', 10000) || i)::json as data from (select generate_series(1, 3000) i) n",
+        NUMBERS.replace("v_numbers", "v_gone_numbers")
+    ))
+    .await;
+    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let url = format!("postgres://postgres@{}/postgres?sslmode=disable", proxy.address);
+    let client = FraiseClient::connect(&url).await.unwrap();
+    let admin = admin().await;
+
+    // What the client says does not arrive any more: the server sends what it has begun, and goes.
+    let pid = client.backend_pid().unwrap();
+    let mut stream = client.query::<u64>("v_half_numbers").execute().await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+    stream.pause().await.unwrap();
+    proxy.shut_clients(true);
+    stream.resume().await.unwrap();
+    let (next, error) = numbers_from(stream.stats().total_rows_yielded + 1, stream).await;
+    assert!(error.is_none() && next == 3001, "{error:?} behind {next}");
+    eventually("it is gone", async || support::backend_state(&admin, pid).await.is_none()).await;
+    proxy.shut_clients(false);
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+    assert_ne!(client.backend_pid(), Some(pid));
+
+    // What the server says does not arrive any more: the client goes, and the server after it.
+    let pid = client.backend_pid().unwrap();
+    let stream = client.query::<u64>("v_gone_numbers").execute().await.unwrap();
+    proxy.half_cut_after(1_000_000);
+    let (next, error) = numbers_from(1, stream).await;
+    assert_eq!(told(&error.unwrap()), LOST);
+    assert!(next > 10_000, "{next}");
+    eventually("it is gone", async || support::backend_state(&admin, pid).await.is_none()).await;
+    proxy.cut_after(u64::MAX);
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
 }
 
 /// Networks that fail at random while streams are read, paused, dropped and cancelled at random: no row is lost or
@@ -400,7 +877,7 @@ async fn random_faults_lose_nothing_and_leave_nothing() {
                     whole += 1;
                 }
                 Some(Err(e)) => {
-                    assert!(e.is_retriable(), "seed {seed}: {e:?}");
+                    assert_eq!(told(&e), LOST, "seed {seed}: {e:?}");
                     assert!(stream.next().await.is_none(), "seed {seed}");
                     broken += 1;
                     // Else the client would try to connect again and again, with pauses.

@@ -252,6 +252,157 @@ async fn timeouts_of_a_query_stop_it_on_the_server() {
     assert_eq!(phase(&error), TimeoutPhase::Query);
 }
 
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Lets hours pass at once, as for a machine that was suspended, and goes on.
+async fn hours_pass() {
+    tokio::time::pause();
+    tokio::time::advance(5 * HOUR).await;
+    tokio::time::resume();
+}
+
+/// A client whose deadlines are an hour.
+async fn patient(port: u16) -> FraiseClient {
+    let config = ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(port)
+        .user("postgres")
+        .ssl_mode(fraiseql_wire::SslMode::Disable)
+        .read_timeout(HOUR)
+        .cancel_timeout(HOUR);
+    FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap()
+}
+
+/// Time that jumps ends what has a deadline, and nothing else.
+#[tokio::test]
+async fn hours_that_pass_at_once_end_what_has_a_deadline() {
+    let client = patient(cluster().port()).await;
+    let pid = client.backend_pid();
+    let admin = admin().await;
+
+    // In mid-stream.
+    for timeout in [None, Some(HOUR)] {
+        let query = client.query::<Value>("v_endless").first_row_timeout(HOUR);
+        let query = match timeout {
+            Some(timeout) => query.timeout(timeout),
+            None => query,
+        };
+        let mut stream = query.execute().await.unwrap();
+        let mut next = 0;
+        for _ in 0..1000 {
+            next += 1;
+            assert_eq!(stream.next().await.unwrap().unwrap()["id"], next);
+        }
+        // A server that is not heard in a pause is not silent.
+        stream.pause().await.unwrap();
+        hours_pass().await;
+        if timeout.is_none() {
+            stream.resume().await.unwrap();
+            for _ in 0..20_000 {
+                next += 1;
+                assert_eq!(stream.next().await.unwrap().unwrap()["id"], next);
+            }
+            assert!(stream.stats().paused_for > 4 * HOUR && stream.stats().elapsed > 4 * HOUR);
+            stream.cancel().await.unwrap();
+        } else {
+            wait_until_idle(&client).await;
+            stream.resume().await.unwrap();
+            let error = loop {
+                next += 1;
+                match stream.next().await.unwrap() {
+                    Ok(row) => assert_eq!(row["id"], next),
+                    Err(e) => break e,
+                }
+            };
+            assert_eq!(phase(&error), TimeoutPhase::Query);
+            assert_eq!(error.category(), ErrorCategory::Timeout);
+            assert!(error.is_retriable() && error.to_string().contains("3600s"), "{error}");
+            assert!(stream.next().await.is_none());
+        }
+        drop(stream);
+        assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+        assert_eq!(client.backend_pid(), pid);
+    }
+
+    // Before the first row. Of several that are over at once, one is told: so each has a client for it.
+    for expected in [TimeoutPhase::Query, TimeoutPhase::FirstRow, TimeoutPhase::Read] {
+        let client = match expected {
+            TimeoutPhase::Read => patient(cluster().port()).await,
+            _ => support::client().await,
+        };
+        let pid = client.backend_pid();
+        let query = client.query::<Value>("v_asleep");
+        let query = match expected {
+            TimeoutPhase::Query => query.timeout(HOUR),
+            TimeoutPhase::FirstRow => query.first_row_timeout(HOUR),
+            _ => query,
+        };
+        let (error, ()) = tokio::join!(query.execute(), async {
+            eventually("it runs", async || {
+                backend_state(&admin, pid.unwrap()).await.as_deref() == Some("active")
+            })
+            .await;
+            hours_pass().await;
+        });
+        let error = error.unwrap_err();
+        assert_eq!(phase(&error), expected);
+        assert!(error.is_retriable());
+        assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+        assert_eq!(client.backend_pid(), pid);
+    }
+
+    // A pause, and a session that nobody uses.
+    let query = client.query::<Value>("v_endless").pause_timeout(HOUR);
+    let mut stream = query.execute().await.unwrap();
+    stream.pause().await.unwrap();
+    hours_pass().await;
+    eventually("it goes on", async || stream.state() == StreamState::Running).await;
+    for i in 1..=1000 {
+        assert_eq!(stream.next().await.unwrap().unwrap()["id"], i);
+    }
+    stream.cancel().await.unwrap();
+    hours_pass().await;
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+    assert_eq!(client.backend_pid(), pid);
+}
+
+/// So it does with what waits for a server that does not answer: connecting, and stopping a query.
+#[tokio::test]
+async fn hours_that_pass_at_once_end_connecting_and_cleaning_up() {
+    let (told, asked) = tokio::sync::oneshot::channel();
+    let silent = vec![Step::ExpectStartup, Step::Signal(told), Step::Silence];
+    let server = Scripted::start(vec![silent]).await;
+    let url = server.url().replace("connect_timeout=20", "connect_timeout=3600");
+    let (error, ()) = tokio::join!(FraiseClient::connect(&url), async {
+        asked.await.unwrap();
+        hours_pass().await;
+    });
+    assert_eq!(phase(&error.unwrap_err()), TimeoutPhase::Connect);
+    server.done().await;
+
+    let (told, asked) = tokio::sync::oneshot::channel();
+    let mut first = scripted::login();
+    first.extend([Step::ExpectQuery, Step::Send(scripted::begin_json()), Step::Silence]);
+    let cancel = vec![Step::Expect(scripted::cancel_request()), Step::Signal(told), Step::Silence];
+    let mut second = scripted::login();
+    let answer = [scripted::row("1"), scripted::complete(), scripted::ready()].concat();
+    second.extend([Step::ExpectQuery, Step::Send([scripted::begin_json(), answer].concat())]);
+    let server = Scripted::start(vec![first, cancel, second]).await;
+    let client = patient(server.address.port()).await;
+    let mut stream = client.query::<u64>("v").execute().await.unwrap();
+    let (error, ()) = tokio::join!(stream.cancel(), async {
+        asked.await.unwrap();
+        hours_pass().await;
+    });
+    let error = error.unwrap_err();
+    assert_eq!(phase(&error), TimeoutPhase::Cancel);
+    assert!(error.is_retriable() && !client.is_connected());
+    drop(stream);
+    assert_eq!(client.query::<u64>("v").fetch_all().await.unwrap(), [1]);
+    drop(client);
+    server.done().await;
+}
+
 /// In a pause the first row cannot come.
 #[tokio::test]
 async fn the_first_row_has_as_much_longer_as_the_stream_was_paused() {

@@ -356,6 +356,73 @@ async fn a_description_that_lies_is_found_out_row_by_row() {
     assert!(rows.is_empty() && error.unwrap().category() == ErrorCategory::Protocol);
 }
 
+/// What a server says of its errors is kept and shown, in bounds: each field of them, whatever their number.
+#[tokio::test]
+async fn the_texts_of_an_error_are_kept_in_bounds() {
+    const KEPT: usize = 8 << 10;
+    let liar = Liar::start().await;
+    // Characters of three bytes, which do not come out even; and bytes that are none.
+    let long = format!("begins {}", "\u{20ac}".repeat(1 << 20));
+    let texts = [b'M', b'D', b'H', b'q', b'W', b's', b't', b'c', b'd', b'n', b'F', b'R'];
+    let mut fields = vec![(b'S', &*long), (b'V', &*long), (b'C', "22012")];
+    fields.extend(texts.iter().map(|field| (*field, "short")));
+    for field in texts {
+        let mut lying = session();
+        let mut fields = fields.clone();
+        fields.iter_mut().filter(|(f, _)| *f == field).for_each(|(_, text)| *text = &long);
+        lying.answer[5] = scripted::fields(b'E', &fields);
+        let (rows, error) = liar.run(char::from(field).encode_utf8(&mut [0; 4]), &lying).await;
+        let error = error.unwrap();
+        assert_eq!((rows, error.category()), (vec![1], ErrorCategory::Server), "{error}");
+        assert!(error.to_string().len() < 5 * KEPT, "{} bytes are shown", error.to_string().len());
+        let e = error.as_db_error().unwrap();
+        let kept = [
+            Some(e.message()),
+            e.detail(),
+            e.hint(),
+            e.internal_query(),
+            e.where_(),
+            e.schema(),
+            e.table(),
+            e.column(),
+            e.data_type(),
+            e.constraint(),
+            e.file(),
+            e.routine(),
+            Some(e.severity()),
+        ];
+        for (kept, f) in kept.iter().zip(texts.iter().chain([&b'V'])) {
+            let kept = kept.unwrap();
+            if *f != field && *f != b'V' {
+                assert_eq!(kept, "short");
+                continue;
+            }
+            assert!(long.starts_with(kept) && kept.len() <= KEPT && kept.len() > KEPT - 3);
+        }
+    }
+
+    // A text that just fits is whole; one of no characters at all is still one that is shown.
+    let fits = "x".repeat(KEPT);
+    let mut lying = session();
+    lying.answer[5] = scripted::error("ERROR", "22012", &fits);
+    let (_, error) = liar.run("it fits", &lying).await;
+    assert_eq!(error.unwrap().as_db_error().unwrap().message(), fits);
+    let mut message = scripted::error("ERROR", "22012", &"x".repeat(3 * KEPT));
+    message.iter_mut().filter(|byte| **byte == b'x').for_each(|byte| *byte = 0xff);
+    lying.answer[5] = message;
+    let (_, error) = liar.run("no characters", &lying).await;
+    let error = error.unwrap();
+    let kept = error.as_db_error().unwrap().message().to_owned();
+    assert!(kept.len() <= KEPT && kept.chars().all(|c| c == '\u{fffd}'), "{kept:?}");
+
+    // Without an SQLSTATE it is no error of the server's, and what it says is cut too.
+    lying.answer[5] = scripted::fields(b'E', &[(b'S', "ERROR"), (b'M', &long)]);
+    let (_, error) = liar.run("no SQLSTATE", &lying).await;
+    let error = error.unwrap();
+    assert_eq!(error.category(), ErrorCategory::Protocol);
+    assert!(error.to_string().len() < 2 * KEPT, "{} bytes are shown", error.to_string().len());
+}
+
 /// The key that cancels is four bytes in version 3.0.
 #[tokio::test]
 async fn cancel_keys_of_odd_length_are_refused() {

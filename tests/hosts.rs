@@ -63,6 +63,50 @@ async fn the_next_host_follows_one_that_cannot_be_reached() {
     assert_eq!(client.connection_info().unwrap().port, open);
 }
 
+/// The resolver's failure of one host is no more than that.
+#[tokio::test]
+async fn a_name_that_does_not_resolve_is_followed_by_the_next_host() {
+    let open = cluster().port();
+    let text = format!(
+        "host=does-not-exist.invalid,127.0.0.1 port={open},{open} user=postgres dbname=postgres"
+    );
+    let client = FraiseClient::connect(&text).await.unwrap();
+    assert_eq!(client.connection_info().unwrap().host.as_deref(), Some("127.0.0.1"));
+    assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
+
+    let text = "host=does-not-exist.invalid,nor-does-this.invalid port=5432,5433 user=u";
+    let error = FraiseClient::connect(text).await.unwrap_err();
+    let Error::Connection { attempts } = &error else { panic!("{error:?}") };
+    let targets: Vec<_> = attempts.iter().map(|attempt| attempt.target.as_str()).collect();
+    assert_eq!(targets, ["does-not-exist.invalid:5432", "nor-does-this.invalid:5433"]);
+    for attempt in attempts {
+        assert_eq!(attempt.error.category(), ErrorCategory::Io, "{attempt}");
+        assert!(attempt.to_string().contains("while resolving the name: "), "{attempt}");
+        assert!(error.to_string().contains(&attempt.to_string()), "{error}");
+    }
+    assert!(error.is_retriable() && error.sqlstate().is_none());
+}
+
+/// `localhost` has one address or two; the server is at one of them.
+#[tokio::test]
+async fn every_address_of_a_name_is_tried() {
+    let (closed, open) = (closed_port(), cluster().port());
+    let addresses: Vec<_> = tokio::net::lookup_host(("localhost", closed)).await.unwrap().collect();
+    let text = |port| format!("host=localhost port={port} user=postgres dbname=postgres");
+    let error = FraiseClient::connect(&text(closed)).await.unwrap_err();
+    let Error::Connection { attempts } = &error else { panic!("{error:?}") };
+    let targets: Vec<_> = attempts.iter().map(|attempt| attempt.target.clone()).collect();
+    let expected: Vec<_> =
+        addresses.iter().map(|address| format!("localhost:{closed} ({address})")).collect();
+    assert_eq!(targets, expected);
+    assert!(attempts.iter().all(|a| a.error.category() == ErrorCategory::Io), "{error}");
+
+    let client = FraiseClient::connect(&text(open)).await.unwrap();
+    let info = client.connection_info().unwrap();
+    assert_eq!((info.host.as_deref(), info.port), (Some("localhost"), open));
+    assert_eq!(info.address, Some(std::net::Ipv4Addr::LOCALHOST.into()));
+}
+
 #[tokio::test]
 async fn the_last_error_lists_every_attempt_with_its_reason() {
     let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -201,6 +245,45 @@ async fn a_server_that_does_not_report_its_role_is_asked() {
     // The real one, asked in both ways, gives the same answer.
     let text = url(&[cluster().port()], "target_session_attrs=read-write");
     FraiseClient::connect(&text).await.unwrap();
+}
+
+/// An answer without a value is none: such a server is not taken for anything, and the next host is.
+#[tokio::test]
+async fn a_server_that_does_not_say_its_role_is_passed_over() {
+    let description = message(b'T', b"\0\x01x\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0");
+    let null = message(b'D', b"\0\x01\xff\xff\xff\xff");
+    let end = [message(b'C', b"SHOW\0"), scripted::ready()].concat();
+    for (answer, what) in [
+        (scripted::ready(), "nothing"),
+        ([message(b'I', b""), scripted::ready()].concat(), "an empty query"),
+        ([description.clone(), end.clone()].concat(), "no row"),
+        ([description, null, end].concat(), "NULL"),
+    ] {
+        for attrs in ["read-write", "read-only", "primary", "standby"] {
+            let mut script = scripted::login();
+            script.extend([
+                Step::Echo(Box::new({
+                    let answer = answer.clone();
+                    move |_| answer.clone()
+                })),
+                Step::ExpectEnd,
+            ]);
+            let server = Scripted::start(vec![script]).await;
+            let text = url(&[server.address.port()], &format!("target_session_attrs={attrs}"));
+            let error = FraiseClient::connect(&text).await.unwrap_err();
+            assert_eq!(error.category(), ErrorCategory::Protocol, "{attrs}, {what}: {error}");
+            assert!(error.sqlstate().is_none() && !error.is_retriable());
+            server.done().await;
+        }
+        let mut script = scripted::login();
+        script.push(Step::Echo(Box::new(move |_| answer.clone())));
+        let server = Scripted::start(vec![script]).await;
+        let ports = [server.address.port(), cluster().port()];
+        let client =
+            FraiseClient::connect(&url(&ports, "target_session_attrs=read-write")).await.unwrap();
+        assert_eq!(client.connection_info().unwrap().port, ports[1], "{what}");
+        server.done().await;
+    }
 }
 
 /// The first pass looks for a standby on every host, the second takes the first that is there.

@@ -2,7 +2,14 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
 
 use fraiseql_wire::{
     Error, ErrorCategory, FraiseClient, QueryStream, RawJson, StreamState, sqlstate,
@@ -12,6 +19,7 @@ use serde_json::Value;
 use support::{
     admin, backend_state, client, cluster, eventually,
     proxy::Proxy,
+    random::Random,
     scripted::{self, Scripted, Step},
     sql,
 };
@@ -384,6 +392,7 @@ async fn a_terminated_backend_is_an_error_with_its_sqlstate() {
     };
     assert!((1..=3).contains(&rows), "{rows} rows");
     assert_eq!(error.sqlstate(), Some(&sqlstate::ADMIN_SHUTDOWN), "{error}");
+    assert_eq!(error.category(), ErrorCategory::Server);
     assert!(error.is_retriable());
     assert!(stream.next().await.is_none());
     client.ping().await.unwrap();
@@ -890,8 +899,11 @@ async fn next_is_cancel_safe() {
 fn a_runtime_that_is_shut_down_ends_the_stream_with_an_error() {
     let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let (first, second) = (runtime(), runtime());
-    let mut stream = first
-        .block_on(async { client().await.query::<Value>("v_endless").execute().await.unwrap() });
+    let (client, mut stream) = first.block_on(async {
+        let client = client().await;
+        let stream = client.query::<Value>("v_endless").execute().await.unwrap();
+        (client, stream)
+    });
     drop(first);
     second.block_on(async {
         let error = loop {
@@ -901,6 +913,150 @@ fn a_runtime_that_is_shut_down_ends_the_stream_with_an_error() {
             }
         };
         assert!(error.to_string().contains("runtime"), "{error}");
+        assert_eq!(error.category(), ErrorCategory::ConnectionClosed);
+        assert!(error.is_retriable() && error.sqlstate().is_none());
         assert!(stream.next().await.is_none());
+        drop(stream);
+        client.ping().await.unwrap();
     });
+}
+
+/// Counts how often it is woken.
+#[derive(Default)]
+struct Woken(AtomicUsize);
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, SeqCst);
+    }
+}
+
+/// A stream wakes whoever has asked last, and nobody else.
+#[tokio::test]
+async fn the_last_waker_is_the_one_that_is_woken() {
+    // Who asks, one after the other, before each row.
+    let orders: [&[usize]; 5] = [&[0], &[0, 1], &[0, 1, 0], &[0, 1, 2, 2], &[2, 0, 0, 1]];
+    let (signals, waits): (Vec<_>, Vec<_>) =
+        orders.iter().map(|_| tokio::sync::oneshot::channel()).unzip();
+    let mut script = scripted::login();
+    script.extend([Step::ExpectQuery, Step::Send(scripted::begin_json())]);
+    for wait in waits {
+        script.extend([Step::Wait(wait), Step::Send(scripted::row("1"))]);
+    }
+    script.push(Step::Send([scripted::complete(), scripted::ready()].concat()));
+    let server = Scripted::start(vec![script]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let mut stream = client.query::<u8>("v").execute().await.unwrap();
+    for (order, go) in orders.iter().zip(signals) {
+        let wakers: [Arc<Woken>; 3] = Default::default();
+        let ask = |stream: &mut QueryStream<u8>, who: usize| {
+            let waker = Waker::from(Arc::clone(&wakers[who]));
+            stream.poll_next_unpin(&mut Context::from_waker(&waker))
+        };
+        for who in *order {
+            assert!(ask(&mut stream, *who).is_pending(), "{order:?}");
+        }
+        go.send(()).unwrap();
+        let last = *order.last().unwrap();
+        eventually("it is woken", async || wakers[last].0.load(SeqCst) > 0).await;
+        let woken = |who: usize| wakers[who].0.load(SeqCst);
+        assert!((0..3).all(|who| who == last || woken(who) == 0), "{order:?}");
+        // One that was never told may ask all the same: what has come is there for anybody.
+        let row = ask(&mut stream, (last + 1) % 3);
+        assert!(matches!(row, Poll::Ready(Some(Ok(1)))), "{order:?}: {row:?}");
+    }
+    assert!(stream.next().await.is_none());
+    drop((stream, client));
+    server.done().await;
+}
+
+/// A stream is handed from task to task while it waits, and each time goes on where it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_stream_moves_between_tasks_while_it_is_pending() {
+    const ROWS: usize = 300;
+    let (signals, waits): (Vec<_>, Vec<_>) =
+        (0..ROWS).map(|_| tokio::sync::oneshot::channel()).unzip();
+    let mut script = scripted::login();
+    script.extend([Step::ExpectQuery, Step::Send(scripted::begin_json())]);
+    for (i, wait) in waits.into_iter().enumerate() {
+        script.extend([Step::Wait(wait), Step::Send(scripted::row(&i.to_string()))]);
+    }
+    script.push(Step::Send([scripted::complete(), scripted::ready()].concat()));
+    let server = Scripted::start(vec![script]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let mut stream = client.query::<usize>("v").execute().await.unwrap();
+    for (i, go) in signals.into_iter().enumerate() {
+        // The first task leaves its waker behind, and the row may come while the stream is on its way.
+        let first = tokio::spawn(async move {
+            assert!(futures_util::poll!(stream.next()).is_pending());
+            stream
+        });
+        stream = first.await.unwrap();
+        let (moved, sent) = tokio::join!(
+            tokio::spawn(async move {
+                let row = tokio::time::timeout(Duration::from_secs(20), stream.next()).await;
+                (stream, row.expect("the task is woken"))
+            }),
+            tokio::spawn(async move { go.send(()) }),
+        );
+        sent.unwrap().unwrap();
+        let row;
+        (stream, row) = moved.unwrap();
+        assert_eq!(row.unwrap().unwrap(), i);
+    }
+    assert!(stream.next().await.is_none());
+    drop((stream, client));
+    server.done().await;
+}
+
+/// Many streams at once, whose readers let go of the thread whenever they like, on one thread and on several.
+#[test]
+fn streams_are_whole_in_whatever_order_their_tasks_run() {
+    let one = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let several =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
+    for (first_seed, runtime) in [(0, one), (100, several)] {
+        runtime.unwrap().block_on(async {
+            let tasks: Vec<_> =
+                (0..16).map(|i| tokio::spawn(read_restlessly(first_seed + i))).collect();
+            for task in tasks {
+                task.await.unwrap();
+            }
+        });
+    }
+}
+
+async fn read_restlessly(seed: u64) {
+    let mut random = Random::of(seed);
+    let client = client().await;
+    let pid = client.backend_pid();
+    for _ in 0..5 {
+        let query = client.query::<u64>("v_short").chunk_size(1 + random.below(40) as usize);
+        let mut stream = query.max_memory(16 << 10).execute().await.unwrap();
+        for i in 1..=300 {
+            for _ in 0..random.below(3) {
+                tokio::task::yield_now().await;
+            }
+            match random.below(40) {
+                0 => stream = tokio::spawn(async move { stream }).await.unwrap(),
+                1 => {
+                    // Begun and dropped, it is a pause all the same, until it is ended.
+                    let _ = futures_util::poll!(std::pin::pin!(stream.pause()));
+                    stream.resume().await.unwrap();
+                }
+                2 => {
+                    let _ = futures_util::poll!(stream.next()).map(|row| {
+                        assert_eq!(row.unwrap().unwrap(), i, "seed {seed}");
+                    });
+                }
+                _ => {}
+            }
+            if stream.stats().total_rows_yielded < i {
+                assert_eq!(stream.next().await.unwrap().unwrap(), i, "seed {seed}");
+            }
+        }
+        assert!(stream.next().await.is_none(), "seed {seed}");
+    }
+    assert_eq!(client.backend_pid(), pid);
+    client.close().await.unwrap();
 }

@@ -357,7 +357,7 @@ async fn is_wanted(
                 reported(connection, "in_hot_standby"),
             ) {
                 (Some(by_default), Some(in_recovery)) => by_default || in_recovery,
-                _ => connection.ask("show transaction_read_only").await?.as_deref() == Some("on"),
+                _ => connection.ask("show transaction_read_only").await? == "on",
             };
             return Ok(match (wanted, read_only) {
                 (TargetSessionAttrs::ReadWrite, true) => Some("its sessions are read-only"),
@@ -368,10 +368,7 @@ async fn is_wanted(
         TargetSessionAttrs::Primary | TargetSessionAttrs::Standby => {
             match reported(connection, "in_hot_standby") {
                 Some(in_recovery) => in_recovery,
-                None => {
-                    let answer = connection.ask("select pg_catalog.pg_is_in_recovery()").await?;
-                    answer.as_deref() == Some("t")
-                }
+                None => connection.ask("select pg_catalog.pg_is_in_recovery()").await? == "t",
             }
         }
     };

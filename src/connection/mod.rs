@@ -166,9 +166,15 @@ impl Connection {
     }
 
     /// Runs a query by the simple protocol that returns one value.
-    async fn ask(&mut self, sql: &str) -> Result<Option<String>> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Protocol`] too, when no value comes.
+    async fn ask(&mut self, sql: &str) -> Result<String> {
         let query = Bytes::from(frontend::simple_query(sql)?);
-        self.exchange(query).await
+        let missing = || Error::protocol(format!("the server answers {sql:?} without a value"));
+        let answer = self.exchange(query).await?;
+        told_wrong("ReadyForQuery", answer.ok_or_else(missing))
     }
 
     /// Sends a query by the simple protocol, and returns the value of its last row.

@@ -5,7 +5,8 @@ use super::sqlstate::SqlState;
 /// An error or notice as the server reported it, with every field it sent.
 ///
 /// The fields are those of [Error and Notice Message Fields] in the Postgres manual. Texts are in
-/// the language the server is set to (`lc_messages`); decide by [`code`](Self::code).
+/// the language the server is set to (`lc_messages`); decide by [`code`](Self::code). Of a text beyond
+/// 8 KiB the beginning is kept, up to the last character that is whole.
 ///
 /// [Error and Notice Message Fields]: https://www.postgresql.org/docs/current/protocol-error-fields.html
 #[derive(Debug, Clone, PartialEq, Eq)]

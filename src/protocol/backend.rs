@@ -270,6 +270,9 @@ fn read_ready_for_query(body: &[u8]) -> Result<Message> {
 fn read_row_description(body: &[u8]) -> Result<Vec<Column>> {
     let mut r = Reader::new("RowDescription", body);
     let count = r.i16()?;
+    if count < 0 {
+        return Err(Error::protocol(format!("RowDescription has {count} columns")));
+    }
     let mut columns = Vec::new();
     for _ in 0..count {
         let name = r.text()?;
@@ -281,6 +284,21 @@ fn read_row_description(body: &[u8]) -> Result<Vec<Column>> {
     }
     r.finish()?;
     Ok(columns)
+}
+
+/// The most that is kept of one text of an error or notice, 8 KiB: a person reads it, or a line of a
+/// log carries it, once for every attempt of a program that tries again. Postgres itself shortens what
+/// it quotes of values; only functions of users write as much, and the protocol would carry 16 MiB.
+const MAX_ERROR_TEXT: usize = 8 << 10;
+
+/// Cuts a text between two of its characters.
+fn cut(mut text: String) -> String {
+    if text.len() > MAX_ERROR_TEXT {
+        let is_boundary = |end: &usize| text.is_char_boundary(*end);
+        text.truncate((0..=MAX_ERROR_TEXT).rev().find(is_boundary).unwrap_or_default());
+        text.shrink_to_fit();
+    }
+    text
 }
 
 /// The fields of an error or notice, by [Error and Notice Message Fields]; unknown ones are
@@ -296,7 +314,7 @@ fn read_error_fields(name: &'static str, body: &[u8]) -> Result<Box<DbError>> {
             tag => {
                 let text = r.text()?;
                 if let Some(field) = fields.get_mut(usize::from(tag)) {
-                    *field = Some(text);
+                    *field = Some(cut(text));
                 }
             }
         }
@@ -452,5 +470,14 @@ mod tests {
     fn an_error_without_a_code_still_says_its_message() {
         let error = Message::read(b'E', b"SERROR\0Mno code\0\0").unwrap_err().to_string();
         assert!(error.contains("no code"), "{error}");
+    }
+
+    #[test]
+    fn a_count_of_columns_is_not_negative() {
+        for count in [b"\xff\xff", b"\x80\x00"] {
+            let error = Message::read(b'T', count).unwrap_err().to_string();
+            assert!(error.contains("RowDescription has -"), "{error}");
+        }
+        assert_eq!(Message::read(b'T', b"\0\0").unwrap(), Message::RowDescription(Vec::new()));
     }
 }

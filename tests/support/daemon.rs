@@ -2,10 +2,10 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     net::TcpStream,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Stdio},
     time::{Duration, Instant},
 };
 
@@ -19,16 +19,25 @@ pub struct Daemon {
     supervisor: Child,
     /// Closed by `drop`, or by the operating system when this process ends.
     lifeline: Option<ChildStdin>,
+    /// What the supervisor has done is said here.
+    done: BufReader<ChildStdout>,
+    name: &'static str,
 }
 
 impl Daemon {
     /// PgBouncer in transaction mode before the server on `port`: 4 server connections for everybody.
     pub fn pgbouncer(server: u16) -> Self {
+        Self::pgbouncer_in("transaction", server)
+    }
+
+    /// The same in this mode. Everybody is its administrator, in the database `pgbouncer`.
+    pub fn pgbouncer_in(mode: &str, server: u16) -> Self {
         let start = |port: u16, folder: &Path| {
             let ini = format!(
                 "[databases]\n* = host=127.0.0.1 port={server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
-                 listen_port = {port}\nunix_socket_dir =\nauth_type = any\npool_mode = transaction\n\
-                 default_pool_size = 4\nserver_lifetime = 600\nlogfile = {}/log\n\
+                 listen_port = {port}\nunix_socket_dir =\nauth_type = any\nadmin_users = postgres\n\
+                 pool_mode = {mode}\n\
+                 default_pool_size = 4\nserver_lifetime = 600\nserver_login_retry = 0.1\nlogfile = {}/log\n\
                  [users]\npostgres =\n",
                 folder.display()
             );
@@ -74,10 +83,17 @@ impl Daemon {
         let script = r#"
             trap '' PIPE
             folder=$1; shift
-            "$@" >"$folder/out" 2>&1 </dev/null & pid=$!
+            start() { "$@" >>"$folder/out" 2>&1 </dev/null & pid=$!; }
+            start "$@"
             echo started
-            read -r _
-            kill $pid; wait $pid
+            while read -r what; do
+                case $what in
+                    stop) kill $pid; wait $pid; pid= ;;
+                    start) start "$@" ;;
+                esac
+                echo done
+            done
+            [ -z "$pid" ] || { kill $pid; wait $pid; }
             rm -rf "$folder"
         "#;
         let mut shell = owner.command(Path::new("/bin/sh"), &folder);
@@ -85,15 +101,33 @@ impl Daemon {
         shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         std::os::unix::process::CommandExt::process_group(&mut shell, 0);
         let mut supervisor = shell.spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(supervisor.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let mut done = BufReader::new(supervisor.stdout.take().unwrap());
+        done.read_line(&mut String::new()).unwrap();
         let lifeline = supervisor.stdin.take();
-        let daemon = Self { port, folder, supervisor, lifeline };
-        daemon.wait_until_it_listens(name);
+        let daemon = Self { port, folder, supervisor, lifeline, done, name };
+        daemon.wait_until_it_listens();
         daemon
     }
 
-    fn wait_until_it_listens(&self, name: &str) {
+    /// Ends the program at once, with its connections.
+    pub fn stop(&mut self) {
+        self.tell("stop");
+    }
+
+    /// Starts it again, on the same port.
+    pub fn start_again(&mut self) {
+        self.tell("start");
+        self.wait_until_it_listens();
+    }
+
+    fn tell(&mut self, what: &str) {
+        let lifeline = self.lifeline.as_mut().unwrap();
+        lifeline.write_all(format!("{what}\n").as_bytes()).unwrap();
+        self.done.read_line(&mut String::new()).unwrap();
+    }
+
+    fn wait_until_it_listens(&self) {
+        let name = self.name;
         let started = Instant::now();
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             let said = fs::read_to_string(self.folder.join("out")).unwrap_or_default();

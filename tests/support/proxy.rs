@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -31,6 +31,12 @@ struct Faults {
     cut_with_reset: watch::Sender<bool>,
     /// The largest piece that is passed on at once.
     piece: AtomicUsize,
+    /// How long each piece is held back, in microseconds.
+    delay: AtomicU64,
+    /// Nothing of the client's passes any more, and the server is told so, while its own goes on.
+    client_shut: watch::Sender<bool>,
+    /// Behind a cut, what the client still says passes.
+    half_cut: AtomicBool,
     from_server: AtomicU64,
     connections: AtomicUsize,
 }
@@ -44,6 +50,9 @@ impl Proxy {
             cut_after: AtomicU64::new(u64::MAX),
             cut_with_reset: watch::Sender::new(false),
             piece: AtomicUsize::new(64 << 10),
+            delay: AtomicU64::new(0),
+            client_shut: watch::Sender::new(false),
+            half_cut: AtomicBool::new(false),
             from_server: AtomicU64::new(0),
             connections: AtomicUsize::new(0),
         });
@@ -66,6 +75,23 @@ impl Proxy {
     /// Ends connections in order after so many more bytes from the server.
     pub fn cut_after(&self, bytes: u64) {
         self.faults.cut_after.store(bytes, SeqCst);
+    }
+
+    /// Ends them in order after so many more bytes, but takes what the clients say to the server until they
+    /// end.
+    pub fn half_cut_after(&self, bytes: u64) {
+        self.faults.half_cut.store(true, SeqCst);
+        self.cut_after(bytes);
+    }
+
+    /// Ends what the clients say, and not what the server does; or lets it pass on later connections.
+    pub fn shut_clients(&self, shut: bool) {
+        self.faults.client_shut.send_replace(shut);
+    }
+
+    /// Holds each piece back for so long, in both directions.
+    pub fn delay(&self, time: Duration) {
+        self.faults.delay.store(u64::try_from(time.as_micros()).unwrap(), SeqCst);
     }
 
     /// Ends them with a reset after so many more bytes.
@@ -112,7 +138,11 @@ async fn session(client: TcpStream, server: SocketAddr, faults: Arc<Faults>) {
     tokio::pin!(upstream, downstream);
     // The client may end first, but it is the server's last bytes that end the session.
     tokio::select! {
-        () = &mut downstream => {}
+        () = &mut downstream => {
+            if faults.half_cut.load(SeqCst) {
+                upstream.await;
+            }
+        }
         () = &mut upstream => downstream.await,
     }
 }
@@ -125,9 +155,18 @@ async fn pass(
     from_server: bool,
 ) {
     let mut buffer = vec![0; 64 << 10];
+    let mut client_shut = faults.client_shut.subscribe();
     loop {
         let size = faults.piece.load(SeqCst).min(buffer.len());
-        let Ok(read @ 1..) = from.read(&mut buffer[..size]).await else { return };
+        let read = tokio::select! {
+            read = from.read(&mut buffer[..size]) => read,
+            _ = client_shut.wait_for(|shut| *shut && !from_server) => return,
+        };
+        let Ok(read @ 1..) = read else { return };
+        let delay = Duration::from_micros(faults.delay.load(SeqCst));
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
         let mut stalled = faults.stalled.subscribe();
         if stalled.wait_for(|stalled| !stalled).await.is_err() {
             return;

@@ -37,6 +37,8 @@ pub enum Step {
     Signal(oneshot::Sender<()>),
     /// Says nothing more, until the other side closes.
     Silence,
+    /// Ends its own side in order, and goes on reading.
+    HalfClose,
     /// Closes the connection in order: the default at the end of a script.
     Close,
     /// Closes it with a reset.
@@ -127,6 +129,7 @@ async fn play(mut socket: TcpStream, script: Vec<Step>) {
                 let mut rest = [0; 1024];
                 while matches!(socket.read(&mut rest).await, Ok(n) if n > 0) {}
             }
+            Step::HalfClose => socket.shutdown().await.unwrap(),
             Step::Close => return,
             Step::Reset => {
                 let linger = Some(std::time::Duration::ZERO);
