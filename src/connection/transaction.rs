@@ -3,7 +3,7 @@ use std::mem;
 use tokio::time::timeout;
 
 use super::{Connection, cancel::timed_out};
-use crate::error::Result;
+use crate::{error::Result, protocol::frontend};
 
 /// A transaction of this client's own: it holds one snapshot for the queries of several connections.
 impl Connection {
@@ -15,7 +15,7 @@ impl Connection {
     /// has [ended](Self::end_transaction).
     pub(crate) async fn begin(&mut self, sql: &str) -> Result<Option<String>> {
         self.in_transaction = true;
-        let answer = self.ask(sql).await?;
+        let answer = self.run(sql).await?;
         // It is alive: what happens from here on did not happen while it was idle.
         self.reused = false;
         Ok(answer)
@@ -35,7 +35,13 @@ impl Connection {
             return Ok(());
         }
         let after = self.bounds.cancel_timeout;
-        let ended = timeout(after, self.ask("COMMIT")).await;
+        let ended = timeout(after, self.run("COMMIT")).await;
         ended.map_err(|_| timed_out(after))?.map(drop)
+    }
+
+    /// Runs statements by the simple protocol.
+    async fn run(&mut self, sql: &str) -> Result<Option<String>> {
+        let query = frontend::simple_query(sql)?;
+        self.exchange(query.into()).await
     }
 }
