@@ -4,4 +4,4 @@ set -eu
 cd "$(dirname "$0")/.."
 . scripts/setup-postgres.sh
 . scripts/setup-tests.sh
-exec cargo test --workspace "$@"
+exec cargo test --workspace --features bb8,deadpool "$@"

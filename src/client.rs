@@ -2,7 +2,7 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     config::{ConnectionConfig, TlsConfig},
-    connection::{CancelToken, ConnectionInfo, ServerVersion, Slot},
+    connection::{Access, CancelToken, ConnectionInfo, ServerVersion, Slot},
     error::{DbError, Result},
     query::QueryBuilder,
     stream::FromJsonRow,
@@ -67,7 +67,7 @@ impl FraiseClient {
     /// Dropping the future gives the connection up.
     pub async fn connect_with_config(config: ConnectionConfig) -> Result<Self> {
         let client = Self::new(config);
-        let (_alone, lease, connection) = client.slot.acquire().await?;
+        let (_alone, lease, connection) = client.access().acquire().await?;
         lease.give_back(connection);
         Ok(client)
     }
@@ -108,7 +108,11 @@ impl FraiseClient {
     ///
     /// The builder and its stream do not borrow from the client.
     pub fn query<T: FromJsonRow>(&self, entity: &str) -> QueryBuilder<T> {
-        QueryBuilder::new(Arc::clone(&self.slot), entity)
+        QueryBuilder::new(self.access(), entity)
+    }
+
+    pub(crate) fn access(&self) -> Access {
+        self.slot.access()
     }
 
     /// Makes one round trip to the server, and a connection before it if there is none. Nothing limits
@@ -125,7 +129,7 @@ impl FraiseClient {
     /// Dropping the future closes the connection; the next query opens another one.
     pub async fn ping(&self) -> Result<()> {
         loop {
-            let (_alone, lease, mut connection) = self.slot.acquire().await?;
+            let (_alone, lease, mut connection) = self.access().acquire().await?;
             match connection.ping().await {
                 Ok(()) => {
                     lease.give_back(connection);
@@ -149,7 +153,7 @@ impl FraiseClient {
     ///
     /// Dropping the future closes the connection all the same.
     pub async fn close(self) -> Result<()> {
-        match self.slot.take_idle().await? {
+        match self.access().take_idle().await? {
             Some(connection) => connection.close().await,
             None => Ok(()),
         }

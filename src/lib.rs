@@ -81,6 +81,9 @@ mod connection;
 mod error;
 mod md5;
 pub mod metrics;
+#[cfg(any(feature = "bb8", feature = "deadpool"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "bb8", feature = "deadpool"))))]
+pub mod pool;
 mod protocol;
 mod query;
 mod scram;

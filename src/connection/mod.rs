@@ -23,7 +23,7 @@ use self::session::{Heard, Session};
 pub(crate) use self::{
     cancel::settle,
     exchange::{Exchange, Progress},
-    slot::{Lease, Slot, StreamGuard},
+    slot::{Access, Lease, Slot, StreamGuard},
 };
 pub use self::{
     session::{ConnectionInfo, ServerVersion},

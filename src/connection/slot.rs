@@ -1,5 +1,7 @@
 use std::{
+    any::Any,
     fmt, mem,
+    ops::Deref,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -44,6 +46,90 @@ struct State {
     closed: bool,
 }
 
+/// A slot, and what is kept as long as somebody works on it: its place in a pool.
+#[derive(Clone)]
+pub(crate) struct Access {
+    slot: Arc<Slot>,
+    _kept: Option<Kept>,
+}
+
+type Kept = Arc<dyn Any + Send + Sync>;
+
+impl Access {
+    /// Takes the connection for a query, or opens one, and the right to run it.
+    ///
+    /// Waits for the clean-up of an earlier stream, which is bounded. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConnectionBusy`] at once, when a stream is alive; those of connecting.
+    pub(crate) async fn acquire(&self) -> Result<(StreamGuard, Lease, Connection)> {
+        let (guard, lease, mut idle) = self.take().await?;
+        if let Some(connection) = &idle {
+            // A cancel request that is still on its way would hit the query that follows.
+            if !connection.session.is_clean().await {
+                idle = None;
+            }
+        }
+        let connection = match idle {
+            Some(connection) => connection,
+            None => self.open().await?,
+        };
+        Ok((guard, lease, connection))
+    }
+
+    /// Takes the connection to close it, if there is one. Waits for a clean-up, like
+    /// [`acquire`](Self::acquire).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConnectionBusy`] at once, when a stream is alive.
+    pub(crate) async fn take_idle(&self) -> Result<Option<Connection>> {
+        let (_guard, _lease, idle) = self.take().await?;
+        Ok(idle)
+    }
+
+    async fn take(&self) -> Result<(StreamGuard, Lease, Option<Connection>)> {
+        loop {
+            // Before the look at the state, so that no notification falls in between.
+            let freed = self.freed.notified();
+            if let Some(taken) = self.try_take()? {
+                return Ok(taken);
+            }
+            freed.await;
+        }
+    }
+
+    /// Takes what is there, which may be no connection; `None` while one is being cleaned up.
+    fn try_take(&self) -> Result<Option<(StreamGuard, Lease, Option<Connection>)>> {
+        let mut state = self.lock();
+        if state.stream_alive {
+            return Err(Error::ConnectionBusy);
+        }
+        let idle = match mem::replace(&mut state.work, Work::Out) {
+            Work::Out => return Ok(None),
+            Work::Idle(connection) => Some(*connection),
+            Work::None => None,
+        };
+        state.stream_alive = true;
+        let guard = StreamGuard { access: self.clone() };
+        Ok(Some((guard, Lease { access: Some(self.clone()) }, idle)))
+    }
+
+    #[cfg(any(feature = "bb8", feature = "deadpool"))]
+    pub(crate) fn keeping(self, kept: Kept) -> Self {
+        Self { _kept: Some(kept), ..self }
+    }
+}
+
+impl Deref for Access {
+    type Target = Slot;
+
+    fn deref(&self) -> &Slot {
+        &self.slot
+    }
+}
+
 /// What the connection is doing.
 #[derive(Debug, Default)]
 enum Work {
@@ -61,30 +147,13 @@ impl Slot {
         Self { config, state, freed, notices }
     }
 
-    pub(crate) fn config(&self) -> &ConnectionConfig {
-        &self.config
+    /// The way in.
+    pub(crate) fn access(self: &Arc<Self>) -> Access {
+        Access { slot: Arc::clone(self), _kept: None }
     }
 
-    /// Takes the connection for a query, or opens one, and the right to run it.
-    ///
-    /// Waits for the clean-up of an earlier stream, which is bounded. Cancel-safe.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::ConnectionBusy`] at once, when a stream is alive; those of connecting.
-    pub(crate) async fn acquire(self: &Arc<Self>) -> Result<(StreamGuard, Lease, Connection)> {
-        let (guard, lease, mut idle) = self.take().await?;
-        if let Some(connection) = &idle {
-            // A cancel request that is still on its way would hit the query that follows.
-            if !connection.session.is_clean().await {
-                idle = None;
-            }
-        }
-        let connection = match idle {
-            Some(connection) => connection,
-            None => self.open().await?,
-        };
-        Ok((guard, lease, connection))
+    pub(crate) fn config(&self) -> &ConnectionConfig {
+        &self.config
     }
 
     /// Opens the client's connection.
@@ -146,44 +215,6 @@ impl Slot {
             }
         };
         cancel.send(self.config.cancel_timeout()).await
-    }
-
-    /// Takes the connection to close it, if there is one. Waits for a clean-up, like
-    /// [`acquire`](Self::acquire).
-    ///
-    /// # Errors
-    ///
-    /// [`Error::ConnectionBusy`] at once, when a stream is alive.
-    pub(crate) async fn take_idle(self: &Arc<Self>) -> Result<Option<Connection>> {
-        let (_guard, _lease, idle) = self.take().await?;
-        Ok(idle)
-    }
-
-    async fn take(self: &Arc<Self>) -> Result<(StreamGuard, Lease, Option<Connection>)> {
-        loop {
-            // Before the look at the state, so that no notification falls in between.
-            let freed = self.freed.notified();
-            if let Some(taken) = self.try_take()? {
-                return Ok(taken);
-            }
-            freed.await;
-        }
-    }
-
-    /// Takes what is there, which may be no connection; `None` while one is being cleaned up.
-    fn try_take(self: &Arc<Self>) -> Result<Option<(StreamGuard, Lease, Option<Connection>)>> {
-        let mut state = self.lock();
-        if state.stream_alive {
-            return Err(Error::ConnectionBusy);
-        }
-        let idle = match mem::replace(&mut state.work, Work::Out) {
-            Work::Out => return Ok(None),
-            Work::Idle(connection) => Some(*connection),
-            Work::None => None,
-        };
-        state.stream_alive = true;
-        let guard = StreamGuard { slot: Arc::clone(self) };
-        Ok(Some((guard, Lease { slot: Some(Arc::clone(self)) }, idle)))
     }
 
     /// Ends a lease, with the connection or without one.
@@ -278,12 +309,13 @@ impl CancelToken {
 
 /// Says that a stream is alive, until it is dropped.
 pub(crate) struct StreamGuard {
-    slot: Arc<Slot>,
+    /// What it keeps goes behind the last that it does.
+    access: Access,
 }
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        self.slot.lock().stream_alive = false;
+        self.access.lock().stream_alive = false;
     }
 }
 
@@ -291,18 +323,18 @@ impl Drop for StreamGuard {
 pub(crate) struct Lease {
     /// Until the lease ends. From then on the connection may be out on another one, which must not
     /// be touched.
-    slot: Option<Arc<Slot>>,
+    access: Option<Access>,
 }
 
 impl Lease {
     /// That of a connection which is nobody's: given back, it ends.
     pub(crate) fn none() -> Self {
-        Self { slot: None }
+        Self { access: None }
     }
 
     /// What the server was told at the start of the session.
     pub(crate) fn statement_timeout(&self) -> Option<Duration> {
-        self.slot.as_ref()?.config.statement_timeout()
+        self.access.as_ref()?.config.statement_timeout()
     }
 
     /// The pause before it is tried once more, by the policy for that; `None` when it is enough.
@@ -311,17 +343,17 @@ impl Lease {
     ///
     /// There is no chance to be had.
     pub(crate) fn pause_before_retry(&self, failures: u32) -> Result<Option<Duration>> {
-        match (&self.slot, failures) {
+        match (&self.access, failures) {
             (_, 0) => Ok(Some(Duration::ZERO)),
-            (Some(slot), failures) => Ok(slot.config.retry().pause(failures, random::unit()?)),
+            (Some(access), failures) => Ok(access.config.retry().pause(failures, random::unit()?)),
             (None, _) => Ok(None),
         }
     }
 
     /// Opens another connection in place of one that was lost. Cancel-safe.
     pub(crate) async fn replace(&self) -> Result<Connection> {
-        match &self.slot {
-            Some(slot) => slot.open().await,
+        match &self.access {
+            Some(access) => access.open().await,
             None => Err(Error::InvalidState { message: "a connection beside is not replaced" }),
         }
     }
@@ -332,10 +364,10 @@ impl Lease {
         connection.reused = true;
         // What the last query needed, the next one need not.
         connection.buffer = BytesMut::from(connection.buffer.as_ref());
-        match self.slot.take() {
-            Some(slot) => {
+        match self.access.take() {
+            Some(access) => {
                 let clean = connection.is_clean();
-                slot.end_lease(Some(connection).filter(|_| clean));
+                access.end_lease(Some(connection).filter(|_| clean));
             }
             None => connection.closes(Closed::Close),
         }
@@ -344,8 +376,8 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(slot) = self.slot.take() {
-            slot.end_lease(None);
+        if let Some(access) = self.access.take() {
+            access.end_lease(None);
         }
     }
 }

@@ -13,6 +13,8 @@
 mod bounded;
 mod catalog;
 pub(crate) mod connection;
+#[cfg(any(feature = "bb8", feature = "deadpool"))]
+pub(crate) mod pool;
 mod query;
 
 pub use self::catalog::*;

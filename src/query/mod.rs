@@ -2,7 +2,7 @@
 
 mod scale;
 
-use std::{fmt, marker::PhantomData, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, marker::PhantomData, pin::Pin, time::Duration};
 
 use bytes::Bytes;
 use futures_core::Stream;
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use self::scale::Scale;
 use crate::{
-    connection::Slot,
+    connection::Access,
     error::{Error, Result},
     metrics::QueryLabels,
     protocol::frontend,
@@ -48,7 +48,7 @@ use crate::{
 /// ```
 #[must_use = "a query does nothing until it is executed"]
 pub struct QueryBuilder<T> {
-    slot: Arc<Slot>,
+    access: Access,
     select: Select,
     predicates: Predicates<T>,
     settings: StreamSettings,
@@ -57,9 +57,9 @@ pub struct QueryBuilder<T> {
 }
 
 impl<T: FromJsonRow> QueryBuilder<T> {
-    pub(crate) fn new(slot: Arc<Slot>, entity: &str) -> Self {
+    pub(crate) fn new(access: Access, entity: &str) -> Self {
         Self {
-            slot,
+            access,
             select: Select::new(entity),
             predicates: Predicates::default(),
             settings: StreamSettings::default(),
@@ -348,7 +348,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         let statement = select.rows()?;
         let labels = labels(&select, !self.predicates.is_empty());
         let text = text(&select, &statement);
-        QueryStream::open(&self.slot, request, self.settings, labels, text, self.predicates).await
+        QueryStream::open(&self.access, request, self.settings, labels, text, self.predicates).await
     }
 
     /// Runs the query and collects its rows, whatever memory they take.
@@ -476,7 +476,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         let text = text(&self.select, statement);
         let predicates = Predicates::default();
         let mut stream =
-            QueryStream::open(&self.slot, request, self.settings, labels, text, predicates).await?;
+            QueryStream::open(&self.access, request, self.settings, labels, text, predicates)
+                .await?;
         let answer = next(&mut stream).await;
         // To its end, so that the connection is free at once.
         while next(&mut stream).await.is_some() {}

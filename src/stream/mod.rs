@@ -25,7 +25,6 @@ use std::{
     future::poll_fn,
     marker::PhantomData,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -55,7 +54,7 @@ pub(crate) use self::{
     span::QueryText,
 };
 use crate::{
-    connection::Slot,
+    connection::Access,
     error::Result,
     metrics::{Outcome, QueryLabels},
 };
@@ -121,19 +120,19 @@ pub struct QueryStream<T> {
 }
 
 impl<T: FromJsonRow> QueryStream<T> {
-    /// Runs the request on the slot's connection, up to where the first row can come.
+    /// Runs the request on the client's connection, up to where the first row can come.
     ///
     /// A connection that turns out to have ended while it was idle is replaced, once. Dropping the
     /// future stops the query.
     pub(crate) async fn open(
-        slot: &Arc<Slot>,
+        access: &Access,
         request: Request,
         settings: StreamSettings,
         labels: QueryLabels<'_>,
         text: QueryText<'_>,
         predicates: Predicates<T>,
     ) -> Result<Self> {
-        let owner = Owner::open(slot, request, settings, labels, text).await?;
+        let owner = Owner::open(access, request, settings, labels, text).await?;
         Ok(Self {
             owner,
             chunk: None,

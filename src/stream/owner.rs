@@ -10,7 +10,7 @@ use super::{
     stats::StreamState,
 };
 use crate::{
-    connection::Slot,
+    connection::Access,
     error::{Error, Result, TimeoutPhase},
     metrics::{self, Outcome, QueryLabels, QueryMetrics},
 };
@@ -43,25 +43,25 @@ struct Flushed {
 }
 
 impl Owner {
-    /// Runs the request on the slot's connection, up to where the first row can come.
+    /// Runs the request on the client's connection, up to where the first row can come.
     ///
     /// A connection that turns out to have ended while it was idle is replaced, once. Dropping the
     /// future stops the query.
     pub(super) async fn open(
-        slot: &Arc<Slot>,
+        access: &Access,
         request: Request,
         settings: StreamSettings,
         labels: QueryLabels<'_>,
         text: QueryText<'_>,
     ) -> Result<Self> {
         let called = now();
-        let span = span::begin(slot, text);
+        let span = span::begin(access, text);
         let metrics = Arc::new(QueryMetrics::begin(labels));
         let mut opening = Opening { metrics: Some(Arc::clone(&metrics)), called };
         let deadlines = settings.deadlines(called);
         let mut replaced = false;
         let result = loop {
-            let acquired = deadlines.bound(slot.acquire()).instrument(span.clone()).await;
+            let acquired = deadlines.bound(access.acquire()).instrument(span.clone()).await;
             let (guard, lease, mut connection) = match acquired {
                 Ok(acquired) => acquired,
                 Err(e) => {
@@ -74,7 +74,7 @@ impl Owner {
                     break Err(e);
                 }
             };
-            span::connected(&span, slot);
+            span::connected(&span, access);
             let begun = deadlines.bound(request.begin(&mut connection));
             let work = match begun.instrument(span.clone()).await {
                 Ok(work) => work,
@@ -100,7 +100,7 @@ impl Owner {
                 Channel::new(readers, &settings, Some(guard), metrics, called, span.clone());
             // From here on, whatever happens to this future or the stream, the tasks are told.
             let mut owner = Self::new(Arc::new(channel), called, span.clone());
-            work.spawn(slot, connection, &owner.channel, settings, deadlines, lease);
+            work.spawn(access, connection, &owner.channel, settings, deadlines, lease);
             match owner.channel.started().await {
                 Ok(()) => {
                     owner.started = true;

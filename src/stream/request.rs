@@ -13,7 +13,7 @@ use super::{
     settings::StreamSettings,
 };
 use crate::{
-    connection::{Connection, Lease, Slot},
+    connection::{Access, Connection, Lease},
     error::Result,
 };
 
@@ -55,7 +55,7 @@ impl Work {
     /// Starts the readers. The first has the client's connection.
     pub(super) fn spawn(
         self,
-        slot: &Arc<Slot>,
+        access: &Access,
         connection: Connection,
         channel: &Arc<Channel>,
         settings: StreamSettings,
@@ -76,9 +76,9 @@ impl Work {
             reader::spawn(connection, seat, settings, deadlines, query, None, lease);
         }
         for (query, number) in queries.zip(1..) {
-            let (slot, session, join) = (Arc::clone(slot), Arc::clone(&session), Arc::clone(&join));
+            let (access, session, join) = (access.clone(), Arc::clone(&session), Arc::clone(&join));
             let open = async move {
-                let mut connection = slot.connect_beside(&session).await?;
+                let mut connection = access.connect_beside(&session).await?;
                 connection.begin(&join).await?;
                 Ok(connection)
             };
