@@ -73,6 +73,8 @@ impl Deadlines {
             }
         };
         select! {
+            // Of two that pass at once, the same one is named every time.
+            biased;
             error = expired(self.query, Duration::ZERO) => error,
             error = first_row => error,
         }
@@ -124,6 +126,33 @@ pub(super) async fn watch_pauses(channel: &Channel, statement_timeout: Option<Du
                     );
                 });
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tracing::Span;
+
+    use super::*;
+    use crate::{
+        metrics::{QueryLabels, QueryMetrics},
+        stream::{channel::now, settings::StreamSettings},
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn of_two_deadlines_at_once_that_of_the_query_counts() {
+        let (settings, second) = (StreamSettings::default(), Some(Duration::from_secs(1)));
+        for _ in 0..32 {
+            let metrics = Arc::new(QueryMetrics::begin(QueryLabels::default()));
+            let channel = Channel::new(&settings, None, metrics, now(), Span::none());
+            let error = Deadlines::new(now(), second, second).expired(&channel).await;
+            assert!(
+                matches!(error, Error::Timeout { phase: TimeoutPhase::Query, .. }),
+                "{error:?}"
+            );
         }
     }
 }

@@ -1,0 +1,720 @@
+//! Whole sessions on simulated time: a client that does anything, a model of a server that fails in any way.
+//!
+//! Each seed is a runtime of its own with one thread, whose clock goes on only when nobody has anything to do,
+//! so it goes the same way again: `SIMULATION_SEED=7 cargo test --test simulation -- --nocapture` repeats the one
+//! that a failure has named, and tells what happens; `SIMULATION_SEEDS=100000` takes more than usual.
+//!
+//! turmoil would simulate a network too, with sockets of its own, but the crate's are tokio's, with what it sets on
+//! them (`SO_RCVLOWAT`). These are Unix sockets: behind TCP are timers of the kernel, whose clock does not stop.
+
+#[path = "simulation/server.rs"]
+mod server;
+mod support;
+
+use std::{
+    cell::Cell,
+    env,
+    future::Future,
+    hash::Hasher,
+    panic::{set_hook, take_hook},
+    path::Path,
+    process,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::Duration,
+};
+
+use fraiseql_wire::{
+    ConnectionConfig, Error, FraiseClient, QueryStream, RawJson, RetryPolicy, StreamControl,
+    StreamState, StreamStats, TimeoutPhase,
+};
+use futures_util::StreamExt;
+use server::{DIVISION, Fate, IDLE, PORT, Query, SHUTDOWN, TOO_MANY, Tally, World, listen};
+use support::random::Random;
+use tokio::{
+    runtime::{Builder, Handle, Runtime},
+    sync::Notify,
+    task::yield_now,
+    time::{Instant, sleep, timeout},
+};
+
+/// As many as take some fifteen seconds.
+const SEEDS: u64 = 5000;
+
+/// What must have happened in so many seeds: else they test less than they seem to.
+const OUTCOMES: [&str; 41] = [
+    "FATAL in the middle",
+    "a cancel request arrived when it was given up",
+    "a cancel request found nothing to stop",
+    "a cancel request was late",
+    "a cancel request was lost",
+    "a connection was used behind a query that was stopped",
+    "a new session ended",
+    "a query was stopped",
+    "a session ended while idle",
+    "body dropped",
+    "body whole",
+    "cancel timed out",
+    "cancelled by a handle",
+    "cancelled by a token",
+    "closed in order",
+    "closed while logging in",
+    "connecting timed out",
+    "could not connect",
+    "cut in the middle",
+    "error of the server",
+    "execute() dropped",
+    "first row timed out",
+    "lost while pinging",
+    "paused",
+    "pinged",
+    "pinged in vain",
+    "query timed out",
+    "read timed out",
+    "refused by the server",
+    "reset at once",
+    "resumed by itself",
+    "row beyond memory",
+    "run again on another connection",
+    "silence while logging in",
+    "soft limit of memory",
+    "something was said while idle",
+    "stream cancelled",
+    "stream dropped",
+    "the server was held up",
+    "too much to drain",
+    "whole result",
+];
+
+#[test]
+fn sessions_of_any_seed_lose_nothing_and_leave_nothing() {
+    watch_panics();
+    let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let only = number("SIMULATION_SEED");
+    let seeds = match (only, number("SIMULATION_SEEDS")) {
+        (Some(seed), _) => seed..seed + 1,
+        (None, count) => 0..count.unwrap_or(SEEDS),
+    };
+    let (next, tally) = (AtomicU64::new(seeds.start), Mutex::new(Tally::new()));
+    thread::scope(|scope| {
+        let run = || {
+            loop {
+                let seed = next.fetch_add(1, Relaxed);
+                if !seeds.contains(&seed) || FAILED.load(Relaxed) {
+                    return;
+                }
+                let (seen, digest) = in_real_time(seed, || simulate(seed, only.is_some()));
+                if seed % 100 == 0 && only.is_none() {
+                    assert_eq!(simulate(seed, false).1, digest, "it goes another way");
+                }
+                for (what, times) in seen {
+                    *tally.lock().unwrap().entry(what).or_default() += times;
+                }
+            }
+        };
+        scope.spawn(run);
+        scope.spawn(run);
+    });
+    let tally = tally.into_inner().unwrap();
+    println!("{} seeds: {tally:#?}", seeds.end - seeds.start);
+    for outcome in OUTCOMES.into_iter().filter(|_| seeds == (0..SEEDS)) {
+        assert!(tally.get(outcome).is_some_and(|times| *times >= 5), "too seldom: {outcome}");
+    }
+}
+
+thread_local! {
+    /// The seed of this thread, until something of it panics: a runtime catches that of a task.
+    static SEED: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// A seed has failed.
+static FAILED: AtomicBool = AtomicBool::new(false);
+
+fn watch_panics() {
+    let print = take_hook();
+    set_hook(Box::new(move |info| {
+        FAILED.store(true, Relaxed);
+        if let Some(seed) = SEED.take() {
+            eprintln!("SIMULATION_SEED={seed} repeats this:");
+        }
+        print(info);
+    }));
+}
+
+/// Ends all when this does not end in a minute: where tasks wake each other for ever, no time passes.
+fn in_real_time<T>(seed: u64, run: impl FnOnce() -> T) -> T {
+    let (running, ended) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        if ended.recv_timeout(Duration::from_secs(60)) == Err(RecvTimeoutError::Timeout) {
+            eprintln!("SIMULATION_SEED={seed} does not end");
+            process::abort();
+        }
+    });
+    let result = run();
+    drop(running);
+    result
+}
+
+/// Runs a seed. Returns what happened in it, and a digest of when.
+fn simulate(seed: u64, trace: bool) -> (Tally, u64) {
+    SEED.set(Some(seed));
+    let (moves, idle) = (Arc::new(AtomicU64::new(0)), Arc::new(Notify::new()));
+    runtime(Arc::clone(&moves), Arc::clone(&idle)).block_on(async {
+        tokio::spawn(async move {
+            loop {
+                idle.notified().await;
+            }
+        });
+        let folder = tempfile::tempdir().unwrap();
+        let world = Arc::new(World::new(seed, trace, moves));
+        tokio::spawn(listen(Arc::clone(&world), folder.path().to_owned()));
+        // It must be there first.
+        yield_now().await;
+        live(&world, folder.path(), Chance::of(seed)).await;
+        // More than all delays and deadlines together.
+        sleep(HOUR).await;
+        let state = world.state();
+        assert_eq!(state.open, 0, "the client has left connections open");
+        assert_eq!(Handle::current().metrics().num_alive_tasks(), 2, "a task is left");
+        assert_eq!(SEED.get(), Some(seed), "a task has panicked");
+        (state.tally.clone(), state.digest.finish())
+    })
+}
+
+/// A runtime whose clock goes on when nothing has moved for three looks at the sockets.
+///
+/// Left to itself it would go on to the next timer with the first look, whatever that finds: a deadline of
+/// seconds would be over before the answer is read that has come. A task of the model, which waits for
+/// `idle`, has it look without going on.
+fn runtime(moves: Arc<AtomicU64>, idle: Arc<Notify>) -> Runtime {
+    let (seen, looks) = (AtomicU64::new(0), AtomicU64::new(0));
+    let before_park = move || {
+        let moves = moves.load(Relaxed);
+        if seen.swap(moves, Relaxed) != moves {
+            looks.store(0, Relaxed);
+        }
+        match looks.fetch_add(1, Relaxed) {
+            0..3 => idle.notify_one(),
+            _ => looks.store(0, Relaxed),
+        }
+    };
+    let mut builder = Builder::new_current_thread();
+    builder.enable_all().start_paused(true).on_thread_park(before_park).build().unwrap()
+}
+
+/// Longer than anything takes.
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// By how much a deadline may be late: timers are rounded up.
+const SLACK: Duration = ms(5);
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// What ends by itself, so within an hour.
+async fn within<T>(step: impl Future<Output = T>) -> T {
+    timeout(HOUR, step).await.expect("it ends by itself")
+}
+
+fn in_time(began: Instant, limit: Duration, what: &str) {
+    let took = began.elapsed();
+    assert!(took <= limit + SLACK, "{what} took {took:?} of {limit:?}");
+}
+
+/// The life of a client.
+async fn live(world: &Arc<World>, folder: &Path, mut random: Chance) {
+    let limits = Limits {
+        connect: random.delay(100, 10_000),
+        cancel: random.delay(50, 3000),
+        read: random.one_in(2).then(|| random.delay(100, 10_000)),
+    };
+    let mut config = ConnectionConfig::builder()
+        .host(folder.to_str().unwrap())
+        .port(PORT)
+        .user("u")
+        .connect_timeout(limits.connect)
+        .cancel_timeout(limits.cancel)
+        .drain_limit(1024 << random.below(11))
+        // Without pauses, whose length is chance that does not come again.
+        .retry(RetryPolicy::default().max_attempts(2).initial_backoff(Duration::ZERO));
+    if let Some(read) = limits.read {
+        config = config.read_timeout(read);
+    }
+    let config = config.build().unwrap();
+    let client = match random.one_in(2) {
+        true => FraiseClient::new(config),
+        false => match within(FraiseClient::connect_with_config(config)).await {
+            Ok(client) => client,
+            Err(e) => return check_connecting(world, &e, world.began),
+        },
+    };
+    let mut life = Life { world: Arc::clone(world), client, limits, random };
+    for _ in 0..1 + life.random.below(4) {
+        match life.random.below(8) {
+            0 => life.ping().await,
+            _ => life.query().await,
+        }
+        if life.random.one_in(4) {
+            sleep(life.random.delay(0, 30_000)).await;
+        }
+    }
+    if life.random.one_in(2) {
+        let began = Instant::now();
+        within(life.client.close()).await.unwrap();
+        in_time(began, life.limits.cancel, "close()");
+        world.count("closed in order");
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Limits {
+    connect: Duration,
+    cancel: Duration,
+    read: Option<Duration>,
+}
+
+/// It could not be connected since then, which must have a reason.
+fn check_connecting(world: &World, error: &Error, since: Instant) {
+    assert!(world.state().trouble_until >= Some(since), "nothing was in the way: {error:?}");
+    match error {
+        Error::Connection { .. } => world.count("could not connect"),
+        Error::Timeout { phase: TimeoutPhase::Connect, .. } => world.count("connecting timed out"),
+        Error::Server(e) if e.code().code() == TOO_MANY => world.count("refused by the server"),
+        Error::ConnectionClosed { .. } => world.count("lost behind the login"),
+        Error::Server(e) if e.code().code() == IDLE => world.count("lost behind the login"),
+        _ => panic!("an error of connecting? {error:?}"),
+    }
+}
+
+struct Life {
+    world: Arc<World>,
+    client: FraiseClient,
+    limits: Limits,
+    random: Chance,
+}
+
+/// One query, as it was asked for.
+struct Asked {
+    id: usize,
+    rows: u64,
+    called: Instant,
+    timeout: Option<Duration>,
+    first_row: Option<Duration>,
+    /// Bytes, and whether it is to fail before they are full.
+    memory: Option<(usize, bool)>,
+    by_token: bool,
+    by_handle: Arc<AtomicBool>,
+}
+
+impl Asked {
+    fn is_over(&self) -> bool {
+        self.timeout.is_some_and(|limit| self.called.elapsed() >= limit)
+    }
+}
+
+impl Life {
+    async fn ping(&mut self) {
+        let patience = self.random.delay(1, 20_000);
+        let began = Instant::now();
+        match timeout(patience, self.client.ping()).await {
+            Ok(Ok(())) => self.world.count("pinged"),
+            Ok(Err(Error::ConnectionClosed { .. })) => self.world.count("lost while pinging"),
+            Ok(Err(e)) => check_connecting(&self.world, &e, began),
+            Err(_) => self.world.count("pinged in vain"),
+        }
+    }
+
+    async fn query(&mut self) {
+        let Self { world, client, random, .. } = self;
+        let rows = [0, 1, 30, 300, 1500][random.below(5) as usize];
+        let rows = random.below(rows + 1);
+        let id = world.plan(rows, [20, 100, 2000][random.below(3) as usize]);
+        let mut asked = Asked {
+            id,
+            rows,
+            called: Instant::now(),
+            timeout: (self.limits.read.is_none() || random.one_in(3))
+                .then(|| random.delay(10, 60_000)),
+            first_row: random.one_in(6).then(|| random.delay(10, 30_000)),
+            memory: random.one_in(2).then(|| (1024 << random.below(9), random.one_in(8))),
+            by_token: false,
+            by_handle: Arc::default(),
+        };
+        let mut query = client.query::<RawJson>(&format!("q{id}"));
+        if random.one_in(2) {
+            query = query.chunk_size(1 + random.below(300) as usize);
+        }
+        if random.one_in(4) {
+            query = query.adaptive_chunking(true).adaptive_min_size(1 + random.below(8) as usize);
+        }
+        if let Some(limit) = asked.timeout {
+            query = query.timeout(limit);
+        }
+        if let Some(limit) = asked.first_row {
+            query = query.first_row_timeout(limit);
+        }
+        if let Some((bytes, fails)) = asked.memory {
+            query = query.max_memory(bytes).memory_soft_limits(0.5, if fails { 0.9 } else { 1.0 });
+        }
+        let pause_timeout = random.one_in(3).then(|| random.delay(1, 20_000));
+        if let Some(limit) = pause_timeout {
+            query = query.pause_timeout(limit);
+        }
+        world.note(|| format!("query {id} is executed: {rows} rows, {:?}", asked.memory));
+        let patience = if random.one_in(8) { random.delay(0, 5000) } else { HOUR };
+        let opened = timeout(patience, query.execute()).await;
+        for limit in [asked.timeout, asked.first_row].into_iter().flatten() {
+            in_time(asked.called, limit, "execute()");
+        }
+        match opened {
+            Err(_) => {
+                assert!(patience < HOUR, "execute() does not end");
+                world.count("execute() dropped");
+            }
+            Ok(Err(e)) => self.failed(&asked, None, Duration::ZERO, &e),
+            Ok(Ok(stream)) if random.one_in(5) => self.body(&asked, stream).await,
+            Ok(Ok(stream)) => self.read(&mut asked, stream, pause_timeout).await,
+        }
+        if !asked.by_token && self.random.one_in(3) {
+            sleep(self.limits.cancel + SLACK).await;
+            assert!(!self.client.is_busy(), "it is still cleaned up");
+        }
+    }
+
+    /// Reads a body of lines, or some of it.
+    async fn body(&mut self, asked: &Asked, stream: QueryStream<RawJson>) {
+        let mut body = stream.into_ndjson();
+        let mut read = 0;
+        let leaves = self.random.one_in(4);
+        loop {
+            if leaves && self.random.one_in(4) {
+                return self.world.count("body dropped");
+            }
+            match within(body.next()).await {
+                Some(Ok(part)) => {
+                    assert!(part.ends_with(b"\n"), "a row in parts");
+                    for line in part.split_inclusive(|byte| *byte == b'\n') {
+                        self.row(asked, &mut read, &line[..line.len() - 1]);
+                    }
+                }
+                Some(Err(e)) => {
+                    self.failed(asked, Some(read), Duration::ZERO, &e);
+                    break;
+                }
+                None => {
+                    self.whole(asked, read);
+                    self.world.count("body whole");
+                    break;
+                }
+            }
+        }
+        assert!(within(body.next()).await.is_none(), "something is behind the end");
+    }
+
+    /// Reads a stream, in one way or another.
+    async fn read(
+        &mut self,
+        asked: &mut Asked,
+        mut stream: QueryStream<RawJson>,
+        pause_timeout: Option<Duration>,
+    ) {
+        let is_handled = self.random.one_in(4);
+        if is_handled {
+            let (random, flag) =
+                (Chance::of(self.random.below(1 << 32)), Arc::clone(&asked.by_handle));
+            tokio::spawn(steer(stream.control(), random, flag, self.limits.cancel));
+        }
+        let last = asked.rows >> self.random.below(8);
+        let leaves_at = self.random.one_in(2).then(|| self.random.below(last + 1));
+        let (is_slow, pauses) = (self.random.one_in(3), self.random.one_in(3));
+        let slowness = [10, 100, 10_000][self.random.below(3) as usize];
+        let mut read = 0;
+        loop {
+            if leaves_at.is_some_and(|at| read >= at) {
+                match self.random.below(6) {
+                    0 => return self.world.count("stream dropped"),
+                    1 => return self.cancel(asked, stream).await,
+                    2..5 if !asked.by_token => {
+                        self.cancel_by_token(asked).await;
+                        if self.random.one_in(2) {
+                            // The next query comes at once.
+                            return;
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            if is_slow && self.random.one_in(6) {
+                sleep(self.random.delay(0, slowness)).await;
+            }
+            if pauses && self.random.one_in(8) {
+                self.pause(asked, &mut stream, is_handled, pause_timeout).await;
+            }
+            let asked_at = Instant::now();
+            // Taken out of the stream only when they are returned.
+            let patience = if self.random.one_in(10) { self.random.delay(0, 100) } else { HOUR };
+            let item = match self.random.one_in(2) {
+                true => timeout(patience, stream.next_chunk()).await.map(|item| {
+                    item.map(|chunk| {
+                        chunk.map(|rows| {
+                            rows.rows().for_each(|json| self.row(asked, &mut read, json));
+                        })
+                    })
+                }),
+                false => timeout(patience, stream.next()).await.map(|item| {
+                    item.map(|row| row.map(|json| self.row(asked, &mut read, json.as_bytes())))
+                }),
+            };
+            let stats = stream.stats();
+            if let Some(limit) = asked.timeout.filter(|_| stats.pauses == 0) {
+                let at = asked_at.max(asked.called + limit) + SLACK;
+                assert!(Instant::now() <= at, "it ends {:?} late", Instant::now() - at);
+            }
+            match item {
+                Err(_) => assert!(patience < HOUR, "the stream does not go on"),
+                Ok(Some(Ok(()))) => {}
+                Ok(Some(Err(e))) => {
+                    self.failed(asked, Some(read), stats.paused_for, &e);
+                    break;
+                }
+                Ok(None) => {
+                    assert_eq!(stream.state(), StreamState::Completed);
+                    self.whole(asked, read);
+                    break;
+                }
+            }
+            self.check(asked, read, &stats);
+        }
+        assert!(within(stream.next()).await.is_none(), "something is behind the end");
+        assert!(within(stream.next_chunk()).await.is_none(), "something is behind the end");
+        self.check(asked, read, &stream.stats());
+    }
+
+    /// A row has come: it must be the next one of this query.
+    fn row(&self, asked: &Asked, read: &mut u64, json: &[u8]) {
+        *read += 1;
+        let expected = self.world.document(asked.id, *read);
+        assert!(json == expected.as_bytes(), "{} came, not {expected}", json.escape_ascii());
+        assert!(*read <= self.world.query(asked.id).sent, "{expected} was not sent yet");
+    }
+
+    fn check(&self, asked: &Asked, read: u64, stats: &StreamStats) {
+        let parts = stats.total_rows_yielded
+            + stats.total_rows_filtered
+            + stats.total_rows_failed
+            + stats.total_rows_discarded
+            + stats.items_buffered;
+        assert_eq!(stats.total_rows_received, parts, "{stats:?}");
+        assert_eq!(stats.total_rows_yielded, read, "{stats:?}");
+        let limit = asked.memory.map_or(1 << 20, |(bytes, _)| bytes);
+        let most = limit.max(self.world.query(asked.id).largest_row()) + (64 << 10);
+        assert!(stats.peak_memory <= most, "{most} for {stats:?}");
+    }
+
+    /// Every row was read, as the stream says.
+    fn whole(&self, asked: &Asked, read: u64) {
+        let fate = self.world.query(asked.id).fate;
+        assert!(
+            fate == Fate::Whole && read == asked.rows,
+            "{fate:?}, but it ended behind row {read}"
+        );
+        self.world.count("whole result");
+    }
+
+    /// Every error has its reason, and what came before it was read.
+    fn failed(&self, asked: &Asked, read: Option<u64>, paused: Duration, error: &Error) {
+        let Query { fate, sent, .. } = self.world.query(asked.id);
+        self.world
+            .note(|| format!("query {} fails behind {read:?}: {}", asked.id, error.category()));
+        let is_stopped = asked.by_handle.load(Relaxed);
+        let all_sent = |what| {
+            assert!(
+                is_stopped || read.unwrap_or(0) == sent,
+                "{sent} were sent, {read:?} read: {error:?}"
+            );
+            self.world.count(what);
+        };
+        let since = asked.called.elapsed() + SLACK;
+        match (error, fate) {
+            (Error::Server(e), Fate::Error) if e.code().code() == DIVISION => {
+                all_sent("error of the server")
+            }
+            (Error::Server(e), Fate::Fatal) if e.code().code() == SHUTDOWN => {
+                all_sent("FATAL in the middle")
+            }
+            (Error::ConnectionClosed { .. }, Fate::Cut) => all_sent("cut in the middle"),
+            (Error::Cancelled, _) if is_stopped => self.world.count("cancelled by a handle"),
+            (Error::Cancelled, Fate::Stopped) if asked.by_token => all_sent("cancelled by a token"),
+            (Error::Timeout { phase, after }, _) => {
+                let (limit, what) = match phase {
+                    TimeoutPhase::Query => (asked.timeout, "query timed out"),
+                    TimeoutPhase::FirstRow => (asked.first_row, "first row timed out"),
+                    TimeoutPhase::Read => (self.limits.read, "read timed out"),
+                    TimeoutPhase::Connect if read.is_none() => {
+                        return check_connecting(&self.world, error, asked.called);
+                    }
+                    _ => panic!("{error:?}"),
+                };
+                assert!(limit == Some(*after) && since >= *after, "behind {since:?}: {error:?}");
+                if *phase == TimeoutPhase::FirstRow {
+                    assert_eq!(read.unwrap_or(0), 0, "behind the first row: {error:?}");
+                    // In a pause it could not come.
+                    assert!(since >= *after + paused, "paused for {paused:?}: {error:?}");
+                }
+                self.world.count(what);
+            }
+            (Error::MemoryLimitExceeded { .. }, _) => {
+                let (bytes, fails) = asked.memory.expect("there is a limit");
+                assert!(fails || self.world.query(asked.id).largest_row() > bytes, "{error:?}");
+                self.world.count(if fails { "soft limit of memory" } else { "row beyond memory" });
+            }
+            _ if read.is_none() => check_connecting(&self.world, error, asked.called),
+            _ => panic!("why, for {fate:?}? {error:?}"),
+        }
+    }
+
+    async fn cancel(&mut self, asked: &Asked, mut stream: QueryStream<RawJson>) {
+        let began = Instant::now();
+        let result = within(stream.cancel()).await;
+        self.cancelled(began, &result);
+        assert!(!self.client.is_busy(), "another query cannot run");
+        assert!(within(stream.next()).await.is_none(), "something is behind cancel()");
+        let stats = stream.stats();
+        assert_eq!(stats.items_buffered, 0);
+        self.check(asked, stats.total_rows_yielded, &stats);
+        self.world.count("stream cancelled");
+    }
+
+    async fn cancel_by_token(&mut self, asked: &mut Asked) {
+        asked.by_token = true;
+        self.world.count("asked a token to cancel");
+        let token = self.client.cancel_token();
+        let (began, limit) = (Instant::now(), self.limits.cancel);
+        match self.random.below(3) {
+            0 => {
+                let result = within(token.cancel()).await;
+                self.cancelled(began, &result);
+            }
+            // The request is on its way, and nobody knows where.
+            1 => drop(timeout(self.random.delay(0, 200), token.cancel()).await),
+            _ => {
+                tokio::spawn(async move {
+                    let _ = token.cancel().await;
+                    in_time(began, limit, "a token's cancel()");
+                });
+                // Let it begin: it is about this query.
+                yield_now().await;
+            }
+        }
+    }
+
+    fn cancelled(&self, began: Instant, result: &Result<(), Error>) {
+        in_time(began, self.limits.cancel, "cancel()");
+        match result {
+            Ok(()) => {}
+            Err(Error::Timeout { phase: TimeoutPhase::Cancel, .. }) => {
+                self.world.count("cancel timed out")
+            }
+            Err(Error::Protocol { message }) if message.contains("drain_limit") => {
+                self.world.count("too much to drain");
+            }
+            Err(Error::ConnectionClosed { .. } | Error::Io { .. }) => {
+                self.world.count("lost while cancelling")
+            }
+            Err(e) => panic!("{e:?}"),
+        }
+    }
+
+    /// Pauses a stream for a while.
+    async fn pause(
+        &mut self,
+        asked: &Asked,
+        stream: &mut QueryStream<RawJson>,
+        is_handled: bool,
+        pause_timeout: Option<Duration>,
+    ) {
+        // The last one may still last, which would end before this one.
+        let _ = stream.resume().await;
+        let began = Instant::now();
+        if within(stream.pause()).await.is_err() {
+            assert!(is_handled, "it has not ended");
+            return;
+        }
+        in_time(began, Duration::ZERO, "pause()");
+        let before = stream.stats();
+        let lasts = self.random.delay(0, 30_000);
+        sleep(lasts).await;
+        let after = stream.stats();
+        match pause_timeout {
+            _ if is_handled => {}
+            Some(limit) if lasts > limit + SLACK => {
+                assert_eq!(after.state, StreamState::Running, "it does not resume by itself");
+                self.world.count("resumed by itself");
+            }
+            Some(limit) if lasts + SLACK > limit => {}
+            _ => {
+                assert_eq!(after.state, StreamState::Paused);
+                // A deadline hands over what its reader held.
+                let reads = after.total_rows_received > before.total_rows_received;
+                assert!(!reads || asked.is_over(), "it reads in a pause");
+                self.world.count("paused");
+            }
+        }
+        // Else it goes on by itself.
+        if pause_timeout.is_none() || self.random.one_in(2) {
+            let _ = stream.resume().await;
+        }
+    }
+}
+
+/// What another task does to a stream.
+async fn steer(
+    control: StreamControl,
+    mut random: Chance,
+    cancels: Arc<AtomicBool>,
+    limit: Duration,
+) {
+    for _ in 0..1 + random.below(5) {
+        sleep(random.delay(0, 5000)).await;
+        let began = Instant::now();
+        match random.below(8) {
+            0 => {
+                cancels.store(true, Relaxed);
+                let _ = within(control.cancel()).await;
+                in_time(began, limit, "a handle's cancel()");
+            }
+            1..4 => drop(within(control.pause()).await),
+            _ => drop(control.resume().await),
+        }
+    }
+    let _ = control.resume().await;
+}
+
+/// Chance that comes again.
+struct Chance(Random);
+
+impl Chance {
+    fn of(seed: u64) -> Self {
+        Self(Random::of(seed))
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.0.below(n)
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    /// A time between these, in milliseconds, of any order of magnitude.
+    fn delay(&mut self, least: u64, most: u64) -> Duration {
+        let range = most - least;
+        let range = range >> self.below(u64::from(range.max(1).ilog2()) + 1);
+        ms(least + self.below(range + 1))
+    }
+}
