@@ -231,8 +231,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     }
 
     /// Reads with `n` connections at once, which together return exactly the rows of one query, in no order:
-    /// they see one snapshot. For results whose server is busy making text of them, `n` backends make it `n`
-    /// times as fast, as long as there are processors.
+    /// they see one snapshot. It is for large results of tables, whose server is busy making text of them: with two
+    /// processors for server and client together, `parallel(2)` takes 0.67 of the time, and more do not help
+    /// ([figures](https://github.com/fraiseql/fraiseql-wire/blob/main/docs/benchmarks.md)).
     ///
     /// Tables, tables in partitions, and materialized views are split by their blocks (each backend reads its own
     /// since Postgres 14, and before that all of them); anything else by
@@ -267,7 +268,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
 
     /// Splits a [`parallel`](Self::parallel) query by the hash of an expression in trusted SQL, without parameters:
     /// `data->>'id'`. It should tell most rows apart, and must be the same each time it is asked of a row. Every
-    /// backend reads all rows to find its own, so it is a view's way, for what it has no blocks.
+    /// backend reads all rows to find its own, so a view gains only where making its documents' text costs more than that.
     pub fn partition_by(mut self, expression: impl Into<String>) -> Self {
         self.scale.partition_by = Some(expression.into());
         self
@@ -286,7 +287,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// not in it, rows that were added are if their key is behind the last, and one whose key has changed may be
     /// missing or come again. On a standby it may be an older snapshot than before.
     ///
-    /// The keys are looked at as rows arrive, which costs about a tenth of decoding them. Numbers are compared exactly.
+    /// The keys are looked at as rows arrive, which is not seen beside what the server does. Numbers are compared exactly.
     /// The index that serves it is `create index on t (((data->'id')))`.
     ///
     /// # Errors
