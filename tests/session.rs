@@ -553,7 +553,14 @@ fn every_future_is_send() {
     let client = FraiseClient::new(config().build().unwrap());
     send(FraiseClient::connect(""));
     send(client.ping());
-    send(client.query::<Value>("v").execute());
+    let query = || client.query::<Value>("v");
+    send(query().execute());
+    send(query().fetch_all());
+    send(query().fetch_one());
+    send(query().fetch_optional());
+    send(query().count());
+    send(query().exists());
+    send(query().explain(false));
     send(client.cancel_token().cancel());
     send(client.close());
 }

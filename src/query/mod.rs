@@ -426,7 +426,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Dropping the future stops the query.
     pub async fn count(self) -> Result<u64> {
         if self.predicates.is_empty() {
-            return self.ask(&self.select.count()?).await;
+            let statement = self.select.count()?;
+            return self.ask(statement).await;
         }
         let mut stream = self.execute().await?;
         let mut rows = 0;
@@ -448,7 +449,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Dropping the future stops the query.
     pub async fn exists(self) -> Result<bool> {
         if self.predicates.is_empty() {
-            return self.ask(&self.select.exists()?).await;
+            let statement = self.select.exists()?;
+            return self.ask(statement).await;
         }
         Ok(self.fetch_optional().await?.is_some())
     }
@@ -466,15 +468,18 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// [`EXPLAIN (FORMAT JSON)`]: https://www.postgresql.org/docs/current/sql-explain.html
     pub async fn explain(self, analyze: bool) -> Result<Value> {
-        self.ask(&self.scale.select(&self.select, &self.settings)?.explain(analyze)?).await
+        let statement = self.scale.select(&self.select, &self.settings)?.explain(analyze)?;
+        self.ask(statement).await
     }
 
     /// Runs a statement that returns one document.
-    async fn ask<A: FromJsonRow>(&self, statement: &Statement) -> Result<A> {
-        let request = Request::Single { query: query(statement)?, resume: None };
+    ///
+    /// By value: predicates need not be `Sync`, so a future that borrows them is not `Send`.
+    async fn ask<A: FromJsonRow>(self, statement: Statement) -> Result<A> {
+        let request = Request::Single { query: query(&statement)?, resume: None };
         self.settings.check()?;
         let labels = labels(&self.select, false);
-        let text = text(&self.select, statement);
+        let text = text(&self.select, &statement);
         let predicates = Predicates::default();
         let mut stream =
             QueryStream::open(&self.access, request, self.settings, labels, text, predicates)
