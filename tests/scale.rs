@@ -601,7 +601,7 @@ async fn a_stream_is_resumed_on_the_next_host_or_ends() {
         .await
         .unwrap();
     let mut read = 0;
-    let mut next =
+    let next =
         async |stream: &mut fraiseql_wire::QueryStream<Numbered>| -> Option<Result<u64>> {
             Some(stream.next().await?.map(|row| row.id))
         };
