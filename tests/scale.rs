@@ -601,10 +601,9 @@ async fn a_stream_is_resumed_on_the_next_host_or_ends() {
         .await
         .unwrap();
     let mut read = 0;
-    let next =
-        async |stream: &mut fraiseql_wire::QueryStream<Numbered>| -> Option<Result<u64>> {
-            Some(stream.next().await?.map(|row| row.id))
-        };
+    let next = async |stream: &mut fraiseql_wire::QueryStream<Numbered>| -> Option<Result<u64>> {
+        Some(stream.next().await?.map(|row| row.id))
+    };
     while read < 1000 {
         read += 1;
         assert_eq!(next(&mut stream).await.unwrap().unwrap(), read);

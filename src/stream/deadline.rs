@@ -147,7 +147,7 @@ mod tests {
         let (settings, second) = (StreamSettings::default(), Some(Duration::from_secs(1)));
         for _ in 0..32 {
             let metrics = Arc::new(QueryMetrics::begin(QueryLabels::default()));
-            let channel = Channel::new(&settings, None, metrics, now(), Span::none());
+            let channel = Channel::new(1, &settings, None, metrics, now(), Span::none());
             let error = Deadlines::new(now(), second, second).expired(&channel).await;
             assert!(
                 matches!(error, Error::Timeout { phase: TimeoutPhase::Query, .. }),
