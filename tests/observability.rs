@@ -80,6 +80,7 @@ async fn every_number_is_what_happened() {
     metrics::describe();
     let mut emitted = queries(&snapshotter).await;
     emitted.append(&mut connections(&snapshotter).await);
+    emitted.append(&mut several_connections(&snapshotter).await);
     for metric in metrics::CATALOG {
         let name = metric.name.strip_prefix("fraiseql_wire_").unwrap();
         assert!(emitted.contains(name), "nothing emits {name}");
@@ -260,6 +261,49 @@ async fn queries(snapshotter: &Snapshotter) -> BTreeSet<String> {
     {
         assert!(numbers.values(gauge, &[]).iter().all(|n| *n == 0.0), "{gauge} is not back at 0");
     }
+    numbers.names()
+}
+
+/// Queries of several connections, at once and one after the other: each counts once.
+async fn several_connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
+    sql("create table t_wide as
+         select jsonb_build_object('id', i, 'text', repeat('x', 500)) as data
+         from generate_series(1, 20000) i")
+    .await;
+    let proxy = support::proxy::Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let url = format!("postgres://postgres@{}/postgres", proxy.address);
+    let client = FraiseClient::connect(&url).await.unwrap();
+    Numbers::of(snapshotter);
+    let rows = client.query::<RawJson>("t_wide").parallel(3).fetch_all().await.unwrap();
+    assert_eq!(rows.len(), 20_000);
+    let mut stream = client.query::<RawJson>("t_wide").resume_by("id").execute().await.unwrap();
+    assert!(stream.next().await.unwrap().is_ok());
+    proxy.cut_after(0);
+    while client.is_connected() {
+        match futures_util::FutureExt::now_or_never(stream.next()) {
+            Some(row) => drop(row.unwrap().unwrap()),
+            None => tokio::task::yield_now().await,
+        }
+    }
+    proxy.cut_after(u64::MAX);
+    while let Some(row) = stream.next().await {
+        row.unwrap();
+    }
+    let resumed = stream.stats().resumptions as f64;
+    drop(stream);
+    let numbers = Numbers::of(snapshotter);
+    let wide = [("entity", "t_wide")];
+    let sum = |name: &str| numbers.sum(name, &wide);
+    assert_eq!((sum("queries_total"), sum("query_success_total")), (2.0, 2.0));
+    assert_eq!((sum("rows_received_total"), sum("rows_yielded_total")), (40_000.0, 40_000.0));
+    assert_eq!(numbers.values("query_rows", &wide), [20_000.0, 20_000.0]);
+    assert_eq!((sum("queries_resumed_total"), resumed), (1.0, 1.0));
+    // Two beside the client's, and one in place of it.
+    assert_eq!(numbers.sum("connections_created_total", &[]), 3.0);
+    assert_eq!(numbers.sum("connections_closed_total", &[("reason", "close")]), 2.0);
+    assert_eq!(numbers.sum("connections_closed_total", &[("reason", "server")]), 1.0);
+    assert_eq!(numbers.sum("reconnects_total", &[]), 1.0);
+    assert_eq!(numbers.sum("read_buffer_bytes", &[]), 0.0);
     numbers.names()
 }
 

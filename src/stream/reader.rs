@@ -201,7 +201,9 @@ impl Reader {
         position.in_vain += 1;
         let Some(pause) = pause else { return Err(error.into()) };
         if error.ends_session() {
-            self.connection.closes(Closed::Server);
+            if !matches!(error, Error::Io { .. }) {
+                self.connection.closes(Closed::Server);
+            }
         } else {
             // The server may go on working on what nobody will read.
             let cleaned = settle(&mut self.connection, &self.exchange, Bytes::new()).await;
