@@ -352,7 +352,6 @@ fn read_error_fields(name: &'static str, body: &[u8]) -> Result<Box<DbError>> {
 mod tests {
     use super::*;
 
-    /// Frames as Postgres 15 sent them, without tag and length.
     #[test]
     fn no_field_of_an_error_can_make_another_line() {
         let body = b"VERROR\nFORGED\0C22012\0Ma\nb\0Dc\nd\0He\nf\0\0";
@@ -360,6 +359,7 @@ mod tests {
         assert!(!error.to_string().contains('\n'), "{error}");
     }
 
+    /// Frames as Postgres 15 sent them, without tag and length.
     #[test]
     fn recorded_messages_are_read() {
         let cases: [(u8, &[u8], Message); 11] = [
@@ -419,6 +419,47 @@ mod tests {
                 tag == b'K' || Message::read(tag, &[body, b"\0"].concat()).is_err(),
                 "{expected:?} and a byte"
             );
+        }
+    }
+
+    /// The codes are those of the manual's page of message formats.
+    #[test]
+    fn every_request_of_a_login_has_its_code() {
+        use Authentication::*;
+        let unsupported = |name| Unsupported { name };
+        let cases: [(u8, &[u8], Authentication); 10] = [
+            (0, b"", Ok),
+            (2, b"", unsupported("Kerberos V5")),
+            (3, b"", CleartextPassword),
+            (5, b"salt", Md5Password { salt: *b"salt" }),
+            (7, b"", unsupported("GSSAPI")),
+            (8, b"data", unsupported("GSSAPI")),
+            (9, b"", unsupported("SSPI")),
+            (10, b"A\0B\0\0", Sasl { mechanisms: vec!["A".into(), "B".into()] }),
+            (11, b"data", SaslContinue(b"data".to_vec())),
+            (12, b"data", SaslFinal(b"data".to_vec())),
+        ];
+        let mut names = std::collections::BTreeSet::new();
+        for (code, data, expected) in cases {
+            names.insert(expected.name());
+            let body = [&[0, 0, 0, code], data].concat();
+            assert_eq!(Message::read(b'R', &body).unwrap(), Message::Authentication(expected));
+        }
+        assert_eq!(names.len(), 9, "an error can tell them apart: {names:?}");
+    }
+
+    /// Two servers that know less: 3.0 and no option, as asked of 3.2; an option that they do not know.
+    #[test]
+    fn a_server_says_what_it_does_not_speak() {
+        let read = |body: &[u8]| Message::read(b'v', body);
+        let said = |options: &[&str]| Message::NegotiateProtocolVersion {
+            newest: 3 << 16,
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+        };
+        assert_eq!(read(b"\0\x03\0\0\0\0\0\0").unwrap(), said(&[]));
+        assert_eq!(read(b"\0\x03\0\0\0\0\0\x01_pq_.a\0").unwrap(), said(&["_pq_.a"]));
+        for bad in [&b"\0\x03\0\0\xff\xff\xff\xff"[..], b"\0\x03\0\0\0\0\0\x01"] {
+            assert!(read(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -63,5 +63,19 @@ mod tests {
         assert!(Header::read(b"Z\0\0\0\x64", 100).is_err(), "one byte too large");
         assert!(Header::read(b"Z\0\0\0\x63", 100).is_ok());
         assert!(Header::read(b"Z\xff\xff\xff\xff", MAX_FRAME).is_err());
+        assert!(Header::read(b"1\0\0\0\x04", 100).is_ok(), "no body at all");
+    }
+
+    /// As `report_fork_failure_to_client` in postmaster.c sends it, and beside it an error of today.
+    #[test]
+    fn an_old_error_is_its_text_alone() {
+        let old = b"Ecould not fork new process for connection: Cannot allocate memory\n\0";
+        assert_eq!(
+            Header::text_of_old_error(old).as_deref(),
+            Some("could not fork new process for connection: Cannot allocate memory")
+        );
+        for other in [&b"E\0\0\0\x0eSFATAL\0\0"[..], b"E\n\0", b"Ebad\x1b[2J\0", b"Sorry\0"] {
+            assert_eq!(Header::text_of_old_error(other), None, "{other:?}");
+        }
     }
 }

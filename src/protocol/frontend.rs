@@ -191,6 +191,24 @@ mod tests {
         );
     }
 
+    /// As recorded from psql 15, of which the nonces are; the version is that of Postgres 18's manual.
+    #[test]
+    fn logging_in_and_cancelling_are_what_libpq_sends() {
+        assert_eq!(startup(VERSION_3_2, &[]).unwrap(), b"\0\0\0\x09\0\x03\0\x02\0");
+        assert_eq!(password("pencil").unwrap(), b"p\0\0\0\x0bpencil\0");
+        let client_first = b"n,,n=,r=P1OgQh6FyFQOyq7wHftcZjZW";
+        assert_eq!(
+            sasl_initial_response("SCRAM-SHA-256", client_first).unwrap(),
+            b"p\0\0\0\x36SCRAM-SHA-256\0\0\0\0\x20n,,n=,r=P1OgQh6FyFQOyq7wHftcZjZW"
+        );
+        assert_eq!(sasl_response(b"c=biws,r=P1Og").unwrap(), b"p\0\0\0\x11c=biws,r=P1Og");
+        assert_eq!(simple_query("select 1").unwrap(), b"Q\0\0\0\x0dselect 1\0");
+        assert_eq!(
+            cancel_request(2560, b"key!").unwrap(),
+            b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\x0a\0key!"
+        );
+    }
+
     #[test]
     fn what_the_protocol_cannot_carry_is_an_error_before_anything_is_sent() {
         let error = |r: Result<Vec<u8>>| r.unwrap_err().to_string();

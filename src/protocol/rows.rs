@@ -153,6 +153,9 @@ mod tests {
         assert!(matches!(run.extend(&buf, 100, MAX_FRAME), Stop::Other));
         assert_eq!(run, Run { rows: 2, frame_bytes: TWO_ROWS.len(), value_bytes: 7 });
         assert_eq!(values(&buf[..run.frame_bytes]), [Some(&b"{\"a\":1}"[..]), None]);
+        // Also one that is shorter than the head of a row.
+        let buf = [TWO_ROWS, b"Z\0\0\0\x05I"].concat();
+        assert!(matches!(Run::default().extend(&buf, 100, MAX_FRAME), Stop::Other));
     }
 
     #[test]
@@ -160,6 +163,16 @@ mod tests {
         let mut run = Run::default();
         assert!(matches!(run.extend(TWO_ROWS, 1, MAX_FRAME), Stop::Full));
         assert_eq!(run.rows, 1);
+    }
+
+    /// The first of the two rows is 18 bytes long.
+    #[test]
+    fn a_row_may_be_as_large_as_is_allowed() {
+        let mut run = Run::default();
+        assert!(matches!(run.extend(TWO_ROWS, 2, 18), Stop::Full));
+        let mut run = Run::default();
+        let Stop::Malformed(error) = run.extend(TWO_ROWS, 2, 17) else { panic!("{run:?}") };
+        assert!(error.to_string().contains("a row of 18 bytes"), "{error}");
     }
 
     #[test]

@@ -108,3 +108,17 @@ impl fmt::Debug for Filter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::sql::field;
+
+    #[test]
+    fn its_sql_is_shown_and_never_its_values() {
+        let shown = format!("{:?}", field("status").eq("planted"));
+        assert!(shown.contains("(\"data\"->>'status') = $1"), "{shown}");
+        assert!(!shown.contains("planted"), "{shown}");
+        let shown = format!("{:?}", field("").eq(1));
+        assert!(shown.contains("path is empty"), "{shown}");
+    }
+}

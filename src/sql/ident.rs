@@ -117,6 +117,7 @@ mod tests {
         ] {
             assert_eq!(quote_relation(name).unwrap(), quoted, "{name}");
         }
+        assert!(quote_relation(&"x".repeat(63)).is_ok(), "Postgres keeps all of it");
     }
 
     #[test]

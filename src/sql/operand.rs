@@ -184,3 +184,51 @@ impl fmt::Debug for Operand {
         write!(f, "Operand({})", self.type_name().unwrap_or("invalid"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_nul_is_refused_wherever_it_stands() {
+        let sent = |value: Value| Operand::from(value).json_param().sent(1).map(|_| ());
+        for value in [
+            json!("a\0"),
+            json!(["a", "\0"]),
+            json!({"\0": "a"}),
+            json!({"a": "\0"}),
+            json!({"a": [{"b": ["\0"]}]}),
+        ] {
+            let error = sent(value).unwrap_err().to_string();
+            assert!(error.contains("$1 holds a NUL"), "{error}");
+        }
+        for value in [json!("\\u0000"), json!(["0", 0, null, false]), json!({"a": {"b": "c"}})] {
+            sent(value).unwrap();
+        }
+    }
+
+    /// A column has no JSON to be null: there the value is SQL's.
+    #[test]
+    fn a_column_is_compared_with_plain_values() {
+        let sent =
+            |value: Value| Operand::from(value).plain_param().sent(1).unwrap().map(str::to_owned);
+        assert_eq!(sent(json!(null)), None);
+        assert_eq!(sent(json!("null")).as_deref(), Some("null"));
+        assert_eq!(sent(json!("a\"b")).as_deref(), Some("a\"b"));
+        assert_eq!(sent(json!(1.5)).as_deref(), Some("1.5"));
+    }
+
+    #[test]
+    fn its_type_is_shown_and_never_its_value() {
+        for (value, shown) in [
+            (json!("planted"), "Operand(string)"),
+            (json!(["planted"]), "Operand(array)"),
+            (json!({"planted": 1}), "Operand(object)"),
+        ] {
+            assert_eq!(format!("{:?}", Operand::from(value)), shown);
+        }
+        assert_eq!(format!("{:?}", Operand::from(f64::NAN)), "Operand(invalid)");
+    }
+}

@@ -301,6 +301,51 @@ mod tests {
         assert_eq!(sent(vec![vec![1u8], vec![]]).unwrap(), r#"{"\\x01","\\x"}"#);
     }
 
+    /// As GNU date counts, which calls 1 BC the year 0.
+    #[test]
+    fn times_have_their_date_on_either_side_of_every_epoch() {
+        for (seconds, expected) in [
+            (0, "1970-01-01 00:00:00"),
+            (-1, "1969-12-31 23:59:59"),
+            (951_827_696, "2000-02-29 12:34:56"),
+            (-62_135_596_801, "0001-12-31 23:59:59 BC"),
+            (-62_162_035_200, "0001-03-01 00:00:00 BC"),
+            (-77_841_475_200, "0498-04-22 00:00:00 BC"),
+        ] {
+            let distance = Duration::from_secs(i64::unsigned_abs(seconds));
+            let time = if seconds < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance };
+            let (date, era) = expected.split_at(19);
+            assert_eq!(sent(time).unwrap(), format!("{date}.000000+00{era}"));
+        }
+        let before = UNIX_EPOCH - Duration::from_micros(1);
+        assert_eq!(sent(before).unwrap(), "1969-12-31 23:59:59.999999+00");
+    }
+
+    /// Months are counted one by one, through more than the 400 years after which the calendar repeats.
+    #[test]
+    fn every_month_begins_and_ends_on_its_days() {
+        let mut day = 0;
+        for year in 1970..=2410 {
+            let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+            let february = if is_leap { 29 } else { 28 };
+            let lengths = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+            for (month, length) in (1..).zip(lengths) {
+                for of_month in [1, length] {
+                    let time = UNIX_EPOCH + Duration::from_secs(86_400 * (day + of_month - 1));
+                    let expected = format!("{year}-{month:02}-{of_month:02} 00:00:00.000000+00");
+                    assert_eq!(sent(time).unwrap(), expected);
+                }
+                day += length;
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_is_never_shown() {
+        assert_eq!(format!("{:?}", "planted".to_param()), "Param(..)");
+        assert_eq!(format!("{:?}", None::<i32>.to_param()), "Param(NULL)");
+    }
+
     #[test]
     fn what_does_not_serialize_says_so() {
         let map = std::collections::HashMap::from([((1, 2), 3)]);

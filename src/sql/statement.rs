@@ -351,6 +351,70 @@ mod tests {
         for (limit, offset) in [(Some(1 << 63), None), (None, Some(u64::MAX))] {
             assert!(Select { limit, offset, ..Select::new("v") }.rows().is_err());
         }
+        let largest = Select { limit: Some((1 << 63) - 1), ..Select::new("v") };
+        assert!(sql(&largest).ends_with(" LIMIT 9223372036854775807"));
+    }
+
+    /// What a count or an existence does not depend on, the server need not do.
+    #[test]
+    fn rows_are_counted_without_what_is_in_them_and_in_no_order() {
+        let order = vec![Order::Field(field("x").asc())];
+        let select = Select { order, ..Select::new("v") };
+        let inner = "SELECT 1 FROM \"v\"";
+        let sorted = "ORDER BY ((\"data\"->'x')::jsonb)";
+        for (select, inner) in [
+            (select.clone(), inner.to_owned()),
+            // Then the order decides which they are.
+            (Select { limit: Some(5), ..select.clone() }, format!("{inner} {sorted} LIMIT 5")),
+            (Select { offset: Some(5), ..select.clone() }, format!("{inner} {sorted} OFFSET 5")),
+        ] {
+            assert_eq!(
+                select.count().unwrap().sql,
+                format!("SELECT to_jsonb(count(*)) AS \"data\" FROM ({inner}) AS \"rows\"")
+            );
+            assert_eq!(
+                select.exists().unwrap().sql,
+                format!("SELECT to_jsonb(EXISTS ({inner})) AS \"data\"")
+            );
+        }
+    }
+
+    /// The server refuses a statement that does not use them all.
+    #[test]
+    fn parameters_are_used_where_rows_are_counted_too() {
+        for select in [
+            Select { projection: Projection::Sql("f($1)".into()), ..Select::new("v") },
+            Select { order: vec![Order::Sql("f($1)".into())], ..Select::new("v") },
+        ] {
+            let select = Select { parameters: vec![1.to_param()], ..select };
+            for statement in [select.rows(), select.count(), select.exists()] {
+                let sql = statement.unwrap().sql;
+                assert!(sql.contains("f($1)"), "{sql}");
+            }
+        }
+    }
+
+    /// Trusted SQL without a bound value may hold one as a literal.
+    #[test]
+    fn a_statement_is_shown_where_no_value_can_be_in_it() {
+        let literal = || "a = 'planted'".to_owned();
+        let plain = Select::new("v");
+        let filtered = Condition::Filter(field("a").eq("planted"));
+        for select in [
+            plain.clone(),
+            Select { conditions: vec![filtered], ..plain.clone() },
+            Select { order: vec![Order::Field(field("a").asc())], ..plain.clone() },
+        ] {
+            assert!(select.is_parameterized(), "{select:?}");
+        }
+        for select in [
+            Select { conditions: vec![Condition::Sql(literal())], ..plain.clone() },
+            Select { order: vec![Order::Sql(literal())], ..plain.clone() },
+            Select { projection: Projection::Sql(literal()), ..plain.clone() },
+        ] {
+            assert!(!select.is_parameterized(), "{select:?}");
+            assert!(Select { parameters: vec![1.to_param()], ..select }.is_parameterized());
+        }
     }
 
     #[test]

@@ -90,6 +90,20 @@ mod tests {
         assert_eq!((gate.pauses(), gate.paused_for(at(11))), (2, Duration::from_secs(5)));
     }
 
+    /// From when on it counts is what a watcher of pauses goes by.
+    #[test]
+    fn a_bound_holds_for_the_pause_that_is_going_on() {
+        let start = Instant::now();
+        let mut gate = Gate::default();
+        gate.pause(None, start);
+        gate.pause(None, start + Duration::from_secs(1));
+        gate.set_timeout(Some(Duration::from_secs(5)));
+        assert_eq!(gate.paused_since(), Some(start));
+        assert_eq!(gate.timeout(), Some(Duration::from_secs(5)));
+        gate.resume(start);
+        assert_eq!(gate.paused_since(), None);
+    }
+
     #[test]
     fn the_last_reason_counts_until_the_pause_ends() {
         let now = Instant::now();

@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn settings_that_contradict_themselves_are_errors() {
         type S = StreamSettings;
-        let refused: [(S, &str); 9] = [
+        let refused: [(S, &str); 12] = [
             (S { chunk_size: Some(0), ..S::default() }, "chunk_size"),
             (S { adaptive_min: Some(0), ..S::default() }, "adaptive_min_size"),
             (S { adaptive_min: Some(9), adaptive_max: Some(8), ..S::default() }, "is 9 and"),
@@ -160,7 +160,10 @@ mod tests {
             (S { soft_limits: Some((0.5, f32::NAN)), ..S::default() }, "memory_soft_limits"),
             (S { soft_limits: Some((0.9, 0.8)), ..S::default() }, "memory_soft_limits"),
             (S { soft_limits: Some((0.5, 1.5)), ..S::default() }, "memory_soft_limits"),
+            (S { soft_limits: Some((0.0, 0.0)), ..S::default() }, "memory_soft_limits"),
             (S { timeout: Some(Duration::ZERO), ..S::default() }, "timeout is 0"),
+            (S { first_row_timeout: Some(Duration::ZERO), ..S::default() }, "first_row_timeout is"),
+            (S { pause_timeout: Some(Duration::ZERO), ..S::default() }, "pause_timeout is 0"),
         ];
         for (settings, part) in refused {
             let error = settings.check().unwrap_err().to_string();
@@ -168,6 +171,55 @@ mod tests {
         }
         let only_one = S { adaptive_min: Some(9000), ..S::default() };
         only_one.check().unwrap();
-        S { soft_limits: Some((0.8, 1.0)), ..S::default() }.check().unwrap();
+        for soft_limits in [(0.8, 1.0), (0.0, 0.1), (0.5, 0.5)] {
+            S { soft_limits: Some(soft_limits), ..S::default() }.check().unwrap();
+        }
+        S { adaptive_min: Some(8), adaptive_max: Some(8), ..S::default() }.check().unwrap();
+    }
+
+    /// As the query builder's methods promise, and docs/ARCHITECTURE.md.
+    #[test]
+    fn what_is_not_set_is_as_documented() {
+        let settings = StreamSettings::default();
+        settings.check().unwrap();
+        assert_eq!((settings.memory(), settings.is_strict()), (1_048_576, false));
+        assert_eq!((settings.read_size(), settings.max_chunks()), (65_536, 256));
+        assert_eq!((settings.warn_at(), settings.fail_at()), (1.0, None));
+        let rows = |chunk_size, adaptive| {
+            StreamSettings { chunk_size, adaptive, ..settings }.chunk_size().next()
+        };
+        assert_eq!((rows(None, false), rows(None, true)), (256, 256));
+        assert_eq!((rows(Some(1), false), rows(Some(10_000), false)), (1, 10_000));
+        assert_eq!((rows(Some(1), true), rows(Some(10_000), true)), (16, 4096));
+    }
+
+    #[test]
+    fn one_bound_moves_the_other() {
+        let rows = |adaptive_min, adaptive_max| {
+            let settings = StreamSettings { adaptive_min, adaptive_max, ..Default::default() };
+            StreamSettings { adaptive: true, ..settings }.chunk_size().next()
+        };
+        assert_eq!((rows(Some(9000), None), rows(None, Some(8))), (9000, 8));
+        assert_eq!((rows(Some(300), None), rows(None, Some(200))), (300, 200));
+        assert_eq!(rows(Some(300), Some(400)), 300);
+    }
+
+    #[test]
+    fn reads_and_queues_fit_the_memory() {
+        for (memory, read, chunks) in
+            [(1, 1024, 64), (8192, 2048, 64), (1 << 20, 65_536, 256), (1 << 24, 65_536, 4096)]
+        {
+            let settings = StreamSettings { max_memory: Some(memory), ..Default::default() };
+            assert!(settings.is_strict());
+            assert_eq!(settings.memory(), memory);
+            assert_eq!((settings.read_size(), settings.max_chunks()), (read, chunks), "{memory}");
+        }
+        let shares = |soft_limits| {
+            let settings = StreamSettings { max_memory: Some(1000), ..Default::default() };
+            let settings = StreamSettings { soft_limits: Some(soft_limits), ..settings };
+            (settings.warn_at(), settings.fail_at())
+        };
+        assert_eq!(shares((0.5, 0.75)), (0.5, Some(750)));
+        assert_eq!(shares((0.5, 1.0)), (0.5, None));
     }
 }

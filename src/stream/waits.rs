@@ -66,6 +66,7 @@ mod tests {
         assert_eq!(total(&waits, 4), [0, 3]);
         waits.begin(On::Consumer, at(5));
         assert_eq!(total(&waits, 7), [2, 4]);
+        assert_eq!(waits.over(), (Duration::ZERO, Duration::from_secs(4)));
         waits.end(at(8));
         assert_eq!(total(&waits, 99), [3, 4]);
     }

@@ -590,9 +590,191 @@ mod tests {
     use crate::metrics::QueryLabels;
 
     fn channel(readers: usize) -> Arc<Channel> {
+        channel_with(readers, &StreamSettings::default())
+    }
+
+    fn channel_with(readers: usize, settings: &StreamSettings) -> Arc<Channel> {
         let metrics = Arc::new(QueryMetrics::begin(QueryLabels::default()));
-        let settings = StreamSettings::default();
-        Arc::new(Channel::new(readers, &settings, None, metrics, now(), Span::none()))
+        Arc::new(Channel::new(readers, settings, None, metrics, now(), Span::none()))
+    }
+
+    fn reserve(seat: &Seat, size: usize) -> Result<Arc<Block>, Interrupt> {
+        let mut cx = Context::from_waker(Waker::noop());
+        match pin!(seat.reserve(size)).as_mut().poll(&mut cx) {
+            Poll::Ready(reserved) => reserved,
+            Poll::Pending => panic!("no room for {size} bytes"),
+        }
+    }
+
+    /// What has come is read, in the stream's hands, in the queue, or discarded, and nothing else.
+    #[test]
+    fn the_numbers_of_a_stream_add_up() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let channel = channel(1);
+        let seat = channel.seat(0);
+        let block = reserve(&seat, 150).unwrap();
+        assert_eq!(channel.stats().time_to_first_row, None);
+        for (rows, value_bytes) in [(10, 100), (5, 50)] {
+            let block = Arc::clone(&block);
+            let chunk = || Chunk { frames: Bytes::new(), rows, value_bytes, at: 0, _block: block };
+            assert!(pin!(seat.push(chunk)).as_mut().poll(&mut cx).is_ready());
+        }
+        assert!(channel.poll_chunk(&mut cx).is_ready());
+        channel.consumed.yielded.add(4);
+        channel.consumed.filtered.add(2);
+        channel.consumed.failed.add(1);
+        channel.consumed.bytes.add(70);
+
+        let check = |state, buffered, discarded| {
+            let stats = channel.stats();
+            assert_eq!(stats.state, state);
+            let rows =
+                (stats.total_rows_yielded, stats.total_rows_filtered, stats.total_rows_failed);
+            assert_eq!(rows, (4, 2, 1));
+            assert_eq!((stats.total_rows_received, stats.total_bytes_received), (15, 150));
+            assert_eq!((stats.items_buffered, stats.bytes_buffered), buffered);
+            assert_eq!((stats.total_rows_discarded, stats.chunks_received), (discarded, 2));
+            assert!(stats.time_to_first_row.is_some());
+        };
+        check(StreamState::Running, (8, 80), 0);
+        assert_eq!(channel.in_hand(), (3, 30));
+        assert!(channel.end(StreamState::Cancelled, false));
+        check(StreamState::Cancelled, (3, 30), 5);
+        assert!(!channel.end(StreamState::Completed, true), "the first end counts");
+        check(StreamState::Cancelled, (0, 0), 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn time_counts_for_whom_the_reader_waits() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let channel = channel(1);
+        let seat = channel.seat(0);
+        let pass = async |seconds| tokio::time::advance(Duration::from_secs(seconds)).await;
+        let blocked = || {
+            let stats = channel.stats();
+            [stats.time_blocked_on_server, stats.time_blocked_on_consumer].map(|t| t.as_secs())
+        };
+        seat.waiting();
+        pass(3).await;
+        seat.waited();
+        pass(1).await;
+        assert!(!seat.has_unread());
+        pass(1).await;
+        assert_eq!(blocked(), [3, 0]);
+
+        let limit = StreamSettings::default().memory();
+        let block = reserve(&seat, limit).unwrap();
+        let chunk = Chunk { frames: Bytes::new(), rows: 1, value_bytes: 1, at: 0, _block: block };
+        seat.push(|| chunk).await.unwrap();
+        assert!(seat.has_unread());
+        pass(10).await;
+        seat.waited();
+        pass(1).await;
+        assert_eq!(blocked(), [3, 10]);
+        {
+            let mut room = pin!(seat.reserve(1));
+            assert!(room.as_mut().poll(&mut cx).is_pending());
+            pass(20).await;
+            assert!(channel.poll_chunk(&mut cx).is_ready());
+            assert!(room.as_mut().poll(&mut cx).is_ready());
+        }
+        pass(1).await;
+        assert_eq!(blocked(), [3, 30]);
+
+        let block = reserve(&seat, 1).unwrap();
+        let chunk = Chunk { frames: Bytes::new(), rows: 1, value_bytes: 1, at: 0, _block: block };
+        seat.push(|| chunk).await.unwrap();
+        let mut pause = pin!(channel.pause(None));
+        assert!(pause.as_mut().poll(&mut cx).is_pending());
+        assert_eq!(seat.permission(false), Permission::Paused);
+        assert!(pause.as_mut().poll(&mut cx).is_ready());
+        seat.waiting();
+        pass(1).await;
+        assert!(seat.has_unread());
+        pass(1).await;
+        assert_eq!(blocked(), [3, 30], "a pause is neither's doing");
+    }
+
+    #[test]
+    fn a_stream_that_is_to_fail_does_so_beyond_its_share() {
+        let settings = StreamSettings {
+            max_memory: Some(1000),
+            soft_limits: Some((0.5, 0.5)),
+            ..Default::default()
+        };
+        let channel = channel_with(1, &settings);
+        let seat = channel.seat(0);
+        drop(reserve(&seat, 700).unwrap());
+        let _first = reserve(&seat, 300).unwrap();
+        let _second = reserve(&seat, 200).unwrap();
+        let Err(Interrupt::Failed(error)) = reserve(&seat, 5) else { panic!() };
+        assert!(
+            matches!(error, Error::MemoryLimitExceeded { limit: 500, required: 505 }),
+            "{error:?}"
+        );
+    }
+
+    /// Another pause may have begun since.
+    #[test]
+    fn a_timeout_ends_only_the_pause_that_it_is_of() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let channel = channel(1);
+        assert!(matches!(channel.pause_watch(), PauseWatch::Running));
+        assert!(pin!(channel.pause(None)).as_mut().poll(&mut cx).is_ready());
+        channel.set_pause_timeout(Some(Duration::from_secs(5)));
+        let PauseWatch::Paused { since, timeout } = channel.pause_watch() else { panic!() };
+        assert_eq!(timeout, Some(Duration::from_secs(5)));
+        channel.resume_late(since - Duration::from_nanos(1));
+        assert_eq!(channel.stats().state, StreamState::Paused);
+        channel.resume_late(since);
+        assert_eq!(channel.stats().state, StreamState::Running);
+        channel.end(StreamState::Completed, true);
+        assert!(matches!(channel.pause_watch(), PauseWatch::Ended));
+    }
+
+    /// Else whoever paused a stream at its last row would be told that it has ended.
+    #[test]
+    fn the_end_waits_behind_a_pause() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let channel = channel(1);
+        let seat = channel.seat(0);
+        assert!(pin!(channel.pause(None)).as_mut().poll(&mut cx).is_ready());
+        seat.finish(Ok(()));
+        let error = Error::Timeout { phase: crate::TimeoutPhase::Query, after: Duration::ZERO };
+        seat.finish(Err(StartError { error, stale: false }));
+        assert!(channel.poll_chunk(&mut cx).is_pending());
+        channel.resume().unwrap();
+        assert!(matches!(channel.poll_chunk(&mut cx), Poll::Ready(None)), "the first end counts");
+    }
+
+    /// It is missing while the rows can still come and none has; in a pause nobody can tell.
+    #[test]
+    fn the_first_row_is_missing_until_it_has_come_or_cannot() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let missing = |channel: &Channel| {
+            let mut cx = Context::from_waker(Waker::noop());
+            pin!(channel.first_row_missing()).as_mut().poll(&mut cx)
+        };
+        let channel = channel(1);
+        let seat = channel.seat(0);
+        assert_eq!(missing(&channel), Poll::Ready(Some(Duration::ZERO)));
+        assert!(pin!(channel.pause(None)).as_mut().poll(&mut cx).is_ready());
+        assert_eq!(missing(&channel), Poll::Pending);
+        channel.resume().unwrap();
+        assert!(matches!(missing(&channel), Poll::Ready(Some(paused)) if !paused.is_zero()));
+        let block = reserve(&seat, 1).unwrap();
+        let chunk =
+            || Chunk { frames: Bytes::new(), rows: 1, value_bytes: 1, at: 0, _block: block };
+        assert!(pin!(seat.push(chunk)).as_mut().poll(&mut cx).is_ready());
+        assert_eq!(missing(&channel), Poll::Ready(None));
+        for end in [
+            |channel: &Arc<Channel>| channel.seat(0).finish(Ok(())),
+            |channel: &Arc<Channel>| assert!(channel.end(StreamState::Cancelled, false)),
+        ] {
+            let channel = self::channel(1);
+            end(&channel);
+            assert_eq!(missing(&channel), Poll::Ready(None));
+        }
     }
 
     /// The reader waits for room with rows in its hands; room is made, and before it runs, the stream
