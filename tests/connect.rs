@@ -9,7 +9,7 @@ use futures_util::TryStreamExt;
 use support::{
     admin, client, cluster, eventually,
     scripted::{self, Scripted, Step, message},
-    sql,
+    sql, terminate,
 };
 
 /// A connection string for this role of the cluster.
@@ -161,15 +161,14 @@ async fn a_connection_that_ended_while_idle_is_replaced() {
     let client = client().await;
     for use_it in [true, false] {
         let pid = client.backend_pid().unwrap();
-        let pid = i32::try_from(pid).unwrap();
-        admin.execute("select pg_terminate_backend($1, 20000)", &[&pid]).await.unwrap();
+        terminate(&admin, pid).await;
         if use_it {
             let stream = client.query::<i32>("v_one").execute().await.unwrap();
             assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap(), [1]);
         } else {
             client.ping().await.unwrap();
         }
-        assert_ne!(client.backend_pid(), Some(u32::try_from(pid).unwrap()));
+        assert_ne!(client.backend_pid(), Some(pid));
     }
 }
 

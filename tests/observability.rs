@@ -12,13 +12,13 @@ use futures_util::StreamExt;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use serde_json::Value;
 use support::{
-    admin_at, backend_state,
+    admin_at,
     certificates::Authority,
     client, cluster,
     cluster::{Cluster, Setup},
     eventually,
     scripted::{self, Scripted, Step},
-    sql,
+    sql, terminate,
 };
 
 /// The numbers of this thread: by name without its prefix, and labels.
@@ -379,15 +379,10 @@ async fn connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
     // Ending: while it is idle, and while it is read.
     let client = connect("user=postgres").await.unwrap();
     let admin = support::admin().await;
-    let terminate = async |pid: u32| {
-        let pid = i32::try_from(pid).unwrap();
-        admin.execute("select pg_terminate_backend($1)", &[&pid]).await.unwrap();
-        eventually("it is gone", async || backend_state(&admin, pid as u32).await.is_none()).await;
-    };
-    terminate(client.backend_pid().unwrap()).await;
+    terminate(&admin, client.backend_pid().unwrap()).await;
     client.query::<Value>("v_one").fetch_one().await.unwrap();
     let stream = client.query::<Value>("v_endless").execute().await.unwrap();
-    terminate(client.backend_pid().unwrap()).await;
+    terminate(&admin, client.backend_pid().unwrap()).await;
     assert!(stream.collect::<Vec<_>>().await.last().unwrap().is_err());
 
     // Notices.

@@ -4,28 +4,101 @@ mod support;
 
 use std::time::Duration;
 
-use fraiseql_wire::{ErrorCategory, FraiseClient};
+use fraiseql_wire::{Error, ErrorCategory, FraiseClient, RawJson, sqlstate};
 use futures_util::{StreamExt, TryStreamExt, future::join_all};
 use serde_json::Value;
 use support::{
     admin,
     cluster::{Cluster, Setup},
     daemon::Daemon,
-    eventually,
+    eventually, sql,
 };
 
-/// How many backends are at work on the endless view.
-async fn at_work(admin: &tokio_postgres::Client) -> i64 {
+/// What has to go through `name`, which is at `url`: whole streams, the ends of others, errors, and the same client
+/// behind each.
+async fn everything_passes(name: &str, url: &str) {
+    sql(&format!(
+        "create table t_{name} as select to_jsonb(i) as data from generate_series(1, 100000) i;
+         create view v_{name} as select data from v_endless;
+         create view v_{name}_fails as select to_jsonb(1 / (5000 - i)) as data from generate_series(1, 10000) i"
+    ))
+    .await;
+    let (table, endless, fails) =
+        (format!("t_{name}"), format!("v_{name}"), format!("v_{name}_fails"));
+    let admin = admin().await;
     let query = "select count(*) from pg_stat_activity
-                 where state = 'active' and query like '%v_endless%' and pid <> pg_backend_pid()";
-    admin.query_one(query, &[]).await.unwrap().get(0)
+                 where state = 'active' and query like $1 and pid <> pg_backend_pid()";
+    let pattern = format!("%\"{endless}\"%");
+    let at_work = async || admin.query_one(query, &[&pattern]).await.unwrap().get::<_, i64>(0);
+    let client = FraiseClient::connect(url).await.unwrap();
+    let pid = client.backend_pid();
+    let usable = async || {
+        eventually("the server's work has ended", async || at_work().await == 0).await;
+        assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+        client.ping().await.unwrap();
+        assert_eq!(client.backend_pid(), pid, "all on one connection");
+    };
+    let begun = async || {
+        let mut stream = client.query::<Value>(&endless).execute().await.unwrap();
+        for _ in 0..1000 {
+            stream.next().await.unwrap().unwrap();
+        }
+        assert_eq!(at_work().await, 1);
+        stream
+    };
+    let all: Vec<u64> = (1..=100_000).collect();
+
+    // Whole.
+    let rows = client.query::<u64>(&table).order_by("data").fetch_all().await.unwrap();
+    assert!(rows == all);
+    let query = client.query::<u64>(&table).where_sql("data::int > $1").bind(99_990);
+    assert_eq!(query.fetch_all().await.unwrap().len(), 10);
+    usable().await;
+    // Dropped.
+    drop(begun().await);
+    usable().await;
+    // Cancelled, from both sides.
+    let mut stream = begun().await;
+    stream.cancel().await.unwrap();
+    assert!(stream.next().await.is_none());
+    usable().await;
+    let stream = begun().await;
+    client.cancel_token().cancel().await.unwrap();
+    let error = stream.try_for_each(async |_| Ok(())).await.unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error:?}");
+    usable().await;
+    // Errors: of the statement, and behind rows.
+    let error = client.query::<Value>("v_missing").execute().await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some(&sqlstate::UNDEFINED_TABLE), "{error}");
+    usable().await;
+    let mut stream = client.query::<RawJson>(&fails).execute().await.unwrap();
+    for _ in 1..5000 {
+        stream.next().await.unwrap().unwrap();
+    }
+    let error = stream.next().await.unwrap().unwrap_err();
+    assert_eq!(error.sqlstate(), Some(&sqlstate::DIVISION_BY_ZERO), "{error}");
+    assert!(stream.next().await.is_none());
+    drop(stream);
+    usable().await;
+    // With three connections, in one snapshot.
+    let mut rows = client.query::<u64>(&table).parallel(3).fetch_all().await.unwrap();
+    rows.sort_unstable();
+    assert!(rows == all);
+    let query = client.query::<Value>(&endless).parallel(3).partition_by("data->>'id'");
+    let mut stream = query.execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    assert_eq!(at_work().await, 3);
+    drop(stream);
+    usable().await;
+    client.close().await.unwrap();
 }
 
 #[tokio::test]
 async fn pgbouncer_in_transaction_mode_passes_everything() {
     let pooler = Daemon::pgbouncer(support::cluster().port());
     let url = format!("postgres://postgres@127.0.0.1:{}/postgres", pooler.port);
-    let admin = admin().await;
+    everything_passes("pgbouncer", &url).await;
+
     // More clients than server connections, each used again and again.
     let clients = (0..8).map(|_| async {
         let client = FraiseClient::connect(&url).await.unwrap();
@@ -39,20 +112,6 @@ async fn pgbouncer_in_transaction_mode_passes_everything() {
     });
     join_all(clients).await;
 
-    // A dropped stream is stopped on the server behind the pooler, and the client goes on.
-    let client = FraiseClient::connect(&url).await.unwrap();
-    for _ in 0..3 {
-        let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
-        for _ in 0..1000 {
-            stream.next().await.unwrap().unwrap();
-        }
-        stream.cancel().await.unwrap();
-        eventually("the server's work has ended", async || at_work(&admin).await == 0).await;
-        let stream = client.query::<u64>("v_short").execute().await.unwrap();
-        assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap().len(), 300);
-    }
-    client.close().await.unwrap();
-
     // Start-up parameters it does not know are refused by the pooler: its word comes through.
     let config = fraiseql_wire::ConnectionConfig::builder()
         .host("127.0.0.1")
@@ -65,29 +124,23 @@ async fn pgbouncer_in_transaction_mode_passes_everything() {
 }
 
 #[tokio::test]
+async fn pgpool_passes_everything() {
+    let pooler = Daemon::pgpool(support::cluster().port());
+    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", pooler.port);
+    everything_passes("pgpool", &url).await;
+}
+
+#[tokio::test]
 async fn haproxy_passes_everything() {
     // The first server is not there.
     let closed =
         std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
     let proxy = Daemon::haproxy(&[closed, support::cluster().port()]);
     let url = format!("postgres://postgres@127.0.0.1:{}/postgres", proxy.port);
-    let admin = admin().await;
     // Until its checks have found out which server is there, it refuses or hangs up.
     let found = async || FraiseClient::connect(&url).await.is_ok();
     eventually("the proxy has found the server", found).await;
-    let client = FraiseClient::connect(&url).await.unwrap();
-    let pid = client.backend_pid();
-    for _ in 0..3 {
-        let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
-        for _ in 0..1000 {
-            stream.next().await.unwrap().unwrap();
-        }
-        drop(stream);
-        client.ping().await.unwrap();
-        assert_eq!(client.backend_pid(), pid);
-        eventually("the server's work has ended", async || at_work(&admin).await == 0).await;
-    }
-    client.close().await.unwrap();
+    everything_passes("haproxy", &url).await;
 }
 
 const HBA: &str = "local all all trust\nhost all all all trust\nhost replication all all trust\n";

@@ -361,8 +361,8 @@ async fn what_does_not_go_together_is_an_error() {
 /// The parts connect as the client does, and what fails there fails the query.
 #[tokio::test]
 async fn a_server_without_room_for_all_is_an_error_of_execute() {
-    sql("alter role role_trust connection limit 3; grant pg_read_all_data to role_trust").await;
     table("t_narrow", 100).await;
+    sql("alter role role_trust connection limit 3; grant select on t_narrow to role_trust").await;
     let url = cluster().url().replace("postgres@", "role_trust@");
     let client = FraiseClient::connect(&url).await.unwrap();
     let error = client.query::<RawJson>("t_narrow").parallel(8).execute().await.unwrap_err();

@@ -710,9 +710,7 @@ async fn queries_show_no_value() {
 
     // The connection is lost: while it is idle, in the middle, and for good.
     let terminate = async || {
-        let pid = i32::try_from(client.backend_pid().unwrap()).unwrap();
-        let admin = admin().await;
-        admin.execute("select pg_terminate_backend($1, 20000)", &[&pid]).await.unwrap();
+        support::terminate(&admin().await, client.backend_pid().unwrap()).await;
     };
     terminate().await;
     bound("v_one").fetch_one().await.unwrap();

@@ -96,7 +96,7 @@ impl Cluster {
         let settings = format!(
             "-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder} \
              -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c log_statement=none \
-             -c timezone=UTC -c lc_messages=C {more}",
+             -c timezone=UTC -c lc_messages=C -c password_encryption=scram-sha-256 {more}",
             folder = folder.display(),
             more = setup.settings.replace("{folder}", &folder.display().to_string()),
         );
@@ -106,9 +106,14 @@ impl Cluster {
         let script = r#"
             trap '' PIPE
             if [ -n "$5" ]; then
-                [ -d "$2/data" ] ||
-                "$1/pg_basebackup" -h 127.0.0.1 -p "$5" -U postgres -D "$2/data" \
-                    -R -X stream -c fast >"$2/log" 2>&1 || exit 1
+                # With -R it would write what a server older than itself does not understand.
+                [ -d "$2/data" ] || {
+                    "$1/pg_basebackup" -h 127.0.0.1 -p "$5" -U postgres -D "$2/data" \
+                        -X stream -c fast >"$2/log" 2>&1 &&
+                    echo "primary_conninfo = 'host=127.0.0.1 port=$5 user=postgres'" \
+                        >>"$2/data/postgresql.auto.conf" &&
+                    : >"$2/data/standby.signal"
+                } || exit 1
             elif [ ! -d "$2/data" ]; then
                 "$1/initdb" -U postgres -A trust -E UTF8 --locale=C -N -D "$2/data" >"$2/log" 2>&1 &&
                 printf '%s' "$4" >"$2/data/pg_hba.conf" || exit 1
@@ -152,6 +157,12 @@ impl Cluster {
     #[allow(dead_code)]
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// The major version.
+    #[allow(dead_code)]
+    pub fn version(&self) -> u32 {
+        fs::read_to_string(self.folder.join("data/PG_VERSION")).unwrap().trim().parse().unwrap()
     }
 
     /// A connection string for the superuser.

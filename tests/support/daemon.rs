@@ -48,6 +48,34 @@ impl Daemon {
         Self::start(start)
     }
 
+    /// pgpool before the server on `port`, as its primary.
+    pub fn pgpool(server: u16) -> Self {
+        let start = |port: u16, folder: &Path| {
+            let folder = folder.display();
+            // A cancel request takes a child of its own for a moment.
+            let config = format!(
+                "backend_clustering_mode = 'streaming_replication'\nlisten_addresses = '127.0.0.1'\n\
+                 port = {port}\npcp_listen_addresses = ''\n\
+                 unix_socket_directories = '{folder}'\npcp_socket_dir = '{folder}'\n\
+                 wd_ipc_socket_dir = '{folder}'\npid_file_name = '{folder}/pid'\nlogdir = '{folder}'\n\
+                 backend_hostname0 = '127.0.0.1'\nbackend_port0 = {server}\n\
+                 backend_flag0 = 'ALWAYS_PRIMARY|DISALLOW_TO_FAILOVER'\nsr_check_period = 0\n\
+                 num_init_children = 16\nmax_pool = 1\n"
+            );
+            let files = vec![
+                ("pgpool.conf", config),
+                ("pcp.conf", String::new()),
+                ("pool_hba.conf", String::new()),
+            ];
+            (
+                files,
+                "pgpool",
+                vec!["-n", "-f", "pgpool.conf", "-F", "pcp.conf", "-a", "pool_hba.conf"],
+            )
+        };
+        Self::start(start)
+    }
+
     /// HAProxy passing bytes on to the first of the servers that takes connections.
     pub fn haproxy(servers: &[u16]) -> Self {
         let start = |port: u16, _: &Path| {

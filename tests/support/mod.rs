@@ -100,6 +100,13 @@ pub async fn backend_state(admin: &tokio_postgres::Client, pid: u32) -> Option<S
     rows.first().map(|row| row.get(0))
 }
 
+/// Ends a backend, and waits until it is gone.
+pub async fn terminate(admin: &tokio_postgres::Client, pid: u32) {
+    let id = i32::try_from(pid).unwrap();
+    admin.execute("select pg_terminate_backend($1)", &[&id]).await.unwrap();
+    eventually("it is gone", async || backend_state(admin, pid).await.is_none()).await;
+}
+
 /// Asks again and again until it holds, and gives up after a time no correct run comes near.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let started = std::time::Instant::now();
