@@ -14,10 +14,18 @@ use fraiseql_wire::{
     ConnectionConfig, Error, QueryBuilder, RawJson,
     pool::{self, Pooled},
 };
-use futures_util::StreamExt;
-use support::{admin, cluster, eventually, random::Random};
+use futures_util::{StreamExt, future::join_all};
+use support::{
+    admin, cluster,
+    cluster::{Cluster, Setup},
+    eventually,
+    random::Random,
+};
 
 const CLIENTS: usize = 8;
+
+/// With replication.
+const HBA: &str = "local all all trust\nhost all all all trust\nhost replication all all trust\n";
 
 fn config(name: &str) -> ConnectionConfig {
     format!("{}?application_name={name}", cluster().url()).parse().unwrap()
@@ -316,4 +324,54 @@ fn pools_are_measured_by_the_conventions() {
             "db.client.connection.use_time measured 1 times",
         ]
     );
+}
+
+/// Reads through a pool: they go to a standby as long as there is one, and back to it; and over all hosts where that
+/// is asked for.
+#[tokio::test]
+async fn a_pool_reads_from_standbys_and_spreads_over_hosts() {
+    let primary = Cluster::start_with(&Setup { hba: HBA, ..Setup::default() }).unwrap();
+    let view = "create view v_role as select to_json(pg_is_in_recovery()) as data";
+    support::admin_at(&primary.url()).await.batch_execute(view).await.unwrap();
+    let setup = Setup { standby_of: Some(primary.port()), ..Setup::default() };
+    let standby = Cluster::start_with(&setup).unwrap();
+    let pool = |more: &str| {
+        let url = format!(
+            "postgres://postgres@127.0.0.1:{},127.0.0.1:{}/postgres?{more}",
+            primary.port(),
+            standby.port()
+        );
+        let manager = pool::deadpool::Manager::new(url.parse().unwrap());
+        pool::deadpool::Pool::builder(manager).max_size(16).build().unwrap()
+    };
+    let in_recovery = async |pool: &pool::deadpool::Pool| {
+        let query = pool.get().await.unwrap().query::<bool>("v_role");
+        query.fetch_one().await.unwrap()
+    };
+
+    let random = pool("load_balance_hosts=random");
+    let mut seen = [0, 0];
+    let clients: Vec<_> = join_all((0..16).map(|_| random.get())).await;
+    for client in clients {
+        let row = client.unwrap().query::<bool>("v_role").fetch_one().await.unwrap();
+        seen[usize::from(row)] += 1;
+    }
+    assert!(seen[0] > 0 && seen[1] > 0, "{seen:?} of the primary and the standby");
+
+    let prefers = pool("target_session_attrs=prefer-standby");
+    assert!(in_recovery(&prefers).await);
+    standby.control(&["stop", "-m", "fast"]);
+    assert!(!in_recovery(&prefers).await, "the same client, on the primary now");
+    standby.control(&["start"]);
+    // A client stays where it is; a new one goes to the standby, when that takes it.
+    let away = prefers.get().await.unwrap();
+    eventually("there is a standby again", async || {
+        in_recovery(&prefers).await || {
+            prefers.retain(|_, _| false);
+            false
+        }
+    })
+    .await;
+    assert!(!away.query::<bool>("v_role").fetch_one().await.unwrap());
+    primary.stop();
 }

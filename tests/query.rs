@@ -334,6 +334,29 @@ async fn a_projection_replaces_the_document() {
     assert_eq!(row.as_object().unwrap().len(), 120);
 }
 
+/// Numbers sort as numbers, and as text in a collation; where there is no field, it is as asked.
+#[tokio::test]
+async fn a_typed_order_is_the_servers() {
+    sql(r#"create view v_sorted as select data from (values
+               ('{"id": 1, "n": 10}'::jsonb), ('{"id": 2}'), ('{"id": 3, "n": 9}')) as t (data)"#)
+    .await;
+    let client = client().await;
+    let n = || field("n");
+    for (order, expected) in [
+        (n().into(), [3, 1, 2]),
+        (n().asc().nulls_first(), [2, 3, 1]),
+        (n().desc(), [2, 1, 3]),
+        (n().desc().nulls_last(), [1, 3, 2]),
+        (n().asc().collate("C"), [1, 3, 2]),
+        (n().desc().collate("C").nulls_last(), [3, 1, 2]),
+    ] {
+        let asked = format!("{order:?}");
+        let rows = client.query::<Value>("v_sorted").order_by_field(order).fetch_all().await;
+        let ids: Vec<_> = rows.unwrap().iter().map(|row| row["id"].as_u64().unwrap()).collect();
+        assert_eq!(ids, expected, "{asked}");
+    }
+}
+
 /// Numbering is right however SQL text and typed filters are mixed.
 #[tokio::test]
 async fn parameters_of_text_and_filters_do_not_get_mixed_up() {
