@@ -608,14 +608,19 @@ async fn a_stream_is_resumed_on_the_next_host_or_ends() {
         read += 1;
         assert_eq!(next(&mut stream).await.unwrap().unwrap(), read);
     }
-    assert_eq!(client.connection_info().unwrap().port, first.address.port());
+    // On the first as a rule; a machine that is very busy may have refused it.
+    let (first, second) = match client.connection_info().unwrap().port == first.address.port() {
+        true => (first, second),
+        false => (second, first),
+    };
+    let resumed = stream.stats().resumptions;
     drop(first);
     while read < 10_000 {
         read += 1;
         assert_eq!(next(&mut stream).await.unwrap().unwrap(), read);
     }
     assert_eq!(client.connection_info().unwrap().port, second.address.port());
-    assert_eq!(stream.stats().resumptions, 1);
+    assert_eq!(stream.stats().resumptions, resumed + 1);
     drop(second);
     let error = loop {
         match next(&mut stream).await.unwrap() {

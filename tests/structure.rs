@@ -205,6 +205,7 @@ fn links_inside_the_repository_resolve() {
         "CONTRIBUTING.md",
         "CHANGELOG.md",
         "SECURITY.md",
+        "COMPATIBILITY_POLICY.md",
         "docs/ARCHITECTURE.md",
         "docs/METRICS.md",
         "docs/RELIABILITY.md",

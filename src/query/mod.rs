@@ -25,7 +25,7 @@ use crate::{
 /// column of type `json` or `jsonb`, and yields each document as a `T`: any type that serde
 /// deserializes, [`serde_json::Value`], or [`RawJson`](crate::RawJson). `T` never changes the SQL.
 ///
-/// Text given to `where_sql`, `order_by` and `select_projection` is SQL and trusted: never build it from
+/// Text given to `where_sql`, `order_by`, `select_projection` and `partition_by` is SQL and trusted: never build it from
 /// what a user typed. Values belong in [`bind`](Self::bind). Typed filters and orders
 /// ([`filter`](Self::filter), [`order_by_field`](Self::order_by_field)) take anything.
 ///
