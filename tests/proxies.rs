@@ -36,7 +36,10 @@ async fn everything_passes(name: &str, url: &str) {
         eventually("the server's work has ended", async || at_work().await == 0).await;
         assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
         client.ping().await.unwrap();
-        assert_eq!(client.backend_pid(), pid, "all on one connection");
+        // pgpool may take so long to pass a cancel request on that the clean-up gives the connection up.
+        if name != "pgpool" {
+            assert_eq!(client.backend_pid(), pid, "all on one connection");
+        }
     };
     let begun = async || {
         let mut stream = client.query::<Value>(&endless).execute().await.unwrap();

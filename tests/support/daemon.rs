@@ -111,17 +111,19 @@ impl Daemon {
         let script = r#"
             trap '' PIPE
             folder=$1; shift
+            # pgpool waits for its clients otherwise, which may wait for this.
+            case $1 in *pgpool) signal=INT ;; *) signal=TERM ;; esac
             start() { "$@" >>"$folder/out" 2>&1 </dev/null & pid=$!; }
             start "$@"
             echo started
             while read -r what; do
                 case $what in
-                    stop) kill $pid; wait $pid; pid= ;;
+                    stop) kill -$signal $pid; wait $pid; pid= ;;
                     start) start "$@" ;;
                 esac
                 echo done
             done
-            [ -z "$pid" ] || { kill $pid; wait $pid; }
+            [ -z "$pid" ] || { kill -$signal $pid; wait $pid; }
             rm -rf "$folder"
         "#;
         let mut shell = owner.command(Path::new("/bin/sh"), &folder);
