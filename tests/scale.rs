@@ -639,7 +639,7 @@ async fn a_stream_is_resumed_on_the_next_host_or_ends() {
 async fn a_stream_without_a_server_can_be_steered() {
     table("t_away", 30_000).await;
     let server = ([127, 0, 0, 1], cluster().port()).into();
-    for ending in 0..3 {
+    for ending in 0..4 {
         let proxy = Proxy::start(server).await;
         let patient = RetryPolicy::default()
             .max_attempts(1_000_000)
@@ -676,6 +676,16 @@ async fn a_stream_without_a_server_can_be_steered() {
                 assert!(stream.next().await.is_none());
             }
             1 => drop(stream),
+            3 => {
+                client.cancel_token().cancel().await.unwrap();
+                let error = loop {
+                    match stream.next().await.unwrap() {
+                        Ok(_) => {}
+                        Err(e) => break e,
+                    }
+                };
+                assert!(matches!(error, Error::Cancelled), "{error:?}");
+            }
             _ => {
                 let error = loop {
                     match stream.next().await.unwrap() {

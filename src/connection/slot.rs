@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use tokio::{sync::Notify, time::sleep};
+use tokio::{select, sync::Notify, time::sleep};
 use tracing::debug;
 
 use super::{
@@ -31,6 +31,8 @@ pub(crate) struct Slot {
     config: ConnectionConfig,
     state: Mutex<State>,
     freed: Notify,
+    /// Wakes who replaces the connection of a query that is to be stopped.
+    cancelled: Notify,
     pub(crate) notices: Notices,
 }
 
@@ -143,8 +145,8 @@ enum Work {
 
 impl Slot {
     pub(crate) fn new(config: ConnectionConfig) -> Self {
-        let (state, freed, notices) = (Mutex::default(), Notify::new(), Notices::default());
-        Self { config, state, freed, notices }
+        let (state, notices) = (Mutex::default(), Notices::default());
+        Self { config, state, freed: Notify::new(), cancelled: Notify::new(), notices }
     }
 
     /// The way in.
@@ -211,7 +213,10 @@ impl Slot {
             let state = self.lock();
             match (&state.work, &state.session) {
                 (Work::Out, Some(session)) => Arc::clone(session).begin_cancel(),
-                _ => return Ok(()),
+                _ => {
+                    self.cancelled.notify_waiters();
+                    return Ok(());
+                }
             }
         };
         cancel.send(self.config.cancel_timeout()).await
@@ -350,10 +355,20 @@ impl Lease {
         }
     }
 
-    /// Opens another connection in place of one that was lost. Cancel-safe.
+    /// Opens another connection in place of one that was lost in mid-query. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// Those of connecting, and [`Error::Cancelled`] by a token: the query runs nowhere then.
     pub(crate) async fn replace(&self) -> Result<Connection> {
         match &self.access {
-            Some(access) => access.open().await,
+            Some(access) => {
+                let cancelled = access.cancelled.notified();
+                select! {
+                    opened = access.open() => opened,
+                    () = cancelled => Err(Error::Cancelled),
+                }
+            }
             None => Err(Error::InvalidState { message: "a connection beside is not replaced" }),
         }
     }
