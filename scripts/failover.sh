@@ -62,6 +62,8 @@ postgresql:
   connect_address: 127.0.0.1:2381$node
   data_dir: $folder/node$node/data
   bin_dir: $bin
+  # Else a copy waits for a checkpoint of minutes.
+  basebackup: [checkpoint: fast]
   authentication: {superuser: {username: postgres}, replication: {username: postgres}, rewind: {username: postgres}}
   parameters: {unix_socket_directories: $folder/node$node, fsync: 'off'}
 EOF
