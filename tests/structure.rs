@@ -196,28 +196,3 @@ fn every_dependency_has_its_reason() {
         .collect();
     assert_eq!(used, explained);
 }
-
-/// Links between documents lead somewhere.
-#[test]
-fn links_inside_the_repository_resolve() {
-    for document in [
-        "README.md",
-        "CONTRIBUTING.md",
-        "CHANGELOG.md",
-        "SECURITY.md",
-        "COMPATIBILITY_POLICY.md",
-        "docs/ARCHITECTURE.md",
-        "docs/METRICS.md",
-        "docs/RELIABILITY.md",
-        "docs/benchmarks.md",
-    ] {
-        let text = read(document);
-        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            if link.contains("://") || link.starts_with('#') {
-                continue;
-            }
-            let target = Path::new(ROOT).join(document).with_file_name(link);
-            assert!(target.exists(), "{document} links to {link}, which is not there");
-        }
-    }
-}

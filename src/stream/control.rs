@@ -51,6 +51,10 @@ impl StreamControl {
     /// # Errors
     ///
     /// [`Error::InvalidState`](crate::Error::InvalidState) when the stream has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: it resolves at once.
     pub async fn resume(&self) -> Result<()> {
         self.channel.resume()
     }

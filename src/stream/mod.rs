@@ -182,6 +182,10 @@ impl<T: FromJsonRow> QueryStream<T> {
     /// # Errors
     ///
     /// [`Error::InvalidState`] when the stream has ended.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel-safe: it resolves at once.
     pub async fn resume(&mut self) -> Result<()> {
         self.owner.channel.resume()
     }
@@ -213,7 +217,7 @@ impl<T: FromJsonRow> QueryStream<T> {
     ///
     /// # Cancel safety
     ///
-    /// A chunk is taken out of the stream only when it is returned.
+    /// Cancel-safe: a chunk is taken out of the stream only when it is returned.
     pub async fn next_chunk(&mut self) -> Option<Result<RowChunk>> {
         poll_fn(|cx| self.poll_rows(cx, false)).await
     }
