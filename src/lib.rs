@@ -111,3 +111,8 @@ pub use stream::{
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The guides' programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../ERROR_HANDLING_GUIDE.md")]
+struct ErrorHandlingGuide;

@@ -1,0 +1,217 @@
+//! What the guides at the top of the repository say, compared with what the crate and a real server do.
+
+mod support;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use fraiseql_wire::{ConnectionConfig, Error, FraiseClient, RawJson, RetryAdvice};
+use futures_util::StreamExt;
+use serde::Deserialize;
+use serde_json::Value;
+use support::{client, cluster, cluster::free_port, proxy::Proxy, sql};
+use tokio::net::TcpListener;
+
+fn read(path: &str) -> String {
+    let path = format!("{}/{path}", env!("CARGO_MANIFEST_DIR"));
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+/// The rows of a section's first table, as cells.
+fn table(document: &str, section: &str) -> Vec<Vec<String>> {
+    let section = document.split("\n## ").find(|text| text.starts_with(section)).unwrap();
+    let cells = |row: &str| -> Vec<String> {
+        row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()
+    };
+    let rows = section.lines().skip_while(|line| !line.starts_with("|---")).skip(1);
+    let rows: Vec<_> = rows.take_while(|line| line.starts_with('|')).map(cells).collect();
+    assert!(rows.len() > 10, "{section}");
+    rows
+}
+
+/// The texts in backticks.
+fn names(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+fn word(advice: RetryAdvice) -> &'static str {
+    match advice {
+        RetryAdvice::Never => "no",
+        RetryAdvice::Immediately => "at once",
+        RetryAdvice::AfterDelay => "later",
+        other => panic!("{other:?}"),
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[allow(dead_code)]
+struct Order {
+    id: u64,
+    lines: Vec<Line>,
+}
+
+#[derive(Debug, Deserialize)]
+#[allow(dead_code)]
+struct Line {
+    price: f64,
+}
+
+/// Every kind of error, from where it comes from in earnest.
+async fn errors() -> Vec<Error> {
+    sql("create view v_text as select 'x'::text as data;
+         create view v_order as select '{\"id\": 7, \"lines\": [{\"price\": \"12.50\"}]}'::jsonb as data;
+         create view v_number as select '1e999'::json as data;
+         create view v_large as select to_jsonb(repeat('x', 3000000)) as data;
+         create view v_divides as select to_jsonb(1 / (3 - i)) as data from generate_series(1, 9) i;
+         create role role_nothing login")
+    .await;
+    let url = cluster().url();
+    let config = |more: &str| format!("{url}?{more}").parse::<ConnectionConfig>().unwrap();
+    let built =
+        |port: u16| ConnectionConfig::builder().host("127.0.0.1").port(port).user("postgres");
+    let second = Duration::from_secs(1);
+    let client = client().await;
+    let query = |entity: &str| client.query::<RawJson>(entity);
+    let mut errors = vec![
+        query("v_order; drop table t").fetch_all().await.unwrap_err(),
+        query("v_one").chunk_size(0).fetch_all().await.unwrap_err(),
+        ConnectionConfig::parse("host=db1 sslmod=require").unwrap_err(),
+        query("v_missing").fetch_all().await.unwrap_err(),
+        query("v_divides").fetch_all().await.unwrap_err(),
+        query("v_text").fetch_all().await.unwrap_err(),
+        query("v_one").limit(0).fetch_one().await.unwrap_err(),
+        query("v_large").max_memory(1 << 20).fetch_all().await.unwrap_err(),
+        query("v_asleep").first_row_timeout(second).fetch_all().await.unwrap_err(),
+        client.query::<Order>("v_order").fetch_all().await.unwrap_err(),
+        client.query::<Value>("v_number").fetch_all().await.unwrap_err(),
+    ];
+
+    // States of a client and its streams.
+    let mut stream = query("v_endless").timeout(second).execute().await.unwrap();
+    errors.push(client.ping().await.unwrap_err());
+    errors.push(until_error(&mut stream).await);
+    errors.push(stream.pause().await.unwrap_err());
+    let mut stream = query("v_endless").execute().await.unwrap();
+    client.cancel_token().cancel().await.unwrap();
+    errors.push(until_error(&mut stream).await);
+
+    // Connecting: of what nobody listens at, the reason of the one attempt too.
+    for config in [
+        built(free_port().unwrap()).build().unwrap(),
+        built(free_port().unwrap()).build().unwrap(),
+        config("sslmode=require"),
+        url.replace("postgres@", "role_scram:wrong@").parse().unwrap(),
+        url.replace("postgres@", "role_nothing@").parse().unwrap(),
+    ] {
+        errors.push(FraiseClient::connect_with_config(config).await.unwrap_err());
+    }
+    let is_refused = errors.iter().position(|e| matches!(e, Error::Connection { .. })).unwrap();
+    if let Error::Connection { mut attempts } = errors.remove(is_refused) {
+        errors.push(*attempts.remove(0).error);
+    }
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let silent = built(listener.local_addr().unwrap().port()).connect_timeout(second);
+    errors.push(FraiseClient::connect_with_config(silent.build().unwrap()).await.unwrap_err());
+
+    // Settings of the connection.
+    for (config, entity) in [
+        (config("options=-c%20statement_timeout%3D1s"), "v_asleep"),
+        (built(cluster().port()).read_timeout(second).build().unwrap(), "v_asleep"),
+        (built(cluster().port()).max_message_size(1 << 20).build().unwrap(), "v_large"),
+        (url.replace("postgres@", "role_trust@").parse().unwrap(), "v_one"),
+    ] {
+        let client = FraiseClient::connect_with_config(config).await.unwrap();
+        errors.push(client.query::<RawJson>(entity).fetch_all().await.unwrap_err());
+    }
+
+    sql("alter role role_trust connection limit 0").await;
+    let full = url.replace("postgres@", "role_trust@");
+    errors.push(FraiseClient::connect(&full).await.unwrap_err());
+
+    // The network.
+    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let client = FraiseClient::connect_with_config(built(proxy.address.port()).build().unwrap());
+    let client = client.await.unwrap();
+    let mut stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
+    proxy.stall(true);
+    errors.push(stream.cancel().await.unwrap_err());
+    proxy.stall(false);
+    let mut stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
+    proxy.cut_after(100_000);
+    errors.push(until_error(&mut stream).await);
+    errors
+}
+
+async fn until_error(stream: &mut fraiseql_wire::QueryStream<RawJson>) -> Error {
+    loop {
+        if let Err(e) = stream.next().await.expect("it ends by an error") {
+            return e;
+        }
+    }
+}
+
+/// With 5432 in place of a port that was free.
+fn with_usual_port(text: &str) -> String {
+    let Some((before, behind)) = text.split_once("127.0.0.1:") else { return text.to_owned() };
+    format!("{before}127.0.0.1:5432{}", behind.trim_start_matches(|c: char| c.is_ascii_digit()))
+}
+
+/// Each error is as the guide says: its label, its advice, and word by word what it looks like.
+#[tokio::test]
+async fn errors_look_as_the_guide_shows_them() {
+    let guide = read("ERROR_HANDLING_GUIDE.md");
+    let rows = table(&guide, "Every error");
+    let said: BTreeMap<&str, &str> =
+        rows.iter().map(|row| (names(&row[1])[0], row[2].as_str())).collect();
+    let mut seen = BTreeMap::new();
+    for error in errors().await {
+        let (label, advice) = (error.category().as_str(), word(error.retry_advice()));
+        let documented = said[label];
+        match label {
+            "server" => assert!(documented.starts_with("by [SQLSTATE]")),
+            _ => assert!(documented.starts_with(advice), "{label}: {advice}, not {documented}"),
+        }
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        for text in [Some(error.to_string()), source].into_iter().flatten() {
+            let text = with_usual_port(&text);
+            assert!(guide.contains(&format!("`{text}")), "{label}: {text}");
+        }
+        *seen.entry(label).or_insert(0) += 1;
+    }
+    assert_eq!(seen.keys().collect::<Vec<_>>(), said.keys().collect::<Vec<_>>());
+    // And there is no other.
+    let source = read("src/error/advice.rs");
+    let labels = source.split("fn as_str").nth(1).unwrap().split("impl ").next().unwrap();
+    assert_eq!(labels.matches(" => \"").count(), said.len());
+}
+
+/// What the guide advises about each code of Appendix A is what the crate does when a server reports it.
+#[tokio::test]
+async fn each_sqlstate_is_retried_as_the_guide_says() {
+    sql("create function fails(state text) returns jsonb language plpgsql as
+         $$ begin raise exception 'it fails' using errcode = state; end $$")
+    .await;
+    let mut advice = BTreeMap::new();
+    for row in table(&read("ERROR_HANDLING_GUIDE.md"), "By SQLSTATE") {
+        let (all, but) = row[1].split_once(", but ").unwrap_or((&row[1], ""));
+        for class in names(&row[0]) {
+            assert_eq!(advice.insert(class.to_owned(), all.to_owned()), None, "{class}");
+        }
+        let exception = but.rsplit('`').next().unwrap().trim();
+        for code in names(but) {
+            advice.insert(code.to_owned(), exception.to_owned());
+        }
+    }
+    let source = read("src/error/sqlstate.rs");
+    let codes = source.lines().filter_map(|line| line.trim().split_once(" = \"")?.1.get(..5));
+    let codes: Vec<_> = codes.filter(|code| *code != "00000").collect();
+    assert!(codes.len() > 250, "{}", codes.len());
+    let client = client().await;
+    for code in codes {
+        let query = client.query::<RawJson>("v_one").select_projection("fails($1)").bind(code);
+        let error = query.fetch_all().await.unwrap_err();
+        assert_eq!(error.sqlstate().map(|state| state.code()), Some(code), "{error}");
+        let documented = advice.get(code).or_else(|| advice.get(&code[..2]));
+        assert_eq!(documented.map(String::as_str), Some(word(error.retry_advice())), "{code}");
+        assert_eq!(error.is_retriable(), error.retry_advice() != RetryAdvice::Never);
+    }
+}
