@@ -116,3 +116,7 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../ERROR_HANDLING_GUIDE.md")]
 struct ErrorHandlingGuide;
+
+#[cfg(doctest)]
+#[doc = include_str!("../PRODUCTION_DEPLOYMENT.md")]
+struct ProductionDeployment;

@@ -4,11 +4,16 @@ mod support;
 
 use std::{collections::BTreeMap, time::Duration};
 
-use fraiseql_wire::{ConnectionConfig, Error, FraiseClient, RawJson, RetryAdvice};
+use fraiseql_wire::{ConnectionConfig, Error, FraiseClient, RawJson, RetryAdvice, sqlstate};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::Value;
-use support::{client, cluster, cluster::free_port, proxy::Proxy, sql};
+use support::{
+    admin_at, client, cluster,
+    cluster::{Cluster, TRUST_EVERYBODY, free_port},
+    proxy::Proxy,
+    sql,
+};
 use tokio::net::TcpListener;
 
 fn read(path: &str) -> String {
@@ -213,5 +218,127 @@ async fn each_sqlstate_is_retried_as_the_guide_says() {
         let documented = advice.get(code).or_else(|| advice.get(&code[..2]));
         assert_eq!(documented.map(String::as_str), Some(word(error.retry_advice())), "{code}");
         assert_eq!(error.is_retriable(), error.retry_advice() != RetryAdvice::Never);
+    }
+}
+
+/// The block of code of a section, in this language.
+fn block<'a>(document: &'a str, section: &str, language: &str) -> &'a str {
+    let section = document.split("\n## ").find(|text| text.starts_with(section)).unwrap();
+    let fence = format!("```{language}\n");
+    section.split(&fence).nth(1).unwrap().split("```").next().unwrap()
+}
+
+/// The environment and the connection string of the guide mean the same.
+#[test]
+fn the_settings_of_the_guide_are_settings() {
+    let guide = read("PRODUCTION_DEPLOYMENT.md");
+    // Variables are the process's, so it takes another one.
+    if std::env::var_os("PGAPPNAME").is_none() {
+        let mut process = std::process::Command::new(std::env::current_exe().unwrap());
+        process.args(["--exact", "the_settings_of_the_guide_are_settings"]);
+        process.envs(block(&guide, "Settings", "sh").lines().filter_map(|l| l.split_once('=')));
+        let output = process.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+        return;
+    }
+    let environment = ConnectionConfig::from_env().unwrap();
+    let string = ConnectionConfig::parse(block(&guide, "Settings", "text").trim()).unwrap();
+    for keyword in [
+        "host",
+        "dbname",
+        "user",
+        "application_name",
+        "sslmode",
+        "sslrootcert",
+        "channel_binding",
+        "require_auth",
+        "target_session_attrs",
+    ] {
+        let value = environment.get(keyword);
+        assert!(value.as_ref().is_some_and(|value| !value.is_empty()), "{keyword}");
+        assert_eq!(string.get(keyword), value, "{keyword}");
+    }
+    assert_eq!(environment.get("passfile").as_deref(), Some("/run/secrets/pgpass"));
+    assert_eq!(string.connect_timeout(), Some(Duration::from_secs(5)));
+    assert_eq!(string.keepalive_count(), Some(3));
+    assert_eq!(string.tcp_user_timeout(), Some(Duration::from_secs(30)));
+}
+
+/// The roles of the guide read what there is and what will be, and nothing else.
+#[tokio::test]
+async fn the_roles_of_the_guide_can_read_and_nothing_else() {
+    let server = Cluster::start(TRUST_EVERYBODY).unwrap();
+    let setup = "create role shop_owner login; create database shop owner shop_owner";
+    for statement in setup.split(';') {
+        admin_at(&server.url()).await.batch_execute(statement).await.unwrap();
+    }
+    let url = |role: &str| format!("postgres://{role}@127.0.0.1:{}/shop", server.port());
+    let owner = admin_at(&url("shop_owner")).await;
+    let documents = "as select to_jsonb(i) as data from generate_series(1, 100000) i";
+    owner
+        .batch_execute(&format!(
+            "create schema app; create table app.tv_order {documents}; create schema hidden;
+             create view app.v_order as select data from app.tv_order;
+             create table hidden.t {documents}"
+        ))
+        .await
+        .unwrap();
+    let guide = read("PRODUCTION_DEPLOYMENT.md");
+    let roles = block(&guide, "The role", "sql");
+    admin_at(&url("postgres")).await.batch_execute(roles).await.unwrap();
+    owner.batch_execute("create view app.v_new as select data from hidden.t").await.unwrap();
+
+    for (role, limit) in [("shop_api", "30s"), ("shop_export", "2h")] {
+        let client = FraiseClient::connect(&url(role)).await.unwrap();
+        for entity in ["v_order", "app.v_new", "tv_order"] {
+            assert_eq!(client.query::<u64>(entity).count().await.unwrap(), 100_000, "{entity}");
+        }
+        let rows = client.query::<u64>("tv_order").parallel(2).fetch_all().await.unwrap();
+        assert_eq!(rows.len(), 100_000);
+        let error = client.query::<u64>("hidden.t").execute().await.unwrap_err();
+        assert_eq!(error.sqlstate(), Some(&sqlstate::INSUFFICIENT_PRIVILEGE), "{error}");
+        let session = admin_at(&url(role)).await;
+        let shown = session.query_one("show statement_timeout", &[]).await.unwrap();
+        assert_eq!(shown.get::<_, String>(0), limit);
+        for refused in [
+            "create table app.t (i int)",
+            "create table public.t (i int)",
+            "create temporary table t (i int)",
+            "insert into app.tv_order values ('1')",
+        ] {
+            // Also when it takes the guard off.
+            let statement = format!("set default_transaction_read_only = off; {refused}");
+            assert!(session.batch_execute(&statement).await.is_err(), "{role}: {refused}");
+        }
+        let read_write = format!("{}?target_session_attrs=read-write", url(role));
+        FraiseClient::connect(&read_write).await.unwrap_err();
+        let primary = format!("{}?target_session_attrs=primary", url(role));
+        FraiseClient::connect(&primary).await.unwrap();
+    }
+    server.stop();
+}
+
+/// Alerts and metrics that the guides name are there.
+#[test]
+fn the_guides_name_only_what_there_is() {
+    let there = ["docs/METRICS.md", "docs/prometheus-alerts.yml"].map(read);
+    for guide in ["ERROR_HANDLING_GUIDE.md", "PRODUCTION_DEPLOYMENT.md"].map(read) {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+        let named: Vec<_> = names(&guide)
+            .into_iter()
+            .map(|name| name.split(|c| !is_name(c)).next().unwrap())
+            .filter(|name| {
+                ["FraiseqlWire", "fraiseql_wire_", "db."].iter().any(|p| name.starts_with(p))
+            })
+            .collect();
+        assert!(named.len() > 3, "{named:?}");
+        for name in named {
+            assert!(there.iter().any(|text| text.contains(name)), "{name}");
+        }
+    }
+    // And every alert is in the one for those who are on call.
+    let guide = read("PRODUCTION_DEPLOYMENT.md");
+    for alert in there[1].split("- alert: ").skip(1).map(|text| text.lines().next().unwrap()) {
+        assert!(guide.contains(&format!("`{alert}`")), "{alert}");
     }
 }
