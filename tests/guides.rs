@@ -10,7 +10,10 @@ use serde::Deserialize;
 use serde_json::Value;
 use support::{
     admin_at, client, cluster,
+    cluster::Setup,
     cluster::{Cluster, TRUST_EVERYBODY, free_port},
+    daemon::Daemon,
+    eventually,
     proxy::Proxy,
     sql,
 };
@@ -341,4 +344,107 @@ fn the_guides_name_only_what_there_is() {
     for alert in there[1].split("- alert: ").skip(1).map(|text| text.lines().next().unwrap()) {
         assert!(guide.contains(&format!("`{alert}`")), "{alert}");
     }
+}
+
+/// Of time limits on the way: which end a stream that is paused beyond them, and which do not.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_paused_stream_is_ended_by_what_the_guide_names() {
+    let server = cluster().port();
+    // Behind the mode there is room for more.
+    let poolers = [
+        ("transaction\nquery_timeout = 1", true),
+        ("transaction\nclient_idle_timeout = 1\nserver_idle_timeout = 1", false),
+        ("session\nclient_idle_timeout = 1\nidle_transaction_timeout = 1", false),
+        ("transaction\nidle_transaction_timeout = 1", false),
+    ];
+    let poolers = poolers.map(|(settings, ends)| (Daemon::pgbouncer_in(settings, server), ends));
+    let at = |port: u16| ConnectionConfig::builder().host("127.0.0.1").port(port).user("postgres");
+    let second = Duration::from_secs(1);
+    let mut configs: Vec<_> = poolers
+        .iter()
+        .map(|(pooler, ends)| (at(pooler.port).database("postgres"), *ends))
+        .collect();
+    configs.push((at(server).param("tcp_user_timeout", "1000"), true));
+    configs.push((at(server).tcp_user_timeout(second), false));
+    let every_second = at(server).keepalive_idle(second).keepalive_interval(second);
+    configs.push((every_second.keepalive_count(1), false));
+    let mut streams = Vec::new();
+    for (i, (config, ends)) in configs.into_iter().enumerate() {
+        let name = format!("paused_{i}_{}", if ends { "ends" } else { "stays" });
+        let config = config.application_name(name).build().unwrap();
+        let client = FraiseClient::connect_with_config(config).await.unwrap();
+        let mut stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
+        stream.next().await.unwrap().unwrap();
+        stream.pause().await.unwrap();
+        streams.push((i, ends, client, stream));
+    }
+    let admin = admin_at(&cluster().url()).await;
+    let query =
+        "select count(*) from pg_stat_activity where state = 'active' and application_name like $1";
+    let at_work = async |names| admin.query_one(query, &[&names]).await.unwrap().get::<_, i64>(0);
+    let stay = at_work("paused_%_stays").await;
+    assert_eq!(stay as usize, streams.iter().filter(|(_, ends, ..)| !ends).count());
+    eventually("those that end have ended", async || at_work("paused_%_ends").await == 0).await;
+    assert_eq!(at_work("paused_%_stays").await, stay);
+    for (i, ends, client, mut stream) in streams {
+        stream.resume().await.unwrap();
+        let error = loop {
+            match stream.next().await.unwrap() {
+                Ok(_) if stream.stats().total_rows_received > 200_000 => break None,
+                Ok(_) => {}
+                Err(e) => break Some(e),
+            }
+        };
+        assert_eq!(error.is_some(), ends, "{i}: {error:?}");
+        // PgBouncer says why, where it may be in the middle of a row.
+        let is_lost = error.as_ref().is_none_or(|e| matches!(e, Error::ConnectionClosed { .. }));
+        assert!(is_lost || i == 0, "{i}: {error:?}");
+        drop(stream);
+        assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1, "{i}");
+    }
+}
+
+/// Nobody free at a pooler is its own error, which is not retriable here.
+#[tokio::test]
+async fn a_pooler_with_nobody_free_says_so_as_the_guide_shows() {
+    let settings = "transaction\nquery_wait_timeout = 1\nmax_db_connections = 1";
+    let pooler = Daemon::pgbouncer_in(settings, cluster().port());
+    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", pooler.port);
+    // What is in flight through a pooler may be more than the default.
+    let busy = ConnectionConfig::builder().host("127.0.0.1").port(pooler.port).user("postgres");
+    let busy = busy.database("postgres").drain_limit(256 << 20).build().unwrap();
+    let busy = FraiseClient::connect_with_config(busy).await.unwrap();
+    let mut stream = busy.query::<RawJson>("v_endless").execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let waits = FraiseClient::connect(&url).await.unwrap();
+    let error = waits.query::<u64>("v_one").fetch_all().await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some(&sqlstate::PROTOCOL_VIOLATION), "{error}");
+    assert!(error.to_string().contains("query_wait_timeout") && !error.is_retriable(), "{error}");
+    stream.cancel().await.unwrap();
+    assert_eq!(waits.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+}
+
+/// A query can be stopped when the server takes no more connections.
+#[tokio::test]
+async fn a_cancel_request_takes_no_slot() {
+    let setup = Setup {
+        hba: TRUST_EVERYBODY,
+        settings: "-c max_connections=2 -c superuser_reserved_connections=0 -c max_wal_senders=0",
+        ..Setup::default()
+    };
+    let server = Cluster::start_with(&setup).unwrap();
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let admin = admin_at(&server.url()).await;
+    let endless = "create view v_endless as select to_jsonb(i) as data from (select generate_series(1, 2000000000) i) n";
+    admin.batch_execute(endless).await.unwrap();
+    let error = FraiseClient::connect(&server.url()).await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some(&sqlstate::TOO_MANY_CONNECTIONS), "{error}");
+    let pid = client.backend_pid();
+    let mut stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    stream.cancel().await.unwrap();
+    client.ping().await.unwrap();
+    assert_eq!(client.backend_pid(), pid, "it was stopped, and not closed");
+    server.stop();
 }
