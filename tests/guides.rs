@@ -308,15 +308,17 @@ async fn the_roles_of_the_guide_can_read_and_nothing_else() {
         let session = admin_at(&url(role)).await;
         let shown = session.query_one("show statement_timeout", &[]).await.unwrap();
         assert_eq!(shown.get::<_, String>(0), limit);
+        // Also when it takes its guard off.
+        session.batch_execute("set default_transaction_read_only = off").await.unwrap();
         for refused in [
             "create table app.t (i int)",
             "create table public.t (i int)",
             "create temporary table t (i int)",
             "insert into app.tv_order values ('1')",
         ] {
-            // Also when it takes the guard off.
-            let statement = format!("set default_transaction_read_only = off; {refused}");
-            assert!(session.batch_execute(&statement).await.is_err(), "{role}: {refused}");
+            let error = session.batch_execute(refused).await.unwrap_err();
+            let code = error.code().map(|code| code.code());
+            assert_eq!(code, Some(sqlstate::INSUFFICIENT_PRIVILEGE.code()), "{role}: {refused}");
         }
         // Where a stream that waits is seen.
         let large =
