@@ -111,3 +111,12 @@ pub use stream::{
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The guides' programs compile.
+#[cfg(doctest)]
+#[doc = include_str!("../ERROR_HANDLING_GUIDE.md")]
+struct ErrorHandlingGuide;
+
+#[cfg(doctest)]
+#[doc = include_str!("../PRODUCTION_DEPLOYMENT.md")]
+struct ProductionDeployment;

@@ -4,7 +4,7 @@ mod support;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst},
     },
     time::Duration,
@@ -266,6 +266,37 @@ async fn errors_are_those_of_the_pool_and_the_server() {
     match pool.get().await.unwrap_err() {
         deadpool::managed::PoolError::Backend(Error::Connection { .. }) => {}
         other => panic!("{other:?}"),
+    }
+}
+
+/// bb8 tries again until time is up, and its error has no reason: that is told to its sink.
+#[tokio::test]
+async fn why_bb8_cannot_connect_is_told_to_its_sink() {
+    #[derive(Debug, Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<Error>>>);
+    impl bb8::ErrorSink<Error> for Sink {
+        fn sink(&self, error: Error) {
+            self.0.lock().unwrap().push(error);
+        }
+        fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<Error>> {
+            Box::new(self.clone())
+        }
+    }
+    let nowhere: ConnectionConfig = "postgres://postgres@127.0.0.1:1/postgres".parse().unwrap();
+    for retry in [true, false] {
+        let sink = Sink::default();
+        let pool = pool::bb8::Pool::builder()
+            .max_size(1)
+            .retry_connection(retry)
+            .connection_timeout(Duration::from_millis(500))
+            .error_sink(Box::new(sink.clone()))
+            .build(pool::bb8::Manager::new(nowhere.clone()))
+            .await
+            .unwrap();
+        let error = pool.get_owned().await.unwrap_err();
+        assert!(matches!(error, bb8::RunError::TimedOut), "{error:?}");
+        let told = sink.0.lock().unwrap();
+        assert!(matches!(told.as_slice(), [Error::Connection { .. }, ..]), "{told:?}");
     }
 }
 
