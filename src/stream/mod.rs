@@ -252,9 +252,9 @@ impl<T: FromJsonRow> QueryStream<T> {
     ///
     /// # Errors
     ///
-    /// The server could not be told, or did not stop in time: [`Error::Timeout`] after 2 seconds,
-    /// or the error of the connection that the request was sent on. The connection is closed then,
-    /// and the next query opens another one.
+    /// The server could not be told, or did not stop in time: [`Error::Timeout`] after `cancel_timeout`, 2
+    /// seconds; [`Error::Protocol`] when more than `drain_limit` was still coming; or the error of the connection
+    /// that the request was sent on. The connection is closed then, and the next query opens another one.
     ///
     /// # Cancel safety
     ///
