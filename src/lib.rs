@@ -42,7 +42,7 @@
 //! * `tls-ring` (on by default) and `tls-aws-lc-rs`: TLS by rustls, with that cryptography; with both,
 //!   aws-lc-rs. With neither, `sslmode=require` and the stronger modes are errors, and `prefer` connects in
 //!   the clear.
-//! * `bb8` and `deadpool`: managers for these pools, in [`pool`](crate::pool).
+//! * `bb8` and `deadpool`: managers for these pools, in the module `pool`.
 //! * `chrono`, `rust_decimal`, `time`, `uuid`: values of these crates as parameters.
 //! * `webpki-roots`: Mozilla's authorities, for `TlsConfigBuilder::webpki_roots`.
 //!
