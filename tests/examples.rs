@@ -3,7 +3,11 @@
 
 mod support;
 
-use std::process::{Command, Output, Stdio};
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+};
 
 use support::{admin, cluster};
 
@@ -104,22 +108,239 @@ async fn pool_bb8() {
     }
 }
 
+/// All of a view, as the server itself says it, plain and gzipped.
+#[tokio::test]
+async fn export_writes_what_is_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    support::sql(
+        "create view v_exported as
+         select jsonb_build_object('id', 5000 - i, 'text', chr(960) || E'\\n' || i % 7) as data
+         from generate_series(0, 4999) i",
+    )
+    .await;
+    let (all, some) = (output("all.ndjson"), output("some.ndjson.gz"));
+    let said = success(&export(&["v_exported", &all]));
+    contains(&said, ": 5000 rows, ");
+    contains(&said, "from one snapshot");
+    let mut lines: Vec<_> = fs::read_to_string(&all).unwrap().lines().map(str::to_owned).collect();
+    let mut expected = documents("v_exported").await;
+    assert_eq!(lines.len(), 5000);
+    lines.sort();
+    expected.sort();
+    assert_eq!(lines, expected);
+
+    success(&export(&["--key", "id", "--where", "(data->>'id')::int <= 30", "v_exported", &some]));
+    success(&Command::new("gzip").args(["-t", &some]).output().unwrap());
+    let said = success(&Command::new("zcat").arg(&some).output().unwrap());
+    let expected = documents("v_exported where (data->>'id')::int <= 30").await;
+    assert_eq!(said.lines().collect::<Vec<_>>(), expected);
+
+    // None at all is a file too; what fails leaves none.
+    let none = output("none.ndjson.gz");
+    success(&export(&["--where", "false", "v_exported", &none]));
+    success(&Command::new("gzip").args(["-t", &none]).output().unwrap());
+    for (code, said, arguments) in [
+        (1, "\"v_missing\" does not exist", vec!["--key", "id", "v_missing", &all]),
+        (2, "--resume needs the --key", vec!["--resume", "v_exported", &all]),
+        (2, "an entity and a file are needed", vec!["v_exported"]),
+        (2, "invalid option '--nothing'", vec!["--nothing"]),
+    ] {
+        let output = export(&arguments);
+        assert_eq!(output.status.code(), Some(code));
+        contains(&String::from_utf8_lossy(&output.stderr), said);
+    }
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 3);
+}
+
+/// Ctrl-C in the middle, a file that is cut as if the program had been killed, and each row once in the end.
+#[tokio::test]
+async fn export_goes_on_behind_an_interruption() {
+    let gate = Gate::make("interrupted", 1).await;
+    for name in ["rows.ndjson", "rows.ndjson.gz"] {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join(name);
+        let process = gate.export_up_to_there(&["--key", "id"], &output).await;
+        signal(&process, "INT");
+        let said =
+            tokio::task::spawn_blocking(|| process.wait_with_output().unwrap()).await.unwrap();
+        assert_eq!(said.status.code(), Some(130), "{said:?}");
+        assert_eq!(gate.active().await, 0, "its query is stopped");
+        let resume = format!("--resume --key 'id' 'interrupted.v' '{}'", output.display());
+        contains(&String::from_utf8_lossy(&said.stderr), &resume);
+
+        // Whole lines, and whole members.
+        let part = folder.path().join(format!("{name}.part"));
+        let bytes = fs::read(&part).unwrap();
+        let text = if name.ends_with("gz") { unzip(&part) } else { bytes.clone() };
+        assert!(text.ends_with(b"\n"));
+        assert_eq!(gate.expected[..text.len()], text[..], "what there is, is right");
+
+        gate.open().await;
+        let arguments = ["--key", "id", "interrupted.v", output.to_str().unwrap()];
+        let refused = export(&arguments);
+        contains(&String::from_utf8_lossy(&refused.stderr), "go on with --resume, or remove it");
+        let other = [&["--resume", "--where", "true"], &arguments[..]].concat();
+        contains(&String::from_utf8_lossy(&export(&other).stderr), "was not begun with this query");
+        assert_eq!(fs::read(&part).unwrap(), bytes, "neither has touched it");
+
+        fs::OpenOptions::new()
+            .write(true)
+            .open(&part)
+            .unwrap()
+            .set_len(bytes.len() as u64 - 5)
+            .unwrap();
+        let said = success(&export(&[&["--resume"], &arguments[..]].concat()));
+        contains(&said, ": 40000 rows, ");
+        contains(&said, "from several snapshots");
+        let text = if name.ends_with("gz") { unzip(&output) } else { fs::read(&output).unwrap() };
+        assert!(text == gate.expected, "each row once");
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "it alone");
+        gate.close().await;
+    }
+    // Without a key there is nothing to go on with.
+    let folder = tempfile::tempdir().unwrap();
+    let process = gate.export_up_to_there(&[], &folder.path().join("rows.ndjson")).await;
+    signal(&process, "TERM");
+    let said = tokio::task::spawn_blocking(|| process.wait_with_output().unwrap()).await.unwrap();
+    assert_eq!(said.status.code(), Some(143), "{said:?}");
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
+    assert_eq!(gate.active().await, 0);
+}
+
+#[tokio::test]
+async fn export_survives_a_lost_connection() {
+    let gate = Gate::make("lost", 2).await;
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("rows.ndjson");
+    let process = gate.export_up_to_there(&["--key", "id"], &output).await;
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity
+               where application_name = 'example_export' and query like '%lost%' and pid <> pg_backend_pid()";
+    assert_eq!(gate.admin.query(end, &[]).await.unwrap().len(), 1);
+    gate.open().await;
+    let said = tokio::task::spawn_blocking(|| process.wait_with_output().unwrap()).await.unwrap();
+    contains(&success(&said), ": 40000 rows, ");
+    contains(&success(&said), "from several snapshots");
+    assert!(fs::read(&output).unwrap() == gate.expected, "each row once");
+}
+
+/// A view of 40,000 rows that comes to a stop behind 30,000, in the order of their keys, as long as a lock is held.
+struct Gate {
+    admin: tokio_postgres::Client,
+    schema: &'static str,
+    lock: i32,
+    /// As lines.
+    expected: Vec<u8>,
+}
+
+impl Gate {
+    async fn make(schema: &'static str, lock: i32) -> Self {
+        let admin = admin().await;
+        let made = format!(
+            "create schema {schema};
+             create table {schema}.t as
+             select i as id, jsonb_build_object('id', i, 'text', repeat('abc ', 250)) as data
+             from generate_series(1, 40000) i;
+             create index on {schema}.t ((data->'id'));
+             analyze {schema}.t;
+             create function {schema}.gate(id int) returns bool language plpgsql as $$
+             begin
+                 if id = 30000 then
+                     perform pg_advisory_lock_shared({lock});
+                     perform pg_advisory_unlock_shared({lock});
+                 end if;
+                 return true;
+             end $$;
+             create view {schema}.v as select data from {schema}.t where {schema}.gate(id)"
+        );
+        admin.batch_execute(&made).await.unwrap();
+        let lines = documents(&format!("{schema}.t")).await;
+        let expected = lines.iter().flat_map(|line| [line, "\n"].concat().into_bytes()).collect();
+        let gate = Self { admin, schema, lock, expected };
+        gate.close().await;
+        gate
+    }
+
+    async fn close(&self) {
+        self.admin.execute("select pg_advisory_lock($1)", &[&i64::from(self.lock)]).await.unwrap();
+    }
+
+    async fn open(&self) {
+        self.admin
+            .execute("select pg_advisory_unlock($1)", &[&i64::from(self.lock)])
+            .await
+            .unwrap();
+    }
+
+    /// An export that has come to the gate, and has written something.
+    async fn export_up_to_there(&self, more: &[&str], output: &Path) -> Child {
+        let mut command = example("export");
+        let url =
+            format!("{}&options=-cenable_sort%3Doff%20-cenable_seqscan%3Doff", url_of("export"));
+        command.env("DATABASE_URL", url);
+        command.args(more).arg(format!("{}.v", self.schema)).arg(output);
+        let process = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let part = format!("{}.part", output.display());
+        support::eventually("it is in the middle", async || {
+            let has_begun = fs::metadata(&part).is_ok_and(|part| part.len() > 0);
+            has_begun && self.active().await == 1
+        })
+        .await;
+        process
+    }
+
+    /// How many queries of it are under way.
+    async fn active(&self) -> i64 {
+        let query = "select count(*) from pg_stat_activity
+                     where application_name = 'example_export' and state = 'active' and query like $1";
+        let like = format!("%{}%", self.schema);
+        self.admin.query_one(query, &[&like]).await.unwrap().get(0)
+    }
+}
+
+/// The documents by their ids, as another driver reads them.
+async fn documents(what: &str) -> Vec<String> {
+    let query = format!("select data::text from {what} order by (data->>'id')::int");
+    let rows = admin().await.query(&query, &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+fn export(arguments: &[&str]) -> Output {
+    let mut command = example("export");
+    command.env("DATABASE_URL", url_of("export")).args(arguments).output().unwrap()
+}
+
+fn unzip(path: &Path) -> Vec<u8> {
+    let output =
+        Command::new("gzip").arg("-dc").stdin(fs::File::open(path).unwrap()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+/// By the shell's own kill: a bare system has no program of that name.
+fn signal(process: &Child, name: &str) {
+    let kill = format!("kill -{name} {}", process.id());
+    assert!(Command::new("/bin/sh").args(["-c", &kill]).status().unwrap().success());
+}
+
 /// Without `DATABASE_URL` they start a server of their own, and take it away.
 #[test]
 fn on_a_private_server() {
-    for (name, part) in [("typed", "Ada (borrowed)")] {
+    for (name, arguments, part) in
+        [("typed", &[][..], "Ada (borrowed)"), ("export", &["--demo"], "200000 rows, 22.18 MiB")]
+    {
         let folder = tempfile::tempdir().unwrap();
         let mut command = example(name);
-        command.env_remove("DATABASE_URL").env("TMPDIR", folder.path());
+        command.args(arguments).env_remove("DATABASE_URL").env("TMPDIR", folder.path());
         let process = command.stdout(Stdio::piped()).spawn().unwrap();
         let servers = format!("/tmp/fraiseql-wire-{}-", process.id());
         let said = success(&process.wait_with_output().unwrap());
         contains(&said, part);
-        let left = std::fs::read_dir("/tmp").unwrap().flatten().map(|entry| entry.path());
+        let left = fs::read_dir("/tmp").unwrap().flatten().map(|entry| entry.path());
         let left: Vec<_> =
             left.filter(|p| p.to_str().is_some_and(|p| p.starts_with(&servers))).collect();
         assert!(left.is_empty(), "{left:?}");
-        assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
     }
 }
 
@@ -134,7 +355,7 @@ async fn run(name: &str) -> String {
     let output = tokio::task::spawn_blocking(|| process.wait_with_output().unwrap()).await.unwrap();
     let said = success(&output);
     nothing_is_left(name, pid).await;
-    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 0);
     said
 }
 
