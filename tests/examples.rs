@@ -5,11 +5,17 @@ mod support;
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     path::Path,
     process::{Child, Command, Output, Stdio},
 };
 
-use support::{admin, cluster};
+use support::{
+    admin,
+    certificates::{Authority, write},
+    cluster,
+    cluster::{Cluster, Setup},
+};
 
 #[tokio::test]
 async fn typed() {
@@ -106,6 +112,128 @@ async fn pool_bb8() {
     ] {
         contains(&said, part);
     }
+}
+
+#[tokio::test]
+async fn parallel() {
+    let said = run("parallel").await;
+    for part in [
+        "tv_event by 1: 100000 rows in ",
+        "tv_event by 2: 100000 rows in ",
+        "tv_event by 4: 100000 rows in ",
+        "the same rows: true",
+        "v_event by 3: 100000 rows",
+        "parallel(2) does not go with order_by",
+        "resume_by: 100000 rows, each once and in order: true",
+        "resumed 1 time, on another backend: true",
+    ] {
+        contains(&said, part);
+    }
+}
+
+#[tokio::test]
+async fn pause_resume() {
+    let said = run("pause_resume").await;
+    for part in [
+        "Paused for maintenance: ",
+        "meanwhile 0 rows came, 0 were read, 0 wait",
+        "Running again\n  Cancelled\n",
+        "the reader: cancelled, so there would be more",
+        "the next query has 3 rows",
+        "Paused\n  Running by itself, after ",
+        "20 MiB read, at most ",
+    ] {
+        contains(&said, part);
+    }
+    // What was set, and one read.
+    let held = said.split("at most ").nth(1).unwrap().split(' ').next().unwrap();
+    assert!(held.parse::<u32>().unwrap() <= 128 + 64, "{said}");
+}
+
+/// What runs is finished, the second signal stops the rest, and the process ends well.
+#[tokio::test]
+async fn graceful_shutdown() {
+    let name = "graceful_shutdown";
+    let admin = admin().await;
+    let queries = "select count(*) from pg_stat_activity
+                   where application_name = 'example_graceful_shutdown' and state = 'active'
+                   and query like '%v_endless%'";
+    for (deadline, signals) in [("600", &["TERM", "INT"][..]), ("0", &["INT"])] {
+        let mut command = example(name);
+        command.arg(deadline).env("DATABASE_URL", url_of(name)).stdout(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let mut output = BufReader::new(process.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut said = String::new();
+        // A line that begins and ends like this.
+        let mut wait_for = |begin: &str, end: &str| {
+            while !said.lines().any(|line| line.starts_with(begin) && line.ends_with(end)) {
+                said += &output.next().unwrap_or_else(|| panic!("{begin:?} did not come: {said}"));
+                said.push('\n');
+            }
+        };
+        wait_for("working; process ", "");
+        assert!(has_schema(&admin, process.id()).await);
+        // The one that does not end is under way.
+        let running = async || admin.query_one(queries, &[]).await.unwrap().get::<_, i64>(0) > 0;
+        support::eventually("it works", running).await;
+        signal(&process, signals[0]);
+        wait_for("no new work", "for what is running");
+        if let Some(second) = signals.get(1) {
+            wait_for("worker 0: ", " times through v_feed, closed");
+            wait_for("worker 1: ", " times through v_feed, closed");
+            signal(&process, second);
+        }
+        wait_for("stopping the rest", "");
+        wait_for("worker 2: stopped behind row ", " of v_endless");
+        wait_for("worker 2: 0 times through v_endless, closed", "");
+        wait_for("done", "");
+        assert_eq!(process.wait().unwrap().code(), Some(0));
+        nothing_is_left(name, process.id()).await;
+    }
+}
+
+/// On its own server, and on one of ours, with what libpq's variables name.
+#[tokio::test]
+async fn tls_client_cert() {
+    let said = success(&example("tls_client_cert").env_remove("DATABASE_URL").output().unwrap());
+    for part in [
+        "TLSv1.3, TLS_AES_256_GCM_SHA384",
+        "authentication: none",
+        "authentication: authentication failed: FATAL: connection requires a valid client certificate",
+        "tls: TLS: the server's certificate is for \"localhost\"",
+        "tls: TLS: the issuer of the server's certificate (CN=an authority) is not trusted",
+    ] {
+        contains(&said, part);
+    }
+    let shown = "the server knows \"app\" by \"/CN=app\"";
+    assert_eq!(said.matches(shown).count(), 2, "{said}");
+
+    let (authority, folder) = (Authority::new("ours"), tempfile::tempdir().unwrap());
+    let (server, client) = (authority.server("localhost", &["localhost"]), authority.client("app"));
+    let private = Cluster::start_with(&Setup {
+        hba: "host all postgres all trust\nhostssl all app all cert\n",
+        settings: "-c ssl=on -c ssl_cert_file={folder}/server.crt \
+                   -c ssl_key_file={folder}/server.key -c ssl_ca_file={folder}/ca.crt",
+        files: &[
+            ("server.crt", &server.certificate),
+            ("server.key", &server.key),
+            ("ca.crt", &authority.pem),
+        ],
+        ..Setup::default()
+    })
+    .unwrap();
+    support::admin_at(&private.url()).await.batch_execute("create role app login").await.unwrap();
+    let mut command = example("tls_client_cert");
+    let url = format!("postgres://app@localhost:{}/postgres?sslmode=verify-full", private.port());
+    command.env("DATABASE_URL", url);
+    for (variable, name, text) in [
+        ("PGSSLROOTCERT", "ca.crt", &authority.pem),
+        ("PGSSLCERT", "app.crt", &client.certificate),
+        ("PGSSLKEY", "app.key", &client.key),
+    ] {
+        command.env(variable, write(folder.path(), name, text));
+    }
+    contains(&success(&command.output().unwrap()), shown);
 }
 
 /// All of a view, as the server itself says it, plain and gzipped.
