@@ -17,6 +17,20 @@ use support::{
     cluster::{Cluster, Setup},
 };
 
+/// Each has a row in the table that readers find them by.
+#[test]
+fn the_table_has_them_all() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let table = fs::read_to_string(folder.join("README.md")).unwrap();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        if path.extension().is_some_and(|e| e == "rs") || path.join("main.rs").exists() {
+            assert!(table.contains(&format!("--example {name}")) || name == "quickstart", "{name}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn typed() {
     let said = run("typed").await;

@@ -210,6 +210,7 @@ fn links_inside_the_repository_resolve() {
         "docs/METRICS.md",
         "docs/RELIABILITY.md",
         "docs/benchmarks.md",
+        "examples/README.md",
     ] {
         let text = read(document);
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
