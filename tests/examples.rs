@@ -75,7 +75,12 @@ async fn hybrid_filters() {
 
 #[tokio::test]
 async fn errors_and_retry() {
-    let said = run("errors_and_retry").await;
+    // The other form of a connection string.
+    let url = format!(
+        "host=127.0.0.1 port={} user=postgres dbname=postgres application_name=example_errors_and_retry",
+        cluster().port()
+    );
+    let said = run_at("errors_and_retry", &url).await;
     for part in [
         "category server, retriable: false, advice: Never\n    SQLSTATE 42P01",
         "category config, retriable: false, advice: Never\n    invalid configuration: \"v_reading; drop",
@@ -257,7 +262,8 @@ async fn export_writes_what_is_there() {
     let output = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     support::sql(
         "create view v_exported as
-         select jsonb_build_object('id', 5000 - i, 'text', chr(960) || E'\\n' || i % 7) as data
+         select jsonb_build_object('id', 5000 - i, 'text', chr(960) || E'\\n' || i % 7,
+                                   'nested', jsonb_build_object('name', chr(30 + i % 70) || chr(34) || i)) as data
          from generate_series(0, 4999) i",
     )
     .await;
@@ -278,6 +284,19 @@ async fn export_writes_what_is_there() {
     let expected = documents("v_exported where (data->>'id')::int <= 30").await;
     assert_eq!(said.lines().collect::<Vec<_>>(), expected);
 
+    // What goes on behind a string goes on where the server sorts it.
+    let named = output("named.ndjson");
+    let arguments = ["--key", "nested.name", "v_exported", &named];
+    success(&export(&arguments));
+    let whole = fs::read_to_string(&named).unwrap();
+    assert_eq!(whole.lines().count(), 5000);
+    let cut = whole.match_indices('\n').nth(2499).unwrap().0 + 1;
+    fs::write(format!("{named}.part"), &whole[..cut + 3]).unwrap();
+    let query = r#"{"entity":"v_exported","key":"nested.name","where":null}"#;
+    fs::write(format!("{named}.part.query"), query).unwrap();
+    success(&export(&[&["--resume"], &arguments[..]].concat()));
+    assert!(fs::read_to_string(&named).unwrap() == whole);
+
     // None at all is a file too; what fails leaves none.
     let none = output("none.ndjson.gz");
     success(&export(&["--where", "false", "v_exported", &none]));
@@ -292,7 +311,7 @@ async fn export_writes_what_is_there() {
         assert_eq!(output.status.code(), Some(code));
         contains(&String::from_utf8_lossy(&output.stderr), said);
     }
-    assert_eq!(fs::read_dir(&folder).unwrap().count(), 3);
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), 4);
 }
 
 /// Ctrl-C in the middle, a file that is cut as if the program had been killed, and each row once in the end.
@@ -488,9 +507,13 @@ fn on_a_private_server() {
 
 /// What an example says on this binary's server, where it leaves nothing: no schema, no session, no file.
 async fn run(name: &str) -> String {
+    run_at(name, &url_of(name)).await
+}
+
+async fn run_at(name: &str, url: &str) -> String {
     let folder = tempfile::tempdir().unwrap();
     let mut command = example(name);
-    command.env("DATABASE_URL", url_of(name)).env("TMPDIR", folder.path());
+    command.env("DATABASE_URL", url).env("TMPDIR", folder.path());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let process = command.spawn().unwrap();
     let pid = process.id();

@@ -31,7 +31,7 @@ const HELP: &str = "
 Usage: export [--url URL] [--where SQL] [--key FIELD [--resume]] ENTITY OUTPUT
 
   ENTITY       the table or view, with its schema if need be; its column `data` is exported
-  OUTPUT       the file; gzipped if its name ends in .gz
+  OUTPUT       the file, which is replaced if it is there; gzipped if its name ends in .gz
   --url URL    the server; unless given, that of DATABASE_URL, or of PGHOST and so on
   --where SQL  a condition; it is put into the query as it is
   --key FIELD  a field that no two rows share, a number or a string, by which the rows are sorted:
@@ -89,14 +89,19 @@ async fn main() -> ExitCode {
 }
 
 async fn export(options: &Options) -> Result<End> {
-    let mut stopped = pin!(stopped()?);
     let config = match options.url.clone().or_else(|| std::env::var("DATABASE_URL").ok()) {
         Some(url) => ConnectionConfig::parse(&url)?,
         None => ConnectionConfig::from_env()?,
     };
-    let mut part = match options.resume {
+    // What there is may take long to read. Ctrl-C ends the program then as it does any other, and nothing is changed.
+    let begun = match options.resume {
         true => Part::go_on(&options.output, &options.identity())?,
-        false => Part::begin(&options.output, &options.identity())?,
+        false => None,
+    };
+    let mut stopped = pin!(stopped()?);
+    let mut part = match begun {
+        Some(part) => part,
+        None => Part::begin(&options.output, &options.identity())?,
     };
     let client = FraiseClient::new(config);
     let began = Instant::now();
@@ -120,13 +125,13 @@ async fn export(options: &Options) -> Result<End> {
         return end;
     }
     let why = if end.is_ok() { "interrupted" } else { "failed" };
-    eprint!("{why} behind {} rows; ", part.rows);
-    if options.key.is_some() && part.rows > 0 {
+    let rows = part.rows;
+    if options.key.is_some() && rows > 0 {
         part.keep()?;
-        eprintln!("to go on:\n  {}", options.to_resume());
+        eprintln!("{why} behind {rows} rows; to go on:\n  {}", options.to_resume());
     } else {
         part.discard()?;
-        eprintln!("nothing of it is left, for it takes a row and a --key to go on behind");
+        eprintln!("{why} behind {rows} rows; to go on needs a row and a --key, so nothing is left");
     }
     end
 }

@@ -71,11 +71,11 @@ impl Part {
         })
     }
 
-    /// Goes on with the file, or begins one if there is none.
-    pub fn go_on(output: &Path, identity: &str) -> Result<Self> {
+    /// Goes on with the file, if there is one.
+    pub fn go_on(output: &Path, identity: &str) -> Result<Option<Self>> {
         let path = part(output);
         if !path.exists() {
-            return Self::begin(output, identity);
+            return Ok(None);
         }
         let begun_with = fs::read_to_string(query(output)).unwrap_or_default();
         if begun_with != identity {
@@ -89,7 +89,7 @@ impl Part {
         let mut file = reader.into_inner();
         file.set_len(whole.end)?;
         file.seek(io::SeekFrom::Start(whole.end))?;
-        Ok(Self {
+        Ok(Some(Self {
             output: output.to_owned(),
             file: BufWriter::new(file),
             member: is_gzip(output).then(Member::new),
@@ -97,7 +97,7 @@ impl Part {
             bytes: whole.bytes,
             went_on: whole.rows > 0,
             last_line: (whole.rows > 0).then_some(whole.last),
-        })
+        }))
     }
 
     /// Adds whole lines.
