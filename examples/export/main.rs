@@ -1,0 +1,279 @@
+//! Exports a table or view as lines of JSON, gzipped if the file's name ends in `.gz`:
+//! `cargo run --release --example export -- --key id v_order orders.ndjson.gz`.
+//!
+//! With `--help` it says more; with `--demo` it makes some data, on the server of `DATABASE_URL` or on a private one,
+//! and exports that.
+//!
+//! The file is there when it is whole, and not before. With a key, an export goes on when the connection is lost,
+//! and with `--resume` when it was interrupted: part.rs says how.
+
+mod part;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    pin::pin,
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use fraiseql_wire::{ConnectionConfig, FraiseClient, QueryBuilder, RawJson, field};
+use futures_util::StreamExt;
+use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressState, ProgressStyle};
+use part::Part;
+use serde_json::{Value, json};
+use support::Result;
+use tokio::signal::unix::{SignalKind, signal};
+
+const HELP: &str = "
+Usage: export [--url URL] [--where SQL] [--key FIELD [--resume]] ENTITY OUTPUT
+
+  ENTITY       the table or view, with its schema if need be; its column `data` is exported
+  OUTPUT       the file, which is replaced if it is there; gzipped if its name ends in .gz
+  --url URL    the server; unless given, that of DATABASE_URL, or of PGHOST and so on
+  --where SQL  a condition; it is put into the query as it is
+  --key FIELD  a field that no two rows share, a number or a string, by which the rows are sorted:
+               for an export that can go on
+  --resume     goes on with OUTPUT.part, if there is one
+  --demo       makes some data and exports it; nothing else is needed then
+
+One export is one snapshot of the server's. One that has gone on is not: what was changed meanwhile may be
+missing or older, and a row whose key was changed may be there twice.
+";
+
+#[derive(Default)]
+struct Options {
+    url: Option<String>,
+    entity: String,
+    output: PathBuf,
+    condition: Option<String>,
+    key: Option<String>,
+    resume: bool,
+}
+
+enum End {
+    Done,
+    /// By a signal, with the exit code that says so.
+    Interrupted(u8),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    let said = |option: &str| arguments.iter().any(|argument| argument == option);
+    if said("--help") {
+        print!("{}", HELP.trim_start());
+        return ExitCode::SUCCESS;
+    }
+    let result = if said("--demo") {
+        support::with_data(DEMO, demo).await.map(|()| End::Done)
+    } else {
+        match Options::parse(arguments) {
+            Ok(options) => export(&options).await,
+            Err(e) => {
+                eprintln!("export: {e}\n{HELP}");
+                return ExitCode::from(2);
+            }
+        }
+    };
+    match result {
+        Ok(End::Done) => ExitCode::SUCCESS,
+        Ok(End::Interrupted(code)) => ExitCode::from(code),
+        Err(e) => {
+            eprintln!("export: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn export(options: &Options) -> Result<End> {
+    let config = match options.url.clone().or_else(|| std::env::var("DATABASE_URL").ok()) {
+        Some(url) => ConnectionConfig::parse(&url)?,
+        None => ConnectionConfig::from_env()?,
+    };
+    // What there is may take long to read. Ctrl-C ends the program then as it does any other, and nothing is changed.
+    let begun = match options.resume {
+        true => Part::go_on(&options.output, &options.identity())?,
+        false => None,
+    };
+    let mut stopped = pin!(stopped()?);
+    let mut part = match begun {
+        Some(part) => part,
+        None => Part::begin(&options.output, &options.identity())?,
+    };
+    let client = FraiseClient::new(config);
+    let began = Instant::now();
+
+    // Nothing awaits in the middle of a write: wherever this is given up, the file has whole lines.
+    let end = tokio::select! {
+        copied = copy(&client, options, &mut part) => copied.map(|()| End::Done),
+        code = &mut stopped => Ok(End::Interrupted(code)),
+    };
+    // Waits until the query is stopped on the server, if it was given up.
+    if let Err(e) = client.close().await {
+        eprintln!("while closing: {e}");
+    }
+
+    if let Ok(End::Done) = end {
+        let snapshots = if part.went_on { "several snapshots" } else { "one snapshot" };
+        let (rows, size) = (part.rows, HumanBytes(part.bytes));
+        part.finish()?;
+        let (output, took) = (options.output.display(), HumanDuration(began.elapsed()));
+        println!("{output}: {rows} rows, {size} of JSON, from {snapshots}, in {took}");
+        return end;
+    }
+    let why = if end.is_ok() { "interrupted" } else { "failed" };
+    let rows = part.rows;
+    if options.key.is_some() && rows > 0 {
+        part.keep()?;
+        eprintln!("{why} behind {rows} rows; to go on:\n  {}", options.to_resume());
+    } else {
+        part.discard()?;
+        eprintln!("{why} behind {rows} rows; to go on needs a row and a --key, so nothing is left");
+    }
+    end
+}
+
+async fn copy(client: &FraiseClient, options: &Options, part: &mut Part) -> Result<()> {
+    let behind = match (&options.key, part.last_line.take()) {
+        (Some(key), Some(line)) => Some(part::key_of(&line, key)?),
+        _ => None,
+    };
+    let plan = options.query(client, &behind).explain(false).await?;
+    let bar = progress(part, plan[0]["Plan"]["Plan Rows"].as_u64().unwrap_or(0));
+
+    let rows = options.query(client, &behind).execute().await?;
+    let control = rows.control();
+    let mut lines = rows.into_ndjson();
+    while let Some(whole_lines) = lines.next().await {
+        part.write(&whole_lines?)?;
+        bar.set_position(part.rows);
+        bar.set_length(bar.length().unwrap_or(0).max(part.rows));
+        if !bar.is_hidden() {
+            bar.set_message(HumanBytes(part.bytes).to_string());
+        }
+    }
+    part.went_on |= control.stats().resumptions > 0;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// On standard error, and only if that is a terminal. What it expects is the planner's estimate.
+fn progress(part: &Part, estimate: u64) -> ProgressBar {
+    let bar = ProgressBar::new(part.rows + estimate).with_position(part.rows);
+    let template = "{wide_bar} {human_pos} of about {human_len} rows, {msg}, {rate}/s, {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        // Without fractions of a row.
+        let rate = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            let _ = write!(out, "{}", HumanCount(state.per_sec() as u64));
+        };
+        bar.set_style(style.with_key("rate", rate));
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    // What was there already took no time.
+    bar.reset_eta();
+    bar
+}
+
+/// Resolves when the process is told to end. Who waits for it is told, instead of the process being ended.
+fn stopped() -> Result<impl Future<Output = u8>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => 130,
+            _ = terminate.recv() => 143,
+        }
+    })
+}
+
+impl Options {
+    fn parse(arguments: Vec<OsString>) -> Result<Self> {
+        use lexopt::prelude::*;
+        let (mut options, mut values) = (Self::default(), Vec::new());
+        let mut parser = lexopt::Parser::from_args(arguments);
+        while let Some(argument) = parser.next()? {
+            match argument {
+                Long("url") => options.url = Some(parser.value()?.string()?),
+                Long("where") => options.condition = Some(parser.value()?.string()?),
+                Long("key") => options.key = Some(parser.value()?.string()?),
+                Long("resume") => options.resume = true,
+                Value(value) => values.push(value),
+                other => return Err(other.unexpected().into()),
+            }
+        }
+        let [entity, output] = <[OsString; 2]>::try_from(values)
+            .map_err(|_| "an entity and a file are needed, and nothing else")?;
+        (options.entity, options.output) = (entity.string()?, output.into());
+        if options.resume && options.key.is_none() {
+            return Err("--resume needs the --key by which the export was sorted".into());
+        }
+        Ok(options)
+    }
+
+    fn query(&self, client: &FraiseClient, behind: &Option<Value>) -> QueryBuilder<RawJson> {
+        let mut query = client.query(&self.entity);
+        if let Some(condition) = &self.condition {
+            query = query.where_sql(condition);
+        }
+        if let Some(key) = &self.key {
+            // It sorts by the key.
+            query = query.resume_by(field(key));
+            if let Some(last) = behind {
+                query = query.filter(field(key).gt(last.clone()));
+            }
+        }
+        query
+    }
+
+    /// What has to be the same for an export to go on.
+    fn identity(&self) -> String {
+        json!({"entity": self.entity, "where": self.condition, "key": self.key}).to_string()
+    }
+
+    fn to_resume(&self) -> String {
+        let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
+        let mut command = String::from("export --resume");
+        // It may hold a password.
+        if self.url.is_some() {
+            command += " --url ...";
+        }
+        for (option, value) in [(" --key ", &self.key), (" --where ", &self.condition)] {
+            if let Some(value) = value {
+                command += &[option, &quoted(value)].concat();
+            }
+        }
+        format!("{command} {} {}", quoted(&self.entity), quoted(&self.output.to_string_lossy()))
+    }
+}
+
+const DEMO: &str = "
+    create table tv_order as
+    select jsonb_build_object('id', i, 'total', i % 700, 'note', repeat('as ever ', i % 20)) as data
+    from generate_series(1, 200000) i;
+    create unique index on tv_order ((data->'id'));
+    analyze tv_order;
+    create view v_order as select data from tv_order;
+";
+
+async fn demo(url: String, _: tokio_postgres::Client) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    for name in ["orders.ndjson", "orders.ndjson.gz"] {
+        let output = Path::new(folder.path()).join(name);
+        let (url, key) = (Some(url.clone()), Some("id".into()));
+        let options = Options {
+            url,
+            key,
+            entity: "v_order".into(),
+            output: output.clone(),
+            ..Options::default()
+        };
+        if let End::Interrupted(code) = export(&options).await? {
+            return Err(format!("interrupted, exit code {code}").into());
+        }
+        println!("  it has {}", HumanBytes(std::fs::metadata(&output)?.len()));
+    }
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! Many tasks that stream at once through a pool of `deadpool`: `cargo run --example pool_deadpool --features deadpool`.
+//!
+//! With `DATABASE_URL` set it uses that server, in a schema of its own; without, it starts a private one.
+
+use std::time::Duration;
+
+use fraiseql_wire::{
+    ConnectionConfig, RawJson,
+    pool::{self, Pooled},
+};
+use futures_util::{StreamExt, TryStreamExt};
+use tokio::task::JoinSet;
+
+mod support;
+
+const DATA: &str = "
+    create view v_event as
+    select jsonb_build_object('id', i, 'text', repeat('x', 200)) as data
+    from (select generate_series(1, 20000) i) as numbers;
+
+    create view v_endless as
+    select jsonb_build_object('id', i, 'text', repeat('x', 200)) as data
+    from (select generate_series(1, 2000000000) i) as numbers;
+";
+
+#[tokio::main]
+async fn main() -> support::Result<()> {
+    support::with_data(DATA, run).await
+}
+
+async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
+    // A recorder before the pool: numbers begin to count when there is one.
+    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder()?;
+
+    let manager = pool::deadpool::Manager::new(ConnectionConfig::parse(&url)?).pool_name("events");
+    // Whoever waits longer than this for a client gets an error of the pool.
+    let pool = pool::deadpool::Pool::builder(manager)
+        .max_size(4)
+        .wait_timeout(Some(Duration::from_secs(30)))
+        .runtime(deadpool::Runtime::Tokio1)
+        .build()?;
+
+    let mut tasks = JoinSet::new();
+    for _ in 0..12 {
+        let pool = pool.clone();
+        tasks.spawn(async move {
+            // The query takes the client along, so that the stream is `'static`; its end gives it back.
+            let client = pool.get().await?;
+            let pid = client.backend_pid();
+            let events = client.query::<RawJson>("v_event").execute().await?;
+            let rows = events.try_fold(0, async |rows, _| Ok(rows + 1)).await?;
+            support::Result::Ok((pid, rows))
+        });
+    }
+    let (mut backends, mut rows) = (std::collections::BTreeSet::new(), 0);
+    for done in tasks.join_all().await {
+        let (pid, read) = done?;
+        backends.insert(pid);
+        rows += read;
+    }
+    println!("12 tasks read {rows} rows on at most 4 connections: {}", backends.len() <= 4);
+
+    // A stream that is dropped: its query is stopped on the server, and the client goes back when its connection is
+    // clean, so that whoever gets it finds nothing of that.
+    let client = pool.get().await?;
+    let pid = client.backend_pid();
+    let mut endless = client.query::<RawJson>("v_endless").execute().await?;
+    endless.next().await.transpose()?;
+    drop(endless);
+    // All there are, one of them that one.
+    let mut clients = Vec::new();
+    for _ in 0..pool.status().size {
+        clients.push(pool.get().await?);
+    }
+    let same = clients.into_iter().find(|client| client.backend_pid() == pid);
+    let client = same.ok_or("the connection was closed")?;
+    let last = client.query::<RawJson>("v_event").where_sql("(data->>'id')::int = 20000");
+    println!("the same connection, the next query: {} row", last.count().await?);
+
+    // What a service does before each scrape.
+    pool::deadpool::record(&pool);
+    for line in metrics.render().lines().filter(|line| line.starts_with("db_client")) {
+        // Of what takes time, how often and how long in all.
+        if !line.contains("quantile") {
+            println!("  {line}");
+        }
+    }
+    pool.close();
+    Ok(())
+}
