@@ -12,6 +12,7 @@ pub mod proxy;
 pub mod random;
 pub mod scripted;
 pub mod service;
+pub mod webdriver;
 
 use std::sync::OnceLock;
 
