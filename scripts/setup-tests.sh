@@ -32,6 +32,9 @@ lacks haproxy && need="$need haproxy"
 lacks pgpool && need="$need pgpool2"
 lacks openssl && need="$need openssl"
 lacks prometheus && need="$need prometheus"
+# A browser, and what tells it what to do, which must be of the same version.
+lacks chromium && lacks google-chrome && need="$need chromium"
+lacks chromedriver && need="$need chromium-driver"
 # libpq is compiled from source, for the tests that compare with it.
 lacks pkg-config && need="$need pkg-config"
 if ! pkg-config --exists libssl 2>/dev/null; then need="$need libssl-dev"; fi
@@ -46,7 +49,7 @@ if [ ! -d target/pgvector ] && ! python3 -m pip --version >/dev/null 2>&1; then 
 
 if [ -n "$need" ]; then
     if ! command -v apt-get >/dev/null; then
-        [ "$(uname)" = Darwin ] && die "Install with: brew install pgbouncer haproxy pgpool-ii openssl pkgconf node prometheus python"
+        [ "$(uname)" = Darwin ] && die "Install with: brew install pgbouncer haproxy pgpool-ii openssl pkgconf node prometheus python, and brew install --cask chromium chromedriver"
         die "Install what the tests need:$need"
     fi
     echo "Installing$need with apt-get (no service is started) ..."

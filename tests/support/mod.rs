@@ -7,9 +7,12 @@ pub mod certificates;
 pub mod cluster;
 pub mod daemon;
 pub mod events;
+pub mod http;
 pub mod proxy;
 pub mod random;
 pub mod scripted;
+pub mod service;
+pub mod webdriver;
 
 use std::sync::OnceLock;
 
@@ -111,7 +114,7 @@ pub async fn terminate(admin: &tokio_postgres::Client, pid: u32) {
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let started = std::time::Instant::now();
     while !holds().await {
-        assert!(started.elapsed().as_secs() < 20, "it never came about that {what}");
+        assert!(started.elapsed().as_secs() < 60, "it never came about that {what}");
         tokio::task::yield_now().await;
     }
 }

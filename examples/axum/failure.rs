@@ -1,0 +1,77 @@
+//! What a client is told when something goes wrong; the rest goes to the log.
+
+use axum::{
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use deadpool::managed::PoolError;
+use fraiseql_wire::{Error, sqlstate};
+
+#[derive(Debug)]
+pub enum Failure {
+    /// What is wrong with the request.
+    BadRequest(String),
+    /// There is no such stream, or it has ended.
+    NoStream,
+    /// No connection could be had.
+    Pool(PoolError<Error>),
+    /// The query could not be run, or steered.
+    Query(Error),
+    /// The system has no random bytes.
+    Random(getrandom::Error),
+}
+
+impl From<getrandom::Error> for Failure {
+    fn from(error: getrandom::Error) -> Self {
+        Self::Random(error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let (status, said) = match &self {
+            Self::BadRequest(said) => (StatusCode::BAD_REQUEST, said.as_str()),
+            Self::NoStream => (StatusCode::NOT_FOUND, "there is no such stream, or it has ended"),
+            Self::Pool(PoolError::Backend(error)) | Self::Query(error) => of(error),
+            Self::Pool(PoolError::Timeout(_)) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "every connection is in use: try again later")
+            }
+            Self::Pool(PoolError::Closed) => {
+                (StatusCode::SERVICE_UNAVAILABLE, "the service is being stopped")
+            }
+            Self::Pool(_) | Self::Random(_) => INTERNAL,
+        };
+        match &self {
+            Self::BadRequest(_) | Self::NoStream => {}
+            Self::Pool(error) => eprintln!("{status}: {error}"),
+            Self::Query(error) => eprintln!("{status}: {error}"),
+            Self::Random(error) => eprintln!("{status}: {error}"),
+        }
+        let mut response = (status, format!("{said}\n")).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+const INTERNAL: (StatusCode, &str) =
+    (StatusCode::INTERNAL_SERVER_ERROR, "the orders could not be read: see the service's log");
+
+/// The crate knows which errors pass by themselves.
+fn of(error: &Error) -> (StatusCode, &'static str) {
+    match error {
+        Error::InvalidState { .. } => (StatusCode::CONFLICT, "the stream has ended"),
+        Error::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "the database took too long"),
+        // By statement_timeout.
+        Error::Server(e) if *e.code() == sqlstate::QUERY_CANCELED => {
+            (StatusCode::GATEWAY_TIMEOUT, "the database took too long")
+        }
+        e if e.is_retriable() => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the database cannot be reached: try again later")
+        }
+        _ => INTERNAL,
+    }
+}

@@ -1,0 +1,235 @@
+//! A service that streams a query over HTTP, with a page to watch and steer it:
+//! `cargo run --release --features deadpool --example axum`, then open the address it prints.
+//!
+//! ```text
+//! GET    /orders.ndjson?status=paid&min_total=100   a line of JSON each
+//! GET    /orders.json?customer.city=Oslo&limit=10   one JSON array
+//! GET    /streams/{id}                              the numbers of a stream; its id is in the header Stream-Id
+//! POST   /streams/{id}/pause                        nothing is read from the server, whose query waits
+//! POST   /streams/{id}/resume
+//! DELETE /streams/{id}                              stops it; so does closing its connection
+//! ```
+//!
+//! With `DATABASE_URL` set it reads from that server, the view that is its argument, or `v_order`; and changes
+//! nothing there. Without, it starts a private Postgres in a temporary folder, with 300,000 orders. It listens at
+//! `LISTEN`, or at 127.0.0.1:3000, until Ctrl-C.
+
+mod failure;
+mod selection;
+mod streams;
+
+use std::{pin::Pin, time::Duration};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{Path, Query, State},
+    http::{StatusCode, header},
+    response::{Html, IntoResponse, Response},
+    routing::{get, post},
+};
+use deadpool::Runtime;
+use fraiseql_wire::{
+    ConnectionConfig, QueryStream, RawJson,
+    pool::{
+        Pooled,
+        deadpool::{Manager, Pool},
+    },
+};
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use serde_json::Value;
+use tokio::{net::TcpListener, sync::oneshot, time::timeout};
+
+use self::{failure::Failure, selection::Selection, streams::Streams};
+
+#[path = "../../tests/support/cluster.rs"]
+mod cluster;
+
+type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
+
+/// Streams at once, each of which has a connection, unless `POOL_SIZE` says otherwise.
+const POOL_SIZE: usize = 8;
+/// How long a request waits for a connection of the pool; then it is told to come again.
+const WAIT: Duration = Duration::from_secs(2);
+/// How long the first row may take.
+const FIRST_ROW: Duration = Duration::from_secs(30);
+/// A pause that lasts longer ends by itself: it holds a connection, and a snapshot on the server.
+const PAUSE: Duration = Duration::from_secs(600);
+/// How long streams may go on after Ctrl-C.
+const GRACE: Duration = Duration::from_secs(5);
+
+#[derive(Clone)]
+struct App {
+    pool: Pool,
+    view: String,
+    streams: Streams,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let (config, private) = match std::env::var("DATABASE_URL") {
+        Ok(url) => (ConnectionConfig::parse(&url)?, None),
+        Err(_) => {
+            let server = private_server().await?;
+            (ConnectionConfig::parse(&server.url())?, Some(server))
+        }
+    };
+    let size = std::env::var("POOL_SIZE").map_or(Ok(POOL_SIZE), |size| size.parse())?;
+    let pool = Pool::builder(Manager::new(config))
+        .max_size(size)
+        .wait_timeout(Some(WAIT))
+        .runtime(Runtime::Tokio1)
+        .build()?;
+    let view = std::env::args().nth(1).unwrap_or_else(|| "v_order".into());
+
+    serve(App { pool, view, streams: Streams::default() }).await?;
+    if let Some(server) = private {
+        server.stop();
+    }
+    Ok(())
+}
+
+/// Serves until Ctrl-C; streams may then come to their end for a while, before they are stopped.
+async fn serve(app: App) -> Result<()> {
+    let address = std::env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".into());
+    let listener = TcpListener::bind(address).await?;
+    println!("listening on http://{}/", listener.local_addr()?);
+    let router = Router::new()
+        .route("/", get(page))
+        .route("/orders.ndjson", get(ndjson))
+        .route("/orders.json", get(json_array))
+        .route("/streams/{id}", get(numbers).delete(stop))
+        .route("/streams/{id}/pause", post(pause))
+        .route("/streams/{id}/resume", post(resume))
+        .with_state(app.clone());
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = axum::serve(listener, router).with_graceful_shutdown(async {
+        // Dropping the sender is the signal.
+        let _ = stopped.await;
+    });
+    let mut server = tokio::spawn(server.into_future());
+
+    tokio::signal::ctrl_c().await?;
+    println!("stopping");
+    drop(stop);
+    app.pool.close();
+    if timeout(GRACE, &mut server).await.is_err() {
+        app.streams.cancel_all().await;
+        // What is left has not got its first row.
+        let _ = timeout(GRACE, server).await;
+    }
+    Ok(())
+}
+
+async fn ndjson(
+    State(app): State<App>,
+    Query(parameters): Query<Vec<(String, String)>>,
+) -> Result<Response, Failure> {
+    let rows = open(&app, parameters).await?;
+    let listed = app.streams.list(rows.control())?;
+    respond("application/x-ndjson", listed, rows.into_ndjson()).await
+}
+
+async fn json_array(
+    State(app): State<App>,
+    Query(parameters): Query<Vec<(String, String)>>,
+) -> Result<Response, Failure> {
+    let rows = open(&app, parameters).await?;
+    let listed = app.streams.list(rows.control())?;
+    respond("application/json", listed, rows.into_json_array()).await
+}
+
+/// Runs the query, on a connection that goes back to the pool when the stream is over.
+async fn open(
+    app: &App,
+    parameters: Vec<(String, String)>,
+) -> Result<QueryStream<RawJson>, Failure> {
+    let selection = Selection::parse(parameters).map_err(Failure::BadRequest)?;
+    let client = app.pool.get().await.map_err(Failure::Pool)?;
+    let query = client
+        .query::<RawJson>(&app.view)
+        .adaptive_chunking(true)
+        .first_row_timeout(FIRST_ROW)
+        .pause_timeout(PAUSE);
+    selection.apply(query).execute().await.map_err(Failure::Query)
+}
+
+/// The rows' bytes as they came, as the body of the response.
+///
+/// Nothing else is needed to stop the query when the client goes away: then the body is dropped, and the stream
+/// with it.
+async fn respond<B>(
+    content_type: &'static str,
+    listed: streams::Listed,
+    body: B,
+) -> Result<Response, Failure>
+where
+    B: Stream<Item = fraiseql_wire::Result<Bytes>> + Send + Unpin + 'static,
+{
+    // An error before the first row can still be told by the status.
+    let mut body = body.peekable();
+    if let Some(Err(error)) = Pin::new(&mut body).next_if(Result::is_err).await {
+        return Err(Failure::Query(error));
+    }
+    let headers = [
+        (header::CONTENT_TYPE, content_type.to_owned()),
+        (header::CACHE_CONTROL, "no-store".to_owned()),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+        (streams::HEADER, listed.id().to_owned()),
+    ];
+    // Later, the error of the body breaks the connection off: the client sees that the rows are not all.
+    let body = body.inspect_err(move |error| eprintln!("stream {}: {error}", listed.id()));
+    Ok((headers, Body::from_stream(body)).into_response())
+}
+
+/// A stream that has ended has no numbers any more.
+async fn numbers(State(app): State<App>, Path(id): Path<String>) -> Response {
+    match app.streams.get(&id) {
+        Some(stream) => Json(streams::numbers(&stream.stats())).into_response(),
+        None => StatusCode::NO_CONTENT.into_response(),
+    }
+}
+
+async fn pause(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Value>, Failure> {
+    let stream = app.streams.get(&id).ok_or(Failure::NoStream)?;
+    stream.pause_with_reason("client").await.map_err(Failure::Query)?;
+    Ok(Json(streams::numbers(&stream.stats())))
+}
+
+async fn resume(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Value>, Failure> {
+    let stream = app.streams.get(&id).ok_or(Failure::NoStream)?;
+    stream.resume().await.map_err(Failure::Query)?;
+    Ok(Json(streams::numbers(&stream.stats())))
+}
+
+async fn stop(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCode, Failure> {
+    if let Some(stream) = app.streams.get(&id) {
+        stream.cancel().await.map_err(Failure::Query)?;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The page. Its style and its script run by a word that is new each time, and it can ask only this service.
+async fn page() -> Result<Response, Failure> {
+    let nonce = streams::random_id()?;
+    let policy = format!(
+        "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; \
+         img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    );
+    let headers = [
+        (header::CONTENT_SECURITY_POLICY, policy.as_str()),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    ];
+    Ok((headers, Html(include_str!("page.html").replace("{nonce}", &nonce))).into_response())
+}
+
+async fn private_server() -> Result<cluster::Cluster> {
+    println!("starting a private Postgres and making 300,000 orders, which takes some seconds ...");
+    let server = cluster::Cluster::start(cluster::TRUST_EVERYBODY)?;
+    let (admin, connection) = tokio_postgres::connect(&server.url(), tokio_postgres::NoTls).await?;
+    tokio::spawn(connection);
+    admin.batch_execute(include_str!("orders.sql")).await?;
+    Ok(server)
+}

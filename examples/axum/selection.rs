@@ -1,0 +1,78 @@
+//! Which orders a request asks for: its query string, made into typed filters, whose values are parameters.
+
+use std::collections::HashSet;
+
+use fraiseql_wire::{Filter, QueryBuilder, RawJson, field};
+
+#[derive(Debug, Default)]
+pub struct Selection {
+    filters: Vec<Filter>,
+    limit: Option<u64>,
+}
+
+impl Selection {
+    /// The error says what is wrong with which parameter.
+    pub fn parse(parameters: Vec<(String, String)>) -> Result<Self, String> {
+        let mut selection = Self::default();
+        let mut seen = HashSet::new();
+        for (name, value) in parameters {
+            let filter = match name.as_str() {
+                "status" | "customer.name" | "customer.city" => {
+                    field(&name).eq(text(&name, value)?)
+                }
+                "tag" => field("tags").has_key(&text(&name, value)?),
+                "min_total" => field("total").gte(number(&name, &value)?),
+                "max_total" => field("total").lte(number(&name, &value)?),
+                "limit" => {
+                    selection.limit = Some(whole(&name, &value)?);
+                    Filter::all([])
+                }
+                _ => {
+                    return Err(format!(
+                        "there is no parameter {name:?}, but status, customer.name, customer.city, tag, \
+                         min_total, max_total and limit"
+                    ));
+                }
+            };
+            selection.filters.push(filter);
+            if !seen.insert(name.clone()) {
+                return Err(format!("{name} is given more than once"));
+            }
+        }
+        Ok(selection)
+    }
+
+    pub fn apply(self, query: QueryBuilder<RawJson>) -> QueryBuilder<RawJson> {
+        let query = self.filters.into_iter().fold(query, QueryBuilder::filter);
+        match self.limit {
+            Some(limit) => query.limit(limit),
+            None => query,
+        }
+    }
+}
+
+/// Postgres has no text with a NUL in it.
+fn text(name: &str, value: String) -> Result<String, String> {
+    match value.contains('\0') {
+        true => Err(format!("{name} holds a NUL character")),
+        false => Ok(value),
+    }
+}
+
+fn number(name: &str, value: &str) -> Result<f64, String> {
+    match value.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        _ => Err(format!("{name} is {value:?}, where a number is needed, such as 99.50")),
+    }
+}
+
+/// At most what fits into 32 bits: Postgres counts to 2^63.
+fn whole(name: &str, value: &str) -> Result<u64, String> {
+    match value.parse::<u32>() {
+        Ok(number) => Ok(number.into()),
+        Err(_) => Err(format!(
+            "{name} is {value:?}, where a whole number from 0 to {} is needed",
+            u32::MAX
+        )),
+    }
+}
