@@ -27,8 +27,9 @@ pub async fn with_data<F: Future<Output = Result<()>>>(
     example: impl FnOnce(String, tokio_postgres::Client) -> F,
 ) -> Result<()> {
     let place = Place::make(data).await?;
+    let running = async { example(place.url.clone(), connect(&place.url).await?).await };
     let result = tokio::select! {
-        result = example(place.url.clone(), connect(&place.url).await?) => Some(result),
+        result = running => Some(result),
         _ = tokio::signal::ctrl_c() => None,
     };
     place.remove().await?;
@@ -80,7 +81,8 @@ pub fn with_setting(url: &str, setting: &str) -> String {
         };
     }
     let option = option.replace('=', "%3D");
-    match url.contains("options=-c") {
+    // Behind the schema, which stands last.
+    match url.contains("options=-csearch_path") {
         true => format!("{url}%20{option}"),
         false if url.contains('?') => format!("{url}&options={option}"),
         false => format!("{url}?options={option}"),
