@@ -69,7 +69,12 @@ impl Browser {
 
     /// Runs it again and again, until it returns true.
     pub async fn until(&self, script: &str) {
-        eventually(script, async || self.run(script).await == true).await;
+        eventually(script, async || {
+            // So that the page gets on, too.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            self.run(script).await == true
+        })
+        .await;
     }
 
     /// Clicks with the pointer on what the selector finds, scrolling it into view.
