@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use fraiseql_wire::{ConnectionConfig, FraiseClient, QueryBuilder, RawJson, field};
+use fraiseql_wire::{ConnectionConfig, FraiseClient, QueryBuilder, RawJson, RetryPolicy, field};
 use futures_util::StreamExt;
 use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressState, ProgressStyle};
 use part::Part;
@@ -93,6 +93,9 @@ async fn export(options: &Options) -> Result<End> {
         Some(url) => ConnectionConfig::parse(&url)?,
         None => ConnectionConfig::from_env()?,
     };
+    // A lost connection is waited for as long as a failover takes.
+    let patience = RetryPolicy::default().max_attempts(60).max_backoff(Duration::from_secs(1));
+    let config = config.to_builder().retry(patience).build()?;
     // What there is may take long to read. Ctrl-C ends the program then as it does any other, and nothing is changed.
     let begun = match options.resume {
         true => Part::go_on(&options.output, &options.identity())?,

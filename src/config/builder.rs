@@ -10,12 +10,14 @@ use crate::error::{Error, Result};
 
 /// Puts a [`ConnectionConfig`] together, setting by setting.
 ///
-/// Made by [`ConnectionConfig::builder`]. What is not set comes from the environment (`PGHOST`,
-/// `PGSERVICE` and so on) or its default, as in a connection string. Everything is checked by
-/// [`build`](Self::build).
+/// Made by [`ConnectionConfig::builder`], or by [`ConnectionConfig::to_builder`] of one that is there. What is
+/// not set comes from the environment (`PGHOST`, `PGSERVICE` and so on) or its default, as in a connection string.
+/// Everything is checked by [`build`](Self::build).
 #[derive(Clone, Default)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct ConnectionConfigBuilder {
+    /// Those of the configuration that it began with.
+    base: Values,
     hosts: Vec<String>,
     addresses: Vec<String>,
     ports: Vec<String>,
@@ -25,14 +27,20 @@ pub struct ConnectionConfigBuilder {
 }
 
 impl ConnectionConfigBuilder {
+    pub(super) fn on(base: Values, extras: Extras) -> Self {
+        Self { base, extras, ..Self::default() }
+    }
+
     /// Adds a host: a name, an IP address, or the directory of a Unix socket (it begins with `/`,
-    /// or with `@` for Linux's abstract namespace). Several are tried in order.
+    /// or with `@` for Linux's abstract namespace). Several are tried in order. The
+    /// hosts, addresses and ports of a configuration that was begun with are gone then.
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.hosts.push(host.into());
         self
     }
 
-    /// Adds an address to connect to without resolving the name of the same position.
+    /// Adds an address to connect to without resolving the name of the same position. Like
+    /// [`host`](Self::host), it takes the place of what was begun with.
     pub fn hostaddr(mut self, address: impl Into<IpAddr>) -> Self {
         self.addresses.push(address.into().to_string());
         self
@@ -225,7 +233,11 @@ impl ConnectionConfigBuilder {
     /// [`Error::Config`] names the setting that is not valid; [`Error::Tls`] says that TLS is asked
     /// for and this build has none.
     pub fn build(self) -> Result<ConnectionConfig> {
-        let mut values = Values::default();
+        let mut values = self.base;
+        // A name with the address of another would go to the other.
+        if !(self.hosts.is_empty() && self.addresses.is_empty()) {
+            ["host", "hostaddr", "port"].into_iter().for_each(|name| values.remove(name));
+        }
         for (name, list) in
             [("host", self.hosts), ("hostaddr", self.addresses), ("port", self.ports)]
         {
@@ -256,6 +268,7 @@ impl fmt::Debug for ConnectionConfigBuilder {
             .iter()
             .map(|(k, v)| (*k, if super::keyword::is_secret(k) { "(secret)" } else { v.as_str() }));
         f.debug_struct("ConnectionConfigBuilder")
+            .field("base", &self.base)
             .field("hosts", &self.hosts)
             .field("settings", &shown.collect::<Vec<_>>())
             .finish_non_exhaustive()

@@ -105,6 +105,10 @@ impl Values {
         Ok(())
     }
 
+    pub(super) fn remove(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
     /// Sets a value where none was given.
     pub(super) fn fill(&mut self, keyword: &Keyword, value: impl Into<String>) {
         self.0.entry(keyword.name).or_insert_with(|| Zeroizing::new(value.into()));

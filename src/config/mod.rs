@@ -241,6 +241,25 @@ impl ConnectionConfig {
         ConnectionConfigBuilder::default()
     }
 
+    /// Goes on from this configuration in code: to give a connection string what no string can say.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use fraiseql_wire::ConnectionConfig;
+    ///
+    /// # fn main() -> fraiseql_wire::Result<()> {
+    /// let config = ConnectionConfig::parse("postgres://app@db1/shop")?
+    ///     .to_builder()
+    ///     .read_timeout(Duration::from_secs(30))
+    ///     .build()?;
+    /// assert_eq!(config.host(), ["db1"]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn to_builder(&self) -> ConnectionConfigBuilder {
+        ConnectionConfigBuilder::on(self.values.clone(), self.extras.clone())
+    }
+
     fn resolve(values: Values, extras: Extras) -> Result<Self> {
         // One that cannot be read must not be taken for one that is not there.
         let of_keywords = KEYWORDS.iter().filter_map(|k| k.env);
@@ -741,6 +760,37 @@ mod tests {
         let config = resolve("host=h", &[("PGTZ", "Asia/Tokyo"), ("PGDATESTYLE", "DEFAULT")]);
         assert_eq!(config.param("timezone"), Some("Asia/Tokyo"));
         assert_eq!(config.param("datestyle"), None);
+    }
+
+    #[test]
+    fn a_configuration_goes_on_as_it_was_but_for_what_is_set() {
+        let begun = resolve(
+            "host=a,b hostaddr=127.0.0.1,127.0.0.2 port=1,2 user=u password=Pl4nted connect_timeout=7",
+            &[("PGAPPNAME", "app"), ("PGTZ", "Asia/Tokyo")],
+        );
+        let again = begun.to_builder().read_timeout(Duration::from_secs(3));
+        assert!(!format!("{again:?}").contains("Pl4nted"));
+        let again = again.build().unwrap();
+        assert_eq!(again.targets(), begun.targets());
+        assert_eq!((again.user(), again.password()), (begun.user(), begun.password()));
+        assert_eq!(again.application_name(), Some("app"));
+        assert_eq!(again.connect_timeout(), Some(Duration::from_secs(7)));
+        assert_eq!(again.read_timeout(), Some(Duration::from_secs(3)));
+        // What has no keyword stays too, and what is set last counts.
+        let third = again.to_builder().connect_timeout(Duration::from_millis(1)).user("v").build();
+        let third = third.unwrap();
+        assert_eq!(third.read_timeout(), Some(Duration::from_secs(3)));
+        assert_eq!(third.connect_timeout(), Some(Duration::from_millis(1)));
+        assert_eq!(third.user().as_deref(), Some("v"));
+
+        // Another host is not looked for at the address of the first.
+        let other = begun.to_builder().host("c").build().unwrap();
+        let [target] = &other.targets()[..] else { panic!() };
+        assert_eq!((target.host.as_deref(), target.hostaddr), (Some("c"), None));
+        assert_eq!(other.user(), begun.user());
+        let port = begun.to_builder().port(9).build().unwrap();
+        assert_eq!(port.port(), [9, 9]);
+        assert_eq!(port.host(), ["a", "b"]);
     }
 
     #[test]

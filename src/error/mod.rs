@@ -97,8 +97,9 @@ pub enum Error {
     #[error("the server reported {}{}", .0, advice::hint_for(.0))]
     Server(Box<DbError>),
 
-    /// The query was stopped by a [`CancelToken`](crate::CancelToken) of its client.
-    #[error("the query was cancelled by a cancel token of its client")]
+    /// The query was stopped by a [`CancelToken`](crate::CancelToken) of its client, or by a
+    /// [`StreamControl`](crate::StreamControl) of its stream.
+    #[error("the query was cancelled, by a cancel token of its client or a control of its stream")]
     Cancelled,
 
     /// A deadline passed.

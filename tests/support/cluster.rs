@@ -213,9 +213,15 @@ fn prepare(setup: &Setup<'_>, owner: &Owner, folder: &Path) -> Result<PathBuf, S
     }
     let Some((programs, bin)) = setup.programs else { return find_binaries() };
     // They may lie where another user cannot go.
-    let copied = Command::new("cp").arg("-R").arg(programs).arg(folder.join("programs")).status();
+    let copy = folder.join("programs");
+    let copied = Command::new("cp").arg("-R").arg(programs).arg(&copy).status();
+    // And what is that user's, it can remove.
+    let given = owner.ids.map_or(Ok(true), |(uid, gid)| {
+        let mut chown = Command::new("chown");
+        chown.arg("-R").arg(format!("{uid}:{gid}")).arg(&copy).status().map(|s| s.success())
+    });
     match copied {
-        Ok(status) if status.success() => Ok(folder.join("programs").join(bin)),
+        Ok(status) if status.success() && matches!(given, Ok(true)) => Ok(copy.join(bin)),
         other => Err(format!("{} could not be copied: {other:?}", programs.display())),
     }
 }
