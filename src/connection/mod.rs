@@ -30,7 +30,7 @@ pub use self::{
     slot::CancelToken,
 };
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, sqlstate},
     metrics::connection::{Closed, OpenConnection, protocol_error},
     protocol::{
         backend::{Message, name_of},
@@ -122,6 +122,15 @@ impl Connection {
         match take_message(&mut self.buffer, MAX_CONTROL_FRAME, Some(&self.session.heard))? {
             Taken::Message(message) => self.expect_transaction(message).map(Taken::Message),
             other => Ok(other),
+        }
+    }
+
+    /// The server's error, or what it stands for.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        let stopped = error.sqlstate().is_some_and(|code| *code == sqlstate::QUERY_CANCELED);
+        match stopped && self.session.is_cancelled() {
+            true => Error::Cancelled,
+            false => error,
         }
     }
 

@@ -31,7 +31,7 @@ pub(crate) struct Slot {
     config: ConnectionConfig,
     state: Mutex<State>,
     freed: Notify,
-    /// Wakes who replaces the connection of a query that is to be stopped.
+    /// Wakes those who work for a query that is to be stopped, and not on the client's connection.
     cancelled: Notify,
     pub(crate) notices: Notices,
 }
@@ -212,14 +212,21 @@ impl Slot {
         let cancel = {
             let state = self.lock();
             match (&state.work, &state.session) {
-                (Work::Out, Some(session)) => Arc::clone(session).begin_cancel(),
-                _ => {
-                    self.cancelled.notify_waiters();
-                    return Ok(());
-                }
+                (Work::Out, Some(session)) => Some(Arc::clone(session).begin_cancel()),
+                _ => None,
             }
         };
-        cancel.send(self.config.cancel_timeout()).await
+        // Behind it: who begins to listen now can see of the session that it was asked for.
+        self.cancelled.notify_waiters();
+        match cancel {
+            Some(cancel) => cancel.send(self.config.cancel_timeout()).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Resolves when the query that runs is to be stopped, from the call on.
+    pub(crate) fn cancelled(&self) -> impl Future<Output = ()> + Send + '_ {
+        self.cancelled.notified()
     }
 
     /// Ends a lease, with the connection or without one.
@@ -355,21 +362,26 @@ impl Lease {
         }
     }
 
-    /// Opens another connection in place of one that was lost in mid-query. Cancel-safe.
+    /// Opens another connection, after a pause, in place of one that was lost in mid-query. Cancel-safe.
     ///
     /// # Errors
     ///
     /// Those of connecting, and [`Error::Cancelled`] by a token: the query runs nowhere then.
-    pub(crate) async fn replace(&self) -> Result<Connection> {
-        match &self.access {
-            Some(access) => {
-                let cancelled = access.cancelled.notified();
-                select! {
-                    opened = access.open() => opened,
-                    () = cancelled => Err(Error::Cancelled),
-                }
-            }
-            None => Err(Error::InvalidState { message: "a connection beside is not replaced" }),
+    pub(crate) async fn replace(&self, lost: &Session, pause: Duration) -> Result<Connection> {
+        let Some(access) = &self.access else {
+            return Err(Error::InvalidState { message: "a connection beside is not replaced" });
+        };
+        let cancelled = access.cancelled();
+        if lost.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let opened = async {
+            sleep(pause).await;
+            access.open().await
+        };
+        select! {
+            opened = opened => opened,
+            () = cancelled => Err(Error::Cancelled),
         }
     }
 

@@ -15,7 +15,7 @@ impl Connection {
     /// has [ended](Self::end_transaction).
     pub(crate) async fn begin(&mut self, sql: &str) -> Result<Option<String>> {
         self.in_transaction = true;
-        let answer = self.run(sql).await?;
+        let answer = self.run(sql).await.map_err(|e| self.explain(e))?;
         // It is alive: what happens from here on did not happen while it was idle.
         self.reused = false;
         Ok(answer)

@@ -1,7 +1,7 @@
 //! The task that owns the connection while a query runs: it sends the request, reads the answer,
 //! hands over rows, and cleans up.
 
-use std::{future::poll_fn, io, sync::Arc, task::Poll, time::Duration};
+use std::{future::poll_fn, io, pin::pin, sync::Arc, task::Poll, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{join, select, task::yield_now, time::sleep};
@@ -16,8 +16,10 @@ use super::{
     settings::{MAX_READ, MIN_READ, StreamSettings},
 };
 use crate::{
-    connection::{Connection, Exchange, Lease, Progress, TARGET, Taken, settle, told_wrong},
-    error::{Error, Result, TimeoutPhase, sqlstate},
+    connection::{
+        Access, Connection, Exchange, Lease, Progress, TARGET, Taken, settle, told_wrong,
+    },
+    error::{Error, Result, TimeoutPhase},
     metrics::connection::Closed,
     protocol::{
         frame::{HEADER, Header, MAX_CONTROL_FRAME},
@@ -68,8 +70,10 @@ pub(super) fn spawn(
     });
 }
 
-/// Starts a task that reads on a connection of its own, which it opens and which ends with it.
+/// Starts a task that reads on a connection of its own, which it opens and which ends with it. `access` is the client's:
+/// its place in a pool is kept until then, and its token stops this reader too, whose connection it does not know.
 pub(super) fn spawn_beside(
+    access: Access,
     open: impl Future<Output = Result<Connection>> + Send + 'static,
     seat: Seat,
     settings: StreamSettings,
@@ -77,22 +81,41 @@ pub(super) fn spawn_beside(
     request: Bytes,
 ) {
     tokio::spawn(async move {
-        let _last_word = LastWord(seat.clone());
-        let opened = select! {
+        let cancelled = access.cancelled();
+        let mut read = pin!(read_beside(open, seat.clone(), settings, deadlines, request));
+        select! {
             biased;
-            () = seat.abandoned() => None,
-            opened = deadlines.bound(open) => Some(opened),
-        };
-        match opened {
-            Some(Ok(connection)) => {
-                let reader = Reader::new(connection, seat, settings, request);
-                return reader.run(Lease::none(), deadlines).await;
+            () = &mut read => {}
+            () = cancelled => {
+                seat.finish(Err(StartError { error: Error::Cancelled, stale: false }));
+                read.await;
             }
-            Some(Err(error)) => seat.finish(Err(StartError { error, stale: false })),
-            None => {}
         }
-        seat.settle(Ok(()));
     });
+}
+
+async fn read_beside(
+    open: impl Future<Output = Result<Connection>>,
+    seat: Seat,
+    settings: StreamSettings,
+    deadlines: Deadlines,
+    request: Bytes,
+) {
+    let _last_word = LastWord(seat.clone());
+    let opened = select! {
+        biased;
+        () = seat.abandoned() => None,
+        opened = deadlines.bound(open) => Some(opened),
+    };
+    match opened {
+        Some(Ok(connection)) => {
+            let reader = Reader::new(connection, seat, settings, request);
+            return reader.run(Lease::none(), deadlines).await;
+        }
+        Some(Err(error)) => seat.finish(Err(StartError { error, stale: false })),
+        None => {}
+    }
+    seat.settle(Ok(()));
 }
 
 impl Reader {
@@ -215,10 +238,7 @@ impl Reader {
         let replaced = select! {
             biased;
             () = self.seat.abandoned() => return Err(error.into()),
-            replaced = async {
-                sleep(pause).await;
-                lease.replace().await
-            } => replaced?,
+            replaced = lease.replace(&self.connection.session, pause) => replaced?,
         };
         self.seat.resumed_elsewhere();
         self.connection = replaced;
@@ -287,7 +307,7 @@ impl Reader {
         let name = message.name();
         let progress = told_wrong(name, self.exchange.on(message))?;
         match progress {
-            Progress::Failed(error) => return Err(self.explain(error).into()),
+            Progress::Failed(error) => return Err(self.connection.explain(error).into()),
             Progress::Started => {
                 self.seat.start();
                 // Whoever reads ahead now could leave no memory to another that is to begin.
@@ -297,15 +317,6 @@ impl Reader {
         }
         self.answered = true;
         Ok(progress)
-    }
-
-    /// The server's error, or what it stands for.
-    fn explain(&self, error: Error) -> Error {
-        let stopped = error.sqlstate().is_some_and(|code| *code == sqlstate::QUERY_CANCELED);
-        match stopped && self.connection.session.is_cancelled() {
-            true => Error::Cancelled,
-            false => error,
-        }
     }
 
     /// Hands over the rows at the front of the buffer as one chunk.

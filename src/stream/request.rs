@@ -76,13 +76,15 @@ impl Work {
             reader::spawn(connection, seat, settings, deadlines, query, None, lease);
         }
         for (query, number) in queries.zip(1..) {
-            let (access, session, join) = (access.clone(), Arc::clone(&session), Arc::clone(&join));
+            let (session, join) = (Arc::clone(&session), Arc::clone(&join));
+            let opener = access.clone();
             let open = async move {
-                let mut connection = access.connect_beside(&session).await?;
+                let mut connection = opener.connect_beside(&session).await?;
                 connection.begin(&join).await?;
                 Ok(connection)
             };
-            reader::spawn_beside(open, channel.seat(number), settings, deadlines, query);
+            let seat = channel.seat(number);
+            reader::spawn_beside(access.clone(), open, seat, settings, deadlines, query);
         }
     }
 }
