@@ -211,6 +211,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Bounds the time from [`execute`](Self::execute) to the arrival of the last row, pauses and a
     /// slow consumer included. Beyond it the query is stopped on the server, and the stream ends with
     /// [`Error::Timeout`], behind the rows that had arrived.
+    ///
+    /// It bounds the server's work, not how long the stream is kept: one that nobody reads keeps its client, and that
+    /// its place in a pool, until it is dropped.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.settings.timeout = Some(timeout);
         self

@@ -228,7 +228,8 @@ impl<T: FromJsonRow> QueryStream<T> {
     /// Rows are not decoded, unless predicates ask for it. An item holds the rows of a chunk, so there
     /// is one as soon as there is a row. Line breaks within a document, which the type `json` keeps,
     /// become blanks. An error, that of a single row too, is the last item, and the query is stopped: a
-    /// body that is not whole must be broken off. Dropping it drops the stream.
+    /// body that is not whole must be broken off. The first item can be an error: whoever answers by a status looks at it
+    /// first. Dropping it drops the stream.
     pub fn into_ndjson(self) -> impl FusedStream<Item = Result<Bytes>> + Send + Unpin + 'static
     where
         T: 'static,
