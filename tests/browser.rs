@@ -52,7 +52,9 @@ async fn check_console_and_requests(browser: &Browser, service: &Service) {
     assert!(requests.iter().any(|request| request.contains("/orders.ndjson")), "{requests:?}");
     for request in requests {
         // Pages of the browser itself, and data in the page.
-        let nobody = ["chrome://", "data:"].iter().any(|scheme| request.starts_with(scheme));
+        let nobody = ["chrome://", "chrome-untrusted://", "data:"]
+            .iter()
+            .any(|scheme| request.starts_with(scheme));
         assert!(nobody || request.starts_with(&url(service)), "{request}");
     }
 }
