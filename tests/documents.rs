@@ -10,6 +10,7 @@ use std::{
     process::{Command, Stdio},
 };
 
+use fraiseql_wire::ConnectionConfig;
 use support::{
     admin_at,
     cluster::{Cluster, TRUST_EVERYBODY},
@@ -192,6 +193,50 @@ fn documents_tell_of_this_version() {
     };
     assert!(newest("CHANGELOG.md", "## [").starts_with(&format!("## [{version}]")));
     assert!(newest("RELEASE_NOTES.md", "# ").ends_with(version));
+}
+
+/// Defaults are the code's, and figures those that were measured.
+#[test]
+fn what_the_readme_says_is_so() {
+    let readme = read("README.md");
+    let config = ConnectionConfig::parse("host=localhost user=u").unwrap();
+    let (seconds, bytes) = (config.cancel_timeout().as_secs(), config.drain_limit() >> 20);
+    let row = |table: &str, client: &str| -> Vec<String> {
+        let measured = read("docs/benchmarks.md");
+        let table = measured.split(table).nth(1).unwrap();
+        let row = table.lines().find(|l| l.starts_with(&format!("| {client} |"))).unwrap();
+        row.split('|').map(|cell| cell.trim().to_owned()).collect()
+    };
+    let clients = ["fraiseql-wire", "tokio-postgres", "sqlx"];
+    let number = |cell: &str| cell.parse::<f64>().unwrap();
+    let typed = clients.map(|c| row("1000000 × small, typed", &format!("{c}, typed")));
+    let [ours, theirs, others] = clients
+        .map(|c| format!("{:.2} ms", number(&row("## The first row", &format!("{c}, raw"))[2])));
+    let cpu = typed.each_ref().map(|row| format!("{} ns", row[5]));
+    let clock = typed.each_ref().map(|row| format!("{:.2} s", number(&row[2]) / 1000.0));
+    let raw = ["fraiseql-wire", "tokio-postgres"];
+    let raw = raw.map(|c| row("1000000 × small, not decoded", &format!("{c}, raw")));
+    let share = |rows: &[Vec<String>], cell: usize| number(&rows[0][cell]) / number(&rows[1][cell]);
+    let notes = format!(
+        "not decoded, {:.2} of tokio-postgres's time and {:.2} of its CPU; typed, {:.2} of the time\n\
+         and {:.2} of the CPU",
+        share(&raw, 2),
+        share(&raw, 5),
+        share(&typed, 2),
+        share(&typed, 5),
+    );
+    for (document, said) in [
+        ("README.md", format!("`cancel_timeout` ({seconds} seconds)")),
+        ("README.md", format!("`drain_limit` ({bytes} MiB)")),
+        ("README.md", format!("CPU of a typed row of 230 bytes | {}", cpu.join(" | "))),
+        ("README.md", format!("the first row of a quick query | {ours} | {theirs} | {others}")),
+        ("README.md", format!("such rows, typed, on the clock | {}", clock.join(" | "))),
+        ("RELEASE_NOTES.md", format!("{} metrics", fraiseql_wire::metrics::CATALOG.len())),
+        ("RELEASE_NOTES.md", notes),
+    ] {
+        let text = if document == "README.md" { readme.clone() } else { read(document) };
+        assert!(text.contains(&said), "{document} does not say {said:?}");
+    }
 }
 
 /// Every public item is in the audit: in the row of its type, or of its module.
