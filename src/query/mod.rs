@@ -280,7 +280,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Sorts by a field of the document, a key that no two rows share, and when the connection is lost, goes on
     /// behind the last row on another one: nothing is lost and nothing comes twice.
     ///
-    /// The key is a number or a string, and must be in what is selected. The connection is replaced by the
+    /// The key is a number or a string, and must be in what is selected, at its place and unchanged: behind a
+    /// [`select_projection`](Self::select_projection) with another value there, it would go on at the wrong row. The connection is replaced by the
     /// configuration's [`RetryPolicy`](crate::RetryPolicy), on another of its hosts if need be; when that is used up
     /// without a row in between, the error is the stream's. It goes on behind lost connections, servers that shut down or
     /// crash, `read_timeout`, and a standby's conflicts with replay; not behind the other errors, and not before
