@@ -702,3 +702,35 @@ async fn a_stream_without_a_server_can_be_steered() {
         eventually("it is given up", async || !client.is_busy()).await;
     }
 }
+
+/// A row without a key is an error also behind a resumption: it is not left out as if there were none.
+#[tokio::test]
+async fn a_row_without_a_key_is_not_lost_behind_a_cut() {
+    sql("create table t_keyless as
+         select case when i = 700 then '{\"a\": 1}'
+                else jsonb_build_object('id', i, 'text', repeat('x', 50)) end as data
+         from generate_series(1, 3000) i")
+    .await;
+    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let retry = RetryPolicy::default().max_attempts(u32::MAX).max_backoff(Duration::from_millis(5));
+    let client = through(&proxy, retry).await;
+    for limit in [None, Some(2999), Some(5000)] {
+        proxy.cut_after(20_000);
+        let mut query = client.query::<RawJson>("t_keyless").max_memory(16 << 10).resume_by("id");
+        if let Some(limit) = limit {
+            query = query.limit(limit);
+        }
+        let mut stream = query.execute().await.unwrap();
+        let (rows, error) = read_through_cuts(&proxy, &mut stream).await;
+        assert_eq!(rows.len(), 2999);
+        assert!(stream.stats().resumptions > 2);
+        let error = error.map(|e| e.to_string());
+        let expected = limit != Some(2999);
+        assert_eq!(
+            error.as_deref().is_some_and(|e| e.contains("row 3000 has no such field")),
+            expected,
+            "{error:?}"
+        );
+        proxy.cut_after(u64::MAX);
+    }
+}

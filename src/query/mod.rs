@@ -286,6 +286,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// What comes behind a resumption is a new query's, with a new snapshot: rows that were deleted meanwhile are
     /// not in it, rows that were added are if their key is behind the last, and one whose key has changed may be
     /// missing or come again. On a standby it may be an older snapshot than before.
+    /// At the end of a resumed query a further one asks for a row without the key, which would have come last.
     ///
     /// The keys are looked at as rows arrive, which is not seen beside what the server does. Numbers are compared exactly.
     /// The index that serves it is `create index on t (((data->'id')))`.

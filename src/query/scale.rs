@@ -6,7 +6,7 @@ use super::query;
 use crate::{
     error::{Error, Result},
     sql::{Field, Order, Select, Survey, by_hash, survey},
-    stream::{MAX_PARALLEL, MIN_MEMORY, Parallel, Parts, Request, Resume, StreamSettings},
+    stream::{MAX_PARALLEL, MIN_MEMORY, Parallel, Parts, Request, Rest, Resume, StreamSettings},
 };
 
 #[derive(Debug, Default)]
@@ -92,6 +92,12 @@ impl Scale {
 fn resume(select: Select, key: &Field) -> Result<Resume> {
     let path = key.keys()?.to_vec();
     let key = key.clone();
-    let behind = move |last: &str, rows| query(&select.behind(&key, last, rows).rows()?);
-    Ok(Resume { path, behind: Arc::new(behind) })
+    let rest = move |last: Rest<'_>, rows| {
+        let rest = match last {
+            Rest::Behind(last) => select.behind(&key, last, rows),
+            Rest::WithoutKey => select.without(&key, rows),
+        };
+        query(&rest.rows()?)
+    };
+    Ok(Resume { path, rest: Arc::new(rest) })
 }

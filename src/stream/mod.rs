@@ -49,7 +49,7 @@ pub use self::{
 pub(crate) use self::{
     parallel::{MAX_PARALLEL, MIN_MEMORY, Parallel, Parts},
     request::Request,
-    resume::Resume,
+    resume::{Rest, Resume},
     settings::StreamSettings,
     span::QueryText,
 };

@@ -177,6 +177,12 @@ impl Reader {
                 Err(Interrupt::Failed(error)) if self.can_resume(&error) => {
                     self.resume(error, lease).await?;
                 }
+                Ok(()) => {
+                    match self.position.as_mut().map(Position::keyless).transpose()?.flatten() {
+                        Some(request) => self.ask(request),
+                        None => return Ok(()),
+                    }
+                }
                 end => return end,
             }
         }
@@ -222,11 +228,16 @@ impl Reader {
         };
         self.seat.resumed_elsewhere();
         self.connection = replaced;
+        self.low_water = LowWater::new(self.settings.read_size());
+        self.ask(request);
+        Ok(())
+    }
+
+    /// The next answer is that to this request.
+    fn ask(&mut self, request: Bytes) {
         self.exchange = Exchange::new();
         self.request_bytes = request.len();
         self.unsent = request;
-        self.low_water = LowWater::new(self.settings.read_size());
-        Ok(())
     }
 
     /// Sends the request and reads the answer to its end.

@@ -1,6 +1,6 @@
 //! Going on behind the last row on another connection.
 
-use std::{cmp::Ordering, fmt, sync::Arc};
+use std::{cmp::Ordering, fmt, mem, sync::Arc};
 
 use bytes::Bytes;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -16,11 +16,20 @@ use crate::{
 pub(crate) struct Resume {
     /// Where in the document the key is by which the rows are sorted.
     pub(crate) path: Vec<String>,
-    pub(crate) behind: Arc<Behind>,
+    pub(crate) rest: Arc<MakeRest>,
 }
 
-/// Makes the request for what is behind a key, as JSON, and so many rows.
-type Behind = dyn Fn(&str, u64) -> Result<Bytes> + Send + Sync;
+/// Makes the request for what is left of a query that has had so many rows.
+type MakeRest = dyn Fn(Rest<'_>, u64) -> Result<Bytes> + Send + Sync;
+
+/// What is left of a query.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Rest<'k> {
+    /// All that is behind a key, as JSON.
+    Behind(&'k str),
+    /// A row without the key, which is behind none.
+    WithoutKey,
+}
 
 /// Where a query stands that can be resumed.
 pub(super) struct Position {
@@ -30,6 +39,8 @@ pub(super) struct Position {
     /// The key of the last row, as JSON.
     last: Option<String>,
     rows: u64,
+    /// Rows without the key, which the present request leaves out, are still to be asked for.
+    owes_keyless: bool,
     /// What of the present run has been looked at.
     checked: Run,
     /// How often it was resumed since a row came.
@@ -38,7 +49,15 @@ pub(super) struct Position {
 
 impl Position {
     pub(super) fn new(resume: Resume, request: Bytes) -> Self {
-        Self { resume, request, last: None, rows: 0, checked: Run::default(), in_vain: 0 }
+        Self {
+            resume,
+            request,
+            last: None,
+            rows: 0,
+            owes_keyless: false,
+            checked: Run::default(),
+            in_vain: 0,
+        }
     }
 
     /// Looks at the keys of a run of rows, at each once. At a row whose key is not right the run is cut
@@ -104,10 +123,20 @@ impl Position {
     }
 
     /// The request for the rest.
-    pub(super) fn rest(&self) -> Result<Bytes> {
+    pub(super) fn rest(&mut self) -> Result<Bytes> {
+        self.owes_keyless = self.last.is_some();
         match &self.last {
-            Some(last) => (self.resume.behind)(last, self.rows),
+            Some(last) => (self.resume.rest)(Rest::Behind(last), self.rows),
             None => Ok(self.request.clone()),
+        }
+    }
+
+    /// The request behind one that has been answered to its end: for a row that has no key, which is an error
+    /// with and without a resumption.
+    pub(super) fn keyless(&mut self) -> Result<Option<Bytes>> {
+        match mem::take(&mut self.owes_keyless) {
+            true => (self.resume.rest)(Rest::WithoutKey, self.rows).map(Some),
+            false => Ok(None),
         }
     }
 
