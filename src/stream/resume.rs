@@ -1,6 +1,6 @@
 //! Going on behind the last row on another connection.
 
-use std::{cmp::Ordering, fmt, mem, sync::Arc};
+use std::{borrow::Cow, cmp::Ordering, fmt, mem, sync::Arc};
 
 use bytes::Bytes;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
@@ -114,7 +114,8 @@ impl Position {
         // How strings are sorted, only the server knows.
         let increases = match kind {
             Kind::Number => compare(last, key) == Ordering::Less,
-            Kind::String => last != key,
+            // In `json`, one string may be written in several ways.
+            Kind::String => text(last) != text(key),
         };
         match increases {
             true => Ok(key.to_owned()),
@@ -263,6 +264,14 @@ impl Visitor<'_> for Is<'_> {
     }
 }
 
+/// The text of a string of JSON.
+fn text(string: &str) -> Cow<'_, str> {
+    match string.contains('\\') {
+        true => serde_json::from_str(string).map_or(Cow::Borrowed(string), Cow::Owned),
+        false => Cow::Borrowed(string.trim_matches('"')),
+    }
+}
+
 /// Compares two numbers of JSON exactly, whatever their size.
 fn compare(a: &str, b: &str) -> Ordering {
     if let (Ok(a), Ok(b)) = (a.parse::<i64>(), b.parse::<i64>()) {
@@ -342,6 +351,24 @@ mod tests {
         {
             assert_eq!(compare(a, b), Ordering::Equal, "{a} and {b}");
         }
+    }
+
+    #[test]
+    fn a_string_that_is_written_in_another_way_is_the_same_key() {
+        let rest = Arc::new(|_: Rest<'_>, _| Ok(Bytes::new()));
+        let resume = Resume { path: vec!["id".into()], rest };
+        let key = |last: &str, next: &str| {
+            let mut position = Position::new(resume.clone(), Bytes::new());
+            position.last = Some(last.to_owned());
+            position.key(format!("{{\"id\": {next}}}").as_bytes())
+        };
+        for (last, next) in
+            [(r#""\u00e9""#, "\"\u{e9}\""), (r#""a\/b""#, r#""a/b""#), (r#""a""#, r#""a""#)]
+        {
+            let error = key(last, next).unwrap_err().to_string();
+            assert!(error.contains("another one in each row"), "{error}");
+        }
+        assert_eq!(key(r#""a\"""#, r#""a""#).unwrap(), r#""a""#);
     }
 
     #[test]
