@@ -734,3 +734,34 @@ async fn a_row_without_a_key_is_not_lost_behind_a_cut() {
         proxy.cut_after(u64::MAX);
     }
 }
+
+/// While another connection is looked for, nothing is left to clean up on the one before.
+#[tokio::test]
+async fn a_stream_between_two_connections_is_cancelled_at_once() {
+    table("t_between", 30_000).await;
+    let server = ([127, 0, 0, 1], cluster().port()).into();
+    let proxy = Proxy::start(server).await;
+    let config = fraiseql_wire::ConnectionConfig::builder()
+        .hostaddr([127, 0, 0, 1])
+        .port(proxy.address.port())
+        .user("postgres")
+        .database("postgres")
+        .read_timeout(Duration::from_secs(1))
+        .connect_timeout(Duration::from_secs(600))
+        .cancel_timeout(Duration::from_secs(2))
+        .retry(RetryPolicy::default().max_attempts(u32::MAX));
+    let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
+    let query = client.query::<Numbered>("t_between").resume_by("id").max_memory(64 << 10);
+    let mut stream = query.execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    proxy.stall(true);
+    let before = proxy.connections();
+    // What has come is read; then nothing comes, not even the end of a cancel request, nor on the next connection.
+    let control = stream.control();
+    let reading = tokio::spawn(async move { while let Some(Ok(_)) = stream.next().await {} });
+    eventually("it is given up", async || client.backend_pid().is_none()).await;
+    assert!(proxy.connections() > before);
+    control.cancel().await.unwrap();
+    reading.await.unwrap();
+    eventually("the client is free", async || !client.is_busy()).await;
+}

@@ -37,6 +37,8 @@ pub(super) struct Reader {
     answered: bool,
     /// Where it stands, if it can go on elsewhere.
     position: Option<Position>,
+    /// The connection has nothing left to do or to clean up: another one is to take its place.
+    replaced: bool,
     /// Rows at the front of the connection's buffer that are not handed over yet.
     run: Run,
     /// The memory of the connection's buffer.
@@ -105,6 +107,7 @@ impl Reader {
             exchange: Exchange::new(),
             answered: false,
             position: None,
+            replaced: false,
             run: Run::default(),
             block: None,
             chunk_rows: settings.chunk_size().next(),
@@ -125,7 +128,8 @@ impl Reader {
         if let Err(Interrupt::Failed(_)) = end {
             self.hand_over_last();
         }
-        let Self { mut connection, unsent, request_bytes, exchange, answered, block, .. } = self;
+        let Self { mut connection, unsent, request_bytes, exchange, answered, .. } = self;
+        let Self { replaced, block, .. } = self;
         release(&mut connection, block);
         connection.set_low_water(1);
         let settled = match end {
@@ -133,6 +137,10 @@ impl Reader {
                 let given = give_back(connection, lease, &seat).await;
                 seat.finish(Ok(()));
                 given
+            }
+            Err(Interrupt::Abandoned) if replaced => {
+                drop((connection, lease));
+                Ok(())
             }
             Err(Interrupt::Abandoned) if unsent.len() == request_bytes => {
                 give_back(connection, lease, &seat).await
@@ -142,11 +150,11 @@ impl Reader {
                 Err(e) => Err(e),
             },
             Err(Interrupt::Failed(error)) => {
-                let ended = error.ends_session();
+                let ended = replaced || error.ends_session();
                 let stale = connection.reused && !answered && ended;
                 if stale {
                     connection.closes(Closed::Idle);
-                } else if ended && !matches!(error, Error::Io { .. }) {
+                } else if ended && !replaced && !matches!(error, Error::Io { .. }) {
                     connection.closes(Closed::Server);
                 }
                 let error = StartError { error, stale };
@@ -195,6 +203,11 @@ impl Reader {
 
     /// Goes on behind the last row on another connection.
     async fn resume(&mut self, error: Error, lease: &Lease) -> Result<(), Interrupt> {
+        let ended = error.ends_session();
+        if ended && !matches!(error, Error::Io { .. }) {
+            self.connection.closes(Closed::Server);
+        }
+        self.replaced = ended;
         self.hand_over().await?;
         release(&mut self.connection, self.block.take());
         let Some(position) = &mut self.position else { return Err(error.into()) };
@@ -206,16 +219,13 @@ impl Reader {
         let pause = lease.pause_before_retry(position.in_vain)?;
         position.in_vain += 1;
         let Some(pause) = pause else { return Err(error.into()) };
-        if error.ends_session() {
-            if !matches!(error, Error::Io { .. }) {
-                self.connection.closes(Closed::Server);
-            }
-        } else {
+        if !ended {
             // The server may go on working on what nobody will read.
             let cleaned = settle(&mut self.connection, &self.exchange, Bytes::new()).await;
             if let Err(error) = cleaned {
                 debug!(target: TARGET, %error, "could not stop the query that is resumed elsewhere");
             }
+            self.replaced = true;
         }
         let request = position.rest()?;
         let replaced = select! {
@@ -228,6 +238,7 @@ impl Reader {
         };
         self.seat.resumed_elsewhere();
         self.connection = replaced;
+        self.replaced = false;
         self.low_water = LowWater::new(self.settings.read_size());
         self.ask(request);
         Ok(())
