@@ -703,6 +703,41 @@ async fn a_stream_without_a_server_can_be_steered() {
     }
 }
 
+/// The part on the client's own connection may be done long before the others.
+#[tokio::test]
+async fn a_token_stops_the_parts_of_others_too() {
+    table("t_uneven", 10_000).await;
+    let admin = admin().await;
+    let client = FraiseClient::connect(&named("uneven")).await.unwrap();
+    let pid = client.backend_pid().unwrap();
+    // The second half, which is the other's, begins and takes hours.
+    let query = client
+        .query::<RawJson>("t_uneven")
+        .where_sql("id <= 6000 or pg_sleep(1)::text = ''")
+        .parallel(2);
+    let mut stream = query.execute().await.unwrap();
+    while stream.stats().total_rows_yielded < 5500 {
+        stream.next().await.unwrap().unwrap();
+    }
+    eventually("its own part is done", async || {
+        backend_state(&admin, pid).await.as_deref() == Some("idle")
+    })
+    .await;
+    client.cancel_token().cancel().await.unwrap();
+    let ended = async {
+        loop {
+            if let Err(error) = stream.next().await.unwrap() {
+                break error;
+            }
+        }
+    };
+    let error = tokio::time::timeout(Duration::from_secs(60), ended).await.unwrap();
+    assert!(matches!(error, Error::Cancelled), "{error:?}");
+    assert!(stream.next().await.is_none());
+    eventually("the other is gone", async || backends(&admin, "uneven").await == 1).await;
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+}
+
 /// A row without a key is an error also behind a resumption: it is not left out as if there were none.
 #[tokio::test]
 async fn a_row_without_a_key_is_not_lost_behind_a_cut() {

@@ -31,7 +31,7 @@ pub(crate) struct Slot {
     config: ConnectionConfig,
     state: Mutex<State>,
     freed: Notify,
-    /// Wakes who replaces the connection of a query that is to be stopped.
+    /// Wakes who works for a query that is to be stopped without having the client's connection.
     cancelled: Notify,
     pub(crate) notices: Notices,
 }
@@ -212,14 +212,25 @@ impl Slot {
         let cancel = {
             let state = self.lock();
             match (&state.work, &state.session) {
-                (Work::Out, Some(session)) => Arc::clone(session).begin_cancel(),
-                _ => {
-                    self.cancelled.notify_waiters();
-                    return Ok(());
-                }
+                (Work::Out, Some(session)) => Some(Arc::clone(session).begin_cancel()),
+                _ => None,
             }
         };
-        cancel.send(self.config.cancel_timeout()).await
+        self.cancelled.notify_waiters();
+        match cancel {
+            Some(cancel) => cancel.send(self.config.cancel_timeout()).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Resolves when the query is cancelled that began on this session of the client's, which may be done with
+    /// its part. For those whose part the session waits for before it is done.
+    pub(crate) async fn cancelled(&self, session: &Session) {
+        let cancelled = self.cancelled.notified();
+        // It may have been before this was asked.
+        if !session.is_cancelled() {
+            cancelled.await;
+        }
     }
 
     /// Ends a lease, with the connection or without one.

@@ -1,7 +1,13 @@
 //! The task that owns the connection while a query runs: it sends the request, reads the answer,
 //! hands over rows, and cleans up.
 
-use std::{future::poll_fn, io, sync::Arc, task::Poll, time::Duration};
+use std::{
+    future::{pending, poll_fn},
+    io,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{join, select, task::yield_now, time::sleep};
@@ -66,29 +72,33 @@ pub(super) fn spawn(
     let mut reader = Reader::new(connection, seat, settings, request.clone());
     reader.position = resume.map(|resume| Position::new(resume, request));
     tokio::spawn(async move {
-        join!(reader.run(lease, deadlines), watch_pauses(&watched, statement_timeout))
+        join!(reader.run(lease, deadlines, pending()), watch_pauses(&watched, statement_timeout))
     });
 }
 
-/// Starts a task that reads on a connection of its own, which it opens and which ends with it.
+/// Starts a task that reads on a connection of its own, which it opens and which ends with it. `cancelled`: by a
+/// token, which knows only of the client's connection.
 pub(super) fn spawn_beside(
     open: impl Future<Output = Result<Connection>> + Send + 'static,
     seat: Seat,
     settings: StreamSettings,
     deadlines: Deadlines,
     request: Bytes,
+    cancelled: impl Future<Output = ()> + Send + 'static,
 ) {
     tokio::spawn(async move {
         let _last_word = LastWord(seat.clone());
+        let mut cancelled = Box::pin(cancelled);
         let opened = select! {
             biased;
             () = seat.abandoned() => None,
+            () = &mut cancelled => Some(Err(Error::Cancelled)),
             opened = deadlines.bound(open) => Some(opened),
         };
         match opened {
             Some(Ok(connection)) => {
                 let reader = Reader::new(connection, seat, settings, request);
-                return reader.run(Lease::none(), deadlines).await;
+                return reader.run(Lease::none(), deadlines, cancelled).await;
             }
             Some(Err(error)) => seat.finish(Err(StartError { error, stale: false })),
             None => {}
@@ -116,13 +126,19 @@ impl Reader {
         }
     }
 
-    async fn run(mut self, lease: Lease, deadlines: Deadlines) {
+    async fn run(
+        mut self,
+        lease: Lease,
+        deadlines: Deadlines,
+        cancelled: impl Future<Output = ()>,
+    ) {
         let seat = self.seat.clone();
         let _last_word = LastWord(seat.clone());
         let end = select! {
             biased;
             end = self.answers(&lease) => end,
             error = deadlines.expired(seat.channel()) => Err(error.into()),
+            () = cancelled => Err(Error::Cancelled.into()),
         };
         // Rows in front of an error are good, and come before it.
         if let Err(Interrupt::Failed(_)) = end {
@@ -480,7 +496,7 @@ fn arrived(read: io::Result<usize>, low_water: &mut LowWater) -> Result<(), Inte
 
 /// Resolves when the server has said nothing for too long.
 async fn silence(timeout: Option<Duration>) -> Error {
-    let Some(after) = timeout else { return std::future::pending().await };
+    let Some(after) = timeout else { return pending().await };
     sleep(after).await;
     Error::Timeout { phase: TimeoutPhase::Read, after }
 }

@@ -77,12 +77,17 @@ impl Work {
         }
         for (query, number) in queries.zip(1..) {
             let (access, session, join) = (access.clone(), Arc::clone(&session), Arc::clone(&join));
+            let cancelled = {
+                let (access, session) = (access.clone(), Arc::clone(&session));
+                async move { access.cancelled(&session).await }
+            };
             let open = async move {
                 let mut connection = access.connect_beside(&session).await?;
                 connection.begin(&join).await?;
                 Ok(connection)
             };
-            reader::spawn_beside(open, channel.seat(number), settings, deadlines, query);
+            let seat = channel.seat(number);
+            reader::spawn_beside(open, seat, settings, deadlines, query, cancelled);
         }
     }
 }
