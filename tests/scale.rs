@@ -703,6 +703,56 @@ async fn a_stream_without_a_server_can_be_steered() {
     }
 }
 
+/// Whether a session of clients with this name waits for a lock.
+async fn waits_for_a_lock(admin: &tokio_postgres::Client, name: &str) -> bool {
+    let query = "select count(*) from pg_stat_activity
+                 where application_name = $1 and wait_event_type = 'Lock'";
+    admin.query_one(query, &[&name]).await.unwrap().get::<_, i64>(0) > 0
+}
+
+/// does not go on waiting for nobody.
+#[tokio::test]
+async fn a_parallel_query_that_waits_for_a_lock_is_stopped() {
+    table("t_locked", 100).await;
+    let (admin, locker) = (admin().await, admin().await);
+    let client = FraiseClient::connect(&named("locked")).await.unwrap();
+    let pid = client.backend_pid();
+    let query = || client.query::<RawJson>("t_locked").parallel(2);
+    locker.batch_execute("begin; lock table t_locked").await.unwrap();
+    let waits = async || {
+        eventually("it waits", async || waits_for_a_lock(&admin, "locked").await).await;
+    };
+    let waits_no_more = async || {
+        let gone = async || !waits_for_a_lock(&admin, "locked").await;
+        eventually("the server has stopped it", gone).await;
+        eventually("the client is free", async || !client.is_busy()).await;
+    };
+    // By its token.
+    let (result, ()) = tokio::join!(query().execute(), async {
+        waits().await;
+        client.cancel_token().cancel().await.unwrap();
+    });
+    let error = result.unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error:?}");
+    waits_no_more().await;
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+    assert_eq!(client.backend_pid(), pid);
+    // Dropped.
+    tokio::select! {
+        result = query().execute() => panic!("{result:?}"),
+        () = waits() => {}
+    }
+    waits_no_more().await;
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+    // In its time.
+    let error = query().timeout(Duration::from_secs(1)).execute().await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { phase: TimeoutPhase::Query, .. }), "{error:?}");
+    waits_no_more().await;
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+    locker.batch_execute("rollback").await.unwrap();
+    assert_eq!(query().fetch_all().await.unwrap().len(), 100);
+}
+
 /// The part on the client's own connection may be done long before the others.
 #[tokio::test]
 async fn a_token_stops_the_parts_of_others_too() {

@@ -30,7 +30,7 @@ pub use self::{
     slot::CancelToken,
 };
 use crate::{
-    error::{Error, Result},
+    error::{Error, Result, sqlstate},
     metrics::connection::{Closed, OpenConnection, protocol_error},
     protocol::{
         backend::{Message, name_of},
@@ -134,6 +134,15 @@ impl Connection {
                 told_wrong(message.name(), Err(Error::protocol(text)))
             }
             (message, _) => Ok(message),
+        }
+    }
+
+    /// The server's error, or what it stands for.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        let stopped = error.sqlstate().is_some_and(|code| *code == sqlstate::QUERY_CANCELED);
+        match stopped && self.session.is_cancelled() {
+            true => Error::Cancelled,
+            false => error,
         }
     }
 

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     connection::{Connection, Exchange, Lease, Progress, TARGET, Taken, settle, told_wrong},
-    error::{Error, Result, TimeoutPhase, sqlstate},
+    error::{Error, Result, TimeoutPhase},
     metrics::connection::Closed,
     protocol::{
         frame::{HEADER, Header, MAX_CONTROL_FRAME},
@@ -325,7 +325,7 @@ impl Reader {
         let name = message.name();
         let progress = told_wrong(name, self.exchange.on(message))?;
         match progress {
-            Progress::Failed(error) => return Err(self.explain(error).into()),
+            Progress::Failed(error) => return Err(self.connection.explain(error).into()),
             Progress::Started => {
                 self.seat.start();
                 // Whoever reads ahead now could leave no memory to another that is to begin.
@@ -335,15 +335,6 @@ impl Reader {
         }
         self.answered = true;
         Ok(progress)
-    }
-
-    /// The server's error, or what it stands for.
-    fn explain(&self, error: Error) -> Error {
-        let stopped = error.sqlstate().is_some_and(|code| *code == sqlstate::QUERY_CANCELED);
-        match stopped && self.connection.session.is_cancelled() {
-            true => Error::Cancelled,
-            false => error,
-        }
     }
 
     /// Hands over the rows at the front of the buffer as one chunk.
