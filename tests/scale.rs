@@ -710,6 +710,54 @@ async fn waits_for_a_lock(admin: &tokio_postgres::Client, name: &str) -> bool {
     admin.query_one(query, &[&name]).await.unwrap().get::<_, i64>(0) > 0
 }
 
+/// Filled anew in one transaction, a table seems empty to every snapshot from before. One query would wait and see
+/// what is in it then, and so do several.
+#[tokio::test]
+async fn a_table_that_is_filled_anew_is_read_as_it_is_then() {
+    table("t_anew", 5000).await;
+    sql("create view v_anew as select data from t_anew;
+         create materialized view m_anew as select data from t_anew;
+         create table p_anew (id bigint, data jsonb) partition by hash (id);
+         create table p_anew_0 partition of p_anew for values with (modulus 2, remainder 0);
+         create table p_anew_1 partition of p_anew for values with (modulus 2, remainder 1);
+         insert into p_anew select id, data from t_anew;
+         create role role_column;
+         grant select (data) on t_anew to role_column")
+    .await;
+    let (admin, writer) = (admin().await, admin().await);
+    let fill = |table: &str| {
+        format!(
+            "truncate {table};
+             insert into {table} select i, jsonb_build_object('id', i) from generate_series(1, 700) i"
+        )
+    };
+    let client = FraiseClient::connect(&named("anew")).await.unwrap();
+    for (entity, by, rewrite) in [
+        ("t_anew", None, fill("t_anew")),
+        ("t_anew", Some("id"), fill("t_anew")),
+        ("v_anew", Some("data->>'id'"), fill("t_anew")),
+        ("p_anew", None, fill("p_anew")),
+        ("m_anew", None, "refresh materialized view m_anew".to_owned()),
+    ] {
+        let mut query = client.query::<Numbered>(entity).parallel(3);
+        if let Some(by) = by {
+            query = query.partition_by(by);
+        }
+        writer.batch_execute(&format!("begin; {rewrite}")).await.unwrap();
+        let (rows, ()) = tokio::join!(query.fetch_all(), async {
+            eventually("it waits", async || waits_for_a_lock(&admin, "anew").await).await;
+            writer.batch_execute("commit").await.unwrap();
+        });
+        assert_eq!(rows.unwrap().len(), 700, "{entity} by {by:?}");
+    }
+    // Who may read some columns only, may do that.
+    let url = format!("{}?options=-c%20role%3Drole_column", cluster().url());
+    let client = FraiseClient::connect(&url).await.unwrap();
+    let query = client.query::<Numbered>("t_anew").parallel(2).partition_by("data->>'id'");
+    assert_eq!(query.fetch_all().await.unwrap().len(), 700);
+}
+
+/// What waits behind somebody's lock before the parts have begun can be given up like everything else: the server
 /// does not go on waiting for nobody.
 #[tokio::test]
 async fn a_parallel_query_that_waits_for_a_lock_is_stopped() {

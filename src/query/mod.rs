@@ -242,7 +242,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// opened to the same server when the query is executed, and closed behind it. `count`, `exists` and `explain`
     /// use the client's alone. At most 64; with 1, the query is as usual.
     ///
-    /// It begins with one round trip more, and the time that the connections take. A transaction (`REPEATABLE READ`,
+    /// It begins with two round trips more, and the time that the connections take. A transaction (`REPEATABLE READ`,
     /// `READ ONLY`) keeps the snapshot meanwhile on every connection. Through a pooler in transaction mode that
     /// works, as long as all connections come to one server: else the server does not know the snapshot, which is an
     /// [`Error::Server`].

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use super::query;
 use crate::{
     error::{Error, Result},
-    sql::{Field, Order, Select, Survey, by_hash, survey},
-    stream::{MAX_PARALLEL, MIN_MEMORY, Parallel, Parts, Request, Rest, Resume, StreamSettings},
+    sql::{Field, Order, Select, Survey, by_hash, lockable, survey},
+    stream::{
+        Begin, MAX_PARALLEL, MIN_MEMORY, Parallel, Parts, Request, Rest, Resume, StreamSettings,
+    },
 };
 
 #[derive(Debug, Default)]
@@ -73,7 +75,12 @@ impl Scale {
     }
 
     fn parallel(&self, select: Select, parts: usize) -> Result<Parallel> {
-        let begin = survey(&select.entity)?;
+        let entity = &select.entity;
+        let begin = Begin {
+            is_lockable: lockable(entity)?,
+            locked: survey(entity, true)?,
+            unlocked: survey(entity, false)?,
+        };
         let by = self.partition_by.clone();
         let split = move |answer: &str| {
             let survey = Survey::read(answer)?;

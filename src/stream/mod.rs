@@ -47,7 +47,7 @@ pub use self::{
     stats::{StreamState, StreamStats},
 };
 pub(crate) use self::{
-    parallel::{MAX_PARALLEL, MIN_MEMORY, Parallel, Parts},
+    parallel::{Begin, MAX_PARALLEL, MIN_MEMORY, Parallel, Parts},
     request::Request,
     resume::{Rest, Resume},
     settings::StreamSettings,
