@@ -898,3 +898,35 @@ async fn a_stream_between_two_connections_is_cancelled_at_once() {
     reading.await.unwrap();
     eventually("the client is free", async || !client.is_busy()).await;
 }
+
+/// The rows of another server are in no snapshot of this one: between two of its own they may move to other blocks.
+#[tokio::test]
+async fn what_has_foreign_tables_in_it_is_not_split_by_blocks() {
+    sql(&format!(
+        "create extension postgres_fdw;
+         create server s_far foreign data wrapper postgres_fdw
+             options (host '127.0.0.1', port '{}', dbname 'postgres');
+         create user mapping for postgres server s_far options (user 'postgres');
+         create table t_far as
+             select i as id, jsonb_build_object('id', i) as data from generate_series(1001, 3000) i;
+         create table p_far (id int, data jsonb) partition by range (id);
+         create table p_far_0 partition of p_far for values from (1) to (1001);
+         create foreign table p_far_1 partition of p_far for values from (1001) to (3001)
+             server s_far options (table_name 't_far');
+         create table i_far (id int, data jsonb);
+         create foreign table i_far_1 () inherits (i_far) server s_far options (table_name 't_far');
+         insert into p_far select i, jsonb_build_object('id', i) from generate_series(1, 1000) i;
+         insert into i_far select * from p_far_0",
+        cluster().port()
+    ))
+    .await;
+    let client = client().await;
+    for entity in ["p_far", "i_far", "p_far_1"] {
+        let query = || client.query::<Numbered>(entity).parallel(2);
+        let error = query().execute().await.unwrap_err();
+        assert_eq!(error.category(), ErrorCategory::Config, "{entity}: {error}");
+        assert!(error.to_string().contains("partition_by()"), "{error}");
+        let rows = query().partition_by("id").fetch_all().await.unwrap();
+        assert_eq!(rows.len(), if entity == "p_far_1" { 2000 } else { 3000 });
+    }
+}

@@ -250,7 +250,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// # Errors
     ///
     /// Of [`execute`](Self::execute), [`Error::Config`]: 0 or more than 64; with `order_by`, `limit`
-    /// (also that of `fetch_one`), `offset` or `resume_by`; a view without `partition_by`; or a
+    /// (also that of `fetch_one`), `offset` or `resume_by`; a view or a foreign table (also as a partition) without `partition_by`; or a
     /// `max_memory` of less than 4 KiB for each.
     ///
     /// ```no_run
@@ -269,6 +269,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Splits a [`parallel`](Self::parallel) query by the hash of an expression in trusted SQL, without parameters:
     /// `data->>'id'`. It should tell most rows apart, and must be the same each time it is asked of a row. Every
     /// backend reads all rows to find its own, so a view gains only where making its documents' text costs more than that.
+    /// Of foreign tables, each connection sees what the other server has when it asks.
     pub fn partition_by(mut self, expression: impl Into<String>) -> Self {
         self.scale.partition_by = Some(expression.into());
         self

@@ -46,9 +46,14 @@ pub(crate) fn survey(entity: &str, lock: bool) -> Result<String> {
         true => format!("LOCK TABLE {relation} IN ACCESS SHARE MODE; "),
         false => String::new(),
     };
+    // With a foreign table in it, it is one: what other servers have is in no snapshot.
+    let kind = "CASE WHEN EXISTS (WITH RECURSIVE tree AS (SELECT c.oid UNION \
+                SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid) \
+                SELECT FROM tree JOIN pg_catalog.pg_class f USING (oid) WHERE f.relkind = 'f') \
+                THEN 'f' ELSE c.relkind END";
     Ok(format!(
         "{BEGIN}; {lock}SELECT FROM {relation} LIMIT 0; \
-         SELECT concat_ws(' ', c.relkind, coalesce(CASE c.relkind \
+         SELECT concat_ws(' ', {kind}, coalesce(CASE c.relkind \
          WHEN 'p' THEN (SELECT max(pg_relation_size(relid)) FROM pg_partition_tree(c.oid)) \
          ELSE pg_relation_size(c.oid) END / current_setting('block_size')::bigint, 0), \
          pg_export_snapshot()) {this}"
@@ -85,8 +90,8 @@ impl Survey {
         // Tables, materialized views, and tables in partitions: each partition has blocks from 0 on.
         if !["r", "m", "p"].contains(&self.kind.as_str()) {
             return Err(Error::config(
-                "parallel() of what is not a table or materialized view has no blocks to split by: name an \
-                 expression with partition_by(), such as its key",
+                "parallel() of what is not a table or materialized view, or has foreign tables in it, has no \
+                 blocks to split by: name an expression with partition_by(), such as its key",
             ));
         }
         let parts = parts as u64;
