@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use serde_json::value::RawValue;
 
 use crate::{
-    error::{Error, Result, TimeoutPhase, sqlstate},
+    error::{DbError, Error, Result, TimeoutPhase, sqlstate},
     protocol::rows::{self, Run},
 };
 
@@ -152,8 +152,18 @@ pub(super) fn is_passing(error: &Error) -> bool {
         Error::Timeout { phase, .. } => *phase == TimeoutPhase::Read,
         // A standby's replay was in the way.
         Error::Server(e) if *e.code() == sqlstate::T_R_SERIALIZATION_FAILURE => true,
+        Error::Server(e) if is_word_of_pooler(e) => true,
         error => error.ends_session() && error.is_retriable(),
     }
+}
+
+/// PgBouncer has one SQLSTATE for whatever it says itself, and no function of Postgres's source code. Of a query that was
+/// being answered, it is that the server is lost, or that something took too long. Elsewhere it may as well be that a
+/// login is refused, or a transaction: so such an error is not retriable in general.
+fn is_word_of_pooler(error: &DbError) -> bool {
+    error.severity() == "FATAL"
+        && *error.code() == sqlstate::PROTOCOL_VIOLATION
+        && error.routine().is_none()
 }
 
 impl fmt::Debug for Resume {
