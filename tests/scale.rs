@@ -930,3 +930,18 @@ async fn what_has_foreign_tables_in_it_is_not_split_by_blocks() {
         assert_eq!(rows.len(), if entity == "p_far_1" { 2000 } else { 3000 });
     }
 }
+
+/// What comes before the rows may fill the memory too: a connection that has begun leaves it to those that have not.
+#[tokio::test]
+async fn a_large_notice_does_not_keep_the_other_parts_from_beginning() {
+    table("t_loud", 2000).await;
+    sql("create function f_loud() returns bool language plpgsql immutable as
+         $$ begin raise notice '%', repeat('x', 8000); return true; end $$")
+    .await;
+    let client = client().await;
+    client.on_notice(|_| {});
+    let query = client.query::<RawJson>("t_loud").where_sql("f_loud()");
+    let rows = query.parallel(2).max_memory(8192).fetch_all();
+    let rows = tokio::time::timeout(Duration::from_secs(60), rows).await.unwrap().unwrap();
+    assert_eq!(rows.len(), 2000);
+}

@@ -324,16 +324,21 @@ impl Reader {
         };
         let name = message.name();
         let progress = told_wrong(name, self.exchange.on(message))?;
+        self.answered |= !matches!(progress, Progress::Failed(_));
         match progress {
             Progress::Failed(error) => return Err(self.connection.explain(error).into()),
             Progress::Started => {
                 self.seat.start();
-                // Whoever reads ahead now could leave no memory to another that is to begin.
-                self.seat.all_started().await;
+                // Whoever reads ahead now could leave no memory to another that is to begin, and so could whoever
+                // has read much in front of the rows: who waits holds none.
+                if self.settings.readers > 1 {
+                    release(&mut self.connection, self.block.take());
+                    self.seat.all_started().await;
+                    self.next_block(HEADER, 0).await?;
+                }
             }
             Progress::Going | Progress::Ready => {}
         }
-        self.answered = true;
         Ok(progress)
     }
 
