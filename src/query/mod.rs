@@ -250,8 +250,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// # Errors
     ///
     /// Of [`execute`](Self::execute), [`Error::Config`]: 0 or more than 64; with `order_by`, `limit`
-    /// (also that of `fetch_one`), `offset` or `resume_by`; a view or a foreign table (also as a partition) without `partition_by`; or a
-    /// `max_memory` of less than 4 KiB for each.
+    /// (also that of `fetch_one`), `offset` or `resume_by`; a view or a foreign table (also as a partition) without
+    /// `partition_by`; or a `max_memory` of less than 4 KiB for each.
     ///
     /// ```no_run
     /// # use fraiseql_wire::{FraiseClient, RawJson, Result};
