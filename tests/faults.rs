@@ -594,6 +594,69 @@ async fn a_database_killed_in_the_pooler_ends_its_streams_and_not_its_clients() 
     }
 }
 
+/// A pooler says that it has lost the server with the SQLSTATE that it has for all it says. Where a query was under way, a
+/// stream that can be resumed goes on; where somebody logs in, it is the last word.
+#[tokio::test]
+async fn a_resumed_stream_goes_on_behind_the_poolers_own_word() {
+    const ROWS: u64 = 100_000;
+    sql(&format!(
+        "create table t_pooled as
+         select jsonb_build_object('id', i, 'text', repeat('x', 50)) as data from generate_series(1, {ROWS}) i"
+    ))
+    .await;
+    let waiting = "select count(*) from pg_stat_activity
+                   where wait_event_type = 'Lock' and query like $1 and pid <> pg_backend_pid()";
+    for mode in MODES {
+        let pooler = Daemon::pgbouncer_in(mode, cluster().port());
+        let (console, admin, locker) = (Console::of(&pooler).await, admin().await, admin().await);
+        let waits = async |pattern: &str| {
+            eventually(pattern, async || {
+                admin.query_one(waiting, &[&pattern]).await.unwrap().get::<_, i64>(0) == 1
+            })
+            .await;
+        };
+        let proxy = Proxy::start(([127, 0, 0, 1], pooler.port).into()).await;
+        let config = fraiseql_wire::ConnectionConfig::builder()
+            .host("127.0.0.1")
+            .port(proxy.address.port())
+            .user("postgres")
+            .database("postgres");
+        let client = FraiseClient::new(config.build().unwrap());
+        let query = client.query::<RawJson>("t_pooled").resume_by("id").max_memory(64 << 10);
+        let mut stream = query.execute().await.unwrap();
+        // What it goes on with will wait behind this.
+        let lock = locker.batch_execute("begin; lock table t_pooled");
+        let mut lock = std::pin::pin!(lock);
+        tokio::select! {
+            result = &mut lock => panic!("{result:?}"),
+            () = waits("%lock table t_pooled%") => {}
+        }
+        proxy.cut_after(0);
+        let control = stream.control();
+        let reading = async {
+            let mut next = 1;
+            while let Some(row) = stream.next().await {
+                let row: serde_json::Value = row.unwrap().decode().unwrap();
+                assert_eq!(row["id"], next, "{mode}: a row is lost or doubled");
+                next += 1;
+            }
+            assert_eq!(next, ROWS + 1, "{mode}");
+        };
+        let breaking = async {
+            eventually("the client has seen the cut", async || !client.is_connected()).await;
+            proxy.cut_after(u64::MAX);
+            lock.await.unwrap();
+            waits("%\"t_pooled\"%").await;
+            console.run("kill postgres").await;
+            console.until_one_is("waiting").await;
+            console.run("resume postgres").await;
+            locker.batch_execute("rollback").await.unwrap();
+        };
+        tokio::join!(reading, breaking);
+        assert!(control.stats().resumptions >= 2, "{mode}: {:?}", control.stats());
+    }
+}
+
 /// The network takes everything and brings nothing more, and nobody says that it has ended.
 #[tokio::test]
 async fn a_black_hole_ends_by_read_timeout_with_the_rows_that_came() {

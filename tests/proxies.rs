@@ -174,6 +174,8 @@ async fn reading_follows_the_standby_and_then_the_primary() {
     ] {
         let client = FraiseClient::connect(&url(attrs)).await.unwrap();
         assert_eq!(is_in_recovery(&client).await, in_recovery, "{attrs}");
+        let query = client.query::<bool>("v_role").parallel(2).partition_by("data::text");
+        assert_eq!(query.fetch_all().await.unwrap(), [in_recovery], "{attrs}");
     }
 
     // The clients live on when their server goes.

@@ -753,3 +753,246 @@ async fn a_stream_without_a_server_can_be_steered() {
         eventually("it is given up", async || !client.is_busy()).await;
     }
 }
+
+/// Whether a session of clients with this name waits for a lock.
+async fn waits_for_a_lock(admin: &tokio_postgres::Client, name: &str) -> bool {
+    let query = "select count(*) from pg_stat_activity
+                 where application_name = $1 and wait_event_type = 'Lock'";
+    admin.query_one(query, &[&name]).await.unwrap().get::<_, i64>(0) > 0
+}
+
+/// Filled anew in one transaction, a table seems empty to every snapshot from before. One query would wait and see
+/// what is in it then, and so do several.
+#[tokio::test]
+async fn a_table_that_is_filled_anew_is_read_as_it_is_then() {
+    table("t_anew", 5000).await;
+    sql("create view v_anew as select data from t_anew;
+         create materialized view m_anew as select data from t_anew;
+         create table p_anew (id bigint, data jsonb) partition by hash (id);
+         create table p_anew_0 partition of p_anew for values with (modulus 2, remainder 0);
+         create table p_anew_1 partition of p_anew for values with (modulus 2, remainder 1);
+         insert into p_anew select id, data from t_anew;
+         create role role_column;
+         grant select (data) on t_anew to role_column")
+    .await;
+    let (admin, writer) = (admin().await, admin().await);
+    let fill = |table: &str| {
+        format!(
+            "truncate {table};
+             insert into {table} select i, jsonb_build_object('id', i) from generate_series(1, 700) i"
+        )
+    };
+    let client = FraiseClient::connect(&named("anew")).await.unwrap();
+    for (entity, by, rewrite) in [
+        ("t_anew", None, fill("t_anew")),
+        ("t_anew", Some("id"), fill("t_anew")),
+        ("v_anew", Some("data->>'id'"), fill("t_anew")),
+        ("p_anew", None, fill("p_anew")),
+        ("m_anew", None, "refresh materialized view m_anew".to_owned()),
+    ] {
+        let mut query = client.query::<Numbered>(entity).parallel(3);
+        if let Some(by) = by {
+            query = query.partition_by(by);
+        }
+        writer.batch_execute(&format!("begin; {rewrite}")).await.unwrap();
+        let (rows, ()) = tokio::join!(query.fetch_all(), async {
+            eventually("it waits", async || waits_for_a_lock(&admin, "anew").await).await;
+            writer.batch_execute("commit").await.unwrap();
+        });
+        assert_eq!(rows.unwrap().len(), 700, "{entity} by {by:?}");
+    }
+    // Who may read some columns only, may do that.
+    let url = format!("{}?options=-c%20role%3Drole_column", cluster().url());
+    let client = FraiseClient::connect(&url).await.unwrap();
+    let query = client.query::<Numbered>("t_anew").parallel(2).partition_by("data->>'id'");
+    assert_eq!(query.fetch_all().await.unwrap().len(), 700);
+}
+
+/// What waits behind somebody's lock before the parts have begun can be given up like everything else: the server
+/// does not go on waiting for nobody.
+#[tokio::test]
+async fn a_parallel_query_that_waits_for_a_lock_is_stopped() {
+    table("t_locked", 100).await;
+    let (admin, locker) = (admin().await, admin().await);
+    let client = FraiseClient::connect(&named("locked")).await.unwrap();
+    let pid = client.backend_pid();
+    let query = || client.query::<RawJson>("t_locked").parallel(2);
+    locker.batch_execute("begin; lock table t_locked").await.unwrap();
+    let waits = async || {
+        eventually("it waits", async || waits_for_a_lock(&admin, "locked").await).await;
+    };
+    let waits_no_more = async || {
+        let gone = async || !waits_for_a_lock(&admin, "locked").await;
+        eventually("the server has stopped it", gone).await;
+        eventually("the client is free", async || !client.is_busy()).await;
+    };
+    // By its token.
+    let (result, ()) = tokio::join!(query().execute(), async {
+        waits().await;
+        client.cancel_token().cancel().await.unwrap();
+    });
+    let error = result.unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error:?}");
+    waits_no_more().await;
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+    assert_eq!(client.backend_pid(), pid);
+    // Dropped.
+    tokio::select! {
+        result = query().execute() => panic!("{result:?}"),
+        () = waits() => {}
+    }
+    waits_no_more().await;
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+    // In its time.
+    let error = query().timeout(Duration::from_secs(1)).execute().await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { phase: TimeoutPhase::Query, .. }), "{error:?}");
+    waits_no_more().await;
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+    locker.batch_execute("rollback").await.unwrap();
+    assert_eq!(query().fetch_all().await.unwrap().len(), 100);
+}
+
+/// The part on the client's own connection may be done long before the others.
+#[tokio::test]
+async fn a_token_stops_the_parts_of_others_too() {
+    table("t_uneven", 10_000).await;
+    let admin = admin().await;
+    let client = FraiseClient::connect(&named("uneven")).await.unwrap();
+    let pid = client.backend_pid().unwrap();
+    // The second half, which is the other's, begins and takes hours.
+    let query = client
+        .query::<RawJson>("t_uneven")
+        .where_sql("id <= 6000 or pg_sleep(1)::text = ''")
+        .parallel(2);
+    let mut stream = query.execute().await.unwrap();
+    while stream.stats().total_rows_yielded < 5500 {
+        stream.next().await.unwrap().unwrap();
+    }
+    eventually("its own part is done", async || {
+        backend_state(&admin, pid).await.as_deref() == Some("idle")
+    })
+    .await;
+    client.cancel_token().cancel().await.unwrap();
+    let ended = async {
+        loop {
+            if let Err(error) = stream.next().await.unwrap() {
+                break error;
+            }
+        }
+    };
+    let error = tokio::time::timeout(Duration::from_secs(60), ended).await.unwrap();
+    assert!(matches!(error, Error::Cancelled), "{error:?}");
+    assert!(stream.next().await.is_none());
+    eventually("the other is gone", async || backends(&admin, "uneven").await == 1).await;
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+}
+
+/// A row without a key is an error also behind a resumption: it is not left out as if there were none.
+#[tokio::test]
+async fn a_row_without_a_key_is_not_lost_behind_a_cut() {
+    sql("create table t_keyless as
+         select case when i = 700 then '{\"a\": 1}'
+                else jsonb_build_object('id', i, 'text', repeat('x', 50)) end as data
+         from generate_series(1, 3000) i")
+    .await;
+    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let retry = RetryPolicy::default().max_attempts(u32::MAX).max_backoff(Duration::from_millis(5));
+    let client = through(&proxy, retry).await;
+    for limit in [None, Some(2999), Some(5000)] {
+        proxy.cut_after(20_000);
+        let mut query = client.query::<RawJson>("t_keyless").max_memory(16 << 10).resume_by("id");
+        if let Some(limit) = limit {
+            query = query.limit(limit);
+        }
+        let mut stream = query.execute().await.unwrap();
+        let (rows, error) = read_through_cuts(&proxy, &mut stream).await;
+        assert_eq!(rows.len(), 2999);
+        assert!(stream.stats().resumptions > 2);
+        let error = error.map(|e| e.to_string());
+        let expected = limit != Some(2999);
+        assert_eq!(
+            error.as_deref().is_some_and(|e| e.contains("row 3000 has no such field")),
+            expected,
+            "{error:?}"
+        );
+        proxy.cut_after(u64::MAX);
+    }
+}
+
+/// While another connection is looked for, nothing is left to clean up on the one before.
+#[tokio::test]
+async fn a_stream_between_two_connections_is_cancelled_at_once() {
+    table("t_between", 30_000).await;
+    let server = ([127, 0, 0, 1], cluster().port()).into();
+    let proxy = Proxy::start(server).await;
+    let config = fraiseql_wire::ConnectionConfig::builder()
+        .hostaddr([127, 0, 0, 1])
+        .port(proxy.address.port())
+        .user("postgres")
+        .database("postgres")
+        .read_timeout(Duration::from_secs(1))
+        .connect_timeout(Duration::from_secs(600))
+        .cancel_timeout(Duration::from_secs(2))
+        .retry(RetryPolicy::default().max_attempts(u32::MAX));
+    let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
+    let query = client.query::<Numbered>("t_between").resume_by("id").max_memory(64 << 10);
+    let mut stream = query.execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    proxy.stall(true);
+    let before = proxy.connections();
+    // What has come is read; then nothing comes, not even the end of a cancel request, nor on the next connection.
+    let control = stream.control();
+    let reading = tokio::spawn(async move { while let Some(Ok(_)) = stream.next().await {} });
+    eventually("it is given up", async || client.backend_pid().is_none()).await;
+    assert!(proxy.connections() > before);
+    control.cancel().await.unwrap();
+    reading.await.unwrap();
+    eventually("the client is free", async || !client.is_busy()).await;
+}
+
+/// The rows of another server are in no snapshot of this one: between two of its own they may move to other blocks.
+#[tokio::test]
+async fn what_has_foreign_tables_in_it_is_not_split_by_blocks() {
+    sql(&format!(
+        "create extension postgres_fdw;
+         create server s_far foreign data wrapper postgres_fdw
+             options (host '127.0.0.1', port '{}', dbname 'postgres');
+         create user mapping for postgres server s_far options (user 'postgres');
+         create table t_far as
+             select i as id, jsonb_build_object('id', i) as data from generate_series(1001, 3000) i;
+         create table p_far (id int, data jsonb) partition by range (id);
+         create table p_far_0 partition of p_far for values from (1) to (1001);
+         create foreign table p_far_1 partition of p_far for values from (1001) to (3001)
+             server s_far options (table_name 't_far');
+         create table i_far (id int, data jsonb);
+         create foreign table i_far_1 () inherits (i_far) server s_far options (table_name 't_far');
+         insert into p_far select i, jsonb_build_object('id', i) from generate_series(1, 1000) i;
+         insert into i_far select * from p_far_0",
+        cluster().port()
+    ))
+    .await;
+    let client = client().await;
+    for entity in ["p_far", "i_far", "p_far_1"] {
+        let query = || client.query::<Numbered>(entity).parallel(2);
+        let error = query().execute().await.unwrap_err();
+        assert_eq!(error.category(), ErrorCategory::Config, "{entity}: {error}");
+        assert!(error.to_string().contains("partition_by()"), "{error}");
+        let rows = query().partition_by("id").fetch_all().await.unwrap();
+        assert_eq!(rows.len(), if entity == "p_far_1" { 2000 } else { 3000 });
+    }
+}
+
+/// What comes before the rows may fill the memory too: a connection that has begun leaves it to those that have not.
+#[tokio::test]
+async fn a_large_notice_does_not_keep_the_other_parts_from_beginning() {
+    table("t_loud", 2000).await;
+    sql("create function f_loud() returns bool language plpgsql immutable as
+         $$ begin raise notice '%', repeat('x', 8000); return true; end $$")
+    .await;
+    let client = client().await;
+    client.on_notice(|_| {});
+    let query = client.query::<RawJson>("t_loud").where_sql("f_loud()");
+    let rows = query.parallel(2).max_memory(8192).fetch_all();
+    let rows = tokio::time::timeout(Duration::from_secs(60), rows).await.unwrap().unwrap();
+    assert_eq!(rows.len(), 2000);
+}

@@ -125,15 +125,6 @@ impl Connection {
         }
     }
 
-    /// The server's error, or what it stands for.
-    pub(crate) fn explain(&self, error: Error) -> Error {
-        let stopped = error.sqlstate().is_some_and(|code| *code == sqlstate::QUERY_CANCELED);
-        match stopped && self.session.is_cancelled() {
-            true => Error::Cancelled,
-            false => error,
-        }
-    }
-
     /// In a transaction of this client a server is ready as it is outside of one.
     fn expect_transaction(&self, message: Message) -> Result<Message> {
         match (message, self.in_transaction) {
@@ -143,6 +134,15 @@ impl Connection {
                 told_wrong(message.name(), Err(Error::protocol(text)))
             }
             (message, _) => Ok(message),
+        }
+    }
+
+    /// The server's error, or what it stands for.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        let stopped = error.sqlstate().is_some_and(|code| *code == sqlstate::QUERY_CANCELED);
+        match stopped && self.session.is_cancelled() {
+            true => Error::Cancelled,
+            false => error,
         }
     }
 

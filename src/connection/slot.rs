@@ -31,7 +31,7 @@ pub(crate) struct Slot {
     config: ConnectionConfig,
     state: Mutex<State>,
     freed: Notify,
-    /// Wakes those who work for a query that is to be stopped, and not on the client's connection.
+    /// Wakes who works for a query that is to be stopped without having the client's connection.
     cancelled: Notify,
     pub(crate) notices: Notices,
 }
@@ -224,9 +224,14 @@ impl Slot {
         }
     }
 
-    /// Resolves when the query that runs is to be stopped, from the call on.
-    pub(crate) fn cancelled(&self) -> impl Future<Output = ()> + Send + '_ {
-        self.cancelled.notified()
+    /// Resolves when the query is cancelled that began on this session of the client's, which may be done with
+    /// its part. For those whose part the session waits for before it is done.
+    pub(crate) async fn cancelled(&self, session: &Session) {
+        let cancelled = self.cancelled.notified();
+        // It may have been before this was asked.
+        if !session.is_cancelled() {
+            cancelled.await;
+        }
     }
 
     /// Ends a lease, with the connection or without one.
@@ -371,17 +376,15 @@ impl Lease {
         let Some(access) = &self.access else {
             return Err(Error::InvalidState { message: "a connection beside is not replaced" });
         };
-        let cancelled = access.cancelled();
-        if lost.is_cancelled() {
-            return Err(Error::Cancelled);
-        }
         let opened = async {
             sleep(pause).await;
             access.open().await
         };
+        // It listens before the lost session is forgotten.
         select! {
+            biased;
+            () = access.cancelled(lost) => Err(Error::Cancelled),
             opened = opened => opened,
-            () = cancelled => Err(Error::Cancelled),
         }
     }
 

@@ -1,13 +1,16 @@
-use std::mem;
+use std::{mem, sync::Arc, time::Duration};
 
-use tokio::time::timeout;
+use tokio::{runtime::Handle, time::timeout};
 
-use super::{Connection, cancel::timed_out};
+use super::{Connection, Session, cancel::timed_out};
 use crate::{error::Result, protocol::frontend};
 
 /// A transaction of this client's own: it holds one snapshot for the queries of several connections.
 impl Connection {
     /// Runs statements that begin one, and returns the last value that they give.
+    ///
+    /// They may wait for a lock, and a server that does so sees nothing of what becomes of the connection: dropping
+    /// the future stops them, and the connection must be dropped too.
     ///
     /// # Errors
     ///
@@ -15,7 +18,13 @@ impl Connection {
     /// has [ended](Self::end_transaction).
     pub(crate) async fn begin(&mut self, sql: &str) -> Result<Option<String>> {
         self.in_transaction = true;
-        let answer = self.run(sql).await.map_err(|e| self.explain(e))?;
+        let mut unanswered = Unanswered {
+            session: Some(Arc::clone(&self.session)),
+            cancel_timeout: self.bounds.cancel_timeout,
+        };
+        let answer = self.run(sql).await;
+        unanswered.session = None;
+        let answer = answer.map_err(|e| self.explain(e))?;
         // It is alive: what happens from here on did not happen while it was idle.
         self.reused = false;
         Ok(answer)
@@ -43,5 +52,25 @@ impl Connection {
     async fn run(&mut self, sql: &str) -> Result<Option<String>> {
         let query = frontend::simple_query(sql)?;
         self.exchange(query.into()).await
+    }
+}
+
+/// Statements on a session that are stopped when this is dropped.
+struct Unanswered {
+    /// Until there is an answer.
+    session: Option<Arc<Session>>,
+    cancel_timeout: Duration,
+}
+
+impl Drop for Unanswered {
+    fn drop(&mut self) {
+        let Some(session) = self.session.take() else { return };
+        // Without a runtime nothing can be sent.
+        if let Ok(runtime) = Handle::try_current() {
+            let cancel = session.begin_cancel();
+            let cancel_timeout = self.cancel_timeout;
+            // The server may be gone: then there is nothing to stop.
+            runtime.spawn(async move { drop(cancel.send(cancel_timeout).await) });
+        }
     }
 }

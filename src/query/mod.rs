@@ -245,7 +245,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// opened to the same server when the query is executed, and closed behind it. `count`, `exists` and `explain`
     /// use the client's alone. At most 64; with 1, the query is as usual.
     ///
-    /// It begins with one round trip more, and the time that the connections take. A transaction (`REPEATABLE READ`,
+    /// It begins with two round trips more, and the time that the connections take. A transaction (`REPEATABLE READ`,
     /// `READ ONLY`) keeps the snapshot meanwhile on every connection. Through a pooler in transaction mode that
     /// works, as long as all connections come to one server: else the server does not know the snapshot, which is an
     /// [`Error::Server`].
@@ -253,8 +253,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// # Errors
     ///
     /// Of [`execute`](Self::execute), [`Error::Config`]: 0 or more than 64; with `order_by`, `limit`
-    /// (also that of `fetch_one`), `offset` or `resume_by`; a view without `partition_by`; or a
-    /// `max_memory` of less than 4 KiB for each.
+    /// (also that of `fetch_one`), `offset` or `resume_by`; a view or a foreign table (also as a partition) without
+    /// `partition_by`; or a `max_memory` of less than 4 KiB for each.
     ///
     /// ```no_run
     /// # use fraiseql_wire::{FraiseClient, RawJson, Result};
@@ -272,6 +272,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Splits a [`parallel`](Self::parallel) query by the hash of an expression in trusted SQL, without parameters:
     /// `data->>'id'`. It should tell most rows apart, and must be the same each time it is asked of a row. Every
     /// backend reads all rows to find its own, so a view gains only where making its documents' text costs more than that.
+    /// Of foreign tables, each connection sees what the other server has when it asks.
     pub fn partition_by(mut self, expression: impl Into<String>) -> Self {
         self.scale.partition_by = Some(expression.into());
         self
@@ -290,6 +291,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// What comes behind a resumption is a new query's, with a new snapshot: rows that were deleted meanwhile are
     /// not in it, rows that were added are if their key is behind the last, and one whose key has changed may be
     /// missing or come again. On a standby it may be an older snapshot than before.
+    /// At the end of a resumed query a further one asks for a row without the key, which would have come last.
     ///
     /// The keys are looked at as rows arrive, which is not seen beside what the server does. Numbers are compared exactly.
     /// The index that serves it is `create index on t (((data->'id')))`.

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use super::query;
 use crate::{
     error::{Error, Result},
-    sql::{Field, Order, Select, Survey, by_hash, survey},
-    stream::{MAX_PARALLEL, MIN_MEMORY, Parallel, Parts, Request, Resume, StreamSettings},
+    sql::{Field, Order, Select, Survey, by_hash, lockable, survey},
+    stream::{
+        Begin, MAX_PARALLEL, MIN_MEMORY, Parallel, Parts, Request, Rest, Resume, StreamSettings,
+    },
 };
 
 #[derive(Debug, Default)]
@@ -73,7 +75,12 @@ impl Scale {
     }
 
     fn parallel(&self, select: Select, parts: usize) -> Result<Parallel> {
-        let begin = survey(&select.entity)?;
+        let entity = &select.entity;
+        let begin = Begin {
+            is_lockable: lockable(entity)?,
+            locked: survey(entity, true)?,
+            unlocked: survey(entity, false)?,
+        };
         let by = self.partition_by.clone();
         let split = move |answer: &str| {
             let survey = Survey::read(answer)?;
@@ -92,6 +99,12 @@ impl Scale {
 fn resume(select: Select, key: &Field) -> Result<Resume> {
     let path = key.keys()?.to_vec();
     let key = key.clone();
-    let behind = move |last: &str, rows| query(&select.behind(&key, last, rows).rows()?);
-    Ok(Resume { path, behind: Arc::new(behind) })
+    let rest = move |last: Rest<'_>, rows| {
+        let rest = match last {
+            Rest::Behind(last) => select.behind(&key, last, rows),
+            Rest::WithoutKey => select.without(&key, rows),
+        };
+        query(&rest.rows()?)
+    };
+    Ok(Resume { path, rest: Arc::new(rest) })
 }

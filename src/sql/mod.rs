@@ -19,6 +19,6 @@ pub use self::{
     param::{Json, ToParam},
 };
 pub(crate) use self::{
-    part::{Survey, by_hash, survey},
+    part::{Survey, by_hash, lockable, survey},
     statement::{Condition, Order, Projection, Select, Statement},
 };

@@ -26,18 +26,44 @@ pub(crate) struct Survey {
 /// All transactions see what the first one saw when it began.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
-/// Begins the first transaction and asks for a [`Survey`]. Reading nothing of the relation locks it, so that
-/// nobody moves its rows before the others have begun.
-pub(crate) fn survey(entity: &str) -> Result<String> {
-    let relation = quote_relation(entity)?;
-    let name = literal(&relation)?;
+/// Asks whether there is a lock to be had on the relation itself: `t`. Postgres has none on materialized views.
+pub(crate) fn lockable(entity: &str) -> Result<String> {
+    let this = this(entity)?;
+    Ok(format!("{BEGIN}; SELECT c.relkind IN ('r', 'p', 'v') {this}; COMMIT"))
+}
+
+/// Begins the first transaction and asks for a [`Survey`]. With `lock`, the relation is locked [before there is a
+/// snapshot][lock], so that nobody moves its rows before the others have begun: else whoever waits for a `TRUNCATE`,
+/// and for what fills the table again, sees a table without rows. The old ones are gone, and the snapshot is older than
+/// the new ones.
+///
+/// Reading nothing of the relation locks it too, but has a snapshot by then.
+///
+/// [lock]: https://www.postgresql.org/docs/current/sql-lock.html
+pub(crate) fn survey(entity: &str, lock: bool) -> Result<String> {
+    let (relation, this) = (quote_relation(entity)?, this(entity)?);
+    let lock = match lock {
+        true => format!("LOCK TABLE {relation} IN ACCESS SHARE MODE; "),
+        false => String::new(),
+    };
+    // With a foreign table in it, it is one: what other servers have is in no snapshot.
+    let kind = "CASE WHEN EXISTS (WITH RECURSIVE tree AS (SELECT c.oid UNION \
+                SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid) \
+                SELECT FROM tree JOIN pg_catalog.pg_class f USING (oid) WHERE f.relkind = 'f') \
+                THEN 'f' ELSE c.relkind END";
     Ok(format!(
-        "{BEGIN}; SELECT FROM {relation} LIMIT 0; \
-         SELECT concat_ws(' ', c.relkind, coalesce(CASE c.relkind \
+        "{BEGIN}; {lock}SELECT FROM {relation} LIMIT 0; \
+         SELECT concat_ws(' ', {kind}, coalesce(CASE c.relkind \
          WHEN 'p' THEN (SELECT max(pg_relation_size(relid)) FROM pg_partition_tree(c.oid)) \
          ELSE pg_relation_size(c.oid) END / current_setting('block_size')::bigint, 0), \
-         pg_export_snapshot()) FROM pg_catalog.pg_class c WHERE c.oid = {name}::regclass"
+         pg_export_snapshot()) {this}"
     ))
+}
+
+/// Where the server knows of the relation.
+fn this(entity: &str) -> Result<String> {
+    let name = literal(&quote_relation(entity)?)?;
+    Ok(format!("FROM pg_catalog.pg_class c WHERE c.oid = {name}::regclass"))
 }
 
 impl Survey {
@@ -64,8 +90,8 @@ impl Survey {
         // Tables, materialized views, and tables in partitions: each partition has blocks from 0 on.
         if !["r", "m", "p"].contains(&self.kind.as_str()) {
             return Err(Error::config(
-                "parallel() of what is not a table or materialized view has no blocks to split by: name an \
-                 expression with partition_by(), such as its key",
+                "parallel() of what is not a table or materialized view, or has foreign tables in it, has no \
+                 blocks to split by: name an expression with partition_by(), such as its key",
             ));
         }
         let parts = parts as u64;

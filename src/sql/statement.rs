@@ -51,6 +51,8 @@ pub(crate) enum Condition {
     Filter(Filter),
     /// The field is behind this value of JSON, as `jsonb` sorts: like [`OrderBy`] without a collation.
     Behind(Field, String),
+    /// The document has no such field. These rows sort last, and are behind no value.
+    Without(Field),
 }
 
 #[derive(Debug, Clone)]
@@ -96,6 +98,15 @@ impl Select {
         let mut rest = self.clone();
         rest.conditions.push(Condition::Behind(key.clone(), last.to_owned()));
         rest.limit = self.limit.map(|limit| limit.saturating_sub(rows));
+        rest.offset = None;
+        rest
+    }
+
+    /// One of the rows without the key, of what is left when so many rows were read.
+    pub(crate) fn without(&self, key: &Field, rows: u64) -> Self {
+        let mut rest = self.clone();
+        rest.conditions.push(Condition::Without(key.clone()));
+        rest.limit = Some(self.limit.map_or(1, |limit| limit.saturating_sub(rows).min(1)));
         rest.offset = None;
         rest
     }
@@ -181,6 +192,9 @@ impl Select {
                         parameters.len()
                     ));
                 }
+                Condition::Without(key) => {
+                    sql.push_str(&format!("{} IS NULL", key.json(document)?));
+                }
             }
         }
         if let Some(part) = &self.part {
@@ -216,7 +230,7 @@ impl Select {
     fn check_parameters(&self) -> Result<()> {
         let conditions = self.conditions.iter().filter_map(|c| match c {
             Condition::Sql(sql) => Some(sql),
-            Condition::Filter(_) | Condition::Behind(..) => None,
+            Condition::Filter(_) | Condition::Behind(..) | Condition::Without(_) => None,
         });
         let order = self.order.iter().filter_map(|o| match o {
             Order::Sql(sql) => Some(sql),

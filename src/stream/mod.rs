@@ -47,9 +47,9 @@ pub use self::{
     stats::{StreamState, StreamStats},
 };
 pub(crate) use self::{
-    parallel::{MAX_PARALLEL, MIN_MEMORY, Parallel, Parts},
+    parallel::{Begin, MAX_PARALLEL, MIN_MEMORY, Parallel, Parts},
     request::Request,
-    resume::Resume,
+    resume::{Rest, Resume},
     settings::StreamSettings,
     span::QueryText,
 };

@@ -1,7 +1,13 @@
 //! The task that owns the connection while a query runs: it sends the request, reads the answer,
 //! hands over rows, and cleans up.
 
-use std::{future::poll_fn, io, pin::pin, sync::Arc, task::Poll, time::Duration};
+use std::{
+    future::{pending, poll_fn},
+    io,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{join, select, task::yield_now, time::sleep};
@@ -16,9 +22,7 @@ use super::{
     settings::{MAX_READ, MIN_READ, StreamSettings},
 };
 use crate::{
-    connection::{
-        Access, Connection, Exchange, Lease, Progress, TARGET, Taken, settle, told_wrong,
-    },
+    connection::{Connection, Exchange, Lease, Progress, TARGET, Taken, settle, told_wrong},
     error::{Error, Result, TimeoutPhase},
     metrics::connection::Closed,
     protocol::{
@@ -39,6 +43,8 @@ pub(super) struct Reader {
     answered: bool,
     /// Where it stands, if it can go on elsewhere.
     position: Option<Position>,
+    /// The connection has nothing left to do or to clean up: another one is to take its place.
+    replaced: bool,
     /// Rows at the front of the connection's buffer that are not handed over yet.
     run: Run,
     /// The memory of the connection's buffer.
@@ -66,56 +72,39 @@ pub(super) fn spawn(
     let mut reader = Reader::new(connection, seat, settings, request.clone());
     reader.position = resume.map(|resume| Position::new(resume, request));
     tokio::spawn(async move {
-        join!(reader.run(lease, deadlines), watch_pauses(&watched, statement_timeout))
+        join!(reader.run(lease, deadlines, pending()), watch_pauses(&watched, statement_timeout))
     });
 }
 
-/// Starts a task that reads on a connection of its own, which it opens and which ends with it. `access` is the client's:
-/// its place in a pool is kept until then, and its token stops this reader too, whose connection it does not know.
+/// Starts a task that reads on a connection of its own, which it opens and which ends with it. `cancelled`: by a
+/// token, which knows only of the client's connection.
 pub(super) fn spawn_beside(
-    access: Access,
     open: impl Future<Output = Result<Connection>> + Send + 'static,
     seat: Seat,
     settings: StreamSettings,
     deadlines: Deadlines,
     request: Bytes,
+    cancelled: impl Future<Output = ()> + Send + 'static,
 ) {
     tokio::spawn(async move {
-        let cancelled = access.cancelled();
-        let mut read = pin!(read_beside(open, seat.clone(), settings, deadlines, request));
-        select! {
+        let _last_word = LastWord(seat.clone());
+        let mut cancelled = Box::pin(cancelled);
+        let opened = select! {
             biased;
-            () = &mut read => {}
-            () = cancelled => {
-                seat.finish(Err(StartError { error: Error::Cancelled, stale: false }));
-                read.await;
+            () = seat.abandoned() => None,
+            () = &mut cancelled => Some(Err(Error::Cancelled)),
+            opened = deadlines.bound(open) => Some(opened),
+        };
+        match opened {
+            Some(Ok(connection)) => {
+                let reader = Reader::new(connection, seat, settings, request);
+                return reader.run(Lease::none(), deadlines, cancelled).await;
             }
+            Some(Err(error)) => seat.finish(Err(StartError { error, stale: false })),
+            None => {}
         }
+        seat.settle(Ok(()));
     });
-}
-
-async fn read_beside(
-    open: impl Future<Output = Result<Connection>>,
-    seat: Seat,
-    settings: StreamSettings,
-    deadlines: Deadlines,
-    request: Bytes,
-) {
-    let _last_word = LastWord(seat.clone());
-    let opened = select! {
-        biased;
-        () = seat.abandoned() => None,
-        opened = deadlines.bound(open) => Some(opened),
-    };
-    match opened {
-        Some(Ok(connection)) => {
-            let reader = Reader::new(connection, seat, settings, request);
-            return reader.run(Lease::none(), deadlines).await;
-        }
-        Some(Err(error)) => seat.finish(Err(StartError { error, stale: false })),
-        None => {}
-    }
-    seat.settle(Ok(()));
 }
 
 impl Reader {
@@ -128,6 +117,7 @@ impl Reader {
             exchange: Exchange::new(),
             answered: false,
             position: None,
+            replaced: false,
             run: Run::default(),
             block: None,
             chunk_rows: settings.chunk_size().next(),
@@ -136,19 +126,26 @@ impl Reader {
         }
     }
 
-    async fn run(mut self, lease: Lease, deadlines: Deadlines) {
+    async fn run(
+        mut self,
+        lease: Lease,
+        deadlines: Deadlines,
+        cancelled: impl Future<Output = ()>,
+    ) {
         let seat = self.seat.clone();
         let _last_word = LastWord(seat.clone());
         let end = select! {
             biased;
             end = self.answers(&lease) => end,
             error = deadlines.expired(seat.channel()) => Err(error.into()),
+            () = cancelled => Err(Error::Cancelled.into()),
         };
         // Rows in front of an error are good, and come before it.
         if let Err(Interrupt::Failed(_)) = end {
             self.hand_over_last();
         }
-        let Self { mut connection, unsent, request_bytes, exchange, answered, block, .. } = self;
+        let Self { mut connection, unsent, request_bytes, exchange, answered, .. } = self;
+        let Self { replaced, block, .. } = self;
         release(&mut connection, block);
         connection.set_low_water(1);
         let settled = match end {
@@ -156,6 +153,10 @@ impl Reader {
                 let given = give_back(connection, lease, &seat).await;
                 seat.finish(Ok(()));
                 given
+            }
+            Err(Interrupt::Abandoned) if replaced => {
+                drop((connection, lease));
+                Ok(())
             }
             Err(Interrupt::Abandoned) if unsent.len() == request_bytes => {
                 give_back(connection, lease, &seat).await
@@ -165,11 +166,11 @@ impl Reader {
                 Err(e) => Err(e),
             },
             Err(Interrupt::Failed(error)) => {
-                let ended = error.ends_session();
+                let ended = replaced || error.ends_session();
                 let stale = connection.reused && !answered && ended;
                 if stale {
                     connection.closes(Closed::Idle);
-                } else if ended && !matches!(error, Error::Io { .. }) {
+                } else if ended && !replaced && !matches!(error, Error::Io { .. }) {
                     connection.closes(Closed::Server);
                 }
                 let error = StartError { error, stale };
@@ -200,6 +201,12 @@ impl Reader {
                 Err(Interrupt::Failed(error)) if self.can_resume(&error) => {
                     self.resume(error, lease).await?;
                 }
+                Ok(()) => {
+                    match self.position.as_mut().map(Position::keyless).transpose()?.flatten() {
+                        Some(request) => self.ask(request),
+                        None => return Ok(()),
+                    }
+                }
                 end => return end,
             }
         }
@@ -212,6 +219,11 @@ impl Reader {
 
     /// Goes on behind the last row on another connection.
     async fn resume(&mut self, error: Error, lease: &Lease) -> Result<(), Interrupt> {
+        let ended = error.ends_session();
+        if ended && !matches!(error, Error::Io { .. }) {
+            self.connection.closes(Closed::Server);
+        }
+        self.replaced = ended;
         self.hand_over().await?;
         release(&mut self.connection, self.block.take());
         let Some(position) = &mut self.position else { return Err(error.into()) };
@@ -223,16 +235,13 @@ impl Reader {
         let pause = lease.pause_before_retry(position.in_vain)?;
         position.in_vain += 1;
         let Some(pause) = pause else { return Err(error.into()) };
-        if error.ends_session() {
-            if !matches!(error, Error::Io { .. }) {
-                self.connection.closes(Closed::Server);
-            }
-        } else {
+        if !ended {
             // The server may go on working on what nobody will read.
             let cleaned = settle(&mut self.connection, &self.exchange, Bytes::new()).await;
             if let Err(error) = cleaned {
                 debug!(target: TARGET, %error, "could not stop the query that is resumed elsewhere");
             }
+            self.replaced = true;
         }
         let request = position.rest()?;
         let replaced = select! {
@@ -242,11 +251,17 @@ impl Reader {
         };
         self.seat.resumed_elsewhere();
         self.connection = replaced;
+        self.replaced = false;
+        self.low_water = LowWater::new(self.settings.read_size());
+        self.ask(request);
+        Ok(())
+    }
+
+    /// The next answer is that to this request.
+    fn ask(&mut self, request: Bytes) {
         self.exchange = Exchange::new();
         self.request_bytes = request.len();
         self.unsent = request;
-        self.low_water = LowWater::new(self.settings.read_size());
-        Ok(())
     }
 
     /// Sends the request and reads the answer to its end.
@@ -306,16 +321,21 @@ impl Reader {
         };
         let name = message.name();
         let progress = told_wrong(name, self.exchange.on(message))?;
+        self.answered |= !matches!(progress, Progress::Failed(_));
         match progress {
             Progress::Failed(error) => return Err(self.connection.explain(error).into()),
             Progress::Started => {
                 self.seat.start();
-                // Whoever reads ahead now could leave no memory to another that is to begin.
-                self.seat.all_started().await;
+                // Whoever reads ahead now could leave no memory to another that is to begin, and so could whoever
+                // has read much in front of the rows: who waits holds none.
+                if self.settings.readers > 1 {
+                    release(&mut self.connection, self.block.take());
+                    self.seat.all_started().await;
+                    self.next_block(HEADER, 0).await?;
+                }
             }
             Progress::Going | Progress::Ready => {}
         }
-        self.answered = true;
         Ok(progress)
     }
 
@@ -469,7 +489,7 @@ fn arrived(read: io::Result<usize>, low_water: &mut LowWater) -> Result<(), Inte
 
 /// Resolves when the server has said nothing for too long.
 async fn silence(timeout: Option<Duration>) -> Error {
-    let Some(after) = timeout else { return std::future::pending().await };
+    let Some(after) = timeout else { return pending().await };
     sleep(after).await;
     Error::Timeout { phase: TimeoutPhase::Read, after }
 }

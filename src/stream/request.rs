@@ -76,15 +76,18 @@ impl Work {
             reader::spawn(connection, seat, settings, deadlines, query, None, lease);
         }
         for (query, number) in queries.zip(1..) {
-            let (session, join) = (Arc::clone(&session), Arc::clone(&join));
-            let opener = access.clone();
+            let (access, session, join) = (access.clone(), Arc::clone(&session), Arc::clone(&join));
+            let cancelled = {
+                let (access, session) = (access.clone(), Arc::clone(&session));
+                async move { access.cancelled(&session).await }
+            };
             let open = async move {
-                let mut connection = opener.connect_beside(&session).await?;
+                let mut connection = access.connect_beside(&session).await?;
                 connection.begin(&join).await?;
                 Ok(connection)
             };
             let seat = channel.seat(number);
-            reader::spawn_beside(access.clone(), open, seat, settings, deadlines, query);
+            reader::spawn_beside(open, seat, settings, deadlines, query, cancelled);
         }
     }
 }

@@ -1,13 +1,13 @@
 //! Going on behind the last row on another connection.
 
-use std::{cmp::Ordering, fmt, sync::Arc};
+use std::{borrow::Cow, cmp::Ordering, fmt, mem, sync::Arc};
 
 use bytes::Bytes;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::{
-    error::{Error, Result, TimeoutPhase, sqlstate},
+    error::{DbError, Error, Result, TimeoutPhase, sqlstate},
     protocol::rows::{self, Run},
 };
 
@@ -16,11 +16,20 @@ use crate::{
 pub(crate) struct Resume {
     /// Where in the document the key is by which the rows are sorted.
     pub(crate) path: Vec<String>,
-    pub(crate) behind: Arc<Behind>,
+    pub(crate) rest: Arc<MakeRest>,
 }
 
-/// Makes the request for what is behind a key, as JSON, and so many rows.
-type Behind = dyn Fn(&str, u64) -> Result<Bytes> + Send + Sync;
+/// Makes the request for what is left of a query that has had so many rows.
+type MakeRest = dyn Fn(Rest<'_>, u64) -> Result<Bytes> + Send + Sync;
+
+/// What is left of a query.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Rest<'k> {
+    /// All that is behind a key, as JSON.
+    Behind(&'k str),
+    /// A row without the key, which is behind none.
+    WithoutKey,
+}
 
 /// Where a query stands that can be resumed.
 pub(super) struct Position {
@@ -30,6 +39,8 @@ pub(super) struct Position {
     /// The key of the last row, as JSON.
     last: Option<String>,
     rows: u64,
+    /// Rows without the key, which the present request leaves out, are still to be asked for.
+    owes_keyless: bool,
     /// What of the present run has been looked at.
     checked: Run,
     /// How often it was resumed since a row came.
@@ -38,7 +49,15 @@ pub(super) struct Position {
 
 impl Position {
     pub(super) fn new(resume: Resume, request: Bytes) -> Self {
-        Self { resume, request, last: None, rows: 0, checked: Run::default(), in_vain: 0 }
+        Self {
+            resume,
+            request,
+            last: None,
+            rows: 0,
+            owes_keyless: false,
+            checked: Run::default(),
+            in_vain: 0,
+        }
     }
 
     /// Looks at the keys of a run of rows, at each once. At a row whose key is not right the run is cut
@@ -95,7 +114,8 @@ impl Position {
         // How strings are sorted, only the server knows.
         let increases = match kind {
             Kind::Number => compare(last, key) == Ordering::Less,
-            Kind::String => last != key,
+            // In `json`, one string may be written in several ways.
+            Kind::String => text(last) != text(key),
         };
         match increases {
             true => Ok(key.to_owned()),
@@ -104,10 +124,20 @@ impl Position {
     }
 
     /// The request for the rest.
-    pub(super) fn rest(&self) -> Result<Bytes> {
+    pub(super) fn rest(&mut self) -> Result<Bytes> {
+        self.owes_keyless = self.last.is_some();
         match &self.last {
-            Some(last) => (self.resume.behind)(last, self.rows),
+            Some(last) => (self.resume.rest)(Rest::Behind(last), self.rows),
             None => Ok(self.request.clone()),
+        }
+    }
+
+    /// The request behind one that has been answered to its end: for a row that has no key, which is an error
+    /// with and without a resumption.
+    pub(super) fn keyless(&mut self) -> Result<Option<Bytes>> {
+        match mem::take(&mut self.owes_keyless) {
+            true => (self.resume.rest)(Rest::WithoutKey, self.rows).map(Some),
+            false => Ok(None),
         }
     }
 
@@ -122,8 +152,18 @@ pub(super) fn is_passing(error: &Error) -> bool {
         Error::Timeout { phase, .. } => *phase == TimeoutPhase::Read,
         // A standby's replay was in the way.
         Error::Server(e) if *e.code() == sqlstate::T_R_SERIALIZATION_FAILURE => true,
+        Error::Server(e) if is_word_of_pooler(e) => true,
         error => error.ends_session() && error.is_retriable(),
     }
+}
+
+/// PgBouncer has one SQLSTATE for whatever it says itself, and no function of Postgres's source code. Of a query that was
+/// being answered, it is that the server is lost, or that something took too long. Elsewhere it may as well be that a
+/// login is refused, or a transaction: so such an error is not retriable in general.
+fn is_word_of_pooler(error: &DbError) -> bool {
+    error.severity() == "FATAL"
+        && *error.code() == sqlstate::PROTOCOL_VIOLATION
+        && error.routine().is_none()
 }
 
 impl fmt::Debug for Resume {
@@ -234,6 +274,14 @@ impl Visitor<'_> for Is<'_> {
     }
 }
 
+/// The text of a string of JSON.
+fn text(string: &str) -> Cow<'_, str> {
+    match string.contains('\\') {
+        true => serde_json::from_str(string).map_or(Cow::Borrowed(string), Cow::Owned),
+        false => Cow::Borrowed(string.trim_matches('"')),
+    }
+}
+
 /// Compares two numbers of JSON exactly, whatever their size.
 fn compare(a: &str, b: &str) -> Ordering {
     if let (Ok(a), Ok(b)) = (a.parse::<i64>(), b.parse::<i64>()) {
@@ -313,6 +361,24 @@ mod tests {
         {
             assert_eq!(compare(a, b), Ordering::Equal, "{a} and {b}");
         }
+    }
+
+    #[test]
+    fn a_string_that_is_written_in_another_way_is_the_same_key() {
+        let rest = Arc::new(|_: Rest<'_>, _| Ok(Bytes::new()));
+        let resume = Resume { path: vec!["id".into()], rest };
+        let key = |last: &str, next: &str| {
+            let mut position = Position::new(resume.clone(), Bytes::new());
+            position.last = Some(last.to_owned());
+            position.key(format!("{{\"id\": {next}}}").as_bytes())
+        };
+        for (last, next) in
+            [(r#""\u00e9""#, "\"\u{e9}\""), (r#""a\/b""#, r#""a/b""#), (r#""a""#, r#""a""#)]
+        {
+            let error = key(last, next).unwrap_err().to_string();
+            assert!(error.contains("another one in each row"), "{error}");
+        }
+        assert_eq!(key(r#""a\"""#, r#""a""#).unwrap(), r#""a""#);
     }
 
     #[test]
