@@ -285,7 +285,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// [`select_projection`](Self::select_projection) with another value there, it would go on at the wrong row. The connection is replaced by the
     /// configuration's [`RetryPolicy`](crate::RetryPolicy), on another of its hosts if need be; when that is used up
     /// without a row in between, the error is the stream's. It goes on behind lost connections, servers that shut down or
-    /// crash, `read_timeout`, and a standby's conflicts with replay; not behind the other errors, and not before
+    /// crash, or of which PgBouncer says so, `read_timeout`, and a standby's conflicts with replay; not behind the other errors, and not before
     /// [`execute`](Self::execute) has resolved. `timeout` is for all of it.
     ///
     /// What comes behind a resumption is a new query's, with a new snapshot: rows that were deleted meanwhile are
