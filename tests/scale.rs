@@ -664,7 +664,8 @@ async fn a_stream_is_resumed_on_the_next_host_or_ends() {
     };
     let resumed = stream.stats().resumptions;
     drop(first);
-    while read < 10_000 {
+    // What was in flight may still be read.
+    while stream.stats().resumptions == resumed {
         read += 1;
         assert_eq!(next(&mut stream).await.unwrap().unwrap(), read);
     }
