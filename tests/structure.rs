@@ -147,7 +147,10 @@ fn what_is_absent_stays_absent() {
     // What, and the only modules that may have it.
     let rules: [(&[&str], &[&str]); 6] = [
         (&["SELECT ", "WHERE "], &["sql"]),
-        (&["tokio::spawn", "task::spawn(", "JoinSet"], &["stream/reader"]),
+        (
+            &["tokio::spawn", "task::spawn(", "JoinSet", ".spawn(async"],
+            &["connection/transaction", "stream/reader"],
+        ),
         (&["TcpStream", "UnixStream", "lookup_host"], &["transport"]),
         (&["rustls::", "webpki::"], &["transport"]),
         // A clock that is set: it tells whether a certificate is in date, and never how long something
