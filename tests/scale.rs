@@ -46,57 +46,6 @@ fn named(name: &str) -> String {
     format!("{}?application_name={name}", cluster().url())
 }
 
-/// Its own part has long been read, and its connection does nothing any more.
-#[tokio::test]
-async fn a_token_stops_what_other_connections_still_read() {
-    table("t_stopped", 20_000).await;
-    let admin = admin().await;
-    let client = FraiseClient::connect(&named("stopped")).await.unwrap();
-    let pid = client.backend_pid().unwrap();
-    let asleep = "case when id = 20000 then to_jsonb(pg_sleep(600)::text) else data end";
-    let query = client.query::<RawJson>("t_stopped").select_projection(asleep).parallel(2);
-    let mut stream = query.execute().await.unwrap();
-    for _ in 0..19_000 {
-        stream.next().await.unwrap().unwrap();
-    }
-    eventually("its own part is read", async || {
-        backend_state(&admin, pid).await.as_deref() == Some("idle")
-    })
-    .await;
-    client.cancel_token().cancel().await.unwrap();
-    let error = loop {
-        match stream.next().await.unwrap() {
-            Ok(_) => {}
-            Err(e) => break e,
-        }
-    };
-    assert!(matches!(error, Error::Cancelled), "{error:?}");
-    assert!(stream.next().await.is_none());
-    eventually("the others are gone", async || backends(&admin, "stopped").await == 1).await;
-    let rows = client.query::<RawJson>("t_stopped").parallel(2).fetch_all().await.unwrap();
-    assert_eq!((rows.len(), client.backend_pid()), (20_000, Some(pid)));
-
-    // Nor is it told of the server's word for it where it is still asked how to split the query.
-    admin.batch_execute("begin; lock table t_stopped in access exclusive mode").await.unwrap();
-    let execute = client.query::<RawJson>("t_stopped").parallel(2).execute();
-    let cancel = async {
-        let other = support::admin().await;
-        let waits = "select from pg_stat_activity where pid = $1 and wait_event_type = 'Lock'";
-        let number = i32::try_from(pid).unwrap();
-        eventually("it waits for the lock", async || {
-            other.query_opt(waits, &[&number]).await.unwrap().is_some()
-        })
-        .await;
-        client.cancel_token().cancel().await.unwrap();
-    };
-    let (stream, ()) = tokio::join!(execute, cancel);
-    let error = stream.unwrap_err();
-    assert!(matches!(error, Error::Cancelled), "{error:?}");
-    admin.batch_execute("rollback").await.unwrap();
-    let count = client.query::<RawJson>("t_stopped").parallel(2).count().await.unwrap();
-    assert_eq!((count, client.backend_pid()), (20_000, Some(pid)));
-}
-
 /// Whatever is split, and into whatever: every row is there once.
 #[tokio::test]
 async fn parts_are_the_whole() {
