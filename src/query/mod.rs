@@ -282,11 +282,13 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// behind the last row on another one: nothing is lost and nothing comes twice.
     ///
     /// The key is a number or a string, and must be in what is selected, at its place and unchanged: behind a
-    /// [`select_projection`](Self::select_projection) with another value there, it would go on at the wrong row. The connection is replaced by the
-    /// configuration's [`RetryPolicy`](crate::RetryPolicy), on another of its hosts if need be; when that is used up
-    /// without a row in between, the error is the stream's. It goes on behind lost connections, servers that shut down or
-    /// crash, or of which PgBouncer says so, `read_timeout`, and a standby's conflicts with replay; not behind the other errors, and not before
-    /// [`execute`](Self::execute) has resolved. `timeout` is for all of it.
+    /// [`select_projection`](Self::select_projection) with another value there, it would go on at the wrong row.
+    ///
+    /// The connection is replaced by the configuration's [`RetryPolicy`](crate::RetryPolicy), on another of its hosts
+    /// if need be; when that is used up without a row in between, the error is the stream's. It goes on behind lost
+    /// connections, servers that shut down or crash, or of which PgBouncer says so, `read_timeout`, and a standby's
+    /// conflicts with replay; not behind the other errors, and not before [`execute`](Self::execute) has resolved.
+    /// `timeout` is for all of it.
     ///
     /// What comes behind a resumption is a new query's, with a new snapshot: rows that were deleted meanwhile are
     /// not in it, rows that were added are if their key is behind the last, and one whose key has changed may be
