@@ -19,7 +19,10 @@ use super::{
 use crate::{
     config::{ConnectionConfig, Target},
     error::{Error, Result},
-    metrics::connection::{Closed, reconnected},
+    metrics::{
+        QueryMetricsCache,
+        connection::{Closed, reconnected},
+    },
 };
 
 /// A client's place for its one connection, and who has it at the moment.
@@ -34,6 +37,8 @@ pub(crate) struct Slot {
     /// Wakes who works for a query that is to be stopped without having the client's connection.
     cancelled: Notify,
     pub(crate) notices: Notices,
+    /// Handles of metrics that its queries share.
+    pub(crate) query_metrics: QueryMetricsCache,
 }
 
 #[derive(Debug, Default)]
@@ -146,7 +151,15 @@ enum Work {
 impl Slot {
     pub(crate) fn new(config: ConnectionConfig) -> Self {
         let (state, notices) = (Mutex::default(), Notices::default());
-        Self { config, state, freed: Notify::new(), cancelled: Notify::new(), notices }
+        let query_metrics = QueryMetricsCache::default();
+        Self {
+            config,
+            state,
+            freed: Notify::new(),
+            cancelled: Notify::new(),
+            notices,
+            query_metrics,
+        }
     }
 
     /// The way in.

@@ -18,7 +18,7 @@ pub(crate) mod pool;
 mod query;
 
 pub use self::catalog::*;
-pub(crate) use self::query::{ChunkSeen, Outcome, QueryLabels, QueryMetrics};
+pub(crate) use self::query::{ChunkSeen, Outcome, QueryLabels, QueryMetrics, QueryMetricsCache};
 
 /// A metric of the [`CATALOG`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,10 +1,16 @@
 use std::{
+    collections::HashMap,
     fmt,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use ::metrics::{Counter, Gauge, Histogram, SharedString, counter, gauge, histogram};
+use ::metrics::{
+    Counter, Gauge, Histogram, SharedString, counter, gauge, histogram, with_recorder,
+};
 
 use super::{bounded::Bounded, catalog::*};
 
@@ -21,10 +27,21 @@ pub(crate) struct QueryLabels<'a> {
     pub(crate) has_order_by: bool,
 }
 
-/// The numbers of one query. Handles that are used once a chunk are taken once.
-pub(crate) struct QueryMetrics {
+/// The metric handles of one relation, which the queries of one client share.
+///
+/// Looking a handle up costs a key, its labels and a hash; a short query needs some thirty. What is counted rarely is
+/// looked up when it happens, so that a recorder sees no series before its first value.
+struct EntityMetrics {
     entity: SharedString,
-    over: AtomicBool,
+    queries: [OnceLock<Counter>; 16],
+    succeeded: OnceLock<Counter>,
+    completed: OnceLock<Counter>,
+    duration: OnceLock<Histogram>,
+    startup: OnceLock<Histogram>,
+    first_row: OnceLock<Histogram>,
+    rows: OnceLock<Histogram>,
+    bytes: OnceLock<Histogram>,
+    chunk_size: OnceLock<Gauge>,
     rows_received: Counter,
     bytes_received: Counter,
     rows_yielded: Counter,
@@ -44,43 +61,22 @@ pub(crate) struct QueryMetrics {
     streams_active: Gauge,
 }
 
-/// What was seen of a chunk where it was handed over.
-pub(crate) struct ChunkSeen {
-    pub(crate) rows: u64,
-    pub(crate) bytes: u64,
-    pub(crate) waited_for_consumer: Duration,
-    pub(crate) waited_for_server: Duration,
-    pub(crate) occupancy: f64,
-}
-
-/// How a query ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
-    Success,
-    Failed { category: &'static str, by_timeout: bool, by_memory: bool },
-    Dropped,
-    Cancelled,
-}
-
-impl QueryMetrics {
-    /// A query is executed.
-    pub(crate) fn begin(labels: QueryLabels<'_>) -> Self {
-        let entity = ENTITIES.value(labels.entity);
-        let flag = |flag: bool| if flag { "true" } else { "false" };
-        counter!(
-            QUERIES_TOTAL,
-            "entity" => entity.clone(),
-            "has_where_sql" => flag(labels.has_where_sql),
-            "has_filter" => flag(labels.has_filter),
-            "has_where_rust" => flag(labels.has_where_rust),
-            "has_order_by" => flag(labels.has_order_by),
-        )
-        .increment(1);
+impl EntityMetrics {
+    fn new(entity: &str) -> Self {
+        let entity = ENTITIES.value(entity);
         let count = |name| counter!(name, "entity" => entity.clone());
         let spread = |name| histogram!(name, "entity" => entity.clone());
         let level = |name| gauge!(name, "entity" => entity.clone());
         Self {
-            over: AtomicBool::new(false),
+            queries: [const { OnceLock::new() }; 16],
+            succeeded: OnceLock::new(),
+            completed: OnceLock::new(),
+            duration: OnceLock::new(),
+            startup: OnceLock::new(),
+            first_row: OnceLock::new(),
+            rows: OnceLock::new(),
+            bytes: OnceLock::new(),
+            chunk_size: OnceLock::new(),
             rows_received: count(ROWS_RECEIVED_TOTAL),
             bytes_received: count(BYTES_RECEIVED_TOTAL),
             rows_yielded: count(ROWS_YIELDED_TOTAL),
@@ -102,22 +98,108 @@ impl QueryMetrics {
         }
     }
 
+    fn count_query(&self, labels: &QueryLabels<'_>) {
+        let flags =
+            [labels.has_where_sql, labels.has_filter, labels.has_where_rust, labels.has_order_by];
+        let index = flags.iter().fold(0, |index, flag| index << 1 | usize::from(*flag));
+        let [where_sql, filter, where_rust, order_by] =
+            flags.map(|flag| if flag { "true" } else { "false" });
+        let new = || {
+            counter!(
+                QUERIES_TOTAL,
+                "entity" => self.entity.clone(),
+                "has_where_sql" => where_sql,
+                "has_filter" => filter,
+                "has_where_rust" => where_rust,
+                "has_order_by" => order_by,
+            )
+        };
+        if let Some(queries) = self.queries.get(index) {
+            queries.get_or_init(new).increment(1);
+        }
+    }
+}
+
+/// The handles of one client, by relation.
+///
+/// They belong to the recorder that was installed when they were made. If another one is found, which a test or a late
+/// installation brings, they are made again.
+#[derive(Debug, Default)]
+pub(crate) struct QueryMetricsCache(Mutex<HashMap<String, (usize, Arc<EntityMetrics>)>>);
+
+/// The maximum number of relations whose handles are kept. Names are written in code, so a client has few.
+const MAX_CACHED: usize = 256;
+
+impl QueryMetricsCache {
+    fn entity(&self, name: &str) -> Arc<EntityMetrics> {
+        let recorder = with_recorder(|recorder| std::ptr::from_ref(recorder).cast::<()>().addr());
+        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match cached.get(name) {
+            Some((made_for, entity)) if *made_for == recorder => return Arc::clone(entity),
+            _ => {}
+        }
+        let entity = Arc::new(EntityMetrics::new(name));
+        if cached.len() >= MAX_CACHED {
+            cached.clear();
+        }
+        cached.insert(name.to_owned(), (recorder, Arc::clone(&entity)));
+        entity
+    }
+}
+
+/// The metrics of one query.
+pub(crate) struct QueryMetrics {
+    metrics: Arc<EntityMetrics>,
+    over: AtomicBool,
+}
+
+/// What was seen of a chunk where it was handed over.
+pub(crate) struct ChunkSeen {
+    pub(crate) rows: u64,
+    pub(crate) bytes: u64,
+    pub(crate) waited_for_consumer: Duration,
+    pub(crate) waited_for_server: Duration,
+    pub(crate) occupancy: f64,
+}
+
+/// How a query ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Success,
+    Failed { category: &'static str, by_timeout: bool, by_memory: bool },
+    Dropped,
+    Cancelled,
+}
+
+impl QueryMetrics {
+    /// Counts a query that is executed.
+    pub(crate) fn begin(cache: &QueryMetricsCache, labels: QueryLabels<'_>) -> Self {
+        let metrics = cache.entity(labels.entity);
+        metrics.count_query(&labels);
+        Self { metrics, over: AtomicBool::new(false) }
+    }
+
+    fn entity(&self) -> SharedString {
+        self.metrics.entity.clone()
+    }
+
     fn count(&self, name: &'static str) -> Counter {
-        counter!(name, "entity" => self.entity.clone())
+        counter!(name, "entity" => self.entity())
     }
 
     fn spread(&self, name: &'static str) -> Histogram {
-        histogram!(name, "entity" => self.entity.clone())
+        histogram!(name, "entity" => self.entity())
     }
 
     fn count_by(&self, name: &'static str, key: &'static str, value: impl Into<SharedString>) {
-        counter!(name, "entity" => self.entity.clone(), key => value.into()).increment(1);
+        counter!(name, "entity" => self.entity(), key => value.into()).increment(1);
     }
 
     /// The server has begun to answer, and the stream lives.
     pub(crate) fn started(&self, after: Duration) {
-        self.spread(QUERY_STARTUP_DURATION_SECONDS).record(after);
-        self.streams_active.increment(1);
+        let new = || self.spread(QUERY_STARTUP_DURATION_SECONDS);
+        self.metrics.startup.get_or_init(new).record(after);
+        self.metrics.streams_active.increment(1);
     }
 
     /// It goes on on another connection.
@@ -127,7 +209,7 @@ impl QueryMetrics {
 
     /// The stream lives no more.
     pub(crate) fn stopped(&self) {
-        self.streams_active.decrement(1);
+        self.metrics.streams_active.decrement(1);
     }
 
     /// The query is over; only the first time counts.
@@ -137,7 +219,8 @@ impl QueryMetrics {
         }
         let status = match outcome {
             Outcome::Success => {
-                self.count(QUERY_SUCCESS_TOTAL).increment(1);
+                let new = || self.count(QUERY_SUCCESS_TOTAL);
+                self.metrics.succeeded.get_or_init(new).increment(1);
                 "success"
             }
             Outcome::Failed { category, by_timeout, by_memory } => {
@@ -159,39 +242,48 @@ impl QueryMetrics {
                 "cancelled"
             }
         };
-        self.count_by(QUERY_COMPLETED_TOTAL, "status", status);
-        let entity = self.entity.clone();
-        histogram!(QUERY_DURATION_SECONDS, "entity" => entity, "status" => status).record(elapsed);
-        self.spread(QUERY_ROWS).record(rows as f64);
-        self.spread(QUERY_BYTES).record(bytes as f64);
+        let completed =
+            || counter!(QUERY_COMPLETED_TOTAL, "entity" => self.entity(), "status" => status);
+        let duration =
+            || histogram!(QUERY_DURATION_SECONDS, "entity" => self.entity(), "status" => status);
+        if status == "success" {
+            self.metrics.completed.get_or_init(completed).increment(1);
+            self.metrics.duration.get_or_init(duration).record(elapsed);
+        } else {
+            completed().increment(1);
+            duration().record(elapsed);
+        }
+        self.metrics.rows.get_or_init(|| self.spread(QUERY_ROWS)).record(rows as f64);
+        self.metrics.bytes.get_or_init(|| self.spread(QUERY_BYTES)).record(bytes as f64);
     }
 
     pub(crate) fn first_row(&self, after: Duration) {
-        self.spread(TIME_TO_FIRST_ROW_SECONDS).record(after);
+        let new = || self.spread(TIME_TO_FIRST_ROW_SECONDS);
+        self.metrics.first_row.get_or_init(new).record(after);
     }
 
     pub(crate) fn chunk(&self, seen: &ChunkSeen) {
-        self.rows_received.increment(seen.rows);
-        self.bytes_received.increment(seen.bytes);
-        self.buffered_rows.increment(seen.rows as f64);
-        self.buffered_bytes.increment(seen.bytes as f64);
-        self.chunk_rows.record(seen.rows as f64);
-        self.chunk_bytes.record(seen.bytes as f64);
-        self.send_wait.record(seen.waited_for_consumer);
-        self.socket_wait.record(seen.waited_for_server);
-        self.occupancy.record(seen.occupancy);
+        self.metrics.rows_received.increment(seen.rows);
+        self.metrics.bytes_received.increment(seen.bytes);
+        self.metrics.buffered_rows.increment(seen.rows as f64);
+        self.metrics.buffered_bytes.increment(seen.bytes as f64);
+        self.metrics.chunk_rows.record(seen.rows as f64);
+        self.metrics.chunk_bytes.record(seen.bytes as f64);
+        self.metrics.send_wait.record(seen.waited_for_consumer);
+        self.metrics.socket_wait.record(seen.waited_for_server);
+        self.metrics.occupancy.record(seen.occupancy);
     }
 
     /// So much was taken out of the buffer, whatever became of it.
     pub(crate) fn taken(&self, rows: u64, bytes: u64) {
-        self.buffered_rows.decrement(rows as f64);
-        self.buffered_bytes.decrement(bytes as f64);
+        self.metrics.buffered_rows.decrement(rows as f64);
+        self.metrics.buffered_bytes.decrement(bytes as f64);
     }
 
     pub(crate) fn rows(&self, yielded: u64, filtered: u64, deserialized: u64) {
-        self.rows_yielded.increment(yielded);
-        self.rows_filtered.increment(filtered);
-        self.rows_deserialized.increment(deserialized);
+        self.metrics.rows_yielded.increment(yielded);
+        self.metrics.rows_filtered.increment(filtered);
+        self.metrics.rows_deserialized.increment(deserialized);
     }
 
     pub(crate) fn discarded(&self, rows: u64) {
@@ -207,19 +299,20 @@ impl QueryMetrics {
     }
 
     pub(crate) fn chunk_processed(&self, took: Duration) {
-        self.chunk_processing.record(took);
+        self.metrics.chunk_processing.record(took);
     }
 
     pub(crate) fn decoded(&self, took: Duration) {
-        self.json_decode.record(took);
+        self.metrics.json_decode.record(took);
     }
 
     pub(crate) fn filtered(&self, took: Duration) {
-        self.filter.record(took);
+        self.metrics.filter.record(took);
     }
 
     pub(crate) fn chunk_size(&self, rows: usize) {
-        gauge!(CHUNK_SIZE_ROWS, "entity" => self.entity.clone()).set(rows as f64);
+        let new = || gauge!(CHUNK_SIZE_ROWS, "entity" => self.entity());
+        self.metrics.chunk_size.get_or_init(new).set(rows as f64);
     }
 
     pub(crate) fn chunk_size_adjusted(&self, up: bool) {
@@ -228,11 +321,11 @@ impl QueryMetrics {
     }
 
     pub(crate) fn memory_taken(&self, bytes: usize) {
-        self.read_buffer.increment(bytes as f64);
+        self.metrics.read_buffer.increment(bytes as f64);
     }
 
     pub(crate) fn memory_given(&self, bytes: usize) {
-        self.read_buffer.decrement(bytes as f64);
+        self.metrics.read_buffer.decrement(bytes as f64);
     }
 
     pub(crate) fn soft_limit_crossed(&self) {
@@ -258,6 +351,39 @@ impl QueryMetrics {
 
 impl fmt::Debug for QueryMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueryMetrics").field("entity", &self.entity).finish_non_exhaustive()
+        f.debug_struct("QueryMetrics").field("entity", &self.entity()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for EntityMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EntityMetrics").field("entity", &self.entity).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ::metrics::{NoopRecorder, with_local_recorder};
+
+    use super::*;
+
+    #[test]
+    fn handles_are_shared_until_another_recorder_is_found() {
+        let cache = QueryMetricsCache::default();
+        let first = cache.entity("v");
+        assert!(Arc::ptr_eq(&first, &cache.entity("v")));
+        assert!(!Arc::ptr_eq(&first, &cache.entity("w")));
+        // A recorder without a size has no address of its own.
+        let recorder = (NoopRecorder, 7_u64);
+        with_local_recorder(&recorder.0, || assert!(!Arc::ptr_eq(&first, &cache.entity("v"))));
+    }
+
+    #[test]
+    fn cached_handles_are_bounded() {
+        let cache = QueryMetricsCache::default();
+        for i in 0..2 * MAX_CACHED {
+            cache.entity(&i.to_string());
+        }
+        assert!(cache.0.lock().unwrap().len() <= MAX_CACHED);
     }
 }

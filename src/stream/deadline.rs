@@ -138,7 +138,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        metrics::{QueryLabels, QueryMetrics},
+        metrics::{QueryLabels, QueryMetrics, QueryMetricsCache},
         stream::{channel::now, settings::StreamSettings},
     };
 
@@ -146,7 +146,10 @@ mod tests {
     async fn of_two_deadlines_at_once_that_of_the_query_counts() {
         let (settings, second) = (StreamSettings::default(), Some(Duration::from_secs(1)));
         for _ in 0..32 {
-            let metrics = Arc::new(QueryMetrics::begin(QueryLabels::default()));
+            let metrics = Arc::new(QueryMetrics::begin(
+                &QueryMetricsCache::default(),
+                QueryLabels::default(),
+            ));
             let channel = Channel::new(1, &settings, None, metrics, now(), Span::none());
             let error = Deadlines::new(now(), second, second).expired(&channel).await;
             assert!(

@@ -56,7 +56,7 @@ impl Owner {
     ) -> Result<Self> {
         let called = now();
         let span = span::begin(access, text);
-        let metrics = Arc::new(QueryMetrics::begin(labels));
+        let metrics = Arc::new(QueryMetrics::begin(&access.query_metrics, labels));
         let mut opening = Opening { metrics: Some(Arc::clone(&metrics)), called };
         let deadlines = settings.deadlines(called);
         let mut replaced = false;

@@ -587,14 +587,15 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::metrics::QueryLabels;
+    use crate::metrics::{QueryLabels, QueryMetricsCache};
 
     fn channel(readers: usize) -> Arc<Channel> {
         channel_with(readers, &StreamSettings::default())
     }
 
     fn channel_with(readers: usize, settings: &StreamSettings) -> Arc<Channel> {
-        let metrics = Arc::new(QueryMetrics::begin(QueryLabels::default()));
+        let metrics =
+            Arc::new(QueryMetrics::begin(&QueryMetricsCache::default(), QueryLabels::default()));
         Arc::new(Channel::new(readers, settings, None, metrics, now(), Span::none()))
     }
 
