@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::Value;
 use support::{
-    admin_at, client, cluster,
+    admin_at, backend_state, client, cluster,
     cluster::Setup,
     cluster::{Cluster, TRUST_EVERYBODY, free_port},
     daemon::Daemon,
@@ -101,6 +101,14 @@ async fn errors() -> Vec<Error> {
     errors.push(stream.pause().await.unwrap_err());
     let mut stream = query("v_endless").execute().await.unwrap();
     client.cancel_token().cancel().await.unwrap();
+    errors.push(until_error(&mut stream).await);
+    let slow = query("v_endless").max_memory(1 << 20).memory_soft_limits(0.2, 0.5);
+    let mut stream = slow.execute().await.unwrap();
+    let (admin, pid) = (admin_at(&url).await, client.backend_pid().unwrap());
+    eventually("the server is idle", async || {
+        backend_state(&admin, pid).await.as_deref() == Some("idle")
+    })
+    .await;
     errors.push(until_error(&mut stream).await);
 
     // Connecting: of what nobody listens at, the reason of the one attempt too.

@@ -164,7 +164,7 @@ async fn queries(snapshotter: &Snapshotter) -> BTreeSet<String> {
             Err(e) => break e,
         }
     };
-    assert!(matches!(limit, Error::MemoryLimitExceeded { .. }), "{limit}");
+    assert!(matches!(limit, Error::ConsumerLagged { .. }), "{limit}");
     drop(stream);
 
     // An adaptive size goes up.

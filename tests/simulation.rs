@@ -568,10 +568,14 @@ impl Life {
                 }
                 self.world.count(what);
             }
+            (Error::ConsumerLagged { .. }, _) => {
+                assert!(asked.memory.is_some_and(|(_, fails)| fails), "{error:?}");
+                self.world.count("soft limit of memory");
+            }
             (Error::MemoryLimitExceeded { .. }, _) => {
-                let (bytes, fails) = asked.memory.expect("there is a limit");
-                assert!(fails || self.world.query(asked.id).largest_row() > bytes, "{error:?}");
-                self.world.count(if fails { "soft limit of memory" } else { "row beyond memory" });
+                let (bytes, _) = asked.memory.expect("there is a limit");
+                assert!(self.world.query(asked.id).largest_row() > bytes, "{error:?}");
+                self.world.count("row beyond memory");
             }
             _ if read.is_none() => check_connecting(&self.world, error, asked.called),
             _ => panic!("why, for {fate:?}? {error:?}"),

@@ -36,6 +36,8 @@ pub enum ErrorCategory {
     Deserialization,
     /// [`Error::MemoryLimitExceeded`]
     MemoryLimit,
+    /// [`Error::ConsumerLagged`]
+    ConsumerLagged,
     /// [`Error::InvalidState`]
     InvalidState,
     /// [`Error::Io`]
@@ -60,6 +62,7 @@ impl ErrorCategory {
             Self::JsonDecode => "json_decode",
             Self::Deserialization => "deserialization",
             Self::MemoryLimit => "memory_limit",
+            Self::ConsumerLagged => "consumer_lagged",
             Self::InvalidState => "invalid_state",
             Self::Io => "io",
         }
@@ -102,6 +105,7 @@ impl Error {
             Self::JsonDecode { .. } => ErrorCategory::JsonDecode,
             Self::Deserialization { .. } => ErrorCategory::Deserialization,
             Self::MemoryLimitExceeded { .. } => ErrorCategory::MemoryLimit,
+            Self::ConsumerLagged { .. } => ErrorCategory::ConsumerLagged,
             Self::InvalidState { .. } => ErrorCategory::InvalidState,
             Self::Io { .. } => ErrorCategory::Io,
         }
@@ -134,6 +138,7 @@ impl Error {
             | Self::JsonDecode { .. }
             | Self::Deserialization { .. }
             | Self::MemoryLimitExceeded { .. }
+            | Self::ConsumerLagged { .. }
             | Self::InvalidState { .. } => RetryAdvice::Never,
         }
     }

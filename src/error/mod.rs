@@ -146,8 +146,7 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
-    /// One row, or another message, is larger than the memory the stream may use, and was not read; or the
-    /// stream came to the share of it at which it is to fail.
+    /// One row, or another message, is larger than the memory the stream may use, and was not read.
     #[error(
         "{required} bytes do not fit into the memory limit of {limit} bytes; raise max_memory() or \
          select less of the document"
@@ -157,6 +156,24 @@ pub enum Error {
         limit: usize,
         /// What would have been needed, in bytes.
         required: usize,
+    },
+
+    /// The consumer read more slowly than the server sent, and
+    /// [`memory_soft_limits`](crate::QueryBuilder::memory_soft_limits) ends such a stream. No row is
+    /// too large.
+    ///
+    /// Not retriable: the same consumer would start again from the first row.
+    #[error(
+        "the consumer is too slow: {buffered} bytes are buffered, and memory_soft_limits() ends the \
+         stream at {limit}; read faster, run fewer streams at once, raise max_memory(), or let the \
+         server wait (a second limit of 1.0)"
+    )]
+    ConsumerLagged {
+        /// The number of buffered bytes at which the stream ends: the second share of
+        /// `memory_soft_limits`, of `max_memory`.
+        limit: usize,
+        /// The number of bytes that were buffered when the next read would have exceeded `limit`.
+        buffered: usize,
     },
 
     /// The call makes no sense at this point, for example pausing a stream that has ended.

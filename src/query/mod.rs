@@ -199,7 +199,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
 
     /// Sets shares of the memory limit, from 0.0 to 1.0: above `warn`, `tracing` gets a warning, once
     /// a crossing; above `fail`, when that is below 1.0, the stream ends with
-    /// [`Error::MemoryLimitExceeded`] instead of waiting for its consumer.
+    /// [`Error::ConsumerLagged`] instead of waiting for its consumer.
     ///
     /// A stream fills its memory whenever its consumer is slower than the server: `fail` is for those
     /// who would rather give up than lag behind.

@@ -258,7 +258,10 @@ fn outcome(error: &Error) -> Outcome {
         error => Outcome::Failed {
             category: error.category().as_str(),
             by_timeout: matches!(error, Error::Timeout { .. }),
-            by_memory: matches!(error, Error::MemoryLimitExceeded { .. }),
+            by_memory: matches!(
+                error,
+                Error::MemoryLimitExceeded { .. } | Error::ConsumerLagged { .. }
+            ),
         },
     }
 }

@@ -709,10 +709,7 @@ mod tests {
         let _first = reserve(&seat, 300).unwrap();
         let _second = reserve(&seat, 200).unwrap();
         let Err(Interrupt::Failed(error)) = reserve(&seat, 5) else { panic!() };
-        assert!(
-            matches!(error, Error::MemoryLimitExceeded { limit: 500, required: 505 }),
-            "{error:?}"
-        );
+        assert!(matches!(error, Error::ConsumerLagged { limit: 500, buffered: 500 }), "{error:?}");
     }
 
     /// Another pause may have begun since.

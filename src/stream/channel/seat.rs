@@ -265,7 +265,7 @@ impl Seat {
     ///
     /// # Errors
     ///
-    /// [`Error::MemoryLimitExceeded`], where the stream is to fail instead of waiting.
+    /// [`Error::ConsumerLagged`], where the stream is to fail instead of waiting.
     pub(in crate::stream) async fn reserve(&self, size: usize) -> Result<Arc<Block>, Interrupt> {
         loop {
             {
@@ -277,8 +277,7 @@ impl Seat {
                 if let Some(limit) =
                     self.channel.fail_at.filter(|fail| held > 0 && held + size > *fail)
                 {
-                    let required = held + size;
-                    return Err(Error::MemoryLimitExceeded { limit, required }.into());
+                    return Err(Error::ConsumerLagged { limit, buffered: held }.into());
                 }
                 if state.budget.allows(size) {
                     let crossed = state.budget.take(size);
