@@ -8,13 +8,14 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Bounds, Connection, Exchange, TARGET, told_wrong};
+use super::{Bounds, Connection, TARGET, told_wrong};
 use crate::{
     config::SocketSettings,
     error::{Error, Result, TimeoutPhase},
     metrics::connection::{self as metrics, CancelRequest, Closed},
     protocol::{
         backend::{Message, name_of},
+        extended_query::ExtendedQuery,
         frame::{HEADER, Header, MAX_FRAME},
         frontend,
     },
@@ -55,13 +56,13 @@ pub(super) struct CancelKey {
 /// The connection cannot be used again and must be dropped.
 pub(crate) async fn settle(
     connection: &mut Connection,
-    exchange: &Exchange,
+    query: &ExtendedQuery,
     mut unsent: Bytes,
 ) -> Result<()> {
     let Bounds { drain_limit, .. } = connection.bounds;
     let mut drain = Drain { limit: drain_limit, skip: 0, drained: 0 };
     let began = Instant::now();
-    let settled = clean_up(connection, exchange, &mut unsent, &mut drain).await;
+    let settled = clean_up(connection, query, &mut unsent, &mut drain).await;
     let took = began.elapsed();
     metrics::drained(took, drain.drained);
     debug!(target: TARGET, bytes = drain.drained, ?took, "drained a query that ended early");
@@ -79,7 +80,7 @@ pub(crate) async fn settle(
 
 async fn clean_up(
     connection: &mut Connection,
-    exchange: &Exchange,
+    query: &ExtendedQuery,
     unsent: &mut Bytes,
     drain: &mut Drain,
 ) -> Result<()> {
@@ -89,10 +90,10 @@ async fn clean_up(
         return Ok(());
     }
     let session = Arc::clone(&connection.session);
-    if exchange.is_running() && session.cancel.is_none() {
+    if query.is_running() && session.cancel.is_none() {
         return Err(Error::protocol("the server gave no key to cancel queries with"));
     }
-    let key = session.cancel.as_ref().filter(|_| exchange.is_running());
+    let key = session.cancel.as_ref().filter(|_| query.is_running());
     let settled = async {
         let sent = connection.write(unsent).await;
         // Also when the connection is lost: the server may not know, and go on working.

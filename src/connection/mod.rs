@@ -2,7 +2,6 @@
 
 mod cancel;
 mod establish;
-mod exchange;
 mod handshake;
 mod random;
 mod session;
@@ -22,7 +21,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use self::session::{Heard, Session};
 pub(crate) use self::{
     cancel::settle,
-    exchange::{Exchange, Progress},
     slot::{Access, Lease, Slot, StreamGuard},
 };
 pub use self::{

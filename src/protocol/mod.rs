@@ -6,6 +6,7 @@
 //! [Frontend/Backend Protocol]: https://www.postgresql.org/docs/current/protocol.html
 
 pub(crate) mod backend;
+pub(crate) mod extended_query;
 pub(crate) mod frame;
 pub(crate) mod frontend;
 mod read;

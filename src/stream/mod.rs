@@ -15,6 +15,7 @@ mod reader;
 mod request;
 mod resume;
 mod row;
+mod schema;
 mod settings;
 mod span;
 mod stats;

@@ -19,13 +19,15 @@ use super::{
     deadline::{Deadlines, watch_pauses},
     low_water::LowWater,
     resume::{self, Position, Resume},
+    schema::check_columns,
     settings::{MAX_READ, MIN_READ, StreamSettings},
 };
 use crate::{
-    connection::{Connection, Exchange, Lease, Progress, TARGET, Taken, settle, told_wrong},
+    connection::{Connection, Lease, TARGET, Taken, settle, told_wrong},
     error::{Error, Result, TimeoutPhase},
     metrics::connection::Closed,
     protocol::{
+        extended_query::{ExtendedQuery, Progress},
         frame::{HEADER, Header, MAX_CONTROL_FRAME},
         rows::{Incomplete, Run, Stop},
     },
@@ -36,7 +38,7 @@ pub(super) struct Reader {
     seat: Seat,
     /// What of the request is not sent yet.
     unsent: Bytes,
-    exchange: Exchange,
+    query: ExtendedQuery,
     /// All of it, in bytes.
     request_bytes: usize,
     /// Whether the server has answered anything but an error.
@@ -114,7 +116,7 @@ impl Reader {
             seat,
             request_bytes: request.len(),
             unsent: request,
-            exchange: Exchange::new(),
+            query: ExtendedQuery::new(),
             answered: false,
             position: None,
             replaced: false,
@@ -144,7 +146,7 @@ impl Reader {
         if let Err(Interrupt::Failed(_)) = end {
             self.hand_over_last();
         }
-        let Self { mut connection, unsent, request_bytes, exchange, answered, .. } = self;
+        let Self { mut connection, unsent, request_bytes, query, answered, .. } = self;
         let Self { replaced, block, .. } = self;
         release(&mut connection, block);
         connection.set_low_water(1);
@@ -161,7 +163,7 @@ impl Reader {
             Err(Interrupt::Abandoned) if unsent.len() == request_bytes => {
                 give_back(connection, lease, &seat).await
             }
-            Err(Interrupt::Abandoned) => match settle(&mut connection, &exchange, unsent).await {
+            Err(Interrupt::Abandoned) => match settle(&mut connection, &query, unsent).await {
                 Ok(()) => give_back(connection, lease, &seat).await,
                 Err(e) => Err(e),
             },
@@ -181,7 +183,7 @@ impl Reader {
                     Ok(())
                 } else {
                     seat.finish(Err(error));
-                    match settle(&mut connection, &exchange, unsent).await {
+                    match settle(&mut connection, &query, unsent).await {
                         Ok(()) => give_back(connection, lease, &seat).await,
                         Err(e) => Err(e),
                     }
@@ -237,7 +239,7 @@ impl Reader {
         let Some(pause) = pause else { return Err(error.into()) };
         if !ended {
             // The server may go on working on what nobody will read.
-            let cleaned = settle(&mut self.connection, &self.exchange, Bytes::new()).await;
+            let cleaned = settle(&mut self.connection, &self.query, Bytes::new()).await;
             if let Err(error) = cleaned {
                 debug!(target: TARGET, %error, "could not stop the query that is resumed elsewhere");
             }
@@ -259,7 +261,7 @@ impl Reader {
 
     /// The next answer is that to this request.
     fn ask(&mut self, request: Bytes) {
-        self.exchange = Exchange::new();
+        self.query = ExtendedQuery::new();
         self.request_bytes = request.len();
         self.unsent = request;
     }
@@ -275,7 +277,7 @@ impl Reader {
             }
         }
         loop {
-            let stop = match self.exchange.takes_rows() {
+            let stop = match self.query.takes_rows() {
                 true => self.run.extend(
                     &self.connection.buffer,
                     self.chunk_rows,
@@ -304,7 +306,7 @@ impl Reader {
     async fn next_message(&mut self) -> Result<Progress, Interrupt> {
         let message = match self.connection.take_message()? {
             Taken::Message(message) => message,
-            Taken::Absorbed => return Ok(Progress::Going),
+            Taken::Absorbed => return Ok(Progress::Continue),
             Taken::Incomplete => {
                 let header = Header::read(&self.connection.buffer, MAX_CONTROL_FRAME)?;
                 let frame_bytes = header.map_or(HEADER, |h| h.size);
@@ -316,15 +318,16 @@ impl Reader {
                 }
                 self.make_room(Incomplete { frame_bytes, value_bytes: 0 }).await?;
                 self.fill().await?;
-                return Ok(Progress::Going);
+                return Ok(Progress::Continue);
             }
         };
         let name = message.name();
-        let progress = told_wrong(name, self.exchange.on(message))?;
+        let progress = told_wrong(name, self.query.advance(message))?;
         self.answered |= !matches!(progress, Progress::Failed(_));
         match progress {
-            Progress::Failed(error) => return Err(self.connection.explain(error).into()),
-            Progress::Started => {
+            Progress::Failed(error) => Err(self.connection.explain(error).into()),
+            Progress::Columns(columns) => {
+                told_wrong(name, check_columns(&columns))?;
                 self.seat.start();
                 // Whoever reads ahead now could leave no memory to another that is to begin, and so could whoever
                 // has read much in front of the rows: who waits holds none.
@@ -333,10 +336,10 @@ impl Reader {
                     self.seat.all_started().await;
                     self.next_block(HEADER, 0).await?;
                 }
+                Ok(Progress::Continue)
             }
-            Progress::Going | Progress::Ready => {}
+            Progress::Continue | Progress::Ready => Ok(progress),
         }
-        Ok(progress)
     }
 
     /// Hands over the rows at the front of the buffer as one chunk.

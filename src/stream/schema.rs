@@ -1,0 +1,101 @@
+//! The one column that a query must return.
+
+use crate::{
+    error::{Error, Result},
+    protocol::backend::{Column, Format},
+};
+
+const JSON: u32 = 114;
+const JSONB: u32 = 3802;
+
+/// Checks that a result has exactly one column, json or jsonb, as text.
+pub(super) fn check_columns(columns: &[Column]) -> Result<()> {
+    match columns {
+        [Column { type_oid: JSON | JSONB, format: Format::Text, .. }] => Ok(()),
+        [Column { type_oid: JSON | JSONB, .. }] => {
+            Err(Error::protocol("the column came in binary format, though text was asked for"))
+        }
+        [] => Err(no_columns()),
+        [only] => Err(Error::InvalidSchema {
+            found: format!(
+                "{}; make it json or jsonb, for example with to_jsonb() in the view",
+                describe(only)
+            ),
+        }),
+        several => {
+            // The first few are enough to recognize the query by.
+            let mut shown: Vec<String> = several.iter().take(4).map(describe).collect();
+            if several.len() > shown.len() {
+                shown.push("...".into());
+            }
+            Err(Error::InvalidSchema {
+                found: format!(
+                    "{} columns ({}); make one document of them, for example with \
+                     jsonb_build_object() in the view",
+                    several.len(),
+                    shown.join(", ")
+                ),
+            })
+        }
+    }
+}
+
+fn no_columns() -> Error {
+    Error::InvalidSchema { found: "no column".into() }
+}
+
+fn describe(column: &Column) -> String {
+    // A name has at most 63 bytes; a hostile server is not believed.
+    let name: String = column.name.chars().take(63).collect();
+    format!("{name:?} of type {}", type_name(column.type_oid))
+}
+
+/// The names of the types one meets most, by `pg_type.dat`; of others the oid.
+fn type_name(oid: u32) -> String {
+    let name = match oid {
+        16 => "boolean",
+        17 => "bytea",
+        20 => "bigint",
+        21 => "smallint",
+        23 => "integer",
+        25 => "text",
+        JSON => "json",
+        142 => "xml",
+        700 => "real",
+        701 => "double precision",
+        1042 => "char",
+        1043 => "varchar",
+        1082 => "date",
+        1114 => "timestamp",
+        1184 => "timestamptz",
+        1700 => "numeric",
+        2249 => "record",
+        2950 => "uuid",
+        JSONB => "jsonb",
+        oid => return format!("with oid {oid}"),
+    };
+    name.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(name: &str, type_oid: u32) -> Column {
+        Column { name: name.into(), type_oid, format: Format::Text }
+    }
+
+    #[test]
+    fn exactly_one_json_column_is_taken() {
+        assert!(check_columns(&[column("data", JSON)]).is_ok());
+        assert!(check_columns(&[column("anything", JSONB)]).is_ok());
+        let found = |columns: &[Column]| check_columns(columns).unwrap_err().to_string();
+        assert!(found(&[column("data", 25)]).contains("\"data\" of type text"));
+        assert!(found(&[column("data", 99_999)]).contains("oid 99999"));
+        let two = found(&[column("id", 20), column("data", JSONB)]);
+        assert!(two.contains("2 columns (\"id\" of type bigint, \"data\" of type jsonb)"), "{two}");
+        assert!(found(&vec![column("x", 23); 1000]).contains("..."));
+        let binary = Column { format: Format::Other, ..column("data", JSONB) };
+        assert!(check_columns(&[binary]).is_err());
+    }
+}
