@@ -575,3 +575,169 @@ async fn a_predicate_does_not_change_what_a_row_decodes_to() {
         assert!(rows.next().await.is_none());
     }
 }
+
+/// The server's lexer decides which parameters a text has, so it is asked: thousands of conditions, made of
+/// what is read in more than one way, are prepared by another driver.
+///
+/// `SCANNER_COUNT=100000` makes more of them.
+#[tokio::test]
+async fn placeholders_of_trusted_sql_are_those_that_the_server_finds() {
+    // Between quotes, anything goes.
+    const NOISE: &[&str] = &[
+        "$1", "$2", "$9", "\\", "--", "/*", "*/", "$$", "$a$", "\"", "''", " ", "\n", "\r", "e",
+        "E", "é", "$", "(", ";", "\\\\", "\t", "u&", "0x", "\u{a0}",
+    ];
+    const SPACE: &[&str] = &[
+        " ",
+        "\n",
+        "\t",
+        "\r",
+        "\u{c}",
+        " -- $8 ' \" /*\n",
+        "--\r",
+        "/* $7 ' /* -- */ $$ \" */",
+        "/**/",
+        "/*$6*/",
+        " /*/ $9 */ */ ",
+        "--$1\\\n",
+    ];
+    // Columns whose names look like something else.
+    const NAMES: &[&str] = &[
+        "a$1",
+        "e",
+        "x$2y",
+        "_$3",
+        "é$4",
+        "\u{a0}$5",
+        "\"$6\"",
+        "\"a\"\"$7\"",
+        "\"e'\"",
+        "u&\"$8\"",
+        "\"--\"",
+        "e$$",
+    ];
+    sql(r#"create table tv_lexer (data jsonb, a$1 text, e text, x$2y text, _$3 text, "é$4" text,
+               "$5" text, "$6" text, "a""$7" text, "e'" text, "$8" text, "--" text, e$$ text)"#
+        .replace("\"$5\"", "\"\u{a0}$5\"")
+        .as_str())
+    .await;
+    let server = support::admin().await;
+    let client = client().await;
+    let mut random = support::random::Random::of(11);
+    let count = std::env::var("SCANNER_COUNT").map_or(3000, |n| n.parse().unwrap());
+    let (mut compared, mut highest) = (0, [0; 5]);
+    for _ in 0..count {
+        let mut below = |n: usize| usize::try_from(random.below(n as u64)).unwrap();
+        let mut pick = |from: &[&'static str]| from[below(from.len())];
+        let mut text = String::from("num_nulls(");
+        let mut used = 0;
+        let items = pick(&["1", "2", "3", "4", "5", "7"]).parse().unwrap();
+        for _ in 0..items {
+            let noise: String = (0..items).map(|_| pick(NOISE)).collect();
+            let plain = noise.replace('\'', "''");
+            let item = match pick(&[
+                "plain",
+                "escape",
+                "dollar",
+                "tagged",
+                "parameter",
+                "parameter",
+                "parameter",
+                "parameter",
+                "parameter",
+                "name",
+                "case",
+                "like",
+                "fixed",
+                "fixed",
+                "continued",
+                "unicode",
+                "soup",
+            ]) {
+                "plain" => format!("'{plain}'"),
+                "escape" => {
+                    let end = pick(&["", "\\'", "''", "\\\\", "\\\\\\'"]);
+                    let noise = noise.replace(['\\', '\''], "\\'");
+                    format!("{}'{noise}{end}'", pick(&["e", "E"]))
+                }
+                "dollar" => format!("$${}$$", noise.replace('$', "+")),
+                "tagged" => {
+                    let tag = pick(&["x", "_", "é", "x1", "€", "\u{a0}", "E"]);
+                    format!("${tag}${noise}${tag}$")
+                }
+                "parameter" => {
+                    // Without a gap: the server takes no parameter that has no type.
+                    let number =
+                        pick(&["1", "2", "3", "4"]).parse::<usize>().unwrap().min(used + 1);
+                    used = used.max(number);
+                    let cast = pick(&["::int", "/**/::int", "\n:: int"]);
+                    format!("{}${number}{cast}", pick(&["", "", "@-", "-", "+", "1-", "1 *"]))
+                }
+                "name" => pick(NAMES).into(),
+                "case" => format!("case when true then'\\' else'{plain}\\'end"),
+                "like" => format!("e {}'{plain}'escape'\\'", pick(&["like", "ilike", "not like"])),
+                "fixed" => pick(&[
+                    "b'01'",
+                    "B''",
+                    "x'1F'",
+                    "X'e'",
+                    "n'\\'",
+                    "N'$1'",
+                    "1",
+                    "1.5",
+                    "1e5",
+                    ".5",
+                    "1.",
+                    "1.5e-3",
+                    "-1",
+                    "1e+5",
+                    "@-1",
+                    "$1::int-/*$9*/1",
+                    "$1::int*--$9\n 2",
+                    "1-$1::int",
+                    "1 +$1::int",
+                    "$1::text||'\\'",
+                    "e||$1::text",
+                    "e'\\''||$1::text",
+                    "array[$1::text,'\\'][1]",
+                    "(select $1::text)",
+                    "e=$1",
+                    "\"e\"=$1",
+                    "'a'=e",
+                ])
+                .into(),
+                "continued" => {
+                    let gap =
+                        pick(&["\n", " -- '\n", "\n\n\t", " \r--\n\n", "\u{c}\n", "\n-- '\n"]);
+                    pick(&["'a'~'\\$9'", "e'a'~'\\'$9'", "E'\\''~''~'\\'$9'", "'\\'~'\\'~'$9'"])
+                        .replace('~', gap)
+                }
+                "unicode" => format!("u&'{}'", plain.replace('\\', "\\\\")),
+                // Mostly rejected by the server.
+                _ => noise,
+            };
+            text.push_str(pick(SPACE));
+            text.push_str(&item);
+            text.push_str(pick(SPACE));
+            text.push(',');
+        }
+        text.push_str("'') > 0");
+        let Ok(statement) =
+            server.prepare(&format!("select data from tv_lexer where ({text}\n)")).await
+        else {
+            continue;
+        };
+        compared += 1;
+        let expected = statement.params().len();
+        highest[expected.min(4)] += 1;
+        for bound in 0..=9 {
+            let mut query = client.query::<Value>("tv_lexer").where_sql(&text);
+            for _ in 0..bound {
+                query = query.bind("x");
+            }
+            assert_eq!(query.to_sql().is_ok(), bound == expected, "{bound} of {expected}: {text}");
+        }
+    }
+    assert!(compared > count / 4, "the server accepts {compared} of {count}");
+    assert!(highest.iter().take(4).all(|n| *n > compared / 200), "{highest:?}");
+}

@@ -70,7 +70,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
 
     /// Adds a condition in trusted SQL; several must all hold. Each stands in parentheses.
     ///
-    /// It may use `$1`, `$2`, ... for the values given to [`bind`](Self::bind).
+    /// It may use `$1`, `$2`, ... for the values given to [`bind`](Self::bind). They are found as the
+    /// server finds them with `standard_conforming_strings = on`, its default. A text that ends within a
+    /// string, a quoted identifier or a comment is [`Error::Config`](crate::Error::Config).
     pub fn where_sql(mut self, condition: impl Into<String>) -> Self {
         self.select.conditions.push(Condition::Sql(condition.into()));
         self

@@ -103,7 +103,7 @@ impl Survey {
 
 /// Splits anything by the hash of an expression in trusted SQL, which must not be volatile.
 pub(crate) fn by_hash(expression: &str, parts: usize) -> Result<Vec<Part>> {
-    if highest_parameter(expression) > 0 {
+    if highest_parameter(expression)? > 0 {
         return Err(Error::config("partition_by() takes no parameters: write what it is about"));
     }
     let part = |number| Part::Hash { expression: expression.to_owned(), of: parts, number };

@@ -240,8 +240,10 @@ impl Select {
             Projection::Sql(sql) => Some(sql),
             _ => None,
         };
-        let texts = conditions.chain(order).chain(projection);
-        let highest = texts.map(|sql| highest_parameter(sql)).max().unwrap_or(0);
+        let mut highest = 0;
+        for sql in conditions.chain(order).chain(projection) {
+            highest = highest.max(highest_parameter(sql)?);
+        }
         let bound = self.parameters.len();
         if highest == bound {
             return Ok(());
