@@ -15,7 +15,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, OneLine, Result};
 
 /// The name of the mechanism, as in the server's list.
 pub(crate) const MECHANISM: &str = "SCRAM-SHA-256";
@@ -195,7 +195,8 @@ impl ServerFinal {
         // server-final-message = (server-error / verifier) ["," extensions]
         let first = text.split(',').next();
         if let Ok(error) = attribute(first, "e=") {
-            return Err(Error::authentication(format!("the server says {error:?}")));
+            let error = OneLine::name(error);
+            return Err(Error::authentication(format!("the server says \"{error}\"")));
         }
         let signature = BASE64
             .decode(attribute(first, "v=")?)

@@ -3,11 +3,14 @@
 
 mod support;
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use fraiseql_wire::{Error, ErrorCategory, FraiseClient, TimeoutPhase};
 use futures_util::StreamExt;
-use support::scripted::{self, Scripted, Step};
+use support::{
+    events::Events,
+    scripted::{self, Scripted, Step},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -434,4 +437,85 @@ async fn cancel_keys_of_odd_length_are_refused() {
         let (_, error) = liar.run(&format!("a key of {len} bytes"), &lying).await;
         assert!(error.is_some(), "a key of {len} bytes");
     }
+}
+
+/// Characters that reorder, hide or break what a terminal or a log shows (CVE-2021-42574), and an
+/// escape sequence of a terminal.
+const MISLEADING: &str = "a\u{202e}b\u{2066}c\u{200f}d\u{61c}e\u{200b}f\u{2028}g\u{85}h\u{feff}i\
+                          \u{9b}2Jj\u{1b}[2Jk\rl\nm\u{e0041}n";
+
+#[track_caller]
+fn check_shown(what: &str, shown: &str) {
+    for c in MISLEADING.chars().filter(|c| !c.is_ascii_graphic()) {
+        assert!(!shown.contains(c), "{what} shows {c:?}: {shown:?}");
+    }
+}
+
+/// Whatever text of a server's reaches an error, the cause of one, or an event.
+#[tokio::test]
+async fn no_text_of_a_server_misleads_the_reader_of_a_log() {
+    let (events, _guard) = Events::listen();
+    let fields = |tag, severity, code| {
+        let text = MISLEADING;
+        let all = [(b'S', severity), (b'V', severity), (b'C', code), (b'M', text), (b'D', text)];
+        scripted::fields(tag, &[&all[..], &[(b'H', text), (b'W', text), (b't', text)]].concat())
+    };
+    let body = |parts: &[&[u8]]| parts.concat();
+    let text = MISLEADING.as_bytes();
+    let reports = [
+        fields(b'N', "NOTICE", "00000"),
+        fields(b'N', "WARNING", "01000"),
+        fields(b'N', MISLEADING, "01000"),
+        scripted::message(b'S', &body(&[text, b"\0", text, b"\0"])),
+        scripted::message(b'S', &body(&[b"client_encoding\0UTF8\0"])),
+        scripted::message(b'A', &body(&[b"\0\0\0\x07", text, b"\0", text, b"\0"])),
+    ];
+    let document = serde_json::json!({MISLEADING: {"n": "x"}}).to_string();
+    let cases: [(&str, bool, Vec<u8>); 14] = [
+        ("refused", false, fields(b'E', "FATAL", "28P01")),
+        ("not now", false, fields(b'E', "FATAL", "57P03")),
+        ("a text without a length", false, body(&[b"E", "\u{202e}a\u{200b}b".as_bytes(), b"\0"])),
+        ("no SQLSTATE", false, fields(b'E', "FATAL", "")),
+        ("mechanisms", false, scripted::message(b'R', &body(&[b"\0\0\0\x0a", text, b"\0\0"]))),
+        ("SQLSTATE", false, fields(b'E', "FATAL", MISLEADING)),
+        (
+            "options",
+            false,
+            scripted::message(b'v', &body(&[&[0, 3, 0, 0, 0, 0, 0, 1], text, b"\0"])),
+        ),
+        ("a severity", true, fields(b'E', MISLEADING, "22012")),
+        ("an error", true, fields(b'E', "ERROR", "22012")),
+        ("an error that ends the session", true, fields(b'E', "FATAL", "57P01")),
+        ("a column", true, scripted::begin(&[(MISLEADING, 25)])),
+        ("columns", true, scripted::begin(&[(MISLEADING, 25), (MISLEADING, 3802)])),
+        ("a key", true, body(&[&scripted::begin_json(), &scripted::row(&document)])),
+        ("an encoding", true, scripted::message(b'S', &body(&[b"client_encoding\0", text, b"\0"]))),
+    ];
+    for (case, logged_in, bytes) in cases {
+        let script = match logged_in {
+            false => vec![Step::ExpectStartup, Step::Send(bytes)],
+            true => {
+                let mut script = scripted::login();
+                script.extend([Step::ExpectQuery, Step::Send([reports.concat(), bytes].concat())]);
+                script
+            }
+        };
+        let server = Scripted::start(vec![script]).await;
+        let run = async {
+            let client = FraiseClient::connect(&server.url()).await?;
+            let query = client.query::<BTreeMap<String, BTreeMap<String, u8>>>("v");
+            query.execute().await?.next().await.unwrap().map(drop)
+        };
+        let error = run.await.expect_err(case);
+        check_shown(case, &error.to_string());
+        check_shown(case, &format!("{error:?}"));
+        if let Error::Deserialization { path, .. } = &error {
+            check_shown(case, path);
+        }
+    }
+    let told = events.with("");
+    for part in ["reports a parameter", "notification", "NOTICE", "WARNING"] {
+        assert!(told.iter().any(|event| event.contains(part)), "{part} is not in {told:?}");
+    }
+    told.iter().for_each(|event| check_shown("an event", event));
 }

@@ -18,7 +18,7 @@ use crate::{
         ChannelBinding, ConnectionConfig, Method, Password, ProtocolVersion, ScramCacheEntry,
         ScramKey, Target,
     },
-    error::{DbError, Error, Result},
+    error::{DbError, Error, OneLine, Result},
     md5,
     metrics::connection::{self as metrics, Attempt, OpenConnection, Phase},
     protocol::{
@@ -317,7 +317,8 @@ impl Login<'_> {
         let range = self.config.protocol;
         if let Some(option) = options.first() {
             return Err(Error::protocol(format!(
-                "the server does not know the option {option:?}, which nobody asked for"
+                "the server does not know the option \"{}\", which nobody asked for",
+                OneLine::name(option)
             )));
         }
         match newest {
@@ -426,8 +427,10 @@ impl Login<'_> {
             self.check_binding(&State::Start)?;
         }
         if !offered(scram::MECHANISM) {
+            let names = mechanisms.iter().take(8).map(|name| OneLine::name(name).to_string());
             return Err(Error::authentication(format!(
-                "the server offers {mechanisms:?}, of which this client speaks none; it speaks {}",
+                "the server offers {:?}, of which this client speaks none; it speaks {}",
+                names.collect::<Vec<_>>(),
                 scram::MECHANISM
             )));
         }
@@ -548,7 +551,10 @@ impl Wire {
     /// length, as before protocol 3.
     fn old_error(&self) -> Option<Error> {
         let text = Header::text_of_old_error(&self.buffer)?;
-        Some(Error::protocol(format!("the server refuses the connection: {text}")))
+        Some(Error::protocol(format!(
+            "the server refuses the connection: {}",
+            OneLine::name(&text)
+        )))
     }
 }
 

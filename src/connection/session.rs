@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 
 use super::{TARGET, cancel::CancelKey};
 use crate::{
-    error::{DbError, Error, Result},
+    error::{DbError, Error, OneLine, Result},
     metrics,
     protocol::backend::Message,
 };
@@ -127,7 +127,8 @@ impl Heard {
                 self.notices.report(&notice);
             }
             Message::ParameterStatus { name, value } => {
-                debug!(target: TARGET, ?name, ?value, "the server reports a parameter");
+                let (shown, to) = (OneLine::name(&name), OneLine::name(&value));
+                debug!(target: TARGET, name = %shown, value = %to, "the server reports a parameter");
                 let mut parameters = lock(&self.parameters);
                 let is_known = parameters.contains_key(&name);
                 let is_short = name.len() <= MAX_VALUE && value.len() <= MAX_VALUE;
@@ -136,7 +137,8 @@ impl Heard {
                 }
             }
             Message::NotificationResponse { channel } => {
-                debug!(target: TARGET, ?channel, "a notification came, which nobody listens for");
+                let channel = OneLine::name(&channel);
+                debug!(target: TARGET, %channel, "a notification came, which nobody listens for");
             }
             other => return Some(other),
         }

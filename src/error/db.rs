@@ -1,6 +1,6 @@
 use std::fmt;
 
-use super::sqlstate::SqlState;
+use super::{OneLine, sqlstate::SqlState};
 
 /// An error or notice as the server reported it, with every field it sent.
 ///
@@ -121,29 +121,21 @@ impl DbError {
     }
 }
 
-/// One line: severity, message, detail, hint and SQLSTATE.
+/// One line: severity, message, detail, hint and SQLSTATE. Control characters, marks of direction and
+/// invisible characters become blanks.
 impl fmt::Display for DbError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write_line(f, &self.severity)?;
-        f.write_str(": ")?;
-        write_line(f, &self.message)?;
+        write!(f, "{}: {}", one_line(&self.severity), one_line(&self.message))?;
         for (label, text) in [("detail", &self.detail), ("hint", &self.hint)] {
             if let Some(text) = text {
-                write!(f, "; {label}: ")?;
-                write_line(f, text)?;
+                write!(f, "; {label}: {}", one_line(text))?;
             }
         }
         write!(f, " (SQLSTATE {})", self.code)
     }
 }
 
-/// Writes a text of the server's on one line, so that it cannot forge lines in a log.
-fn write_line(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
-    for (i, line) in text.split(char::is_control).filter(|l| !l.is_empty()).enumerate() {
-        if i > 0 {
-            f.write_str(" ")?;
-        }
-        f.write_str(line)?;
-    }
-    Ok(())
+/// A text of the server's, which must not forge lines in a log. It is in bounds already.
+fn one_line(text: &str) -> OneLine<'_> {
+    OneLine { text, max: usize::MAX }
 }

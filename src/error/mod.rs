@@ -3,10 +3,12 @@
 mod advice;
 mod db;
 pub mod sqlstate;
+mod text;
 
 use std::{fmt, io, time::Duration};
 
 use self::sqlstate::SqlState;
+pub(crate) use self::text::OneLine;
 pub use self::{
     advice::{ErrorCategory, RetryAdvice},
     db::DbError,

@@ -9,7 +9,7 @@ use serde::{
 };
 use serde_json::{Value, error::Category, value::RawValue};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, OneLine, Result};
 
 /// What a stream can yield: any type that serde deserializes, and [`RawJson`].
 ///
@@ -193,14 +193,17 @@ pub(super) fn decode<'a, U: Deserialize<'a>>(bytes: &'a [u8], row: u64) -> Resul
     serde_json::from_str(text).map_err(|e| explain::<U>(text, row, e))
 }
 
+/// How much of a path is shown, in bytes: a document chooses its keys.
+const MAX_PATH: usize = 1 << 10;
+
 /// Finds out where in the document the decoder failed, by decoding it again: only rows that fail
 /// pay for it.
 #[cold]
 fn explain<'a, U: Deserialize<'a>>(text: &'a str, row: u64, source: serde_json::Error) -> Error {
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let path = match serde_path_to_error::deserialize::<_, U>(&mut deserializer) {
-        // A key may hold line breaks, and the error is one line of a log.
-        Err(e) => e.path().to_string().replace(char::is_control, " "),
+        // Keys are text of the document, and the error is one line of a log.
+        Err(e) => OneLine { text: &e.path().to_string(), max: MAX_PATH }.to_string(),
         // It is what follows the document that is wrong.
         Ok(_) => ".".to_owned(),
     };
