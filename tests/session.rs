@@ -8,7 +8,7 @@ use std::{
 };
 
 use fraiseql_wire::{
-    ConnectionConfig, ConnectionConfigBuilder, Error, ErrorCategory, FraiseClient, RawJson,
+    ConnectionConfig, ConnectionConfigBuilder, Error, ErrorCategory, Field, FraiseClient, RawJson,
     RetryPolicy, TimeoutPhase,
 };
 use futures_util::{StreamExt, TryStreamExt};
@@ -589,4 +589,227 @@ async fn a_connection_with_something_left_on_it_is_not_used_again() {
     }
     drop(client);
     server.done().await;
+}
+
+/// The last client encoding that a server reports must be UTF-8, however it spells that: in any other
+/// one, it would silently compare with other values than the ones that were bound.
+#[tokio::test]
+async fn a_login_that_ends_in_another_client_encoding_fails() {
+    let login = |reports: &[(&str, &str)]| {
+        let mut bytes = scripted::auth_ok();
+        for (name, value) in reports {
+            bytes.extend(message(b'S', format!("{name}\0{value}\0").as_bytes()));
+        }
+        bytes.extend(message(b'K', &[0, 0, 0, 77, 1, 2, 3, 4]));
+        bytes.extend(scripted::ready());
+        vec![Step::ExpectStartup, Step::Send(bytes), Step::Silence]
+    };
+    let (long, name) = ("LATIN1".repeat(2000), "client_encoding");
+    let many: Vec<_> = (0..300).map(|i| format!("p{i}")).collect();
+    let mut many: Vec<_> = many.iter().map(|name| (name.as_str(), "on")).collect();
+    many.push((name, "LATIN1"));
+    let cases: &[(&[(&str, &str)], bool)] = &[
+        (&[], true),
+        (&[(name, "UTF8")], true),
+        (&[(name, "UTF-8")], true),
+        (&[(name, "utf8")], true),
+        (&[(name, "UNICODE")], true),
+        // Of a pooler's own connection, and then of the client's.
+        (&[(name, "SQL_ASCII"), (name, "UTF8")], true),
+        (&[("server_encoding", "LATIN1")], true),
+        (&[(name, "LATIN1")], false),
+        (&[(name, "SQL_ASCII")], false),
+        (&[(name, "UTF8"), (name, "WIN1252")], false),
+        (&[("Client_Encoding", "LATIN1")], false),
+        (&[(name, "UTF16")], false),
+        (&[(name, "UTF8\u{202e}LATIN1")], false),
+        (&[(name, "")], false),
+        (&[(name, &long)], false),
+        (&many, false),
+    ];
+    for (reports, accepted) in cases {
+        let server = Scripted::start(vec![login(reports)]).await;
+        let connected = FraiseClient::connect(&server.url()).await;
+        match (connected, accepted) {
+            (Ok(_), true) => {}
+            (Err(error), false) => {
+                let text = error.to_string();
+                assert!(text.contains("client_encoding") && text.len() < 1000, "{text}");
+                assert!(!text.contains('\u{202e}'), "{text}");
+                assert!(!error.is_retriable(), "{error:?}");
+            }
+            (connected, _) => panic!("{reports:?}: {connected:?}"),
+        }
+        server.done().await;
+    }
+}
+
+/// Wherever in a session a server reports another encoding, its connection is not used again; rows
+/// already received are delivered first.
+#[tokio::test]
+async fn a_client_encoding_that_changes_in_a_session_is_an_error_and_closes_the_connection() {
+    let changed = message(b'S', b"client_encoding\0LATIN1\0");
+    let back = message(b'S', b"client_encoding\0UTF8\0");
+    let answer = |rows: &[&str]| {
+        let rows = rows.iter().flat_map(|value| scripted::row(value));
+        let end = [scripted::complete(), scripted::ready()].concat();
+        [scripted::begin_json(), rows.collect(), end].concat()
+    };
+    let failed =
+        [scripted::error("ERROR", "22012", "division by zero"), scripted::ready()].concat();
+    let whole = answer(&["1", "2"]);
+    let before_rows = scripted::begin_json().len();
+    let before_end = whole.len() - scripted::ready().len();
+    let before_complete = before_end - scripted::complete().len();
+    let insert = |at: usize, what: &[u8]| [&whole[..at], what, &whole[at..]].concat();
+    for (case, bytes, rows) in [
+        ("before the query", insert(0, &changed), 0),
+        ("before the rows", insert(before_rows, &changed), 0),
+        ("before the end, as of Postgres 13", insert(before_complete, &changed), 2),
+        ("before ReadyForQuery, as of Postgres 14", insert(before_end, &changed), 2),
+        ("and back", insert(before_end, &[&changed[..], &back].concat()), 2),
+        ("in front of an error", [&changed[..], &failed].concat(), 0),
+    ] {
+        let mut first = scripted::login();
+        first.extend([Step::ExpectQuery, Step::Send(bytes), Step::ExpectEnd]);
+        let mut second = scripted::login();
+        second.extend([Step::ExpectQuery, Step::Send(answer(&["3"]))]);
+        let server = Scripted::start(vec![first, second]).await;
+        let client = FraiseClient::connect(&server.url()).await.unwrap();
+        let (mut received, mut error) = (0, None);
+        match client.query::<u8>("v").execute().await {
+            Ok(mut stream) => {
+                while let Some(row) = stream.next().await {
+                    match row {
+                        Ok(_) => received += 1,
+                        Err(e) => error = Some(e),
+                    }
+                }
+            }
+            Err(e) => error = Some(e),
+        }
+        let error = error.unwrap_or_else(|| panic!("{case}: no error"));
+        assert_eq!(error.category(), ErrorCategory::Protocol, "{case}: {error}");
+        assert!(error.to_string().contains("LATIN1"), "{case}: {error}");
+        assert_eq!(received, rows, "{case}");
+        let stream = client.query::<u8>("v").execute().await.unwrap();
+        assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap(), [3], "{case}");
+        drop(client);
+        server.done().await;
+    }
+}
+
+/// The same where no rows are wanted: after the end of a query, while a stopped query is drained, and
+/// in a round trip.
+#[tokio::test]
+async fn a_client_encoding_that_changes_unseen_closes_the_connection() {
+    let changed = message(b'S', b"client_encoding\0LATIN1\0");
+    let rows = [scripted::begin_json(), scripted::row("1")].concat();
+    let end = [scripted::complete(), scripted::ready()].concat();
+    let last = || {
+        let mut last = scripted::login();
+        last.extend([Step::ExpectQuery, Step::Send([&rows[..], &end].concat())]);
+        last
+    };
+    let expect_row = async |client: &FraiseClient| {
+        let stream = client.query::<u8>("v").execute().await.unwrap();
+        assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap(), [1]);
+    };
+
+    // With the last bytes of an answer.
+    let mut first = scripted::login();
+    let answer = [&rows[..], &end, &changed].concat();
+    first.extend([Step::ExpectQuery, Step::Send(answer), Step::ExpectEnd]);
+    let server = Scripted::start(vec![first, last()]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    expect_row(&client).await;
+    expect_row(&client).await;
+    drop(client);
+    server.done().await;
+
+    // In what a stopped query still sends.
+    let (cancelled, cancel) = tokio::sync::oneshot::channel();
+    let mut first = scripted::login();
+    first.extend([Step::ExpectQuery, Step::Send(rows.clone()), Step::Wait(cancel)]);
+    let stopped = scripted::error("ERROR", "57014", "canceling statement due to user request");
+    first.push(Step::Send([&changed[..], &stopped, &scripted::ready()].concat()));
+    first.push(Step::ExpectEnd);
+    let request = vec![Step::Expect(scripted::cancel_request()), Step::Signal(cancelled)];
+    let server = Scripted::start(vec![first, request, last()]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let mut stream = client.query::<u8>("v").execute().await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+    drop(stream);
+    expect_row(&client).await;
+    drop(client);
+    server.done().await;
+
+    // In the answer to a ping.
+    let mut first = scripted::login();
+    first.push(Step::Expect(b"Q\0\0\0\x05\0".to_vec()));
+    first.push(Step::Send([message(b'I', b""), changed.clone(), scripted::ready()].concat()));
+    first.push(Step::ExpectEnd);
+    let server = Scripted::start(vec![first, last()]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let error = client.ping().await.unwrap_err();
+    assert_eq!(error.category(), ErrorCategory::Protocol, "{error}");
+    expect_row(&client).await;
+    drop(client);
+    server.done().await;
+}
+
+/// A function that changes the encoding, of a real server: the query that ran it fails, and the next
+/// one compares in UTF-8 again.
+#[tokio::test]
+async fn a_view_that_changes_client_encoding_costs_its_connection() {
+    sql("create view v_green as select to_jsonb('grün'::text) as data;
+         create function set_latin() returns text volatile language sql as
+             $$ select set_config('client_encoding', 'LATIN1', false) $$;
+         create view v_latin as
+             select to_jsonb(i) as data from (select set_latin(), generate_series(1, 3) i) as x;
+         create view v_latin_endless as
+             select data from (select set_latin(), data from v_endless) as x")
+    .await;
+    let client = client().await;
+    let find = async || {
+        let query = client.query::<String>("v_green").where_sql("data #>> '{}' = $1").bind("grün");
+        query.fetch_all().await.unwrap()
+    };
+    assert_eq!(find().await, ["grün"]);
+    let backend = client.backend_pid();
+    let mut stream = client.query::<RawJson>("v_latin_endless").execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    drop(stream);
+    // Stopped, it takes back what it has set: the connection is as good as before.
+    assert_eq!(find().await, ["grün"]);
+    assert_eq!(client.backend_pid(), backend);
+    let error = outcome(&client, "v_latin").await.expect("an error");
+    assert!(error.to_string().contains("client_encoding to \"LATIN1\""), "{error}");
+    assert_eq!(find().await, ["grün"]);
+    assert_ne!(client.backend_pid(), backend);
+}
+
+/// Keys of filters are literals in SQL. They mean the same where backslashes are escapes, which the
+/// server, a role or another client of a pooler may have set.
+#[tokio::test]
+async fn keys_mean_the_same_whatever_standard_conforming_strings_says() {
+    sql(r#"create view v_backslash as select data::jsonb from (values
+             ('{"a\\b": "both", "it''s": "quoted", "a\b": "control"}')) x(data)"#)
+    .await;
+    // Postgres 19 has no other setting than on.
+    let settings = if cluster().version() < 19 { &["on", "off"][..] } else { &["on"] };
+    for setting in settings {
+        let client = connect(config().param("standard_conforming_strings", *setting)).await;
+        assert_eq!(client.parameter("standard_conforming_strings").as_deref(), Some(*setting));
+        for (key, value) in [(r"a\b", "both"), ("it's", "quoted"), ("a\u{8}", "control")] {
+            let found = client
+                .query::<Value>("v_backslash")
+                .filter(Field::path([key]).eq(value))
+                .order_by_field(Field::path([key]).asc())
+                .fetch_all()
+                .await
+                .unwrap();
+            assert_eq!(found.len(), 1, "{key:?} with {setting}");
+        }
+    }
 }

@@ -626,18 +626,21 @@ fn refuse_what_cannot_apply(values: &Values) -> Result<()> {
             "sslkeylogfile would write the keys of sessions to a file, which is not done here",
         );
     }
-    let encoding: String = values
-        .get("client_encoding")
-        .unwrap_or_default()
-        .chars()
-        .filter(char::is_ascii_alphanumeric)
-        .collect();
-    if !["", "auto", "utf8", "unicode"].iter().any(|e| encoding.eq_ignore_ascii_case(e)) {
+    let encoding = values.get("client_encoding").unwrap_or_default();
+    if !(encoding.is_empty() || encoding.eq_ignore_ascii_case("auto") || is_utf8(encoding)) {
         return refuse(
             "client_encoding (or PGCLIENTENCODING) can only be UTF8: JSON is decoded as UTF-8",
         );
     }
     Ok(())
+}
+
+/// Whether a name of an encoding stands for UTF-8. Postgres ignores case and everything but letters
+/// and digits (`clean_encoding_name`), and knows the old name `UNICODE`.
+pub(crate) fn is_utf8(encoding: &str) -> bool {
+    let cleaned = || encoding.chars().filter(char::is_ascii_alphanumeric);
+    let is = |name: &str| cleaned().map(|c| c.to_ascii_lowercase()).eq(name.chars());
+    is("utf8") || is("unicode")
 }
 
 fn check_extras(extras: &Extras) -> Result<()> {

@@ -221,7 +221,7 @@ impl Drain {
                 // A parameter that changes meanwhile is still the session's.
                 let message = told_wrong(name, Message::read(header.tag, body))?;
                 let message = connection.session.heard.absorb(message);
-                let message = message.map(|m| connection.expect_transaction(m)).transpose()?;
+                let message = message.map(|m| connection.check_state(m)).transpose()?;
                 if message == Some(Message::ReadyForQuery) {
                     return Ok(true);
                 }

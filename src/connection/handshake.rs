@@ -102,7 +102,10 @@ pub(super) async fn handshake(
                     secret,
                 });
             }
-            Message::ReadyForQuery => break,
+            Message::ReadyForQuery => {
+                wire.heard.end_login()?;
+                break;
+            }
             Message::ErrorResponse(e) => return Err(refused(e, login.user).into()),
             other => return Ok(unexpected(&other, "the start of the session")?),
         }

@@ -118,13 +118,18 @@ impl Connection {
     /// Takes one message off the buffer.
     pub(crate) fn take_message(&mut self) -> Result<Taken> {
         match take_message(&mut self.buffer, MAX_CONTROL_FRAME, Some(&self.session.heard))? {
-            Taken::Message(message) => self.expect_transaction(message).map(Taken::Message),
-            other => Ok(other),
+            Taken::Message(message) => self.check_state(message).map(Taken::Message),
+            Taken::Absorbed => self.session.heard.check_encoding().map(|()| Taken::Absorbed),
+            Taken::Incomplete => Ok(Taken::Incomplete),
         }
     }
 
-    /// In a transaction of this client a server is ready as it is outside of one.
-    fn expect_transaction(&self, message: Message) -> Result<Message> {
+    /// Checks that a session that is ready for the next query is in the expected state. In a
+    /// transaction of this client a server is ready as it is outside of one.
+    fn check_state(&self, message: Message) -> Result<Message> {
+        if matches!(message, Message::ReadyForQuery | Message::ReadyInTransaction) {
+            self.session.heard.check_encoding()?;
+        }
         match (message, self.in_transaction) {
             (Message::ReadyInTransaction, true) => Ok(Message::ReadyForQuery),
             (message @ Message::ReadyInTransaction, false) => {

@@ -11,8 +11,9 @@ use std::{
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
-use super::{TARGET, cancel::CancelKey};
+use super::{TARGET, cancel::CancelKey, told_wrong};
 use crate::{
+    config::is_utf8,
     error::{DbError, Error, OneLine, Result},
     metrics,
     protocol::backend::Message,
@@ -105,7 +106,18 @@ impl fmt::Debug for Notices {
 #[derive(Debug, Default)]
 pub(super) struct Heard {
     notices: Notices,
-    parameters: Mutex<BTreeMap<String, String>>,
+    parameters: Mutex<Parameters>,
+}
+
+#[derive(Debug, Default)]
+struct Parameters {
+    values: BTreeMap<String, String>,
+    /// The reported `client_encoding`, if it is not UTF8. Kept apart from the values, which are
+    /// bounded: it must never be forgotten.
+    wrong_encoding: Option<String>,
+    /// Logged in: from here on another encoding is not forgiven when it changes back, because it was
+    /// that of a part of an answer.
+    in_session: bool,
 }
 
 /// The most parameters that are remembered: Postgres reports some fifteen.
@@ -130,10 +142,16 @@ impl Heard {
                 let (shown, to) = (OneLine::name(&name), OneLine::name(&value));
                 debug!(target: TARGET, name = %shown, value = %to, "the server reports a parameter");
                 let mut parameters = lock(&self.parameters);
-                let is_known = parameters.contains_key(&name);
+                if name.eq_ignore_ascii_case("client_encoding") {
+                    let wrong = (!is_utf8(&value)).then(|| OneLine::name(&value).to_string());
+                    if wrong.is_some() || !parameters.in_session {
+                        parameters.wrong_encoding = wrong;
+                    }
+                }
+                let is_known = parameters.values.contains_key(&name);
                 let is_short = name.len() <= MAX_VALUE && value.len() <= MAX_VALUE;
-                if is_short && (parameters.len() < MAX_PARAMETERS || is_known) {
-                    parameters.insert(name, value);
+                if is_short && (parameters.values.len() < MAX_PARAMETERS || is_known) {
+                    parameters.values.insert(name, value);
                 }
             }
             Message::NotificationResponse { channel } => {
@@ -146,7 +164,30 @@ impl Heard {
     }
 
     pub(super) fn parameter(&self, name: &str) -> Option<String> {
-        lock(&self.parameters).get(name).cloned()
+        lock(&self.parameters).values.get(name).cloned()
+    }
+
+    /// Ends the login. Only now, because a pooler may first report what its own connection began
+    /// with, the client encoding is [checked](Self::check_encoding).
+    pub(super) fn end_login(&self) -> Result<()> {
+        lock(&self.parameters).in_session = true;
+        self.check_encoding()
+    }
+
+    /// Checks that the server still converts to and from UTF-8. In another encoding a comparison
+    /// with a bound value silently finds other rows.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Protocol`]: the connection cannot be used again and must be dropped.
+    pub(super) fn check_encoding(&self) -> Result<()> {
+        let Some(encoding) = lock(&self.parameters).wrong_encoding.clone() else { return Ok(()) };
+        let message = format!(
+            "the server changed client_encoding to {encoding:?}, and JSON is read as UTF-8: find \
+             what sets it (a function of the view, or another client of the same pooler) and have \
+             it leave client_encoding alone; the connection was closed"
+        );
+        told_wrong("ParameterStatus", Err(Error::protocol(message)))
     }
 }
 
