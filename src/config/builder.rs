@@ -34,6 +34,9 @@ impl ConnectionConfigBuilder {
     /// Adds a host: a name, an IP address, or the directory of a Unix socket (it begins with `/`,
     /// or with `@` for Linux's abstract namespace). Several are tried in order. The
     /// hosts, addresses and ports of a configuration that was begun with are gone then.
+    ///
+    /// One call adds one host: a comma in it, which separates hosts in a connection string, is an error of
+    /// [`build`](Self::build).
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.hosts.push(host.into());
         self
@@ -233,6 +236,12 @@ impl ConnectionConfigBuilder {
     /// [`Error::Config`] names the setting that is not valid; [`Error::Tls`] says that TLS is asked
     /// for and this build has none.
     pub fn build(self) -> Result<ConnectionConfig> {
+        // It would be several places to send the password to, of which the caller knows of one.
+        if self.hosts.iter().any(|host| host.contains([',', '\0'])) {
+            return Err(Error::config(
+                "host(...) adds one host, without a comma: call it for each",
+            ));
+        }
         let mut values = self.base;
         // A name with the address of another would go to the other.
         if !(self.hosts.is_empty() && self.addresses.is_empty()) {

@@ -2,6 +2,8 @@
 
 use std::{fs, io, path::PathBuf};
 
+use zeroize::Zeroizing;
+
 use super::{
     keyword::{KEYWORDS, Values},
     service,
@@ -66,10 +68,10 @@ impl Environment<'_> {
             .collect()
     }
 
-    /// A file's text, or `None` if there is no such file.
-    pub(super) fn read(path: &PathBuf) -> io::Result<Option<String>> {
+    /// What is in a file, or `None` if there is no such file. It may hold a password.
+    pub(super) fn read(path: &PathBuf) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
         match fs::read(path) {
-            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+            Ok(bytes) => Ok(Some(Zeroizing::new(bytes))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e),
         }

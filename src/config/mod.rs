@@ -64,9 +64,15 @@ use crate::error::{Error, Result};
 /// * `sslcompression`: nothing is ever compressed.
 /// * `sslkeylogfile`: an error.
 ///
-/// Other than in libpq, every setting is text in UTF-8; a port or an address that is not valid is an
-/// error at once, also when another host of the list would do; and `connect_timeout` limits the
-/// resolving of names too.
+/// Differences from libpq:
+///
+/// * Settings must be valid UTF-8. An environment variable, or a line of a service, that is not is an
+///   error; a password of a password file that is not is ignored with a warning.
+/// * An invalid port or address is an error even if another host in the list is valid.
+/// * `connect_timeout` limits the resolution of names too.
+/// * In a URI, an `@` in the host or the database must be written as `%40`: otherwise it is the sign of
+///   a user or a password that was not escaped.
+/// * A connection string in place of the name of the database is an error.
 ///
 /// `Debug` and `Display` never show a password.
 ///
@@ -624,6 +630,15 @@ fn refuse_what_cannot_apply(values: &Values) -> Result<()> {
     if values.non_empty("sslkeylogfile").is_some() {
         return refuse(
             "sslkeylogfile would write the keys of sessions to a file, which is not done here",
+        );
+    }
+    let database = values.get("dbname").unwrap_or_default();
+    let is_string = ["postgres://", "postgresql://"].iter().any(|p| database.starts_with(p));
+    if is_string || database.contains("password=") {
+        // Not shown: it holds a password, which a name is not checked for.
+        return refuse(
+            "dbname (or PGDATABASE) is a connection string, not the name of a database: pass it to \
+             ConnectionConfig::parse",
         );
     }
     let encoding = values.get("client_encoding").unwrap_or_default();

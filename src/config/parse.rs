@@ -45,6 +45,16 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
 
     let (hosts, query) = split_at_char(hosts, '?');
     let (hosts, database) = split_at_char(hosts, '/');
+    // libpq takes them as names. No host has an @, and a database rarely: it is the end of a user or
+    // password with a / or @ that was not escaped, the rest of which would be looked up and shown.
+    for (name, part) in [("host", hosts), ("dbname", database.unwrap_or_default())] {
+        if part.contains('@') {
+            return Err(Error::config(format!(
+                "{name} holds @, where the user and the password of the URI have ended before: if \
+                 one of them holds / or @, write it as %2F or %40; if the {name} does, write %40"
+            )));
+        }
+    }
     let (host, port) = parse_hosts(hosts)?;
     store("host", &host)?;
     store("port", &port)?;
@@ -108,7 +118,8 @@ fn parse_hosts(mut rest: &str) -> Result<(String, String)> {
 fn decode(part: &str, name: &str) -> Result<Zeroizing<String>> {
     let bad = |why: &str| Error::config(format!("in the URI, {name} {why}"));
     let part = part.trim_matches(is_space);
-    let mut bytes = Vec::with_capacity(part.len());
+    // Of the size that it needs at most: a vector that grows leaves copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(part.len()));
     let mut rest = part.as_bytes().iter();
     while let Some(&byte) = rest.next() {
         if byte == b' ' {
@@ -128,7 +139,8 @@ fn decode(part: &str, name: &str) -> Result<Zeroizing<String>> {
             Err(_) => return Err(bad("holds an impossible escape")),
         }
     }
-    String::from_utf8(bytes).map(Zeroizing::new).map_err(|_| bad("is not UTF-8"))
+    let text = std::str::from_utf8(&bytes).map_err(|_| bad("is not UTF-8"))?;
+    Ok(Zeroizing::new(text.to_owned()))
 }
 
 fn parse_keywords(text: &str) -> Result<Pairs> {
@@ -154,22 +166,33 @@ fn parse_keywords(text: &str) -> Result<Pairs> {
 /// A value and what follows it. A backslash takes the next character as it is.
 fn parse_value<'a>(text: &'a str, keyword: &str) -> Result<(Zeroizing<String>, &'a str)> {
     let inner = text.strip_prefix('\'');
-    let mut value = Zeroizing::new(String::new());
-    let mut chars = inner.unwrap_or(text).chars();
-    loop {
+    let start = inner.unwrap_or(text);
+    let mut chars = start.chars();
+    let rest = loop {
         let rest = chars.as_str();
         match chars.next() {
             None if inner.is_some() => {
                 let keyword = shown(keyword);
                 return Err(Error::config(format!("the value of {keyword} lacks its closing '")));
             }
-            None => return Ok((value, rest)),
-            Some('\'') if inner.is_some() => return Ok((value, chars.as_str())),
-            Some(c) if inner.is_none() && is_space(c) => return Ok((value, rest)),
-            Some('\\') => value.extend(chars.next()),
-            Some(c) => value.push(c),
+            None => break rest,
+            Some('\'') if inner.is_some() => break rest,
+            Some(c) if inner.is_none() && is_space(c) => break rest,
+            Some('\\') => drop(chars.next()),
+            Some(_) => {}
+        }
+    };
+    let raw = start.get(..start.len() - rest.len()).unwrap_or_default();
+    // Of the size that it needs at most: a string that grows leaves copies behind.
+    let mut value = Zeroizing::new(String::with_capacity(raw.len()));
+    let mut chars = raw.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => value.extend(chars.next()),
+            c => value.push(c),
         }
     }
+    Ok((value, rest.strip_prefix('\'').filter(|_| inner.is_some()).unwrap_or(rest)))
 }
 
 /// What is not the name of a parameter may be a part of a password.
@@ -214,11 +237,10 @@ mod tests {
         check("postgres:///db?host=/dir", &[("dbname", "db"), ("host", "/dir")]);
         check("postgres://u:a:b@h", &[("user", "u"), ("password", "a:b"), ("host", "h")]);
         check("postgres://:@h", &[("host", "h")]);
-        check(
-            "postgres://u:p@ss@h/db",
-            &[("user", "u"), ("password", "p"), ("host", "ss@h"), ("dbname", "db")],
-        );
-        check("postgres://u:p/w@h/db", &[("host", "u"), ("port", "p"), ("dbname", "w@h/db")]);
+        check("postgres://u:p/w", &[("host", "u"), ("port", "p"), ("dbname", "w")]);
+        check("postgres://h/a%40b", &[("host", "h"), ("dbname", "a@b")]);
+        check("postgres://h?user=a@b", &[("user", "h?user=a"), ("host", "b")]);
+        check("postgres://h/?user=a@b", &[("host", "h"), ("user", "a@b")]);
         check(
             "postgres://u:p%40%2F%3A%25@h",
             &[("user", "u"), ("password", "p@/:%"), ("host", "h")],
@@ -260,6 +282,15 @@ mod tests {
             ("password='secret", "password lacks its closing"),
             ("POSTGRES://u:secret@h", "neither a URI"),
             ("user=u password=my secret", "neither a URI"),
+            // libpq takes these: the password would be a host or a database.
+            ("postgres://u:p@secret@h/db", "host holds @"),
+            ("postgres://u:secret@@h/db", "host holds @"),
+            ("postgres://u:a@secret,@h/db", "host holds @"),
+            ("postgres://u:a/secret@h/db", "dbname holds @"),
+            ("postgres://us/er:secret@h/db", "dbname holds @"),
+            ("postgres://u:,/secret@h", "dbname holds @"),
+            ("postgres://u:1/secret@h", "dbname holds @"),
+            ("postgres://u:a@secret:1/x@h", "dbname holds @"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");

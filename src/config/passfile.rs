@@ -4,6 +4,8 @@
 
 use std::{fs, path::Path};
 
+use zeroize::Zeroizing;
+
 use super::secret::Password;
 
 /// What a line must match.
@@ -31,51 +33,64 @@ pub(super) fn look_up(file: &Path, wanted: &Wanted<'_>) -> Option<Password> {
             "the password file is ignored: others may read it; chmod it to 0600");
         return None;
     }
-    let text = zeroize::Zeroizing::new(fs::read(file).ok()?);
-    let text = zeroize::Zeroizing::new(String::from_utf8_lossy(&text).into_owned());
-    find(&text, wanted)
+    let text = Zeroizing::new(fs::read(file).ok()?);
+    let password = unescape(find(&text, wanted)?);
+    // With other characters in place of these bytes it would be another password, sent to the server.
+    let Ok(password) = std::str::from_utf8(&password) else {
+        tracing::warn!(target: "fraiseql_wire", file = %file.display(),
+            "the password in the password file is ignored: it is not UTF-8");
+        return None;
+    };
+    Some(Password::new(password))
 }
 
-fn find(text: &str, wanted: &Wanted<'_>) -> Option<Password> {
+/// The last field of the first line that matches. Bytes, as in libpq: lines that do not matter may be
+/// in any encoding.
+fn find<'a>(text: &'a [u8], wanted: &Wanted<'_>) -> Option<&'a [u8]> {
     let port = wanted.port.to_string();
     let fields = [wanted.host, &port, wanted.database, wanted.user];
-    text.split('\n')
-        .map(|line| line.trim_end_matches('\r'))
-        .filter(|line| !line.starts_with('#'))
-        .find_map(|line| fields.iter().try_fold(line, |rest, field| matching(rest, field)))
-        .map(|rest| Password::new(unescape(rest)))
+    text.split(|&byte| byte == b'\n')
+        .map(|line| {
+            let end = line.iter().rposition(|&byte| byte != b'\r').map_or(0, |last| last + 1);
+            line.get(..end).unwrap_or_default()
+        })
+        .filter(|line| !line.starts_with(b"#"))
+        .find_map(|line| {
+            fields.iter().try_fold(line, |rest, field| matching(rest, field.as_bytes()))
+        })
 }
 
 /// What follows the first field, if that is `*` or stands for `wanted`.
-fn matching<'a>(line: &'a str, wanted: &str) -> Option<&'a str> {
-    if let Some(rest) = line.strip_prefix("*:") {
+fn matching<'a>(line: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
+    if let Some(rest) = line.strip_prefix(b"*:") {
         return Some(rest);
     }
-    let mut chars = line.chars();
-    let mut wanted = wanted.chars();
+    let mut bytes = line.iter();
+    let mut wanted = wanted.iter();
     loop {
-        let (c, escaped) = match chars.next()? {
-            '\\' => (chars.next()?, true),
-            c => (c, false),
+        let (byte, escaped) = match bytes.next()? {
+            b'\\' => (bytes.next()?, true),
+            byte => (byte, false),
         };
         match wanted.next() {
             // As in libpq, a colon of the name need not be escaped.
-            Some(w) if w == c => {}
+            Some(w) if w == byte => {}
             Some(_) => return None,
-            None => return (c == ':' && !escaped).then_some(chars.as_str()),
+            None => return (*byte == b':' && !escaped).then_some(bytes.as_slice()),
         }
     }
 }
 
 /// The password: up to a colon that no backslash precedes, without its backslashes.
-fn unescape(field: &str) -> String {
-    let mut password = String::new();
-    let mut chars = field.chars();
-    while let Some(c) = chars.next() {
-        match c {
-            ':' => break,
-            '\\' => password.push(chars.next().unwrap_or('\\')),
-            c => password.push(c),
+fn unescape(field: &[u8]) -> Zeroizing<Vec<u8>> {
+    // Of the size that it needs at most: a vector that grows leaves copies behind.
+    let mut password = Zeroizing::new(Vec::with_capacity(field.len()));
+    let mut bytes = field.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b':' => break,
+            b'\\' => password.push(*bytes.next().unwrap_or(&b'\\')),
+            byte => password.push(*byte),
         }
     }
     password
@@ -87,7 +102,24 @@ mod tests {
 
     fn password(text: &str) -> Option<String> {
         let wanted = Wanted { host: "h:1", port: 5432, database: "d", user: "u\\" };
-        find(text, &wanted).map(|p| p.reveal().to_owned())
+        let password = find(text.as_bytes(), &wanted).map(unescape)?;
+        Some(String::from_utf8(password.to_vec()).unwrap())
+    }
+
+    /// The bytes of another encoding than UTF-8 are nobody's but of the line that they are in.
+    #[test]
+    fn bytes_are_not_replaced() {
+        let wanted = Wanted { host: "h", port: 1, database: "d", user: "u" };
+        let text = b"# k\xfcche\n*:*:*:\xfc:no\n*:*:*:\xef\xbf\xbd:no\nh:1:d:u:gr\xfcn\n";
+        assert_eq!(
+            find(text, &wanted).map(|field| unescape(field).to_vec()),
+            Some(b"gr\xfcn".to_vec())
+        );
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&file, text).unwrap();
+        assert!(look_up(file.path(), &wanted).is_none());
+        fs::write(&file, b"# k\xfcche\nh:1:d:u:gr\xc3\xbcn\n").unwrap();
+        assert_eq!(look_up(file.path(), &wanted).unwrap().reveal(), "grün");
     }
 
     #[test]

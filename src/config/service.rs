@@ -57,27 +57,33 @@ pub(super) fn fill(values: &mut Values, environment: &Environment<'_>) -> Result
 
 /// Takes the section of the service, and says whether there is one. The error has no value in it,
 /// which may be a password.
-fn read(text: &str, service: &str, values: &mut Values) -> Result<bool, String> {
+fn read(text: &[u8], service: &str, values: &mut Values) -> Result<bool, String> {
     let mut found = false;
-    for (number, line) in text.lines().enumerate() {
+    for (number, line) in text.split(|&byte| byte == b'\n').enumerate() {
         let number = number + 1;
-        if line.len() > MAX_LINE {
+        if line.strip_suffix(b"\r").unwrap_or(line).len() > MAX_LINE {
             return Err(format!("line {number}: longer than {MAX_LINE} bytes"));
         }
-        let line = line.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
-        if line.is_empty() || line.starts_with('#') {
+        let is_blank = |byte: &u8| byte.is_ascii_whitespace() || *byte == b'\x0b';
+        let Some(start) = line.iter().position(|byte| !is_blank(byte)) else { continue };
+        let line = line.get(start..).unwrap_or_default();
+        if line.starts_with(b"#") {
             continue;
         }
-        if let Some(section) = line.strip_prefix('[') {
+        if let Some(section) = line.strip_prefix(b"[") {
             if found {
                 break;
             }
-            found = section.strip_prefix(service).is_some_and(|rest| rest.starts_with(']'));
+            let rest = section.strip_prefix(service.as_bytes());
+            found = rest.is_some_and(|rest| rest.starts_with(b"]"));
             continue;
         }
         if !found {
             continue;
         }
+        // Other services may be in another encoding. What is taken must not become another password.
+        let line = std::str::from_utf8(line).map_err(|_| format!("line {number}: not UTF-8"))?;
+        let line = line.trim_end_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
         let Some((name, value)) = line.split_once('=') else {
             return Err(format!("line {number}: not of the form keyword=value"));
         };
@@ -103,20 +109,25 @@ mod tests {
     fn the_section_of_the_service_fills_in_what_is_open() {
         let mut values = Values::default();
         values.set("port", "1".to_owned()).unwrap();
-        assert!(read(FILE, "a", &mut values).unwrap());
+        assert!(read(FILE.as_bytes(), "a", &mut values).unwrap());
         assert_eq!(values.get("host"), Some("db"));
         assert_eq!(values.get("port"), Some("1"), "what is given explicitly counts");
         assert_eq!(values.get("password"), Some("se cret"));
-        assert!(!read(FILE, "b", &mut Values::default()).unwrap());
+        assert!(!read(FILE.as_bytes(), "b", &mut Values::default()).unwrap());
+        let other = b"[\xfc]\nhost=\xfc\n[a]\nhost=db\n[\xfc]\nport=\xfc";
+        let mut values = Values::default();
+        assert!(read(other, "a", &mut values).unwrap());
+        assert_eq!((values.get("host"), values.get("port")), (Some("db"), None));
     }
 
     #[test]
     fn mistakes_name_the_line_and_no_value() {
         for (file, expected) in [
-            ("[a]\nsecret", "line 2: not of the form"),
-            ("[a]\nservice=b", "line 2: a service cannot"),
-            ("[a]\npassword = secret", "line 2: what stands before"),
-            (&format!("[a]\nhost={}", "s".repeat(1100)), "line 2: longer"),
+            (&b"[a]\nsecret"[..], "line 2: not of the form"),
+            (b"[a]\nservice=b", "line 2: a service cannot"),
+            (b"[a]\npassword = secret", "line 2: what stands before"),
+            (b"[a]\npassword=secret\xfc", "line 2: not UTF-8"),
+            (format!("[a]\nhost={}", "s".repeat(1100)).as_bytes(), "line 2: longer"),
         ] {
             let error = read(file, "a", &mut Values::default()).unwrap_err();
             assert!(error.contains(expected) && !error.contains("secret"), "{error}");
