@@ -29,19 +29,21 @@ struct Row {
 #[tokio::main]
 async fn main() {
     let arguments: Vec<String> = env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
-    let [patroni, ports @ ..] = &arguments[..] else {
+    let [patroni, password, ports @ ..] = &arguments[..] else {
         return println!("scripts/failover.sh runs this");
     };
+    let password = std::fs::read_to_string(password).unwrap().trim().to_owned();
     let hosts = vec!["127.0.0.1"; ports.len()].join(",");
     let url = |attrs: &str| {
         format!(
-            "host={hosts} port={} user=postgres dbname=postgres connect_timeout=2 \
+            "host={hosts} port={} user=postgres password={password} dbname=postgres connect_timeout=2 \
              target_session_attrs={attrs}",
             ports.join(",")
         )
     };
     let cluster = Cluster {
         patroni: patroni.clone(),
+        password: password.clone(),
         ports: ports.iter().map(|port| port.parse().unwrap()).collect(),
         url: url("read-write"),
         any: url("prefer-standby"),
@@ -57,6 +59,7 @@ async fn main() {
 
 struct Cluster {
     patroni: String,
+    password: String,
     ports: Vec<u16>,
     url: String,
     any: String,
@@ -135,6 +138,7 @@ impl Cluster {
         let retry = RetryPolicy::default().max_attempts(1000).max_backoff(Duration::from_secs(1));
         let mut builder = ConnectionConfig::builder()
             .user("postgres")
+            .password(&self.password)
             .database("postgres")
             .connect_timeout(Duration::from_secs(2))
             .target_session_attrs(TargetSessionAttrs::ReadWrite)

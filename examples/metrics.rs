@@ -49,7 +49,7 @@ async fn main() -> Result<()> {
     let (url, private) = match std::env::var("DATABASE_URL") {
         Ok(url) => (url, None),
         Err(_) => {
-            let server = cluster::Cluster::start(cluster::TRUST_EVERYBODY)?;
+            let server = cluster::Cluster::start(cluster::REQUIRE_PASSWORD)?;
             (server.url(), Some(server))
         }
     };

@@ -96,7 +96,7 @@ async fn on_your_server(url: &str) -> Result<()> {
 /// A server of its own, which is removed at the end.
 async fn on_a_private_server() -> Result<()> {
     let started = Instant::now();
-    let server = cluster::Cluster::start(cluster::TRUST_EVERYBODY)?;
+    let server = cluster::Cluster::start(cluster::REQUIRE_PASSWORD)?;
     let folder = server.folder().display().to_string();
     print("server", format_args!("private, in {folder}, started in {}", ms(started.elapsed())));
     let result = until_ctrl_c(run(&server.url(), "quickstart")).await;

@@ -35,7 +35,7 @@ async fn on_a_private_server() -> support::Result<()> {
 
     // The server asks for the certificate where pg_hba.conf says `cert`.
     let private = Cluster::start_with(&Setup {
-        hba: "host all postgres all trust\nhostssl all app all cert\n",
+        hba: "host all postgres all scram-sha-256\nhostssl all app all cert\n",
         settings: "-c ssl=on -c ssl_cert_file={folder}/server.crt -c ssl_key_file={folder}/server.key \
                    -c ssl_ca_file={folder}/ca.crt",
         files: &[

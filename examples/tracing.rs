@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let private = match std::env::var("DATABASE_URL") {
         Ok(_) => None,
-        Err(_) => Some(cluster::Cluster::start(cluster::TRUST_EVERYBODY)?),
+        Err(_) => Some(cluster::Cluster::start(cluster::REQUIRE_PASSWORD)?),
     };
     let url = match &private {
         Some(server) => server.url(),

@@ -24,13 +24,16 @@ bin=${initdb%/initdb}
 
 cargo bench --quiet --features deadpool --bench failover --no-run
 folder=$(mktemp -d /tmp/fraiseql-wire-failover.XXXXXX)
+# A superuser can run programs as the server's user: no other user of the machine may log in.
+password=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 cleanup() {
     as_root pkill -9 -f "$folder" || true
     as_root rm -rf "$folder"
 }
 trap cleanup EXIT
 trap 'exit 1' INT TERM
-chmod 711 "$folder"
+umask 077
+echo "$password" >"$folder/password"
 
 # Everything runs as the server's user: Postgres refuses to be root.
 as_server() { as_root setpriv --reuid=postgres --regid=postgres --clear-groups env HOME="$folder" PATH="$bin:$PATH" "$@"; }
@@ -56,7 +59,7 @@ etcd3: {host: 127.0.0.1:23790}
 bootstrap:
   dcs: {ttl: 30, loop_wait: 10, retry_timeout: 10, postgresql: {use_pg_rewind: true}}
   initdb: [encoding: UTF8, data-checksums]
-  pg_hba: ["local all all trust", "host all all 127.0.0.1/32 trust", "host replication all 127.0.0.1/32 trust"]
+  pg_hba: ["local all all trust", "host all,replication all 127.0.0.1/32 scram-sha-256"]
 postgresql:
   listen: 127.0.0.1:2381$node
   connect_address: 127.0.0.1:2381$node
@@ -64,7 +67,10 @@ postgresql:
   bin_dir: $bin
   # Else a copy waits for a checkpoint of minutes.
   basebackup: [checkpoint: fast]
-  authentication: {superuser: {username: postgres}, replication: {username: postgres}, rewind: {username: postgres}}
+  authentication:
+    superuser: {username: postgres, password: $password}
+    replication: {username: postgres, password: $password}
+    rewind: {username: postgres, password: $password}
   parameters: {unix_socket_directories: $folder/node$node, fsync: 'off'}
 EOF
     start "patroni$node" patroni "$folder/node$node.yml"
@@ -89,4 +95,4 @@ as_root chown -R postgres: "$folder"
 binary=$(cargo bench --quiet --features deadpool --bench failover --no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*failover[^"]*\)".*/\1/p')
 cp "$binary" "$folder/failover"
 chmod 755 "$folder/failover"
-as_server "$folder/failover" "$folder/patroni" 23811 23812 23813
+as_server "$folder/failover" "$folder/patroni" "$folder/password" 23811 23812 23813

@@ -239,13 +239,14 @@ async fn errors_before_the_first_row_are_told_by_the_status() {
     let at = |user: &str, port: u16, rest: &str| {
         format!("postgres://{user}@127.0.0.1:{port}/postgres{rest}")
     };
+    let superuser = cluster::superuser();
     let nobody = cluster::free_port().unwrap();
     let timeout = "?options=-c%20statement_timeout%3D200";
     for (url, view, status, logged) in [
-        (at("postgres", nobody, ""), "v_one", 503, "could not connect"),
-        (at("postgres", port, timeout), "v_asleep", 504, "57014"),
-        (at("postgres", port, ""), "v_missing", 500, "42P01"),
-        (at("postgres", port, ""), "v_fails", 500, "22012"),
+        (at(&superuser, nobody, ""), "v_one", 503, "could not connect"),
+        (at(&superuser, port, timeout), "v_asleep", 504, "57014"),
+        (at(&superuser, port, ""), "v_missing", 500, "42P01"),
+        (at(&superuser, port, ""), "v_fails", 500, "22012"),
         (at("role_scram:planted-secret", port, ""), "v_one", 500, "28P01"),
     ] {
         let service = Service::start(|command| {

@@ -63,7 +63,7 @@ async fn a_role_that_pg_hba_does_not_know_is_refused() {
 
 #[tokio::test]
 async fn a_missing_database_says_what_to_do() {
-    let url = format!("postgres://postgres@127.0.0.1:{}/no_such_db", cluster().port());
+    let url = format!("{}?dbname=no_such_db", cluster().url());
     let error = FraiseClient::connect(&url).await.unwrap_err();
     assert_eq!(error.sqlstate(), Some(&sqlstate::INVALID_CATALOG_NAME));
     assert!(error.to_string().contains("create the database"), "{error}");
@@ -107,9 +107,10 @@ async fn a_unix_socket_is_a_directory_as_host() {
 #[tokio::test]
 async fn settings_reach_the_server() {
     let url = format!(
-        "host=127.0.0.1 port={} user=postgres dbname=postgres application_name='my app' \
+        "host=127.0.0.1 port={} user=postgres password={} dbname=postgres application_name='my app' \
          options='-c work_mem=5MB'",
-        cluster().port()
+        cluster().port(),
+        support::cluster::password()
     );
     sql("create view v_settings as select jsonb_build_array(
             current_setting('application_name'), current_setting('work_mem'),

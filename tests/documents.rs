@@ -13,7 +13,7 @@ use std::{
 use fraiseql_wire::ConnectionConfig;
 use support::{
     admin_at,
-    cluster::{Cluster, TRUST_EVERYBODY},
+    cluster::{Cluster, REQUIRE_PASSWORD},
 };
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -158,11 +158,11 @@ fn try_manifest(document: &str, code: &str) {
 /// A database as the documents have it, and all of their SQL in it.
 #[tokio::test]
 async fn the_sql_of_documents_runs() {
-    let server = Cluster::start(TRUST_EVERYBODY).unwrap();
+    let server = Cluster::start(REQUIRE_PASSWORD).unwrap();
     let superuser = admin_at(&server.url()).await;
     superuser.batch_execute("create role shop_owner").await.unwrap();
     superuser.batch_execute("create database shop").await.unwrap();
-    let url = format!("postgres://postgres@127.0.0.1:{}/shop", server.port());
+    let url = format!("{}?dbname=shop", server.url());
     let shop = admin_at(&url).await;
     shop.batch_execute(
         "create schema app;

@@ -77,8 +77,10 @@ async fn hybrid_filters() {
 async fn errors_and_retry() {
     // The other form of a connection string.
     let url = format!(
-        "host=127.0.0.1 port={} user=postgres dbname=postgres application_name=example_errors_and_retry",
-        cluster().port()
+        "host=127.0.0.1 port={} user=postgres password={} dbname=postgres \
+         application_name=example_errors_and_retry",
+        cluster().port(),
+        support::cluster::password()
     );
     let said = run_at("errors_and_retry", &url).await;
     for part in [
@@ -230,7 +232,7 @@ async fn tls_client_cert() {
     let (authority, folder) = (Authority::new("ours"), tempfile::tempdir().unwrap());
     let (server, client) = (authority.server("localhost", &["localhost"]), authority.client("app"));
     let private = Cluster::start_with(&Setup {
-        hba: "host all postgres all trust\nhostssl all app all cert\n",
+        hba: "host all postgres all scram-sha-256\nhostssl all app all cert\n",
         settings: "-c ssl=on -c ssl_cert_file={folder}/server.crt \
                    -c ssl_key_file={folder}/server.key -c ssl_ca_file={folder}/ca.crt",
         files: &[

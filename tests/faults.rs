@@ -10,7 +10,7 @@ use fraiseql_wire::{Error, ErrorCategory, FraiseClient, QueryStream, RawJson, Re
 use futures_util::{StreamExt, stream::FusedStream};
 use support::{
     admin, admin_at, cluster,
-    cluster::{Cluster, Setup, TRUST_EVERYBODY},
+    cluster::{Cluster, REQUIRE_PASSWORD, Setup},
     daemon::Daemon,
     eventually,
     proxy::Proxy,
@@ -49,7 +49,7 @@ const NUMBERS: &str = "create view v_numbers as
 
 /// A server of its own, for a test that breaks it.
 async fn breakable() -> Cluster {
-    let cluster = Cluster::start(TRUST_EVERYBODY).unwrap_or_else(|e| panic!("{e}"));
+    let cluster = Cluster::start(REQUIRE_PASSWORD).unwrap_or_else(|e| panic!("{e}"));
     // What is made here is to be there after a crash too.
     let kept = format!("set synchronous_commit = on; {NUMBERS}");
     admin_at(&cluster.url()).await.batch_execute(&kept).await.unwrap();
@@ -132,7 +132,7 @@ async fn a_restart_between_queries_is_not_seen() {
 async fn a_session_cut_at_any_byte_is_an_error_behind_the_rows_that_came() {
     sql("create view v_five as select to_json(i) as data from generate_series(1, 5) i").await;
     let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
-    let url = format!("postgres://postgres@{}/postgres?sslmode=disable", proxy.address);
+    let url = format!("{}?sslmode=disable", support::url_at(proxy.address));
     let session = async || {
         let client = FraiseClient::connect(&url).await?;
         let stream = client.query::<u64>("v_five").execute().await?;
@@ -212,14 +212,16 @@ async fn the_servers_limits_are_told_by_their_sqlstates() {
 /// A client that cannot have a session now can have one later.
 #[tokio::test]
 async fn a_role_with_too_many_connections_is_told_so_and_goes_on_when_it_has_fewer() {
-    let full = Cluster::start(TRUST_EVERYBODY).unwrap();
+    let full = Cluster::start(REQUIRE_PASSWORD).unwrap();
     let admin = admin_at(&full.url()).await;
     admin
-        .batch_execute(&format!("create role role_few login connection limit 0; {NUMBERS}"))
+        .batch_execute(&format!(
+            "create role role_few login password 'few' connection limit 0; {NUMBERS}"
+        ))
         .await
         .unwrap();
     admin.batch_execute("grant select on v_numbers to role_few").await.unwrap();
-    let url = full.url().replace("postgres@", "role_few@");
+    let url = full.url_as("role_few:few");
     let client = FraiseClient::new(url.parse().unwrap());
     for _ in 0..2 {
         let error = client.query::<u64>("v_numbers").limit(1).execute().await.unwrap_err();
@@ -281,7 +283,7 @@ async fn a_transaction_timeout_ends_the_session_and_not_the_client() {
     let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/postgres18");
     assert!(programs.exists(), "Postgres 18 is not there: run scripts/test.sh, which fetches it");
     let server = Cluster::start_with(&Setup {
-        hba: TRUST_EVERYBODY,
+        hba: REQUIRE_PASSWORD,
         settings: "-c transaction_timeout=200",
         programs: Some((&programs, "bin")),
         ..Setup::default()
@@ -302,8 +304,7 @@ async fn a_transaction_timeout_ends_the_session_and_not_the_client() {
 /// A standby ends a query that is in the way of replay, and not one that is promoted under.
 #[tokio::test]
 async fn a_standby_ends_queries_in_the_way_of_replay_and_keeps_them_through_promotion() {
-    let primary =
-        Cluster::start("local all all trust\nhost all,replication all all trust\n").unwrap();
+    let primary = Cluster::start(REQUIRE_PASSWORD).unwrap();
     let admin = admin_at(&primary.url()).await;
     admin
         .batch_execute(
@@ -365,8 +366,10 @@ async fn a_server_that_starts_up_is_followed_by_the_next_host() {
         let server = Scripted::start(vec![refusing(), refusing(), refusing()]).await;
         let url = |port: u16| {
             format!(
-                "host=127.0.0.1,127.0.0.1 port={},{port} user=postgres dbname=postgres sslmode=disable",
+                "host=127.0.0.1,127.0.0.1 port={},{port} user=postgres password={} dbname=postgres \
+                 sslmode=disable",
                 server.address.port(),
+                support::cluster::password()
             )
         };
         let client = FraiseClient::connect(&url(cluster().port())).await.unwrap();
@@ -390,8 +393,7 @@ async fn a_server_that_starts_up_is_followed_by_the_next_host() {
 /// A standby that takes nobody says so with the SQLSTATE of a server that starts up, until it is promoted.
 #[tokio::test]
 async fn a_standby_that_takes_nobody_is_had_when_it_does() {
-    let primary =
-        Cluster::start("local all all trust\nhost all,replication all all trust\n").unwrap();
+    let primary = Cluster::start(REQUIRE_PASSWORD).unwrap();
     admin_at(&primary.url()).await.batch_execute(NUMBERS).await.unwrap();
     let standby = Cluster::start_with(&Setup {
         standby_of: Some(primary.port()),
@@ -414,7 +416,8 @@ struct Console(tokio_postgres::Client);
 
 impl Console {
     async fn of(pooler: &Daemon) -> Self {
-        Self(admin_at(&format!("postgres://postgres@127.0.0.1:{}/pgbouncer", pooler.port)).await)
+        let url = support::url_at(([127, 0, 0, 1], pooler.port));
+        Self(admin_at(&format!("{url}?dbname=pgbouncer")).await)
     }
 
     async fn run(&self, command: &str) {
@@ -456,6 +459,7 @@ fn behind(pooler: &Daemon) -> FraiseClient {
         .host("127.0.0.1")
         .port(pooler.port)
         .user("postgres")
+        .password(support::cluster::password())
         .database("postgres")
         .cancel_timeout(Duration::from_millis(300));
     FraiseClient::new(config.build().unwrap())
@@ -620,6 +624,7 @@ async fn a_resumed_stream_goes_on_behind_the_poolers_own_word() {
             .host("127.0.0.1")
             .port(proxy.address.port())
             .user("postgres")
+            .password(support::cluster::password())
             .database("postgres");
         let client = FraiseClient::new(config.build().unwrap());
         let query = client.query::<RawJson>("t_pooled").resume_by("id").max_memory(64 << 10);
@@ -666,6 +671,7 @@ async fn a_black_hole_ends_by_read_timeout_with_the_rows_that_came() {
         .host("127.0.0.1")
         .port(proxy.address.port())
         .user("postgres")
+        .password(support::cluster::password())
         .database("postgres")
         .ssl_mode(fraiseql_wire::SslMode::Disable)
         .read_timeout(Duration::from_secs(2))
@@ -735,6 +741,7 @@ async fn a_network_with_delays_changes_nothing() {
         .host("127.0.0.1")
         .port(proxy.address.port())
         .user("postgres")
+        .password(support::cluster::password())
         .database("postgres")
         // What is on its way comes late too.
         .cancel_timeout(Duration::from_secs(30));
@@ -850,7 +857,7 @@ async fn a_connection_that_is_half_gone_gives_what_passes_and_is_not_used_again(
     ))
     .await;
     let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
-    let url = format!("postgres://postgres@{}/postgres?sslmode=disable", proxy.address);
+    let url = format!("{}?sslmode=disable", support::url_at(proxy.address));
     let client = FraiseClient::connect(&url).await.unwrap();
     let admin = admin().await;
 
@@ -899,7 +906,8 @@ async fn random_faults_lose_nothing_and_leave_nothing() {
         let random = &mut Random::of(seed);
         let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
         let url = format!(
-            "postgres://postgres@{}/postgres?application_name=random_faults",
+            "postgres://{}@{}/postgres?application_name=random_faults",
+            support::cluster::superuser(),
             proxy.address
         );
         let client = FraiseClient::connect(&url).await.unwrap();

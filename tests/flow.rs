@@ -158,6 +158,7 @@ async fn a_pause_that_outlasts_the_statement_timeout_is_warned_of_once() {
         .host("127.0.0.1")
         .port(cluster().port())
         .user("postgres")
+        .password(support::cluster::password())
         .statement_timeout(Duration::from_secs(600))
         .build()
         .unwrap();
@@ -231,6 +232,7 @@ async fn timeouts_of_a_query_stop_it_on_the_server() {
         .host("127.0.0.1")
         .port(cluster().port())
         .user("postgres")
+        .password(support::cluster::password())
         .read_timeout(short)
         .build()
         .unwrap();
@@ -267,6 +269,7 @@ async fn patient(port: u16) -> FraiseClient {
         .host("127.0.0.1")
         .port(port)
         .user("postgres")
+        .password(support::cluster::password())
         .ssl_mode(fraiseql_wire::SslMode::Disable)
         .read_timeout(HOUR)
         .cancel_timeout(HOUR);

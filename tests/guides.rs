@@ -11,7 +11,7 @@ use serde_json::Value;
 use support::{
     admin_at, backend_state, client, cluster,
     cluster::Setup,
-    cluster::{Cluster, TRUST_EVERYBODY, free_port},
+    cluster::{Cluster, REQUIRE_PASSWORD, free_port},
     daemon::Daemon,
     eventually,
     proxy::Proxy,
@@ -74,8 +74,13 @@ async fn errors() -> Vec<Error> {
     .await;
     let url = cluster().url();
     let config = |more: &str| format!("{url}?{more}").parse::<ConnectionConfig>().unwrap();
-    let built =
-        |port: u16| ConnectionConfig::builder().host("127.0.0.1").port(port).user("postgres");
+    let built = |port: u16| {
+        ConnectionConfig::builder()
+            .host("127.0.0.1")
+            .port(port)
+            .user("postgres")
+            .password(support::cluster::password())
+    };
     let second = Duration::from_secs(1);
     let client = client().await;
     let query = |entity: &str| client.query::<RawJson>(entity);
@@ -116,8 +121,8 @@ async fn errors() -> Vec<Error> {
         built(free_port().unwrap()).build().unwrap(),
         built(free_port().unwrap()).build().unwrap(),
         config("sslmode=require"),
-        url.replace("postgres@", "role_scram:wrong@").parse().unwrap(),
-        url.replace("postgres@", "role_nothing@").parse().unwrap(),
+        cluster().url_as("role_scram:wrong").parse().unwrap(),
+        cluster().url_as("role_nothing").parse().unwrap(),
     ] {
         errors.push(FraiseClient::connect_with_config(config).await.unwrap_err());
     }
@@ -134,14 +139,14 @@ async fn errors() -> Vec<Error> {
         (config("options=-c%20statement_timeout%3D1s"), "v_asleep"),
         (built(cluster().port()).read_timeout(second).build().unwrap(), "v_asleep"),
         (built(cluster().port()).max_message_size(1 << 20).build().unwrap(), "v_large"),
-        (url.replace("postgres@", "role_trust@").parse().unwrap(), "v_one"),
+        (cluster().url_as("role_trust").parse().unwrap(), "v_one"),
     ] {
         let client = FraiseClient::connect_with_config(config).await.unwrap();
         errors.push(client.query::<RawJson>(entity).fetch_all().await.unwrap_err());
     }
 
     sql("alter role role_trust connection limit 0").await;
-    let full = url.replace("postgres@", "role_trust@");
+    let full = cluster().url_as("role_trust");
     errors.push(FraiseClient::connect(&full).await.unwrap_err());
 
     // The network.
@@ -280,12 +285,14 @@ fn the_settings_of_the_guide_are_settings() {
 /// The roles of the guide read what there is and what will be, and nothing else.
 #[tokio::test]
 async fn the_roles_of_the_guide_can_read_and_nothing_else() {
-    let server = Cluster::start(TRUST_EVERYBODY).unwrap();
+    let server = Cluster::start(REQUIRE_PASSWORD).unwrap();
     let setup = "create role shop_owner login; create database shop owner shop_owner";
     for statement in setup.split(';') {
         admin_at(&server.url()).await.batch_execute(statement).await.unwrap();
     }
-    let url = |role: &str| format!("postgres://{role}@127.0.0.1:{}/shop", server.port());
+    // The roles of the guide have no password here: only the Unix socket requires none.
+    let (folder, port) = (server.folder().display(), server.port());
+    let url = |role: &str| format!("postgres://{role}@/shop?host={folder}&port={port}");
     let owner = admin_at(&url("shop_owner")).await;
     let documents = "as select to_jsonb(i) as data from generate_series(1, 100000) i";
     owner
@@ -339,9 +346,9 @@ async fn the_roles_of_the_guide_can_read_and_nothing_else() {
         assert_eq!(superuser.query(&of_client, &[&pid]).await.unwrap().len(), 1);
         stream.cancel().await.unwrap();
         assert_eq!(superuser.query(&of_client, &[&pid]).await.unwrap().len(), 0);
-        let read_write = format!("{}?target_session_attrs=read-write", url(role));
+        let read_write = format!("{}&target_session_attrs=read-write", url(role));
         FraiseClient::connect(&read_write).await.unwrap_err();
-        let primary = format!("{}?target_session_attrs=primary", url(role));
+        let primary = format!("{}&target_session_attrs=primary", url(role));
         FraiseClient::connect(&primary).await.unwrap();
     }
     server.stop();
@@ -385,7 +392,13 @@ async fn a_paused_stream_is_ended_by_what_the_guide_names() {
         ("transaction\nidle_transaction_timeout = 1", false),
     ];
     let poolers = poolers.map(|(settings, ends)| (Daemon::pgbouncer_in(settings, server), ends));
-    let at = |port: u16| ConnectionConfig::builder().host("127.0.0.1").port(port).user("postgres");
+    let at = |port: u16| {
+        ConnectionConfig::builder()
+            .host("127.0.0.1")
+            .port(port)
+            .user("postgres")
+            .password(support::cluster::password())
+    };
     let second = Duration::from_secs(1);
     let mut configs: Vec<_> = poolers
         .iter()
@@ -436,9 +449,13 @@ async fn a_paused_stream_is_ended_by_what_the_guide_names() {
 async fn a_pooler_with_nobody_free_says_so_as_the_guide_shows() {
     let settings = "transaction\nquery_wait_timeout = 3\nmax_db_connections = 1";
     let pooler = Daemon::pgbouncer_in(settings, cluster().port());
-    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", pooler.port);
+    let url = support::url_at(([127, 0, 0, 1], pooler.port));
     // What is in flight through a pooler may be more than the default.
-    let busy = ConnectionConfig::builder().host("127.0.0.1").port(pooler.port).user("postgres");
+    let busy = ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(pooler.port)
+        .user("postgres")
+        .password(support::cluster::password());
     let busy = busy.database("postgres").drain_limit(256 << 20).build().unwrap();
     let busy = FraiseClient::connect_with_config(busy).await.unwrap();
     let mut stream = busy.query::<RawJson>("v_endless").execute().await.unwrap();
@@ -455,7 +472,7 @@ async fn a_pooler_with_nobody_free_says_so_as_the_guide_shows() {
 #[tokio::test]
 async fn a_cancel_request_takes_no_slot() {
     let setup = Setup {
-        hba: TRUST_EVERYBODY,
+        hba: REQUIRE_PASSWORD,
         settings: "-c max_connections=2 -c superuser_reserved_connections=0 -c max_wal_senders=0",
         ..Setup::default()
     };

@@ -10,6 +10,7 @@ use fraiseql_wire::{
 };
 use support::{
     cluster,
+    cluster::password,
     scripted::{self, Scripted, Step, message},
 };
 
@@ -22,7 +23,8 @@ fn closed_port() -> u16 {
 /// A connection string for several servers on the loopback.
 fn url(ports: &[u16], more: &str) -> String {
     let hosts: Vec<_> = ports.iter().map(|p| format!("127.0.0.1:{p}")).collect();
-    format!("postgres://postgres@{}/postgres?sslmode=disable&{more}", hosts.join(","))
+    let superuser = support::cluster::superuser();
+    format!("postgres://{superuser}@{}/postgres?sslmode=disable&{more}", hosts.join(","))
 }
 
 /// A server that refuses with this error.
@@ -56,7 +58,8 @@ async fn the_next_host_follows_one_that_cannot_be_reached() {
     // A name that does not resolve, and one with an address that need not be.
     let text = format!(
         "host=does-not-exist.invalid,does-not-exist.invalid,127.0.0.1 hostaddr=,127.0.0.1,127.0.0.1
-         port={closed},{closed},{open} user=postgres dbname=postgres"
+         port={closed},{closed},{open} user=postgres password={} dbname=postgres",
+        password()
     );
     let text = text.replace("hostaddr=,", "hostaddr=127.0.0.1,");
     let client = FraiseClient::connect(&text).await.unwrap();
@@ -68,7 +71,8 @@ async fn the_next_host_follows_one_that_cannot_be_reached() {
 async fn a_name_that_does_not_resolve_is_followed_by_the_next_host() {
     let open = cluster().port();
     let text = format!(
-        "host=does-not-exist.invalid,127.0.0.1 port={open},{open} user=postgres dbname=postgres"
+        "host=does-not-exist.invalid,127.0.0.1 port={open},{open} user=postgres password={} dbname=postgres",
+        password()
     );
     let client = FraiseClient::connect(&text).await.unwrap();
     assert_eq!(client.connection_info().unwrap().host.as_deref(), Some("127.0.0.1"));
@@ -92,7 +96,9 @@ async fn a_name_that_does_not_resolve_is_followed_by_the_next_host() {
 async fn every_address_of_a_name_is_tried() {
     let (closed, open) = (closed_port(), cluster().port());
     let addresses: Vec<_> = tokio::net::lookup_host(("localhost", closed)).await.unwrap().collect();
-    let text = |port| format!("host=localhost port={port} user=postgres dbname=postgres");
+    let text = |port| {
+        format!("host=localhost port={port} user=postgres password={} dbname=postgres", password())
+    };
     let error = FraiseClient::connect(&text(closed)).await.unwrap_err();
     let Error::Connection { attempts } = &error else { panic!("{error:?}") };
     let targets: Vec<_> = attempts.iter().map(|attempt| attempt.target.clone()).collect();
@@ -384,7 +390,8 @@ async fn an_abstract_socket_is_a_host_with_an_at_sign() {
         let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
     });
     let host = name.split('/').next().unwrap();
-    let text = format!("host={host} port=6543 user=postgres dbname=postgres");
+    let text =
+        format!("host={host} port=6543 user=postgres password={} dbname=postgres", password());
     let client = FraiseClient::connect(&text).await.unwrap();
     assert_eq!(client.connection_info().unwrap().unix_socket.unwrap().to_str(), Some(&*name));
     client.ping().await.unwrap();

@@ -12,7 +12,6 @@ use futures_util::StreamExt;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use serde_json::Value;
 use support::{
-    admin_at,
     certificates::Authority,
     client, cluster,
     cluster::{Cluster, Setup},
@@ -271,7 +270,7 @@ async fn several_connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
          from generate_series(1, 20000) i")
     .await;
     let proxy = support::proxy::Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
-    let url = format!("postgres://postgres@{}/postgres", proxy.address);
+    let url = support::url_at(proxy.address);
     let client = FraiseClient::connect(&url).await.unwrap();
     Numbers::of(snapshotter);
     let rows = client.query::<RawJson>("t_wide").parallel(3).fetch_all().await.unwrap();
@@ -338,15 +337,11 @@ async fn connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
     .unwrap();
     let socket =
         format!("host={} port={} user=postgres", encrypted.folder().display(), encrypted.port());
-    admin_at(&socket)
-        .await
-        .batch_execute("alter role postgres password 'tls-secret'")
-        .await
-        .unwrap();
     let by_socket = FraiseClient::connect(&socket).await.unwrap();
     let url = format!(
-        "host=127.0.0.1 port={} user=postgres password=tls-secret sslmode=require",
-        encrypted.port()
+        "host=127.0.0.1 port={} user=postgres password={} sslmode=require",
+        encrypted.port(),
+        cluster::password()
     );
     drop(FraiseClient::connect(&url).await.unwrap());
     drop(by_socket);
@@ -356,10 +351,10 @@ async fn connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
     refused("host=a..b user=u dbname=d").await;
     let nobody = cluster::free_port().unwrap();
     refused(&format!("host=127.0.0.1 port={nobody} user=u dbname=d")).await;
-    refused(&at("user=postgres sslmode=require")).await;
+    refused(&at("user=role_trust sslmode=require")).await;
     refused(&at("user=role_scram password=wrong")).await;
-    refused(&at("user=postgres require_auth=scram-sha-256")).await;
-    refused(&format!("host=127.0.0.1 port={port} user=postgres dbname=missing")).await;
+    refused(&at("user=role_trust require_auth=scram-sha-256")).await;
+    refused(&format!("host=127.0.0.1 port={port} user=role_trust dbname=missing")).await;
     let sasl = scripted::message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0");
     let answering = |answer: Vec<u8>| {
         let answer: scripted::Answer = Box::new(move |_| answer.clone());
@@ -377,7 +372,8 @@ async fn connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
     imposters.done().await;
 
     // Ending: while it is idle, and while it is read.
-    let client = connect("user=postgres").await.unwrap();
+    sql("grant select on v_one to role_trust").await;
+    let client = connect("user=role_trust").await.unwrap();
     let admin = support::admin().await;
     terminate(&admin, client.backend_pid().unwrap()).await;
     client.query::<Value>("v_one").fetch_one().await.unwrap();
@@ -388,7 +384,8 @@ async fn connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
     // Notices.
     sql("create function noisy() returns json language plpgsql as
              'begin raise notice ''a''; raise warning ''b''; return 1; end';
-         create view v_noisy as select noisy() as data")
+         create view v_noisy as select noisy() as data;
+         grant select on v_noisy to role_trust")
     .await;
     client.query::<Value>("v_noisy").fetch_one().await.unwrap();
 

@@ -17,15 +17,12 @@ use fraiseql_wire::{
 use futures_util::{StreamExt, future::join_all};
 use support::{
     admin, cluster,
-    cluster::{Cluster, Setup},
+    cluster::{Cluster, REQUIRE_PASSWORD, Setup, superuser},
     eventually,
     random::Random,
 };
 
 const CLIENTS: usize = 8;
-
-/// With replication.
-const HBA: &str = "local all all trust\nhost all all all trust\nhost replication all all trust\n";
 
 fn config(name: &str) -> ConnectionConfig {
     format!("{}?application_name={name}", cluster().url()).parse().unwrap()
@@ -361,14 +358,16 @@ fn pools_are_measured_by_the_conventions() {
 /// is asked for.
 #[tokio::test]
 async fn a_pool_reads_from_standbys_and_spreads_over_hosts() {
-    let primary = Cluster::start_with(&Setup { hba: HBA, ..Setup::default() }).unwrap();
+    let primary =
+        Cluster::start_with(&Setup { hba: REQUIRE_PASSWORD, ..Setup::default() }).unwrap();
     let view = "create view v_role as select to_json(pg_is_in_recovery()) as data";
     support::admin_at(&primary.url()).await.batch_execute(view).await.unwrap();
     let setup = Setup { standby_of: Some(primary.port()), ..Setup::default() };
     let standby = Cluster::start_with(&setup).unwrap();
     let pool = |more: &str| {
         let url = format!(
-            "postgres://postgres@127.0.0.1:{},127.0.0.1:{}/postgres?{more}",
+            "postgres://{}@127.0.0.1:{},127.0.0.1:{}/postgres?{more}",
+            superuser(),
             primary.port(),
             standby.port()
         );

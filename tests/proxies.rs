@@ -9,7 +9,7 @@ use futures_util::{StreamExt, TryStreamExt, future::join_all};
 use serde_json::Value;
 use support::{
     admin,
-    cluster::{Cluster, Setup},
+    cluster::{Cluster, REQUIRE_PASSWORD, Setup, superuser},
     daemon::Daemon,
     eventually, sql,
 };
@@ -99,7 +99,7 @@ async fn everything_passes(name: &str, url: &str) {
 #[tokio::test]
 async fn pgbouncer_in_transaction_mode_passes_everything() {
     let pooler = Daemon::pgbouncer(support::cluster().port());
-    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", pooler.port);
+    let url = support::url_at(([127, 0, 0, 1], pooler.port));
     everything_passes("pgbouncer", &url).await;
 
     // More clients than server connections, each used again and again.
@@ -120,6 +120,7 @@ async fn pgbouncer_in_transaction_mode_passes_everything() {
         .host("127.0.0.1")
         .port(pooler.port)
         .user("postgres")
+        .password(support::cluster::password())
         .statement_timeout(Duration::from_secs(1));
     let error = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap_err();
     assert_eq!(error.category(), ErrorCategory::Server, "{error}");
@@ -129,7 +130,7 @@ async fn pgbouncer_in_transaction_mode_passes_everything() {
 #[tokio::test]
 async fn pgpool_passes_everything() {
     let pooler = Daemon::pgpool(support::cluster().port());
-    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", pooler.port);
+    let url = support::url_at(([127, 0, 0, 1], pooler.port));
     everything_passes("pgpool", &url).await;
 }
 
@@ -139,19 +140,18 @@ async fn haproxy_passes_everything() {
     let closed =
         std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
     let proxy = Daemon::haproxy(&[closed, support::cluster().port()]);
-    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", proxy.port);
+    let url = support::url_at(([127, 0, 0, 1], proxy.port));
     // Until its checks have found out which server is there, it refuses or hangs up.
     let found = async || FraiseClient::connect(&url).await.is_ok();
     eventually("the proxy has found the server", found).await;
     everything_passes("haproxy", &url).await;
 }
 
-const HBA: &str = "local all all trust\nhost all all all trust\nhost replication all all trust\n";
-
 /// Reading goes to the standby while there is one, and to the primary when there is none.
 #[tokio::test]
 async fn reading_follows_the_standby_and_then_the_primary() {
-    let primary = Cluster::start_with(&Setup { hba: HBA, ..Setup::default() }).unwrap();
+    let primary =
+        Cluster::start_with(&Setup { hba: REQUIRE_PASSWORD, ..Setup::default() }).unwrap();
     let view = "create view v_role as select to_json(pg_is_in_recovery()) as data";
     support::admin_at(&primary.url()).await.batch_execute(view).await.unwrap();
     let setup = Setup { standby_of: Some(primary.port()), ..Setup::default() };
@@ -159,7 +159,8 @@ async fn reading_follows_the_standby_and_then_the_primary() {
 
     let url = |attrs: &str| {
         format!(
-            "postgres://postgres@127.0.0.1:{},127.0.0.1:{}/postgres?target_session_attrs={attrs}",
+            "postgres://{}@127.0.0.1:{},127.0.0.1:{}/postgres?target_session_attrs={attrs}",
+            superuser(),
             primary.port(),
             standby.port()
         )
@@ -194,13 +195,15 @@ async fn reading_follows_the_standby_and_then_the_primary() {
 /// A standby that becomes the primary is taken for one by the next connection.
 #[tokio::test]
 async fn a_promoted_standby_takes_over() {
-    let primary = Cluster::start_with(&Setup { hba: HBA, ..Setup::default() }).unwrap();
+    let primary =
+        Cluster::start_with(&Setup { hba: REQUIRE_PASSWORD, ..Setup::default() }).unwrap();
     let view = "create view v_role as select to_json(pg_is_in_recovery()) as data";
     support::admin_at(&primary.url()).await.batch_execute(view).await.unwrap();
     let setup = Setup { standby_of: Some(primary.port()), ..Setup::default() };
     let standby = Cluster::start_with(&setup).unwrap();
     let url = format!(
-        "postgres://postgres@127.0.0.1:{},127.0.0.1:{}/postgres?target_session_attrs=primary",
+        "postgres://{}@127.0.0.1:{},127.0.0.1:{}/postgres?target_session_attrs=primary",
+        superuser(),
         primary.port(),
         standby.port()
     );

@@ -361,7 +361,7 @@ async fn what_does_not_go_together_is_an_error() {
 async fn a_server_without_room_for_all_is_an_error_of_execute() {
     table("t_narrow", 100).await;
     sql("alter role role_trust connection limit 3; grant select on t_narrow to role_trust").await;
-    let url = cluster().url().replace("postgres@", "role_trust@");
+    let url = cluster().url_as("role_trust");
     let client = FraiseClient::connect(&url).await.unwrap();
     let error = client.query::<RawJson>("t_narrow").parallel(8).execute().await.unwrap_err();
     assert_eq!(error.sqlstate(), Some(&sqlstate::TOO_MANY_CONNECTIONS), "{error}");
@@ -399,7 +399,7 @@ async fn a_resumed_stream_loses_and_doubles_nothing() {
             }
         }
     });
-    let url = format!("postgres://postgres@{}/postgres?application_name=resumed", proxy.address);
+    let url = format!("{}?application_name=resumed", support::url_at(proxy.address));
     let client = FraiseClient::connect(&url).await.unwrap();
     let random = &mut Random::of(1);
     let mut stream = client
@@ -453,12 +453,13 @@ async fn read_through_cuts(
 }
 
 async fn through(proxy: &Proxy, retry: RetryPolicy) -> FraiseClient {
-    let url = format!("postgres://postgres@{}/postgres", proxy.address);
+    let url = support::url_at(proxy.address);
     let config = fraiseql_wire::ConnectionConfig::parse(&url).unwrap();
     let builder = fraiseql_wire::ConnectionConfig::builder()
         .hostaddr(config.targets()[0].hostaddr.unwrap_or([127, 0, 0, 1].into()))
         .port(proxy.address.port())
         .user("postgres")
+        .password(support::cluster::password())
         .database("postgres")
         .read_timeout(Duration::from_secs(60))
         .retry(retry);
@@ -583,9 +584,10 @@ async fn a_stream_is_resumed_on_the_next_host_or_ends() {
     let (first, second) = (Proxy::start(server).await, Proxy::start(server).await);
     let client = FraiseClient::connect_with_config(
         fraiseql_wire::ConnectionConfig::parse(&format!(
-            "host=127.0.0.1,127.0.0.1 port={},{} user=postgres dbname=postgres",
+            "host=127.0.0.1,127.0.0.1 port={},{} user=postgres password={} dbname=postgres",
             first.address.port(),
-            second.address.port()
+            second.address.port(),
+            support::cluster::password()
         ))
         .unwrap(),
     )
@@ -879,6 +881,7 @@ async fn a_stream_between_two_connections_is_cancelled_at_once() {
         .hostaddr([127, 0, 0, 1])
         .port(proxy.address.port())
         .user("postgres")
+        .password(support::cluster::password())
         .database("postgres")
         .read_timeout(Duration::from_secs(1))
         .connect_timeout(Duration::from_secs(600))
@@ -907,7 +910,7 @@ async fn what_has_foreign_tables_in_it_is_not_split_by_blocks() {
         "create extension postgres_fdw;
          create server s_far foreign data wrapper postgres_fdw
              options (host '127.0.0.1', port '{}', dbname 'postgres');
-         create user mapping for postgres server s_far options (user 'postgres');
+         create user mapping for postgres server s_far options (user 'postgres', password '{}');
          create table t_far as
              select i as id, jsonb_build_object('id', i) as data from generate_series(1001, 3000) i;
          create table p_far (id int, data jsonb) partition by range (id);
@@ -918,7 +921,8 @@ async fn what_has_foreign_tables_in_it_is_not_split_by_blocks() {
          create foreign table i_far_1 () inherits (i_far) server s_far options (table_name 't_far');
          insert into p_far select i, jsonb_build_object('id', i) from generate_series(1, 1000) i;
          insert into i_far select * from p_far_0",
-        cluster().port()
+        cluster().port(),
+        support::cluster::password()
     ))
     .await;
     let client = client().await;

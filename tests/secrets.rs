@@ -759,7 +759,7 @@ async fn queries_show_no_value() {
     drop(stream);
     let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
     let quick = RetryPolicy::default().max_attempts(2).initial_backoff(Duration::from_millis(1));
-    let config = builder(proxy.address.port(), "postgres").retry(quick).password("Pl4nted");
+    let config = builder(proxy.address.port(), "role_trust").retry(quick).password("Pl4nted");
     let lost = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
     drop(proxy);
     eventually("it is noticed", async || lost.ping().await.is_err()).await;

@@ -25,6 +25,7 @@ fn config() -> ConnectionConfigBuilder {
         .host("127.0.0.1")
         .port(cluster().port())
         .user("postgres")
+        .password(support::cluster::password())
         .database("postgres")
 }
 
@@ -50,7 +51,7 @@ async fn a_client_tells_how_it_is_connected() {
     let info = client.connection_info().unwrap();
     assert_eq!(info.address.unwrap().to_string(), "127.0.0.1");
     assert_eq!((info.host.as_deref(), info.port), (Some("127.0.0.1"), cluster().port()));
-    assert_eq!((info.auth_method, info.protocol_version), ("none", "3.0"));
+    assert_eq!((info.auth_method, info.protocol_version), ("md5", "3.0"));
     assert_eq!(client.parameter("TimeZone").as_deref(), Some("UTC"));
     assert_eq!(client.parameter("client_encoding").as_deref(), Some("UTF8"));
     assert_eq!(client.parameter("no such parameter"), None);
@@ -271,6 +272,7 @@ async fn read_timeout_counts_only_while_rows_are_wanted() {
             .host("127.0.0.1")
             .port(proxy.address.port())
             .user("postgres")
+            .password(support::cluster::password())
             .read_timeout(timeout),
     )
     .await;
@@ -335,6 +337,7 @@ async fn the_bounds_of_a_clean_up_can_be_set() {
         .host("127.0.0.1")
         .port(proxy.address.port())
         .user("postgres")
+        .password(support::cluster::password())
         .cancel_timeout(Duration::from_millis(200));
     let client = connect(bounded).await;
     let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();

@@ -18,12 +18,14 @@ use support::{
 #[tokio::test]
 async fn spans_follow_the_conventions() {
     sql("create schema app;
+         grant usage on schema app to role_password;
          create view app.v_order as select to_json(i) as data from generate_series(1, 3) i;
-         create view v_breaks as select to_json(1 / (3 - i)) as data from generate_series(1, 3) i")
+         create view v_breaks as select to_json(1 / (3 - i)) as data from generate_series(1, 3) i;
+         grant select on app.v_order, v_breaks, v_endless to role_password")
     .await;
     let port = cluster().port();
     let (events, _listening) = Events::listen();
-    let url = format!("postgres://postgres:planted-secret@127.0.0.1:{port}/postgres");
+    let url = format!("postgres://role_password:password-secret@127.0.0.1:{port}/postgres");
     let client = FraiseClient::new(url.parse().unwrap());
 
     let query =

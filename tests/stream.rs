@@ -27,7 +27,7 @@ use support::{
 /// A proxy in front of the cluster, and a client that goes through it.
 async fn proxied() -> (Proxy, FraiseClient) {
     let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
-    let url = format!("postgres://postgres@{}/postgres", proxy.address);
+    let url = support::url_at(proxy.address);
     let client = FraiseClient::connect(&url).await.unwrap();
     (proxy, client)
 }
@@ -104,7 +104,7 @@ async fn a_row_that_does_not_decode_is_an_item_and_the_stream_goes_on() {
 async fn databases_in_other_encodings_are_converted_or_fail_row_by_row() {
     sql("create database latin1 encoding 'LATIN1' locale 'C' template template0").await;
     sql("create database sql_ascii encoding 'SQL_ASCII' locale 'C' template template0").await;
-    let url = |db| format!("postgres://postgres@127.0.0.1:{}/{db}", cluster().port());
+    let url = |db| format!("{}?dbname={db}", cluster().url());
     for (db, bytes) in [("latin1", "chr(233)"), ("sql_ascii", "convert_from('\\xe9', 'SQL_ASCII')")]
     {
         let admin = support::admin_at(&url(db)).await;

@@ -218,6 +218,7 @@ impl Life {
             .host(host)
             .port(port)
             .user("postgres")
+            .password(&world.password)
             .database("postgres")
             .application_name("soak")
             .ssl_mode(SslMode::Disable)

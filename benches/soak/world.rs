@@ -11,7 +11,7 @@ use std::{
 use tokio_postgres::NoTls;
 
 use crate::{
-    cluster::{Cluster, TRUST_EVERYBODY},
+    cluster::{Cluster, REQUIRE_PASSWORD},
     proxy::Proxy,
 };
 
@@ -40,6 +40,8 @@ pub struct World {
     pub port: u16,
     /// The folder of the server's socket.
     pub folder: String,
+    /// The superuser's password.
+    pub password: String,
     /// The ports of the networks that fail.
     pub proxies: Vec<u16>,
 }
@@ -63,6 +65,7 @@ impl World {
             replies: Mutex::new(replies),
             port: port.parse().unwrap(),
             folder: words.next().unwrap().to_owned(),
+            password: words.next().unwrap().to_owned(),
             proxies: words.map(|port| port.parse().unwrap()).collect(),
         }
     }
@@ -91,7 +94,7 @@ impl World {
 
 /// What the other process does.
 pub fn run(proxies: usize) {
-    let cluster = match Cluster::start(TRUST_EVERYBODY) {
+    let cluster = match Cluster::start(REQUIRE_PASSWORD) {
         Ok(cluster) => Arc::new(cluster),
         Err(e) => return eprintln!("{e}"),
     };
@@ -106,7 +109,14 @@ async fn serve(cluster: &Arc<Cluster>, proxies: usize) {
         networks.push(Arc::new(Proxy::start(([127, 0, 0, 1], cluster.port()).into()).await));
     }
     let ports: Vec<_> = networks.iter().map(|proxy| proxy.address.port().to_string()).collect();
-    println!("{} {} {}", cluster.port(), cluster.folder().display(), ports.join(" "));
+    // The other process reads this from a pipe.
+    println!(
+        "{} {} {} {}",
+        cluster.port(),
+        cluster.folder().display(),
+        cluster::password(),
+        ports.join(" ")
+    );
 
     let (lines, mut commands) = tokio::sync::mpsc::unbounded_channel();
     std::thread::spawn(move || {

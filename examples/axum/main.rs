@@ -227,7 +227,7 @@ async fn page() -> Result<Response, Failure> {
 
 async fn private_server() -> Result<cluster::Cluster> {
     println!("starting a private Postgres and making 300,000 orders, which takes some seconds ...");
-    let server = cluster::Cluster::start(cluster::TRUST_EVERYBODY)?;
+    let server = cluster::Cluster::start(cluster::REQUIRE_PASSWORD)?;
     let (admin, connection) = tokio_postgres::connect(&server.url(), tokio_postgres::NoTls).await?;
     tokio::spawn(connection);
     admin.batch_execute(include_str!("orders.sql")).await?;

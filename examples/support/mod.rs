@@ -42,7 +42,7 @@ impl Place {
         let (server, private) = match std::env::var("DATABASE_URL") {
             Ok(url) => (url, None),
             Err(_) => {
-                let private = cluster::Cluster::start(cluster::TRUST_EVERYBODY)?;
+                let private = cluster::Cluster::start(cluster::REQUIRE_PASSWORD)?;
                 (private.url(), Some(private))
             }
         };

@@ -1,19 +1,24 @@
 //! A private, throw-away Postgres: a cluster in a temporary folder, on a free port of the loopback
 //! and a Unix socket, gone with the process that started it, however that ends.
+//!
+//! The superuser can run programs as the server's operating system user (`COPY ... TO PROGRAM`). So other
+//! users of the machine must not be able to log in as superuser: TCP requires a random password, and
+//! the Unix socket, which requires none, is in a folder that only the server's user can enter.
 
 use std::{
     fs,
-    io::{self, BufRead, BufReader, Read},
+    io::{self, BufRead, BufReader, Read, Write},
     net::TcpListener,
     os::unix::{
-        fs::{PermissionsExt, chown},
+        fs::{DirBuilderExt, OpenOptionsExt, lchown},
         process::CommandExt,
     },
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
+    sync::OnceLock,
 };
 
-/// A running cluster. Its superuser is `postgres`, trusted.
+/// A running cluster. Its superuser is `postgres`, with the password of [`password`].
 #[derive(Debug)]
 pub struct Cluster {
     folder: PathBuf,
@@ -28,9 +33,29 @@ pub struct Cluster {
     lifeline: Option<ChildStdin>,
 }
 
-/// `trust` for everybody: enough where logging in is not what matters.
+/// Lines of pg_hba.conf for tests that are not about authentication: every role needs its password,
+/// except through the Unix socket. They allow replication too.
 #[allow(dead_code)]
-pub const TRUST_EVERYBODY: &str = "local all all trust\nhost all all all trust\n";
+pub const REQUIRE_PASSWORD: &str =
+    "local all all trust\nhost all,replication all all scram-sha-256\n";
+
+/// The superuser's password in every cluster of this process. It is random.
+pub fn password() -> &'static str {
+    static PASSWORD: OnceLock<String> = OnceLock::new();
+    PASSWORD.get_or_init(|| {
+        let mut bytes = [0; 16];
+        let random =
+            fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes));
+        random.unwrap_or_else(|e| panic!("no random password: /dev/urandom: {e}"));
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    })
+}
+
+/// The superuser and its password, as connection URIs contain them: `postgres:PASSWORD`.
+#[allow(dead_code)]
+pub fn superuser() -> String {
+    format!("postgres:{}", password())
+}
 
 /// What a cluster is made of, beside the defaults.
 #[derive(Default)]
@@ -60,9 +85,20 @@ impl Cluster {
     /// Makes and starts a cluster.
     pub fn start_with(setup: &Setup<'_>) -> Result<Self, String> {
         let owner = Owner::of_server()?;
-        let folder = make_folder(&owner).map_err(|e| format!("no temporary folder: {e}"))?;
-        let started = prepare(setup, &owner, &folder)
-            .and_then(|bin| Self::start_in(&bin, &owner, &folder, setup));
+        // pg_basebackup and standbys read the password from the second file.
+        let pgpass = format!("*:*:*:postgres:{}\n", password());
+        let mut files = vec![("password", password()), ("pgpass", &pgpass), ("hba", setup.hba)];
+        files.extend(setup.files);
+        let programs = setup.programs.map(|(programs, _)| programs);
+        let folder = new_folder().map_err(|e| format!("no temporary folder: {e}"))?;
+        let started = owner.fill_and_own(&folder, &files, programs).and_then(|()| {
+            let bin = match setup.programs {
+                // Another user may not have access to the original.
+                Some((_, bin)) => folder.join("programs").join(bin),
+                None => find_binaries()?,
+            };
+            Self::start_in(&bin, &owner, &folder, setup)
+        });
         if started.is_err() {
             let _ = fs::remove_dir_all(&folder);
         }
@@ -105,18 +141,20 @@ impl Cluster {
         // closed pipe, so that it cleans up whenever this process ends.
         let script = r#"
             trap '' PIPE
-            if [ -n "$5" ]; then
+            umask 077
+            if [ -n "$4" ]; then
                 # With -R it would write what a server older than itself does not understand.
                 [ -d "$2/data" ] || {
-                    "$1/pg_basebackup" -h 127.0.0.1 -p "$5" -U postgres -D "$2/data" \
-                        -X stream -c fast >"$2/log" 2>&1 &&
-                    echo "primary_conninfo = 'host=127.0.0.1 port=$5 user=postgres'" \
+                    PGPASSFILE="$2/pgpass" "$1/pg_basebackup" -h 127.0.0.1 -p "$4" -U postgres \
+                        -D "$2/data" -X stream -c fast >"$2/log" 2>&1 &&
+                    echo "primary_conninfo = 'host=127.0.0.1 port=$4 user=postgres passfile=$2/pgpass'" \
                         >>"$2/data/postgresql.auto.conf" &&
                     : >"$2/data/standby.signal"
                 } || exit 1
             elif [ ! -d "$2/data" ]; then
-                "$1/initdb" -U postgres -A trust -E UTF8 --locale=C -N -D "$2/data" >"$2/log" 2>&1 &&
-                printf '%s' "$4" >"$2/data/pg_hba.conf" || exit 1
+                "$1/initdb" -U postgres -A scram-sha-256 --pwfile="$2/password" -E UTF8 --locale=C -N \
+                    -D "$2/data" >"$2/log" 2>&1 &&
+                mv "$2/hba" "$2/data/pg_hba.conf" || exit 1
             fi
             "$1/pg_ctl" -D "$2/data" -l "$2/log" -o "$3" -w -s start </dev/null || exit 1
             echo ready
@@ -125,7 +163,7 @@ impl Cluster {
             rm -rf "$2"
         "#;
         let mut shell = owner.command(Path::new("/bin/sh"), folder);
-        shell.args(["-c", script, "sh"]).args([bin, folder]).args([&settings, setup.hba, &primary]);
+        shell.args(["-c", script, "sh"]).args([bin, folder]).args([&settings, &primary]);
         shell.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null());
         shell.process_group(0);
         let mut supervisor = shell.spawn().map_err(|e| format!("cannot run /bin/sh: {e}"))?;
@@ -165,9 +203,15 @@ impl Cluster {
         fs::read_to_string(self.folder.join("data/PG_VERSION")).unwrap().trim().parse().unwrap()
     }
 
-    /// A connection string for the superuser.
+    /// A connection string for the superuser, with its password.
     pub fn url(&self) -> String {
-        format!("postgres://postgres@127.0.0.1:{}/postgres", self.port)
+        format!("postgres://{}@127.0.0.1:{}/postgres", superuser(), self.port)
+    }
+
+    /// A connection string for a role that needs no password.
+    #[allow(dead_code)]
+    pub fn url_as(&self, role: &str) -> String {
+        format!("postgres://{role}@127.0.0.1:{}/postgres", self.port)
     }
 
     /// Runs `pg_ctl` on it: `stop`, `restart`, `promote` and so on.
@@ -206,26 +250,6 @@ impl Drop for Cluster {
     }
 }
 
-/// Puts the files into place, and returns the folder of the programs.
-fn prepare(setup: &Setup<'_>, owner: &Owner, folder: &Path) -> Result<PathBuf, String> {
-    for (name, text) in setup.files {
-        owner.write(&folder.join(name), text).map_err(|e| format!("{name}: {e}"))?;
-    }
-    let Some((programs, bin)) = setup.programs else { return find_binaries() };
-    // They may lie where another user cannot go.
-    let copy = folder.join("programs");
-    let copied = Command::new("cp").arg("-R").arg(programs).arg(&copy).status();
-    // And what is that user's, it can remove.
-    let given = owner.ids.map_or(Ok(true), |(uid, gid)| {
-        let mut chown = Command::new("chown");
-        chown.arg("-R").arg(format!("{uid}:{gid}")).arg(&copy).status().map(|s| s.success())
-    });
-    match copied {
-        Ok(status) if status.success() && matches!(given, Ok(true)) => Ok(copy.join(bin)),
-        other => Err(format!("{} could not be copied: {other:?}", programs.display())),
-    }
-}
-
 /// The user that the server runs as: Postgres refuses to run as root.
 pub struct Owner {
     /// `None`: the user of this process.
@@ -255,14 +279,45 @@ impl Owner {
         }
     }
 
-    /// Writes a file that only that user can read.
-    pub fn write(&self, path: &Path, text: &str) -> io::Result<()> {
-        fs::write(path, text)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-        match self.ids {
-            Some((uid, gid)) => chown(path, Some(uid), Some(gid)),
-            None => Ok(()),
+    /// Writes these files into a new folder, and to `programs` in it a copy of that folder; then gives all
+    /// of it to that user.
+    ///
+    /// In this order: in its own folder, that user could plant symbolic links, and this process, which
+    /// may be root, would follow them.
+    pub fn fill_and_own(
+        &self,
+        folder: &Path,
+        files: &[(&str, &str)],
+        programs: Option<&Path>,
+    ) -> Result<(), String> {
+        for (name, text) in files {
+            let path = folder.join(name);
+            let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+            let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+            written.and_then(|()| self.give(&path)).map_err(|e| format!("{name}: {e}"))?;
         }
+        if let Some(programs) = programs {
+            // `cp` gives each link and file of the copy the mode of the original, readable by everybody.
+            let copied =
+                Command::new("cp").arg("-R").arg(programs).arg(folder.join("programs")).status();
+            if !copied.as_ref().is_ok_and(|status| status.success()) {
+                return Err(format!("{} could not be copied: {copied:?}", programs.display()));
+            }
+            // The server's user removes it.
+            if let Some((uid, gid)) = self.ids {
+                let mut chown = Command::new("chown");
+                chown.arg("-hR").arg(format!("{uid}:{gid}")).arg(folder.join("programs"));
+                let given = chown.status();
+                if !given.as_ref().is_ok_and(|status| status.success()) {
+                    return Err(format!("chown: {given:?}"));
+                }
+            }
+        }
+        self.give(folder).map_err(|e| format!("{}: {e}", folder.display()))
+    }
+
+    fn give(&self, path: &Path) -> io::Result<()> {
+        self.ids.map_or(Ok(()), |(uid, gid)| lchown(path, Some(uid), Some(gid)))
     }
 
     /// A command as that user, with nothing of this process's environment that could steer it.
@@ -279,18 +334,14 @@ impl Owner {
     }
 }
 
-pub fn make_folder(owner: &Owner) -> io::Result<PathBuf> {
+/// A new folder that only this process's user can enter.
+pub fn new_folder() -> io::Result<PathBuf> {
     // Not in $TMPDIR, which may be long: the path of a socket has at most 107 bytes.
     for attempt in 0..100 {
         let folder = format!("/tmp/fraiseql-wire-{}-{attempt}", std::process::id());
-        match fs::create_dir(&folder) {
-            Ok(()) => {
-                fs::set_permissions(&folder, fs::Permissions::from_mode(0o755))?;
-                if let Some((uid, gid)) = owner.ids {
-                    chown(&folder, Some(uid), Some(gid))?;
-                }
-                return Ok(folder.into());
-            }
+        // An existing folder, or a symbolic link of that name, is an error.
+        match fs::DirBuilder::new().mode(0o700).create(&folder) {
+            Ok(()) => return Ok(folder.into()),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
             Err(e) => return Err(e),
         }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::cluster::{Owner, free_port, make_folder};
+use super::cluster::{Owner, free_port, new_folder, password};
 
 /// A running program that listens on a port of the loopback.
 #[derive(Debug)]
@@ -30,20 +30,21 @@ impl Daemon {
         Self::pgbouncer_in("transaction", server)
     }
 
-    /// The same in this mode. Everybody is its administrator, in the database `pgbouncer`.
+    /// The same in this mode. The superuser and its password are required here as they are at the server,
+    /// and administer the pooler in the database `pgbouncer`.
     pub fn pgbouncer_in(mode: &str, server: u16) -> Self {
         let start = |port: u16, folder: &Path| {
             let ini = format!(
                 "[databases]\n* = host=127.0.0.1 port={server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
-                 listen_port = {port}\nunix_socket_dir =\nauth_type = any\nadmin_users = postgres\n\
+                 listen_port = {port}\nunix_socket_dir =\nauth_type = md5\nauth_file = users.txt\nadmin_users = postgres\n\
                  pool_mode = {mode}\n\
                  default_pool_size = 4\nserver_lifetime = 600\nserver_login_retry = 0.1\nlogfile = {}/log\n\
                  [users]\npostgres =\n",
                 folder.display()
             );
-            // Whoever comes logs in at the server as postgres.
-            let ini = ini.replace("* = host", "* = user=postgres host");
-            (vec![("pgbouncer.ini", ini)], "pgbouncer", vec!["-q", "pgbouncer.ini"])
+            let users = format!("\"postgres\" \"{}\"\n", password());
+            let files = vec![("pgbouncer.ini", ini), ("users.txt", users)];
+            (files, "pgbouncer", vec!["-q", "pgbouncer.ini"])
         };
         Self::start(start)
     }
@@ -60,12 +61,14 @@ impl Daemon {
                  wd_ipc_socket_dir = '{folder}'\npid_file_name = '{folder}/pid'\nlogdir = '{folder}'\n\
                  backend_hostname0 = '127.0.0.1'\nbackend_port0 = {server}\n\
                  backend_flag0 = 'ALWAYS_PRIMARY|DISALLOW_TO_FAILOVER'\nsr_check_period = 0\n\
-                 num_init_children = 16\nmax_pool = 1\n"
+                 num_init_children = 16\nmax_pool = 1\n\
+                 enable_pool_hba = on\npool_passwd = 'pool_passwd'\n"
             );
             let files = vec![
                 ("pgpool.conf", config),
                 ("pcp.conf", String::new()),
-                ("pool_hba.conf", String::new()),
+                ("pool_hba.conf", "host all all 127.0.0.1/32 md5\n".to_owned()),
+                ("pool_passwd", format!("postgres:TEXT{}\n", password())),
             ];
             (
                 files,
@@ -95,12 +98,11 @@ impl Daemon {
         program: impl Fn(u16, &Path) -> (Vec<(&'static str, String)>, &'static str, Vec<&'static str>),
     ) -> Self {
         let owner = Owner::of_server().unwrap_or_else(|e| panic!("{e}"));
-        let folder = make_folder(&owner).unwrap();
         let port = free_port().unwrap();
+        let folder = new_folder().unwrap();
         let (files, name, arguments) = program(port, &folder);
-        for (file, text) in files {
-            owner.write(&folder.join(file), &text).unwrap();
-        }
+        let files: Vec<_> = files.iter().map(|(file, text)| (*file, text.as_str())).collect();
+        owner.fill_and_own(&folder, &files, None).unwrap_or_else(|e| panic!("{e}"));
         let program = ["/usr/sbin", "/usr/bin", "/opt/homebrew/bin", "/usr/local/bin"]
             .iter()
             .map(|dir| Path::new(dir).join(name))

@@ -19,10 +19,11 @@ use std::sync::OnceLock;
 use cluster::Cluster;
 use fraiseql_wire::FraiseClient;
 
-/// One role for each way to log in; the superuser is trusted, everybody else refused.
+/// One role for each way to log in; every other role is refused. Only the superuser needs the Unix socket
+/// without a password: see `cluster`.
 const HBA: &str = "
 local all postgres trust
-host  all postgres all trust
+host  all postgres all md5
 host  all role_trust all trust
 host  all role_password all password
 host  all role_md5 all md5
@@ -37,6 +38,8 @@ set password_encryption = 'md5';
 create role role_md5 login password 'md5-secret';
 set password_encryption = 'scram-sha-256';
 create role role_scram login password 'scram-secret';
+-- role_trust needs no password, so any user of the machine may be it: it can only read what tests grant it.
+revoke create on schema public from public;
 ";
 
 /// Views that many tests read. Made once: replacing a view waits for whoever reads it.
@@ -48,6 +51,7 @@ create view v_endless as
     -- In the select list, rows are made one by one; in FROM, all of them first.
     from (select generate_series(1, 2000000000) i) as numbers;
 create view v_asleep as select to_json(pg_sleep(600)::text) as data;
+grant select on v_short, v_endless, v_asleep to role_trust;
 ";
 
 /// The cluster of this test binary, started by the first test that asks.
@@ -59,11 +63,26 @@ pub fn cluster() -> &'static Cluster {
         // A runtime of its own, on a thread of its own: this may be called inside one.
         let made = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.unwrap().block_on(run_sql(&url, &[ROLES, VIEWS].concat()));
+            runtime.unwrap().block_on(run_sql(&url, &[&quick_logins(), ROLES, VIEWS].concat()));
         });
         made.join().unwrap();
         cluster
     })
+}
+
+/// Stores the superuser's password for MD5. In a test build, SCRAM takes the client some 10 ms of CPU, and
+/// tests log in as superuser thousands of times. Tests of SCRAM have their own roles.
+pub fn quick_logins() -> String {
+    format!(
+        "set client_min_messages = error; set password_encryption = 'md5';
+         alter role postgres password '{}'; reset client_min_messages; reset password_encryption;",
+        cluster::password()
+    )
+}
+
+/// A connection string for the superuser through a proxy or pooler at this address.
+pub fn url_at(address: impl Into<std::net::SocketAddr>) -> String {
+    format!("postgres://{}@{}/postgres", cluster::superuser(), address.into())
 }
 
 /// A client of this binary's cluster.

@@ -3,12 +3,13 @@
 use std::{fmt::Write, fs, path::Path, process::Command, time::Duration};
 
 use crate::{
+    HBA,
     chart::{self, Bar},
     clients::Task,
     cluster::Cluster,
     command,
     data::{COMPARED, DataSet, FIRST, SLOW, Shape},
-    document,
+    document, make_reader,
     measure::Cost,
     replay, run as measured, run_sql, serve, this_program,
 };
@@ -149,8 +150,9 @@ fn first_rows(cluster: &Cluster, rounds: usize) -> String {
 
 /// What a connection costs its client, which is trusted, or proves a password that it has proved before.
 fn connecting(rounds: usize) -> String {
-    let cluster = Cluster::start("host all scram all scram-sha-256\nhost all all all trust\n");
+    let cluster = Cluster::start(&format!("host all scram all scram-sha-256\n{HBA}"));
     let cluster = cluster.unwrap_or_else(|e| panic!("{e}"));
+    make_reader(&cluster);
     run_sql(&cluster, "create role scram login password 'secret'");
     let mut text = String::from(
         "| client | trusted, CPU µs | SCRAM, CPU µs | ratio | trusted, ms | SCRAM, ms |\n\
@@ -160,7 +162,7 @@ fn connecting(rounds: usize) -> String {
     let mut costs = clients.map(|_| [Vec::new(), Vec::new()]);
     for _ in 0..rounds {
         for (client, costs) in clients.iter().zip(&mut costs) {
-            for (role, costs) in ["postgres", "scram"].iter().zip(costs) {
+            for (role, costs) in ["reader", "scram"].iter().zip(costs) {
                 let task = Task {
                     client: (*client).into(),
                     mode: format!("connect as {role}"),

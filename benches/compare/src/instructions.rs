@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, fmt::Write, path::Path, process::Command};
 
 use crate::{
+    HBA,
     certificates::Authority,
     clients::{AUTHORITY, Task},
-    cluster::{Cluster, Setup, TRUST_EVERYBODY},
+    cluster::{Cluster, Setup},
     command,
     data::{COUNTED, Shape},
-    document, replay, run, run_sql, serve, this_program,
+    document, make_reader, replay, run, run_sql, serve, this_program,
 };
 
 const MODES: [(&str, &str, usize); 14] = [
@@ -130,13 +131,14 @@ fn count_encrypted<'a>(modes: impl Iterator<Item = &'a (&'a str, &'a str)>) -> C
     let authority = Authority::new("benchmarks");
     let pair = authority.server("127.0.0.1", &["127.0.0.1"]);
     let cluster = Cluster::start_with(&Setup {
-        hba: TRUST_EVERYBODY,
+        hba: HBA,
         settings: "-c ssl=on -c ssl_cert_file={folder}/server.crt -c ssl_key_file={folder}/server.key",
         files: &[("server.crt", &pair.certificate), ("server.key", &pair.key)],
         ..Setup::default()
     });
     let cluster = cluster.unwrap_or_else(|e| panic!("{e}"));
-    let file = std::env::temp_dir().join(format!("authority-{}.pem", std::process::id()));
+    make_reader(&cluster);
+    let file = this_program().with_file_name("authority.pem");
     std::fs::write(&file, &authority.pem).unwrap();
     let sizes = COUNTED[0];
     sizes.iter().for_each(|data| run_sql(&cluster, &data.sql()));

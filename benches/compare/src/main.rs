@@ -23,7 +23,7 @@ use std::{
 };
 
 use clients::Task;
-use cluster::{Cluster, TRUST_EVERYBODY};
+use cluster::Cluster;
 use data::{COMPARED, DataSet, Shape};
 use measure::{Cost, measure};
 
@@ -69,9 +69,22 @@ fn replay_for(client: &str, mode: &str, table: &str) {
     }
 }
 
+/// The clients' role needs no password: not every client supports SCRAM. It can only read.
+const HBA: &str = "local all postgres trust\nhost all reader all trust\n";
+
+/// Makes the role, which can read every table made later.
+fn make_reader(cluster: &Cluster) {
+    run_sql(
+        cluster,
+        "revoke create on schema public from public; create role reader login; \
+         alter default privileges grant select on tables to reader",
+    );
+}
+
 /// A server with these tables.
 fn serve<'a>(tables: impl IntoIterator<Item = &'a DataSet>) -> Cluster {
-    let cluster = Cluster::start(TRUST_EVERYBODY).unwrap_or_else(|e| panic!("{e}"));
+    let cluster = Cluster::start(HBA).unwrap_or_else(|e| panic!("{e}"));
+    make_reader(&cluster);
     for table in tables {
         run_sql(&cluster, &table.sql());
     }
@@ -81,7 +94,8 @@ fn serve<'a>(tables: impl IntoIterator<Item = &'a DataSet>) -> Cluster {
 /// One statement at a time: VACUUM runs in no transaction.
 fn run_sql(cluster: &Cluster, sql: &str) {
     for statement in sql.split(';') {
-        clients::run_sql(cluster.port(), statement);
+        let socket = format!(".s.PGSQL.{}", cluster.port());
+        clients::run_sql(&cluster.folder().join(socket), statement);
     }
 }
 

@@ -20,10 +20,10 @@ use support::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Roles by how they may come; `postgres` comes in any way.
+/// Roles by how they may connect: `postgres` in any way, with its password or through the Unix socket.
 const HBA: &str = "
 local     all postgres trust
-host      all postgres all trust
+host      all postgres all md5
 hostssl   all role_scram all scram-sha-256
 hostssl   all role_cert all cert
 hostssl   all role_md5 all md5
@@ -91,7 +91,7 @@ fn start(pair: &Pair, programs: Option<&Path>) -> Cluster {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.unwrap().block_on(async {
             let admin = support::admin_at(&url).await;
-            admin.batch_execute(&[ROLES, VIEWS].concat()).await.unwrap();
+            admin.batch_execute(&[&support::quick_logins(), ROLES, VIEWS].concat()).await.unwrap();
         });
     });
     made.join().unwrap();
@@ -118,7 +118,10 @@ fn server_18() -> &'static Cluster {
 }
 
 fn text(server: &Cluster, user: &str, more: &str) -> String {
-    format!("host=localhost port={} user={user} dbname=postgres {more}", server.port())
+    // `postgres` needs it. For other roles, `more` contains their password, and the last one counts.
+    let password = support::cluster::password();
+    let port = server.port();
+    format!("host=localhost port={port} user={user} password={password} dbname=postgres {more}")
 }
 
 /// `sslrootcert=` and the path of a file of the world.
@@ -162,8 +165,10 @@ async fn every_mode_trusts_whom_libpq_trusts() {
             for root_file in [right, "stranger.pem", "missing.pem"] {
                 for host in ["localhost", "127.0.0.1"] {
                     let text = format!(
-                        "host={host} port={} user=postgres dbname=postgres sslmode={mode} {}",
+                        "host={host} port={} user=postgres password={} dbname=postgres \
+                         sslmode={mode} {}",
                         server.port(),
+                        support::cluster::password(),
                         root(root_file)
                     );
                     println!("{what}: {text}");
@@ -213,7 +218,7 @@ async fn every_mode_comes_in_as_libpq_does() {
 
 #[tokio::test]
 async fn errors_say_what_to_do() {
-    let without = Cluster::start(support::cluster::TRUST_EVERYBODY).unwrap();
+    let without = Cluster::start(support::cluster::REQUIRE_PASSWORD).unwrap();
     for (server, more, category, expected) in [
         (&without, "sslmode=require".to_owned(), ErrorCategory::Tls, "switch ssl on"),
         (
@@ -346,7 +351,11 @@ async fn a_revoked_certificate_is_refused() {
 
 #[tokio::test]
 async fn tls_in_code_wins_over_what_the_string_says() {
-    let url = format!("postgres://postgres@localhost:{}/postgres?sslmode=disable", server().port());
+    let url = format!(
+        "postgres://{}@localhost:{}/postgres?sslmode=disable",
+        support::cluster::superuser(),
+        server().port()
+    );
     let ca = || TlsConfig::builder().ca_cert_path(world().path("ca.pem"));
     let pem = TlsConfig::builder().ca_cert_pem(world().ca.pem.clone()).build().unwrap();
     let client = FraiseClient::connect_tls(&url, pem).await.unwrap();
@@ -373,6 +382,7 @@ async fn tls_in_code_wins_over_what_the_string_says() {
         .host("localhost")
         .port(server().port())
         .user("postgres")
+        .password(support::cluster::password())
         .ssl_mode(SslMode::Disable)
         .tls(ca().build().unwrap());
     let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
@@ -439,7 +449,10 @@ async fn cancel_requests_are_encrypted_as_their_session_is() {
             });
         }
     });
-    let text = format!("host=localhost port={port} user=postgres dbname=postgres sslmode=require");
+    let text = format!(
+        "host=localhost port={port} user=postgres password={} dbname=postgres sslmode=require",
+        support::cluster::password()
+    );
     let client = FraiseClient::connect(&text).await.unwrap();
     let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
     stream.next().await.unwrap().unwrap();

@@ -8,7 +8,7 @@ use super::{Tally, Task, Weigh};
 use crate::data::{Customer, Order, Shape};
 
 pub async fn run(task: &Task, connected: &mut (dyn FnMut() + Send)) -> Tally {
-    let url = format!("postgres://postgres:@127.0.0.1:{}/postgres", task.port);
+    let url = format!("postgres://reader:@127.0.0.1:{}/postgres", task.port);
     let client = earlier::FraiseClient::connect(&url).await.unwrap();
     connected();
     let mut tally = Tally::default();

@@ -4,6 +4,8 @@
 use std::{
     io::{Read, Write},
     net::TcpStream,
+    os::unix::net::UnixStream,
+    path::Path,
     sync::Arc,
 };
 
@@ -42,9 +44,10 @@ fn decoded<T: DeserializeOwned + Weigh>(row: &[u8]) -> u64 {
     serde_json::from_slice::<T>(row).unwrap().weigh()
 }
 
-/// Runs SQL that returns nothing.
-pub fn run_sql(port: u16, sql: &str) {
-    Connection::open(port).query(sql, |_| {});
+/// Runs SQL that returns nothing, as the superuser, on the server with this Unix socket.
+pub fn run_sql(socket: &Path, sql: &str) {
+    let socket = UnixStream::connect(socket).unwrap();
+    Connection::begin(Box::new(socket), "postgres").query(sql, |_| {});
 }
 
 trait Socket: Read + Write {}
@@ -58,7 +61,7 @@ struct Connection {
 
 impl Connection {
     fn open(port: u16) -> Self {
-        Self::begin(Box::new(TcpStream::connect(("127.0.0.1", port)).unwrap()))
+        Self::begin(Box::new(TcpStream::connect(("127.0.0.1", port)).unwrap()), "reader")
     }
 
     fn encrypted(port: u16) -> Self {
@@ -70,13 +73,13 @@ impl Connection {
         let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         let name = ServerName::try_from("127.0.0.1").unwrap();
         let session = ClientConnection::new(Arc::new(config), name).unwrap();
-        Self::begin(Box::new(StreamOwned::new(session, socket)))
+        Self::begin(Box::new(StreamOwned::new(session, socket)), "reader")
     }
 
-    fn begin(socket: Box<dyn Socket>) -> Self {
+    fn begin(socket: Box<dyn Socket>, role: &str) -> Self {
         let mut this = Self { socket, buffer: vec![0; 64 << 10] };
-        let body = b"\0\x03\0\0user\0postgres\0database\0postgres\0\0";
-        this.socket.write_all(&[&len(body)[..], body].concat()).unwrap();
+        let body = format!("\0\x03\0\0user\0{role}\0database\0postgres\0\0");
+        this.socket.write_all(&[&len(body.as_bytes())[..], body.as_bytes()].concat()).unwrap();
         this.answer(|_| {});
         this
     }

@@ -30,12 +30,13 @@ pub struct Task {
 }
 
 impl Task {
+    /// The role needs no password, and can only read.
     pub fn url(&self) -> String {
         let security = match self.mode.as_str() {
             "raw, TLS" => format!("sslmode=verify-full&sslrootcert={}", authority()),
             _ => "sslmode=disable".to_owned(),
         };
-        format!("postgres://postgres@127.0.0.1:{}/postgres?{security}", self.port)
+        format!("postgres://reader@127.0.0.1:{}/postgres?{security}", self.port)
     }
 
     pub fn sql(&self) -> String {
