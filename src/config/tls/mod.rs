@@ -91,7 +91,8 @@ pub struct TlsConfigBuilder {
 impl TlsConfigBuilder {
     /// Trusts the certificates in a PEM file, in place of the system's.
     ///
-    /// A server's own certificate may be among them: it is then trusted as it is.
+    /// A chain ends in one of them that has signed itself. A server's own certificate is trusted as it is if
+    /// it is among them and has signed itself.
     pub fn ca_cert_path(mut self, path: impl Into<PathBuf>) -> Self {
         self.ca_path = Some(path.into());
         self
@@ -106,6 +107,8 @@ impl TlsConfigBuilder {
     /// Whether the operating system's authorities are trusted. Default: only when no other is
     /// named.
     ///
+    /// The host must be in the certificate's `subjectAltName`: its common name does not count.
+    ///
     /// They are found where OpenSSL looks, which the environment's `SSL_CERT_FILE` and
     /// `SSL_CERT_DIR` change.
     pub fn system_roots(mut self, on: bool) -> Self {
@@ -114,6 +117,8 @@ impl TlsConfigBuilder {
     }
 
     /// Whether Mozilla's authorities, as compiled into this program, are trusted. Default: no.
+    ///
+    /// The host must be in the certificate's `subjectAltName`: its common name does not count.
     #[cfg(feature = "webpki-roots")]
     #[cfg_attr(docsrs, doc(cfg(feature = "webpki-roots")))]
     pub fn webpki_roots(mut self, on: bool) -> Self {
@@ -151,8 +156,8 @@ impl TlsConfigBuilder {
     /// Refuses the certificates that are revoked in a file of PEM revocation lists, or in the files
     /// of a directory.
     ///
-    /// Every certificate of the server's chain, but for the authority at its end, then needs a list
-    /// of its issuer that has not expired.
+    /// Every certificate of the server's chain, the root's too, then needs a list of its issuer that is
+    /// valid now. The newest list that the issuer's key has signed counts.
     pub fn crl_path(mut self, path: impl Into<PathBuf>) -> Self {
         self.crl_path = Some(path.into());
         self

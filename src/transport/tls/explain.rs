@@ -63,7 +63,8 @@ fn describe_alert(alert: Alert) -> String {
         ),
         Alert::HandshakeFailure => {
             "the server broke off the handshake (HandshakeFailure): it shares no cipher with this \
-             client, or demands a client certificate; its log says more"
+             client, has a key that this client does not support (RSASSA-PSS or an unusual curve), \
+             or demands a client certificate; its log says more"
                 .into()
         }
         Alert::NoApplicationProtocol => {

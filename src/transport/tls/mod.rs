@@ -4,10 +4,15 @@
 //! common names, nor a server's self-signed certificate as its own root.
 
 mod client_cert;
+mod constraints;
 mod end_point;
 mod explain;
+mod fields;
 mod name;
+mod paths;
+mod revocation;
 mod roots;
+mod show;
 mod stream;
 // They set permissions of files.
 #[cfg(all(test, unix))]
@@ -195,6 +200,11 @@ fn read(what: &str, path: &Path) -> Result<Vec<u8>> {
 /// A certificate's fields, without the checks that OpenSSL does not make either.
 fn parse(certificate: &CertificateDer<'_>) -> Option<CertificateInner<Raw>> {
     CertificateInner::from_der(certificate).ok()
+}
+
+/// The content of a value.
+fn content(der: &[u8]) -> Option<&[u8]> {
+    AnyRef::from_der(der).ok().map(|value| value.value())
 }
 
 /// The values in a SEQUENCE, of any tags.

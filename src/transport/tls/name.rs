@@ -2,12 +2,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use x509_cert::{
-    certificate::{CertificateInner, Raw},
-    der::{Decode as _, Tag, TagNumber, asn1::AnyRef},
-};
+use x509_cert::der::{Any, Decode as _, Tag, TagNumber, asn1::AnyRef};
 
-use super::elements;
+use super::{
+    constraints, elements,
+    fields::{self, ALTERNATIVE_NAMES, Certificate},
+    show,
+};
 
 /// A name in a certificate. Bytes, because nothing has checked that they are text.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,19 +18,37 @@ pub(super) enum Name {
     Common(Vec<u8>),
 }
 
-/// Checks that one of the certificate's names is the host; else says which names there are.
-pub(super) fn check(certificate: &CertificateInner<Raw>, host: &str) -> Result<(), String> {
-    let names = alternative_names(certificate)
-        .ok_or("the alternative names in the server's certificate are malformed: reissue it")?;
-    check_names(&names, common_name(certificate), host)
+/// Which names count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Accepts {
+    /// As with libpq.
+    Anything,
+    /// Only what was checked against name constraints: libpq compares an address with DNS names
+    /// too, and takes common names that nothing has checked.
+    Constrained,
+    /// Not the common name: public authorities do not check it.
+    AlternativeNames { is_constrained: bool },
 }
 
-/// The rules, in libpq's order: alternative names of both kinds, and the common name only when there
-/// is none of the host's own kind.
-fn check_names(alternative: &[Name], common: Option<Name>, host: &str) -> Result<(), String> {
+/// Checks that one of the certificate's names is the host; else says which names there are.
+pub(super) fn check(certificate: &Certificate, host: &str, accepts: Accepts) -> Result<(), String> {
+    let names = alternative_names(certificate)
+        .ok_or("the alternative names in the server's certificate are malformed: reissue it")?;
+    check_names(&names, common_name(certificate), host, accepts)
+}
+
+/// The rules, in libpq's order: alternative names of both kinds, and the common name only when
+/// there is none of the host's own kind.
+fn check_names(
+    alternative: &[Name],
+    common: Option<Name>,
+    host: &str,
+    accepts: Accepts,
+) -> Result<(), String> {
     let address = parse_address(host);
     let is_own_kind = |n: &Name| matches!(n, Name::Ip(_)) == address.is_some();
     let common = common.filter(|_| !alternative.iter().any(is_own_kind));
+    let mut not_counted = None;
     for name in alternative.iter().chain(&common) {
         let is_match = match name {
             Name::Ip(bytes) => match (bytes.len(), address) {
@@ -45,19 +64,50 @@ fn check_names(alternative: &[Name], common: Option<Name>, host: &str) -> Result
                                 may be posing as the server"
                         .into());
                 }
-                bytes.eq_ignore_ascii_case(host.as_bytes()) || wildcard(bytes, host.as_bytes())
+                // A wildcard stands for a label, and an address has no labels.
+                bytes.eq_ignore_ascii_case(host.as_bytes())
+                    || address.is_none() && wildcard(bytes, host.as_bytes())
             }
         };
-        if is_match {
+        let is_free = !matches!(
+            accepts,
+            Accepts::Constrained | Accepts::AlternativeNames { is_constrained: true }
+        );
+        let counts = match (name, accepts) {
+            (Name::Ip(_), _) => true,
+            (Name::Dns(_), _) => is_free || address.is_none(),
+            (Name::Common(_), Accepts::Anything) => true,
+            (Name::Common(name), Accepts::Constrained) => {
+                address.is_none() && constraints::is_checked(name)
+            }
+            (Name::Common(_), Accepts::AlternativeNames { .. }) => false,
+        };
+        if is_match && counts {
             return Ok(());
         }
+        if is_match {
+            not_counted = Some(name);
+        }
     }
-    let shown: Vec<_> = alternative.iter().chain(&common).take(5).map(show).collect();
-    let more = (alternative.len() + usize::from(common.is_some())).saturating_sub(shown.len());
-    let names = match (shown.is_empty(), more) {
+    if let Some(name) = not_counted {
+        let reason = match accepts {
+            Accepts::AlternativeNames { is_constrained: false } => {
+                "the authorities of the system and of Mozilla do not check it"
+            }
+            _ => "an authority has name constraints, which do not apply to it",
+        };
+        return Err(format!(
+            "{} in the server's certificate is the host but does not count, because {reason}: \
+             reissue the certificate with the host in subjectAltName",
+            shown(name)
+        ));
+    }
+    let first: Vec<_> = alternative.iter().chain(&common).take(5).map(shown).collect();
+    let more = (alternative.len() + usize::from(common.is_some())).saturating_sub(first.len());
+    let names = match (first.is_empty(), more) {
         (true, _) => "no name".to_owned(),
-        (false, 0) => shown.join(", "),
-        (false, more) => format!("{} and {more} more", shown.join(", ")),
+        (false, 0) => first.join(", "),
+        (false, more) => format!("{} and {more} more", first.join(", ")),
     };
     Err(format!(
         "the server's certificate is for {names}, not for {host:?}: connect by a name that it has, \
@@ -80,11 +130,9 @@ fn wildcard(pattern: &[u8], host: &[u8]) -> bool {
     !label.is_empty() && !label.contains(&b'.') && rest.eq_ignore_ascii_case(suffix)
 }
 
-fn show(name: &Name) -> String {
+fn shown(name: &Name) -> String {
     match name {
-        Name::Dns(bytes) | Name::Common(bytes) => {
-            format!("{:?}", String::from_utf8_lossy(bytes))
-        }
+        Name::Dns(bytes) | Name::Common(bytes) => show::host(bytes),
         Name::Ip(bytes) => {
             match (<[u8; 4]>::try_from(&bytes[..]), <[u8; 16]>::try_from(&bytes[..])) {
                 (Ok(ip), _) => Ipv4Addr::from(ip).to_string(),
@@ -96,16 +144,13 @@ fn show(name: &Name) -> String {
 }
 
 /// The dNSName and iPAddress entries of subjectAltName.
-fn alternative_names(certificate: &CertificateInner<Raw>) -> Option<Vec<Name>> {
+pub(super) fn alternative_names(certificate: &Certificate) -> Option<Vec<Name>> {
     const DNS_NAME: Tag = Tag::ContextSpecific { constructed: false, number: TagNumber(2) };
     const IP_ADDRESS: Tag = Tag::ContextSpecific { constructed: false, number: TagNumber(7) };
-    let extensions = certificate.tbs_certificate().extensions();
-    let Some(extension) =
-        extensions.and_then(|e| e.iter().find(|e| e.extn_id.to_string() == "2.5.29.17"))
-    else {
+    let Some(extension) = fields::extension(certificate, ALTERNATIVE_NAMES) else {
         return Some(Vec::new());
     };
-    let names = AnyRef::from_der(extension.extn_value.as_bytes()).ok()?;
+    let names = AnyRef::from_der(extension).ok()?;
     let names = elements(names.value())?.into_iter().filter_map(|name| {
         let value = name.value().to_vec();
         match name.header().tag() {
@@ -117,11 +162,15 @@ fn alternative_names(certificate: &CertificateInner<Raw>) -> Option<Vec<Name>> {
     Some(names.collect())
 }
 
-/// The first common name of the subject, as `X509_NAME_get_index_by_NID` finds it.
-fn common_name(certificate: &CertificateInner<Raw>) -> Option<Name> {
+/// The common names of the subject.
+pub(super) fn common_names(certificate: &Certificate) -> impl Iterator<Item = &Any> {
     let subject = certificate.tbs_certificate().subject();
-    let attribute = subject.iter().find(|a| a.oid.to_string() == "2.5.4.3")?;
-    Some(Name::Common(attribute.value.value().to_vec()))
+    subject.iter().filter(|a| a.oid.to_string() == "2.5.4.3").map(|a| &a.value)
+}
+
+/// The first one, as `X509_NAME_get_index_by_NID` finds it.
+fn common_name(certificate: &Certificate) -> Option<Name> {
+    common_names(certificate).next().map(|value| Name::Common(value.value().to_vec()))
 }
 
 /// `is_ip_address` of libpq: what `inet_aton` or `inet_pton` take.
@@ -166,7 +215,8 @@ mod tests {
     }
 
     fn matches(alternative: &[Name], common: Option<&str>, host: &str) -> bool {
-        check_names(alternative, common.map(|c| Name::Common(c.into())), host).is_ok()
+        check_names(alternative, common.map(|c| Name::Common(c.into())), host, Accepts::Anything)
+            .is_ok()
     }
 
     #[test]
@@ -228,7 +278,7 @@ mod tests {
     #[test]
     fn the_error_lists_names() {
         let names: Vec<_> = (0..7).map(|i| dns(&format!("n{i}"))).collect();
-        let error = check_names(&names, None, "db").unwrap_err();
+        let error = check_names(&names, None, "db", Accepts::Anything).unwrap_err();
         assert!(error.contains("\"n4\" and 2 more") && error.contains("\"db\""), "{error}");
     }
 

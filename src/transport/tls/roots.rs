@@ -1,20 +1,13 @@
 //! Trusted certificates and revocation lists, read from where the settings say.
 
-use std::{
-    path::Path,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::path::Path;
 
 use rustls::pki_types::{
     CertificateDer, CertificateRevocationListDer, TrustAnchor, pem::PemObject,
 };
-use webpki::{CertRevocationList, OwnedCertRevocationList, anchor_from_trusted_cert};
-use x509_cert::{
-    certificate::Version,
-    der::{Decode as _, Tag, asn1::AnyRef},
-};
+use webpki::anchor_from_trusted_cert;
 
-use super::{elements, parse, read, tls};
+use super::{fields, parse, read, revocation::RevocationList, tls};
 use crate::{
     config::tls::{Crls, RootSource, Source, TlsSettings, Verify},
     error::Result,
@@ -22,12 +15,20 @@ use crate::{
 
 /// What a server's certificate is held against.
 pub(super) struct Trust {
-    pub(super) anchors: Vec<TrustAnchor<'static>>,
+    pub(super) roots: Vec<Root>,
     /// Certificates that vouch for nobody by themselves, and may stand between.
     pub(super) intermediates: Vec<CertificateDer<'static>>,
-    /// All of them as they came, for a server's certificate that is among them itself.
-    pub(super) certificates: Vec<CertificateDer<'static>>,
-    pub(super) crls: Vec<CertRevocationList<'static>>,
+    /// `None`: nothing is checked for revocation.
+    pub(super) lists: Option<Vec<RevocationList>>,
+}
+
+/// A certificate that has signed itself. Whether it may sign others is decided when it has.
+pub(super) struct Root {
+    /// `None` for Mozilla's, of which only the keys are compiled in.
+    pub(super) certificate: Option<CertificateDer<'static>>,
+    pub(super) anchor: TrustAnchor<'static>,
+    /// One of the system's or Mozilla's, which signs for any applicant.
+    pub(super) is_public: bool,
 }
 
 /// `None`: any certificate will do.
@@ -35,12 +36,7 @@ pub(super) fn load(settings: &TlsSettings) -> Result<Option<Trust>> {
     if settings.verify == Verify::Nothing {
         return Ok(None);
     }
-    let mut trust = Trust {
-        anchors: Vec::new(),
-        intermediates: Vec::new(),
-        certificates: Vec::new(),
-        crls: Vec::new(),
-    };
+    let mut trust = Trust { roots: Vec::new(), intermediates: Vec::new(), lists: None };
     for source in &settings.roots {
         match source {
             RootSource::Certificates(Source::File(path)) => {
@@ -62,46 +58,59 @@ pub(super) fn load(settings: &TlsSettings) -> Result<Option<Trust>> {
             RootSource::System => trust.add_system()?,
             RootSource::Webpki => {
                 #[cfg(feature = "webpki-roots")]
-                trust.anchors.extend_from_slice(webpki_roots::TLS_SERVER_ROOTS);
+                trust.roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().map(|anchor| Root {
+                    certificate: None,
+                    anchor: anchor.clone(),
+                    is_public: true,
+                }));
             }
         }
     }
-    trust.crls = crls(&settings.crls)?;
+    trust.lists = lists(&settings.crls)?;
     Ok(Some(trust))
 }
 
 impl Trust {
+    /// The root that is this very certificate.
+    pub(super) fn pin(&self, certificate: &CertificateDer<'_>) -> Option<&Root> {
+        let same = self.roots.iter().filter(|r| r.certificate.as_ref() == Some(certificate));
+        // What is in a file of the user's and among the system's too is the user's.
+        same.min_by_key(|root| root.is_public)
+    }
+
     fn add_pem(&mut self, pem: &[u8], what: &str) -> Result<()> {
         let mut any = false;
         for certificate in CertificateDer::pem_slice_iter(pem) {
             let certificate = certificate.map_err(|e| tls(format!("{what} is not PEM: {e}")))?;
-            self.add(certificate)
+            self.add(certificate, false)
                 .map_err(|e| tls(format!("{what} holds an unusable certificate: {e}")))?;
             any = true;
         }
         if any { Ok(()) } else { Err(tls(format!("{what} holds no PEM certificate"))) }
     }
 
-    fn add(&mut self, certificate: CertificateDer<'static>) -> Result<(), webpki::Error> {
+    fn add(
+        &mut self,
+        certificate: CertificateDer<'static>,
+        is_public: bool,
+    ) -> Result<(), webpki::Error> {
         let anchor = anchor_from_trusted_cert(&certificate)?.to_owned();
-        // As OpenSSL has it: a chain ends in an authority that signed itself. Of an anchor webpki checks
-        // nothing more, so it must not be a server's certificate that was pinned, or out of date.
-        match is_root(&certificate) {
-            true => self.anchors.push(anchor),
-            false => self.intermediates.push(certificate.clone()),
+        // As OpenSSL has it: a chain ends in a certificate that signed itself.
+        match parse(&certificate).is_some_and(|c| fields::is_self_signed(&c)) {
+            true => self.roots.push(Root { certificate: Some(certificate), anchor, is_public }),
+            false => self.intermediates.push(certificate),
         }
-        self.certificates.push(certificate);
         Ok(())
     }
 
     fn add_system(&mut self) -> Result<()> {
         let found = rustls_native_certs::load_native_certs();
-        let before = self.anchors.len();
+        let before = self.roots.len();
         for certificate in found.certs {
             // One that cannot be read vouches for nobody, and is no reason to refuse the others.
-            let _ = self.add(certificate);
+            let _ = self.add(certificate, true);
         }
-        if self.anchors.len() > before {
+        if self.roots.len() > before {
             return Ok(());
         }
         let reason = found.errors.first().map(|e| format!(" ({e})")).unwrap_or_default();
@@ -112,35 +121,8 @@ impl Trust {
     }
 }
 
-/// Whether a certificate is that of an authority, issued by itself, and in date.
-fn is_root(certificate: &CertificateDer<'_>) -> bool {
-    let Some(parsed) = parse(certificate) else { return false };
-    let fields = parsed.tbs_certificate();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let validity = fields.validity();
-    let in_date = (validity.not_before.to_unix_duration()..=validity.not_after.to_unix_duration())
-        .contains(&now);
-    // Version 1 has no extensions to say so.
-    let is_authority = fields.version() == Version::V1
-        || fields
-            .extensions()
-            .into_iter()
-            .flatten()
-            .filter(|e| e.extn_id.to_string() == BASIC_CONSTRAINTS)
-            .any(|e| is_ca(e.extn_value.as_bytes()));
-    in_date && is_authority && fields.issuer() == fields.subject()
-}
-
-const BASIC_CONSTRAINTS: &str = "2.5.29.19";
-
-/// `BasicConstraints ::= SEQUENCE { cA BOOLEAN DEFAULT FALSE, ... }`
-fn is_ca(extension: &[u8]) -> bool {
-    let content = AnyRef::from_der(extension).ok().and_then(|s| elements(s.value()));
-    let first = content.as_ref().and_then(|fields| fields.first());
-    first.is_some_and(|f| f.header().tag() == Tag::Boolean && f.value() == [0xff])
-}
-
-fn crls(settings: &Crls) -> Result<Vec<CertRevocationList<'static>>> {
+/// The revocation lists; `None` if none are configured.
+fn lists(settings: &Crls) -> Result<Option<Vec<RevocationList>>> {
     let mut lists = Vec::new();
     for path in &settings.paths {
         if settings.optional && std::fs::metadata(path).is_err() {
@@ -156,11 +138,12 @@ fn crls(settings: &Crls) -> Result<Vec<CertRevocationList<'static>>> {
             }
         }
     }
-    Ok(lists)
+    // A file or directory without any list is an error, so this means that there are no files.
+    Ok((!lists.is_empty()).then_some(lists))
 }
 
 /// OpenSSL finds the files of a directory by hashed names; here every file counts.
-fn add_directory(lists: &mut Vec<CertRevocationList<'static>>, directory: &Path) -> Result<()> {
+fn add_directory(lists: &mut Vec<RevocationList>, directory: &Path) -> Result<()> {
     let shown = directory.display();
     let unreadable =
         |e| tls(format!("directory of revocation lists \"{shown}\" cannot be read: {e}"));
@@ -180,24 +163,14 @@ fn add_directory(lists: &mut Vec<CertRevocationList<'static>>, directory: &Path)
 }
 
 /// Returns how many lists there were.
-fn add_lists(
-    lists: &mut Vec<CertRevocationList<'static>>,
-    pem: &[u8],
-    what: &str,
-) -> Result<usize> {
+fn add_lists(lists: &mut Vec<RevocationList>, pem: &[u8], what: &str) -> Result<usize> {
     let mut count = 0;
     for list in CertificateRevocationListDer::pem_slice_iter(pem) {
         let list = list.map_err(|e| tls(format!("{what} is not PEM: {e}")))?;
-        let list = OwnedCertRevocationList::from_der(&list).map_err(|e| {
-            let advice = match e {
-                webpki::Error::UnsupportedCrlVersion => {
-                    ": reissue it as version 2 (crl_extensions in openssl.cnf)"
-                }
-                _ => "",
-            };
-            tls(format!("{what} cannot be used ({e}){advice}"))
+        let list = RevocationList::new(list).ok_or_else(|| {
+            tls(format!("{what} is malformed: compare it with openssl crl -text"))
         })?;
-        lists.push(list.into());
+        lists.push(list);
         count += 1;
     }
     Ok(count)

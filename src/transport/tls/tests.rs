@@ -9,7 +9,7 @@ use rcgen::{
 };
 use rustls::{
     RootCertStore, ServerConfig,
-    pki_types::{PrivateKeyDer, pem::PemObject as _},
+    pki_types::{PrivateKeyDer, UnixTime, pem::PemObject as _},
     server::WebPkiClientVerifier,
     sign::SingleCertAndKey,
 };
@@ -309,8 +309,8 @@ async fn intermediates_come_from_the_server() {
     Server::new(&identity).accepts(trusting(&ca), "db").await;
 }
 
-/// A certificate that somebody pinned vouches for itself and for nobody else, and an authority only in
-/// its time.
+/// A certificate that somebody pinned vouches for itself and for nobody else, and an authority only
+/// in its time.
 #[tokio::test]
 async fn only_an_authority_in_date_vouches_for_others() {
     let ca = Ca::new("CA");
@@ -595,6 +595,7 @@ async fn what_is_not_tls_is_an_error() {
 }
 
 /// As Postgres's manual makes them, with versions of openssl that add no extensions by themselves.
+/// One that has signed itself can be pinned, one of an authority only be left unverified.
 #[tokio::test]
 async fn certificates_of_version_1_can_be_pinned_or_left_unverified() {
     let (ca, dir) = (Ca::new("CA"), folder());
@@ -607,30 +608,203 @@ async fn certificates_of_version_1_can_be_pinned_or_left_unverified() {
             &dir,
             "x509 -req -in csr.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 9 -out crt.pem",
         );
+        openssl(&dir, "x509 -req -in csr.pem -signkey key.pem -days 9 -out self.pem");
         let read = |name| std::fs::read_to_string(dir.path().join(name)).unwrap();
-        let identity = Identity { chain: read("crt.pem"), key: read("key.pem") };
-        let der = CertificateDer::from_pem_slice(identity.chain.as_bytes()).unwrap();
-        let version = parse(&der).unwrap().tbs_certificate().version();
-        assert_eq!(version, x509_cert::certificate::Version::V1);
-        let mut server = Server::new(&identity);
+        let identity = |name| Identity { chain: read(name), key: read("key.pem") };
+        let (issued, own) = (identity("crt.pem"), identity("self.pem"));
+        for identity in [&issued, &own] {
+            let der = CertificateDer::from_pem_slice(identity.chain.as_bytes()).unwrap();
+            let version = parse(&der).unwrap().tbs_certificate().version();
+            assert_eq!(version, x509_cert::certificate::Version::V1);
+        }
+        let any = || TlsConfig::builder().danger_accept_invalid_certs(true);
+        let pin = |i: &Identity| TlsConfig::builder().ca_cert_pem(i.chain.clone());
         for versions in [vec![&TLS12], vec![&TLS13]] {
-            server.versions = versions;
-            server.accepts(TlsConfig::builder().danger_accept_invalid_certs(true), "db").await;
+            let mut server = Server::new(&issued);
+            server.versions = versions.clone();
+            server.accepts(any(), "db").await;
             server.refuses(trusting(&ca), "db", "-extfile").await;
-            let pin = || TlsConfig::builder().ca_cert_pem(identity.chain.clone());
-            server.accepts(pin(), "db").await;
-            server.refuses(pin(), "other", "not for \"other\"").await;
+            server.refuses(pin(&issued), "db", "-extfile").await;
+            let mut server = Server::new(&own);
+            server.versions = versions;
+            server.accepts(pin(&own), "db").await;
+            server.refuses(pin(&own), "other", "not for \"other\"").await;
         }
         // Another key than the certificate's is found out.
-        let other = KeyPair::generate().unwrap().serialize_pem();
-        server.identity.key = other;
+        let mut server = Server::new(&issued);
+        server.identity.key = KeyPair::generate().unwrap().serialize_pem();
         for versions in [vec![&TLS12], vec![&TLS13]] {
             server.versions = versions;
-            let any = TlsConfig::builder().danger_accept_invalid_certs(true);
-            let result = server.meet(any.build().unwrap().settings(), "db", false).await;
+            let result = server.meet(any().build().unwrap().settings(), "db", false).await;
             assert!(result.is_err());
         }
     }
+}
+
+/// The verifier of these settings, and what it makes of a chain, as PEM.
+fn verify(settings: &TlsSettings, host: Option<&str>, chain: &str) -> Result<(), String> {
+    let algorithms = provider().signature_verification_algorithms;
+    let trust = roots::load(settings).unwrap();
+    let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap);
+    let chain: Vec<_> = chain.collect();
+    let verifier = Verifier::new(trust, host.map(str::to_owned), algorithms);
+    verifier.check(&chain[0], &chain[1..], UnixTime::now())
+}
+
+/// The error names a weak or unsupported key, and says nothing of a wrong signature.
+#[test]
+fn keys_and_signatures_that_cannot_be_verified_are_named() {
+    let dir = folder();
+    write(&dir, "ca.cnf", "basicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign");
+    write(&dir, "db.cnf", "subjectAltName=DNS:db");
+    let make = |name: &str, key: &str, by: &str, options: &str| {
+        openssl(&dir, &format!("genpkey -algorithm {key} -out {name}.key"));
+        openssl(&dir, &format!("req -new -key {name}.key -subj /CN={name} -out {name}.csr"));
+        let (sign, extensions) = match name == by {
+            true => (format!("-signkey {by}.key"), "ca.cnf"),
+            false => (format!("-CA {by}.pem -CAkey {by}.key -set_serial 7"), "db.cnf"),
+        };
+        let common = format!("-days 9 -extfile {extensions} {options} -out {name}.pem");
+        openssl(&dir, &format!("x509 -req -in {name}.csr {sign} {common}"));
+    };
+    let good = "RSA -pkeyopt rsa_keygen_bits:2048";
+    let weak = "RSA -pkeyopt rsa_keygen_bits:1024";
+    make("good", good, "good", "-sha256");
+    // A root's own signature does not matter.
+    make("old", good, "old", "-sha1");
+    make("weak", weak, "weak", "-sha256");
+    for (name, key, by, options, part) in [
+        ("a", good, "good", "-sha256", ""),
+        ("b", good, "old", "-sha256", ""),
+        ("c", weak, "good", "-sha256", "the server's certificate has an RSA key of 1024 bits"),
+        ("d", good, "good", "-sha1", "(CN=d) is signed with SHA-1, which is broken"),
+        ("e", good, "weak", "-sha256", "an authority (CN=weak) has an RSA key of 1024 bits"),
+        ("f", "RSA-PSS -pkeyopt rsa_keygen_bits:2048", "good", "-sha256", "the type RSASSA-PSS"),
+        ("g", "EC -pkeyopt ec_paramgen_curve:secp256k1", "good", "-sha256", "the curve secp256k1"),
+        ("h", "ED448", "good", "-sha256", "Ed448"),
+        ("i", "EC -pkeyopt ec_paramgen_curve:P-384", "good", "-sha384", ""),
+        #[cfg(not(feature = "tls-aws-lc-rs"))]
+        ("j", "EC -pkeyopt ec_paramgen_curve:P-521", "good", "-sha256", "the curve P-521"),
+    ] {
+        make(name, key, by, options);
+        let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        let roots = read("good.pem") + &read("old.pem") + &read("weak.pem");
+        let chain = read(&format!("{name}.pem"));
+        let tls = TlsConfig::builder().ca_cert_pem(roots).build().unwrap();
+        let result = verify(tls.settings(), Some("db"), &chain);
+        match part {
+            "" => result.unwrap(),
+            part => {
+                let error = result.unwrap_err();
+                assert!(error.contains(part) && error.contains("issue"), "{name}: {error}");
+                assert!(!error.contains("wrong"), "{name}: {error}");
+            }
+        }
+        // Where nothing is verified, a key still must sign the handshake.
+        let any = TlsConfig::builder().danger_accept_invalid_certs(true).build().unwrap();
+        let result = verify(any.settings(), None, &chain);
+        assert_eq!(
+            result.is_err(),
+            part.contains("server's")
+                || part.contains("type")
+                || part.contains("curve")
+                || part.contains("Ed448"),
+            "{name}: {result:?}"
+        );
+    }
+}
+
+/// An attacker chooses the names in a certificate: errors show them on one line, short, and
+/// escaped.
+#[test]
+fn errors_show_names_of_certificates_on_one_short_line() {
+    let hostile = format!("a\u{202e}b\r\n\u{1b}[2J{}", "x".repeat(10_000));
+    let (ca, hostile_ca) = (Ca::new("CA"), Ca::new(&hostile));
+    let tls = trusting(&ca).build().unwrap();
+    let mut named_so = named(&[]);
+    named_so.distinguished_name.push(DnType::CommonName, hostile.as_str());
+    for chain in [hostile_ca.issue(named(&["db"])).chain, ca.issue(named_so).chain] {
+        let error = verify(tls.settings(), Some("db"), &chain).unwrap_err();
+        assert!(error.contains("a b") && error.contains("xxx..."), "{error}");
+        assert!(!error.contains(char::is_control) && !error.contains('\u{202e}'), "{error:?}");
+        assert!(error.len() < 1000, "{}", error.len());
+    }
+}
+
+/// A common name counts only for an authority of the user's own.
+#[test]
+fn public_authorities_vouch_for_no_common_name() {
+    let ca = Ca::new("CA");
+    let settings = trusting(&ca).build().unwrap().settings().clone();
+    let algorithms = provider().signature_verification_algorithms;
+    let mut common = named(&[]);
+    common.distinguished_name.push(DnType::CommonName, "db");
+    let leaf = CertificateDer::from_pem_slice(ca.issue(common).chain.as_bytes()).unwrap();
+    let named_leaf =
+        CertificateDer::from_pem_slice(ca.issue(named(&["db"])).chain.as_bytes()).unwrap();
+    // The same root as the user's and the system's, in both orders.
+    for (public, is_accepted) in [
+        (vec![false], true),
+        (vec![true], false),
+        (vec![true, false], true),
+        (vec![false, true], true),
+    ] {
+        let mut trust = roots::load(&settings).unwrap().unwrap();
+        let [root] = &trust.roots[..] else { panic!() };
+        trust.roots = public
+            .iter()
+            .map(|is_public| roots::Root {
+                certificate: root.certificate.clone(),
+                anchor: root.anchor.clone(),
+                is_public: *is_public,
+            })
+            .collect();
+        let verifier = Verifier::new(Some(trust), Some("db".into()), algorithms);
+        let result = verifier.check(&leaf, &[], UnixTime::now());
+        match is_accepted {
+            true => result.unwrap(),
+            false => {
+                let error = result.unwrap_err();
+                assert!(error.contains("\"db\"") && error.contains("subjectAltName"), "{error}");
+            }
+        }
+        verifier.check(&named_leaf, &[], UnixTime::now()).unwrap();
+    }
+}
+
+/// A server that sends many certificates, each of which could have signed each other one, is
+/// refused after few steps.
+#[test]
+fn mazes_of_certificates_are_given_up_early() {
+    let ca = Ca::new("CA");
+    // The same name for all, and six layers of eight; with others around them that lead nowhere.
+    let key = KeyPair::generate().unwrap();
+    let layer = |i: usize| format!("layer {i}");
+    let issuers: Vec<_> =
+        (0..7).map(|i| Issuer::new(Ca::params(&layer(i)), KeyPair::generate().unwrap())).collect();
+    let mut maze = Vec::new();
+    for i in 0..6 {
+        for serial in 0..8_u8 {
+            let mut params = Ca::params(&layer(i));
+            params.serial_number = Some(SerialNumber::from(vec![serial]));
+            maze.push(params.signed_by(issuers[i].key(), &issuers[i + 1]).unwrap().der().clone());
+        }
+    }
+    for i in 0..100 {
+        let other = Ca::params(&format!("nowhere {i}"));
+        maze.push(other.signed_by(&key, &issuers[6]).unwrap().der().clone());
+    }
+    let leaf = named(&["db"]).signed_by(&key, &issuers[0]).unwrap().der().clone();
+    let settings = trusting(&ca).build().unwrap().settings().clone();
+    let trust = roots::load(&settings).unwrap().unwrap();
+    let parsed = webpki::EndEntityCert::try_from(&leaf).unwrap();
+    let found = paths::find(&parsed, &maze, &trust);
+    assert!(found.len() <= 64, "{}", found.len());
+    assert!(found.iter().map(|p| p.intermediates.len() + 1).sum::<usize>() <= 64);
+    let verifier =
+        Verifier::new(Some(trust), Some("db".into()), provider().signature_verification_algorithms);
+    let error = verifier.check(&leaf, &maze, UnixTime::now()).unwrap_err();
+    assert!(error.contains("is not trusted"), "{error}");
 }
 
 /// The handshake proves that the server has the key, also where the certificate is not verified.

@@ -1,4 +1,9 @@
 //! Whether the server's certificate is to be trusted, as OpenSSL decides it for libpq.
+//!
+//! webpki checks one path at a time: signatures, dates, the purpose, and the names in
+//! subjectAltName against name constraints. What it does not know is checked here: what roots may
+//! do, keyUsage, certificates that are trusted as they are, revocation by the newest list, and
+//! names.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -11,16 +16,18 @@ use rustls::{
     },
     pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime},
 };
-use webpki::{
-    EndEntityCert, ExpirationPolicy, KeyUsage, RawPublicKeyEntity, RevocationCheckDepth,
-    RevocationOptionsBuilder, UnknownStatusPolicy,
-};
-use x509_cert::{
-    certificate::Version,
-    der::{DateTime, Encode as _},
-};
+use webpki::{EndEntityCert, KeyUsage, RawPublicKeyEntity};
+use x509_cert::{certificate::Version, der::Encode as _};
 
-use super::{name, parse, roots::Trust};
+use super::{
+    constraints,
+    fields::{self, Certificate, Signature},
+    name::{self, Accepts},
+    parse, paths,
+    revocation::{self, Issuer},
+    roots::{Root, Trust},
+    show,
+};
 
 pub(super) struct Verifier {
     /// `None`: any certificate will do.
@@ -57,60 +64,168 @@ impl Verifier {
         Self { trust, name, algorithms }
     }
 
-    fn check(
+    pub(super) fn check(
         &self,
         certificate: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), String> {
-        let Some(trust) = &self.trust else { return Ok(()) };
-        // A certificate that somebody put among the roots is trusted for what it is. webpki knows no
-        // such thing; but it has to decide when there are revocation lists.
-        if trust.crls.is_empty() && trust.certificates.iter().any(|c| c == certificate) {
-            check_dates(certificate, now)?;
-        } else {
-            self.check_chain(trust, certificate, intermediates, now)?;
+        let leaf = parse(certificate);
+        // In every mode: the signature of the handshake would only seem to be wrong.
+        let unsupported =
+            leaf.as_ref().and_then(|leaf| fields::unsupported_key(leaf, self.algorithms.all));
+        if let Some(key) = unsupported {
+            return Err(format!("the server's certificate has {key}{KEY_ADVICE}"));
         }
-        match &self.name {
-            Some(host) => {
-                let parsed = parse(certificate).ok_or("the server's certificate is malformed")?;
-                name::check(&parsed, host)
-            }
-            None => Ok(()),
+        let Some(trust) = &self.trust else { return Ok(()) };
+        let leaf = leaf.ok_or(MALFORMED)?;
+        match trust.pin(certificate) {
+            Some(root) => self.check_pin(trust, &leaf, root, now),
+            None => self.check_paths(trust, certificate, intermediates, now),
         }
     }
 
-    fn check_chain(
+    /// Checks a certificate that signed itself and is in the file of roots: it is trusted as it is.
+    fn check_pin(
+        &self,
+        trust: &Trust,
+        pin: &Certificate,
+        root: &Root,
+        now: UnixTime,
+    ) -> Result<(), String> {
+        let der = root.certificate.as_ref().ok_or(MALFORMED)?;
+        // As with any root, a signature that cannot be verified (SHA-1) does not matter.
+        if fields::own_signature(der, self.algorithms.all).ok_or(MALFORMED)? == Signature::Wrong {
+            return Err(
+                "the server's certificate is in the file of roots (sslrootcert) and has not \
+                        signed itself, though it names itself as its issuer: put the certificate \
+                        of its authority there"
+                    .to_owned(),
+            );
+        }
+        check_root(pin, now)?;
+        self.check_path(trust, std::slice::from_ref(pin), root, now)
+    }
+
+    /// Tries the paths from the certificate to a root until one can be trusted.
+    fn check_paths(
         &self,
         trust: &Trust,
         certificate: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), String> {
-        let explain = |e| explain(&e, certificate, trust);
-        let crls: Vec<_> = trust.crls.iter().collect();
-        // OpenSSL's CRL_CHECK_ALL.
-        let revocation = RevocationOptionsBuilder::new(&crls).ok().map(|options| {
-            options
-                .with_depth(RevocationCheckDepth::Chain)
-                .with_status_policy(UnknownStatusPolicy::Deny)
-                .with_expiration_policy(ExpirationPolicy::Enforce)
-                .build()
-        });
+        let explain =
+            |e: webpki::Error| explain(&e, certificate, intermediates, trust, self.algorithms.all);
         let leaf = EndEntityCert::try_from(certificate).map_err(explain)?;
-        let intermediates: Vec<_> =
-            intermediates.iter().chain(&trust.intermediates).cloned().collect();
-        leaf.verify_for_usage(
-            self.algorithms.all,
-            &trust.anchors,
-            &intermediates,
-            now,
-            KeyUsage::server_auth(),
-            revocation,
-            None,
-        )
-        .map(drop)
-        .map_err(explain)
+        let mut refused = None;
+        let mut unverified = webpki::Error::UnknownIssuer;
+        for path in paths::find(&leaf, intermediates, trust) {
+            let anchor = path.root.map(|root| &root.anchor);
+            let verified = leaf.verify_for_usage(
+                self.algorithms.all,
+                anchor.map_or(&[], std::slice::from_ref),
+                &path.intermediates,
+                now,
+                KeyUsage::server_auth(),
+                None,
+                None,
+            );
+            match (verified, path.root) {
+                (Ok(verified), Some(root)) => {
+                    let between = verified.intermediate_certificates().map(|c| parse(&c.der()));
+                    let last = root.certificate.as_ref().map(parse);
+                    let path: Option<Vec<_>> =
+                        [parse(certificate)].into_iter().chain(between).chain(last).collect();
+                    match self.check_path(trust, &path.ok_or(MALFORMED)?, root, now) {
+                        Ok(()) => return Ok(()),
+                        Err(reason) => refused = refused.or(Some(reason)),
+                    }
+                }
+                (Ok(_), None) => {}
+                (Err(error), _) => {
+                    if unverified == webpki::Error::UnknownIssuer {
+                        unverified = error;
+                    }
+                }
+            }
+        }
+        Err(refused.unwrap_or_else(|| explain(unverified)))
+    }
+
+    /// Checks what webpki does not: `path` goes from the server's certificate to that of the root,
+    /// which lacks only where the root is a bare key of Mozilla's.
+    fn check_path(
+        &self,
+        trust: &Trust,
+        path: &[Certificate],
+        root: &Root,
+        now: UnixTime,
+    ) -> Result<(), String> {
+        let Some((leaf, authorities)) = path.split_first() else {
+            return Err(MALFORMED.to_owned());
+        };
+        if let Some(problem) = fields::not_for_servers(leaf) {
+            return Err(not_for_servers(problem));
+        }
+        for authority in authorities {
+            let shown = show::name(authority.tbs_certificate().subject());
+            if let Some(problem) = fields::not_an_authority(authority) {
+                return Err(format!(
+                    "the certificate of an authority{shown} is not one that may sign certificates \
+                     of servers ({problem}): reissue it, or trust another authority"
+                ));
+            }
+        }
+        if let (Some(_), Some((last, between))) = (&root.certificate, authorities.split_last()) {
+            check_root(last, now)?;
+            let length = between.iter().filter(|c| !fields::is_self_issued(c)).count();
+            if fields::path_length(last).is_some_and(|limit| length > limit) {
+                return Err(format!(
+                    "there are {length} authorities between the server's certificate and its \
+                     root{}, more than the root allows (pathlen in basicConstraints): reissue the \
+                     root",
+                    show::name(last.tbs_certificate().subject())
+                ));
+            }
+        }
+        let bare = root.anchor.name_constraints.as_deref().filter(|_| root.certificate.is_none());
+        let above = authorities.iter().filter_map(constraints::of);
+        let constraints: Vec<_> = above.chain(bare).collect();
+        constraints::check(path, &constraints)?;
+        self.check_revocation(trust, path, root, now)?;
+        let Some(host) = &self.name else { return Ok(()) };
+        let accepts = match (root.is_public, constraints.is_empty()) {
+            (true, is_free) => Accepts::AlternativeNames { is_constrained: !is_free },
+            (false, false) => Accepts::Constrained,
+            (false, true) => Accepts::Anything,
+        };
+        name::check(leaf, host, accepts)
+    }
+
+    /// OpenSSL's CRL_CHECK_ALL: every certificate of the path, the root's too, needs a list.
+    fn check_revocation(
+        &self,
+        trust: &Trust,
+        path: &[Certificate],
+        root: &Root,
+        now: UnixTime,
+    ) -> Result<(), String> {
+        let Some(lists) = &trust.lists else { return Ok(()) };
+        let now = Duration::from_secs(now.as_secs());
+        let bare_key = webpki::spki_for_anchor(&root.anchor);
+        for (i, certificate) in path.iter().enumerate() {
+            // A root has signed itself.
+            let issuer = path.get(i + 1).or(root.certificate.is_some().then_some(certificate));
+            let key = match issuer {
+                Some(issuer) => fields::public_key(issuer),
+                None => Some(bare_key.clone()),
+            };
+            let key = key.ok_or(MALFORMED)?;
+            let issuer = Issuer { key: &key, certificate: issuer };
+            revocation::check(lists, certificate, &issuer, self.algorithms.all, now)?;
+        }
+        Ok(())
     }
 }
 
@@ -201,73 +316,110 @@ fn key_of_old_certificate(
     Some(SubjectPublicKeyInfoDer::from(key))
 }
 
-fn check_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), String> {
-    let parsed = parse(certificate).ok_or("the server's certificate is malformed")?;
-    let validity = parsed.tbs_certificate().validity();
-    let now = Duration::from_secs(now.as_secs());
-    if now < validity.not_before.to_unix_duration() {
-        return Err(not_yet_valid(validity.not_before.to_unix_duration()));
+/// Checks of a root, or of a pin, what webpki checks of other certificates.
+fn check_root(root: &Certificate, now: UnixTime) -> Result<(), String> {
+    if let Some(problem) = fields::unusable_extension(root) {
+        return Err(format!(
+            "the root certificate{} {problem}: trust another one",
+            show::name(root.tbs_certificate().subject())
+        ));
     }
-    if now > validity.not_after.to_unix_duration() {
-        return Err(expired(validity.not_after.to_unix_duration()));
+    let validity = root.tbs_certificate().validity();
+    let (start, end) =
+        (validity.not_before.to_unix_duration(), validity.not_after.to_unix_duration());
+    let now = Duration::from_secs(now.as_secs());
+    if now < start {
+        return Err(not_yet_valid(start));
+    }
+    if now > end {
+        return Err(expired(end));
     }
     Ok(())
 }
 
+const MALFORMED: &str = "a certificate of the server is malformed";
+
+/// After what is wrong with a key.
+const KEY_ADVICE: &str = ", which this client cannot verify: issue one with another key (RSA of \
+                          2048 to 8192 bits, or EC on the curve P-256 or P-384); SECURITY.md lists \
+                          what is supported";
+
 fn expired(end: Duration) -> String {
     format!(
         "a certificate of the server has expired on {}: renew it, and check the clocks",
-        show_time(end)
+        show::time(end)
     )
 }
 
 fn not_yet_valid(start: Duration) -> String {
     format!(
         "a certificate of the server is not valid before {}: check the clocks of both machines",
-        show_time(start)
+        show::time(start)
     )
 }
 
-fn show_time(since_1970: Duration) -> String {
-    DateTime::from_unix_duration(since_1970)
-        .map_or_else(|_| "a date far away".to_owned(), |d| d.to_string())
+fn not_for_servers(problem: &str) -> String {
+    format!(
+        "the server's certificate is not one for servers ({problem}): reissue it with \
+         extendedKeyUsage=serverAuth and keyUsage=digitalSignature"
+    )
 }
 
 /// What webpki's verdict means, and what to do.
-fn explain(error: &webpki::Error, certificate: &CertificateDer<'_>, trust: &Trust) -> String {
+fn explain(
+    error: &webpki::Error,
+    certificate: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    trust: &Trust,
+    algorithms: fields::Algorithms,
+) -> String {
     use webpki::Error as E;
     let since_1970 = |t: &UnixTime| Duration::from_secs(t.as_secs());
-    // Trusting the very certificate is decided here, and needs nothing of webpki.
-    let or_pin = if trust.crls.is_empty() {
-        ", or put the server's certificate itself into the file of roots (sslrootcert)"
-    } else {
-        ""
-    };
+    // Weak keys and hashes fail as wrong signatures do. They are no attack, and the error must not
+    // say so.
+    if matches!(
+        error,
+        E::InvalidSignatureForPublicKey
+            | E::UnsupportedSignatureAlgorithmContext(_)
+            | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_)
+    ) {
+        let roots = trust.roots.iter().filter_map(|root| root.certificate.as_ref());
+        let signers = intermediates.iter().chain(&trust.intermediates).chain(roots);
+        let signed = [certificate].into_iter().chain(intermediates).filter_map(parse);
+        for certificate in signed {
+            let shown = show::name(certificate.tbs_certificate().subject());
+            if let Some(hash) =
+                fields::broken_hash(&certificate).filter(|_| !fields::is_self_issued(&certificate))
+            {
+                return format!(
+                    "a certificate of the server{shown} is signed with {hash}, which is broken: \
+                     reissue it with SHA-256"
+                );
+            }
+            let signer = signers.clone().filter_map(parse).filter(|s| {
+                s.tbs_certificate().subject() == certificate.tbs_certificate().issuer()
+            });
+            for signer in signer {
+                if let Some(key) = fields::unsupported_key(&signer, algorithms) {
+                    let shown = show::name(signer.tbs_certificate().subject());
+                    return format!("the certificate of an authority{shown} has {key}{KEY_ADVICE}");
+                }
+            }
+        }
+    }
     match error {
         E::UnknownIssuer => {
             let issuer = parse(certificate)
-                .map(|c| format!(" ({})", c.tbs_certificate().issuer()))
+                .map(|c| show::name(c.tbs_certificate().issuer()))
                 .unwrap_or_default();
             format!(
-                "the issuer of the server's certificate{issuer} is not trusted: set sslrootcert (or \
-                 ca_cert_path) to the file of its authority, and let the server send the \
+                "the issuer of the server's certificate{issuer} is not trusted: set sslrootcert \
+                 (or ca_cert_path) to the file of its authority, and let the server send the \
                  certificates in between"
             )
         }
         E::CertExpired { not_after, .. } => expired(since_1970(not_after)),
         E::CertNotValidYet { not_before, .. } => not_yet_valid(since_1970(not_before)),
-        E::CertRevoked => {
-            "a certificate of the server has been revoked: the server needs another one".to_owned()
-        }
-        E::UnknownRevocationStatus => {
-            "a certificate of the server's chain has no revocation list of its issuer: add the \
-             lists of all its authorities (sslcrl, sslcrldir, crl_path)"
-                .to_owned()
-        }
-        E::CrlExpired { next_update, .. } => format!(
-            "a certificate revocation list has expired on {}: get a new one",
-            show_time(since_1970(next_update))
-        ),
         E::UnsupportedCertVersion => {
             let version = match parse(certificate).map(|c| c.tbs_certificate().version()) {
                 Some(Version::V1) => " (the server's is of version 1)",
@@ -275,21 +427,36 @@ fn explain(error: &webpki::Error, certificate: &CertificateDer<'_>, trust: &Trus
             };
             format!(
                 "only X.509 certificates of version 3 can be verified{version}: reissue it with \
-                 extensions (openssl x509 -req -extfile ...){or_pin}"
+                 extensions (openssl x509 -req -extfile ...)"
             )
         }
-        E::CaUsedAsEndEntity => format!(
+        E::CaUsedAsEndEntity => {
             "the server's certificate is that of an authority (CA:TRUE): reissue it with \
-             basicConstraints=CA:FALSE{or_pin}"
-        ),
-        E::RequiredEkuNotFoundContext(_) => {
-            "the server's certificate is not one for servers: reissue it with \
-             extendedKeyUsage=serverAuth"
+             basicConstraints=CA:FALSE, or put it into the file of roots (sslrootcert) if it has \
+             signed itself"
+                .to_owned()
+        }
+        E::RequiredEkuNotFoundContext(_) => not_for_servers("extendedKeyUsage without serverAuth"),
+        E::NameConstraintViolation => {
+            "a name in the server's certificate is not one that its authority may vouch for (name \
+             constraints): reissue the certificate, or use another authority"
+                .to_owned()
+        }
+        E::PathLenConstraintViolated => {
+            "there are more authorities between the server's certificate and its root than one of \
+             them allows (pathlen in basicConstraints): reissue that one"
                 .to_owned()
         }
         E::InvalidSignatureForPublicKey => {
             "a signature in the server's certificates is wrong: is sslrootcert an older authority \
              of the same name?"
+                .to_owned()
+        }
+        E::UnsupportedSignatureAlgorithmContext(_)
+        | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
+            "a certificate of the server is signed with an algorithm that this client cannot \
+             verify: reissue it with SHA-256 and RSA or ECDSA; SECURITY.md lists what is \
+             supported"
                 .to_owned()
         }
         other => format!("the server's certificate cannot be verified: {other}"),

@@ -1,0 +1,200 @@
+//! Name constraints and common names. webpki checks subjectAltName only, and libpq takes a common
+//! name for the host, so it must be checked too.
+
+use x509_cert::der::{Tag, TagNumber};
+
+use super::{
+    content, elements,
+    fields::{self, Certificate},
+    name::{self, Name},
+    show,
+};
+
+const fn context(constructed: bool, number: u32) -> Tag {
+    Tag::ContextSpecific { constructed, number: TagNumber(number) }
+}
+
+const RFC822_NAME: Tag = context(false, 1);
+const DNS_NAME: Tag = context(false, 2);
+const PERMITTED: Tag = context(true, 0);
+const EXCLUDED: Tag = context(true, 1);
+
+/// Checks the names in the subject of a server's certificate against the constraints of all
+/// authorities above it, as `check_name_constraints` of OpenSSL does. `path` begins with the
+/// server's certificate.
+pub(super) fn check(path: &[Certificate], constraints: &[&[u8]]) -> Result<(), String> {
+    let Some(leaf) = path.first() else { return Ok(()) };
+    // E-mail addresses are not compared: they do not identify a server.
+    let with_emails = path.iter().any(fields::has_email_in_subject);
+    if with_emails && constraints.iter().any(|c| bases(c).is_none_or(|b| b.has(RFC822_NAME))) {
+        return Err("an authority is constrained to some e-mail addresses, and a certificate has \
+                    one in its subject, which is not supported: reissue it without"
+            .to_owned());
+    }
+    let alternative = name::alternative_names(leaf).unwrap_or_default();
+    if alternative.iter().any(|name| matches!(name, Name::Dns(_))) {
+        return Ok(());
+    }
+    for name in name::common_names(leaf) {
+        let is_permitted = match dns_id(name) {
+            DnsId::Yes(name) => constraints.iter().all(|c| permits(c, &name)),
+            DnsId::No => true,
+            DnsId::Malformed => constraints.is_empty(),
+        };
+        if !is_permitted {
+            return Err(format!(
+                "the common name {} of the server's certificate is not one that its authority \
+                 may vouch for (name constraints): reissue the certificate, or use another \
+                 authority",
+                show::host(name.value())
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a common name has been checked by [`check`]: only what looks like a DNS name of two
+/// labels is.
+pub(super) fn is_checked(common: &[u8]) -> bool {
+    is_dns_id(common)
+}
+
+enum DnsId {
+    Yes(Vec<u8>),
+    No,
+    Malformed,
+}
+
+/// The common name as a DNS name, if it looks like one: `cn2dnsid` of OpenSSL.
+fn dns_id(name: &x509_cert::der::Any) -> DnsId {
+    let width = match name.header().tag() {
+        Tag::BmpString => 2,
+        // UniversalString, which der does not know by name, cannot be decoded either.
+        _ => 1,
+    };
+    let mut text = Vec::new();
+    for character in name.value().chunks(width) {
+        match character.split_last() {
+            Some((byte, above)) if above.iter().all(|b| *b == 0) => text.push(*byte),
+            // Beyond Latin-1: no part of a DNS name.
+            _ => return DnsId::No,
+        }
+    }
+    let end = text.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
+    text.truncate(end);
+    match text.contains(&0) {
+        true => DnsId::Malformed,
+        false if is_dns_id(&text) => DnsId::Yes(text),
+        false => DnsId::No,
+    }
+}
+
+fn is_dns_id(text: &[u8]) -> bool {
+    let is_label = |label: &[u8]| {
+        !label.is_empty()
+            && !label.starts_with(b"-")
+            && !label.ends_with(b"-")
+            && label.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+    };
+    text.contains(&b'.') && text.split(|b| *b == b'.').all(is_label)
+}
+
+/// Whether constraints let an authority vouch for a DNS name. Malformed ones let it vouch for none.
+fn permits(constraints: &[u8], name: &[u8]) -> bool {
+    let Some(bases) = bases(constraints) else { return false };
+    let of_dns = |list: &[(Tag, Vec<u8>)]| {
+        let bases = list.iter().filter(|(tag, _)| *tag == DNS_NAME);
+        let matched = bases.clone().any(|(_, base)| is_within(name, base));
+        (bases.count() > 0, matched)
+    };
+    let (_, is_excluded) = of_dns(&bases.excluded);
+    let (is_limited, is_permitted) = of_dns(&bases.permitted);
+    !is_excluded && (is_permitted || !is_limited)
+}
+
+/// Whether a name is the base, or ends with it after a dot.
+fn is_within(name: &[u8], base: &[u8]) -> bool {
+    let Some((before, end)) =
+        name.len().checked_sub(base.len()).and_then(|at| name.split_at_checked(at))
+    else {
+        return false;
+    };
+    let is_at_label =
+        base.is_empty() || before.is_empty() || base.starts_with(b".") || before.ends_with(b".");
+    is_at_label && end.eq_ignore_ascii_case(base)
+}
+
+struct Bases {
+    permitted: Vec<(Tag, Vec<u8>)>,
+    excluded: Vec<(Tag, Vec<u8>)>,
+}
+
+impl Bases {
+    fn has(&self, tag: Tag) -> bool {
+        self.permitted.iter().chain(&self.excluded).any(|(t, _)| *t == tag)
+    }
+}
+
+/// The names in the content of a NameConstraints; `None` if it is malformed.
+fn bases(constraints: &[u8]) -> Option<Bases> {
+    let mut bases = Bases { permitted: Vec::new(), excluded: Vec::new() };
+    for subtrees in elements(constraints)? {
+        let list = match subtrees.header().tag() {
+            PERMITTED => &mut bases.permitted,
+            EXCLUDED => &mut bases.excluded,
+            _ => return None,
+        };
+        for subtree in elements(subtrees.value())? {
+            let base = *elements(subtree.value())?.first()?;
+            list.push((base.header().tag(), base.value().to_vec()));
+        }
+    }
+    Some(bases)
+}
+
+/// The content of a certificate's name constraints, if it has any: of malformed ones, nothing that
+/// can be decoded.
+pub(super) fn of(certificate: &Certificate) -> Option<&[u8]> {
+    let value = fields::extension(certificate, fields::NAME_CONSTRAINTS)?;
+    Some(content(value).unwrap_or(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dns_names_are_within_their_base_by_whole_labels() {
+        for (name, base, expected) in [
+            ("db.example", "example", true),
+            ("db.example", "db.example", true),
+            ("db.example", "DB.EXAMPLE", true),
+            ("db.example", ".example", true),
+            ("db.example", "", true),
+            ("db.example", "b.example", false),
+            ("db.example", ".db.example", false),
+            ("db.example", "a.db.example", false),
+            ("db.example", "example.", false),
+        ] {
+            assert_eq!(is_within(name.as_bytes(), base.as_bytes()), expected, "{name} {base}");
+        }
+    }
+
+    #[test]
+    fn only_names_of_two_labels_are_taken_for_dns_names() {
+        for name in ["db.example", "a.b.c", "10.0.0.1", "a_b.c-d.e"] {
+            assert!(is_dns_id(name.as_bytes()), "{name}");
+        }
+        for name in ["", "db", "db.", ".db", "a..b", "*.example", "a-.b", "a.-b", "a b.c", "ä.b"] {
+            assert!(!is_dns_id(name.as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
+    fn malformed_constraints_permit_nothing() {
+        assert!(permits(&[], b"db.example"));
+        assert!(!permits(&[0xa0], b"db.example"));
+        assert!(!permits(&[0xa0, 2, 0x30, 0], b"db.example"));
+        assert!(!permits(&[0xa2, 0], b"db.example"));
+    }
+}

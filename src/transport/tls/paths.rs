@@ -1,0 +1,104 @@
+//! From a server's certificate to the roots: which certificates may have signed which.
+
+use rustls::pki_types::CertificateDer;
+use webpki::EndEntityCert;
+
+use super::roots::{Root, Trust};
+
+/// The maximum certificates between a server's and its root, which is webpki's limit.
+const DEPTH: usize = 6;
+/// The maximum signatures that are checked for one server.
+const SIGNATURES: usize = 64;
+/// The maximum steps from a certificate to one that may be its issuer's.
+const STEPS: usize = 256;
+
+/// One way to a root, not yet verified.
+pub(super) struct Path<'a> {
+    /// From the server's issuer upwards.
+    pub(super) intermediates: Vec<CertificateDer<'a>>,
+    /// `None`: the issuer of the last one is not known. Verifying tells what else is wrong.
+    pub(super) root: Option<&'a Root>,
+}
+
+/// Finds the ways to roots, by names alone, until a limit is reached.
+///
+/// webpki looks for them too, but its limits are 200,000 steps, each through all certificates. A
+/// server that sends many certificates which all could have signed each other would block the
+/// runtime's thread for seconds.
+pub(super) fn find<'a>(
+    leaf: &EndEntityCert<'_>,
+    sent: &'a [CertificateDer<'a>],
+    trust: &'a Trust,
+) -> Vec<Path<'a>> {
+    let mut search = Search {
+        candidates: Vec::new(),
+        roots: &trust.roots,
+        found: Vec::new(),
+        signatures: SIGNATURES,
+        steps: STEPS,
+    };
+    for der in sent.iter().chain(&trust.intermediates) {
+        // What cannot be decoded cannot be an authority either.
+        let Ok(parsed) = EndEntityCert::try_from(der) else { continue };
+        if !search.candidates.iter().any(|c| c.der == der) {
+            let (subject, issuer) = (parsed.subject().to_vec(), parsed.issuer().to_vec());
+            search.candidates.push(Candidate { der, subject, issuer });
+        }
+    }
+    search.climb(leaf.issuer(), &mut Vec::new());
+    search.found
+}
+
+struct Search<'a> {
+    candidates: Vec<Candidate<'a>>,
+    roots: &'a [Root],
+    found: Vec<Path<'a>>,
+    /// How many more there may be.
+    signatures: usize,
+    steps: usize,
+}
+
+struct Candidate<'a> {
+    der: &'a CertificateDer<'a>,
+    subject: Vec<u8>,
+    issuer: Vec<u8>,
+}
+
+impl<'a> Search<'a> {
+    /// Adds the ways that begin with these candidates, of which the last one has this issuer.
+    fn climb(&mut self, issuer: &[u8], below: &mut Vec<usize>) {
+        let roots = self.roots;
+        let mut is_dead_end = true;
+        for root in roots {
+            if root.anchor.subject.as_ref() == issuer {
+                is_dead_end = false;
+                self.add(below, Some(root));
+            }
+        }
+        for next in 0..self.candidates.len() {
+            let Some(candidate) = self.candidates.get(next) else { break };
+            if candidate.subject != issuer || below.contains(&next) || below.len() == DEPTH {
+                continue;
+            }
+            is_dead_end = false;
+            let Some(steps) = self.steps.checked_sub(1) else { return };
+            self.steps = steps;
+            let above = candidate.issuer.clone();
+            below.push(next);
+            self.climb(&above, below);
+            below.pop();
+        }
+        if is_dead_end {
+            self.add(below, None);
+        }
+    }
+
+    fn add(&mut self, below: &[usize], root: Option<&'a Root>) {
+        // The server's own, and one of each in between.
+        let Some(signatures) = self.signatures.checked_sub(below.len() + 1) else { return };
+        self.signatures = signatures;
+        let between = below.iter().filter_map(|i| self.candidates.get(*i));
+        let intermediates = between.map(|c| CertificateDer::from(c.der.as_ref())).collect();
+        self.found.push(Path { intermediates, root });
+    }
+}
