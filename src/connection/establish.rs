@@ -1,7 +1,7 @@
 use std::{sync::OnceLock, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
-use tracing::{Instrument, Span, debug, field::Empty, info_span};
+use tracing::{Instrument, Span, debug, field::Empty, info_span, warn};
 
 use super::{
     Connection, TARGET,
@@ -154,6 +154,13 @@ impl Host<'_> {
             span.record("otel.status_code", "ERROR");
             let state = error.sqlstate().map(|state| state.code());
             span.record("error.type", state.unwrap_or(error.category().as_str()));
+            let goes_to_plaintext = *with_tls && rest.first() == Some(&false);
+            if goes_to_plaintext && matches!(after, After::OtherWay) {
+                warn!(target: TARGET, target_host = %self.target, %error,
+                    "TLS failed, and the session continues in plaintext, because sslmode=prefer \
+                     allows it: correct the cause and set sslmode=verify-full, or set \
+                     sslmode=disable");
+            }
             self.failed(Some(address), error);
             match after {
                 After::OtherWay => ways = rest,

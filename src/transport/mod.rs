@@ -77,6 +77,12 @@ impl Tls {
         let connector = tokio::task::spawn_blocking(load).await.map_err(|_| Error::Tls {
             message: "the runtime was shut down while certificates were read".into(),
         })??;
+        // Here, not on the thread that read the files: that one is in no span.
+        if let Some(file) = connector.missing_roots() {
+            tracing::warn!(target: "fraiseql_wire", file = %file.display(),
+                "the root certificate file does not exist, so the server's certificate is not \
+                 verified: correct sslrootcert, or set sslmode=verify-full, which requires the file");
+        }
         Ok(Self { connector, direct })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    path::Path,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -28,6 +29,10 @@ pub(crate) enum TlsStream {}
 impl TlsConnector {
     pub(super) fn new(_settings: &TlsSettings, _host: Option<&str>) -> Result<Self> {
         Err(Error::Tls { message: "this build has no TLS".into() })
+    }
+
+    pub(super) fn missing_roots(&self) -> Option<&Path> {
+        match *self {}
     }
 
     pub(super) async fn connect(&self, _tcp: TcpStream, _direct: bool) -> Result<TlsStream> {

@@ -64,6 +64,7 @@ pub(crate) fn from_keywords<'a>(
         crls: crls(&value, &roots, default("root.crl")),
         roots,
         roots_optional,
+        roots_named: value("sslrootcert").is_some(),
         client: path("sslcert", "postgresql.crt").map(|certificate| ClientCertificate {
             certificate: Source::File(certificate),
             key: path("sslkey", "postgresql.key").map(Source::File),

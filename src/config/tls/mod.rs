@@ -268,6 +268,7 @@ impl TlsConfigBuilder {
             verify,
             roots,
             roots_optional: false,
+            roots_named: true,
             client,
             send_certificate: SendCertificate::Allow,
             crls: Crls { paths: self.crl_path.into_iter().collect(), optional: false },

@@ -22,7 +22,7 @@ mod verify;
 use std::{
     fmt,
     net::Ipv4Addr,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
 };
 
@@ -44,7 +44,7 @@ use self::{client_cert::ClientAuth, verify::Verifier};
 pub(super) use self::{explain::explain, stream::TlsStream};
 use super::TlsInfo;
 use crate::{
-    config::tls::{SendCertificate, TlsSettings, TlsVersion, Verify},
+    config::tls::{RootSource, SendCertificate, Source, TlsSettings, TlsVersion, Verify},
     error::{Error, Result},
 };
 
@@ -59,6 +59,7 @@ pub(crate) struct TlsConnector {
 
 struct Shared {
     config: ClientConfig,
+    missing_roots: Option<PathBuf>,
     name: ServerName<'static>,
     certificate: Option<Arc<CertifiedKey>>,
     send: SendCertificate,
@@ -78,6 +79,14 @@ impl TlsConnector {
         let provider = provider();
         let host = settings.server_name.as_deref().or(host).filter(|h| !h.is_empty());
         let trust = roots::load(settings)?;
+        let missing_roots = settings.roots.iter().find_map(|source| match source {
+            RootSource::Certificates(Source::File(path))
+                if trust.is_none() && settings.roots_named =>
+            {
+                Some(path.clone())
+            }
+            _ => None,
+        });
         let verified_name = match (settings.verify, host) {
             (Verify::ChainAndName, Some(host)) => Some(host.to_owned()),
             (Verify::ChainAndName, None) => {
@@ -110,7 +119,13 @@ impl TlsConnector {
         // rustls wants a name even where none is sent. The verifier has its own.
         let name = sni.map_or_else(|| Ipv4Addr::UNSPECIFIED.into(), ServerName::DnsName);
         let send = settings.send_certificate;
-        Ok(Self { shared: Arc::new(Shared { config, name, certificate, send }) })
+        let shared = Shared { config, missing_roots, name, certificate, send };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The file of roots that is set and does not exist, so that nothing is verified.
+    pub(crate) fn missing_roots(&self) -> Option<&Path> {
+        self.shared.missing_roots.as_deref()
     }
 
     /// Makes the handshake. Dropping the future closes the connection.

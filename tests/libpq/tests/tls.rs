@@ -15,6 +15,7 @@ use support::{
     backend_state,
     certificates::{Authority, Pair, write},
     cluster::{Cluster, Setup},
+    events::Events,
     eventually,
     scripted::{self, Scripted, Step, message},
 };
@@ -592,6 +593,49 @@ async fn prefer_goes_on_in_the_clear_only_where_libpq_does() {
             assert_eq!(got_in, goes_on, "{answer:?}, libpq: {libpq}");
         }
     }
+}
+
+/// What continues without protection, as with libpq, is a warning: it does not fail.
+#[tokio::test]
+async fn sessions_without_protection_are_warned_of() {
+    let missing = world().path("missing.pem");
+    let unverified = "the server's certificate is not verified";
+    let plaintext = "the session continues in plaintext";
+    for (more, warning) in [
+        (format!("sslmode=require {}", root("missing.pem")), unverified),
+        (format!("sslmode=prefer {}", root("missing.pem")), unverified),
+        // Not verified by intention.
+        ("sslmode=require".to_owned(), ""),
+        ("sslmode=prefer".to_owned(), ""),
+        (format!("sslmode=require {}", root("ca.pem")), ""),
+        (format!("sslmode=prefer {}", root("ca.pem")), ""),
+        ("sslmode=disable".to_owned(), ""),
+        // Refused, and the password goes in plaintext.
+        (format!("sslmode=prefer {}", root("stranger.pem")), plaintext),
+        (format!("sslmode=prefer {} sslcrl={}", root("ca.pem"), missing.display()), plaintext),
+    ] {
+        let (events, _guard) = Events::listen();
+        let text = text(server(), "postgres", &more);
+        FraiseClient::connect(&text).await.unwrap();
+        let warnings = events.with("WARN");
+        match warning {
+            "" => assert!(warnings.is_empty(), "{more}: {warnings:?}"),
+            part => {
+                assert_eq!(warnings.len(), 1, "{more}: {warnings:?}");
+                assert!(warnings[0].contains(part), "{more}: {warnings:?}");
+            }
+        }
+        if warning == plaintext {
+            let reason = if more.contains("sslcrl") { "missing.pem" } else { "is not trusted" };
+            assert!(warnings[0].contains(reason), "{warnings:?}");
+        }
+    }
+    // A server without TLS is what prefer is for.
+    let without = Cluster::start(support::cluster::REQUIRE_PASSWORD).unwrap();
+    let (events, _guard) = Events::listen();
+    FraiseClient::connect(&text(&without, "postgres", "sslmode=prefer")).await.unwrap();
+    assert_eq!(events.with("WARN"), [""; 0]);
+    without.stop();
 }
 
 /// A certificate whose signature has no hash: whoever is in between could choose one, so it must not
