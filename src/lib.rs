@@ -88,6 +88,7 @@ pub mod pool;
 mod protocol;
 mod query;
 mod scram;
+mod secret;
 mod sql;
 mod stream;
 mod transport;

@@ -5,22 +5,35 @@
 use std::fmt::Write;
 
 use md5::{Digest, Md5};
+use zeroize::Zeroizing;
+
+use crate::secret::wipe_stack;
 
 /// The answer to the server's salt: `"md5" + md5(md5(password + user) + salt)`.
 pub(crate) fn response(user: &str, password: &str, salt: [u8; 4]) -> String {
-    let stored = hex_digest(&[password.as_bytes(), user.as_bytes()]);
-    format!("md5{}", hex_digest(&[stored.as_bytes(), &salt]))
+    let response = compute(user, password, salt);
+    wipe_stack();
+    response
 }
 
-fn hex_digest(parts: &[&[u8]]) -> String {
+#[inline(never)]
+fn compute(user: &str, password: &str, salt: [u8; 4]) -> String {
+    // As good as the password: it is what the server keeps.
+    let stored = hex_digest(&[password.as_bytes(), user.as_bytes()]);
+    format!("md5{}", *hex_digest(&[stored.as_bytes(), &salt]))
+}
+
+fn hex_digest(parts: &[&[u8]]) -> Zeroizing<String> {
     let mut hash = Md5::new();
     for part in parts {
         hash.update(part);
     }
-    hash.finalize().iter().fold(String::with_capacity(32), |mut hex, byte| {
+    // 32 digits: a string that grows leaves copies behind.
+    let mut hex = Zeroizing::new(String::with_capacity(32));
+    for byte in hash.finalize() {
         let _ = write!(hex, "{byte:02x}");
-        hex
-    })
+    }
+    hex
 }
 
 #[cfg(test)]

@@ -11,11 +11,17 @@
 use std::fmt;
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
-use hmac::{Hmac, KeyInit, Mac};
+use hmac::{
+    Hmac, KeyInit, Mac,
+    digest::{CtOutput, Output},
+};
 use sha2::{Digest, Sha256};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
-use crate::error::{Error, OneLine, Result};
+use crate::{
+    error::{Error, OneLine, Result},
+    secret::{Key, wipe_stack},
+};
 
 /// The name of the mechanism, as in the server's list.
 pub(crate) const MECHANISM: &str = "SCRAM-SHA-256";
@@ -62,13 +68,20 @@ impl Binding {
 /// itself for logging in.
 #[derive(Clone)]
 pub(crate) struct Keys {
-    pub(crate) client: Zeroizing<[u8; 32]>,
-    pub(crate) server: Zeroizing<[u8; 32]>,
+    pub(crate) client: Key,
+    pub(crate) server: Key,
 }
 
 impl Keys {
     /// Computes the keys. 4096 iterations, the server's default, take milliseconds.
     pub(crate) fn derive(password: &str, salt: &[u8], iterations: u32) -> Result<Self> {
+        let keys = Self::compute(password, salt, iterations);
+        wipe_stack();
+        keys
+    }
+
+    #[inline(never)]
+    fn compute(password: &str, salt: &[u8], iterations: u32) -> Result<Self> {
         // Postgres prepares the password like this, and takes one that cannot be prepared as it is.
         let prepared = stringprep::saslprep(password).unwrap_or(password.into());
         // SaltedPassword := Hi(Normalize(password), salt, i)
@@ -79,11 +92,18 @@ impl Keys {
         }
         Ok(Self {
             // ClientKey := HMAC(SaltedPassword, "Client Key")
-            client: Zeroizing::new(hmac(&*salted, b"Client Key")?.finalize().into_bytes().into()),
+            client: key(&salted[..], b"Client Key")?,
             // ServerKey := HMAC(SaltedPassword, "Server Key")
-            server: Zeroizing::new(hmac(&*salted, b"Server Key")?.finalize().into_bytes().into()),
+            server: key(&salted[..], b"Server Key")?,
         })
     }
+}
+
+fn key(salted: &[u8], label: &[u8]) -> Result<Key> {
+    let mut bytes = hmac(salted, label)?.finalize().into_bytes();
+    let key = Key::copy(&bytes);
+    bytes.zeroize();
+    Ok(key)
 }
 
 /// The client has spoken first.
@@ -105,7 +125,8 @@ pub(crate) struct Challenge {
 
 /// The client has sent its proof and waits for the server's.
 pub(crate) struct ServerFinal {
-    signature: Hmac<Sha256>,
+    /// What the server must answer. Compared in constant time.
+    signature: CtOutput<Hmac<Sha256>>,
 }
 
 impl ClientFirst {
@@ -169,8 +190,15 @@ impl ClientFirst {
 impl Challenge {
     /// Answers the challenge: the client-final-message.
     pub(crate) fn prove(self, keys: &Keys) -> Result<(String, ServerFinal)> {
+        let proved = self.compute(keys);
+        wipe_stack();
+        proved
+    }
+
+    #[inline(never)]
+    fn compute(self, keys: &Keys) -> Result<(String, ServerFinal)> {
         // StoredKey := H(ClientKey)
-        let stored_key = Sha256::digest(*keys.client);
+        let stored_key = Sha256::digest(&keys.client[..]);
         // client-final-message-without-proof = channel-binding "," nonce
         let without_proof = format!("{},r={}", self.binding.attribute(), self.nonce);
         // AuthMessage := client-first-message-bare + "," + server-first-message + "," +
@@ -181,7 +209,7 @@ impl Challenge {
         // ClientProof := ClientKey XOR ClientSignature
         let proof: Vec<u8> = keys.client.iter().zip(&signature).map(|(k, s)| k ^ s).collect();
         // ServerSignature := HMAC(ServerKey, AuthMessage)
-        let signature = hmac(&*keys.server, auth_message.as_bytes())?;
+        let signature = hmac(&keys.server, auth_message.as_bytes())?.finalize();
 
         let client_final = format!("{without_proof},p={}", BASE64.encode(proof));
         Ok((client_final, ServerFinal { signature }))
@@ -201,12 +229,14 @@ impl ServerFinal {
         let signature = BASE64
             .decode(attribute(first, "v=")?)
             .map_err(|_| malformed("its signature is not base64"))?;
-        self.signature.verify_slice(&signature).map_err(|_| {
-            Error::authentication(
+        let signature: Option<Output<Hmac<Sha256>>> = signature.as_slice().try_into().ok();
+        match signature.map(CtOutput::new) {
+            Some(signature) if signature == self.signature => Ok(()),
+            _ => Err(Error::authentication(
                 "the server's signature is wrong: it does not know the password, so it is not the \
                  server it pretends to be",
-            )
-        })
+            )),
+        }
     }
 }
 

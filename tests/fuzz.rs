@@ -13,6 +13,9 @@ mod protocol;
 #[path = "../src/scram.rs"]
 #[allow(dead_code)]
 mod scram;
+#[path = "../src/secret.rs"]
+#[allow(dead_code)]
+mod secret;
 
 #[path = "../fuzz/src/config.rs"]
 mod config;

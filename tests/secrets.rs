@@ -223,11 +223,11 @@ async fn plant_passwords() {
     static DONE: tokio::sync::OnceCell<()> = tokio::sync::OnceCell::const_new();
     listen();
     let make = async || {
-        sql("alter role role_password password 'Pl4nted-in-clear';
+        sql("alter role role_password password 'Pl4nted-in-clear-and-longer-than-what-an-allocator-writes';
              set password_encryption = 'md5';
-             alter role role_md5 password 'Pl4nted-by-md5';
+             alter role role_md5 password 'Pl4nted-by-md5-and-longer-than-what-an-allocator-writes';
              set password_encryption = 'scram-sha-256';
-             alter role role_scram password 'Pl4nted-by-scram'")
+             alter role role_scram password 'Pl4nted-by-scram-and-longer-than-what-an-allocator-writes'")
         .await;
         let kept = "select rolname, rolpassword from pg_authid where rolname in ('role_md5', 'role_scram')";
         for row in admin().await.query(kept, &[]).await.unwrap() {
@@ -245,9 +245,9 @@ async fn plant_passwords() {
 }
 
 const LOGINS: [(&str, &str); 3] = [
-    ("role_password", "Pl4nted-in-clear"),
-    ("role_md5", "Pl4nted-by-md5"),
-    ("role_scram", "Pl4nted-by-scram"),
+    ("role_password", "Pl4nted-in-clear-and-longer-than-what-an-allocator-writes"),
+    ("role_md5", "Pl4nted-by-md5-and-longer-than-what-an-allocator-writes"),
+    ("role_scram", "Pl4nted-by-scram-and-longer-than-what-an-allocator-writes"),
 ];
 
 fn builder(port: u16, user: &str) -> ConnectionConfigBuilder {
@@ -853,12 +853,12 @@ async fn tls_shows_no_key_and_no_password() {
     });
     let server = server.unwrap_or_else(|e| panic!("{e}"));
     let socket = format!("host={} port={} user=postgres", server.folder().display(), server.port());
-    let roles = "create role role_scram login password 'Pl4nted-by-scram'";
+    let roles = "create role role_scram login password 'Pl4nted-by-scram-and-longer-than-what-an-allocator-writes'";
     admin_at(&socket).await.batch_execute(roles).await.unwrap();
 
     let text = |more: &str| {
         format!(
-            "host=127.0.0.1 port={} user=role_scram dbname=postgres password=Pl4nted-by-scram {more}",
+            "host=127.0.0.1 port={} user=role_scram dbname=postgres password=Pl4nted-by-scram-and-longer-than-what-an-allocator-writes {more}",
             server.port()
         )
     };
@@ -1049,4 +1049,267 @@ async fn try_environment() -> &'static str {
     look_at_logs();
     // The server's refusal, or none, because it was sent no password.
     if error.sqlstate().is_some() { "sent" } else { "nowhere" }
+}
+
+/// Reads the memory of another process, which Linux allows.
+#[cfg(target_os = "linux")]
+mod memory {
+    use std::{
+        io::{BufRead, BufReader, Write},
+        os::unix::fs::FileExt,
+        process::Stdio,
+    };
+
+    use hmac::{Hmac, KeyInit, Mac};
+    use sha2::{Digest, Sha256};
+    use zeroize::Zeroizing;
+
+    use super::*;
+
+    /// How a password gets into the configuration of the process whose memory is searched.
+    const WAYS: [&str; 6] = ["builder", "uri", "list", "passfile", "provider", "keys"];
+
+    /// What a login leaves in the memory of its process when its client is gone: no password, none of the keys
+    /// that SCRAM derives from it, nor what MD5 sends in place of it. A process of its own logs in, and this
+    /// one reads its memory, with what the server keeps of the passwords as evidence.
+    #[tokio::test]
+    async fn a_login_leaves_no_secret_in_memory() {
+        const CHILD: &str = "FRAISEQL_WIRE_LOGIN_AND_WAIT";
+        if std::env::var_os(CHILD).is_some() {
+            return log_in_and_wait().await;
+        }
+        plant_passwords().await;
+        let port = cluster().port();
+        let mut left = Vec::new();
+        for (role, password) in LOGINS {
+            let kept = "select coalesce(rolpassword, '') from pg_authid where rolname = $1";
+            let kept: String = admin().await.query_one(kept, &[&role]).await.unwrap().get(0);
+            let mut secrets = vec![("the password", password.as_bytes().to_vec())];
+            let mut keys = None;
+            match role {
+                "role_md5" => {
+                    let digits = kept.strip_prefix("md5").unwrap();
+                    secrets.push(("the hash", digits.as_bytes().to_vec()));
+                    let byte = |at| u8::from_str_radix(&digits[at..at + 2], 16).unwrap();
+                    secrets.push(("the hash in bytes", (0..32).step_by(2).map(byte).collect()));
+                }
+                "role_scram" => {
+                    let derived = ScramSecrets::of(password, &kept);
+                    keys = Some([derived.client.clone(), derived.server.clone()]);
+                    secrets.extend([
+                        ("the salted password", derived.salted),
+                        ("the client key", derived.client),
+                        ("the server key", derived.server),
+                    ]);
+                }
+                _ => {}
+            }
+            // HMAC begins with its key in this form, filled up to 64 bytes.
+            for (name, mask) in [("in HMAC, inner", 0x36), ("in HMAC, outer", 0x5c)] {
+                let masked = |(_, secret): &(_, Vec<u8>)| {
+                    (name, secret.iter().map(|byte| byte ^ mask).collect())
+                };
+                secrets.extend(
+                    secrets.clone().iter().filter(|(n, _)| n.starts_with("the")).map(masked),
+                );
+            }
+            // An allocator writes its pointers over the first bytes of what is freed.
+            let end = |(_, secret): &(_, Vec<u8>)| {
+                ("an end", secret[16.min(secret.len() - 12)..].to_vec())
+            };
+            secrets.extend(secrets.clone().iter().map(end));
+            for way in WAYS {
+                // How a password is parsed does not depend on how it is sent.
+                let Some(given) = (match (way, &keys) {
+                    ("keys" | "uri" | "list" | "provider", None) => None,
+                    ("keys", Some(keys)) => {
+                        Some(keys.clone().map(|k| BASE64.encode(k) + "=").join(" "))
+                    }
+                    ("passfile", _) => Some(format!("*:*:*:{role}:{password}\n")),
+                    _ => Some(password.to_owned()),
+                }) else {
+                    continue;
+                };
+                let folder = tempfile::tempdir().unwrap();
+                let passfile = write(folder.path(), "passwords", &given);
+                let mut child = Command::new(std::env::current_exe().unwrap());
+                child.args([
+                    "--exact",
+                    "memory::a_login_leaves_no_secret_in_memory",
+                    "--nocapture",
+                ]);
+                child.env(CHILD, way).stdin(Stdio::piped()).stdout(Stdio::piped());
+                let mut child = child.spawn().unwrap();
+                let mut answers = BufReader::new(child.stdout.take().unwrap());
+                let mut wait_for = |answer: &str| {
+                    let mut line = String::new();
+                    while !line.contains(answer) {
+                        line.clear();
+                        assert!(answers.read_line(&mut line).unwrap() > 0, "no {answer} by {way}");
+                    }
+                };
+                // Masked, so that it is only where the client has it.
+                let masked: Vec<_> =
+                    given.bytes().map(|byte| format!("{:02x}", byte ^ MASK)).collect();
+                let mut stdin = child.stdin.take().unwrap();
+                writeln!(stdin, "{port} {role} {} {}", passfile.display(), masked.concat())
+                    .unwrap();
+
+                wait_for("connected");
+                let found = search(child.id(), &secrets);
+                let expected = match (way, role) {
+                    ("keys", _) => &["the client key", "the server key"][..],
+                    (_, "role_scram") => &["the password", "the client key", "the server key"],
+                    // Of these, the file and the provider have the password.
+                    ("passfile" | "provider", _) => &[],
+                    _ => &["the password"],
+                };
+                let missing: Vec<_> =
+                    expected.iter().filter(|name| !found.contains(*name)).collect();
+                assert!(
+                    missing.is_empty(),
+                    "{missing:?} of {role} by {way} should have been found"
+                );
+                writeln!(stdin).unwrap();
+                wait_for("gone");
+                let found = search(child.id(), &secrets);
+                drop(stdin);
+                assert!(child.wait().unwrap().success());
+                left.extend(found.iter().map(|name| format!("{name} of {role} by {way}")));
+            }
+        }
+        assert!(left.is_empty(), "still in memory: {left:#?}");
+    }
+
+    /// What SCRAM derives from a password.
+    struct ScramSecrets {
+        salted: Vec<u8>,
+        client: Vec<u8>,
+        server: Vec<u8>,
+    }
+
+    impl ScramSecrets {
+        /// With the salt in what the server keeps, which proves the result.
+        fn of(password: &str, kept: &str) -> Self {
+            let decode = |text: &str| BASE64.decode(text.trim_end_matches('=')).unwrap();
+            let parts: Vec<_> = kept.split(['$', ':']).collect();
+            let ["SCRAM-SHA-256", iterations, salt, stored, server] = parts[..] else {
+                panic!("{kept}")
+            };
+            let hmac = |key: &[u8], data: &[u8]| {
+                let mut hmac = <Hmac<Sha256> as KeyInit>::new_from_slice(key).unwrap();
+                hmac.update(data);
+                hmac.finalize().into_bytes().to_vec()
+            };
+            let mut salted = vec![0; 32];
+            let iterations = iterations.parse().unwrap();
+            pbkdf2::pbkdf2_hmac::<Sha256>(
+                password.as_bytes(),
+                &decode(salt),
+                iterations,
+                &mut salted,
+            );
+            let client = hmac(&salted, b"Client Key");
+            assert_eq!(Sha256::digest(&client).to_vec(), decode(stored));
+            assert_eq!(hmac(&salted, b"Server Key"), decode(server));
+            Self { salted, client, server: decode(server) }
+        }
+    }
+
+    const MASK: u8 = 0xa5;
+
+    /// The child: connects, and drops everything when it is told to.
+    async fn log_in_and_wait() {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).unwrap();
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [port, role, passfile, masked] = words[..] else { panic!("{line}") };
+        let mut secret = Zeroizing::new(String::with_capacity(masked.len() / 2));
+        for at in (0..masked.len()).step_by(2) {
+            secret.push(char::from(u8::from_str_radix(&masked[at..at + 2], 16).unwrap() ^ MASK));
+        }
+        let way = std::env::var("FRAISEQL_WIRE_LOGIN_AND_WAIT").unwrap();
+        let builder = || builder(port.parse().unwrap(), role).ssl_mode(SslMode::Disable);
+        // Strings of the caller's are the caller's to overwrite.
+        let text = |parts: &[&str]| {
+            let mut text = Zeroizing::new(String::with_capacity(1000));
+            parts.iter().for_each(|part| text.push_str(part));
+            text
+        };
+        let rest = "sslmode=disable dbname=postgres host=127.0.0.1";
+        let config = match way.as_str() {
+            "builder" => builder().password(secret.as_str()).build(),
+            "uri" => {
+                let text =
+                    text(&["postgres://", role, ":", &secret, "@127.0.0.1:", port, "/postgres"]);
+                ConnectionConfig::parse(&text)
+            }
+            "list" => {
+                let text =
+                    text(&["user=", role, " port=", port, " password='", &secret, "' ", rest]);
+                ConnectionConfig::parse(&text)
+            }
+            "passfile" => {
+                let text =
+                    text(&["user=", role, " port=", port, " passfile=", passfile, " ", rest]);
+                ConnectionConfig::parse(&text)
+            }
+            "provider" => {
+                let secret = secret.clone();
+                builder()
+                    .password_provider(move || {
+                        let secret = secret.clone();
+                        async move { Ok(secret.as_str().to_owned()) }
+                    })
+                    .build()
+            }
+            "keys" => {
+                let (client, server) = secret.split_once(' ').unwrap();
+                let keys = [" scram_client_key=", client, " scram_server_key=", server, " "];
+                let text = text(&[&["user=", role, " port=", port], &keys[..], &[rest]].concat());
+                ConnectionConfig::parse(&text)
+            }
+            other => panic!("{other}"),
+        };
+        drop(secret);
+        let client = FraiseClient::connect_with_config(config.unwrap()).await.unwrap();
+        client.ping().await.unwrap();
+        println!("connected");
+        std::io::stdin().read_line(&mut line).unwrap();
+        client.close().await.unwrap();
+        println!("gone");
+        while std::io::stdin().read_line(&mut line).unwrap() > 0 {}
+    }
+
+    /// Returns the names of the secrets that are in what another process can write to.
+    fn search(process: u32, secrets: &[(&'static str, Vec<u8>)]) -> BTreeSet<&'static str> {
+        let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).unwrap();
+        let memory = std::fs::File::open(format!("/proc/{process}/mem")).unwrap();
+        // In one pass: this is not optimized code.
+        let mut by_first_byte = vec![Vec::new(); 256];
+        for (name, secret) in secrets {
+            by_first_byte[usize::from(secret[0])].push((*name, secret));
+        }
+        let mut found = BTreeSet::new();
+        let mut searched = 0;
+        for line in maps.lines().filter(|line| line.contains(" rw")) {
+            let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
+            let [start, end] = [start, end].map(|n| u64::from_str_radix(n, 16).unwrap());
+            let mut region = vec![0; usize::try_from(end - start).unwrap()];
+            // A region may have gone meanwhile.
+            if memory.read_exact_at(&mut region, start).is_err() {
+                continue;
+            }
+            searched += region.len();
+            for at in 0..region.len() {
+                for (name, secret) in &by_first_byte[usize::from(region[at])] {
+                    if region[at..].starts_with(secret) {
+                        found.insert(*name);
+                    }
+                }
+            }
+        }
+        assert!(searched > 100_000, "{searched} bytes are not all of it");
+        found
+    }
 }

@@ -8,13 +8,11 @@ mod environment;
 mod keyword;
 #[path = "../../src/config/passfile.rs"]
 mod passfile;
-#[path = "../../src/config/secret.rs"]
-mod secret;
 #[path = "../../src/config/service.rs"]
 mod service;
 
 use self::{environment::Environment, keyword::Values, passfile::Wanted};
-use crate::targets::TempPath;
+use crate::{secret::Password, targets::TempPath};
 
 /// Any text as a password file, behind what is looked for: host, database, user and password, each
 /// ended by a NUL.

@@ -14,6 +14,9 @@ mod protocol;
 #[path = "../../src/scram.rs"]
 #[allow(dead_code)]
 mod scram;
+#[path = "../../src/secret.rs"]
+#[allow(dead_code)]
+mod secret;
 
 mod config;
 pub mod targets;

@@ -9,7 +9,6 @@ mod parse;
 mod passfile;
 mod require_auth;
 mod retry;
-mod secret;
 mod service;
 pub(crate) mod tls;
 
@@ -24,6 +23,7 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use zeroize::Zeroizing;
 
 pub use self::{
     builder::ConnectionConfigBuilder,
@@ -35,7 +35,6 @@ pub use self::{
 pub(crate) use self::{
     builder::PasswordProvider,
     require_auth::{Method, RequireAuth},
-    secret::Password,
     tls::TlsSettings,
 };
 use self::{
@@ -43,7 +42,11 @@ use self::{
     host::Hosts,
     keyword::{KEYWORDS, Values},
 };
-use crate::error::{Error, Result};
+pub(crate) use crate::secret::Password;
+use crate::{
+    error::{Error, Result},
+    secret::Key,
+};
 
 /// Where the server is, who logs in, and how: what libpq calls the connection info.
 ///
@@ -102,8 +105,8 @@ pub struct ConnectionConfig {
     pub(crate) sockets: SocketSettings,
     pub(crate) require_peer: Option<String>,
     pub(crate) protocol: ProtocolRange,
-    pub(crate) scram_client_key: Option<ScramKey>,
-    pub(crate) scram_server_key: Option<ScramKey>,
+    pub(crate) scram_client_key: Option<Key>,
+    pub(crate) scram_server_key: Option<Key>,
     /// Shared by all copies, so that every connection of a pool profits.
     pub(crate) scram_cache: ScramCache,
     pub(crate) extras: Extras,
@@ -173,16 +176,6 @@ pub(crate) enum ProtocolVersion {
     V3_2,
 }
 
-/// One of the keys that SCRAM derives from a password; never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub(crate) struct ScramKey(pub(crate) zeroize::Zeroizing<[u8; 32]>);
-
-impl fmt::Debug for ScramKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(secret)")
-    }
-}
-
 /// What the last SCRAM login derived, so that the next one with the same password and salt need not
 /// compute it again.
 #[derive(Debug, Clone, Default)]
@@ -193,8 +186,8 @@ pub(crate) struct ScramCacheEntry {
     pub(crate) password: Password,
     pub(crate) salt: Vec<u8>,
     pub(crate) iterations: u32,
-    pub(crate) client_key: ScramKey,
-    pub(crate) server_key: ScramKey,
+    pub(crate) client_key: Key,
+    pub(crate) server_key: Key,
 }
 
 impl ScramCache {
@@ -733,12 +726,13 @@ fn protocol_range(values: &Values) -> Result<ProtocolRange> {
     Ok(ProtocolRange { min, max })
 }
 
-fn scram_key(values: &Values, name: &str) -> Result<Option<ScramKey>> {
+fn scram_key(values: &Values, name: &str) -> Result<Option<Key>> {
     let Some(text) = values.get(name) else { return Ok(None) };
-    let key = BASE64.decode(text).ok().and_then(|bytes| bytes.try_into().ok());
-    match key {
-        Some(key) => Ok(Some(ScramKey(zeroize::Zeroizing::new(key)))),
-        None => Err(Error::config(format!("{name} is not 32 bytes in base64"))),
+    // 44 characters of base64 are decoded in blocks.
+    let mut bytes = Zeroizing::new([0; 48]);
+    match BASE64.decode_slice(text, &mut *bytes) {
+        Ok(32) => Ok(bytes.get(..32).map(Key::copy)),
+        _ => Err(Error::config(format!("{name} is not 32 bytes in base64"))),
     }
 }
 

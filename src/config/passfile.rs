@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 use zeroize::Zeroizing;
 
-use super::secret::Password;
+use super::Password;
 
 /// What a line must match.
 pub(super) struct Wanted<'a> {

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     config::{
         ChannelBinding, ConnectionConfig, Method, Password, ProtocolVersion, ScramCacheEntry,
-        ScramKey, Target,
+        Target,
     },
     error::{DbError, Error, OneLine, Result},
     md5,
@@ -446,14 +446,14 @@ impl Login<'_> {
         let config = self.config;
         let (client, server) = (&config.scram_client_key, &config.scram_server_key);
         if let (Some(client), Some(server)) = (client, server) {
-            return Ok(Keys { client: client.0.clone(), server: server.0.clone() });
+            return Ok(Keys { client: client.clone(), server: server.clone() });
         }
         let password = self.password().await?;
         let cached = config.scram_cache.get().filter(|cached| {
             cached.salt == salt && cached.iterations == iterations && cached.password == password
         });
         let mut keys = match cached {
-            Some(cached) => Keys { client: cached.client_key.0, server: cached.server_key.0 },
+            Some(cached) => Keys { client: cached.client_key, server: cached.server_key },
             None => {
                 let (secret, salt) = (password.clone(), salt.to_vec());
                 let derive = move || Keys::derive(secret.reveal(), &salt, iterations);
@@ -466,14 +466,14 @@ impl Login<'_> {
             password,
             salt: salt.to_vec(),
             iterations,
-            client_key: ScramKey(keys.client.clone()),
-            server_key: ScramKey(keys.server.clone()),
+            client_key: keys.client.clone(),
+            server_key: keys.server.clone(),
         });
         if let Some(client) = client {
-            keys.client = client.0.clone();
+            keys.client = client.clone();
         }
         if let Some(server) = server {
-            keys.server = server.0.clone();
+            keys.server = server.clone();
         }
         Ok(keys)
     }

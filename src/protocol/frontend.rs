@@ -44,7 +44,8 @@ pub(crate) fn cancel_request(process_id: u32, secret: &[u8]) -> Result<Vec<u8>> 
 
 /// A PasswordMessage: a password, or its MD5 form.
 pub(crate) fn password(password: &str) -> Result<Vec<u8>> {
-    let mut out = Vec::new();
+    // Tag, length and NUL: a vector that grows leaves copies behind.
+    let mut out = Vec::with_capacity(password.len() + 6);
     message(&mut out, Some(b'p'), |out| text(out, password, "the password"))?;
     Ok(out)
 }

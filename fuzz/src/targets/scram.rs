@@ -65,7 +65,7 @@ pub(super) fn signature(
     // Behind the gs2-header, which is a flag, a name that is not given, and their commas.
     let bare = client_first.splitn(3, ',').nth(2).unwrap_or_default();
     let without_proof = client_final.rsplit_once(",p=").map_or(client_final, |(start, _)| start);
-    let mut hmac = <Hmac<Sha256> as KeyInit>::new_from_slice(&*keys.server).unwrap();
+    let mut hmac = <Hmac<Sha256> as KeyInit>::new_from_slice(&keys.server).unwrap();
     hmac.update(format!("{bare},{server_first},{without_proof}").as_bytes());
     BASE64.encode(hmac.finalize().into_bytes())
 }
