@@ -146,6 +146,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
 
     /// Selects an object with these fields only, which the server builds: `["id", "address.city"]`
     /// yields `{"id": ..., "address": {"city": ...}}`. A field that is missing is null in it.
+    ///
+    /// In a column of type `json` (not `jsonb`), some documents cannot be read and fail the query: see
+    /// [`Filter`](crate::Filter#columns-of-type-json).
     pub fn select_fields<F: Into<Field>>(mut self, fields: impl IntoIterator<Item = F>) -> Self {
         self.select.projection = Projection::Fields(fields.into_iter().map(Into::into).collect());
         self
@@ -299,6 +302,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// The keys are looked at as rows arrive, which is not seen beside what the server does. Numbers are compared exactly.
     /// The index that serves it is `create index on t (((data->'id')))`.
+    ///
+    /// In a column of type `json` (not `jsonb`), some documents cannot be read and fail the query: see
+    /// [`Filter`](crate::Filter#columns-of-type-json).
     ///
     /// # Errors
     ///

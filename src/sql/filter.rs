@@ -1,25 +1,48 @@
 //! Typed predicates: a tree of conditions on fields, made into SQL whose values are parameters.
 
-use std::fmt;
+use std::{collections::VecDeque, fmt};
 
 use super::{
     field::Field,
     operator::{Operator, Sql},
-    param::Param,
+    parameters::Parameters,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
+
+/// The maximum depth of groups in groups. Every recursion over a filter ends there: making its SQL,
+/// cloning and dropping it.
+const MAX_DEPTH: usize = 256;
 
 /// A condition on documents, made of [`Field`]'s operators and put together with `and`, `or` and
 /// `not`.
 ///
-/// Its values are always sent as parameters. It never makes the server raise an error because of what
-/// a document holds: where a field is missing, null, or of another type than the operator is about, the
+/// Its values are always sent as parameters. A document never makes the server raise an error, whatever
+/// it contains: if a field is missing, null, or of a type that the operator does not apply to, the
 /// answer is *unknown*. A row is returned only if the answer is yes; `not` turns yes into no and no into
 /// yes, and leaves unknown as it is. So neither `eq("paid")` nor its negation matches a row whose
 /// status is missing: add [`is_null`](Field::is_null) to ask for those.
 ///
-/// Two exceptions, on columns of type `json` (not `jsonb`): a document with `\u0000` in it, or a number
-/// beyond Postgres's `numeric`, cannot be converted, and the server says so.
+/// A filter can be of any length: chains of `and`, and chains of `or`, do not nest, and `not` of `not`
+/// cancels out. Groups within groups, such as `and` within `or` within `and`, may be nested 256 deep; a
+/// deeper filter is [`Error::Config`](crate::Error::Config) when the query is executed. A statement has at
+/// most 65,535 parameters. If the values compared with fields of documents are more than that, they are sent
+/// in arrays; values compared with columns are not, and more of those are an `Error::Config`.
+///
+/// # Columns of type `json`
+///
+/// Postgres stores any JSON text in a column of type `json`, and reads it when a field is extracted. The
+/// query then fails if a document contains one of the following, in any of its fields:
+///
+/// * the escape of a lone surrogate, such as `"\ud800"` (22P02);
+/// * the escape `\u0000` (22P05);
+/// * the escape of a character that the database's encoding does not have (22P05), in a database that is
+///   not UTF-8, such as LATIN1;
+/// * a number beyond Postgres's `numeric`, such as `1e200000` (22003), in the field or in a container
+///   that is the field, if the operator reads the field as `jsonb`.
+///
+/// This is true of every operator on such a column, of [`OrderBy`](crate::OrderBy),
+/// [`select_fields`](crate::QueryBuilder::select_fields) and
+/// [`resume_by`](crate::QueryBuilder::resume_by). A column of type `jsonb` cannot contain any of these.
 ///
 /// ```
 /// use fraiseql_wire::{Filter, field};
@@ -31,50 +54,97 @@ use crate::error::Result;
 /// ```
 #[derive(Clone)]
 #[must_use = "a filter does nothing until it is given to a query"]
-pub struct Filter(Node);
+pub struct Filter {
+    node: Node,
+    /// How many groups and negations lie within each other.
+    depth: usize,
+}
 
 #[derive(Clone)]
 enum Node {
-    All(Vec<Filter>),
-    Any(Vec<Filter>),
+    Group(Word, VecDeque<Filter>),
     Not(Box<Filter>),
     Leaf(Box<(Field, Operator)>),
+    /// In place of what was nested too deeply.
+    TooDeep,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    And,
+    Or,
 }
 
 impl Filter {
     pub(super) fn leaf(field: Field, operator: Operator) -> Self {
-        Self(Node::Leaf(Box::new((field, operator))))
+        Self { node: Node::Leaf(Box::new((field, operator))), depth: 0 }
     }
 
-    /// Matches where every one of them does; of none, everything.
+    /// Matches if all of the filters match. An empty list matches everything.
     pub fn all(filters: impl IntoIterator<Item = Self>) -> Self {
-        Self(Node::All(filters.into_iter().collect()))
+        Self::group(Word::And, filters)
     }
 
-    /// Matches where at least one of them does; of none, nothing.
+    /// Matches if at least one of the filters matches. An empty list matches nothing.
     pub fn any(filters: impl IntoIterator<Item = Self>) -> Self {
-        Self(Node::Any(filters.into_iter().collect()))
+        Self::group(Word::Or, filters)
     }
 
-    /// Matches where both do.
+    /// Matches if both filters match.
     pub fn and(self, other: Self) -> Self {
         Self::all([self, other])
     }
 
-    /// Matches where one of them does, or both.
+    /// Matches if at least one of the two filters matches.
     pub fn or(self, other: Self) -> Self {
         Self::any([self, other])
     }
 
-    /// Matches where this one says no; where it does not know, neither matches.
+    /// Matches if this filter answers no. If it answers unknown, neither matches.
     #[allow(clippy::should_implement_trait)]
     pub fn not(self) -> Self {
-        Self(Node::Not(Box::new(self)))
+        match self.node {
+            Node::Not(filter) => *filter,
+            _ => {
+                // That of a leaf is no deeper than the leaf.
+                let depth = self.depth + usize::from(self.depth > 0);
+                Self::nested(Node::Not(Box::new(self)), depth)
+            }
+        }
     }
 
-    /// Makes the condition on the JSON column `document`; its values become parameters behind those
-    /// that are there.
-    pub(super) fn to_sql(&self, document: &str, parameters: &mut Vec<Param>) -> Result<String> {
+    /// A group of the same word within the group becomes a part of it.
+    fn group(word: Word, filters: impl IntoIterator<Item = Self>) -> Self {
+        let mut parts = VecDeque::new();
+        let mut depth = 0;
+        for filter in filters {
+            match filter.node {
+                Node::Group(same, inner) if same == word => {
+                    depth = depth.max(filter.depth.saturating_sub(1));
+                    append(&mut parts, inner);
+                }
+                node => {
+                    depth = depth.max(filter.depth);
+                    parts.push_back(Self { node, ..filter });
+                }
+            }
+        }
+        match parts.len() {
+            1 => parts.pop_front().unwrap_or(Self { node: Node::Group(word, parts), depth }),
+            _ => Self::nested(Node::Group(word, parts), depth + 1),
+        }
+    }
+
+    /// Drops what is too deep here, before anything recurses into it.
+    fn nested(node: Node, depth: usize) -> Self {
+        match depth > MAX_DEPTH {
+            true => Self { node: Node::TooDeep, depth: 0 },
+            false => Self { node, depth },
+        }
+    }
+
+    /// Makes the condition on the JSON column `document`; adds its values to the parameters.
+    pub(super) fn to_sql(&self, document: &str, parameters: &mut Parameters) -> Result<String> {
         let mut sql = Sql { document, parameters };
         self.render(&mut sql, false)
     }
@@ -82,27 +152,44 @@ impl Filter {
     /// A negation goes down to the operators, so that each asks for its type in both cases: unknown
     /// stays unknown, and what the server sees has no NOT around what an index could serve.
     fn render(&self, sql: &mut Sql<'_>, negated: bool) -> Result<String> {
-        match &self.0 {
+        match &self.node {
             Node::Leaf(leaf) => leaf.1.render(&leaf.0, sql, negated),
             Node::Not(filter) => filter.render(sql, !negated),
-            Node::All(filters) => join(filters, if negated { "OR" } else { "AND" }, sql, negated),
-            Node::Any(filters) => join(filters, if negated { "AND" } else { "OR" }, sql, negated),
+            Node::Group(word, filters) => {
+                let (word, of_none) = match (word, negated) {
+                    (Word::And, false) | (Word::Or, true) => (" AND ", "TRUE"),
+                    (Word::Or, false) | (Word::And, true) => (" OR ", "FALSE"),
+                };
+                if filters.is_empty() {
+                    return Ok(of_none.to_owned());
+                }
+                let parts = filters.iter().map(|f| f.render(sql, negated));
+                Ok(format!("({})", parts.collect::<Result<Vec<_>>>()?.join(word)))
+            }
+            Node::TooDeep => Err(Error::config(format!(
+                "a filter is nested more than {MAX_DEPTH} deep, with and() and or() within each other: \
+                 only chains of one of them can have any length"
+            ))),
         }
     }
 }
 
-fn join(filters: &[Filter], word: &str, sql: &mut Sql<'_>, negated: bool) -> Result<String> {
-    if filters.is_empty() {
-        return Ok(if word == "AND" { "TRUE" } else { "FALSE" }.to_owned());
+/// Moves the shorter list, so that a chain is built in linear time from either end.
+fn append(parts: &mut VecDeque<Filter>, mut more: VecDeque<Filter>) {
+    if parts.len() < more.len() {
+        for part in parts.drain(..).rev() {
+            more.push_front(part);
+        }
+        *parts = more;
+    } else {
+        parts.append(&mut more);
     }
-    let parts: Vec<_> = filters.iter().map(|f| f.render(sql, negated)).collect::<Result<_>>()?;
-    Ok(format!("({})", parts.join(&format!(" {word} "))))
 }
 
 /// The SQL that it makes, without the values.
 impl fmt::Debug for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.to_sql("\"data\"", &mut Vec::new()) {
+        match self.to_sql("\"data\"", &mut Parameters::default()) {
             Ok(sql) => write!(f, "Filter({sql})"),
             Err(e) => write!(f, "Filter({e})"),
         }
@@ -111,7 +198,8 @@ impl fmt::Debug for Filter {
 
 #[cfg(test)]
 mod tests {
-    use crate::sql::field;
+    use super::MAX_DEPTH;
+    use crate::sql::{Filter, field};
 
     #[test]
     fn its_sql_is_shown_and_never_its_values() {
@@ -120,5 +208,47 @@ mod tests {
         assert!(!shown.contains("planted"), "{shown}");
         let shown = format!("{:?}", field("").eq(1));
         assert!(shown.contains("path is empty"), "{shown}");
+    }
+
+    /// The documented limits, at their edges.
+    #[test]
+    fn only_groups_of_different_words_nest() {
+        let leaf = || field("a").is_null();
+        let alternating = |depth| {
+            (0..depth).fold(leaf(), |filter: Filter, i| match i % 2 {
+                0 => filter.and(leaf()),
+                _ => filter.or(leaf()),
+            })
+        };
+        let negated = |depth| (0..depth).fold(leaf(), |f: Filter, _| f.and(leaf()).not());
+        assert_eq!(alternating(MAX_DEPTH).depth, MAX_DEPTH);
+        assert_eq!(negated(MAX_DEPTH / 2).depth, MAX_DEPTH);
+        for filter in [alternating(MAX_DEPTH + 1), negated(MAX_DEPTH / 2 + 1)] {
+            assert!(format!("{filter:?}").contains("more than 256 deep"));
+        }
+        for filter in [
+            (0..1000).fold(leaf(), |f, _| f.and(leaf())),
+            (0..1000).fold(leaf(), |f, _| leaf().or(f)),
+            (0..1000).fold(leaf(), |f, _| Filter::all([leaf(), Filter::any([f]), leaf()])),
+            (0..1000).fold(leaf(), |f, _| f.not().and(leaf()).not()),
+            (0..1001).fold(leaf(), |f, _| f.not()),
+        ] {
+            assert!(filter.depth <= 3, "{}", filter.depth);
+        }
+    }
+
+    #[test]
+    fn a_chain_keeps_the_order_of_its_parts() {
+        let leaf = |i| field(&format!("f{i}")).is_null();
+        let group = |from, to| Filter::all((from..to).map(leaf));
+        let shown = format!("{:?}", group(0, 9));
+        for filter in [
+            group(0, 2).and(group(2, 9)),
+            group(0, 7).and(group(7, 9)),
+            leaf(0).and(group(1, 9)),
+            group(0, 8).and(leaf(8)),
+        ] {
+            assert_eq!(format!("{filter:?}"), shown);
+        }
     }
 }

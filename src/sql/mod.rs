@@ -3,10 +3,12 @@
 mod field;
 mod filter;
 mod ident;
+mod nesting;
 mod operand;
 mod operator;
 mod order;
 mod param;
+mod parameters;
 mod part;
 mod scan;
 mod statement;

@@ -2,7 +2,10 @@ use std::fmt;
 
 use serde_json::Value;
 
-use super::param::{Param, ToParam};
+use super::{
+    nesting,
+    param::{Param, ToParam},
+};
 use crate::error::{Error, Result};
 
 /// What a field is compared with: a string, a number, a boolean, or any JSON.
@@ -108,7 +111,13 @@ impl From<Value> for Operand {
             Value::Bool(value) => Kind::Bool(value),
             Value::Number(number) => Kind::Number(number.to_string()),
             Value::String(text) => Kind::Text(text),
-            container => Kind::Container(container),
+            container => match nesting::check(&container) {
+                Ok(()) => Kind::Container(container),
+                Err(_) => {
+                    nesting::dismantle(container);
+                    Kind::Invalid(format!("a value {}", nesting::too_deep()))
+                }
+            },
         })
     }
 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::nesting;
 use crate::error::{Error, Result};
 
 /// A value for one parameter, in Postgres's text form.
@@ -41,7 +42,7 @@ impl Param {
     }
 
     pub(super) fn json(value: &impl Serialize) -> Self {
-        match serde_json::to_string(value) {
+        match nesting::to_json(value) {
             Ok(text) => Self::text(text),
             Err(e) => Self::invalid(format!("does not serialize as JSON: {e}")),
         }
@@ -74,6 +75,11 @@ impl Param {
         }
         text.push('}');
         Self { text: Text::Value(text), is_array: true }
+    }
+
+    /// Itself as an element of an array of texts, also if it is an array.
+    pub(super) fn into_element(self) -> Self {
+        Self { is_array: false, ..self }
     }
 
     /// The text that is sent for parameter `number`, or `None` for NULL.

@@ -6,6 +6,7 @@ use super::{
     ident::{quote_name, quote_relation},
     order::OrderBy,
     param::Param,
+    parameters::Parameters,
     part::Part,
     scan::highest_parameter,
 };
@@ -174,7 +175,21 @@ impl Select {
     }
 
     fn select(&self, projection: &str, document: &str) -> Result<Statement> {
-        let mut parameters = self.parameters.clone();
+        let mut parameters = Parameters::new(&self.parameters, false);
+        let mut sql = self.to_sql(projection, document, &mut parameters)?;
+        if parameters.is_too_long() {
+            parameters = Parameters::new(&self.parameters, true);
+            sql = self.to_sql(projection, document, &mut parameters)?;
+        }
+        Ok(Statement { sql, parameters: parameters.finish()? })
+    }
+
+    fn to_sql(
+        &self,
+        projection: &str,
+        document: &str,
+        parameters: &mut Parameters,
+    ) -> Result<String> {
         let mut sql = format!("SELECT {projection} FROM {}", quote_relation(&self.entity)?);
         let mut keyword = " WHERE ";
         for condition in &self.conditions {
@@ -182,15 +197,11 @@ impl Select {
             match condition {
                 Condition::Sql(condition) => sql.push_str(&in_parentheses(condition)),
                 Condition::Filter(filter) => {
-                    sql.push_str(&filter.to_sql(document, &mut parameters)?);
+                    sql.push_str(&filter.to_sql(document, parameters)?);
                 }
                 Condition::Behind(key, last) => {
-                    parameters.push(Param::text(last));
-                    sql.push_str(&format!(
-                        "{} > ${}::jsonb",
-                        key.json(document)?,
-                        parameters.len()
-                    ));
+                    let last = parameters.add(Param::text(last));
+                    sql.push_str(&format!("{} > {last}::jsonb", key.json(document)?));
                 }
                 Condition::Without(key) => {
                     sql.push_str(&format!("{} IS NULL", key.json(document)?));
@@ -222,7 +233,7 @@ impl Select {
             }
             sql.push_str(&format!(" {keyword} {count}"));
         }
-        Ok(Statement { sql, parameters })
+        Ok(sql)
     }
 
     /// As many values as the trusted SQL has parameters: one too few or too many is a mistake, and the
@@ -300,12 +311,19 @@ impl<'a> Tree<'a> {
             parts.push(format!("{key}, {value}"));
         }
         // A function takes at most 100 arguments: 50 fields.
-        let objects: Vec<_> =
+        let mut objects: Vec<_> =
             parts.chunks(50).map(|p| format!("jsonb_build_object({})", p.join(", "))).collect();
-        Ok(match objects.as_slice() {
-            [only] => only.clone(),
-            several => format!("({})", several.join(" || ")),
-        })
+        // In pairs, for the server recurses into what is joined one by one.
+        while objects.len() > 1 {
+            objects = objects
+                .chunks(2)
+                .map(|pair| match pair {
+                    [one] => one.clone(),
+                    pair => format!("({})", pair.join(" || ")),
+                })
+                .collect();
+        }
+        Ok(objects.pop().unwrap_or_default())
     }
 }
 

@@ -62,13 +62,15 @@ impl Comparison {
 /// For equality a GIN index on the document serves more fields at once:
 /// `Field::column("data").contains_json(json!({"a": 1}))`.
 impl Field {
-    /// Matches where the field equals the value. JSON's `null` equals only itself.
+    /// Matches if the field equals the value. JSON's `null` equals only itself; with a column, it equals
+    /// NULL.
     pub fn eq(self, value: impl Into<Operand>) -> Filter {
         self.compare(Comparison::Eq, value)
     }
 
-    /// Matches where the field is another value of the same type. A missing field, null, or a field of
-    /// another type does not match: add [`is_null`](Self::is_null) to ask for those.
+    /// Matches if the field is another value of the same type. A missing field, null, or a field of
+    /// another type does not match: add [`is_null`](Self::is_null) to ask for those. With a column,
+    /// `ne(Value::Null)` matches every value that is not NULL.
     pub fn ne(self, value: impl Into<Operand>) -> Filter {
         self.compare(Comparison::Ne, value)
     }
@@ -98,13 +100,15 @@ impl Field {
         Filter::leaf(self, Operator::Between(low.into(), high.into()))
     }
 
-    /// Matches where the field equals one of the values; of none, nowhere.
+    /// Matches if the field equals one of the values. An empty list matches nothing. With a column, a null among
+    /// the values equals NULL.
     pub fn in_<V: Into<Operand>>(self, values: impl IntoIterator<Item = V>) -> Filter {
         Filter::leaf(self, Operator::In(values.into_iter().map(Into::into).collect()))
     }
 
-    /// Matches where the field is of the type of one of the values and equals none; of none,
-    /// everywhere.
+    /// Matches if the field is of the type of one of the values and equals none of them. An empty list
+    /// matches everything. A column that is NULL does not match, whether or not a null is among the
+    /// values.
     pub fn not_in<V: Into<Operand>>(self, values: impl IntoIterator<Item = V>) -> Filter {
         self.in_(values).not()
     }
@@ -144,7 +148,11 @@ pub(super) fn render(
             comparison.as_str()
         )));
     }
-    let sign = comparison.negated(negated).as_str();
+    let comparison = comparison.negated(negated);
+    if field.is_column() && matches!(operand.0, Kind::Null) {
+        return null_test(field, sql, comparison == Comparison::Ne);
+    }
+    let sign = comparison.as_str();
     let test = operand_test(operand, field, sql, sign)?;
     sql.guarded(field, &[kind], &test, false)
 }
@@ -172,20 +180,27 @@ pub(super) fn render_between(
 
 /// `value = $n`, as text for strings and as `jsonb` for the rest.
 fn operand_test(operand: &Operand, field: &Field, sql: &mut Sql<'_>, sign: &str) -> Result<String> {
-    if field.is_column() {
+    if field.is_column() && !field.is_document(sql.document) {
         let value = field.json(sql.document)?;
-        return Ok(format!("{value} {sign} {}", sql.bind(operand.plain_param())));
+        return Ok(format!("{value} {sign} {}", sql.bind(field, operand.plain_param())));
     }
     Ok(match &operand.0 {
-        Kind::Text(text) => {
+        Kind::Text(text) if !field.is_column() => {
             let value = field.text(sql.document)?;
-            format!("{value} {sign} {}", sql.bind(text.to_param()))
+            format!("{value} {sign} {}", sql.bind(field, text.to_param()))
         }
         _ => {
-            let value = field.json(sql.document)?;
-            format!("{value} {sign} {}::jsonb", sql.bind(operand.json_param()))
+            let value = field.jsonb(sql.document)?;
+            format!("{value} {sign} {}::jsonb", sql.bind(field, operand.json_param()))
         }
     })
+}
+
+/// Whether a column is NULL, which no comparison in SQL says. The document may be JSON's null as well.
+fn null_test(field: &Field, sql: &Sql<'_>, negated: bool) -> Result<String> {
+    let column = field.json(sql.document)?;
+    let text = if field.is_document(sql.document) { "#>>'{}'" } else { "" };
+    Ok(format!("(({column}{text}) IS {}NULL)", if negated { "NOT " } else { "" }))
 }
 
 pub(super) fn render_in(
@@ -200,29 +215,53 @@ pub(super) fn render_in(
     // An error in any of them is one of the whole.
     let mut kinds = operands.iter().map(Operand::type_name).collect::<Result<Vec<_>>>()?;
     if field.is_column() {
-        let list = sql.bind(Param::array(operands.iter().map(Operand::plain_param)));
-        return sql.guarded(
-            field,
-            &[],
-            &format!("{} = ANY({list})", field.json(sql.document)?),
-            negated,
-        );
+        return render_in_column(operands, field, sql, negated);
     }
     let (texts, others): (Vec<&Operand>, Vec<&Operand>) =
         operands.iter().partition(|o| matches!(o.0, Kind::Text(_)));
     let mut groups = Vec::new();
     if !texts.is_empty() {
         let list = Param::array(texts.iter().map(|o| o.plain_param()));
-        let test = format!("{} = ANY({}::text[])", field.text(sql.document)?, sql.bind(list));
+        let list = sql.bind(field, list);
+        let test = format!("{} = ANY({list}::text[])", field.text(sql.document)?);
         groups.push(sql.guarded(field, super::STRING, &test, negated)?);
     }
     if !others.is_empty() {
         let list = Param::array(others.iter().map(|o| o.json_param()));
-        let test = format!("{} = ANY({}::jsonb[])", field.json(sql.document)?, sql.bind(list));
+        let list = sql.bind(field, list);
+        let test = format!("{} = ANY({list}::jsonb[])", field.json(sql.document)?);
         kinds.retain(|k| *k != "string");
         kinds.sort_unstable();
         kinds.dedup();
         groups.push(sql.guarded(field, &kinds, &test, negated)?);
     }
     Ok(format!("({})", groups.join(" OR ")))
+}
+
+/// In SQL, a NULL in the list would make every answer that is not yes unknown: it is asked for by itself.
+fn render_in_column(
+    operands: &[Operand],
+    field: &Field,
+    sql: &mut Sql<'_>,
+    negated: bool,
+) -> Result<String> {
+    let (nulls, values): (Vec<&Operand>, Vec<&Operand>) =
+        operands.iter().partition(|o| matches!(o.0, Kind::Null));
+    let mut tests = Vec::new();
+    if !values.is_empty() {
+        let (list, cast) = match field.is_document(sql.document) {
+            true => (Param::array(values.iter().map(|o| o.json_param())), "::jsonb[]"),
+            false => (Param::array(values.iter().map(|o| o.plain_param())), ""),
+        };
+        let list = sql.bind(field, list);
+        let value = match cast {
+            "" => field.json(sql.document)?,
+            _ => field.jsonb(sql.document)?,
+        };
+        tests.push(sql.guarded(field, &[], &format!("{value} = ANY({list}{cast})"), negated)?);
+    }
+    if !nulls.is_empty() {
+        tests.push(null_test(field, sql, negated)?);
+    }
+    Ok(format!("({})", tests.join(if negated { " AND " } else { " OR " })))
 }

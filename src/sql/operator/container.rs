@@ -8,7 +8,8 @@ use crate::{
     sql::{
         field::Field,
         filter::Filter,
-        operand::Operand,
+        nesting,
+        operand::{Kind, Operand},
         param::{Param, ToParam},
     },
 };
@@ -34,12 +35,14 @@ pub(crate) enum Containment {
 /// | `contained_by` | `a <@ $1::jsonb` | the value's type | |
 /// | `has_key`, `has_any_key`, `has_all_keys` | `a ? $1`, <code>a ?\| $1</code>, `a ?& $1` | objects; arrays, for their strings | `using gin (("data"->'a'))` |
 /// | `array_contains` | `a @> $1::jsonb`, with the value in an array | arrays | as `contains_json` |
-/// | `array_contained_by` | `a <@ $1::jsonb` | arrays | |
-/// | `array_overlaps` | `a @> $1::jsonb OR a @> $2::jsonb ...` | arrays | as `contains_json` |
+/// | `array_contained_by` | `a <@ $1::jsonb`, with a list of the elements if a value is a container | arrays | |
+/// | `array_overlaps` | `a @> $1::jsonb OR a @> $2::jsonb ...`, the same | arrays | as `contains_json` |
 /// | `len_...` | `CASE WHEN jsonb_typeof(a) = 'array' THEN jsonb_array_length(a) END = $1` | arrays | on that expression |
 /// | `jsonpath_exists`, `jsonpath_match` | `a @? $1::jsonpath`, `a @@ $1::jsonpath` | anything | as `contains_json` |
+/// | the same, with `datetime()`, `date()`, `time()` and so on in the path | `jsonb_path_exists_tz(a, $1::jsonpath, '{}', true)`, `jsonb_path_match_tz(...)` | anything | |
 ///
-/// A GIN index on the whole document serves `Field::column("data").contains_json(...)`.
+/// A GIN index on the whole document serves `Field::column("data").contains_json(...)`. Columns are of type
+/// `jsonb` or `json`.
 impl Field {
     /// Matches where the field [contains](https://www.postgresql.org/docs/current/datatype-json.html#JSON-CONTAINMENT)
     /// the value, of the same type: an object with these entries, an array with these elements.
@@ -73,7 +76,7 @@ impl Field {
         self.containment(Containment::Element(value.into()))
     }
 
-    /// Matches an array all of whose elements are among the values.
+    /// Matches an array each of whose elements equals one of the values.
     pub fn array_contained_by<V: Into<Operand>>(
         self,
         values: impl IntoIterator<Item = V>,
@@ -82,7 +85,8 @@ impl Field {
         self.containment(Containment::AllElementsIn(values))
     }
 
-    /// Matches an array one of whose elements is among the values; of none, nowhere.
+    /// Matches an array at least one of whose elements equals one of the values. An empty list matches
+    /// nothing.
     pub fn array_overlaps<V: Into<Operand>>(self, values: impl IntoIterator<Item = V>) -> Filter {
         let values = values.into_iter().map(Into::into).collect();
         self.containment(Containment::AnyElementIn(values))
@@ -119,12 +123,17 @@ impl Field {
     }
 
     /// Matches where an [SQL/JSON path](https://www.postgresql.org/docs/current/functions-json.html#FUNCTIONS-SQLJSON-PATH)
-    /// finds something in the field. A path that is not valid is an error of the server.
+    /// finds something in the field. Errors of the path in a document, such as a missing key in strict mode, are
+    /// unknown. Dates and times with and without a time zone are compared in the session's `TimeZone`.
+    ///
+    /// A path that is not valid is an error of the server. Some parts are checked only when a document
+    /// reaches them: the template of `datetime("...")` (22007), and on recent versions a `$variable` (42704).
     pub fn jsonpath_exists(self, path: &str) -> Filter {
         Filter::leaf(self, Operator::JsonPath { path: path.to_owned(), exists: true })
     }
 
-    /// Matches where an SQL/JSON path that is a predicate, such as `$.a > 1`, says yes.
+    /// Matches if an SQL/JSON path that is a predicate, such as `$.a > 1`, is true. Errors are those of
+    /// [`jsonpath_exists`](Self::jsonpath_exists).
     pub fn jsonpath_match(self, path: &str) -> Filter {
         Filter::leaf(self, Operator::JsonPath { path: path.to_owned(), exists: false })
     }
@@ -145,46 +154,74 @@ pub(super) fn render(
     negated: bool,
 ) -> Result<String> {
     const KEYED: &[&str] = &["object", "array"];
-    let value = field.json(sql.document)?;
+    let value = field.jsonb(sql.document)?;
     let own = |operand: &Operand| operand.type_name().map(|t| [t]);
     match containment {
         Containment::Contains(operand) => {
-            let test = format!("({value} @> {}::jsonb)", sql.bind(operand.json_param()));
+            let test = format!("({value} @> {}::jsonb)", sql.bind(field, operand.json_param()));
             sql.guarded(field, &own(operand)?, &test, negated)
         }
         Containment::ContainedBy(operand) => {
-            let test = format!("({value} <@ {}::jsonb)", sql.bind(operand.json_param()));
+            let test = format!("({value} <@ {}::jsonb)", sql.bind(field, operand.json_param()));
             sql.guarded(field, &own(operand)?, &test, negated)
         }
         Containment::Key(key) => {
-            let test = format!("({value} ? {})", sql.bind(key.to_param()));
+            let test = format!("({value} ? {})", sql.bind(field, key.to_param()));
             sql.guarded(field, KEYED, &test, negated)
         }
         Containment::AnyKey(keys) => {
-            let test = format!("({value} ?| {}::text[])", sql.bind(keys.to_param()));
+            let test = format!("({value} ?| {}::text[])", sql.bind(field, keys.to_param()));
             sql.guarded(field, KEYED, &test, negated)
         }
         Containment::AllKeys(keys) => {
-            let test = format!("({value} ?& {}::text[])", sql.bind(keys.to_param()));
+            let test = format!("({value} ?& {}::text[])", sql.bind(field, keys.to_param()));
             sql.guarded(field, KEYED, &test, negated)
         }
         Containment::Element(operand) => {
-            let test = format!("({value} @> {}::jsonb)", sql.bind(list([operand])?));
+            let test = format!("({value} @> {}::jsonb)", sql.bind(field, list([operand])?));
             sql.guarded(field, ARRAY, &test, negated)
         }
         Containment::AllElementsIn(operands) => {
-            let test = format!("({value} <@ {}::jsonb)", sql.bind(list(operands)?));
-            sql.guarded(field, ARRAY, &test, negated)
+            let values = sql.bind(field, list(operands)?);
+            let mut test = format!("{value} <@ {values}::jsonb");
+            if operands.iter().any(is_container) {
+                test.push_str(&format!(
+                    " AND NOT EXISTS (SELECT FROM {} WHERE e.element NOT IN \
+                     (SELECT jsonb_array_elements({values}::jsonb)))",
+                    elements(&value)
+                ));
+            }
+            sql.guarded(field, ARRAY, &format!("({test})"), negated)
         }
         Containment::AnyElementIn(operands) => {
             let mut tests = Vec::new();
             for operand in operands {
-                tests.push(format!("{value} @> {}::jsonb", sql.bind(list([operand])?)));
+                let list = sql.bind(field, list([operand])?);
+                let test = format!("{value} @> {list}::jsonb");
+                tests.push(match is_container(operand) {
+                    false => test,
+                    true => format!(
+                        "({test} AND EXISTS (SELECT FROM {} WHERE e.element = {list}::jsonb->0))",
+                        elements(&value)
+                    ),
+                });
             }
             let test = if tests.is_empty() { "FALSE".to_owned() } else { tests.join(" OR ") };
             sql.guarded(field, ARRAY, &format!("({test})"), negated)
         }
     }
+}
+
+/// Of an array or an object, `@>` asks whether it is a part of an element, and not whether it equals one.
+fn is_container(operand: &Operand) -> bool {
+    matches!(operand.0, Kind::Container(_))
+}
+
+/// The elements of an array; of anything else, none.
+fn elements(value: &str) -> String {
+    format!(
+        "jsonb_array_elements(CASE WHEN jsonb_typeof({value}) = 'array' THEN {value} END) AS e(element)"
+    )
 }
 
 /// A JSON array of the values, digit by digit.
@@ -205,9 +242,9 @@ pub(super) fn render_length(
     sql: &mut Sql<'_>,
     negated: bool,
 ) -> Result<String> {
-    let value = field.json(sql.document)?;
+    let value = field.jsonb(sql.document)?;
     let sign = comparison.negated(negated).as_str();
-    let len = sql.bind(Param::text(len.to_string()));
+    let len = sql.bind(field, Param::text(len.to_string()));
     // Of anything else jsonb_array_length is an error, which CASE keeps from being asked.
     Ok(format!(
         "(CASE WHEN jsonb_typeof({value}) = 'array' THEN jsonb_array_length({value}) END {sign} \
@@ -222,15 +259,85 @@ pub(super) fn render_path(
     sql: &mut Sql<'_>,
     negated: bool,
 ) -> Result<String> {
-    let sign = if exists { "@?" } else { "@@" };
-    let value = field.json(sql.document)?;
-    let test = format!("({value} {sign} {}::jsonpath)", sql.bind(path.to_param()));
+    let value = field.jsonb(sql.document)?;
+    let has_times = has_times(path);
+    let path = sql.bind(field, path.to_param());
+    let test = match (has_times, exists) {
+        (false, true) => format!("({value} @? {path}::jsonpath)"),
+        (false, false) => format!("({value} @@ {path}::jsonpath)"),
+        // The operators raise an error when they compare a time with a zone to one without.
+        (true, true) => format!("jsonb_path_exists_tz({value}, {path}::jsonpath, '{{}}', true)"),
+        (true, false) => format!("jsonb_path_match_tz({value}, {path}::jsonpath, '{{}}', true)"),
+    };
     sql.guarded(field, &[], &test, negated)
+}
+
+/// Whether a path has a method that makes a date or a time. Yes is safe, but no index serves it.
+fn has_times(path: &str) -> bool {
+    const METHODS: &[&str] = &["datetime", "date", "time", "time_tz", "timestamp", "timestamp_tz"];
+    // An escape may stand for any letter.
+    if path.contains('\\') && path.contains('(') {
+        return true;
+    }
+    let mut rest = path;
+    while let Some(start) = rest.find(|c: char| c.is_ascii_alphabetic()) {
+        let word = rest.get(start..).unwrap_or_default();
+        let end = word.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(word.len());
+        let (word, after) = word.split_at(end);
+        rest = after;
+        if METHODS.iter().any(|method| method.eq_ignore_ascii_case(word)) {
+            // Between a method and its parenthesis there may be white space and comments.
+            let mut next = after.trim_ascii_start();
+            while let Some(comment) = next.strip_prefix("/*") {
+                next = comment.split_once("*/").map_or("", |(_, next)| next).trim_ascii_start();
+            }
+            if next.starts_with('(') {
+                return true;
+            }
+        }
+    }
+    false
 }
 
 /// Makes `json!` values fit where an [`Operand`] is wanted by reference.
 impl From<&Value> for Operand {
     fn from(value: &Value) -> Self {
-        value.clone().into()
+        match nesting::check(value) {
+            Ok(()) => value.clone().into(),
+            // Not even a copy can be made of it.
+            Err(_) => Self(Kind::Invalid(format!("a value {}", nesting::too_deep()))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::has_times;
+
+    #[test]
+    fn a_path_with_times_is_found() {
+        for path in [
+            "$.datetime()",
+            "$.a ? (@.datetime() > \"2020-01-01\".datetime())",
+            "$ . DateTime ( \"YYYY\" )",
+            "$.datetime/* why */ /**/\n()",
+            "$.time_tz(3)",
+            "$.a.timestamp()",
+            "$.\\u0064atetime()",
+        ] {
+            assert!(has_times(path), "{path}");
+        }
+        for path in [
+            "$.date",
+            "$.time > 1",
+            "$.updated ? (@ > 5)",
+            "$.datetime ? (@ > 5)",
+            "$.a.size() > 1",
+            "$.a\\u0064",
+            "$.datetimes()",
+            "",
+        ] {
+            assert!(!has_times(path), "{path}");
+        }
     }
 }

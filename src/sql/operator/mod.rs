@@ -16,7 +16,7 @@ use self::{
     compare::Comparison, container::Containment, network::NetworkTest, search::TextQuery,
     tree::TreeTest, vector::Metric,
 };
-use super::{field::Field, operand::Operand, param::Param};
+use super::{field::Field, operand::Operand, param::Param, parameters::Parameters};
 use crate::error::{Error, Result};
 
 #[derive(Clone)]
@@ -92,14 +92,17 @@ impl Operator {
 pub(super) struct Sql<'a> {
     /// The JSON column, quoted.
     pub(super) document: &'a str,
-    pub(super) parameters: &'a mut Vec<Param>,
+    pub(super) parameters: &'a mut Parameters,
 }
 
 impl Sql<'_> {
-    /// Adds a value, and returns how the SQL refers to it.
-    fn bind(&mut self, param: Param) -> String {
-        self.parameters.push(param);
-        format!("${}", self.parameters.len())
+    /// Adds a value that the field is compared with, and returns its SQL. With a field of the document it
+    /// is text, or cast by the SQL; with a column, the server may infer its type.
+    fn bind(&mut self, field: &Field, param: Param) -> String {
+        match field.is_column() {
+            true => self.parameters.add(param),
+            false => self.parameters.add_text(param),
+        }
     }
 
     /// A test on a field that must be of one of these types; on a column, the test alone.

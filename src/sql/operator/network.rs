@@ -129,7 +129,7 @@ pub(super) fn render(
     };
     let test = match test {
         NetworkTest::Operator(sign, right) => {
-            format!("({value} {sign} {}::inet)", sql.bind(right.to_param()))
+            format!("({value} {sign} {}::inet)", sql.bind(field, right.to_param()))
         }
         NetworkTest::Family(family) => format!("(family({value}) = {family})"),
         NetworkTest::Within(networks) => {

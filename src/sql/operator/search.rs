@@ -62,8 +62,8 @@ pub(super) fn render(
     };
     let value = field.text(sql.document)?;
     let language = field.language.as_deref().unwrap_or("simple");
-    let language = format!("{}::regconfig", sql.bind(language.to_param()));
-    let query = sql.bind(query.to_param());
+    let language = format!("{}::regconfig", sql.bind(field, language.to_param()));
+    let query = sql.bind(field, query.to_param());
     let test = format!("(to_tsvector({language}, {value}) @@ {function}({language}, {query}))");
     sql.guarded(field, STRING, &test, negated)
 }

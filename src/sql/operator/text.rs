@@ -98,7 +98,8 @@ pub(super) fn render_like(
     negated: bool,
 ) -> Result<String> {
     let word = if ignore_case { "ILIKE" } else { "LIKE" };
-    let test = format!("{} {word} {}", field.text(sql.document)?, sql.bind(pattern.to_param()));
+    let test =
+        format!("{} {word} {}", field.text(sql.document)?, sql.bind(field, pattern.to_param()));
     sql.guarded(field, STRING, &format!("({test})"), negated)
 }
 
@@ -108,6 +109,6 @@ pub(super) fn render_regex(
     sql: &mut Sql<'_>,
     negated: bool,
 ) -> Result<String> {
-    let test = format!("{} ~ {}", field.text(sql.document)?, sql.bind(pattern.to_param()));
+    let test = format!("{} ~ {}", field.text(sql.document)?, sql.bind(field, pattern.to_param()));
     sql.guarded(field, STRING, &format!("({test})"), negated)
 }

@@ -124,17 +124,17 @@ pub(super) fn render(
     };
     let test = match test {
         TreeTest::Operator(sign, right, kind) => {
-            format!("({value} {sign} {}::{kind})", sql.bind(right.to_param()))
+            format!("({value} {sign} {}::{kind})", sql.bind(field, right.to_param()))
         }
         TreeTest::AnyQuery(patterns) => {
-            format!("({value} ? {}::lquery[])", sql.bind(patterns.to_param()))
+            format!("({value} ? {}::lquery[])", sql.bind(field, patterns.to_param()))
         }
         TreeTest::Depth(comparison, depth) => {
-            let depth = sql.bind(Param::text(depth.to_string()));
+            let depth = sql.bind(field, Param::text(depth.to_string()));
             format!("(nlevel({value}) {} {depth}::bigint)", comparison.as_str())
         }
         TreeTest::LowestCommonAncestor(paths) => {
-            format!("({value} = lca({}::ltree[]))", sql.bind(paths.to_param()))
+            format!("({value} = lca({}::ltree[]))", sql.bind(field, paths.to_param()))
         }
     };
     sql.guarded(field, STRING, &test, negated)

@@ -130,8 +130,8 @@ pub(super) fn render(
             )
         }
     };
-    let vector = sql.bind(vector.to_param());
-    let below = sql.bind(Param::text(below.to_string()));
+    let vector = sql.bind(field, vector.to_param());
+    let below = sql.bind(field, Param::text(below.to_string()));
     let test = format!("({value} {} {vector}::{kind} < {below}::float8)", metric.sign());
     sql.guarded(field, types, &test, negated)
 }

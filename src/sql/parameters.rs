@@ -1,0 +1,76 @@
+use super::param::Param;
+use crate::error::{Error, Result};
+
+/// The maximum number of parameters of one statement in the protocol.
+const MAX_PARAMETERS: usize = u16::MAX as usize;
+
+/// How many values one array has. The server reads an array from its start for each element.
+const PACK: usize = 1000;
+
+/// The parameters of a statement in the making.
+#[derive(Default)]
+pub(super) struct Parameters {
+    list: Vec<Param>,
+    /// Puts values into arrays, because they are more than a statement has parameters.
+    packs: bool,
+    /// The array that is being filled, and which parameter it will be.
+    open: Vec<Param>,
+    at: usize,
+}
+
+impl Parameters {
+    pub(super) fn new(bound: &[Param], packs: bool) -> Self {
+        Self { list: bound.to_vec(), packs, ..Self::default() }
+    }
+
+    /// Adds a value whose type the server infers, and returns its SQL.
+    pub(super) fn add(&mut self, param: Param) -> String {
+        self.list.push(param);
+        format!("${}", self.list.len())
+    }
+
+    /// Adds a value that the SQL casts or uses as text, and returns its SQL.
+    pub(super) fn add_text(&mut self, param: Param) -> String {
+        if !self.packs {
+            return self.add(param);
+        }
+        if self.open.is_empty() {
+            self.at = self.list.len();
+            self.list.push(Param::text("")); // its place
+        }
+        self.open.push(param.into_element());
+        let sql = format!("(${}::text[])[{}]", self.at + 1, self.open.len());
+        if self.open.len() == PACK {
+            self.close();
+        }
+        sql
+    }
+
+    fn close(&mut self) {
+        let elements = std::mem::take(&mut self.open);
+        if let Some(place) = self.list.get_mut(self.at).filter(|_| !elements.is_empty()) {
+            *place = Param::array(elements);
+        }
+    }
+
+    pub(super) fn is_too_long(&self) -> bool {
+        self.list.len() > MAX_PARAMETERS
+    }
+
+    /// Returns the parameters.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`]: they are too many.
+    pub(super) fn finish(mut self) -> Result<Vec<Param>> {
+        self.close();
+        match self.is_too_long() {
+            false => Ok(self.list),
+            true => Err(Error::config(format!(
+                "the query has {} parameters, but the protocol allows {MAX_PARAMETERS}: use in_() or an \
+                 array instead of one value for each",
+                self.list.len()
+            ))),
+        }
+    }
+}
