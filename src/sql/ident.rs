@@ -32,6 +32,40 @@ pub(super) fn quote_relation(name: &str) -> Result<String> {
     Ok(quoted)
 }
 
+/// Quotes the name of a collation, `collation` or `schema.collation`. A part without double quotes may have
+/// any other characters, such as those of `de-x-icu`.
+pub(super) fn quote_collation(name: &str) -> Result<String, &'static str> {
+    /// How the character sets of locales begin: `en_US.utf8`.
+    const CHARACTER_SETS: [&str; 12] =
+        ["utf", "iso", "euc", "koi8", "big5", "gb", "cp", "sjis", "shift", "tis", "armscii", "win"];
+    let is_set = |text: &str| {
+        let text = text.to_ascii_lowercase();
+        CHARACTER_SETS.iter().any(|set| text.starts_with(set))
+    };
+    if !name.contains('"') && name.split_once('.').is_some_and(|(_, rest)| is_set(rest)) {
+        return quote_name(name);
+    }
+    let mut quoted = String::with_capacity(name.len() + 6);
+    let mut rest = name;
+    for part in 0.. {
+        let (text, tail) = match rest.strip_prefix('"') {
+            Some(inner) => split_quoted(inner)?,
+            None => {
+                let (plain, tail) = rest.split_at(rest.find('.').unwrap_or(rest.len()));
+                (Cow::Borrowed(plain), tail)
+            }
+        };
+        quote(&text, &mut quoted)?;
+        rest = match tail.strip_prefix('.') {
+            Some(next) if part == 0 => next,
+            None if tail.is_empty() => break,
+            _ => return Err("it is not a name, or a schema and a name"),
+        };
+        quoted.push('.');
+    }
+    Ok(quoted)
+}
+
 /// Quotes one name, taken exactly as it is.
 pub(super) fn quote_name(name: &str) -> Result<String, &'static str> {
     let mut quoted = String::with_capacity(name.len() + 2);
@@ -118,6 +152,28 @@ mod tests {
             assert_eq!(quote_relation(name).unwrap(), quoted, "{name}");
         }
         assert!(quote_relation(&"x".repeat(63)).is_ok(), "Postgres keeps all of it");
+    }
+
+    #[test]
+    fn a_collation_may_have_a_schema_or_a_character_set() {
+        for (name, quoted) in [
+            ("C", r#""C""#),
+            ("de-x-icu", r#""de-x-icu""#),
+            ("en_US.utf8", r#""en_US.utf8""#),
+            ("C.UTF-8", r#""C.UTF-8""#),
+            ("ca_ES.iso885915@euro", r#""ca_ES.iso885915@euro""#),
+            ("app.german", r#""app"."german""#),
+            ("pg_catalog.de-x-icu", r#""pg_catalog"."de-x-icu""#),
+            (r#""app.german""#, r#""app.german""#),
+            (r#"app."en_US.utf8""#, r#""app"."en_US.utf8""#),
+            (r#""a.b"."c ""d""""#, r#""a.b"."c ""d""""#),
+        ] {
+            assert_eq!(quote_collation(name).unwrap(), quoted, "{name}");
+        }
+        let long = "x".repeat(64);
+        for name in ["", ".", "a.", ".a", "a.b.c", r#"""#, r#""a"b"#, r#""a"."#, "a\0b", &long] {
+            assert!(quote_collation(name).is_err(), "{name}");
+        }
     }
 
     #[test]
