@@ -7,7 +7,12 @@ use std::time::{Duration, Instant};
 use fraiseql_wire::{ConnectionConfig, Error, ErrorCategory, FraiseClient, TimeoutPhase, sqlstate};
 use futures_util::TryStreamExt;
 use support::{
-    admin, client, cluster, eventually,
+    admin,
+    certificates::Authority,
+    client, cluster,
+    cluster::{Cluster, REQUIRE_PASSWORD, Setup},
+    eventually,
+    proxy::Proxy,
     scripted::{self, Scripted, Step, message},
     sql, terminate,
 };
@@ -146,6 +151,49 @@ async fn connect_timeout_ends_every_silence() {
         assert!(started.elapsed() >= after);
         server.done().await;
     }
+}
+
+/// The same within the handshakes of TLS and SCRAM, wherever the server's bytes end.
+#[tokio::test]
+async fn connect_timeout_ends_a_silence_within_tls_and_sasl() {
+    let authority = Authority::new("the authority");
+    let pair = authority.server("localhost", &["127.0.0.1"]);
+    let encrypted = Cluster::start_with(&Setup {
+        hba: REQUIRE_PASSWORD,
+        settings: "-c ssl=on -c ssl_cert_file={folder}/server.crt -c ssl_key_file={folder}/server.key",
+        files: &[("server.crt", &pair.certificate), ("server.key", &pair.key)],
+        ..Setup::default()
+    })
+    .unwrap();
+    let url = |port: u16, more: &str| {
+        format!(
+            "postgres://{}@127.0.0.1:{port}/postgres?channel_binding=prefer&{more}",
+            support::cluster::superuser()
+        )
+    };
+    for mode in ["disable", "require"] {
+        // How many bytes the server sends until a client is logged in.
+        let proxy = Proxy::start(([127, 0, 0, 1], encrypted.port()).into()).await;
+        let more = format!("sslmode={mode}");
+        let client = FraiseClient::connect(&url(proxy.address.port(), &more)).await.unwrap();
+        let all = proxy.bytes_from_server();
+        drop(client);
+        // After each of the first bytes, then within each message. Signatures differ in length.
+        let stops = (0..20).chain((20..all - 16).step_by(usize::try_from(all / 40).unwrap()));
+        let silent = stops.map(async |stop| {
+            let proxy = Proxy::start(([127, 0, 0, 1], encrypted.port()).into()).await;
+            proxy.stall_after(stop);
+            let more = format!("sslmode={mode}&connect_timeout=2");
+            let error = FraiseClient::connect(&url(proxy.address.port(), &more)).await.unwrap_err();
+            assert!(
+                matches!(error, Error::Timeout { phase: TimeoutPhase::Connect, .. }),
+                "{mode}, {stop} of {all} bytes: {error:?}"
+            );
+            assert!(error.is_retriable());
+        });
+        futures_util::future::join_all(silent).await;
+    }
+    encrypted.stop();
 }
 
 #[tokio::test]

@@ -984,3 +984,304 @@ async fn random_faults_lose_nothing_and_leave_nothing() {
     })
     .await;
 }
+
+/// A view of documents of 300 bytes, of which more come than sockets and buffers hold.
+async fn endless_numbers(url: &str) {
+    let admin = admin_at(url).await;
+    let exists = "select from pg_views where viewname = 'v_numbers'";
+    if admin.query_opt(exists, &[]).await.unwrap().is_none() {
+        admin.batch_execute(NUMBERS).await.unwrap();
+    }
+}
+
+async fn is_blocked_in_send(admin: &tokio_postgres::Client, pid: u32) -> bool {
+    let query = "select wait_event = 'ClientWrite' from pg_stat_activity where pid = $1";
+    let row = admin.query_one(query, &[&i32::try_from(pid).unwrap()]).await.unwrap();
+    row.get::<_, Option<bool>>(0).unwrap_or_default()
+}
+
+async fn blocked_in_send(admin: &tokio_postgres::Client, pid: u32) {
+    eventually("the backend is blocked in send", async || is_blocked_in_send(admin, pid).await)
+        .await;
+}
+
+/// Nobody reads, so the server cannot say that it ends the session: it closes the connection.
+#[tokio::test]
+async fn a_backend_terminated_while_blocked_in_send_closes_after_the_rows_it_sent() {
+    let server = breakable().await;
+    let admin = admin_at(&server.url()).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    for mode in ["terminated", "killed"] {
+        let mut stream = client.query::<u64>("v_numbers").execute().await.unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        stream.pause().await.unwrap();
+        let pid = client.backend_pid().unwrap();
+        blocked_in_send(&admin, pid).await;
+        let received = stream.stats().total_rows_received;
+        match mode {
+            "terminated" => support::terminate(&admin, pid).await,
+            // The other sessions end too: nothing more can be asked on this one.
+            _ => kill("KILL", pid),
+        }
+        stream.resume().await.unwrap();
+        let (next, error) = numbers_from(2, stream).await;
+        // What was in the sockets arrives.
+        assert!(next > received, "{mode}: {next} of {received}");
+        assert_eq!(told(&error.unwrap()), LOST, "{mode}");
+        let again = async || client.query::<u64>("v_numbers").limit(1).fetch_all().await.is_ok();
+        eventually("the client is usable", again).await;
+    }
+}
+
+/// A crash of one backend ends every session. While the server recovers, it refuses with a reason that passes.
+#[tokio::test]
+async fn a_crash_of_another_backend_ends_the_stream_and_recovery_refuses_for_a_while() {
+    let server = breakable().await;
+    let admin = admin_at(&server.url()).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let bystander = FraiseClient::connect(&server.url()).await.unwrap();
+    let stopped = bystander.backend_pid().unwrap();
+    let other = FraiseClient::connect(&server.url()).await.unwrap();
+    let mut stream = client.query::<u64>("v_numbers").execute().await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+    drop(admin);
+
+    let config = fraiseql_wire::ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(server.port())
+        .user("postgres")
+        .password(support::cluster::password())
+        .retry(fraiseql_wire::RetryPolicy::none());
+    let once = FraiseClient::new(config.build().unwrap());
+    let refusal = std::cell::RefCell::new(None);
+    let until_refused = eventually("recovery refuses", async || {
+        let error = once.ping().await.err();
+        let is_refusal =
+            error.as_ref().and_then(|e| e.sqlstate()).is_some_and(|s| s.code() == "57P03");
+        refusal.replace(error);
+        is_refusal
+    });
+    // The server waits up to 5 s for a backend that does not end, and recovers only then.
+    kill("STOP", stopped);
+    kill("KILL", other.backend_pid().unwrap());
+    let ((next, error), ()) = tokio::join!(numbers_from(2, stream), until_refused);
+    let error = error.unwrap();
+    assert!(next > 2);
+    if told(&error) != LOST {
+        assert_eq!(told(&error), (ErrorCategory::Server, Some("57P02"), true), "{error}");
+    }
+    let error = refusal.take().unwrap();
+    assert_eq!(told(&error), (ErrorCategory::Server, Some("57P03"), true), "{error}");
+    // By now the server may have killed it.
+    let resumed = format!("kill -CONT {stopped} 2>/dev/null || true");
+    Command::new("sh").args(["-c", &resumed]).status().unwrap();
+    eventually("it has recovered", async || client.ping().await.is_ok()).await;
+    assert_eq!(client.query::<u64>("v_numbers").limit(2).fetch_all().await.unwrap(), [1, 2]);
+}
+
+/// Replay of DROP TABLE ends the queries that read the table; of DROP DATABASE, the sessions in it.
+#[tokio::test]
+async fn a_standby_that_replays_a_drop_ends_what_is_in_its_way() {
+    let primary = Cluster::start(REQUIRE_PASSWORD).unwrap();
+    let admin = admin_at(&primary.url()).await;
+    // Each row fills the server's buffer, and so is sent when it is made.
+    let make = "create table t as
+                select (repeat(' ', 9000) || i)::json as data from generate_series(1, 2000) i";
+    admin.batch_execute(make).await.unwrap();
+    admin.batch_execute("create database doomed").await.unwrap();
+    let doomed = |url: String| format!("{url}?dbname=doomed");
+    admin_at(&doomed(primary.url())).await.batch_execute(make).await.unwrap();
+    let standby = Cluster::start_with(&Setup {
+        standby_of: Some(primary.port()),
+        settings: "-c max_standby_streaming_delay=0",
+        ..Setup::default()
+    });
+    let standby = standby.unwrap_or_else(|e| panic!("{e}"));
+    let slow = |client: &FraiseClient| {
+        // Its rows come one by one, and last for longer than replay needs.
+        client.query::<u64>("t").where_sql("pg_sleep(0.02)::text is not null").chunk_size(1)
+    };
+    for (url, drop, expected, stays) in [
+        (standby.url(), "drop table t", (ErrorCategory::Server, Some("40001"), true), true),
+        (
+            doomed(standby.url()),
+            "drop database doomed",
+            // The database is gone: the same query cannot succeed.
+            (ErrorCategory::Server, Some("57P04"), false),
+            false,
+        ),
+    ] {
+        let client = FraiseClient::connect(&url).await.unwrap();
+        eventually("it follows", async || slow(&client).limit(1).fetch_one().await.is_ok()).await;
+        let mut stream = slow(&client).execute().await.unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        admin.batch_execute(drop).await.unwrap();
+        let (next, error) = numbers_from(2, stream).await;
+        let error = error.unwrap_or_else(|| panic!("{drop}: the end is no error"));
+        assert!(next < 2001);
+        assert_eq!(told(&error), expected, "{drop}: {error}");
+        assert_eq!(client.is_connected(), stays, "{drop}");
+        let error = slow(&client).fetch_all().await.unwrap_err();
+        let gone = if stays { "42P01" } else { "3D000" };
+        assert_eq!(told(&error), (ErrorCategory::Server, Some(gone), false), "{drop}: {error}");
+    }
+}
+
+/// DROP DATABASE ... WITH (FORCE) ends the sessions in it, whether they send, wait, or are idle.
+#[tokio::test]
+async fn a_database_dropped_by_force_ends_its_sessions() {
+    let admin = admin().await;
+    for state in ["sending", "blocked in send", "idle"] {
+        admin.batch_execute("create database forced").await.unwrap();
+        let url = format!("{}?dbname=forced", cluster().url());
+        endless_numbers(&url).await;
+        let client = FraiseClient::connect(&url).await.unwrap();
+        let mut stream = client.query::<u64>("v_numbers").execute().await.unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        match state {
+            "blocked in send" => {
+                stream.pause().await.unwrap();
+                blocked_in_send(&admin, client.backend_pid().unwrap()).await;
+            }
+            "idle" => stream.cancel().await.unwrap(),
+            _ => {}
+        }
+        let force = "drop database forced with (force)";
+        match state {
+            "sending" => {
+                let dropping = admin.batch_execute(force);
+                let ((next, error), dropped) = tokio::join!(numbers_from(2, stream), dropping);
+                dropped.unwrap();
+                let error = error.unwrap();
+                assert!(next > 2);
+                let terminated = (ErrorCategory::Server, Some("57P01"), true);
+                // A backend that is blocked in send closes without a word.
+                assert!(told(&error) == terminated || told(&error) == LOST, "{error}");
+            }
+            "blocked in send" => {
+                admin.batch_execute(force).await.unwrap();
+                stream.resume().await.unwrap();
+                assert_eq!(told(&numbers_from(2, stream).await.1.unwrap()), LOST);
+            }
+            _ => {
+                drop(stream);
+                admin.batch_execute(force).await.unwrap();
+            }
+        }
+        let error = client.query::<u64>("v_numbers").fetch_all().await.unwrap_err();
+        assert_eq!(told(&error), (ErrorCategory::Server, Some("3D000"), false), "{state}: {error}");
+    }
+}
+
+/// A large document is on its way when something ends the query: a cancel lets it arrive whole before the
+/// error, and a lost backend leaves a part of it, which is no row.
+#[tokio::test]
+async fn an_end_in_the_middle_of_a_large_document_is_no_row() {
+    const LARGE: usize = 40 << 20;
+    sql(&format!(
+        "create view v_large_numbers as
+         select case i when 2 then to_json(repeat('x', {LARGE})) else to_json(i::text) end as data
+         from (select generate_series(1, 2000000000) i) numbers"
+    ))
+    .await;
+    let admin = admin().await;
+    for how in ["canceled", "terminated", "cut", "reset"] {
+        let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+        let url = format!("{}?sslmode=disable", support::url_at(proxy.address));
+        let client = FraiseClient::connect(&url).await.unwrap();
+        let pid = client.backend_pid().unwrap();
+        let mut stream = client.query::<String>("v_large_numbers").execute().await.unwrap();
+        // Only a consumer that waits for it lets a document of this size in.
+        let reading = tokio::spawn(async move {
+            let mut rows = Vec::new();
+            loop {
+                match stream.next().await.unwrap() {
+                    Ok(row) => rows.push(row.len()),
+                    Err(e) => {
+                        assert!(stream.next().await.is_none());
+                        return (rows, e);
+                    }
+                }
+            }
+        });
+        // The network stands still within the document, and the server cannot send the rest of it.
+        eventually("a part has passed", async || proxy.bytes_from_server() > (4 << 20)).await;
+        proxy.stall(true);
+        blocked_in_send(&admin, pid).await;
+        assert!(proxy.bytes_from_server() < LARGE as u64);
+        let id = i32::try_from(pid).unwrap();
+        match how {
+            "canceled" => {
+                admin.execute("select pg_cancel_backend($1)", &[&id]).await.unwrap();
+            }
+            "terminated" => support::terminate(&admin, pid).await,
+            "cut" => proxy.cut_after(1 << 20),
+            _ => proxy.reset_after(1 << 20),
+        }
+        proxy.stall(false);
+        let (rows, error) = reading.await.unwrap();
+        if how == "canceled" {
+            assert_eq!(rows[..2], [1, LARGE]);
+            // Somebody else canceled it, or the server did.
+            assert_eq!(error.sqlstate().unwrap().code(), "57014", "{error}");
+            client.ping().await.unwrap();
+            assert_eq!(client.backend_pid(), Some(pid), "the session continues");
+        } else {
+            assert_eq!(rows, [1], "{how}");
+            assert_eq!(told(&error), LOST, "{how}");
+            proxy.cut_after(u64::MAX);
+            client.ping().await.unwrap();
+        }
+    }
+}
+
+/// RECONNECT replaces the server's connections once they are free: a stream is not disturbed.
+#[tokio::test]
+async fn a_pooler_that_reconnects_does_not_disturb_a_stream() {
+    sql("create view v_many_numbers as
+         select to_json(i) as data from (select generate_series(1, 300000) i) numbers")
+    .await;
+    let admin = admin().await;
+    for mode in MODES {
+        let pooler = Daemon::pgbouncer_in(mode, cluster().port());
+        let console = Console::of(&pooler).await;
+        let client = behind(&pooler);
+        let mut stream = client.query::<u64>("v_many_numbers").execute().await.unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        console.run("reconnect").await;
+        let (next, error) = numbers_from(2, stream).await;
+        assert!(error.is_none() && next == 300_001, "{mode}: {error:?} after {next}");
+        assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1], "{mode}");
+    }
+    drop(admin);
+}
+
+/// A new process of PgBouncer takes over the sockets (`-R`): idle clients keep their connections, and of a stream
+/// nothing is missing unless there is an error.
+#[tokio::test]
+async fn a_pooler_that_is_replaced_online_loses_no_rows() {
+    sql("create view v_more_numbers as
+         select to_json(i) as data from (select generate_series(1, 300000) i) numbers")
+    .await;
+    for mode in MODES {
+        let mut pooler = Daemon::pgbouncer_in(mode, cluster().port());
+        let (idle, client) = (behind(&pooler), behind(&pooler));
+        idle.ping().await.unwrap();
+        let mut stream = client.query::<u64>("v_more_numbers").execute().await.unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        let replacing = tokio::task::spawn_blocking(move || {
+            pooler.replace_online();
+            pooler
+        });
+        let (next, error) = numbers_from(2, stream).await;
+        let pooler = replacing.await.unwrap();
+        match error {
+            None => assert_eq!(next, 300_001, "{mode}"),
+            Some(error) => assert_eq!(told(&error), LOST, "{mode}: {error}"),
+        }
+        for client in [&idle, &client] {
+            assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1], "{mode}");
+        }
+        drop(pooler);
+    }
+}

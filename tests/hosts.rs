@@ -91,7 +91,7 @@ async fn a_name_that_does_not_resolve_is_followed_by_the_next_host() {
     assert!(error.is_retriable() && error.sqlstate().is_none());
 }
 
-/// `localhost` has one address or two; the server is at one of them.
+/// Each address is named. `localhost` has one or two; the server is at one of them.
 #[tokio::test]
 async fn every_address_of_a_name_is_tried() {
     let (closed, open) = (closed_port(), cluster().port());

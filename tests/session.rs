@@ -9,7 +9,7 @@ use std::{
 
 use fraiseql_wire::{
     ConnectionConfig, ConnectionConfigBuilder, Error, ErrorCategory, Field, FraiseClient, RawJson,
-    RetryPolicy, TimeoutPhase,
+    RetryPolicy, SslMode, TimeoutPhase,
 };
 use futures_util::{StreamExt, TryStreamExt};
 use serde_json::Value;
@@ -525,6 +525,73 @@ async fn keepalives_are_on_unless_switched_off() {
         let port = u16::try_from(port).unwrap();
         eventually("only that timer runs", async || timer(port) == expected).await;
     }
+}
+
+/// A host that has lost its power acknowledges nothing any more. Keepalive probes without an answer end a stream
+/// that waits for rows; `tcp_user_timeout` ends a session that sends, and the query runs on another one.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn keepalives_and_tcp_user_timeout_end_sessions_with_a_dead_host() {
+    let second = Duration::from_secs(1);
+    let row = || [scripted::begin_json(), scripted::row("1")].concat();
+    let cases = [(true, true), (true, false), (false, true), (false, false)];
+    let trials = cases.map(async |(in_mid_result, is_set)| {
+        let (dies, is_dead) = tokio::sync::oneshot::channel();
+        let (read, is_read) = tokio::sync::oneshot::channel();
+        let (release, until) = tokio::sync::oneshot::channel();
+        let mut dying = scripted::login();
+        if in_mid_result {
+            dying.extend([Step::ExpectQuery, Step::Send(row())]);
+            // Then nothing is sent again: the client would hear of the host.
+            dying.push(Step::Wait(is_read));
+        }
+        dying.push(Step::Dead(dies, until));
+        let mut other = scripted::login();
+        let whole = [row(), scripted::complete(), scripted::ready()].concat();
+        other.extend([Step::ExpectQuery, Step::Send(whole)]);
+        let server = Scripted::start(vec![dying, other]).await;
+        let mut config = ConnectionConfig::builder()
+            .host(server.address.ip().to_string())
+            .port(server.address.port())
+            .user("u")
+            .database("d")
+            .ssl_mode(SslMode::Disable)
+            .cancel_timeout(Duration::from_millis(10));
+        config = match (is_set, in_mid_result) {
+            (true, true) => {
+                config.keepalive_idle(second).keepalive_interval(second).keepalive_count(2)
+            }
+            (true, false) => config.keepalive_idle(second * 600).tcp_user_timeout(second),
+            // Without keepalives there is no tcp_user_timeout either, as in libpq.
+            (false, _) => config.keepalive(false).tcp_user_timeout(second),
+        };
+        let client = connect(config).await;
+        // What the client does until it notices, if it does.
+        let noticed = async {
+            if in_mid_result {
+                let mut stream = client.query::<u8>("v").execute().await.unwrap();
+                assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+                read.send(()).unwrap();
+                return stream.next().await.unwrap().err();
+            }
+            is_dead.await.unwrap();
+            assert_eq!(client.query::<u8>("v").fetch_all().await.unwrap(), [1]);
+            None
+        };
+        match (is_set, tokio::time::timeout(second * if is_set { 60 } else { 5 }, noticed).await) {
+            (true, Ok(Some(error))) => {
+                let reason = std::error::Error::source(&error).map(ToString::to_string);
+                let text = format!("{error}; {}", reason.unwrap_or_default());
+                assert!(text.contains("timed out") && error.is_retriable(), "{text}");
+            }
+            (true, Ok(None)) => assert!(!in_mid_result),
+            // Without them the client waits for longer than they would take.
+            (false, Err(_)) => {}
+            (_, other) => panic!("mid-result: {in_mid_result}, set: {is_set}: {other:?}"),
+        }
+        let _ = release.send(());
+    });
+    futures_util::future::join_all(trials).await;
 }
 
 #[test]

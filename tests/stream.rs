@@ -904,6 +904,7 @@ fn a_runtime_that_is_shut_down_ends_the_stream_with_an_error() {
         let stream = client.query::<Value>("v_endless").execute().await.unwrap();
         (client, stream)
     });
+    let pid = client.backend_pid().unwrap();
     drop(first);
     second.block_on(async {
         let error = loop {
@@ -917,6 +918,12 @@ fn a_runtime_that_is_shut_down_ends_the_stream_with_an_error() {
         assert!(error.is_retriable() && error.sqlstate().is_none());
         assert!(stream.next().await.is_none());
         drop(stream);
+        // Nothing could cancel the query, but its socket is closed: the server notices when it sends.
+        let admin = admin().await;
+        eventually("the query has ended on the server", async || {
+            backend_state(&admin, pid).await.is_none()
+        })
+        .await;
         client.ping().await.unwrap();
     });
 }

@@ -97,7 +97,7 @@ struct Host<'a> {
 
 impl Host<'_> {
     async fn connect(&mut self, shuffle: bool) -> Result<Connection, Next> {
-        let mut deadline = deadline(self.config);
+        let deadline = deadline(self.config);
         self.attempt.begins(Phase::Resolve);
         let mut addresses = match within(self.config, deadline, resolve(self.target)).await {
             Ok(Ok(addresses)) => addresses,
@@ -119,8 +119,17 @@ impl Host<'_> {
                 self.failed(None, e);
             }
         }
+        self.try_addresses(&addresses, deadline).await
+    }
+
+    /// Tries the addresses in order. The deadline is that of the first one; each further one has its own.
+    async fn try_addresses(
+        &mut self,
+        addresses: &[Address],
+        mut deadline: Option<Instant>,
+    ) -> Result<Connection, Next> {
         for address in addresses {
-            match self.try_address(&address, deadline).await {
+            match self.try_address(address, deadline).await {
                 Ok(connection) => return Ok(connection),
                 Err(After::Address) => {}
                 Err(After::Host) => return Err(Next::Host),
@@ -450,3 +459,57 @@ fn unreachable(mut attempts: Vec<ConnectAttempt>) -> Error {
 
 const CONNECTING: &str = "while connecting";
 const ROLE: &str = "while looking for a server by target_session_attrs";
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+    use crate::error::ErrorCategory;
+
+    /// A name with several addresses, which no test machine is sure to have: nobody listens at the first,
+    /// the second accepts and stays silent, the third is a server, and the fourth is not tried.
+    #[tokio::test]
+    async fn every_address_of_a_name_is_tried_in_order() {
+        let listen = async || TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let (closed, silent, server, unused) =
+            (listen().await, listen().await, listen().await, listen().await);
+        let addresses = [&closed, &silent, &server, &unused]
+            .map(|listener| Address::Tcp(listener.local_addr().unwrap()));
+        drop(closed);
+        let serving = tokio::spawn(async move {
+            let (mut socket, _) = server.accept().await.unwrap();
+            let len = socket.read_u32().await.unwrap() as usize;
+            socket.read_exact(&mut vec![0; len - 4]).await.unwrap();
+            socket.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await.unwrap();
+            socket
+        });
+
+        let config: ConnectionConfig =
+            "host=several.example user=u sslmode=disable connect_timeout=2".parse().unwrap();
+        let mut attempts = Vec::new();
+        let (targets, notices) = (config.targets(), Notices::default());
+        let mut host = Host {
+            config: &config,
+            target: &targets[0],
+            wanted: TargetSessionAttrs::Any,
+            notices: &notices,
+            attempts: &mut attempts,
+            tls: OnceLock::new(),
+            attempt: Attempt::default(),
+        };
+        let connected = host.try_addresses(&addresses, deadline(&config)).await;
+        assert!(connected.is_ok());
+        let tried: Vec<_> = attempts.iter().map(|attempt| attempt.target.clone()).collect();
+        let name = |address: &Address| format!("several.example:5432 ({address})");
+        assert_eq!(tried, [name(&addresses[0]), name(&addresses[1])]);
+        let errors: Vec<_> = attempts.iter().map(|attempt| attempt.error.category()).collect();
+        assert_eq!(errors, [ErrorCategory::Io, ErrorCategory::Timeout]);
+        serving.await.unwrap();
+        let untried = tokio::time::timeout(Duration::ZERO, unused.accept()).await;
+        assert!(untried.is_err(), "the search ends at the first server");
+    }
+}

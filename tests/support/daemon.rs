@@ -36,11 +36,11 @@ impl Daemon {
         let start = |port: u16, folder: &Path| {
             let ini = format!(
                 "[databases]\n* = host=127.0.0.1 port={server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
-                 listen_port = {port}\nunix_socket_dir =\nauth_type = md5\nauth_file = users.txt\nadmin_users = postgres\n\
+                 listen_port = {port}\nunix_socket_dir = {folder}\nauth_type = md5\nauth_file = users.txt\nadmin_users = postgres\n\
                  pool_mode = {mode}\n\
-                 default_pool_size = 4\nserver_lifetime = 600\nserver_login_retry = 0.1\nlogfile = {}/log\n\
+                 default_pool_size = 4\nserver_lifetime = 600\nserver_login_retry = 0.1\nlogfile = {folder}/log\n\
                  [users]\npostgres =\n",
-                folder.display()
+                folder = folder.display()
             );
             let users = format!("\"postgres\" \"{}\"\n", password());
             let files = vec![("pgbouncer.ini", ini), ("users.txt", users)];
@@ -122,6 +122,8 @@ impl Daemon {
                 case $what in
                     stop) kill -$signal $pid; wait $pid; pid= ;;
                     start) start "$@" ;;
+                    # The new process takes the sockets from the old one, which ends then.
+                    replace) old=$pid; start "$@" -R; wait $old ;;
                 esac
                 echo done
             done
@@ -149,6 +151,12 @@ impl Daemon {
     /// Starts it again, on the same port.
     pub fn start_again(&mut self) {
         self.tell("start");
+        self.wait_until_it_listens();
+    }
+
+    /// Has a new process of PgBouncer take over the sockets of this one, while they are in use.
+    pub fn replace_online(&mut self) {
+        self.tell("replace");
         self.wait_until_it_listens();
     }
 

@@ -29,6 +29,8 @@ struct Faults {
     /// How many more bytes pass from the server to a client, and how it ends then.
     cut_after: AtomicU64,
     cut_with_reset: watch::Sender<bool>,
+    /// A cut does not end the connection.
+    silent_cut: AtomicBool,
     /// The largest piece that is passed on at once.
     piece: AtomicUsize,
     /// How long each piece is held back, in microseconds.
@@ -49,6 +51,7 @@ impl Proxy {
             stalled: watch::Sender::new(false),
             cut_after: AtomicU64::new(u64::MAX),
             cut_with_reset: watch::Sender::new(false),
+            silent_cut: AtomicBool::new(false),
             piece: AtomicUsize::new(64 << 10),
             delay: AtomicU64::new(0),
             client_shut: watch::Sender::new(false),
@@ -70,6 +73,12 @@ impl Proxy {
     /// Holds everything back, in both directions, or lets it go on.
     pub fn stall(&self, stalled: bool) {
         self.faults.stalled.send_replace(stalled);
+    }
+
+    /// Passes this many more bytes from the server, then nothing more in that direction. Connections stay open.
+    pub fn stall_after(&self, bytes: u64) {
+        self.faults.silent_cut.store(true, SeqCst);
+        self.cut_after(bytes);
     }
 
     /// Ends connections in order after so many more bytes from the server.
@@ -186,6 +195,10 @@ async fn pass(
             faults.from_server.fetch_add(allowed as u64, SeqCst);
         }
         if allowed < read {
+            if faults.silent_cut.load(SeqCst) {
+                // Until the client has gone.
+                std::future::pending::<()>().await;
+            }
             if *faults.cut_with_reset.borrow() {
                 let _ = socket2::SockRef::from(to.as_ref()).set_linger(Some(Duration::ZERO));
                 // Dropped, it would end the stream in order first.

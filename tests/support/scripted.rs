@@ -35,6 +35,10 @@ pub enum Step {
     Wait(oneshot::Receiver<()>),
     /// Tells another script, or the test, to go on.
     Signal(oneshot::Sender<()>),
+    /// Drops every further segment from the client without acknowledging it, and sends nothing, as a host
+    /// without power does: signals that, and waits until the test lets it go. Linux can do that to a socket.
+    #[cfg(target_os = "linux")]
+    Dead(oneshot::Sender<()>, oneshot::Receiver<()>),
     /// Says nothing more, until the other side closes.
     Silence,
     /// Ends its own side in order, and goes on reading.
@@ -125,6 +129,15 @@ async fn play(mut socket: TcpStream, script: Vec<Step>) {
             }
             Step::Wait(go) => drop(go.await),
             Step::Signal(go) => drop(go.send(())),
+            #[cfg(target_os = "linux")]
+            Step::Dead(is_dead, until) => {
+                // A filter of one instruction: keep 0 bytes of each segment.
+                let drop_all = socket2::SockFilter::new(6, 0, 0, 0);
+                socket2::SockRef::from(&socket).attach_filter(&[drop_all]).unwrap();
+                let _ = is_dead.send(());
+                let _ = until.await;
+                return;
+            }
             Step::Silence => {
                 let mut rest = [0; 1024];
                 while matches!(socket.read(&mut rest).await, Ok(n) if n > 0) {}
