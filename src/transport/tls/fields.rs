@@ -8,6 +8,7 @@ use x509_cert::{
         Decode as _, Encode as _, Reader as _, SliceReader, Tag, TagNumber, asn1::AnyRef,
         oid::ObjectIdentifier,
     },
+    name::Name,
 };
 
 use super::{content, elements};
@@ -182,11 +183,19 @@ pub(super) fn is_self_signed(certificate: &Certificate) -> bool {
         && is_issuer_by_key_id(certificate, extension(certificate, AUTHORITY_KEY_ID))
 }
 
+/// Whether one may have signed the other, by its name and by key identifiers.
+pub(super) fn may_be_issuer(issuer: &Certificate, certificate: &Certificate) -> bool {
+    issuer.tbs_certificate().subject() == certificate.tbs_certificate().issuer()
+        && is_issuer_by_key_id(issuer, extension(certificate, AUTHORITY_KEY_ID))
+}
+
 /// Whether an authorityKeyIdentifier is about this issuer, by `X509_check_akid` of OpenSSL: what
 /// one of them lacks is not compared.
 pub(super) fn is_issuer_by_key_id(issuer: &Certificate, authority_key_id: Option<&[u8]>) -> bool {
     const KEY_ID: Tag = Tag::ContextSpecific { constructed: false, number: TagNumber(0) };
+    const NAMES: Tag = Tag::ContextSpecific { constructed: true, number: TagNumber(1) };
     const SERIAL: Tag = Tag::ContextSpecific { constructed: false, number: TagNumber(2) };
+    const DIRECTORY_NAME: Tag = Tag::ContextSpecific { constructed: true, number: TagNumber(4) };
     let Some(value) = authority_key_id else { return true };
     let Some(fields) = AnyRef::from_der(value).ok().and_then(|s| elements(s.value())) else {
         return false;
@@ -197,8 +206,16 @@ pub(super) fn is_issuer_by_key_id(issuer: &Certificate, authority_key_id: Option
         (Some(named), Some(own)) => named == own.value(),
         _ => true,
     };
+    // authorityCertIssuer names the one who has signed the issuer's certificate.
+    let names = field(NAMES).and_then(elements).unwrap_or_default();
+    let directory = names.iter().find(|name| name.header().tag() == DIRECTORY_NAME);
+    let is_named = directory.is_none_or(|name| {
+        Name::from_der(name.value()).is_ok_and(|n| n == *issuer.tbs_certificate().issuer())
+    });
     let serial = issuer.tbs_certificate().serial_number();
-    is_key && field(SERIAL).is_none_or(|s| without_zeros(s) == without_zeros(serial.as_bytes()))
+    is_key
+        && is_named
+        && field(SERIAL).is_none_or(|s| without_zeros(s) == without_zeros(serial.as_bytes()))
 }
 
 /// An integer without the zeros that only make it positive.

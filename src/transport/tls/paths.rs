@@ -1,9 +1,16 @@
 //! From a server's certificate to the roots: which certificates may have signed which.
 
-use rustls::pki_types::CertificateDer;
-use webpki::EndEntityCert;
+use std::sync::Arc;
 
-use super::roots::{Root, Trust};
+use rustls::pki_types::CertificateDer;
+use x509_cert::der::Encode as _;
+
+use super::{
+    content,
+    fields::{self, Certificate},
+    parse,
+    roots::{Root, Trust},
+};
 
 /// The maximum certificates between a server's and its root, which is webpki's limit.
 const DEPTH: usize = 6;
@@ -20,13 +27,13 @@ pub(super) struct Path<'a> {
     pub(super) root: Option<&'a Root>,
 }
 
-/// Finds the ways to roots, by names alone, until a limit is reached.
+/// Finds the ways to roots, by names and key identifiers, until a limit is reached.
 ///
-/// webpki looks for them too, but its limits are 200,000 steps, each through all certificates. A
-/// server that sends many certificates which all could have signed each other would block the
-/// runtime's thread for seconds.
+/// webpki looks for them too, but its limits are 200,000 steps, each through all certificates. A server
+/// that sends many certificates which all could have signed each other would block the runtime's thread
+/// for seconds.
 pub(super) fn find<'a>(
-    leaf: &EndEntityCert<'_>,
+    leaf: &Certificate,
     sent: &'a [CertificateDer<'a>],
     trust: &'a Trust,
 ) -> Vec<Path<'a>> {
@@ -39,13 +46,12 @@ pub(super) fn find<'a>(
     };
     for der in sent.iter().chain(&trust.intermediates) {
         // What cannot be decoded cannot be an authority either.
-        let Ok(parsed) = EndEntityCert::try_from(der) else { continue };
+        let Some(certificate) = parse(der) else { continue };
         if !search.candidates.iter().any(|c| c.der == der) {
-            let (subject, issuer) = (parsed.subject().to_vec(), parsed.issuer().to_vec());
-            search.candidates.push(Candidate { der, subject, issuer });
+            search.candidates.push(Candidate { der, certificate: Arc::new(certificate) });
         }
     }
-    search.climb(leaf.issuer(), &mut Vec::new());
+    search.climb(leaf, &mut Vec::new());
     search.found
 }
 
@@ -60,30 +66,38 @@ struct Search<'a> {
 
 struct Candidate<'a> {
     der: &'a CertificateDer<'a>,
-    subject: Vec<u8>,
-    issuer: Vec<u8>,
+    certificate: Arc<Certificate>,
 }
 
 impl<'a> Search<'a> {
-    /// Adds the ways that begin with these candidates, of which the last one has this issuer.
-    fn climb(&mut self, issuer: &[u8], below: &mut Vec<usize>) {
+    /// Adds the ways that begin with these candidates, the last one of which is `last`.
+    fn climb(&mut self, last: &Certificate, below: &mut Vec<usize>) {
         let roots = self.roots;
+        let issuer = last.tbs_certificate().issuer().to_der().unwrap_or_default();
+        let issuer = content(&issuer);
         let mut is_dead_end = true;
         for root in roots {
-            if root.anchor.subject.as_ref() == issuer {
+            let may_be = match &root.certificate {
+                Some(root) => fields::may_be_issuer(&root.fields, last),
+                None => issuer == Some(root.anchor.subject.as_ref()),
+            };
+            if may_be {
                 is_dead_end = false;
                 self.add(below, Some(root));
             }
         }
         for next in 0..self.candidates.len() {
             let Some(candidate) = self.candidates.get(next) else { break };
-            if candidate.subject != issuer || below.contains(&next) || below.len() == DEPTH {
+            if below.len() == DEPTH
+                || below.contains(&next)
+                || !fields::may_be_issuer(&candidate.certificate, last)
+            {
                 continue;
             }
             is_dead_end = false;
             let Some(steps) = self.steps.checked_sub(1) else { return };
             self.steps = steps;
-            let above = candidate.issuer.clone();
+            let above = Arc::clone(&candidate.certificate);
             below.push(next);
             self.climb(&above, below);
             below.pop();

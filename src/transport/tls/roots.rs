@@ -7,7 +7,12 @@ use rustls::pki_types::{
 };
 use webpki::anchor_from_trusted_cert;
 
-use super::{fields, parse, read, revocation::RevocationList, tls};
+use super::{
+    fields::{self, Certificate},
+    parse, read,
+    revocation::RevocationList,
+    tls,
+};
 use crate::{
     config::tls::{Crls, RootSource, Source, TlsSettings, Verify},
     error::Result,
@@ -25,7 +30,7 @@ pub(super) struct Trust {
 /// A certificate that has signed itself. Whether it may sign others is decided when it has.
 pub(super) struct Root {
     /// `None` for Mozilla's, of which only the keys are compiled in.
-    pub(super) certificate: Option<CertificateDer<'static>>,
+    pub(super) certificate: Option<Decoded>,
     pub(super) anchor: TrustAnchor<'static>,
     /// One of the system's or Mozilla's, which signs for any applicant.
     pub(super) is_public: bool,
@@ -70,10 +75,19 @@ pub(super) fn load(settings: &TlsSettings) -> Result<Option<Trust>> {
     Ok(Some(trust))
 }
 
+/// A certificate, as it came and decoded.
+#[derive(Clone)]
+pub(super) struct Decoded {
+    pub(super) der: CertificateDer<'static>,
+    pub(super) fields: Certificate,
+}
+
 impl Trust {
     /// The root that is this very certificate.
     pub(super) fn pin(&self, certificate: &CertificateDer<'_>) -> Option<&Root> {
-        let same = self.roots.iter().filter(|r| r.certificate.as_ref() == Some(certificate));
+        let is_same =
+            |root: &&Root| root.certificate.as_ref().is_some_and(|c| c.der == *certificate);
+        let same = self.roots.iter().filter(is_same);
         // What is in a file of the user's and among the system's too is the user's.
         same.min_by_key(|root| root.is_public)
     }
@@ -96,9 +110,12 @@ impl Trust {
     ) -> Result<(), webpki::Error> {
         let anchor = anchor_from_trusted_cert(&certificate)?.to_owned();
         // As OpenSSL has it: a chain ends in a certificate that signed itself.
-        match parse(&certificate).is_some_and(|c| fields::is_self_signed(&c)) {
-            true => self.roots.push(Root { certificate: Some(certificate), anchor, is_public }),
-            false => self.intermediates.push(certificate),
+        match parse(&certificate).filter(fields::is_self_signed) {
+            Some(fields) => {
+                let certificate = Some(Decoded { der: certificate, fields });
+                self.roots.push(Root { certificate, anchor, is_public });
+            }
+            None => self.intermediates.push(certificate),
         }
         Ok(())
     }

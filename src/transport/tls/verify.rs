@@ -81,7 +81,7 @@ impl Verifier {
         let leaf = leaf.ok_or(MALFORMED)?;
         match trust.pin(certificate) {
             Some(root) => self.check_pin(trust, &leaf, root, now),
-            None => self.check_paths(trust, certificate, intermediates, now),
+            None => self.check_paths(trust, &leaf, certificate, intermediates, now),
         }
     }
 
@@ -93,7 +93,7 @@ impl Verifier {
         root: &Root,
         now: UnixTime,
     ) -> Result<(), String> {
-        let der = root.certificate.as_ref().ok_or(MALFORMED)?;
+        let der = &root.certificate.as_ref().ok_or(MALFORMED)?.der;
         // As with any root, a signature that cannot be verified (SHA-1) does not matter.
         if fields::own_signature(der, self.algorithms.all).ok_or(MALFORMED)? == Signature::Wrong {
             return Err(
@@ -111,6 +111,7 @@ impl Verifier {
     fn check_paths(
         &self,
         trust: &Trust,
+        parsed: &Certificate,
         certificate: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
@@ -120,7 +121,7 @@ impl Verifier {
         let leaf = EndEntityCert::try_from(certificate).map_err(explain)?;
         let mut refused = None;
         let mut unverified = webpki::Error::UnknownIssuer;
-        for path in paths::find(&leaf, intermediates, trust) {
+        for path in paths::find(parsed, intermediates, trust) {
             let anchor = path.root.map(|root| &root.anchor);
             let verified = leaf.verify_for_usage(
                 self.algorithms.all,
@@ -134,7 +135,7 @@ impl Verifier {
             match (verified, path.root) {
                 (Ok(verified), Some(root)) => {
                     let between = verified.intermediate_certificates().map(|c| parse(&c.der()));
-                    let last = root.certificate.as_ref().map(parse);
+                    let last = root.certificate.as_ref().map(|root| Some(root.fields.clone()));
                     let path: Option<Vec<_>> =
                         [parse(certificate)].into_iter().chain(between).chain(last).collect();
                     match self.check_path(trust, &path.ok_or(MALFORMED)?, root, now) {
@@ -383,7 +384,7 @@ fn explain(
             | E::UnsupportedSignatureAlgorithmContext(_)
             | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_)
     ) {
-        let roots = trust.roots.iter().filter_map(|root| root.certificate.as_ref());
+        let roots = trust.roots.iter().filter_map(|root| root.certificate.as_ref().map(|c| &c.der));
         let signers = intermediates.iter().chain(&trust.intermediates).chain(roots);
         let signed = [certificate].into_iter().chain(intermediates).filter_map(parse);
         for certificate in signed {

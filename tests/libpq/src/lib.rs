@@ -50,11 +50,18 @@ pub fn parse(text: &str) -> Option<BTreeMap<String, String>> {
 
 /// Connects: whether it gets in, and if so whether by TLS. Blocks.
 pub fn connect(text: &str) -> Option<bool> {
+    try_connect(text).ok()
+}
+
+/// Connects: whether by TLS, or libpq's error. Blocks.
+pub fn try_connect(text: &str) -> Result<bool, String> {
     let connection = Connection::with(text, pq_sys::PQconnectdb);
     // SAFETY: the connection is alive.
     unsafe {
-        let ok = pq_sys::PQstatus(connection.0) == ConnStatusType::CONNECTION_OK;
-        ok.then(|| pq_sys::PQsslInUse(connection.0) == 1)
+        match pq_sys::PQstatus(connection.0) {
+            ConnStatusType::CONNECTION_OK => Ok(pq_sys::PQsslInUse(connection.0) == 1),
+            _ => Err(owned(pq_sys::PQerrorMessage(connection.0)).unwrap_or_default()),
+        }
     }
 }
 

@@ -142,13 +142,41 @@ async fn authorities_are_believed_what_openssl_believes() {
     ] {
         cases.check(&format!("root file: {what}"), &Case::new(&leaf, &chain, &roots), expect).await;
     }
+    // Chains as they are sent: in any order, with others among them, and up to webpki's depth.
+    let mut entities = vec![ca.clone()];
+    let mut long = Vec::new();
+    for i in 0..8 {
+        let next = Entity::new(&format!("level {i}"));
+        long.insert(0, authority().certificate(&next, &entities[i]));
+        entities.push(next);
+    }
+    for (depth, expect) in [(2, Accepted), (6, Accepted), (7, Stricter), (8, Stricter)] {
+        let server = leaf_fields().certificate(&leaf, &entities[depth]);
+        let mut chain = vec![&server];
+        chain.extend(&long[8 - depth..]);
+        cases.check(&format!("{depth} between"), &Case::new(&leaf, &chain, &[&root]), expect).await;
+        chain[1..].reverse();
+        let case = Case::new(&leaf, &chain, &[&root]);
+        cases.check(&format!("{depth} between, reversed"), &case, expect).await;
+        chain.insert(1, &stranger);
+        chain.push(&cross_of_stranger);
+        chain.push(&server);
+        let case = Case::new(&leaf, &chain, &[&root]);
+        cases.check(&format!("{depth} between, and others"), &case, expect).await;
+        // One that is missing.
+        if depth > 2 {
+            chain.remove(3);
+            let case = Case::new(&leaf, &chain, &[&root]);
+            cases.check(&format!("{depth} between, one missing"), &case, Refused).await;
+        }
+    }
     // Two keys of one name: OpenSSL takes the first without key identifiers, and looks no further.
     for roots in [[&rekeyed, &root], [&root, &rekeyed]] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("root.crt");
         std::fs::write(&path, pem("CERTIFICATE", &roots.map(Clone::clone))).unwrap();
         let shown = Server::start(from_ref(&server), &leaf).await;
-        let (ours, _) = outcomes(&shown.text("db.example", "verify-full", &path, None)).await;
+        let [ours, _] = outcomes(&shown.text("db.example", "verify-full", &path, None)).await;
         ours.unwrap();
     }
     cases.done(100);
