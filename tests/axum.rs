@@ -341,3 +341,40 @@ async fn without_a_server_it_starts_one() {
     let (status, text) = service.ended();
     assert!(status.success(), "{status}: {text}");
 }
+
+/// The name in a request is that of the page that a browser shows: another one is that of a page whose owner
+/// has made it resolve to this address.
+#[tokio::test]
+async fn another_host_is_refused() {
+    make_orders("v_hosts").await;
+    let service = Service::with("hosts", |command| {
+        command.arg("v_hosts").env("HOSTS", "shop.example, api.example");
+    });
+    for host in [
+        "Host: evil.example",
+        "Host: localhost.evil.example",
+        "Host: 127.0.0.1.evil.example",
+        "Host: shop.example.evil.example",
+        "Host: evil@127.0.0.1",
+        "Host: 2130706433",
+        "Host:",
+        "X-Forwarded-Host: 127.0.0.1",
+        "Host: 127.0.0.1\r\nHost: evil.example",
+        "Host: evil.example\r\nHost: 127.0.0.1",
+    ] {
+        for target in ["/", "/orders.ndjson?limit=1", "http://127.0.0.1/orders.ndjson?limit=1"] {
+            let answer = http::get_as(&service.address, target, host).await;
+            assert!([400, 421].contains(&answer.status), "{host:?} {target}: {}", answer.status);
+            assert!(!answer.text().contains("customer"), "{host:?} {target}");
+        }
+    }
+    let target = "http://evil.example/orders.ndjson?limit=1";
+    assert_eq!(http::get_as(&service.address, target, "Host: 127.0.0.1").await.status, 421);
+    for name in ["127.0.0.1", "localhost", "LOCALHOST", "[::1]", "shop.example", "API.example"] {
+        for port in ["", ":3000"] {
+            let host = format!("Host: {name}{port}");
+            let answer = http::get_as(&service.address, "/orders.ndjson?limit=1", &host).await;
+            assert_eq!((answer.status, answer.text().lines().count()), (200, 1), "{host}");
+        }
+    }
+}

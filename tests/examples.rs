@@ -316,6 +316,30 @@ async fn export_writes_what_is_there() {
     assert_eq!(fs::read_dir(&folder).unwrap().count(), 4);
 }
 
+/// Every user of the machine can read the arguments of a program.
+#[test]
+fn export_takes_no_password_in_its_arguments() {
+    for url in [
+        "postgres://u:Pl4nted@127.0.0.1/d",
+        "postgresql://:Pl4nted@127.0.0.1",
+        "postgres://u:a@Pl4nted@127.0.0.1",
+        "postgres://127.0.0.1?password=Pl4nted",
+        "postgres://127.0.0.1?user=u&sslpassword=Pl4nted",
+        "host=127.0.0.1 password=Pl4nted",
+        "host=127.0.0.1 password = 'Pl4nted'",
+        "host=127.0.0.1 scram_client_key=Pl4nted",
+        "host=127.0.0.1 oauth_client_secret=Pl4nted",
+    ] {
+        let output = example("export").args(["--url", url, "v", "o"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{url}: {said}");
+        assert!(
+            said.contains("has a password in it") && !said.contains("Pl4nted"),
+            "{url}: {said}"
+        );
+    }
+}
+
 /// Ctrl-C in the middle, a file that is cut as if the program had been killed, and each row once in the end.
 #[tokio::test]
 async fn export_goes_on_behind_an_interruption() {

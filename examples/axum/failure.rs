@@ -11,6 +11,8 @@ use fraiseql_wire::{Error, sqlstate};
 pub enum Failure {
     /// What is wrong with the request.
     BadRequest(String),
+    /// The request is for another host.
+    Host,
     /// There is no such stream, or it has ended.
     NoStream,
     /// No connection could be had.
@@ -31,6 +33,9 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let (status, said) = match &self {
             Self::BadRequest(said) => (StatusCode::BAD_REQUEST, said.as_str()),
+            Self::Host => {
+                (StatusCode::MISDIRECTED_REQUEST, "not a name of this service: add it to HOSTS")
+            }
             Self::NoStream => (StatusCode::NOT_FOUND, "there is no such stream, or it has ended"),
             Self::Pool(PoolError::Backend(error)) | Self::Query(error) => of(error),
             Self::Pool(PoolError::Timeout(_)) => {
@@ -42,7 +47,7 @@ impl IntoResponse for Failure {
             Self::Pool(_) | Self::Random(_) => INTERNAL,
         };
         match &self {
-            Self::BadRequest(_) | Self::NoStream => {}
+            Self::BadRequest(_) | Self::Host | Self::NoStream => {}
             Self::Pool(error) => eprintln!("{status}: {error}"),
             Self::Query(error) => eprintln!("{status}: {error}"),
             Self::Random(error) => eprintln!("{status}: {error}"),

@@ -12,9 +12,10 @@
 //!
 //! With `DATABASE_URL` set it reads from that server, the view that is its argument, or `v_order`; and changes
 //! nothing there. Without, it starts a private Postgres in a temporary folder, with 300,000 orders. It listens at
-//! `LISTEN`, or at 127.0.0.1:3000, until Ctrl-C.
+//! `LISTEN`, or at 127.0.0.1:3000, until Ctrl-C. It answers to IP addresses, to `localhost` and to the names in `HOSTS`.
 
 mod failure;
+mod host;
 mod selection;
 mod streams;
 
@@ -25,6 +26,7 @@ use axum::{
     body::{Body, Bytes},
     extract::{Path, Query, State},
     http::{StatusCode, header},
+    middleware,
     response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
@@ -101,6 +103,7 @@ async fn serve(app: App) -> Result<()> {
         .route("/streams/{id}", get(numbers).delete(stop))
         .route("/streams/{id}/pause", post(pause))
         .route("/streams/{id}/resume", post(resume))
+        .layer(middleware::from_fn_with_state(host::names(), host::check))
         .with_state(app.clone());
     let (stop, stopped) = oneshot::channel::<()>();
     let server = axum::serve(listener, router).with_graceful_shutdown(async {

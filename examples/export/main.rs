@@ -32,12 +32,15 @@ Usage: export [--url URL] [--where SQL] [--key FIELD [--resume]] ENTITY OUTPUT
 
   ENTITY       the table or view, with its schema if need be; its column `data` is exported
   OUTPUT       the file, which is replaced if it is there; gzipped if its name ends in .gz
-  --url URL    the server; unless given, that of DATABASE_URL, or of PGHOST and so on
+  --url URL    the server, without a password; unless given, that of DATABASE_URL, or of PGHOST and so on
   --where SQL  a condition; it is put into the query as it is
   --key FIELD  a field that no two rows share, a number or a string, by which the rows are sorted:
                for an export that can go on
   --resume     goes on with OUTPUT.part, if there is one
   --demo       makes some data and exports it; nothing else is needed then
+
+Every user of this machine can read the arguments of a program: put a password into DATABASE_URL, PGPASSWORD
+or the password file (~/.pgpass).
 
 One export is one snapshot of the server's. One that has gone on is not: what was changed meanwhile may be
 missing or older, and a row whose key was changed may be there twice.
@@ -192,6 +195,14 @@ fn stopped() -> Result<impl Future<Output = u8>> {
     })
 }
 
+/// Whether a connection string has a password in it, as far as its syntax tells.
+fn has_password(url: &str) -> bool {
+    let user =
+        url.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@')).map(|(user, _)| user);
+    user.is_some_and(|user| user.contains(':'))
+        || ["password", "secret", "scram_"].iter().any(|part| url.to_lowercase().contains(part))
+}
+
 impl Options {
     fn parse(arguments: Vec<OsString>) -> Result<Self> {
         use lexopt::prelude::*;
@@ -199,7 +210,15 @@ impl Options {
         let mut parser = lexopt::Parser::from_args(arguments);
         while let Some(argument) = parser.next()? {
             match argument {
-                Long("url") => options.url = Some(parser.value()?.string()?),
+                Long("url") => {
+                    let url = parser.value()?.string()?;
+                    if has_password(&url) {
+                        return Err("--url has a password in it, which every user of this machine can read: put \
+                                    it into DATABASE_URL, PGPASSWORD or the password file"
+                            .into());
+                    }
+                    options.url = Some(url);
+                }
                 Long("where") => options.condition = Some(parser.value()?.string()?),
                 Long("key") => options.key = Some(parser.value()?.string()?),
                 Long("resume") => options.resume = true,
@@ -239,11 +258,9 @@ impl Options {
     fn to_resume(&self) -> String {
         let quoted = |text: &str| format!("'{}'", text.replace('\'', r"'\''"));
         let mut command = String::from("export --resume");
-        // It may hold a password.
-        if self.url.is_some() {
-            command += " --url ...";
-        }
-        for (option, value) in [(" --key ", &self.key), (" --where ", &self.condition)] {
+        for (option, value) in
+            [(" --url ", &self.url), (" --key ", &self.key), (" --where ", &self.condition)]
+        {
             if let Some(value) = value {
                 command += &[option, &quoted(value)].concat();
             }

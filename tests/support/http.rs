@@ -14,6 +14,14 @@ pub async fn send(address: &str, method: &str, target: &str, body: &str) -> Answ
     open(address, method, target, body).await.rest().await
 }
 
+/// The same with this line in place of the Host header.
+pub async fn get_as(address: &str, target: &str, host: &str) -> Answer {
+    let mut socket = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {target} HTTP/1.1\r\n{host}\r\nConnection: close\r\n\r\n");
+    socket.write_all(request.as_bytes()).await.unwrap();
+    Opened::read(socket).await.rest().await
+}
+
 /// Sends the request only.
 pub async fn ask(address: &str, method: &str, target: &str, body: &str) -> TcpStream {
     let mut socket = TcpStream::connect(address).await.unwrap();
@@ -28,17 +36,7 @@ pub async fn ask(address: &str, method: &str, target: &str, body: &str) -> TcpSt
 
 /// Sends the request and reads the head of the answer.
 pub async fn open(address: &str, method: &str, target: &str, body: &str) -> Opened {
-    let mut socket = ask(address, method, target, body).await;
-    let mut bytes = Vec::new();
-    loop {
-        if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
-            let read = bytes.split_off(end + 4);
-            let head = String::from_utf8(bytes).unwrap();
-            return Opened { socket, head, read };
-        }
-        let read = socket.read_buf(&mut bytes).await.unwrap();
-        assert!(read > 0, "no whole head: {:?}", String::from_utf8_lossy(&bytes));
-    }
+    Opened::read(ask(address, method, target, body).await).await
 }
 
 /// An answer whose body is still coming. Dropped, it closes the connection.
@@ -49,6 +47,20 @@ pub struct Opened {
 }
 
 impl Opened {
+    /// Reads the head of an answer.
+    async fn read(mut socket: TcpStream) -> Self {
+        let mut bytes = Vec::new();
+        loop {
+            if let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") {
+                let read = bytes.split_off(end + 4);
+                let head = String::from_utf8(bytes).unwrap();
+                return Self { socket, head, read };
+            }
+            let read = socket.read_buf(&mut bytes).await.unwrap();
+            assert!(read > 0, "no whole head: {:?}", String::from_utf8_lossy(&bytes));
+        }
+    }
+
     pub fn status(&self) -> u16 {
         self.head.split(' ').nth(1).unwrap().parse().unwrap()
     }
