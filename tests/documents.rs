@@ -329,3 +329,90 @@ fn path_of(words: &str) -> Vec<&str> {
         }
     }
 }
+
+/// Every promise of SECURITY.md, and every fault of docs/RELIABILITY.md, names a test that exists, in the file
+/// that is named with it.
+#[test]
+fn the_tests_that_documents_name_exist() {
+    let (mut named, mut missing) = (0, Vec::new());
+    for (document, header) in [("SECURITY.md", "shown by"), ("docs/RELIABILITY.md", "test")] {
+        let text = read(document);
+        let mut in_table = false;
+        let mut file = String::new();
+        for line in text.lines() {
+            let mut cells = line.trim_matches('|').rsplit(" | ").map(str::trim);
+            let Some(cell) = cells.next().filter(|_| line.starts_with('|')) else {
+                in_table = false;
+                continue;
+            };
+            if cell == header {
+                in_table = true;
+                continue;
+            }
+            if !in_table || cell.starts_with("---") {
+                continue;
+            }
+            let mut of_row = 0;
+            let mut before = "";
+            for word in cell.split([';', ',', ' ']).filter(|word| !word.is_empty()) {
+                let name = word.trim_matches('`');
+                if let Some(place) = word.strip_suffix(':').map(|place| place.trim_matches('`')) {
+                    file = match before {
+                        "libpq" => format!("libpq {place}"),
+                        _ => place.to_owned(),
+                    };
+                } else if name.matches('_').count() > 1 || name.ends_with('…') {
+                    let is_it = |test: &String| match name.strip_suffix('…') {
+                        Some(start) => test.starts_with(start),
+                        None => test == name,
+                    };
+                    if !tests_of(&file).iter().any(is_it) {
+                        missing.push(format!("{document}: {file} has no test {name:?}"));
+                    }
+                    of_row += 1;
+                }
+                before = word;
+            }
+            let says_so = ["the same", "all of it", "scripts/"].iter().any(|s| cell.contains(s));
+            if of_row == 0 && !says_so {
+                missing.push(format!("{document} names no test: {line}"));
+            }
+            named += of_row;
+        }
+    }
+    assert!(missing.is_empty(), "{}", missing.join("\n"));
+    assert!(named > 120, "{named}");
+}
+
+/// The names of the tests of `tls` in `tests`, of `libpq tls` in `tests/libpq/tests`, or of the module
+/// `transport/tls` in `src`.
+fn tests_of(place: &str) -> BTreeSet<String> {
+    let mut candidates = match place.strip_prefix("libpq ") {
+        Some(name) => vec![format!("tests/libpq/tests/{name}.rs")],
+        None => vec![
+            format!("tests/{place}.rs"),
+            format!("src/{place}.rs"),
+            format!("src/{place}/mod.rs"),
+            format!("src/{place}/tests.rs"),
+        ],
+    };
+    // One that is a folder.
+    let folder = candidates[0].trim_end_matches(".rs").to_owned();
+    for entry in fs::read_dir(Path::new(ROOT).join(&folder)).into_iter().flatten() {
+        candidates.push(format!("{folder}/{}", entry.unwrap().file_name().to_string_lossy()));
+    }
+    let mut found = BTreeSet::new();
+    for path in candidates.iter().filter(|path| Path::new(ROOT).join(path).is_file()) {
+        let text = read(path);
+        let mut is_test = false;
+        for line in text.lines().map(str::trim_start) {
+            is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+            let function = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ");
+            if let Some((name, _)) = function.filter(|_| is_test).and_then(|f| f.split_once('(')) {
+                found.insert(name.to_owned());
+                is_test = false;
+            }
+        }
+    }
+    found
+}

@@ -741,3 +741,26 @@ async fn placeholders_of_trusted_sql_are_those_that_the_server_finds() {
     assert!(compared > count / 4, "the server accepts {compared} of {count}");
     assert!(highest.iter().take(4).all(|n| *n > compared / 200), "{highest:?}");
 }
+
+/// One statement is prepared, whatever raw SQL there is in it.
+#[tokio::test]
+async fn raw_sql_cannot_append_a_statement() {
+    sql("create table t_kept as select '1'::jsonb as data").await;
+    let client = client().await;
+    let query = || client.query::<Value>("t_kept");
+    for text in
+        ["true); drop table t_kept; --", "true); drop table t_kept; select (true", "1; select 1"]
+    {
+        let queries = [
+            query().where_sql(text),
+            query().order_by(text.trim_start_matches("true)")),
+            query().select_projection(text),
+        ];
+        for query in queries {
+            let error = query.fetch_all().await.unwrap_err();
+            let code = error.sqlstate().expect("the server's error").code().to_owned();
+            assert_eq!(code, "42601", "{text}: {error}");
+        }
+    }
+    assert_eq!(query().count().await.unwrap(), 1);
+}

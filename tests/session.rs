@@ -14,7 +14,9 @@ use fraiseql_wire::{
 use futures_util::{StreamExt, TryStreamExt};
 use serde_json::Value;
 use support::{
-    admin, backend_state, client, cluster, eventually,
+    admin, backend_state, client, cluster,
+    daemon::Daemon,
+    eventually,
     proxy::Proxy,
     scripted::{self, Scripted, Step, message},
     sql,
@@ -880,6 +882,61 @@ async fn keys_mean_the_same_whatever_standard_conforming_strings_says() {
                 .await
                 .unwrap();
             assert_eq!(found.len(), 1, "{key:?} with {setting}");
+        }
+    }
+}
+
+/// A transaction that this client has not begun is somebody else's: what it sees, and what ends it, is not
+/// known here.
+#[tokio::test]
+async fn a_connection_left_in_a_transaction_is_not_used_again() {
+    for status in [b"T", b"E"] {
+        let rows = [scripted::begin_json(), scripted::row("1"), scripted::complete()].concat();
+        let mut first = scripted::login();
+        let answer = [&rows[..], &message(b'Z', status)].concat();
+        first.extend([Step::ExpectQuery, Step::Send(answer), Step::ExpectEnd]);
+        let mut second = scripted::login();
+        let answer = [&rows[..], &scripted::ready()].concat();
+        second.extend([Step::ExpectQuery, Step::Send(answer)]);
+        let login = [scripted::auth_ok(), message(b'Z', status)].concat();
+        let third = vec![Step::ExpectStartup, Step::Send(login), Step::ExpectEnd];
+        let server = Scripted::start(vec![first, second, third]).await;
+        let client = FraiseClient::connect(&server.url()).await.unwrap();
+        let mut stream = client.query::<u8>("v").execute().await.unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+        let error = stream.next().await.unwrap().unwrap_err();
+        assert_eq!(error.category(), ErrorCategory::Protocol, "{error}");
+        drop(stream);
+        assert_eq!(client.query::<u8>("v").fetch_all().await.unwrap(), [1]);
+        // Nor is one that begins in a transaction.
+        FraiseClient::connect(&server.url()).await.unwrap_err();
+        drop(client);
+        server.done().await;
+    }
+}
+
+/// Of a real pooler, which restores the encoding of each client: the one that changed it gets the error,
+/// another client on the same server connection finds what it looks for.
+#[tokio::test]
+async fn a_client_encoding_that_another_client_of_a_pooler_has_set_does_no_harm() {
+    sql("create view v_green_pooled as select to_jsonb('grün'::text) as data;
+         create function set_latin_pooled() returns text volatile language sql as
+             $$ select set_config('client_encoding', 'LATIN1', false) $$;
+         create view v_latin_pooled as select to_jsonb(set_latin_pooled()) as data")
+    .await;
+    let pooler = Daemon::pgbouncer_in("transaction", cluster().port());
+    let config = || {
+        let config = ConnectionConfig::builder().host("127.0.0.1").port(pooler.port);
+        config.user("postgres").password(support::cluster::password()).database("postgres")
+    };
+    for _ in 0..8 {
+        let (one, other) = (connect(config()).await, connect(config()).await);
+        let error = outcome(&one, "v_latin_pooled").await.expect("an error");
+        assert!(error.to_string().contains("LATIN1"), "{error}");
+        for client in [&one, &other] {
+            let query = client.query::<String>("v_green_pooled");
+            let query = query.where_sql("data #>> '{}' = $1").bind("grün");
+            assert_eq!(query.fetch_all().await.unwrap(), ["grün"]);
         }
     }
 }
