@@ -3,6 +3,9 @@
 #[path = "../../src/config/environment.rs"]
 #[allow(dead_code)]
 mod environment;
+#[path = "../../src/config/foreign.rs"]
+#[allow(dead_code)]
+mod foreign;
 #[path = "../../src/config/keyword.rs"]
 #[allow(dead_code)]
 mod keyword;

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, fmt};
 
 use zeroize::Zeroizing;
 
+use super::foreign;
 use crate::error::{Error, Result};
 
 /// One parameter.
@@ -133,21 +134,27 @@ impl fmt::Debug for Values {
     }
 }
 
-/// The name is shown only if it looks like a misspelt one: it may be a part of a password that was not
-/// escaped or quoted.
+/// The name is shown only if it is another driver's or looks like a misspelt one: it may be a part of
+/// a password that was not escaped or quoted.
 fn unknown(name: &str) -> Error {
+    if let Some(advice) = foreign::advice(name) {
+        return Error::config(format!("{name:?} is not a parameter of libpq; {advice}"));
+    }
     let start = |text: &str| text.get(..4).map(str::to_ascii_lowercase);
     let is_like = |k: &Keyword| start(k.name).is_some_and(|s| start(name) == Some(s));
-    let shown = match KEYWORDS.iter().any(is_like) && name.len() <= 32 {
-        true => format!("{name:?} is not a connection parameter"),
-        false => {
+    match KEYWORDS.iter().any(is_like) && name.len() <= 32 {
+        true => unknown_and_shown(name),
+        false => Error::config(format!(
             "something that is not a connection parameter (and may be a part of a password, so it \
-                  is not shown) stands where one is expected"
-                .to_owned()
-        }
-    };
-    Error::config(format!(
-        "{shown}; the parameters are libpq's: \
-         https://www.postgresql.org/docs/current/libpq-connect.html"
-    ))
+             is not shown) stands where one is expected; {PARAMETERS}"
+        )),
+    }
 }
+
+/// The error for a name that is no part of a password.
+pub(super) fn unknown_and_shown(name: &str) -> Error {
+    Error::config(format!("{name:?} is not a connection parameter; {PARAMETERS}"))
+}
+
+const PARAMETERS: &str =
+    "the parameters are libpq's: https://www.postgresql.org/docs/current/libpq-connect.html";

@@ -2,6 +2,7 @@
 
 mod builder;
 mod environment;
+mod foreign;
 mod host;
 mod keyword;
 mod mode;
@@ -615,7 +616,7 @@ fn refuse_what_cannot_apply(values: &Values) -> Result<()> {
         Some("require") => {
             return refuse("gssencmode=require is asked for, but there is no GSSAPI here");
         }
-        Some(_) => return refuse("gssencmode is none of disable, prefer, require"),
+        Some(_) => return refuse("invalid gssencmode: expected disable, prefer or require"),
     }
     if !matches!(values.get("replication"), None | Some("" | "false" | "off" | "no" | "0")) {
         return refuse("replication is asked for, but this client only reads rows: leave it out");
@@ -715,7 +716,7 @@ fn protocol_range(values: &Values) -> Result<ProtocolRange> {
         None => Ok(None),
         Some("3.0") => Ok(Some(ProtocolVersion::V3_0)),
         Some("3.2" | "latest") => Ok(Some(ProtocolVersion::V3_2)),
-        Some(_) => Err(Error::config(format!("{name} is none of 3.0, 3.2, latest"))),
+        Some(_) => Err(Error::config(format!("invalid {name}: expected 3.0, 3.2 or latest"))),
     };
     let min = version("min_protocol_version")?.unwrap_or(ProtocolVersion::V3_0);
     // 3.0 unless more is asked for: older poolers fail on a newer one.

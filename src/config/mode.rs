@@ -26,13 +26,17 @@ macro_rules! mode {
             pub(super) fn parse(word: &str) -> Result<Self> {
                 match word {
                     $($word => Ok(Self::$variant),)+
-                    _ => Err(Error::config(format!(
-                        "{} is none of {}", $keyword, [$($word),+].join(", ")
-                    ))),
+                    _ => Err(Error::config(expected($keyword, &[$($word),+]))),
                 }
             }
         }
     };
+}
+
+/// What is said of another word. The word is not shown: it may be a password that was not escaped.
+fn expected(keyword: &str, words: &[&str]) -> String {
+    let (last, others) = words.split_last().unwrap_or((&"", &[]));
+    format!("invalid {keyword}: expected {} or {last}", others.join(", "))
 }
 
 mode! {

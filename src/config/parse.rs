@@ -9,6 +9,7 @@
 
 use zeroize::Zeroizing;
 
+use super::foreign;
 use crate::error::{Error, Result};
 
 /// Keywords and values; the last of a repeated keyword counts.
@@ -61,6 +62,9 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
     store("dbname", database.unwrap_or_default())?;
 
     let Some(query) = query.filter(|q| !q.is_empty()) else { return Ok(pairs) };
+    // A password that is not escaped ends up here only with the @ behind it, or if it is given as a
+    // parameter and has a & in it.
+    let mut may_be_secret = query.contains('@');
     // One & at the end is taken; another one begins a parameter that is not there.
     for pair in query.strip_suffix('&').unwrap_or(query).split('&') {
         let (keyword, value) = pair
@@ -69,6 +73,11 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
             .ok_or_else(|| Error::config("a URI parameter is not of the form keyword=value"))?;
         let keyword = decode(keyword, "a keyword")?;
         let value = decode(value, shown(&keyword))?;
+        let is_known = super::keyword::find(&keyword).is_some();
+        if !is_known && !may_be_secret && is_name(&keyword) && foreign::advice(&keyword).is_none() {
+            return Err(super::keyword::unknown_and_shown(&keyword));
+        }
+        may_be_secret |= super::keyword::is_secret(&keyword) || !is_known;
         match (keyword.as_str(), value.as_str()) {
             ("ssl", "true") => pairs.push(("sslmode".into(), "require".to_owned().into())),
             _ => pairs.push((keyword.to_string(), value)),
@@ -193,6 +202,14 @@ fn parse_value<'a>(text: &'a str, keyword: &str) -> Result<(Zeroizing<String>, &
         }
     }
     Ok((value, rest.strip_prefix('\'').filter(|_| inner.is_some()).unwrap_or(rest)))
+}
+
+/// Whether it may be what somebody takes for the name of a parameter.
+fn is_name(keyword: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    keyword.len() <= 64
+        && keyword.starts_with(|c: char| c.is_ascii_alphabetic())
+        && keyword.chars().all(is_part)
 }
 
 /// What is not the name of a parameter may be a part of a password.

@@ -75,7 +75,9 @@ pub(crate) fn from_keywords<'a>(
             Some("disable") => SendCertificate::Never,
             Some("require") => SendCertificate::Require,
             Some(_) => {
-                return Err(Error::config("sslcertmode is none of disable, allow, require"));
+                return Err(Error::config(
+                    "invalid sslcertmode: expected disable, allow or require",
+                ));
             }
         },
         min_version,
@@ -112,7 +114,11 @@ fn versions<'a>(
         let Some(word) = word else { return Ok(default) };
         let known = ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"];
         (0..).zip(known).find(|(_, k)| k.eq_ignore_ascii_case(word)).map(|(n, _)| n).ok_or_else(
-            || Error::config(format!("{keyword} is none of TLSv1, TLSv1.1, TLSv1.2, TLSv1.3")),
+            || {
+                Error::config(format!(
+                    "invalid {keyword}: expected TLSv1, TLSv1.1, TLSv1.2 or TLSv1.3"
+                ))
+            },
         )
     }
     const TLS12: u8 = 2;
