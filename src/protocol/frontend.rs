@@ -8,6 +8,14 @@ use crate::error::{Error, Result};
 pub(crate) const VERSION_3_0: u32 = 3 << 16;
 /// Protocol 3.2 of Postgres 18: cancel keys of up to 256 bytes. There is no 3.1.
 pub(crate) const VERSION_3_2: u32 = 3 << 16 | 2;
+/// The largest length of a query's messages: `PQ_LARGE_MESSAGE_LIMIT` of Postgres (libpq.h). To a
+/// longer one a server answers by closing the connection.
+const MAX_MESSAGE: usize = 0x3fff_fffe;
+/// The largest length of a StartupMessage: `MAX_STARTUP_PACKET_LENGTH` (pqcomm.h), and the length itself.
+const MAX_STARTUP: usize = 10_000 + 4;
+/// The largest length of an answer in a login: `PG_MAX_AUTH_TOKEN_LENGTH` (auth.h).
+const MAX_AUTH: usize = 65_535;
+
 /// The code of a CancelRequest, in place of a version.
 const CANCEL_REQUEST: u32 = (1234 << 16) | 5678;
 
@@ -17,7 +25,7 @@ pub(crate) const SSL_REQUEST: &[u8] = b"\0\0\0\x08\x04\xd2\x16\x2f";
 /// A StartupMessage with these parameters.
 pub(crate) fn startup(version: u32, parameters: &[(&str, &str)]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
-    message(&mut out, None, |out| {
+    message(&mut out, None, MAX_STARTUP, |out| {
         out.extend_from_slice(&version.to_be_bytes());
         for (name, value) in parameters {
             text(out, name, "the name of a start-up parameter")?;
@@ -33,7 +41,7 @@ pub(crate) fn startup(version: u32, parameters: &[(&str, &str)]) -> Result<Vec<u
 /// A CancelRequest, for a connection of its own.
 pub(crate) fn cancel_request(process_id: u32, secret: &[u8]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
-    message(&mut out, None, |out| {
+    message(&mut out, None, MAX_STARTUP, |out| {
         out.extend_from_slice(&CANCEL_REQUEST.to_be_bytes());
         out.extend_from_slice(&process_id.to_be_bytes());
         out.extend_from_slice(secret);
@@ -46,14 +54,14 @@ pub(crate) fn cancel_request(process_id: u32, secret: &[u8]) -> Result<Vec<u8>> 
 pub(crate) fn password(password: &str) -> Result<Vec<u8>> {
     // Tag, length and NUL: a vector that grows leaves copies behind.
     let mut out = Vec::with_capacity(password.len() + 6);
-    message(&mut out, Some(b'p'), |out| text(out, password, "the password"))?;
+    message(&mut out, Some(b'p'), MAX_AUTH, |out| text(out, password, "the password"))?;
     Ok(out)
 }
 
 /// A SASLInitialResponse.
 pub(crate) fn sasl_initial_response(mechanism: &str, data: &[u8]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
-    message(&mut out, Some(b'p'), |out| {
+    message(&mut out, Some(b'p'), MAX_AUTH, |out| {
         text(out, mechanism, "the SASL mechanism")?;
         out.extend_from_slice(&length(data.len())?.to_be_bytes());
         out.extend_from_slice(data);
@@ -65,7 +73,7 @@ pub(crate) fn sasl_initial_response(mechanism: &str, data: &[u8]) -> Result<Vec<
 /// A SASLResponse.
 pub(crate) fn sasl_response(data: &[u8]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
-    message(&mut out, Some(b'p'), |out| {
+    message(&mut out, Some(b'p'), MAX_AUTH, |out| {
         out.extend_from_slice(data);
         Ok(())
     })?;
@@ -84,14 +92,20 @@ pub(crate) fn extended_query(sql: &str, parameters: &[Option<&str>]) -> Result<V
             parameters.len()
         ))
     })?;
-    let mut out = Vec::with_capacity(sql.len() + 64);
-    message(&mut out, Some(b'P'), |out| {
+    // Before any of it is copied.
+    let parse = 4 + 1 + sql.len() + 1 + 2;
+    let values = parameters.iter().map(|value| 4 + value.map_or(0, str::len)).sum::<usize>();
+    let bind = 4 + 2 + 2 + 2 + values + 4;
+    check_length(Some(b'P'), parse, MAX_MESSAGE)?;
+    check_length(Some(b'B'), bind, MAX_MESSAGE)?;
+    let mut out = Vec::with_capacity(parse + bind + 32);
+    message(&mut out, Some(b'P'), MAX_MESSAGE, |out| {
         out.push(0); // the unnamed statement
         text(out, sql, "the SQL text")?;
         out.extend_from_slice(&0u16.to_be_bytes()); // no types given
         Ok(())
     })?;
-    message(&mut out, Some(b'B'), |out| {
+    message(&mut out, Some(b'B'), MAX_MESSAGE, |out| {
         out.extend_from_slice(&[0, 0]); // the unnamed portal, the unnamed statement
         out.extend_from_slice(&0u16.to_be_bytes()); // all parameters are text
         out.extend_from_slice(&count.to_be_bytes());
@@ -120,7 +134,9 @@ pub(crate) fn extended_query(sql: &str, parameters: &[Option<&str>]) -> Result<V
 /// A Query by the simple protocol.
 pub(crate) fn simple_query(sql: &str) -> Result<Vec<u8>> {
     let mut out = Vec::new();
-    message(&mut out, Some(b'Q'), |out| text(out, sql, "the SQL text"))?;
+    let limit = MAX_MESSAGE;
+    check_length(Some(b'Q'), 4 + sql.len() + 1, limit)?;
+    message(&mut out, Some(b'Q'), limit, |out| text(out, sql, "the SQL text"))?;
     Ok(out)
 }
 
@@ -134,17 +150,39 @@ pub(crate) const TERMINATE: &[u8] = b"X\0\0\0\x04";
 fn message(
     out: &mut Vec<u8>,
     tag: Option<u8>,
+    limit: usize,
     body: impl FnOnce(&mut Vec<u8>) -> Result<()>,
 ) -> Result<()> {
     out.extend(tag);
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
     body(out)?;
+    check_length(tag, out.len() - start, limit)?;
     let len = length(out.len() - start)?;
     if let Some(place) = out.get_mut(start..start + 4) {
         place.copy_from_slice(&len.to_be_bytes());
     }
     Ok(())
+}
+
+/// Refuses a message that the server would refuse by closing the connection.
+fn check_length(tag: Option<u8>, len: usize, limit: usize) -> Result<()> {
+    if len <= limit {
+        return Ok(());
+    }
+    let (what, advice) = match tag {
+        None => (
+            "the start-up parameters take",
+            "shorten options, application_name or the parameters that were added, or set them for the \
+             role",
+        ),
+        Some(b'p') => ("the password, or the proof that it is known, takes", "use a shorter one"),
+        Some(b'B') => ("the parameters of the query take", "bind less in one query"),
+        Some(_) => ("the text of the query takes", "bind values instead of writing them into it"),
+    };
+    Err(Error::config(format!(
+        "{what} {len} bytes in one message, and Postgres reads at most {limit}: {advice}"
+    )))
 }
 
 fn text(out: &mut Vec<u8>, text: &str, what: &str) -> Result<()> {
@@ -208,6 +246,22 @@ mod tests {
             cancel_request(2560, b"key!").unwrap(),
             b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\x0a\0key!"
         );
+    }
+
+    /// Measured with messages of these lengths at Postgres 15: one byte more closes the connection.
+    #[test]
+    fn a_message_that_no_server_reads_is_an_error_before_anything_is_sent() {
+        let error = |r: Result<Vec<u8>>| r.unwrap_err().to_string();
+        let fits = |r: Result<Vec<u8>>| r.is_ok();
+        // Version, "options", the NULs.
+        let options = |len: usize| startup(VERSION_3_0, &[("options", &"x".repeat(len))]);
+        assert!(fits(options(MAX_STARTUP - 4 - 4 - 8 - 1 - 1)));
+        assert!(error(options(MAX_STARTUP - 4 - 4 - 8 - 1)).contains("start-up parameters"));
+        assert!(fits(password(&"x".repeat(MAX_AUTH - 5))));
+        assert!(error(password(&"x".repeat(MAX_AUTH - 4))).contains("password"));
+        for (len, limit, ok) in [(9, 9, true), (10, 9, false)] {
+            assert_eq!(check_length(Some(b'P'), len, limit).is_ok(), ok);
+        }
     }
 
     #[test]
