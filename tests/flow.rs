@@ -752,7 +752,9 @@ async fn unusual_documents_pass_raw_and_decode_or_fail_by_themselves() {
 
     let mut rows = client.query::<Value>("v_unusual").execute().await.unwrap();
     let mut next = async || rows.next().await.unwrap().map_err(|e| e.to_string());
-    assert_eq!(next().await.unwrap_err(), "row 1 is not valid JSON", "it is nested too deeply");
+    let nested_too_deeply = next().await.unwrap_err();
+    assert!(nested_too_deeply.contains("valid JSON"), "{nested_too_deeply}");
+    assert!(nested_too_deeply.contains("recursion limit exceeded"), "{nested_too_deeply}");
     assert!(next().await.is_err(), "no f64 is so large");
     // Without loss only as a type that takes the digits, or raw.
     assert_eq!(next().await.unwrap().as_f64().unwrap(), 123_456_789_012_345_680_000_000_000_000.0);

@@ -121,8 +121,12 @@ pub enum Error {
         found: String,
     },
 
-    /// A row is not JSON (or not UTF-8). Only this row is lost: the stream goes on.
-    #[error("row {row} is not valid JSON")]
+    /// A row cannot be read as JSON: it is not JSON or not UTF-8, or it is JSON beyond what the decoder
+    /// reads (nesting of more than 128 levels, a number beyond `f64`, half a surrogate pair, a fraction for
+    /// an integer of 128 bits); `source` says which. Only this row is lost: the stream goes on.
+    ///
+    /// What the decoder reads and `T` does not take is [`Error::Deserialization`].
+    #[error("row {row} cannot be decoded at `{path}`: {source}")]
     JsonDecode {
         /// The type asked for.
         type_name: &'static str,

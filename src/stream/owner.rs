@@ -5,6 +5,7 @@ use tracing::{Instrument, Span};
 use super::{
     channel::{Channel, now},
     request::Request,
+    row::Beyond,
     settings::StreamSettings,
     span::{self, QueryText},
     stats::StreamState,
@@ -272,6 +273,7 @@ fn row_failure(error: &Error) -> &'static str {
         Error::JsonDecode { source, .. } => match source.downcast_ref::<serde_json::Error>() {
             Some(e) if e.is_eof() => "eof",
             Some(_) => "syntax",
+            None if source.is::<Beyond>() => "syntax",
             None => "utf8",
         },
         _ => "data",

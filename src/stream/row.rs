@@ -193,27 +193,102 @@ pub(super) fn decode<'a, U: Deserialize<'a>>(bytes: &'a [u8], row: u64) -> Resul
     serde_json::from_str(text).map_err(|e| explain::<U>(text, row, e))
 }
 
-/// How much of a path is shown, in bytes: a document chooses its keys.
-const MAX_PATH: usize = 1 << 10;
-
 /// Finds out where in the document the decoder failed, by decoding it again: only rows that fail
 /// pay for it.
 #[cold]
 fn explain<'a, U: Deserialize<'a>>(text: &'a str, row: u64, source: serde_json::Error) -> Error {
+    let type_name = type_name::<U>();
+    let is_data = source.classify() == Category::Data;
+    if !is_data && serde_json::from_str::<&RawValue>(text).is_ok() {
+        let path = shown(path_at(text, offset(text, &source)));
+        return Error::JsonDecode { type_name, row, path, source: Beyond(source).into() };
+    }
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let path = match serde_path_to_error::deserialize::<_, U>(&mut deserializer) {
-        // Keys are text of the document, and the error is one line of a log.
-        Err(e) => OneLine { text: &e.path().to_string(), max: MAX_PATH }.to_string(),
+        Err(e) => shown(e.path().to_string()),
         // It is what follows the document that is wrong.
         Ok(_) => ".".to_owned(),
     };
-    let type_name = type_name::<U>();
-    match source.classify() {
-        Category::Data => Error::Deserialization { type_name, row, path, source: source.into() },
-        Category::Syntax | Category::Eof | Category::Io => {
-            Error::JsonDecode { type_name, row, path, source: source.into() }
+    match is_data {
+        true => Error::Deserialization { type_name, row, path, source: source.into() },
+        false => Error::JsonDecode { type_name, row, path, source: source.into() },
+    }
+}
+
+/// Why a document that is JSON cannot be decoded. The decoder reports a fraction where it reads an `i128`
+/// as a mistake in the document.
+#[derive(Debug)]
+pub(super) struct Beyond(serde_json::Error);
+
+impl fmt::Display for Beyond {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "it is valid JSON, but the decoder cannot read it into this type: {}", self.0)
+    }
+}
+
+impl std::error::Error for Beyond {}
+
+/// How much of a path is shown, in bytes: a document chooses its keys, and how deep they are.
+const MAX_PATH: usize = 1 << 10;
+
+fn shown(path: String) -> String {
+    OneLine { text: &path, max: MAX_PATH }.to_string()
+}
+
+/// Where in the text an error is, in bytes.
+fn offset(text: &str, error: &serde_json::Error) -> usize {
+    let lines = text.split_inclusive('\n').take(error.line().saturating_sub(1));
+    let before: usize = lines.map(str::len).sum();
+    before + error.column().saturating_sub(1)
+}
+
+/// The path of the value that the byte at `at` of a valid document belongs to.
+fn path_at(json: &str, at: usize) -> String {
+    enum Level<'a> {
+        Object(Option<&'a str>),
+        Array(usize),
+    }
+    let bytes = json.as_bytes();
+    let mut levels = Vec::new();
+    let mut i = 0;
+    while i <= at {
+        let Some(byte) = bytes.get(i) else { break };
+        match byte {
+            b'{' => levels.push(Level::Object(None)),
+            b'[' => levels.push(Level::Array(0)),
+            b'}' | b']' if i < at => drop(levels.pop()),
+            b',' => match levels.last_mut() {
+                Some(Level::Object(key)) => *key = None,
+                Some(Level::Array(index)) => *index += 1,
+                None => {}
+            },
+            b'"' => {
+                let start = i;
+                i += 1;
+                while bytes.get(i).is_some_and(|b| *b != b'"') {
+                    i += if bytes.get(i) == Some(&b'\\') { 2 } else { 1 };
+                }
+                if let (Some(Level::Object(key @ None)), true) = (levels.last_mut(), i < at) {
+                    *key = json.get(start..=i);
+                }
+            }
+            _ => {}
+        }
+        i += 1;
+    }
+    let mut path = String::new();
+    for level in levels {
+        match level {
+            Level::Object(Some(key)) => {
+                let key: String = serde_json::from_str(key).unwrap_or_else(|_| key.to_owned());
+                let dot = if path.is_empty() { "" } else { "." };
+                path += &format!("{dot}{key}");
+            }
+            Level::Object(None) => {}
+            Level::Array(index) => path += &format!("[{index}]"),
         }
     }
+    if path.is_empty() { ".".to_owned() } else { path }
 }
 
 #[cold]
@@ -269,6 +344,38 @@ mod tests {
         let error =
             row(b"{\"a\\nERROR forged\":\"x\"}").decode::<std::collections::HashMap<String, u8>>();
         assert!(!error.unwrap_err().to_string().contains('\n'));
+
+        /// The path, and whether it is said to be JSON.
+        fn of<'a, U: Deserialize<'a> + std::fmt::Debug>(text: &'a str) -> (String, bool) {
+            let error = decode::<U>(text.as_bytes(), 7).unwrap_err();
+            let Error::JsonDecode { row: 7, path, source, .. } = &error else {
+                panic!("{error:?}")
+            };
+            let line = error.to_string();
+            assert!(
+                line.contains(&format!("`{path}`: {source}")) && !line.contains('\n'),
+                "{line}"
+            );
+            (path.clone(), source.is::<Beyond>())
+        }
+        use std::collections::BTreeMap as Map;
+        type Json = serde_json::Value;
+        let json = |path: &str| (path.to_owned(), true);
+        assert_eq!(of::<i128>("1.5"), json("."));
+        assert_eq!(of::<Map<String, i128>>("{\"a\":1,\n \"b\": 2.5}"), json("b"));
+        assert_eq!(of::<Map<String, Vec<u128>>>("{\"a,\\\"{\":[1, 2e3]}"), json("a,\"{[1]"));
+        assert_eq!(of::<Map<String, Vec<i128>>>("{\"a\":[1],\"b\":[2,3.0]}"), json("b[1]"));
+        assert_eq!(of::<Json>("{\"a\":{\"b\":[{},1e400]}}"), json("a.b[1]"));
+        assert_eq!(of::<Json>("[1,\n\n-1E400]"), json("[1]"));
+        assert_eq!(of::<Json>("{\"a\":\"\\ud800\"}"), json("a"));
+        assert_eq!(of::<Json>("{\"a\":{\"x\\ud800\":1}}"), json("a"));
+        assert_eq!(of::<Json>("{\"a\":[\"\\udc00x\"]}"), json("a[0]"));
+        let deep = format!("{{\"k\":{}{}}}", "[".repeat(200), "]".repeat(200));
+        let (path, is_json) = of::<Json>(&deep);
+        assert!(is_json && path.starts_with("k[0][0]") && path.len() <= MAX_PATH + 3, "{path}");
+        let (path, _) = of::<Json>(&format!("{{\"\\n{}\":1e999}}", "\u{e4}".repeat(1000)));
+        assert!(path.len() <= MAX_PATH + 3 && path.ends_with("..."), "{path}");
+        assert_eq!(of::<Json>("{\"a\":[1,}"), ("a[1]".to_owned(), false));
 
         for bad in [&b"{\"lines\":[1"[..], b"{} x", b"\"\xff\""] {
             let error = row(bad).decode::<serde_json::Value>().unwrap_err();
