@@ -29,7 +29,7 @@ pub fn password_file(data: &[u8]) {
     let (host, database, user, password, file) = (next(), next(), next(), next(), next());
     let wanted = Wanted { host, port: 5432, database, user };
     let look_up = |text: &str| {
-        let found = passfile::look_up(&TempPath::with(text).0, &wanted);
+        let found = passfile::look_up(&TempPath::with(text).0, &wanted).expect("it can be read");
         found.map(|password| password.reveal().to_owned())
     };
 

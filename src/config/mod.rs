@@ -380,21 +380,27 @@ impl ConnectionConfig {
 
     /// Returns the password for one of the [`targets`](Self::targets): the one that was given, or
     /// that of the password file, which is read each time. A password provider is not asked.
+    /// `None` also if the file cannot be read.
     pub fn password_for(&self, target: &Target) -> Option<String> {
-        self.find_password(target).map(|p| p.reveal().to_owned())
+        self.find_password(target).ok()?.map(|p| p.reveal().to_owned())
     }
 
-    pub(crate) fn find_password(&self, target: &Target) -> Option<Password> {
+    /// # Errors
+    ///
+    /// The password file, or the user's name, cannot be read.
+    pub(crate) fn find_password(&self, target: &Target) -> Result<Option<Password>> {
         if let Some(password) = self.password() {
-            return Some(Password::new(password));
+            return Ok(Some(Password::new(password)));
         }
+        let Some(file) = self.values.non_empty("passfile") else { return Ok(None) };
+        let user = self.user_name()?;
         let wanted = passfile::Wanted {
             host: &target.passfile_host(),
             port: target.port,
-            database: &self.database()?,
-            user: &self.user()?,
+            database: self.values.non_empty("dbname").unwrap_or(&user),
+            user: &user,
         };
-        passfile::look_up(Path::new(self.values.non_empty("passfile")?), &wanted)
+        passfile::look_up(Path::new(file), &wanted)
     }
 
     /// The role that logs in: asked of the operating system only when it is needed, because that
@@ -403,10 +409,13 @@ impl ConnectionConfig {
         match self.values.non_empty("user") {
             Some(user) => Ok(user.to_owned()),
             None => whoami::username().map_err(|e| {
-                Error::config(format!(
-                    "no user is given, and the operating system does not tell one ({e}): write \
-                     user in the connection string"
-                ))
+                let e = std::io::Error::from(e);
+                Error::unreadable("the name of the operating system's user", e).unwrap_or_else(|e| {
+                    Error::config(format!(
+                        "no user is given, and the operating system returns none ({e}): write user in \
+                         the connection string"
+                    ))
+                })
             }),
         }
     }

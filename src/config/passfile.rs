@@ -2,11 +2,12 @@
 //!
 //! [The Password File]: https://www.postgresql.org/docs/current/libpq-pgpass.html
 
-use std::{fs, path::Path};
+use std::{fs, io::ErrorKind, path::Path};
 
 use zeroize::Zeroizing;
 
 use super::Password;
+use crate::error::{Error, Result};
 
 /// What a line must match.
 pub(super) struct Wanted<'a> {
@@ -18,30 +19,48 @@ pub(super) struct Wanted<'a> {
 
 /// The password of the first line that matches.
 ///
-/// A file that is not there or cannot be read is as good as none, and one that others may read is
-/// ignored with a warning, as in libpq.
-pub(super) fn look_up(file: &Path, wanted: &Wanted<'_>) -> Option<Password> {
-    let metadata = fs::metadata(file).ok()?;
+/// A file that is not there is as good as none, and one that others may read is ignored with a
+/// warning, as in libpq.
+///
+/// # Errors
+///
+/// The file is there, or may be, and cannot be read: the password may be in it. libpq ignores it.
+pub(super) fn look_up(file: &Path, wanted: &Wanted<'_>) -> Result<Option<Password>> {
+    let unreadable =
+        |e| match Error::unreadable(&format!("the password file {}", file.display()), e) {
+            Ok(error) => error,
+            Err(e) => Error::authentication(format!(
+                "no password is given, and the password file {} cannot be read: {e}",
+                file.display()
+            )),
+        };
+    let metadata = match fs::metadata(file) {
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
+        found => found.map_err(unreadable)?,
+    };
     if !metadata.is_file() {
         tracing::warn!(target: "fraiseql_wire", file = %file.display(),
             "the password file is ignored: it is not a plain file");
-        return None;
+        return Ok(None);
     }
     #[cfg(unix)]
     if std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o077 != 0 {
         tracing::warn!(target: "fraiseql_wire", file = %file.display(),
             "the password file is ignored: others may read it; chmod it to 0600");
-        return None;
+        return Ok(None);
     }
-    let text = Zeroizing::new(fs::read(file).ok()?);
-    let password = unescape(find(&text, wanted)?);
+    let text = Zeroizing::new(fs::read(file).map_err(unreadable)?);
+    let Some(found) = find(&text, wanted) else { return Ok(None) };
+    let password = unescape(found);
     // With other characters in place of these bytes it would be another password, sent to the server.
     let Ok(password) = std::str::from_utf8(&password) else {
         tracing::warn!(target: "fraiseql_wire", file = %file.display(),
             "the password in the password file is ignored: it is not UTF-8");
-        return None;
+        return Ok(None);
     };
-    Some(Password::new(password))
+    Ok(Some(Password::new(password)))
 }
 
 /// The last field of the first line that matches. Bytes, as in libpq: lines that do not matter may be
@@ -117,9 +136,9 @@ mod tests {
         );
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(&file, text).unwrap();
-        assert!(look_up(file.path(), &wanted).is_none());
+        assert!(look_up(file.path(), &wanted).unwrap().is_none());
         fs::write(&file, b"# k\xfcche\nh:1:d:u:gr\xc3\xbcn\n").unwrap();
-        assert_eq!(look_up(file.path(), &wanted).unwrap().reveal(), "grün");
+        assert_eq!(look_up(file.path(), &wanted).unwrap().unwrap().reveal(), "grün");
     }
 
     #[test]

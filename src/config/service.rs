@@ -20,7 +20,8 @@ pub(super) fn fill(values: &mut Values, environment: &Environment<'_>) -> Result
     match (environment.variable)("PGSERVICEFILE") {
         Some(file) => {
             let file = PathBuf::from(file);
-            if !file.exists() {
+            // Another failure is that of reading it.
+            if matches!(file.try_exists(), Ok(false)) {
                 return Err(Error::config(format!(
                     "the service file {} does not exist; PGSERVICEFILE names it",
                     file.display()
@@ -38,8 +39,10 @@ pub(super) fn fill(values: &mut Values, environment: &Environment<'_>) -> Result
         ),
     }
     for file in &files {
-        let text = Environment::read(file)
-            .map_err(|e| Error::config(format!("the service file {}: {e}", file.display())))?;
+        let text = Environment::read(file).map_err(|e| {
+            let what = format!("the service file {}", file.display());
+            Error::unreadable(&what, e).unwrap_or_else(|e| Error::config(format!("{what}: {e}")))
+        })?;
         if let Some(text) = text {
             if read(&text, &service, values).map_err(|why| {
                 Error::config(format!("the service file {}, {why}", file.display()))

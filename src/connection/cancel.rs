@@ -8,7 +8,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Bounds, Connection, TARGET, told_wrong};
+use super::{Bounds, Connection, TARGET, Taken, told_wrong};
 use crate::{
     config::SocketSettings,
     error::{Error, Result, TimeoutPhase},
@@ -16,8 +16,9 @@ use crate::{
     protocol::{
         backend::{Message, name_of},
         extended_query::ExtendedQuery,
-        frame::{HEADER, Header, MAX_FRAME},
+        frame::{Header, MAX_FRAME},
         frontend,
+        long::Long,
     },
     transport::{Address, Encrypted, Tls, Transport},
 };
@@ -138,7 +139,8 @@ impl CancelKey {
         const DURING: &str = "while sending a cancel request";
         let request = frontend::cancel_request(self.process_id, &self.secret)?;
         let connected = Transport::connect(&self.address, &self.sockets).await;
-        let mut transport = connected.map_err(|e| Error::io(DURING, e))?;
+        // Not yet a connection that could be lost.
+        let mut transport = connected.map_err(|source| Error::Io { during: DURING, source })?;
         if let Some(tls) = &self.tls {
             transport = match transport.encrypt(tls).await? {
                 Encrypted::Yes(transport) => transport,
@@ -212,23 +214,22 @@ impl Drain {
             if self.skip > 0 {
                 return Ok(false);
             }
-            let name = buffer.first().copied().map_or("", name_of);
-            let header = told_wrong(name, Header::read(buffer, MAX_FRAME))?;
-            let Some(header) = header else { return Ok(false) };
-            if buffer.len() >= header.size {
-                let frame = buffer.split_to(header.size);
-                let body = frame.get(HEADER..).unwrap_or_default();
-                // A parameter that changes meanwhile is still the session's.
-                let message = told_wrong(name, Message::read(header.tag, body))?;
-                let message = connection.session.heard.absorb(message);
-                let message = message.map(|m| connection.check_state(m)).transpose()?;
-                if message == Some(Message::ReadyForQuery) {
-                    return Ok(true);
+            if !connection.is_in_message() {
+                let buffer = &connection.buffer;
+                let tag = buffer.first().copied().unwrap_or_default();
+                let header = told_wrong(name_of(tag), Header::read(buffer, MAX_FRAME))?;
+                let Some(header) = header else { return Ok(false) };
+                let is_cut = buffer.len() < header.size && header.size > READ;
+                if is_cut && !Long::reads(tag) {
+                    self.skip = header.size;
+                    continue;
                 }
-            } else if header.size > READ {
-                self.skip = header.size;
-            } else {
-                return Ok(false);
+            }
+            // A parameter that changes meanwhile is still the session's.
+            match connection.take_message_within(MAX_FRAME)? {
+                Taken::Message(Message::ReadyForQuery) => return Ok(true),
+                Taken::Message(_) | Taken::Absorbed => {}
+                Taken::Incomplete => return Ok(false),
             }
         }
     }

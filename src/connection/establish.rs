@@ -1,4 +1,4 @@
-use std::{sync::OnceLock, time::Duration};
+use std::{io::ErrorKind, sync::OnceLock, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument, Span, debug, field::Empty, info_span, warn};
@@ -11,9 +11,13 @@ use super::{
 };
 use crate::{
     config::{
-        ConnectionConfig, LoadBalanceHosts, SslMode, SslNegotiation, Target, TargetSessionAttrs,
+        ConnectionConfig, LoadBalanceHosts, Password, SslMode, SslNegotiation, Target,
+        TargetSessionAttrs,
     },
-    error::{ConnectAttempt, Error, Result, TimeoutPhase, sqlstate},
+    error::{
+        ConnectAttempt, Error, LOGGING_IN_BY_3_2, NOT_STARTED, RESOLVING, Result, TimeoutPhase,
+        WRONG_ROLE, sqlstate,
+    },
     metrics::connection::{Attempt, Closed, Phase, tls_agreed},
     transport::{Address, Encrypted, Tls, Transport, resolve},
 };
@@ -64,6 +68,8 @@ pub(super) async fn connect_to(
                 attempts: &mut attempts,
                 tls: OnceLock::new(),
                 attempt: Attempt::default(),
+                unanswered: false,
+                refused: None,
             };
             match host.connect(shuffle).await {
                 Ok(connection) => return Ok(connection),
@@ -93,6 +99,10 @@ struct Host<'a> {
     tls: OnceLock<Tls>,
     /// How far the present one has come.
     attempt: Attempt,
+    /// Set while nothing was answered to a protocol version newer than 3.0.
+    unanswered: bool,
+    /// The provider's password that this host has refused: the provider is asked once more.
+    refused: Option<Password>,
 }
 
 impl Host<'_> {
@@ -102,7 +112,7 @@ impl Host<'_> {
         let mut addresses = match within(self.config, deadline, resolve(self.target)).await {
             Ok(Ok(addresses)) => addresses,
             Ok(Err(e)) => {
-                self.failed(None, Error::io("while resolving the name", e));
+                self.failed(None, Error::Io { during: RESOLVING, source: e });
                 return Err(Next::Host);
             }
             Err(e) => {
@@ -112,7 +122,7 @@ impl Host<'_> {
         };
         if addresses.is_empty() {
             let error = std::io::ErrorKind::NotFound.into();
-            self.failed(None, Error::Io { during: "while resolving the name", source: error });
+            self.failed(None, Error::Io { during: RESOLVING, source: error });
         }
         if shuffle {
             if let Err(e) = random::shuffle(&mut addresses) {
@@ -133,7 +143,7 @@ impl Host<'_> {
                 Ok(connection) => return Ok(connection),
                 Err(After::Address) => {}
                 Err(After::Host) => return Err(Next::Host),
-                Err(After::Stop | After::OtherWay) => return Err(Next::Stop),
+                Err(After::Stop | After::OtherWay | After::SameWay) => return Err(Next::Stop),
             }
             deadline = self::deadline(self.config);
         }
@@ -150,6 +160,7 @@ impl Host<'_> {
         while let Some((with_tls, rest)) = ways.split_first() {
             let config = self.config;
             let span = attempt(self.target, address, *with_tls);
+            self.unanswered = false;
             let way = self.try_way(address, *with_tls, rest).instrument(span.clone());
             let failure = match within(config, deadline, way).await {
                 Ok(Ok(connection)) => {
@@ -157,6 +168,12 @@ impl Host<'_> {
                     return Ok(connection);
                 }
                 Ok(Err(failure)) => failure,
+                // A deadline has no text of its own that could name the version.
+                Err(timeout) if self.unanswered => {
+                    let source = Some(std::io::Error::new(ErrorKind::TimedOut, timeout));
+                    let error = Error::ConnectionClosed { during: LOGGING_IN_BY_3_2, source };
+                    Failure { error, after: After::Address }
+                }
                 Err(timeout) => Failure { error: timeout, after: After::Address },
             };
             let Failure { error, after } = failure;
@@ -172,6 +189,7 @@ impl Host<'_> {
             }
             self.failed(Some(address), error);
             match after {
+                After::SameWay => {}
                 After::OtherWay => ways = rest,
                 after => return Err(after),
             }
@@ -199,7 +217,11 @@ impl Host<'_> {
         if with_tls {
             self.attempt.comes_to(Phase::Tls);
             // What fails here may go without, if that is allowed.
-            let loaded = self.tls().await.map_err(|e| Failure::new(e, After::OtherWay))?;
+            // What cannot be read for the moment is no reason to go without.
+            let loaded = self.tls().await.map_err(|e| match is_lost(&e) {
+                true => Failure::new(e, After::Address),
+                false => Failure::new(e, After::OtherWay),
+            })?;
             let began = Instant::now();
             transport = match transport.encrypt(&loaded).await {
                 Ok(Encrypted::Yes(transport)) => {
@@ -218,6 +240,10 @@ impl Host<'_> {
                     return Err(Failure::new(Error::Tls { message: message.into() }, After::Stop));
                 }
                 Err(e @ Error::Tls { .. }) => return Err(Failure::new(e, After::OtherWay)),
+                // Where libpq stops too: an answer that nobody has signed is no reason to go without TLS.
+                Err(e @ Error::Io { during: NOT_STARTED, .. }) => {
+                    return Err(Failure::new(e, After::Address));
+                }
                 // It may have hung up because of TLS.
                 Err(e) if is_lost(&e) && !others.is_empty() => {
                     return Err(Failure::new(e, After::OtherWay));
@@ -225,6 +251,7 @@ impl Host<'_> {
                 Err(e) => return Err(Failure::lost_or(e, After::Stop)),
             };
         }
+        let refused_before = self.refused.clone();
         let arrival = handshake::Arrival {
             config,
             target: self.target,
@@ -233,10 +260,18 @@ impl Host<'_> {
             tls,
             began,
             attempt: &mut self.attempt,
+            unanswered: &mut self.unanswered,
+            refused: refused_before.as_ref(),
         };
         let mut connection =
             handshake::handshake(transport, arrival).await.map_err(|rejection| {
-                let Rejection { error, by_server } = rejection;
+                let Rejection { error, by_server, password } = rejection;
+                // Within a rotation the provider may have a newer one: once a host, for where accounts are
+                // locked after a few refusals.
+                if password.is_some() && refused_before.is_none() {
+                    self.refused = password;
+                    return Failure::new(error, After::SameWay);
+                }
                 match error.sqlstate() {
                     Some(code) if by_server && *code == sqlstate::CANNOT_CONNECT_NOW => {
                         Failure::new(error, After::Host)
@@ -250,7 +285,7 @@ impl Host<'_> {
             Ok(Some(other)) => {
                 connection.closes(Closed::Close);
                 let error = std::io::Error::other(other);
-                Err(Failure::new(Error::Io { during: ROLE, source: error }, After::Host))
+                Err(Failure::new(Error::Io { during: WRONG_ROLE, source: error }, After::Host))
             }
             Err(e) => Err(Failure::lost_or(e, After::Host)),
         }
@@ -278,6 +313,8 @@ impl Host<'_> {
 
 /// Where to go after a failure.
 enum After {
+    /// The same address in the same way, with another password.
+    SameWay,
     /// The same address, encrypted otherwise.
     OtherWay,
     /// The next address of the host.
@@ -413,29 +450,35 @@ fn deadline(config: &ConnectionConfig) -> Option<Instant> {
     Instant::now().checked_add(after)
 }
 
-/// What is said when a server's word has ended the search: that word, as the error that it is, with what
-/// was tried before.
+/// The error when an answer of the server has ended the search: that answer, with what was tried
+/// before it and after it, in order.
+///
+/// Of several refusals of a login (with a second password, or without TLS) the first counts: it is
+/// that of the way which was preferred.
 fn refused(mut attempts: Vec<ConnectAttempt>) -> Error {
-    let Some(last) = attempts.pop() else { return unreachable(attempts) };
-    let before: Vec<String> = attempts.iter().map(ToString::to_string).collect();
-    let with_those_before = |message: String| match before.is_empty() {
-        true => message,
-        false => format!("{message}; before that, {}", before.join("; ")),
+    let Some(last) = attempts.last() else { return unreachable(attempts) };
+    let is_refusal = |e: &Error| matches!(e, Error::Authentication { server: Some(_), .. });
+    let first_refusal = match *last.error {
+        Error::Authentication { .. } => attempts.iter().position(|a| is_refusal(&a.error)),
+        _ => None,
     };
-    match *last.error {
-        Error::Authentication { message, server } => {
-            // The first refusal is of the way that was preferred.
-            let earlier = attempts.into_iter().find_map(|attempt| match *attempt.error {
-                Error::Authentication { server, .. } => server,
-                _ => None,
-            });
-            Error::Authentication {
-                message: with_those_before(message),
-                server: earlier.or(server),
+    let later = attempts.split_off(first_refusal.map_or(attempts.len(), |at| at + 1));
+    let Some(answer) = attempts.pop() else { return unreachable(attempts) };
+    let with_others = |mut message: String| {
+        for (when, others) in [("before", &attempts), ("after", &later)] {
+            let others: Vec<String> = others.iter().map(ToString::to_string).collect();
+            if !others.is_empty() {
+                message += &format!("; {when} that, {}", others.join("; "));
             }
         }
-        Error::Tls { message } => Error::Tls { message: with_those_before(message) },
-        Error::Protocol { message } => Error::Protocol { message: with_those_before(message) },
+        message
+    };
+    match *answer.error {
+        Error::Authentication { message, server } => {
+            Error::Authentication { message: with_others(message), server }
+        }
+        Error::Tls { message } => Error::Tls { message: with_others(message) },
+        Error::Protocol { message } => Error::Protocol { message: with_others(message) },
         other => other,
     }
 }
@@ -458,7 +501,6 @@ fn unreachable(mut attempts: Vec<ConnectAttempt>) -> Error {
 }
 
 const CONNECTING: &str = "while connecting";
-const ROLE: &str = "while looking for a server by target_session_attrs";
 
 #[cfg(test)]
 mod tests {
@@ -500,6 +542,8 @@ mod tests {
             attempts: &mut attempts,
             tls: OnceLock::new(),
             attempt: Attempt::default(),
+            unanswered: false,
+            refused: None,
         };
         let connected = host.try_addresses(&addresses, deadline(&config)).await;
         assert!(connected.is_ok());

@@ -1,3 +1,5 @@
+use std::io;
+
 use bytes::BytesMut;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -18,13 +20,17 @@ use crate::{
         ChannelBinding, ConnectionConfig, Method, Password, ProtocolVersion, ScramCacheEntry,
         Target,
     },
-    error::{DbError, Error, OneLine, Result},
+    error::{
+        DbError, Error, LOGGING_IN, LOGGING_IN_BY_3_2, NOT_STARTED, OneLine, Result,
+        advice_for_refusal,
+    },
     md5,
     metrics::connection::{self as metrics, Attempt, OpenConnection, Phase},
     protocol::{
         backend::{Authentication, Message},
-        frame::{Header, MAX_STARTUP_FRAME},
+        frame::{Header, MAX_STARTUP_FRAME, PreV3Error},
         frontend,
+        long::Long,
     },
     scram::{self, Binding, ClientFirst, Keys, ServerFinal},
     transport::{Address, Tls, TlsInfo, Transport, explain},
@@ -42,6 +48,10 @@ pub(super) struct Arrival<'a> {
     pub(super) began: Instant,
     /// How far they have come.
     pub(super) attempt: &'a mut Attempt,
+    /// Set while nothing was answered to a start-up message of a version newer than 3.0.
+    pub(super) unanswered: &'a mut bool,
+    /// A password of the provider that the server has refused, and that is not sent again.
+    pub(super) refused: Option<&'a Password>,
 }
 
 /// Why there is no session.
@@ -49,11 +59,13 @@ pub(super) struct Rejection {
     pub(super) error: Error,
     /// The server itself refuses this login: encrypted otherwise, it may not.
     pub(super) by_server: bool,
+    /// The provider's password that the server refused.
+    pub(super) password: Option<Password>,
 }
 
 impl From<Error> for Rejection {
     fn from(error: Error) -> Self {
-        Self { error, by_server: false }
+        Self { error, by_server: false, password: None }
     }
 }
 
@@ -62,19 +74,30 @@ pub(super) async fn handshake(
     transport: Transport,
     arrival: Arrival<'_>,
 ) -> Result<Connection, Rejection> {
-    let Arrival { config, target, address, notices, tls, began, attempt } = arrival;
+    let Arrival { config, target, address, notices, tls, began, attempt, unanswered, refused } =
+        arrival;
     attempt.comes_to(Phase::Auth);
     let user = config.user_name()?;
     let tls_info = transport.tls_info();
     let mut wire = Wire {
         transport,
         buffer: BytesMut::new(),
+        long: None,
         heard: Heard::new(notices.clone()),
         trusted: false,
+        unanswered,
     };
+    *wire.unanswered = config.protocol.max > ProtocolVersion::V3_0;
     wire.send(&startup_message(config, &user)?).await?;
-    let mut login =
-        Login { config, target, user: &user, tls: tls_info.as_ref(), auth_method: "none" };
+    let mut login = Login {
+        config,
+        target,
+        user: &user,
+        tls: tls_info.as_ref(),
+        auth_method: "none",
+        provided: None,
+        refused,
+    };
     let asked = Instant::now();
     let mut counted = metrics::Login::begin();
     let version = login.authenticate(&mut wire, &mut counted).await?;
@@ -106,7 +129,7 @@ pub(super) async fn handshake(
                 wire.heard.end_login()?;
                 break;
             }
-            Message::ErrorResponse(e) => return Err(refused(e, login.user).into()),
+            Message::ErrorResponse(e) => return Err(refusal(e, login.user).into()),
             other => return Ok(unexpected(&other, "the start of the session")?),
         }
     }
@@ -133,6 +156,7 @@ pub(super) async fn handshake(
         transport: wire.transport,
         low_water: 1,
         buffer: wire.buffer,
+        long: wire.long,
         session: Session::new(wire.heard, info, cancel).into(),
         bounds: Bounds {
             max_message_size: config.extras.max_message_size,
@@ -197,13 +221,17 @@ struct Login<'a> {
     user: &'a str,
     tls: Option<&'a TlsInfo>,
     auth_method: &'static str,
+    /// What the password provider returned.
+    provided: Option<Password>,
+    /// What it must not return again.
+    refused: Option<&'a Password>,
 }
 
 impl Login<'_> {
     /// Goes through the login, and returns the version that is spoken.
     async fn authenticate(
         &mut self,
-        wire: &mut Wire,
+        wire: &mut Wire<'_>,
         counted: &mut metrics::Login,
     ) -> Result<ProtocolVersion, Rejection> {
         let mut version = self.config.protocol.max;
@@ -219,7 +247,9 @@ impl Login<'_> {
                 Message::Authentication(request) => request,
                 Message::ErrorResponse(e) => {
                     counted.may_fail_as("rejected");
-                    return Err(Rejection { error: refused(e, self.user), by_server: true });
+                    let password = self.provided.take().filter(|_| e.code().class() == "28");
+                    let error = refusal(e, self.user);
+                    return Err(Rejection { error, by_server: true, password });
                 }
                 Message::NegotiateProtocolVersion { newest, options } if !negotiated => {
                     counted.may_fail_as("malformed");
@@ -442,7 +472,7 @@ impl Login<'_> {
 
     /// The keys for a salt: given, remembered, or computed on another thread, for that takes
     /// milliseconds in which no other task of this one would run.
-    async fn keys(&self, salt: &[u8], iterations: u32) -> Result<Keys> {
+    async fn keys(&mut self, salt: &[u8], iterations: u32) -> Result<Keys, Rejection> {
         let config = self.config;
         let (client, server) = (&config.scram_client_key, &config.scram_server_key);
         if let (Some(client), Some(server)) = (client, server) {
@@ -478,87 +508,117 @@ impl Login<'_> {
         Ok(keys)
     }
 
-    async fn password(&self) -> Result<Password> {
+    async fn password(&mut self) -> Result<Password, Rejection> {
         if let Some(provider) = &self.config.extras.password_provider {
-            let password = provider.ask().await?;
-            if password.is_empty() {
-                return Err(Error::authentication("the password provider gives an empty password"));
+            let password = Password::new(provider.ask().await?);
+            if password.reveal().is_empty() {
+                let empty = "the password provider gives an empty password";
+                return Err(Error::authentication(empty).into());
             }
-            return Ok(Password::new(password));
+            // Each refusal counts where accounts are locked after a few.
+            if self.refused == Some(&password) {
+                let error = Error::authentication(
+                    "the password provider was asked again, and returned the same password",
+                );
+                return Err(Rejection { error, by_server: true, password: None });
+            }
+            self.provided = Some(password.clone());
+            return Ok(password);
         }
-        let found = self.config.find_password(self.target).filter(|p| !p.reveal().is_empty());
-        found.ok_or_else(|| {
+        let found = self.config.find_password(self.target)?.filter(|p| !p.reveal().is_empty());
+        let found = found.ok_or_else(|| {
             Error::authentication(format!(
                 "the server asks for the password of {:?}, and none is given: write it in the \
                  connection string, in PGPASSWORD, or in the password file{}",
                 self.user,
                 self.config.passfile().map(|f| format!(" {f}")).unwrap_or_default()
             ))
-        })
+        })?;
+        Ok(found)
     }
 }
 
 const SCRAM_PLUS: &str = "scram-sha-256-plus";
 
 /// The server's refusal: of this login (class 28), or for another reason.
-fn refused(e: Box<DbError>, user: &str) -> Error {
+fn refusal(e: Box<DbError>, user: &str) -> Error {
     if e.code().class() != "28" {
         return Error::Server(e);
     }
-    Error::Authentication {
-        message: format!(
-            "{e}; check the user {user:?}, its password, and pg_hba.conf on the server"
-        ),
-        server: Some(e),
-    }
+    let message = format!("{e}; {}", advice_for_refusal(&e, user));
+    Error::Authentication { message, server: Some(e) }
 }
 
 /// A socket before there is a session.
-struct Wire {
+struct Wire<'a> {
     transport: Transport,
     buffer: BytesMut,
+    long: Option<Long>,
     heard: Heard,
     /// The login is over: before that, nothing is believed but what belongs to it.
     trusted: bool,
+    /// Nothing was answered to a version newer than 3.0.
+    unanswered: &'a mut bool,
 }
 
-impl Wire {
+impl Wire<'_> {
     async fn send(&mut self, message: &[u8]) -> Result<()> {
         let sent = async {
             self.transport.write_all(message).await?;
             // TLS may keep it back otherwise.
             self.transport.flush().await
         };
-        sent.await.map_err(|e| explain(DURING, e))
+        sent.await.map_err(|e| explain(self.during(), e))
     }
 
     /// The next message that belongs to the login.
     async fn receive(&mut self) -> Result<Message> {
         loop {
             let heard = Some(&self.heard).filter(|_| self.trusted);
-            match take_message(&mut self.buffer, MAX_STARTUP_FRAME, heard) {
-                Ok(Taken::Message(message)) => return Ok(message),
+            match take_message(&mut self.buffer, &mut self.long, MAX_STARTUP_FRAME, heard) {
+                Ok(Taken::Message(message)) => {
+                    *self.unanswered = false;
+                    return Ok(message);
+                }
                 Ok(Taken::Absorbed) => continue,
                 Ok(Taken::Incomplete) => self.buffer.reserve(SMALL_READ),
-                Err(e) => return Err(self.old_error().unwrap_or(e)),
+                Err(e) => return Err(self.pre_v3_error().await.unwrap_or(e)),
             }
             match self.transport.read_buf(&mut self.buffer).await {
-                Ok(0) => return Err(Error::ConnectionClosed { during: DURING, source: None }),
+                Ok(0) => {
+                    return Err(Error::ConnectionClosed { during: self.during(), source: None });
+                }
                 Ok(_) => {}
-                Err(e) => return Err(explain(DURING, e)),
+                Err(e) => return Err(explain(self.during(), e)),
             }
         }
     }
 
-    /// The error of a server that could not even start a process for the session: text without a
-    /// length, as before protocol 3.
-    fn old_error(&self) -> Option<Error> {
-        let text = Header::text_of_old_error(&self.buffer)?;
-        Some(Error::protocol(format!(
-            "the server refuses the connection: {}",
-            OneLine::name(&text)
-        )))
+    /// The error of a server that could not start a process for the session: text without a length,
+    /// as before protocol 3.
+    async fn pre_v3_error(&mut self) -> Option<Error> {
+        loop {
+            match Header::pre_v3_error(&self.buffer)? {
+                PreV3Error::Whole(text) => {
+                    let source = io::Error::other(OneLine::name(&text).to_string());
+                    return Some(Error::Io { during: NOT_STARTED, source });
+                }
+                // What has come so far is all that it could send.
+                PreV3Error::Beginning(text) => {
+                    match self.transport.read_buf(&mut self.buffer).await {
+                        Ok(1..) => {}
+                        _ => {
+                            let source = io::Error::other(OneLine::name(&text).to_string());
+                            return Some(Error::Io { during: NOT_STARTED, source });
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is going on, for errors.
+    fn during(&self) -> &'static str {
+        if *self.unanswered { LOGGING_IN_BY_3_2 } else { LOGGING_IN }
     }
 }
-
-const DURING: &str = "while logging in";

@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use self::session::{Heard, Session};
@@ -32,8 +32,9 @@ use crate::{
     metrics::connection::{Closed, OpenConnection, protocol_error},
     protocol::{
         backend::{Message, name_of},
-        frame::{HEADER, Header, MAX_CONTROL_FRAME},
+        frame::{HEADER, Header, MAX_CONTROL_FRAME, MAX_FRAME},
         frontend,
+        long::Long,
         rows::{Run, Stop, value_at},
     },
     transport::Transport,
@@ -49,6 +50,8 @@ pub(crate) struct Connection {
     low_water: usize,
     /// Bytes that have arrived and not been looked at.
     pub(crate) buffer: BytesMut,
+    /// A message that is read as it arrives: what is in the buffer continues it.
+    long: Option<Long>,
     pub(crate) session: Arc<Session>,
     pub(crate) bounds: Bounds,
     /// Whether the server has answered a query on this connection before.
@@ -117,11 +120,22 @@ impl Connection {
 
     /// Takes one message off the buffer.
     pub(crate) fn take_message(&mut self) -> Result<Taken> {
-        match take_message(&mut self.buffer, MAX_CONTROL_FRAME, Some(&self.session.heard))? {
+        self.take_message_within(MAX_CONTROL_FRAME)
+    }
+
+    /// The same, for messages of at most so many bytes.
+    fn take_message_within(&mut self, max: usize) -> Result<Taken> {
+        let heard = Some(&self.session.heard);
+        match take_message(&mut self.buffer, &mut self.long, max, heard)? {
             Taken::Message(message) => self.check_state(message).map(Taken::Message),
             Taken::Absorbed => self.session.heard.check_encoding().map(|()| Taken::Absorbed),
             Taken::Incomplete => Ok(Taken::Incomplete),
         }
+    }
+
+    /// Whether what comes next continues a long message, so that it is no row whatever it looks like.
+    pub(crate) fn is_in_message(&self) -> bool {
+        self.long.is_some()
     }
 
     /// Checks that a session that is ready for the next query is in the expected state. In a
@@ -195,7 +209,11 @@ impl Connection {
         let (mut value, mut failure) = (None, None);
         loop {
             let mut run = Run::default();
-            match run.extend(&self.buffer, 1, MAX_CONTROL_FRAME) {
+            let stop = match self.is_in_message() {
+                true => Stop::Other,
+                false => run.extend(&self.buffer, 1, MAX_CONTROL_FRAME),
+            };
+            match stop {
                 Stop::Full => {
                     let row = self.buffer.split_to(run.frame_bytes);
                     let range = value_at(&row, 0).and_then(|(range, _)| range);
@@ -263,22 +281,50 @@ pub(crate) enum Taken {
     Incomplete,
 }
 
-/// Takes one message off a buffer; without `heard`, nothing may come but what is asked for.
-fn take_message(buffer: &mut BytesMut, max: usize, heard: Option<&Heard>) -> Result<Taken> {
-    let name = buffer.first().copied().map_or("", name_of);
-    match told_wrong(name, Header::read(buffer, max))? {
-        Some(header) if buffer.len() >= header.size => {
+/// Takes one message off a buffer; without `heard`, nothing may come but what is asked for. `long`
+/// keeps a message of which only a part has arrived.
+fn take_message(
+    buffer: &mut BytesMut,
+    long: &mut Option<Long>,
+    max: usize,
+    heard: Option<&Heard>,
+) -> Result<Taken> {
+    let message = match long {
+        Some(reading) => {
+            let name = reading.name();
+            let Some(message) = told_wrong(name, reading.read(buffer))? else {
+                return Ok(Taken::Incomplete);
+            };
+            *long = None;
+            message
+        }
+        None => {
+            let tag = buffer.first().copied().unwrap_or_default();
+            let name = name_of(tag);
+            // Nobody is believed that much before the login is over.
+            let may_be_long = heard.is_some() && Long::reads(tag);
+            let max = if may_be_long { MAX_FRAME } else { max };
+            let Some(header) = told_wrong(name, Header::read(buffer, max))? else {
+                return Ok(Taken::Incomplete);
+            };
+            *long = Long::begin(header).filter(|_| may_be_long);
+            if long.is_some() {
+                buffer.advance(HEADER);
+                return take_message(buffer, long, max, heard);
+            }
+            if buffer.len() < header.size {
+                return Ok(Taken::Incomplete);
+            }
             let frame = buffer.split_to(header.size);
             let body = frame.get(HEADER..).unwrap_or_default();
-            let message = told_wrong(name, Message::read(header.tag, body))?;
-            let message = match heard {
-                Some(heard) => heard.absorb(message),
-                None => Some(message),
-            };
-            Ok(message.map_or(Taken::Absorbed, Taken::Message))
+            told_wrong(name, Message::read(header.tag, body))?
         }
-        _ => Ok(Taken::Incomplete),
-    }
+    };
+    let message = match heard {
+        Some(heard) => heard.absorb(message),
+        None => Some(message),
+    };
+    Ok(message.map_or(Taken::Absorbed, Taken::Message))
 }
 
 /// Counts what a server has said against the protocol, in a message of this name.

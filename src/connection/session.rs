@@ -152,6 +152,9 @@ impl Heard {
                 let is_short = name.len() <= MAX_VALUE && value.len() <= MAX_VALUE;
                 if is_short && (parameters.values.len() < MAX_PARAMETERS || is_known) {
                     parameters.values.insert(name, value);
+                } else if !is_short {
+                    // Rather none than an earlier one.
+                    parameters.values.remove(&name);
                 }
             }
             Message::NotificationResponse { channel } => {
@@ -325,6 +328,9 @@ mod tests {
         tell(&long, "1");
         tell("long", &long);
         assert!(heard.parameter(&long).is_none() && heard.parameter("long").is_none());
+        tell("long", "short");
+        tell("long", &long);
+        assert_eq!(heard.parameter("long"), None, "no value that is out of date");
         for i in 0..=MAX_PARAMETERS {
             tell(&format!("p{i}"), "1");
         }

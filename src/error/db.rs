@@ -9,7 +9,7 @@ use super::{OneLine, sqlstate::SqlState};
 /// 8 KiB the beginning is kept, up to the last character that is whole.
 ///
 /// [Error and Notice Message Fields]: https://www.postgresql.org/docs/current/protocol-error-fields.html
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DbError {
     pub(crate) severity: String,
@@ -118,6 +118,48 @@ impl DbError {
     /// Returns the function of the server's source code that reported the error.
     pub fn routine(&self) -> Option<&str> {
         self.routine.as_deref()
+    }
+}
+
+impl DbError {
+    /// Writes the fields that `Display` leaves out, as far as the server sent them.
+    pub(super) fn write_rest(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let numbers = [
+            ("position", self.position),
+            ("internal_position", self.internal_position),
+            ("line", self.line),
+        ];
+        let texts = [
+            ("internal_query", &self.internal_query),
+            ("where", &self.where_),
+            ("schema", &self.schema),
+            ("table", &self.table),
+            ("column", &self.column),
+            ("data_type", &self.data_type),
+            ("constraint", &self.constraint),
+            ("file", &self.file),
+            ("routine", &self.routine),
+        ];
+        for (name, number) in numbers {
+            if let Some(number) = number {
+                write!(f, ", {name}: {number}")?;
+            }
+        }
+        for (name, text) in texts {
+            if let Some(text) = text {
+                write!(f, ", {name}: {text:?}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The line of `Display`, then the other fields that the server sent.
+impl fmt::Debug for DbError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self} [DbError")?;
+        self.write_rest(f)?;
+        f.write_str("]")
     }
 }
 

@@ -7,6 +7,7 @@ mod text;
 
 use std::{fmt, io, time::Duration};
 
+pub(crate) use self::advice::for_refusal as advice_for_refusal;
 use self::sqlstate::SqlState;
 pub(crate) use self::text::OneLine;
 pub use self::{
@@ -21,7 +22,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// `Display` is one line: what failed, where, and what to do about it, with the server's words and
 /// SQLSTATE where the server said something. [`source`](std::error::Error::source) holds a cause
-/// that `Display` does not repeat. No variant ever shows a password.
+/// that `Display` does not repeat, but for that of [`JsonDecode`](Self::JsonDecode). No variant ever shows a password. `Debug`, which `main` and
+/// `unwrap` print, is the same line with its causes, the category, and the fields of the server's
+/// error that `Display` leaves out.
 ///
 /// ```
 /// use fraiseql_wire::{Error, RetryAdvice, sqlstate};
@@ -36,7 +39,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///     }
 /// }
 /// ```
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A setting, a name or an argument is not valid. Nothing was sent.
@@ -47,17 +50,15 @@ pub enum Error {
     },
 
     /// No connection could be made: every address was tried.
-    #[error(
-        "could not connect to {}; check host and port, and that the server is running there",
-        advice::join(attempts)
-    )]
+    #[error("could not connect to {}{}", advice::join(attempts), advice::for_attempts(attempts))]
     Connection {
         /// What was tried, in order.
         attempts: Vec<ConnectAttempt>,
     },
 
-    /// The connection ended before the answer was complete.
-    #[error("the other side closed the connection {during}; run the query again")]
+    /// The connection ended before the answer was complete: the peer closed it, or it stopped
+    /// answering, or the network to it was lost.
+    #[error("{}", advice::closed(during, source.as_ref()))]
     ConnectionClosed {
         /// What was going on.
         during: &'static str,
@@ -189,14 +190,41 @@ pub enum Error {
         message: &'static str,
     },
 
-    /// The operating system reported an error on the connection.
-    #[error("I/O error on the connection {during}")]
+    /// The operating system reported an error: on the connection, or for a file that the
+    /// configuration names. As an attempt of [`Error::Connection`], also a server that could not start
+    /// a session or has the wrong role.
+    #[error("{}", advice::io(during))]
     Io {
-        /// What was going on.
+        /// What was going on, or what failed.
         during: &'static str,
-        /// The operating system's reason.
+        /// The reason: the operating system's, or the server's.
         source: io::Error,
     },
+}
+
+/// `during` of an [`Error::Io`] that is not about I/O on a connection: it is the whole message.
+pub(crate) const WRONG_ROLE: &str =
+    "the server does not have the role that target_session_attrs asks for";
+pub(crate) const NOT_STARTED: &str = "the server could not start a session";
+pub(crate) const UNREADABLE: &str = "a file of the configuration could not be read";
+
+pub(crate) const RESOLVING: &str = "while resolving the name";
+pub(crate) const LOGGING_IN: &str = "while logging in";
+/// In place of [`LOGGING_IN`] if a newer version was asked for and nothing was answered to it.
+pub(crate) const LOGGING_IN_BY_3_2: &str =
+    "while logging in by protocol 3.2, which max_protocol_version asks for";
+
+/// One line first: `Display` and the causes. Then the category and what else the server sent.
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")?;
+        advice::write_causes(f, self)?;
+        write!(f, " [{:?}", self.category())?;
+        if let Self::Server(e) | Self::Authentication { server: Some(e), .. } = self {
+            e.write_rest(f)?;
+        }
+        f.write_str("]")
+    }
 }
 
 /// The deadline that passed, in [`Error::Timeout`].
@@ -220,13 +248,20 @@ impl TimeoutPhase {
     fn hint(self) -> &'static str {
         match self {
             Self::Connect => {
-                "check host and port, whether a firewall drops the packets, or raise connect_timeout"
+                "the server or the network did not answer: check host and port, whether a firewall \
+                 drops the packets, and the server's load, or raise connect_timeout"
             }
-            Self::Cancel => "the connection was closed, the next query opens a new one",
-            Self::Read => "check the server and the network in between, or raise read_timeout",
+            Self::Cancel => {
+                "the server may still run it; its connection is not used again, and the next query \
+                 opens a new one"
+            }
+            Self::Read => {
+                "the server sent nothing: look at the plan (explain()) and at locks, check the server \
+                 and the network in between, or raise read_timeout"
+            }
             Self::FirstRow => {
-                "look at the plan (explain()) for an index or a sort that comes first, or raise \
-                 first_row_timeout"
+                "look at the plan (explain()) for an index or a sort that comes first, and at locks, \
+                 or raise first_row_timeout"
             }
             Self::Query => "ask for less (limit(), filter()), read faster, or raise timeout",
         }
@@ -258,12 +293,7 @@ pub struct ConnectAttempt {
 impl fmt::Display for ConnectAttempt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.target, self.error)?;
-        let mut cause = std::error::Error::source(&self.error);
-        while let Some(e) = cause {
-            write!(f, ": {e}")?;
-            cause = e.source();
-        }
-        Ok(())
+        advice::write_causes(f, &*self.error)
     }
 }
 
@@ -318,7 +348,8 @@ impl Error {
         Self::Authentication { message: message.into(), server: None }
     }
 
-    /// An I/O error on an established connection: the ways in which a peer goes away are one case.
+    /// An I/O error on an established connection: the ways in which a peer goes away, or can no
+    /// longer be reached, are one case.
     pub(crate) fn io(during: &'static str, source: io::Error) -> Self {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
         match source.kind() {
@@ -326,7 +357,22 @@ impl Error {
             BrokenPipe | ConnectionAborted | ConnectionReset => {
                 Self::ConnectionClosed { during, source: Some(source) }
             }
+            _ if advice::lost(&source).is_some() => {
+                Self::ConnectionClosed { during, source: Some(source) }
+            }
             _ => Self::Io { during, source },
+        }
+    }
+
+    /// A file that exists, or may exist, but cannot be read at the moment: the process has no file
+    /// descriptor left, for one. Gives the error back if another attempt would not help.
+    pub(crate) fn unreadable(what: &str, source: io::Error) -> Result<Self, io::Error> {
+        match advice::is_transient(&source) {
+            true => {
+                let source = io::Error::new(source.kind(), format!("{what}: {source}"));
+                Ok(Self::Io { during: UNREADABLE, source })
+            }
+            false => Err(source),
         }
     }
 }

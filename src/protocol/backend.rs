@@ -3,10 +3,13 @@
 //! [Message Formats]: https://www.postgresql.org/docs/current/protocol-message-formats.html
 
 use super::read::Reader;
-use crate::error::{DbError, Error, Result, sqlstate::SqlState};
+use crate::error::{
+    DbError, Error, Result,
+    sqlstate::{self, SqlState},
+};
 
 /// The tag of a row. Rows are read by [`rows`](super::rows), in place and many at once.
-pub(super) const DATA_ROW: u8 = b'D';
+pub(crate) const DATA_ROW: u8 = b'D';
 
 /// A message from the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,10 +109,13 @@ impl Message {
             b'2' => empty(Self::BindComplete, "BindComplete"),
             b'A' => read_notification(body),
             b'C' => read_command_complete(body),
-            b'E' => read_error_fields("ErrorResponse", body).map(Self::ErrorResponse),
+            b'E' | b'N' => {
+                let mut fields = ErrorFields::new(tag);
+                fields.read(body)?;
+                fields.finish()
+            }
             b'I' => empty(Self::EmptyQueryResponse, "EmptyQueryResponse"),
             b'K' => read_backend_key_data(body),
-            b'N' => read_error_fields("NoticeResponse", body).map(Self::NoticeResponse),
             b'R' => read_authentication(body).map(Self::Authentication),
             b'S' => read_parameter_status(body),
             b'T' => read_row_description(body).map(Self::RowDescription),
@@ -117,6 +123,20 @@ impl Message {
             b'n' => empty(Self::NoData, "NoData"),
             b'v' => read_negotiate_protocol_version(body),
             DATA_ROW => Ok(Self::DataRow),
+            tag => Ok(Self::Unexpected { tag }),
+        }
+    }
+
+    /// Reads the beginning of a ParameterStatus or NotificationResponse, whose rest was not kept: what
+    /// follows its fields does not count.
+    pub(super) fn read_head(tag: u8, head: &[u8]) -> Result<Self> {
+        let mut r = Reader::new(name_of(tag), head);
+        match tag {
+            b'S' => Ok(Self::ParameterStatus { name: r.text()?, value: r.text()? }),
+            b'A' => {
+                r.u32()?;
+                Ok(Self::NotificationResponse { channel: r.text()? })
+            }
             tag => Ok(Self::Unexpected { tag }),
         }
     }
@@ -301,51 +321,114 @@ fn cut(mut text: String) -> String {
     text
 }
 
-/// The fields of an error or notice, by [Error and Notice Message Fields]; unknown ones are
-/// skipped, as the manual asks.
+/// The fields of an error or notice, by [Error and Notice Message Fields], read in as many pieces as
+/// they arrive in. Of each text the beginning is kept; unknown fields are skipped, as the manual asks.
 ///
 /// [Error and Notice Message Fields]: https://www.postgresql.org/docs/current/protocol-error-fields.html
-fn read_error_fields(name: &'static str, body: &[u8]) -> Result<Box<DbError>> {
-    let mut r = Reader::new(name, body);
-    let mut fields: [Option<String>; 128] = [const { None }; 128];
-    loop {
-        match r.u8()? {
-            0 => break,
-            tag => {
-                let text = r.text()?;
-                if let Some(field) = fields.get_mut(usize::from(tag)) {
-                    *field = Some(cut(text));
+#[derive(Debug)]
+pub(super) struct ErrorFields {
+    tag: u8,
+    at: At,
+    texts: [Option<Vec<u8>>; KNOWN_FIELDS.len()],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    /// The next byte is the tag of a field, or ends the message.
+    Tag,
+    /// In the text of this field, if it is a known one.
+    Text(Option<usize>),
+    End,
+}
+
+const KNOWN_FIELDS: &[u8] = b"SVCMDHPpqWstcdnFLR";
+
+impl ErrorFields {
+    /// `tag` is that of the message.
+    pub(super) fn new(tag: u8) -> Self {
+        Self { tag, at: At::Tag, texts: [const { None }; KNOWN_FIELDS.len()] }
+    }
+
+    pub(super) fn read(&mut self, mut piece: &[u8]) -> Result<()> {
+        while let Some((&first, rest)) = piece.split_first() {
+            match self.at {
+                At::Tag if first == 0 => self.at = At::End,
+                At::Tag => {
+                    let field = KNOWN_FIELDS.iter().position(|known| *known == first);
+                    if let Some(text) = field.and_then(|field| self.texts.get_mut(field)) {
+                        *text = Some(Vec::new());
+                    }
+                    self.at = At::Text(field);
+                }
+                At::Text(field) => {
+                    let end = piece.iter().position(|&b| b == 0);
+                    let (text, rest) = piece.split_at(end.unwrap_or(piece.len()));
+                    let kept = field.and_then(|field| self.texts.get_mut(field)?.as_mut());
+                    if let Some(kept) = kept {
+                        // A character more, so that the last one kept is whole.
+                        let room = (MAX_ERROR_TEXT + 4).saturating_sub(kept.len());
+                        kept.extend_from_slice(text.get(..room).unwrap_or(text));
+                    }
+                    piece = rest.get(1..).unwrap_or_default();
+                    if end.is_some() {
+                        self.at = At::Tag;
+                    }
+                    continue;
+                }
+                At::End => {
+                    return Err(Error::protocol(format!(
+                        "{} has {} bytes too many",
+                        name_of(self.tag),
+                        piece.len()
+                    )));
                 }
             }
+            piece = rest;
         }
+        Ok(())
     }
-    r.finish()?;
-    let mut take = |tag: u8| fields.get_mut(usize::from(tag)).and_then(Option::take);
-    let message = take(b'M').unwrap_or_default();
-    let code = take(b'C').unwrap_or_default();
-    let Some(code) = SqlState::from_code(&code) else {
-        return Err(Error::protocol(format!("{name} has no valid SQLSTATE; it says {message:?}")));
-    };
-    let localized_severity = take(b'S');
-    Ok(Box::new(DbError {
-        severity: take(b'V').or(localized_severity).unwrap_or_default(),
-        code,
-        message,
-        detail: take(b'D'),
-        hint: take(b'H'),
-        position: take(b'P').and_then(|n| n.parse().ok()),
-        internal_position: take(b'p').and_then(|n| n.parse().ok()),
-        internal_query: take(b'q'),
-        where_: take(b'W'),
-        schema: take(b's'),
-        table: take(b't'),
-        column: take(b'c'),
-        data_type: take(b'd'),
-        constraint: take(b'n'),
-        file: take(b'F'),
-        line: take(b'L').and_then(|n| n.parse().ok()),
-        routine: take(b'R'),
-    }))
+
+    /// The message, when all of it was read.
+    ///
+    /// A field that the protocol demands and other engines leave out is no reason to lose the others: without
+    /// a valid SQLSTATE an error is one that nothing is known of, `XX000`.
+    pub(super) fn finish(&mut self) -> Result<Message> {
+        if self.at != At::End {
+            let name = name_of(self.tag);
+            return Err(Error::protocol(format!("{name} ends in the middle of a field")));
+        }
+        let mut take = |tag: u8| {
+            let field = KNOWN_FIELDS.iter().position(|known| *known == tag)?;
+            let text = self.texts.get_mut(field)?.take()?;
+            Some(cut(String::from_utf8_lossy(&text).into_owned()))
+        };
+        let is_error = self.tag == b'E';
+        let (code, severity) = match is_error {
+            true => (sqlstate::INTERNAL_ERROR, "ERROR"),
+            false => (sqlstate::SUCCESSFUL_COMPLETION, "NOTICE"),
+        };
+        let localized_severity = take(b'S');
+        let fields = Box::new(DbError {
+            severity: take(b'V').or(localized_severity).unwrap_or_else(|| severity.to_owned()),
+            code: take(b'C').and_then(|c| SqlState::from_code(&c)).unwrap_or(code),
+            message: take(b'M').unwrap_or_else(|| "(without a message)".to_owned()),
+            detail: take(b'D'),
+            hint: take(b'H'),
+            position: take(b'P').and_then(|n| n.parse().ok()),
+            internal_position: take(b'p').and_then(|n| n.parse().ok()),
+            internal_query: take(b'q'),
+            where_: take(b'W'),
+            schema: take(b's'),
+            table: take(b't'),
+            column: take(b'c'),
+            data_type: take(b'd'),
+            constraint: take(b'n'),
+            file: take(b'F'),
+            line: take(b'L').and_then(|n| n.parse().ok()),
+            routine: take(b'R'),
+        });
+        Ok(if is_error { Message::ErrorResponse(fields) } else { Message::NoticeResponse(fields) })
+    }
 }
 
 #[cfg(test)]
@@ -508,9 +591,23 @@ mod tests {
     }
 
     #[test]
-    fn an_error_without_a_code_still_says_its_message() {
-        let error = Message::read(b'E', b"SERROR\0Mno code\0\0").unwrap_err().to_string();
-        assert!(error.contains("no code"), "{error}");
+    fn an_error_keeps_what_it_has_where_fields_are_missing() {
+        for (body, line) in [
+            (&b"SERROR\0Mno code\0\0"[..], "ERROR: no code (SQLSTATE XX000)"),
+            (b"SFATAL\0C42\0Mshort\0\0", "FATAL: short (SQLSTATE XX000)"),
+            (b"C42P01\0Mno severity\0\0", "ERROR: no severity (SQLSTATE 42P01)"),
+            (b"C42P01\0\0", "ERROR: (without a message) (SQLSTATE 42P01)"),
+            (b"\0", "ERROR: (without a message) (SQLSTATE XX000)"),
+        ] {
+            let Message::ErrorResponse(error) = Message::read(b'E', body).unwrap() else {
+                panic!()
+            };
+            assert_eq!(error.to_string(), line);
+        }
+        let Message::NoticeResponse(notice) = Message::read(b'N', b"Mhm\0\0").unwrap() else {
+            panic!()
+        };
+        assert_eq!(notice.to_string(), "NOTICE: hm (SQLSTATE 00000)");
     }
 
     #[test]

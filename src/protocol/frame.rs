@@ -23,12 +23,17 @@ pub(crate) struct Header {
     pub(crate) size: usize,
 }
 
+/// The size of a frame whose length field is this: the length counts itself, but not the tag. Where
+/// `usize` has 32 bits, the largest length is one beyond every limit all the same.
+pub(crate) fn frame_size(length: [u8; 4]) -> usize {
+    usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX).saturating_add(1)
+}
+
 impl Header {
     /// Reads the head of the frame that `buf` starts with: `None` while it is not all there.
     pub(crate) fn read(buf: &[u8], max: usize) -> Result<Option<Self>> {
         let Some(&[tag, a, b, c, d]) = buf.first_chunk::<HEADER>() else { return Ok(None) };
-        // The length counts itself, but not the tag.
-        let size = u32::from_be_bytes([a, b, c, d]) as usize + 1;
+        let size = frame_size([a, b, c, d]);
         if size < HEADER || size > max {
             return Err(Error::protocol(format!(
                 "a message {:?} of {} bytes came, where {} to {max} are allowed: is this a Postgres server?",
@@ -41,12 +46,41 @@ impl Header {
     }
 
     /// The text of an error as servers wrote it before protocol 3, without a length: `E`, then text
-    /// up to a NUL. A server of today does so when it cannot start a process for a session.
-    pub(crate) fn text_of_old_error(buf: &[u8]) -> Option<String> {
-        let text = buf.strip_prefix(b"E")?.split(|&b| b == 0).next()?;
-        let text = std::str::from_utf8(text).ok()?.trim();
-        (!text.is_empty() && text.chars().all(|c| !c.is_control())).then(|| text.to_owned())
+    /// up to a NUL. A server of today does so when it cannot start a process for a session. `None` if
+    /// it is something else.
+    pub(crate) fn pre_v3_error(buf: &[u8]) -> Option<PreV3Error> {
+        let text = buf.strip_prefix(b"E")?;
+        let text = text.get(..MAX_PRE_V3_ERROR).unwrap_or(text);
+        let (text, is_whole) = match text.iter().position(|&b| b == 0) {
+            Some(end) => (text.get(..end)?, true),
+            None => (text, text.len() == MAX_PRE_V3_ERROR),
+        };
+        let text = match std::str::from_utf8(text) {
+            Ok(text) => text,
+            // Cut within a character.
+            Err(e) if !is_whole && e.error_len().is_none() => {
+                std::str::from_utf8(text.get(..e.valid_up_to())?).ok()?
+            }
+            Err(_) => return None,
+        };
+        let text = text.trim();
+        if (is_whole && text.is_empty()) || text.chars().any(char::is_control) {
+            return None;
+        }
+        let text = text.to_owned();
+        Some(if is_whole { PreV3Error::Whole(text) } else { PreV3Error::Beginning(text) })
     }
+}
+
+/// The longest text of such an error that is kept, in bytes: more than any that a server sends.
+const MAX_PRE_V3_ERROR: usize = 8 << 10;
+
+/// An error as before protocol 3.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum PreV3Error {
+    Whole(String),
+    /// Its end has not arrived.
+    Beginning(String),
 }
 
 #[cfg(test)]
@@ -68,14 +102,23 @@ mod tests {
 
     /// As `report_fork_failure_to_client` in postmaster.c sends it, and beside it an error of today.
     #[test]
-    fn an_old_error_is_its_text_alone() {
-        let old = b"Ecould not fork new process for connection: Cannot allocate memory\n\0";
-        assert_eq!(
-            Header::text_of_old_error(old).as_deref(),
-            Some("could not fork new process for connection: Cannot allocate memory")
-        );
-        for other in [&b"E\0\0\0\x0eSFATAL\0\0"[..], b"E\n\0", b"Ebad\x1b[2J\0", b"Sorry\0"] {
-            assert_eq!(Header::text_of_old_error(other), None, "{other:?}");
+    fn an_error_without_a_length_is_its_text() {
+        let text = "could not fork new process for connection: Speicher nicht verf\u{fc}gbar";
+        let error = format!("E{text}\n\0");
+        assert_eq!(Header::pre_v3_error(error.as_bytes()), Some(PreV3Error::Whole(text.into())));
+        for cut in 1..error.len() - 1 {
+            let beginning = Header::pre_v3_error(&error.as_bytes()[..cut]);
+            assert!(
+                matches!(&beginning, Some(PreV3Error::Beginning(b)) if text.starts_with(b.as_str())),
+                "{cut}: {beginning:?}"
+            );
+        }
+        let endless = Header::pre_v3_error(&[b'E'; 20_000]);
+        assert!(matches!(endless, Some(PreV3Error::Whole(text)) if text.len() == MAX_PRE_V3_ERROR));
+        for other in
+            [&b"E\0\0\0\x0eSFATAL\0\0"[..], b"E\n\0", b"Ebad\x1b[2J\0", b"Sorry\0", b"Ea\xffb\0"]
+        {
+            assert_eq!(Header::pre_v3_error(other), None, "{other:?}");
         }
     }
 }

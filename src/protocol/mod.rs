@@ -9,5 +9,6 @@ pub(crate) mod backend;
 pub(crate) mod extended_query;
 pub(crate) mod frame;
 pub(crate) mod frontend;
+pub(crate) mod long;
 mod read;
 pub(crate) mod rows;

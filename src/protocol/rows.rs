@@ -7,7 +7,7 @@ use crate::error::Error;
 
 use super::{
     backend,
-    frame::{HEADER, Header},
+    frame::{HEADER, Header, frame_size},
 };
 
 /// Bytes of a DataRow that are not its value: tag, length, column count, length of the value.
@@ -59,7 +59,7 @@ impl Run {
             let [backend::DATA_ROW, l0, l1, l2, l3, c0, c1, v0, v1, v2, v3] = *head else {
                 return Stop::Other;
             };
-            let frame = u32::from_be_bytes([l0, l1, l2, l3]) as usize + 1;
+            let frame = frame_size([l0, l1, l2, l3]);
             let columns = u16::from_be_bytes([c0, c1]);
             let value = match i32::from_be_bytes([v0, v1, v2, v3]) {
                 -1 => Some(0),

@@ -32,7 +32,7 @@ use self::tls::{TlsConnector, TlsStream};
 pub(crate) use self::{connect::resolve, tls_info::TlsInfo};
 use crate::{
     config::{SocketSettings, TlsSettings},
-    error::{Error, Result},
+    error::{Error, NOT_STARTED, Result},
     protocol::frontend::SSL_REQUEST,
 };
 
@@ -132,11 +132,13 @@ impl Transport {
             match tcp.read_u8().await.map_err(|e| Error::io(DURING, e))? {
                 b'S' => {}
                 b'N' => return Ok(Encrypted::No(Self::Tcp(tcp))),
-                // Its text is not shown: nobody knows yet who says it (CVE-2024-10977).
+                // As a rule it could not start a process for the session. The text is not shown: anybody
+                // may have sent it (CVE-2024-10977).
                 ERROR_RESPONSE => {
-                    return Err(Error::protocol(
-                        "the server answered the request for TLS with an error; see its log",
-                    ));
+                    let text =
+                        "it answered the request for TLS with an error; its log has the reason";
+                    let source = io::Error::other(text);
+                    return Err(Error::Io { during: NOT_STARTED, source });
                 }
                 other => {
                     return Err(Error::protocol(format!(

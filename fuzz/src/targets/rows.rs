@@ -2,7 +2,7 @@ use std::ops::Range;
 
 use super::{Random, contains};
 use crate::protocol::{
-    frame::{HEADER, Header, MAX_FRAME},
+    frame::{HEADER, Header, MAX_FRAME, PreV3Error},
     rows::{ROW_OVERHEAD, Run, Stop, value_at},
 };
 
@@ -136,8 +136,14 @@ fn header(bytes: &[u8], max: usize) {
         }
         (read, None) => panic!("{read:?} of {bytes:?}"),
     }
-    if let Some(text) = Header::text_of_old_error(bytes) {
-        assert!(bytes[0] == b'E' && !text.is_empty() && contains(bytes, text.as_bytes()));
-        super::assert_one_line(text);
+    match Header::pre_v3_error(bytes) {
+        Some(PreV3Error::Whole(text)) => {
+            assert!(bytes[0] == b'E' && !text.is_empty() && contains(bytes, text.as_bytes()));
+            super::assert_one_line(text);
+        }
+        Some(PreV3Error::Beginning(text)) => {
+            assert!(bytes[0] == b'E' && !bytes.contains(&0) && contains(bytes, text.as_bytes()));
+        }
+        None => {}
     }
 }

@@ -18,7 +18,7 @@ use rustls::{
 };
 use x509_cert::{SubjectPublicKeyInfo, der::Decode as _};
 
-use super::{parse, read, tls};
+use super::{is_missing, parse, read, tls, unreadable};
 use crate::{
     config::tls::{SendCertificate, Source, TlsSettings},
     error::Result,
@@ -114,12 +114,6 @@ pub(super) fn load(
     Ok(Some(Arc::new(CertifiedKey::new(chain, key))))
 }
 
-/// Any other failure is one to report.
-fn is_missing(path: &Path) -> bool {
-    let error = std::fs::metadata(path).err().map(|e| e.kind());
-    matches!(error, Some(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory))
-}
-
 /// PEM first, then DER, as libpq does. An error shows nothing of what was read.
 fn parse_key(bytes: &[u8], what: &str) -> Result<PrivateKeyDer<'static>> {
     if let Ok(key) = PrivateKeyDer::from_pem_slice(bytes) {
@@ -145,7 +139,7 @@ fn check_key_file(path: &Path) -> Result<()> {
             "certificate present, but not private key file \"{shown}\": set sslkey, or \
              sslcertmode=disable to send no certificate"
         )),
-        _ => tls(format!("private key file \"{shown}\" cannot be reached: {e}")),
+        _ => unreadable(&format!("private key file \"{shown}\""), e),
     })?;
     if !metadata.is_file() {
         return Err(tls(format!("private key file \"{shown}\" is not a regular file")));

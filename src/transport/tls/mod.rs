@@ -20,7 +20,7 @@ mod tests;
 mod verify;
 
 use std::{
-    fmt,
+    fmt, io,
     net::Ipv4Addr,
     path::{Path, PathBuf},
     sync::{Arc, atomic::Ordering},
@@ -208,8 +208,19 @@ fn tls(message: impl Into<String>) -> Error {
 }
 
 fn read(what: &str, path: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path)
-        .map_err(|e| tls(format!("{what} \"{}\" cannot be read: {e}", path.display())))
+    std::fs::read(path).map_err(|e| unreadable(&format!("{what} \"{}\"", path.display()), e))
+}
+
+/// The error for a file that cannot be read: retriable if what is missing is the process's or the
+/// system's (file descriptors, memory) and not the file.
+fn unreadable(what: &str, e: io::Error) -> Error {
+    Error::unreadable(what, e).unwrap_or_else(|e| tls(format!("{what} cannot be read: {e}")))
+}
+
+/// Whether there is no such file. Any other failure to reach it is one to report.
+fn is_missing(path: &Path) -> bool {
+    let error = std::fs::metadata(path).err().map(|e| e.kind());
+    matches!(error, Some(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory))
 }
 
 /// A certificate's fields, without the checks that OpenSSL does not make either.

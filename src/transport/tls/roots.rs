@@ -9,13 +9,13 @@ use webpki::anchor_from_trusted_cert;
 
 use super::{
     fields::{self, Certificate},
-    parse, read,
+    is_missing, parse, read,
     revocation::RevocationList,
-    tls,
+    tls, unreadable,
 };
 use crate::{
     config::tls::{Crls, RootSource, Source, TlsSettings, Verify},
-    error::Result,
+    error::{Error, Result},
 };
 
 /// What a server's certificate is held against.
@@ -45,12 +45,12 @@ pub(super) fn load(settings: &TlsSettings) -> Result<Option<Trust>> {
     for source in &settings.roots {
         match source {
             RootSource::Certificates(Source::File(path)) => {
-                if std::fs::metadata(path).is_err() {
+                if is_missing(path) {
                     if settings.roots_optional {
                         return Ok(None);
                     }
                     return Err(tls(format!(
-                        "root certificate file \"{}\" does not exist or cannot be reached: put the \
+                        "root certificate file \"{}\" does not exist: put the \
                          certificate of the server's authority there, set sslrootcert to its file \
                          or to system, or use an sslmode that does not verify the server",
                         path.display()
@@ -122,6 +122,16 @@ impl Trust {
 
     fn add_system(&mut self) -> Result<()> {
         let found = rustls_native_certs::load_native_certs();
+        // A part of the authorities would refuse good servers, and for good.
+        for e in found.errors.iter() {
+            if let rustls_native_certs::ErrorKind::Io { inner, path } = &e.kind {
+                let inner = inner.raw_os_error().map(std::io::Error::from_raw_os_error);
+                let what = format!("trusted certificates in \"{}\"", path.display());
+                if let Some(Ok(error)) = inner.map(|inner| Error::unreadable(&what, inner)) {
+                    return Err(error);
+                }
+            }
+        }
         let before = self.roots.len();
         for certificate in found.certs {
             // One that cannot be read vouches for nobody, and is no reason to refuse the others.
@@ -142,7 +152,7 @@ impl Trust {
 fn lists(settings: &Crls) -> Result<Option<Vec<RevocationList>>> {
     let mut lists = Vec::new();
     for path in &settings.paths {
-        if settings.optional && std::fs::metadata(path).is_err() {
+        if settings.optional && is_missing(path) {
             continue;
         }
         if path.is_dir() {
@@ -162,12 +172,12 @@ fn lists(settings: &Crls) -> Result<Option<Vec<RevocationList>>> {
 /// OpenSSL finds the files of a directory by hashed names; here every file counts.
 fn add_directory(lists: &mut Vec<RevocationList>, directory: &Path) -> Result<()> {
     let shown = directory.display();
-    let unreadable =
-        |e| tls(format!("directory of revocation lists \"{shown}\" cannot be read: {e}"));
+    let unreadable = |e| unreadable(&format!("directory of revocation lists \"{shown}\""), e);
     let before = lists.len();
     for entry in std::fs::read_dir(directory).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
-        if path.is_file() {
+        // A link to nowhere is no list; what cannot be looked at may be one.
+        if !is_missing(&path) && std::fs::metadata(&path).map_err(unreadable)?.is_file() {
             let pem = read("certificate revocation list", &path)?;
             let what = format!("certificate revocation list \"{}\"", path.display());
             add_lists(lists, &pem, &what)?;

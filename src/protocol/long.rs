@@ -1,0 +1,165 @@
+//! Messages that may be longer than what is buffered: read as they arrive, with a bounded part kept.
+//!
+//! A function may raise an error or a notice with a text of any length, `set_config` may set a
+//! parameter to one. Waiting for such a message in one piece would take its size in memory; refusing it
+//! would hide the error that it is, or end a query for a notice. Every other message that is not a row
+//! is short: the limit of the others is [`MAX_CONTROL_FRAME`](super::frame::MAX_CONTROL_FRAME).
+
+use bytes::BytesMut;
+
+use super::{
+    backend::{ErrorFields, Message, name_of},
+    frame::Header,
+};
+use crate::error::Result;
+
+/// The largest frame of these kinds that is waited for in one piece, 64 KiB: one read.
+pub(crate) const MAX_WHOLE: usize = 64 << 10;
+
+/// The beginning that is kept of a parameter or a notification: its name, and enough of its value to
+/// see that this is longer than what is remembered of a parameter (8 KiB).
+const MAX_HEAD: usize = 32 << 10;
+
+/// A long message of which a part has arrived.
+#[derive(Debug)]
+pub(crate) struct Long {
+    tag: u8,
+    /// Bytes of the body that have not arrived.
+    missing: usize,
+    kept: Kept,
+}
+
+#[derive(Debug)]
+enum Kept {
+    Fields(Box<ErrorFields>),
+    Head(Vec<u8>),
+}
+
+impl Long {
+    /// Whether messages of this kind may be read so.
+    pub(crate) fn reads(tag: u8) -> bool {
+        matches!(tag, b'E' | b'N' | b'S' | b'A')
+    }
+
+    /// Begins behind this header, if the message is of such a kind and larger than [`MAX_WHOLE`].
+    pub(crate) fn begin(header: Header) -> Option<Self> {
+        let Header { tag, size } = header;
+        if !Self::reads(tag) || size <= MAX_WHOLE {
+            return None;
+        }
+        let kept = match tag {
+            b'E' | b'N' => Kept::Fields(Box::new(ErrorFields::new(tag))),
+            _ => Kept::Head(Vec::new()),
+        };
+        Some(Self { tag, missing: size - super::frame::HEADER, kept })
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        name_of(self.tag)
+    }
+
+    /// Takes what has arrived of it off the buffer; returns the message when that was all.
+    pub(crate) fn read(&mut self, buffer: &mut BytesMut) -> Result<Option<Message>> {
+        let piece = buffer.split_to(self.missing.min(buffer.len()));
+        self.missing -= piece.len();
+        match &mut self.kept {
+            Kept::Fields(fields) => {
+                fields.read(&piece)?;
+                match self.missing {
+                    0 => fields.finish().map(Some),
+                    _ => Ok(None),
+                }
+            }
+            Kept::Head(head) => {
+                let room = MAX_HEAD - head.len();
+                head.extend_from_slice(piece.get(..room).unwrap_or(&piece));
+                if self.missing > 0 {
+                    return Ok(None);
+                }
+                // As if it ended where what was kept does.
+                head.extend_from_slice(b"\0\0");
+                Message::read_head(self.tag, head).map(Some)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::frame::{HEADER, MAX_FRAME};
+
+    /// Reads a message in pieces of this size.
+    fn read(tag: u8, body: &[u8], piece: usize) -> Result<Message> {
+        let size = HEADER + body.len();
+        let mut long = Long::begin(Header { tag, size }).unwrap();
+        for piece in body.chunks(piece) {
+            let mut buffer = BytesMut::from(piece);
+            let message = long.read(&mut buffer)?;
+            assert!(buffer.is_empty());
+            if let Some(message) = message {
+                return Ok(message);
+            }
+        }
+        panic!("it has no end");
+    }
+
+    #[test]
+    fn a_long_error_is_the_same_in_whatever_pieces_it_arrives() {
+        // The cut falls into a character.
+        let text = format!("x{}", "\u{e4}".repeat(100_000));
+        let mut body = Vec::new();
+        for (tag, text) in [
+            ('S', "FEHLER"),
+            ('V', "ERROR"),
+            ('C', "22P02"),
+            ('M', &text),
+            ('?', &text),
+            ('D', &text),
+            ('P', "12"),
+        ] {
+            body.extend_from_slice(format!("{tag}{text}\0").as_bytes());
+        }
+        body.push(0);
+        let whole = Message::read(b'E', &body).unwrap();
+        for piece in [1, 2, 7, 8191, 65_536, body.len()] {
+            assert_eq!(read(b'E', &body, piece).unwrap(), whole, "{piece}");
+        }
+        let Message::ErrorResponse(error) = whole else { panic!() };
+        assert_eq!((error.code().code(), error.position()), ("22P02", Some(12)));
+        assert_eq!(error.message().len(), 8191);
+        assert!(text.starts_with(error.message()) && text.starts_with(error.detail().unwrap()));
+    }
+
+    #[test]
+    fn what_is_malformed_is_so_at_any_length() {
+        let long = "x".repeat(100_000);
+        for body in [format!("M{long}"), format!("M{long}\0"), format!("\0{long}")] {
+            assert!(read(b'E', body.as_bytes(), 1000).is_err());
+        }
+    }
+
+    #[test]
+    fn a_long_parameter_or_notification_keeps_its_name() {
+        let long = "x".repeat(100_000);
+        let parameter = read(b'S', format!("search_path\0{long}\0").as_bytes(), 1000).unwrap();
+        let Message::ParameterStatus { name, value } = parameter else { panic!() };
+        assert_eq!(name, "search_path");
+        assert!(value.len() > 8 << 10 && value.len() <= MAX_HEAD);
+        let notification = read(b'A', format!("\0\0\0\x01jobs\0{long}\0").as_bytes(), 9).unwrap();
+        assert_eq!(notification, Message::NotificationResponse { channel: "jobs".into() });
+        // Without a name that ends.
+        let parameter = read(b'S', long.as_bytes(), 1000).unwrap();
+        assert!(
+            matches!(parameter, Message::ParameterStatus { name, .. } if name.len() <= MAX_HEAD)
+        );
+    }
+
+    #[test]
+    fn other_messages_and_short_ones_are_read_whole() {
+        for (tag, size) in [(b'E', MAX_WHOLE), (b'T', MAX_FRAME), (b'D', MAX_FRAME)] {
+            assert!(Long::begin(Header { tag, size }).is_none());
+        }
+        assert!(Long::begin(Header { tag: b'N', size: MAX_WHOLE + 1 }).is_some());
+    }
+}
