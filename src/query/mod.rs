@@ -11,10 +11,12 @@ use serde_json::Value;
 use self::scale::Scale;
 use crate::{
     connection::Access,
-    error::{Error, Result},
+    error::{DbError, Error, OneLine, Result, sqlstate},
     metrics::QueryLabels,
     protocol::frontend,
-    sql::{Condition, Field, Filter, Order, OrderBy, Projection, Select, Statement, ToParam},
+    sql::{
+        Condition, Field, Filter, Order, OrderBy, Projection, Select, Statement, TYPE_TEST, ToParam,
+    },
     stream::{FromJsonRow, Predicates, QueryStream, QueryText, Request, StreamSettings},
 };
 
@@ -125,7 +127,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         self
     }
 
-    /// Reads at most so many rows. Rust predicates come after it.
+    /// Reads at most so many rows. Rust predicates come after it. If more come, from a proxy that asks
+    /// several servers, the stream ends with [`Error::Protocol`].
     pub fn limit(mut self, rows: u64) -> Self {
         self.select.limit = Some(rows);
         self
@@ -300,6 +303,10 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// missing or come again. On a standby it may be an older snapshot than before.
     /// At the end of a resumed query a further one asks for a row without the key, which would have come last.
     ///
+    /// The order of strings is trusted, because only the server knows its collation: through a proxy that
+    /// merges the rows of several servers, rows would be lost in a resumption unless all of them sort alike.
+    /// Numbers that do not increase are an error.
+    ///
     /// The keys are looked at as rows arrive, which is not seen beside what the server does. Numbers are compared exactly.
     /// The index that serves it is `create index on t (((data->'id')))`.
     ///
@@ -365,7 +372,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         let statement = select.rows()?;
         let labels = labels(&select, !self.predicates.is_empty());
         let text = text(&select, &statement);
-        QueryStream::open(&self.access, request, self.settings, labels, text, self.predicates).await
+        let settings = StreamSettings { row_limit: self.select.limit, ..self.settings };
+        QueryStream::open(&self.access, request, settings, labels, text, self.predicates).await
     }
 
     /// Runs the query and collects its rows, whatever memory they take.
@@ -435,7 +443,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// # Errors
     ///
-    /// Those of [`execute`](Self::execute) and of the stream.
+    /// Those of [`execute`](Self::execute) and of the stream; [`Error::Protocol`] if more than one count
+    /// comes, from a proxy that asks several servers.
     ///
     /// # Cancel safety
     ///
@@ -497,13 +506,38 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         let labels = labels(&self.select, false);
         let text = text(&self.select, &statement);
         let predicates = Predicates::default();
-        let mut stream =
-            QueryStream::open(&self.access, request, self.settings, labels, text, predicates)
-                .await?;
+        let settings = StreamSettings { row_limit: Some(1), ..self.settings };
+        let opened =
+            QueryStream::open(&self.access, request, settings, labels, text, predicates).await;
+        let mut stream = opened.map_err(|e| not_json(e, &statement.sql))?;
         let answer = next(&mut stream).await;
-        // To its end, so that the connection is free at once.
-        while next(&mut stream).await.is_some() {}
+        // To its end, so that the connection is free at once. Another row, of another server behind a proxy,
+        // is an error: this one alone is not the answer.
+        while let Some(more) = next(&mut stream).await {
+            more?;
+        }
         answer.unwrap_or(Err(Error::InvalidState { message: "the server answered without a row" }))
+    }
+}
+
+/// The error of a statement that the server refuses because the document is not JSON. Such a document
+/// is tested and not selected, so its column is not in the answer.
+fn not_json(error: Error, sql: &str) -> Error {
+    let is_test = |e: &DbError| {
+        let position = e.position().and_then(|from_1| usize::try_from(from_1).ok()?.checked_sub(1));
+        let at = position.and_then(|characters| sql.char_indices().nth(characters));
+        let rest = at.and_then(|(at, _)| sql.get(at..));
+        *e.code() == sqlstate::UNDEFINED_FUNCTION && rest.is_some_and(|r| r.starts_with(TYPE_TEST))
+    };
+    match error {
+        Error::Server(e) if is_test(&e) => Error::InvalidSchema {
+            found: format!(
+                "one of another type ({}); make it json or jsonb, for example with to_jsonb() in the \
+                 view",
+                OneLine::name(e.message())
+            ),
+        },
+        error => error,
     }
 }
 

@@ -22,5 +22,5 @@ pub use self::{
 };
 pub(crate) use self::{
     part::{Survey, by_hash, lockable, survey},
-    statement::{Condition, Order, Projection, Select, Statement},
+    statement::{Condition, Order, Projection, Select, Statement, TYPE_TEST},
 };

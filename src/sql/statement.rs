@@ -15,6 +15,10 @@ use crate::error::{Error, Result};
 /// The largest LIMIT and OFFSET Postgres knows: they are of type bigint.
 const MAX_COUNT: u64 = i64::MAX as u64;
 
+/// What follows a document whose type is tested: an operator that `json` and `jsonb` have, and no other
+/// type.
+pub(crate) const TYPE_TEST: &str = "#> '{}' AS \"data\"";
+
 /// `SELECT data FROM {entity} [WHERE ...] [ORDER BY ...] [LIMIT n] [OFFSET m]`
 #[derive(Debug, Clone)]
 pub(crate) struct Select {
@@ -163,9 +167,12 @@ impl Select {
             _ => self.clone(),
         };
         let projection = match &self.projection {
-            Projection::Sql(sql) => format!("{} AS \"data\"", in_parentheses(sql)),
-            _ => "1".to_owned(),
+            Projection::Sql(sql) => in_parentheses(sql),
+            _ => document.clone(),
         };
+        // What is not used of it is not computed. It is an error, as in the query itself, if there is no such
+        // column or it is not JSON.
+        let projection = format!("{projection} {TYPE_TEST}");
         plain.select(&projection, &document)
     }
 
@@ -394,7 +401,8 @@ mod tests {
     fn rows_are_counted_without_what_is_in_them_and_in_no_order() {
         let order = vec![Order::Field(field("x").asc())];
         let select = Select { order, ..Select::new("v") };
-        let inner = "SELECT 1 FROM \"v\"";
+        // An output that nothing uses: the server checks its type and does not compute it.
+        let inner = "SELECT \"data\" #> '{}' AS \"data\" FROM \"v\"";
         let sorted = "ORDER BY ((\"data\"->'x')::jsonb)";
         for (select, inner) in [
             (select.clone(), inner.to_owned()),

@@ -27,6 +27,7 @@ use crate::{
     error::{Error, Result, TimeoutPhase},
     metrics::connection::Closed,
     protocol::{
+        backend::DATA_ROW,
         extended_query::{ExtendedQuery, Progress},
         frame::{HEADER, Header, MAX_CONTROL_FRAME},
         rows::{Incomplete, Run, Stop},
@@ -53,6 +54,8 @@ pub(super) struct Reader {
     block: Option<Arc<Block>>,
     /// The most rows in the next chunk.
     chunk_rows: usize,
+    /// How many rows may still come by the limit of the statement.
+    rows_left: u64,
     /// How many bytes it waits for.
     low_water: LowWater,
     settings: StreamSettings,
@@ -123,6 +126,7 @@ impl Reader {
             run: Run::default(),
             block: None,
             chunk_rows: settings.chunk_size().next(),
+            rows_left: settings.row_limit.unwrap_or(u64::MAX),
             low_water: LowWater::new(settings.read_size()),
             settings,
         }
@@ -277,10 +281,12 @@ impl Reader {
             }
         }
         loop {
-            let stop = match self.query.takes_rows() {
+            let stop = match self.query.takes_rows() && !self.connection.is_in_message() {
+                true if self.rows_left == 0 => self.beyond_limit(),
                 true => self.run.extend(
                     &self.connection.buffer,
-                    self.chunk_rows,
+                    // More than `usize` holds do not fit into a chunk either.
+                    self.chunk_rows.min(self.rows_left.try_into().unwrap_or(usize::MAX)),
                     self.connection.bounds.max_message_size,
                 ),
                 false => Stop::Other,
@@ -299,6 +305,19 @@ impl Reader {
                     }
                 }
             }
+        }
+    }
+
+    /// What follows the last row that the statement asked for. Another row is one that no server sends: a
+    /// proxy that merges the answers of several does.
+    fn beyond_limit(&self) -> Stop {
+        match self.connection.buffer.first() {
+            Some(&DATA_ROW) => Stop::Malformed(Error::protocol(format!(
+                "more rows came than the {} that the statement asks for: does a proxy spread it over \
+                 several servers?",
+                self.settings.row_limit.unwrap_or_default()
+            ))),
+            _ => Stop::Other,
         }
     }
 
@@ -347,8 +366,10 @@ impl Reader {
         let checked = self.check_keys();
         let Self { block, run, connection, seat, position, .. } = self;
         if let Some(block) = block.as_ref().filter(|_| run.rows > 0) {
+            let rows = run.rows as u64;
             // Cut when there is room: dropped before, the future loses nothing.
             self.chunk_rows = seat.push(|| cut(&mut connection.buffer, run, block)).await?;
+            self.rows_left = self.rows_left.saturating_sub(rows);
             if let Some(position) = position {
                 position.next_run();
             }

@@ -29,6 +29,8 @@ pub(crate) struct StreamSettings {
     pub(crate) timeout: Option<Duration>,
     pub(crate) first_row_timeout: Option<Duration>,
     pub(crate) pause_timeout: Option<Duration>,
+    /// The most rows that the statement asks for.
+    pub(crate) row_limit: Option<u64>,
     /// How many read into the same memory, beyond one.
     pub(crate) readers: usize,
 }
