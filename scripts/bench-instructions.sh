@@ -1,14 +1,19 @@
 #!/bin/sh
-# Instructions a row, counted by callgrind. With `check`, this crate's are compared with those in
-# docs/benchmarks.md; without, those of every client are counted and written there.
+# What rows and short queries cost in instructions, copies and allocations, counted by valgrind. With `check`,
+# this crate's are compared with those in docs/benchmarks.md. Otherwise those of every client are counted and
+# written there. With `short`, also as the second argument, only those of short queries.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/setup-postgres.sh
 . scripts/setup-bench.sh
 command -v valgrind >/dev/null || apt_install valgrind || die "valgrind is missing: install it"
-if [ "${1:-}" = check ]; then
-    build_compare ""
-    exec "$(compare_in "")" instructions check
-fi
+build_compare ""
+case "${1:-} ${2:-}" in
+"check short") exec "$(compare_in "")" short check ;;
+check*) exec "$(compare_in "")" instructions check ;;
+esac
 build_compare peers
-exec "$(compare_in peers)" instructions write
+if [ "${1:-}" != short ]; then
+    "$(compare_in peers)" instructions write
+fi
+exec "$(compare_in peers)" short write "$(compare_in "")"

@@ -10,7 +10,7 @@ use crate::{
     command,
     data::{COMPARED, DataSet, FIRST, SLOW, Shape},
     document, make_reader,
-    measure::Cost,
+    measure::{Cost, median},
     replay, run as measured, run_sql, serve, this_program,
 };
 
@@ -276,13 +276,7 @@ fn ns_a_row(cpu: Duration, costs: &[Cost]) -> f64 {
     cpu.as_secs_f64() * 1e9 / costs.first().unwrap().rows as f64
 }
 
-fn median<V: Ord + Copy>(costs: &[Cost], of: impl Fn(&Cost) -> V) -> V {
-    let mut values: Vec<V> = costs.iter().map(of).collect();
-    values.sort();
-    values[values.len() / 2]
-}
-
-fn machine(rounds: usize) -> String {
+pub fn machine(rounds: usize) -> String {
     let first = |program: &str, arg: &str| {
         let output = Command::new(program).arg(arg).output();
         let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());

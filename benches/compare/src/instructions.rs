@@ -60,8 +60,8 @@ pub fn write() {
     print!("{table}");
 }
 
-/// Counts for this crate, and compares with the document.
-pub fn check() {
+/// Counts for this crate, and compares with the document. Returns whether nothing is more expensive.
+pub fn check() -> bool {
     let document = document::read();
     let written: Counts = document::part(&document, "instructions")
         .lines()
@@ -87,14 +87,7 @@ pub fn check() {
         );
         failed |= change > MARGIN;
     }
-    if failed {
-        println!(
-            "More than {:.0} % above docs/benchmarks.md. If it must be so, run \
-             scripts/bench-instructions.sh and say why.",
-            MARGIN * 100.0
-        );
-        std::process::exit(1);
-    }
+    !failed
 }
 
 fn count<'a>(modes: impl Iterator<Item = &'a (&'a str, &'a str, usize)>) -> Counts {

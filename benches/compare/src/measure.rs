@@ -43,20 +43,28 @@ impl Cost {
 /// `threads`: of the runtime; 0 is the current thread. With more, it is a task of the runtime that reads, as
 /// in a server: what `block_on` runs itself is on none of the runtime's threads.
 pub fn measure(task: Task, threads: usize) -> Cost {
+    runtime(threads, cost(task))
+}
+
+/// Runs a future to its end, with so many threads.
+pub fn runtime<T: Send + 'static>(
+    threads: usize,
+    future: impl Future<Output = T> + Send + 'static,
+) -> T {
     let mut builder = match threads {
         0 => Builder::new_current_thread(),
         _ => Builder::new_multi_thread(),
     };
     let runtime = builder.worker_threads(threads.max(1)).enable_all().build().unwrap();
     match threads {
-        0 => runtime.block_on(cost(task)),
-        _ => runtime.block_on(runtime.spawn(cost(task))).unwrap(),
+        0 => runtime.block_on(future),
+        _ => runtime.block_on(runtime.spawn(future)).unwrap(),
     }
 }
 
 async fn cost(task: Task) -> Cost {
     let mut before = None;
-    let mut tally = run(&task, &mut || {
+    let tally = run(&task, &mut || {
         before = Some((cpu(), memory("VmRSS:"), Instant::now()));
     })
     .await;
@@ -65,17 +73,19 @@ async fn cost(task: Task) -> Cost {
         rows: tally.rows,
         wall: begun.elapsed(),
         cpu: cpu() - cpu_before,
-        first_row: median(&mut tally.first_rows),
+        first_row: median(&tally.first_rows, |time| *time),
         memory: memory("VmHWM:").saturating_sub(memory_before),
     }
 }
 
-fn median(times: &mut [Duration]) -> Duration {
-    times.sort();
-    times.get(times.len() / 2).copied().unwrap_or_default()
+/// The median of what `of` takes from each; the default of nothing.
+pub fn median<C, V: Ord + Copy + Default>(costs: &[C], of: impl Fn(&C) -> V) -> V {
+    let mut values: Vec<V> = costs.iter().map(of).collect();
+    values.sort();
+    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
-fn cpu() -> Duration {
+pub fn cpu() -> Duration {
     let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
     [usage.user_time(), usage.system_time()]
         .map(|time| Duration::new(time.tv_sec() as u64, time.tv_usec() as u32 * 1000))

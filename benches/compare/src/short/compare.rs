@@ -1,0 +1,195 @@
+//! Clients side by side, in turns.
+
+use std::{fmt::Write, time::Duration};
+
+use super::{Access, Load, PAGE, Programs, command, measure::Cost, serve, url};
+use crate::{
+    clients::Task,
+    cluster::Cluster,
+    data::FIRST,
+    document,
+    measure::{Cost as RowCost, median},
+    run as measured, run_sql,
+};
+
+/// How long each client runs in each round, in milliseconds, beside a third of it to warm up.
+const RUN: usize = 400;
+
+/// A client, and its mode; the first of a list is what the others are compared with.
+type Client = (&'static str, &'static str);
+
+const PEERS: [Client; 2] = [("tokio-postgres", "by key"), ("sqlx", "by key")];
+const OURS: Client = ("fraiseql-wire", "by key");
+const FILTER: Client = ("fraiseql-wire", "by key, filter");
+const INSTRUMENTED: Client = ("fraiseql-wire", "by key, instrumented");
+const MINIMAL: Client = ("minimal", "by key");
+
+const ONE_TASK: &[Client] = &[OURS, FILTER, INSTRUMENTED, PEERS[0], PEERS[1], MINIMAL];
+const SERVERS_TASK: &[Client] = &[OURS, PEERS[0], PEERS[1], MINIMAL];
+const POOLED: &[Client] = &[OURS, INSTRUMENTED, PEERS[0], PEERS[1]];
+const PAGES: &[Client] = &[("fraiseql-wire", PAGE), ("tokio-postgres", PAGE), ("sqlx", PAGE)];
+/// A client of this crate runs one query at a time: until it can share its connection, a pool of one takes
+/// its place, and `Access::Shared` is for tokio-postgres only.
+const SHARED: &[Client] = &[OURS, PEERS[0]];
+
+const RELATIONS: [&str; 3] = ["v_simple", "tv_user", "v_deep"];
+const TASKS: usize = 32;
+
+/// Clients that take turns.
+struct Scene {
+    title: String,
+    clients: &'static [Client],
+    loads: Vec<Load>,
+}
+
+fn scenes() -> Vec<Scene> {
+    let scene = |what: &str, relation: &str, clients: &'static [Client], access, threads| Scene {
+        title: format!("`{relation}`, {what}"),
+        clients,
+        loads: clients
+            .iter()
+            .map(|(client, mode)| {
+                let access = match (access, *client) {
+                    (Access::Shared { tasks }, "fraiseql-wire") => Access::Pool { tasks, size: 1 },
+                    _ => access,
+                };
+                Load::new(client, mode, relation).with(access, threads)
+            })
+            .collect(),
+    };
+    let pool = Access::Pool { tasks: TASKS, size: 8 };
+    let shared = Access::Shared { tasks: TASKS };
+    let mut scenes = Vec::new();
+    for relation in RELATIONS {
+        scenes.push(scene("one task", relation, ONE_TASK, Access::Own, 0));
+    }
+    scenes.push(scene("one task, 2 threads", "v_simple", SERVERS_TASK, Access::Own, 2));
+    scenes.push(scene("one task, pages of 20", "v_simple", PAGES, Access::Own, 0));
+    for relation in RELATIONS {
+        scenes.push(scene("32 tasks, pool of 8", relation, POOLED, pool, 2));
+    }
+    for relation in ["v_simple", "tv_user"] {
+        scenes.push(scene("32 tasks, one connection", relation, SHARED, shared, 2));
+    }
+    scenes
+}
+
+/// Runs every client, and writes the tables into the document.
+pub fn run(rounds: usize, programs: &Programs) {
+    let cluster = serve();
+    let url = url(cluster.folder(), cluster.port());
+    let mut summary = String::from(
+        "| | fraiseql-wire, µs | best other driver, µs | ratio |\n|---|---|---|---|\n",
+    );
+    let mut tables = String::new();
+    for Scene { title, clients, loads } in scenes() {
+        eprintln!("{title}");
+        let mut costs = vec![Vec::new(); loads.len()];
+        for _ in 0..rounds {
+            for (load, costs) in loads.iter().zip(&mut costs) {
+                costs.push(run_load(load, programs, &url));
+            }
+        }
+        writeln!(tables, "#### {title}\n\n{}", table(clients, &costs)).unwrap();
+        let wall = |i: usize| median(&costs[i], wall_of_query);
+        let peers = (0..clients.len()).filter(|i| PEERS.iter().any(|peer| peer.0 == clients[*i].0));
+        let best = peers.map(wall).min().unwrap();
+        let (ours, best) = (us(wall(0)), us(best));
+        writeln!(summary, "| {title} | {ours:.1} | {best:.1} | {:.2} |", ours / best).unwrap();
+    }
+    let (first_rows, [ours, libpq]) = first_rows(&cluster, rounds, programs);
+    writeln!(
+        summary,
+        "| first of 1,000 rows, libpq row by row | {ours:.1} | {libpq:.1} | {:.2} |",
+        ours / libpq
+    )
+    .unwrap();
+    writeln!(tables, "#### The first of 1,000 small rows\n\n{first_rows}").unwrap();
+    let machine = crate::compare::machine(rounds);
+    let text = format!("{machine}{summary}\n{tables}");
+    document::replace("short queries", &text);
+    print!("{text}");
+}
+
+fn run_load(load: &Load, programs: &Programs, url: &str) -> Cost {
+    let mut command = command(programs.of(&load.client), "time", load, url, RUN);
+    let output = command.output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().find_map(Cost::from_line).unwrap_or_else(|| {
+        panic!("{command:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+    })
+}
+
+fn table(clients: &[Client], costs: &[Vec<Cost>]) -> String {
+    let mut table = String::from(
+        "| client | wall, µs a query | ratio | noise | CPU, µs a query | ratio | p50, µs | p99, µs |\n\
+         |---|---|---|---|---|---|---|---|\n",
+    );
+    let first = costs.first().unwrap();
+    let (first_wall, first_cpu) =
+        (us(median(first, wall_of_query)), us(median(first, cpu_of_query)));
+    for ((client, mode), costs) in clients.iter().zip(costs) {
+        let (wall, cpu) = (us(median(costs, wall_of_query)), us(median(costs, cpu_of_query)));
+        let walls = || costs.iter().map(|cost| us(wall_of_query(cost)));
+        let noise = walls().fold(0.0, f64::max) / walls().fold(f64::MAX, f64::min) - 1.0;
+        writeln!(
+            table,
+            "| {client}, {mode} | {wall:.1} | {:.2} | {:.0} % | {cpu:.1} | {:.2} | {:.0} | {:.0} |",
+            wall / first_wall,
+            noise * 100.0,
+            cpu / first_cpu,
+            us(median(costs, |cost| cost.p50)),
+            us(median(costs, |cost| cost.p99)),
+        )
+        .unwrap();
+    }
+    table
+}
+
+/// The time until the first row has arrived, of a query of 1,000 rows. Also returns this crate's and libpq's, in
+/// microseconds.
+fn first_rows(cluster: &Cluster, rounds: usize, programs: &Programs) -> (String, [f64; 2]) {
+    let clients = [
+        ("libpq", "raw, row by row"),
+        ("fraiseql-wire", "raw"),
+        ("fraiseql-wire", "typed"),
+        ("minimal", "raw"),
+        ("tokio-postgres", "raw"),
+        ("sqlx", "raw"),
+    ];
+    eprintln!("first rows");
+    run_sql(cluster, &FIRST.sql());
+    let mut costs: [Vec<RowCost>; 6] = Default::default();
+    for _ in 0..rounds {
+        for ((client, mode), costs) in clients.iter().zip(&mut costs) {
+            let task = Task {
+                client: (*client).into(),
+                mode: (*mode).into(),
+                port: cluster.port(),
+                table: FIRST.table.into(),
+                shape: FIRST.shape,
+                repeat: 500,
+            };
+            let program = programs.of(client);
+            costs.push(measured(crate::command(program, &task, 0)));
+        }
+    }
+    let mut text = String::from("| client | µs | ratio |\n|---|---|---|\n");
+    let times = costs.each_ref().map(|costs| us(median(costs, |cost| cost.first_row)));
+    for ((client, mode), time) in clients.iter().zip(times) {
+        writeln!(text, "| {client}, {mode} | {time:.0} | {:.2} |", time / times[0]).unwrap();
+    }
+    (text, [times[1], times[0]])
+}
+
+fn wall_of_query(cost: &Cost) -> Duration {
+    cost.wall.div_f64(cost.queries as f64)
+}
+
+fn cpu_of_query(cost: &Cost) -> Duration {
+    cost.cpu.div_f64(cost.queries as f64)
+}
+
+fn us(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}

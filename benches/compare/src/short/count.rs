@@ -1,0 +1,163 @@
+//! What a short query costs its client, counted: the same on every run, whatever else the machine does.
+//!
+//! Each figure is the difference between many queries and few, so that connecting, preparing and the first
+//! queries do not count.
+
+use std::{collections::BTreeMap, fmt::Write, path::Path, process::Command, thread};
+
+use super::{Access, INSTRUMENTED, Load, Programs, delay::Delay, serve, url};
+use crate::document;
+
+/// Few and many queries. A statement is prepared within the first few.
+const QUERIES: [usize; 2] = [100, 400];
+
+/// More than this above the document, and something has become more expensive.
+const MARGIN: f64 = 0.05;
+
+const POOL: Access = Access::Pool { tasks: 1, size: 8 };
+
+/// This crate's, which [`check`] counts.
+const CHECKED: [(&str, &str); 3] =
+    [("v_simple", "by key"), ("v_simple", "by key, instrumented"), ("v_simple", "page of 20")];
+
+/// This crate's, which only [`write`] counts.
+const MORE: [(&str, &str); 4] = [
+    ("v_simple", "by key, stream"),
+    ("v_simple", "page of 20, instrumented"),
+    ("tv_user", "by key, filter"),
+    ("tv_user", "by key, filter, instrumented"),
+];
+
+const PEERS: [(&str, &str, &str); 5] = [
+    ("minimal", "v_simple", "by key"),
+    ("tokio-postgres", "v_simple", "by key"),
+    ("tokio-postgres", "v_simple", "page of 20"),
+    ("sqlx", "v_simple", "by key"),
+    ("sqlx", "v_simple", "page of 20"),
+];
+
+/// By relation, client and mode.
+type Key = [String; 3];
+
+/// Counts for every client, and writes the figures into the document.
+pub fn write(programs: &Programs) {
+    let cluster = serve();
+    let delay = Delay::before(cluster.folder(), cluster.port());
+    let url = url(delay.folder(), cluster.port());
+    let mut text = String::from(
+        "| relation | client | mode | instructions | bytes copied | allocations | bytes allocated |\n\
+         |---|---|---|---|---|---|---|\n",
+    );
+    let ours =
+        CHECKED.iter().chain(&MORE).map(|(relation, mode)| ("fraiseql-wire", *relation, *mode));
+    let pooled = ["fraiseql-wire", "tokio-postgres", "sqlx"];
+    let loads = ours
+        .chain(PEERS)
+        .map(|(client, relation, mode)| Load::new(client, mode, relation))
+        .chain(pooled.map(|client| Load::new(client, "by key", "v_simple").with(POOL, 0)));
+    let mut rows: Vec<(Key, String)> = loads
+        .map(|load| {
+            let program = programs.of(&load.client);
+            let [instructions] = each(|queries| instructions(program, &load, &url, queries));
+            let [copied, _] = each(|queries| dhat(program, &load, &url, queries, "copy"));
+            let [bytes, blocks] = each(|queries| dhat(program, &load, &url, queries, "heap"));
+            let figures = format!("{instructions:.0} | {copied:.0} | {blocks:.1} | {bytes:.0}");
+            (key(&load), figures)
+        })
+        .collect();
+    rows.sort();
+    for ([relation, client, mode], figures) in rows {
+        writeln!(text, "| {relation} | {client} | {mode} | {figures} |").unwrap();
+    }
+    document::replace("short queries, counted", &text);
+    print!("{text}");
+}
+
+/// Counts for this crate, and compares with the document. Returns whether nothing is more expensive.
+pub fn check(program: &Path) -> bool {
+    let document = document::read();
+    let written: BTreeMap<Key, [f64; 2]> = document::part(&document, "short queries, counted")
+        .lines()
+        .filter_map(|line| {
+            let cells: Vec<_> = line.split('|').map(str::trim).collect();
+            let [_, relation, client, mode, instructions, copied, ..] = cells[..] else {
+                return None;
+            };
+            let key = [relation, client, mode].map(str::to_owned);
+            Some((key, [instructions.parse().ok()?, copied.parse().ok()?]))
+        })
+        .collect();
+    let cluster = serve();
+    let delay = Delay::before(cluster.folder(), cluster.port());
+    let url = url(delay.folder(), cluster.port());
+    let mut passed = true;
+    for (relation, mode) in CHECKED {
+        let load = Load::new("fraiseql-wire", mode, relation);
+        let key = key(&load);
+        let was = written.get(&key).unwrap_or_else(|| panic!("{key:?} is not in the document"));
+        let [instructions] = each(|queries| instructions(program, &load, &url, queries));
+        let [copied, _] = each(|queries| dhat(program, &load, &url, queries, "copy"));
+        for (what, count, was) in
+            [("instructions", instructions, was[0]), ("bytes copied", copied, was[1])]
+        {
+            let change = (count / was - 1.0) * 100.0;
+            println!("{relation} {mode:<22} {what} {count:>7.0}, was {was:>7.0}: {change:+.1} %");
+            passed &= count <= was * (1.0 + MARGIN);
+        }
+    }
+    passed
+}
+
+fn key(load: &Load) -> Key {
+    let mode = match load.access {
+        Access::Pool { .. } => format!("{}, pool", load.mode),
+        _ => load.mode.clone(),
+    };
+    let instrumented = if load.instrumented { INSTRUMENTED } else { "" };
+    [load.relation.clone(), load.client.clone(), mode + instrumented]
+}
+
+/// The figures of one query.
+fn each<const N: usize>(count: impl Fn(usize) -> [f64; N] + Sync) -> [f64; N] {
+    let [few, many] = thread::scope(|scope| {
+        let count = &count;
+        QUERIES.map(|queries| scope.spawn(move || count(queries))).map(|run| run.join().unwrap())
+    });
+    let queries = (QUERIES[1] - QUERIES[0]) as f64;
+    std::array::from_fn(|i| (many[i] - few[i]) / queries)
+}
+
+/// The instructions of a whole process.
+fn instructions(program: &Path, load: &Load, url: &str, queries: usize) -> [f64; 1] {
+    let name = format!("{}-{queries}", key(load).join("-")).replace([' ', ','], "-");
+    // For callgrind_annotate, which shows where they go.
+    let profile = program.with_file_name(format!("callgrind.short-{name}"));
+    let tool = ["--tool=callgrind".into(), format!("--callgrind-out-file={}", profile.display())];
+    let text = valgrind(&tool, program, load, url, queries);
+    let collected = text.lines().find_map(|line| line.split_once("Collected : "));
+    [collected.unwrap_or_else(|| panic!("{text}")).1.trim().parse().unwrap()]
+}
+
+/// Bytes and blocks, of a whole process: allocated, with the mode `heap`; with `copy`, copied by `memcpy` and
+/// its kin.
+fn dhat(program: &Path, load: &Load, url: &str, queries: usize, mode: &str) -> [f64; 2] {
+    let tool = ["--tool=dhat".into(), format!("--mode={mode}"), "--dhat-out-file=/dev/null".into()];
+    let text = valgrind(&tool, program, load, url, queries);
+    let total = text.lines().find_map(|line| line.split_once("Total: ")).unwrap_or_else(|| {
+        panic!("{text}");
+    });
+    let numbers = total.1.replace(',', "");
+    let mut numbers = numbers.split_whitespace().filter_map(|word| word.parse().ok());
+    [numbers.next().unwrap(), numbers.next().unwrap()]
+}
+
+/// What valgrind writes.
+fn valgrind(tool: &[String], program: &Path, load: &Load, url: &str, queries: usize) -> String {
+    let plain = super::command(program, "count", load, url, queries);
+    let mut valgrind = Command::new("valgrind");
+    valgrind.args(tool).arg(plain.get_program()).args(plain.get_args());
+    let output = valgrind.output().expect("valgrind runs");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{valgrind:?}: {text}");
+    text
+}

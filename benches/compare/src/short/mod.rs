@@ -1,0 +1,170 @@
+//! Short queries: one document by its key, or a page of 20, again and again.
+//!
+//! What is measured here is what a query costs beside its rows. The documents are small.
+
+mod clients;
+mod compare;
+mod count;
+mod delay;
+mod measure;
+mod schema;
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    process::Command,
+    str::FromStr,
+};
+
+pub use self::{
+    compare::run as compare,
+    count::{check, write},
+    measure::{count, time},
+};
+use crate::{cluster::Cluster, this_program};
+
+/// One client with one kind of query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Load {
+    pub client: String,
+    /// `by key`, `by key, filter`, `by key, stream` or `page of 20`.
+    pub mode: String,
+    /// Whether a Prometheus recorder and a `tracing` subscriber at INFO are installed.
+    pub instrumented: bool,
+    /// `v_simple`, `tv_user` or `v_deep`.
+    pub relation: String,
+    pub access: Access,
+    /// Threads of the runtime; 0 is the current thread.
+    pub threads: usize,
+}
+
+/// How tasks share connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// One task, which owns one connection.
+    Own,
+    /// `tasks` tasks take a connection from a pool of `size` for each query.
+    Pool { tasks: usize, size: usize },
+    /// `tasks` tasks use one client at the same time.
+    Shared { tasks: usize },
+}
+
+impl Load {
+    pub fn new(client: &str, mode: &str, relation: &str) -> Self {
+        let (mode, instrumented) = match mode.strip_suffix(INSTRUMENTED) {
+            Some(mode) => (mode, true),
+            None => (mode, false),
+        };
+        let [client, mode, relation] = [client, mode, relation].map(str::to_owned);
+        Self { client, mode, instrumented, relation, access: Access::Own, threads: 0 }
+    }
+
+    pub fn with(self, access: Access, threads: usize) -> Self {
+        Self { access, threads, ..self }
+    }
+
+    /// The statement of the clients that are given SQL.
+    fn sql(&self) -> String {
+        let relation = &self.relation;
+        match self.mode.as_str() {
+            PAGE => format!("select data from {relation} where id >= $1 order by id limit 20"),
+            _ => format!("select data from {relation} where id = $1"),
+        }
+    }
+
+    /// The arguments that [`from_args`](Self::from_args) reads.
+    fn to_args(&self) -> [String; 6] {
+        [
+            self.client.clone(),
+            self.mode.clone(),
+            self.instrumented.to_string(),
+            self.relation.clone(),
+            self.access.to_string(),
+            self.threads.to_string(),
+        ]
+    }
+
+    pub fn from_args(args: &[&str]) -> Self {
+        let [client, mode, instrumented, relation, access, threads] = args[..] else {
+            panic!("not a load: {args:?}");
+        };
+        Self {
+            instrumented: instrumented.parse().unwrap(),
+            access: access.parse().unwrap(),
+            threads: threads.parse().unwrap(),
+            ..Self::new(client, mode, relation)
+        }
+    }
+}
+
+pub const PAGE: &str = "page of 20";
+pub const INSTRUMENTED: &str = ", instrumented";
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Own => f.write_str("own"),
+            Self::Pool { tasks, size } => write!(f, "pool {tasks} {size}"),
+            Self::Shared { tasks } => write!(f, "shared {tasks}"),
+        }
+    }
+}
+
+impl FromStr for Access {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let words: Vec<_> = text.split(' ').collect();
+        let number = |word: &str| word.parse().map_err(|e| format!("{text:?}: {e}"));
+        match words[..] {
+            ["own"] => Ok(Self::Own),
+            ["pool", tasks, size] => Ok(Self::Pool { tasks: number(tasks)?, size: number(size)? }),
+            ["shared", tasks] => Ok(Self::Shared { tasks: number(tasks)? }),
+            _ => Err(format!("not an access: {text:?}")),
+        }
+    }
+}
+
+/// A server with the relations.
+fn serve() -> Cluster {
+    let cluster = crate::serve([]);
+    crate::run_sql(&cluster, schema::SQL);
+    cluster
+}
+
+/// The connection string. Every client connects through the Unix socket in this folder.
+fn url(folder: &Path, port: u16) -> String {
+    let folder = folder.display().to_string().replace('/', "%2F");
+    format!("postgres://reader@{folder}:{port}/postgres")
+}
+
+/// The command that runs a load in its own process. `limit`: `queries` or milliseconds.
+fn command(program: &Path, kind: &str, load: &Load, url: &str, limit: usize) -> Command {
+    let mut command = Command::new(program);
+    command.args(["short", kind, url, &limit.to_string()]).args(load.to_args());
+    command
+}
+
+/// The programs that run the loads.
+///
+/// sqlx enables a feature of `tracing` that makes the spans of every crate in the same program more expensive,
+/// so this crate is measured in a build without the other drivers.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    plain: PathBuf,
+    peers: PathBuf,
+}
+
+impl Programs {
+    /// `plain` is the build without the other drivers; this program is the one with them.
+    pub fn with(plain: &Path) -> Self {
+        Self { plain: plain.to_owned(), peers: this_program() }
+    }
+
+    fn of(&self, client: &str) -> &Path {
+        match client {
+            "fraiseql-wire" | "minimal" => &self.plain,
+            _ => &self.peers,
+        }
+    }
+}
