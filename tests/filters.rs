@@ -687,6 +687,10 @@ async fn filters_match_the_same_in_databases_of_other_collations_and_encodings()
         ("latin", "encoding 'LATIN1' locale 'C'", Database::Latin1),
         ("ascii", "encoding 'SQL_ASCII' locale 'C'", Database::Bytes),
     ] {
+        // Databases have a provider since 15.
+        if database == Database::Icu && support::cluster().version() < 15 {
+            continue;
+        }
         sql(&format!("create database db_{name} template template0 {options}")).await;
         let url = format!("{}db_{name}", support::cluster().url().trim_end_matches("postgres"));
         let mut documents = documents();
@@ -1133,10 +1137,10 @@ async fn what_is_nested_too_deeply_is_an_error() {
 #[tokio::test]
 async fn thousands_of_fields_are_selected() {
     sql("create table tv_wide as select jsonb_object_agg('f' || i, i) as data
-         from generate_series(1, 20000) i")
+         from generate_series(1, 5000) i")
     .await;
     let client = client().await;
-    for count in [49, 50, 51, 101, 5000, 20_000] {
+    for count in [49, 50, 51, 101, 5000] {
         let query = client.query::<Value>("tv_wide");
         let row = query.select_fields((1..=count).map(|i| format!("f{i}"))).fetch_one().await;
         let row = row.unwrap();
@@ -1222,7 +1226,7 @@ async fn any_text_is_a_query_to_the_documented_length() {
     let client = client().await;
     let body = || field("body");
     for piece in ["a ", "a-b ", "a.b/c ", "\u{4e2d} ", "-", "- &", "\"a ", "-a ", "'", "---- "] {
-        let plain = piece.repeat(32 * 1024 / piece.len());
+        let plain = piece.repeat(16 * 1024 / piece.len());
         let phrase = piece.repeat(8 * 1024 / piece.len());
         let filter = Filter::any([
             body().plain_query(&plain),
@@ -1232,7 +1236,7 @@ async fn any_text_is_a_query_to_the_documented_length() {
         ]);
         client.query::<Value>("tv_queried").filter(filter).count().await.unwrap();
     }
-    let operators = body().matches(&format!("{}a", "a&".repeat(16_000)));
+    let operators = body().matches(&format!("{}a", "a&".repeat(8000)));
     assert_eq!(client.query::<Value>("tv_queried").filter(operators).count().await.unwrap(), 1);
     // Negations cancel out, in front of a word and in a line of dashes.
     for (dashes, count) in [(40, 1), (41, 0), (17, 0), (16, 1), (3, 0)] {
@@ -1253,7 +1257,7 @@ async fn any_text_is_a_query_to_the_documented_length() {
         body().phrase_query(&secret),
         body().websearch_query(&secret),
         body().phrase_query(&secret[..8193]),
-        body().plain_query(&secret[..32_769]),
+        body().plain_query(&secret[..16_385]),
     ] {
         let error = client.query::<Value>("v_one").filter(filter).fetch_all().await.unwrap_err();
         assert_eq!(error.category(), ErrorCategory::Config, "{error}");
@@ -1561,4 +1565,58 @@ async fn values_are_sorted_as_documented() {
         let is_unknown = error.sqlstate().is_some_and(|code| code.code() == "42704");
         assert!(is_unknown || error.category() == ErrorCategory::Config, "{error}");
     }
+}
+
+/// The deepest documents that can be stored are filtered, sorted and selected from. Only a path that goes all the
+/// way down is an error, as its documentation says.
+#[tokio::test]
+async fn documents_of_the_greatest_depth_are_read() {
+    sql(r#"create table tv_deepest (id int, data jsonb);
+        insert into tv_deepest values (1, (repeat('{"a":', 10000) || '1' || repeat('}', 10000))::jsonb),
+            (2, (repeat('[', 10000) || '1' || repeat(']', 10000))::jsonb),
+            (3, ('{"a":' || repeat('[', 10000) || '1' || repeat(']', 10000) || '}')::jsonb)"#)
+    .await;
+    let client = client().await;
+    let a = || field("a");
+    let data = || Field::column("data");
+    for filter in [
+        a().eq(json!({"a": 1})),
+        a().in_([json!({"a": 1}), json!([[[1]]])]),
+        a().is_null(),
+        a().exists(),
+        a().contains("a"),
+        a().contains_json(json!({"a": {"a": {}}})),
+        a().contained_by(json!({"a": {"a": {}}})),
+        a().has_key("a"),
+        a().array_contains(json!([[[[]]]])),
+        a().array_overlaps([json!([[[[]]]])]),
+        a().array_contained_by([json!([[[[]]]])]),
+        a().len_eq(1),
+        a().plain_query("a"),
+        a().is_private(),
+        data().contains_json(json!({"a": {"a": {}}})),
+        data().ne(json!({"a": {"a": {}}})),
+        data().jsonpath_exists("$.a.a[*].a ? (@ > 1)"),
+        data().jsonpath_exists("$.**{0 to 1000} ? (@ == 1)"),
+        data().plain_query("a"),
+    ] {
+        matching(&client, "tv_deepest", filter.clone()).await;
+        matching(&client, "tv_deepest", filter.not()).await;
+    }
+    let query = || client.query::<fraiseql_wire::RawJson>("tv_deepest");
+    for query in [
+        query(),
+        query().order_by_field(a().asc()),
+        query().order_by_field(a().desc().collate("C")),
+        query().select_fields(["a.a"]),
+    ] {
+        assert_eq!(query.fetch_all().await.unwrap().len(), 3);
+    }
+    // How deep the server can follow depends on how it was built: with a smaller stack it cannot.
+    let url = format!("{}?options=-c%20max_stack_depth%3D500kB", support::cluster().url());
+    let client = FraiseClient::connect(&url).await.unwrap();
+    let everywhere = client.query::<fraiseql_wire::RawJson>("tv_deepest");
+    let everywhere = everywhere.filter(data().jsonpath_exists("$.** ? (@ == 1)"));
+    let error = everywhere.fetch_all().await.map(|rows| rows.len()).unwrap_err();
+    assert_eq!(error.sqlstate().unwrap().code(), "54001", "{error}");
 }

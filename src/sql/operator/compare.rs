@@ -61,6 +61,8 @@ impl Comparison {
 ///
 /// For equality a GIN index on the document serves more fields at once:
 /// `Field::column("data").contains_json(json!({"a": 1}))`.
+///
+/// In a column of type `json`, some documents cannot be read: see [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
     /// Matches if the field equals the value. JSON's `null` equals only itself; with a column, it equals
     /// NULL.

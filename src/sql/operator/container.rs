@@ -43,6 +43,8 @@ pub(crate) enum Containment {
 ///
 /// A GIN index on the whole document serves `Field::column("data").contains_json(...)`. Columns are of type
 /// `jsonb` or `json`.
+///
+/// In a column of type `json`, some documents cannot be read: see [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
     /// Matches where the field [contains](https://www.postgresql.org/docs/current/datatype-json.html#JSON-CONTAINMENT)
     /// the value, of the same type: an object with these entries, an array with these elements.
@@ -125,6 +127,10 @@ impl Field {
     /// Matches where an [SQL/JSON path](https://www.postgresql.org/docs/current/functions-json.html#FUNCTIONS-SQLJSON-PATH)
     /// finds something in the field. Errors of the path in a document, such as a missing key in strict mode, are
     /// unknown. Dates and times with and without a time zone are compared in the session's `TimeZone`.
+    ///
+    /// One exception: the recursive `.**`, in a document that is nested deeper than the server's
+    /// `max_stack_depth` lets it follow (thousands of levels), fails the query (54001). With a bound, as in
+    /// `.**{0 to 100}`, it does not.
     ///
     /// A path that is not valid is an error of the server. Some parts are checked only when a document
     /// reaches them: the template of `datetime("...")` (22007), and on recent versions a `$variable` (42704).

@@ -30,6 +30,8 @@ pub(crate) enum NetworkTest {
 /// | the others | `a <<= ANY('{...}'::inet[])`, with the networks of the RFC |
 ///
 /// On a column of type `inet`, `using gist (ip inet_ops)` serves the first three.
+///
+/// In a column of type `json`, some documents cannot be read: see [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
     /// Matches an address within the network, or a network within it or the same.
     pub fn in_subnet(self, network: &str) -> Filter {

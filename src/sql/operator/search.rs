@@ -21,7 +21,7 @@ pub(crate) enum TextQuery {
 
 /// The longest query of each kind, in bytes. The server recurses into a query once for each word, with a
 /// larger step for a phrase: twice as many words are beyond its default `max_stack_depth`.
-const MAX_QUERY: usize = 32 * 1024;
+const MAX_QUERY: usize = 16 * 1024;
 const MAX_PHRASE: usize = 8 * 1024;
 
 /// The longest text that makes a `tsvector` in any case, in bytes. Words with hyphens are indexed as a whole and
@@ -50,14 +50,16 @@ const MAX_POSITION: usize = 16_383;
 ///
 /// One exception: dictionaries that make words longer, or several of one (a thesaurus, `ispell` for compound
 /// words, your own), are not counted. With them a text that is just below the limit fails the query (54000).
+///
+/// In a column of type `json`, some documents cannot be read: see [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
-    /// Matches a query of at most 32 KiB with [operators](https://www.postgresql.org/docs/current/textsearch-controls.html#TEXTSEARCH-PARSING-QUERIES):
+    /// Matches a query of at most 16 KiB with [operators](https://www.postgresql.org/docs/current/textsearch-controls.html#TEXTSEARCH-PARSING-QUERIES):
     /// `fat & (rat | cat)`. One that is not valid is an error of the server.
     pub fn matches(self, query: &str) -> Filter {
         self.search(TextQuery::Operators, query)
     }
 
-    /// Matches texts with all of the words. Any text of at most 32 KiB is a valid query.
+    /// Matches texts with all of the words. Any text of at most 16 KiB is a valid query.
     pub fn plain_query(self, words: &str) -> Filter {
         self.search(TextQuery::Plain, words)
     }
@@ -67,7 +69,7 @@ impl Field {
         self.search(TextQuery::Phrase, phrase)
     }
 
-    /// Matches a query as people type it: `"fat rat" or cat -dog`. Any text of at most 32 KiB is a valid
+    /// Matches a query as people type it: `"fat rat" or cat -dog`. Any text of at most 16 KiB is a valid
     /// query; a phrase in it should be as short as in [`phrase_query`](Self::phrase_query).
     pub fn websearch_query(self, query: &str) -> Filter {
         self.search(TextQuery::Web, query)

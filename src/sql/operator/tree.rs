@@ -34,6 +34,8 @@ pub(crate) enum TreeTest {
 /// | `lca_of` | `a = lca($1::ltree[])` |
 ///
 /// `using gist (...)` on that expression, or on a column of type `ltree`, serves all but `depth_...`.
+///
+/// In a column of type `json`, some documents cannot be read: see [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
     /// Matches the path itself and those above it.
     pub fn ancestor_of(self, path: &str) -> Filter {
