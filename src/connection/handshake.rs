@@ -166,6 +166,7 @@ pub(super) async fn handshake(
         },
         reused: false,
         in_transaction: false,
+        is_awaited: false,
         open,
     })
 }

@@ -16,7 +16,10 @@ use std::{
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::timeout,
+};
 
 use self::session::{Heard, Session};
 pub(crate) use self::{
@@ -28,7 +31,7 @@ pub use self::{
     slot::CancelToken,
 };
 use crate::{
-    error::{Error, Result, sqlstate},
+    error::{Error, Result, TimeoutPhase, sqlstate},
     metrics::connection::{Closed, OpenConnection, protocol_error},
     protocol::{
         backend::{Message, name_of},
@@ -59,6 +62,8 @@ pub(crate) struct Connection {
     /// In a transaction that this client has begun. Whatever is in between may leave a connection in another
     /// one: that is not as clean as it seems, and an error.
     in_transaction: bool,
+    /// The answer to an [exchange](Self::exchange) has not come to its end.
+    is_awaited: bool,
     open: OpenConnection,
 }
 
@@ -178,7 +183,8 @@ impl Connection {
     /// Waits for some bytes, for exchanges of a few small messages.
     async fn fill(&mut self) -> Result<()> {
         self.buffer.reserve(SMALL_READ);
-        match self.read().await {
+        let read_timeout = self.bounds.read_timeout;
+        match within(read_timeout, self.read()).await? {
             Ok(0) => Err(Error::ConnectionClosed { during: DURING, source: None }),
             Ok(_) => Ok(()),
             Err(e) => Err(Error::io(DURING, e)),
@@ -188,7 +194,7 @@ impl Connection {
     /// One round trip to the server.
     pub(crate) async fn ping(&mut self) -> Result<()> {
         let empty = Bytes::from_static(frontend::EMPTY_QUERY);
-        self.exchange(empty).await.map(drop)
+        self.exchange(empty, 1).await.map(drop)
     }
 
     /// Runs a query by the simple protocol that returns one value.
@@ -199,13 +205,21 @@ impl Connection {
     async fn ask(&mut self, sql: &str) -> Result<String> {
         let query = Bytes::from(frontend::simple_query(sql)?);
         let missing = || Error::protocol(format!("the server answers {sql:?} without a value"));
-        let answer = self.exchange(query).await?;
+        let answer = self.exchange(query, 1).await?;
         told_wrong("ReadyForQuery", answer.ok_or_else(missing))
     }
 
-    /// Sends a query by the simple protocol, and returns the value of its last row.
-    async fn exchange(&mut self, mut query: Bytes) -> Result<Option<String>> {
-        self.write(&mut query).await.map_err(|e| Error::io(DURING, e))?;
+    /// Sends requests, each of which is answered up to a ReadyForQuery, and returns the value of the last row.
+    ///
+    /// # Errors
+    ///
+    /// The first one of the server, after the last answer: what follows it is often its consequence.
+    async fn exchange(&mut self, mut requests: Bytes, answers: usize) -> Result<Option<String>> {
+        let read_timeout = self.bounds.read_timeout;
+        self.is_awaited = true;
+        let sent = within(read_timeout, self.write(&mut requests)).await?;
+        sent.map_err(|e| Error::io(DURING, e))?;
+        let mut answered = 0;
         let (mut value, mut failure) = (None, None);
         loop {
             let mut run = Run::default();
@@ -225,10 +239,20 @@ impl Connection {
                 Stop::Incomplete(_) | Stop::Other => {}
             }
             match self.take_message()? {
-                Taken::Message(Message::ReadyForQuery) => return failure.map_or(Ok(value), Err),
-                Taken::Message(Message::ErrorResponse(e)) => failure = Some(Error::Server(e)),
+                Taken::Message(Message::ReadyForQuery) => {
+                    answered += 1;
+                    if answered == answers {
+                        self.is_awaited = false;
+                        return failure.map_or(Ok(value), Err);
+                    }
+                }
+                Taken::Message(Message::ErrorResponse(e)) => {
+                    failure.get_or_insert(Error::Server(e));
+                }
                 Taken::Message(
-                    Message::RowDescription(_)
+                    Message::ParseComplete
+                    | Message::BindComplete
+                    | Message::RowDescription(_)
                     | Message::CommandComplete
                     | Message::EmptyQueryResponse,
                 )
@@ -264,6 +288,13 @@ impl Drop for Connection {
         // After `close` the socket refuses it, and nobody has to know.
         let _ = self.transport.try_write_last(frontend::TERMINATE);
     }
+}
+
+/// Runs a step that waits for the server once, within `read_timeout`.
+async fn within<T>(read_timeout: Option<Duration>, step: impl Future<Output = T>) -> Result<T> {
+    let Some(after) = read_timeout else { return Ok(step.await) };
+    let phase = TimeoutPhase::Read;
+    timeout(after, step).await.map_err(|_| Error::Timeout { phase, after })
 }
 
 /// Bytes asked for at once where a few small messages are expected.

@@ -1,57 +1,76 @@
 use std::{mem, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tokio::{runtime::Handle, time::timeout};
 
 use super::{Connection, Session, cancel::timed_out};
 use crate::{error::Result, protocol::frontend};
 
-/// A transaction of this client's own: it holds one snapshot for the queries of several connections.
+/// Transactions of this client's own, in which several sessions share a snapshot.
 impl Connection {
-    /// Runs statements that begin one, and returns the last value that they give.
-    ///
-    /// They may wait for a lock, and a server that does so sees nothing of what becomes of the connection: dropping
-    /// the future stops them, and the connection must be dropped too.
+    /// Runs a statement outside of a transaction, and returns its value, if it has a row.
     ///
     /// # Errors
     ///
-    /// Behind an error of the server the connection is in the transaction all the same, and can be used when that
+    /// See [`transact`](Self::transact).
+    pub(crate) async fn query_value(&mut self, sql: &str) -> Result<Option<String>> {
+        self.run(frontend::simple_query(sql)?.into(), 1).await
+    }
+
+    /// Begins a transaction, or continues one. Sends requests that are answered up to a ReadyForQuery each, and returns
+    /// the value of the last row.
+    ///
+    /// They may wait for a lock, and a server that waits for one does not notice what becomes of the connection:
+    /// dropping the future stops them, and the connection must be dropped too.
+    ///
+    /// # Errors
+    ///
+    /// The first error of the server; [`Error::Timeout`](crate::Error::Timeout) if it sends nothing for `read_timeout`.
+    /// If the connection [is answered](Self::is_answered), it is still in the transaction, and can be used when that
     /// has [ended](Self::end_transaction).
-    pub(crate) async fn begin(&mut self, sql: &str) -> Result<Option<String>> {
+    pub(crate) async fn transact(
+        &mut self,
+        requests: Bytes,
+        answers: usize,
+    ) -> Result<Option<String>> {
         self.in_transaction = true;
-        let mut unanswered = Unanswered {
-            session: Some(Arc::clone(&self.session)),
-            cancel_timeout: self.bounds.cancel_timeout,
-        };
-        let answer = self.run(sql).await;
-        unanswered.session = None;
-        let answer = answer.map_err(|e| self.explain(e))?;
-        // It is alive: what happens from here on did not happen while it was idle.
-        self.reused = false;
-        Ok(answer)
+        self.run(requests, answers).await
+    }
+
+    /// Whether everything that was sent by these functions has been answered to its end.
+    pub(crate) fn is_answered(&self) -> bool {
+        !self.is_awaited
     }
 
     pub(crate) fn is_in_transaction(&self) -> bool {
         self.in_transaction
     }
 
-    /// Ends it, whether it has failed or not: it has only read. Without one, nothing happens.
+    /// Ends the transaction, whether it has failed or not: it has only read. Without one, nothing happens.
     ///
     /// # Errors
     ///
     /// The connection cannot be used again and must be dropped.
-    pub(crate) async fn end_transaction(&mut self) -> Result<()> {
+    pub(crate) async fn end_transaction(&mut self, statement: &str) -> Result<()> {
         if !mem::take(&mut self.in_transaction) {
             return Ok(());
         }
         let after = self.bounds.cancel_timeout;
-        let ended = timeout(after, self.run("COMMIT")).await;
-        ended.map_err(|_| timed_out(after))?.map(drop)
+        let ended = self.exchange(frontend::simple_query(statement)?.into(), 1);
+        timeout(after, ended).await.map_err(|_| timed_out(after))?.map(drop)
     }
 
-    /// Runs statements by the simple protocol.
-    async fn run(&mut self, sql: &str) -> Result<Option<String>> {
-        let query = frontend::simple_query(sql)?;
-        self.exchange(query.into()).await
+    async fn run(&mut self, requests: Bytes, answers: usize) -> Result<Option<String>> {
+        let mut unanswered = Unanswered {
+            session: Some(Arc::clone(&self.session)),
+            cancel_timeout: self.bounds.cancel_timeout,
+        };
+        let answer = self.exchange(requests, answers).await;
+        unanswered.session = None;
+        let answer = answer.map_err(|e| self.explain(e))?;
+        // It is alive: what happens from here on did not happen while it was idle.
+        self.reused = false;
+        Ok(answer)
     }
 }
 

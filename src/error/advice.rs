@@ -160,12 +160,19 @@ fn for_server_error(e: &DbError) -> RetryAdvice {
         | sqlstate::ADMIN_SHUTDOWN
         | sqlstate::CRASH_SHUTDOWN
         | sqlstate::CANNOT_CONNECT_NOW
-        | sqlstate::IDLE_SESSION_TIMEOUT => RetryAdvice::AfterDelay,
+        | sqlstate::IDLE_SESSION_TIMEOUT
+        | sqlstate::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => RetryAdvice::AfterDelay,
+        _ if is_lost_snapshot(e) => RetryAdvice::AfterDelay,
         state if matches!(state.class(), "08" | "53") && state != sqlstate::PROTOCOL_VIOLATION => {
             RetryAdvice::AfterDelay
         }
         _ => RetryAdvice::Never,
     }
+}
+
+/// The functions of the server that report it; its messages may be translated.
+pub(super) fn is_lost_snapshot(e: &DbError) -> bool {
+    matches!(e.routine(), Some("ImportSnapshot" | "SetTransactionSnapshot"))
 }
 
 /// What to do about a server's error, if its text alone leaves a user of this crate guessing.
@@ -236,6 +243,12 @@ pub(super) fn hint_for(e: &DbError) -> &'static str {
         // Only while logging in it ends the session.
         sqlstate::QUERY_CANCELED if e.severity() == "FATAL" => {
             "; the login took longer than authentication_timeout of the server"
+        }
+        sqlstate::LOCK_NOT_AVAILABLE => {
+            "; another session has locked the relation or wants it exclusively: run the query again"
+        }
+        _ if is_lost_snapshot(e) => {
+            "; the connections of parallel() must reach one server: connect without a balancer"
         }
         sqlstate::QUERY_CANCELED => {
             "; statement_timeout or another session ended it: raise the one or ask the other"

@@ -242,6 +242,15 @@ pub enum TimeoutPhase {
     FirstRow,
     /// `timeout`: the last row had not come so long after `execute()` was called.
     Query,
+    /// The beginning of a [`parallel`](crate::QueryBuilder::parallel) query: its connections did not all get a
+    /// transaction within `connect_timeout` (10 seconds without one), or other sessions kept changing the relation for
+    /// 3 seconds.
+    Parallel {
+        /// How many connections had a transaction.
+        connections: usize,
+        /// How many were needed.
+        of: usize,
+    },
 }
 
 impl TimeoutPhase {
@@ -263,6 +272,12 @@ impl TimeoutPhase {
                 "look at the plan (explain()) for an index or a sort that comes first, and at locks, \
                  or raise first_row_timeout"
             }
+            Self::Parallel { connections, of } if connections < of => {
+                "a stream needs all of them at once: (streams at once) x n must not exceed the pool"
+            }
+            Self::Parallel { .. } => {
+                "other sessions kept changing the relation or its partitions: run the query again"
+            }
             Self::Query => "ask for less (limit(), filter()), read faster, or raise timeout",
         }
     }
@@ -276,6 +291,12 @@ impl fmt::Display for TimeoutPhase {
             Self::Read => "waiting for the server",
             Self::FirstRow => "waiting for the first row",
             Self::Query => "running the query",
+            Self::Parallel { connections, of } => {
+                return write!(
+                    f,
+                    "beginning a parallel query with {connections} of {of} connections"
+                );
+            }
         })
     }
 }
@@ -334,6 +355,12 @@ impl Error {
         let is_fatal = |e: &DbError| matches!(e.severity(), "FATAL" | "PANIC");
         matches!(self, Self::ConnectionClosed { .. } | Self::Io { .. })
             || self.as_db_error().is_some_and(is_fatal)
+    }
+
+    /// Whether a session could not import a snapshot: the session that exported it has ended, or is one of another
+    /// server.
+    pub(crate) fn is_lost_snapshot(&self) -> bool {
+        self.as_db_error().is_some_and(advice::is_lost_snapshot)
     }
 
     pub(crate) fn config(message: impl Into<String>) -> Self {

@@ -39,6 +39,11 @@ impl ExtendedQuery {
         Self::Sent
     }
 
+    /// A query whose portal has been bound: the server is to describe and execute it.
+    pub(crate) fn bound() -> Self {
+        Self::Bound
+    }
+
     /// Whether rows may come now.
     pub(crate) fn takes_rows(self) -> bool {
         self == Self::Rows

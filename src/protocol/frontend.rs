@@ -86,6 +86,48 @@ pub(crate) fn sasl_response(data: &[u8]) -> Result<Vec<u8>> {
 /// The types of the parameters are left to the server, values go and come as text. Execute has no
 /// row limit: a limit would cost a round trip per portion and forbids parallel plans.
 pub(crate) fn extended_query(sql: &str, parameters: &[Option<&str>]) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    parse_and_bind(&mut out, sql, parameters, "")?;
+    out.extend_from_slice(b"D\0\0\0\x06P\0"); // Describe the unnamed portal
+    out.extend_from_slice(b"E\0\0\0\x09\0\0\0\0\0"); // Execute it, every row
+    out.extend_from_slice(SYNC);
+    Ok(out)
+}
+
+/// The first half of a query in a transaction: Parse, Bind of a named portal, Sync. The server plans the query and
+/// locks what it reads.
+pub(crate) fn bind_portal(portal: &str, sql: &str, parameters: &[Option<&str>]) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    parse_and_bind(&mut out, sql, parameters, portal)?;
+    out.extend_from_slice(SYNC);
+    Ok(out)
+}
+
+/// The second half of a query in a transaction: Describe and Execute of the portal, Sync.
+pub(crate) fn execute_portal(portal: &str) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    message(&mut out, Some(b'D'), MAX_MESSAGE, |out| {
+        out.push(b'P');
+        text(out, portal, "the portal")
+    })?;
+    message(&mut out, Some(b'E'), MAX_MESSAGE, |out| {
+        text(out, portal, "the portal")?;
+        out.extend_from_slice(&0u32.to_be_bytes()); // every row
+        Ok(())
+    })?;
+    out.extend_from_slice(SYNC);
+    Ok(out)
+}
+
+const SYNC: &[u8] = b"S\0\0\0\x04";
+
+/// Parse of the unnamed statement, and Bind of a portal of it.
+fn parse_and_bind(
+    out: &mut Vec<u8>,
+    sql: &str,
+    parameters: &[Option<&str>],
+    portal: &str,
+) -> Result<()> {
     let count = u16::try_from(parameters.len()).map_err(|_| {
         Error::config(format!(
             "{} parameters are bound, but the protocol allows 65,535 in one query",
@@ -95,18 +137,19 @@ pub(crate) fn extended_query(sql: &str, parameters: &[Option<&str>]) -> Result<V
     // Before any of it is copied.
     let parse = 4 + 1 + sql.len() + 1 + 2;
     let values = parameters.iter().map(|value| 4 + value.map_or(0, str::len)).sum::<usize>();
-    let bind = 4 + 2 + 2 + 2 + values + 4;
+    let bind = 4 + portal.len() + 2 + 2 + 2 + values + 4;
     check_length(Some(b'P'), parse, MAX_MESSAGE)?;
     check_length(Some(b'B'), bind, MAX_MESSAGE)?;
-    let mut out = Vec::with_capacity(parse + bind + 32);
-    message(&mut out, Some(b'P'), MAX_MESSAGE, |out| {
+    out.reserve(parse + bind + 32);
+    message(out, Some(b'P'), MAX_MESSAGE, |out| {
         out.push(0); // the unnamed statement
         text(out, sql, "the SQL text")?;
         out.extend_from_slice(&0u16.to_be_bytes()); // no types given
         Ok(())
     })?;
-    message(&mut out, Some(b'B'), MAX_MESSAGE, |out| {
-        out.extend_from_slice(&[0, 0]); // the unnamed portal, the unnamed statement
+    message(out, Some(b'B'), MAX_MESSAGE, |out| {
+        text(out, portal, "the portal")?;
+        out.push(0); // the unnamed statement
         out.extend_from_slice(&0u16.to_be_bytes()); // all parameters are text
         out.extend_from_slice(&count.to_be_bytes());
         for (i, value) in parameters.iter().enumerate() {
@@ -124,11 +167,7 @@ pub(crate) fn extended_query(sql: &str, parameters: &[Option<&str>]) -> Result<V
         }
         out.extend_from_slice(&[0, 1, 0, 0]); // one format for all columns: text
         Ok(())
-    })?;
-    out.extend_from_slice(b"D\0\0\0\x06P\0"); // Describe the unnamed portal
-    out.extend_from_slice(b"E\0\0\0\x09\0\0\0\0\0"); // Execute it, every row
-    out.extend_from_slice(b"S\0\0\0\x04"); // Sync
-    Ok(out)
+    })
 }
 
 /// A Query by the simple protocol.
@@ -226,6 +265,25 @@ mod tests {
             b"P\0\0\0\x15\0select $1, $2\0\0\0\
               B\0\0\0\x17\0\0\0\0\0\x02\0\0\0\x01a\xff\xff\xff\xff\0\x01\0\0\
               D\0\0\0\x06P\0E\0\0\0\x09\0\0\0\0\0S\0\0\0\x04"
+                .as_slice()
+        );
+    }
+
+    /// By the manual's Message Formats: like a whole query, with a portal that has a name.
+    #[test]
+    fn a_part_is_bound_first_and_executed_later() {
+        assert_eq!(
+            bind_portal("part", "select $1", &[Some("a")]).unwrap(),
+            b"P\0\0\0\x11\0select $1\0\0\0\
+              B\0\0\0\x17part\0\0\0\0\0\x01\0\0\0\x01a\0\x01\0\0\
+              S\0\0\0\x04"
+                .as_slice()
+        );
+        assert_eq!(
+            execute_portal("part").unwrap(),
+            b"D\0\0\0\x0aPpart\0\
+              E\0\0\0\x0dpart\0\0\0\0\0\
+              S\0\0\0\x04"
                 .as_slice()
         );
     }

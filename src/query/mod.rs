@@ -241,28 +241,46 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         self
     }
 
-    /// Reads with `n` connections at once, which together return exactly the rows of one query, in no order:
-    /// they see one snapshot. It is for large results of tables, whose server is busy making text of them: with two
+    /// Reads with `n` connections at once, which together return exactly the rows of one query, in no order, or an error.
+    ///
+    /// It is for large results of tables, whose server is busy making text of them: with two
     /// processors for server and client together, `parallel(2)` takes 0.67 of the time, and more do not help
-    /// ([figures](https://github.com/fraiseql/fraiseql-wire/blob/main/docs/benchmarks.md)).
+    /// ([figures](https://github.com/fraiseql/fraiseql-wire/blob/main/docs/benchmarks.md)). At most 64; with 1, the
+    /// query is a plain one.
     ///
-    /// Tables, tables in partitions, and materialized views are split by their blocks (each backend reads its own
-    /// since Postgres 14, and before that all of them); anything else by
-    /// [`partition_by`](Self::partition_by). The stream is one: its memory, numbers, pauses and end are those of
-    /// all connections together, and the first error ends it. One connection is the client's; the others are
-    /// opened to the same server when the query is executed, and closed behind it. `count`, `exists` and `explain`
-    /// use the client's alone. At most 64; with 1, the query is as usual.
+    /// Tables, tables in partitions or with children, and materialized views are split by their blocks (each backend
+    /// reads its own since Postgres 14, and before that all of them); views by [`partition_by`](Self::partition_by). The
+    /// stream is one: its memory, statistics, pauses and end are those of all connections together, and the first error
+    /// ends it. One connection is the client's; the others are opened to the same server when the query is executed,
+    /// and closed after it. `count`, `exists` and `explain` use the client's alone.
     ///
-    /// It begins with two round trips more, and the time that the connections take. A transaction (`REPEATABLE READ`,
-    /// `READ ONLY`) keeps the snapshot meanwhile on every connection. Through a pooler in transaction mode that
-    /// works, as long as all connections come to one server: else the server does not know the snapshot, which is an
-    /// [`Error::Server`].
+    /// # How the connections agree
+    ///
+    /// Each connection runs its part in a transaction (`REPEATABLE READ`, `READ ONLY`) with the same snapshot and with
+    /// its own locks. The query is executed when all have planned it and see the same relations. That takes five round
+    /// trips, and the time to connect. If another session changes the relation or wants it exclusively meanwhile, all
+    /// connections release it and try again, for up to 3 seconds.
+    ///
+    /// Values that each connection computes for itself are not part of a snapshot: `now()`, `random()`, sequences,
+    /// the server's statistics views, and settings that a view changes. They must not decide which rows there are. The same
+    /// holds for a view that selects rows by LIMIT without a complete ORDER BY, and for functions that read tables, which are
+    /// not locked before they run.
+    ///
+    /// Through a pooler, n connections to one server must be free at once:
+    /// (streams at once) x n must not exceed the pool. They are waited for until `connect_timeout`, or for 10 seconds.
     ///
     /// # Errors
     ///
-    /// Of [`execute`](Self::execute), [`Error::Config`]: 0 or more than 64; with `order_by`, `limit`
-    /// (also that of `fetch_one`), `offset` or `resume_by`; a view or a foreign table (also as a partition) without
-    /// `partition_by`; or a `max_memory` of less than 4 KiB for each.
+    /// Of [`execute`](Self::execute):
+    ///
+    /// * [`Error::Config`]: 0 or more than 64; with `order_by`, `limit`
+    ///   (also that of `fetch_one`), `offset` or `resume_by`; a view without `partition_by`; a `max_memory` of less than
+    ///   4 KiB for each connection; a relation that is not in the snapshot, such as a foreign, Citus or temporary table,
+    ///   also under a view; connections that differ in their user or settings.
+    /// * [`Error::Timeout`] of [`TimeoutPhase::Parallel`](crate::TimeoutPhase::Parallel): not all connections could begin, or
+    ///   others kept changing the relation.
+    /// * [`Error::Server`] 55P03: other sessions kept it locked; 22023: the connections reached different servers;
+    ///   42501: to split a table by its blocks needs SELECT on the whole table, and not only on columns.
     ///
     /// ```no_run
     /// # use fraiseql_wire::{FraiseClient, RawJson, Result};
@@ -278,9 +296,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     }
 
     /// Splits a [`parallel`](Self::parallel) query by the hash of an expression in trusted SQL, without parameters:
-    /// `data->>'id'`. It should tell most rows apart, and must be the same each time it is asked of a row. Every
+    /// `data->>'id'`. It should distinguish most rows, and must not be volatile: each connection evaluates it on every row,
+    /// and a row for which they get different values is lost or repeated. Every
     /// backend reads all rows to find its own, so a view gains only where making its documents' text costs more than that.
-    /// Of foreign tables, each connection sees what the other server has when it asks.
     pub fn partition_by(mut self, expression: impl Into<String>) -> Self {
         self.scale.partition_by = Some(expression.into());
         self

@@ -5,10 +5,8 @@ use std::sync::Arc;
 use super::query;
 use crate::{
     error::{Error, Result},
-    sql::{Field, Order, Select, Survey, by_hash, lockable, survey},
-    stream::{
-        Begin, MAX_PARALLEL, MIN_MEMORY, Parallel, Parts, Request, Rest, Resume, StreamSettings,
-    },
+    sql::{Field, Order, Select, by_hash},
+    stream::{MAX_PARALLEL, MIN_MEMORY, Parallel, Request, Rest, Resume, StreamSettings},
 };
 
 #[derive(Debug, Default)]
@@ -35,7 +33,11 @@ impl Scale {
     /// What is to be asked for to have the rows of such a [`select`](Self::select).
     pub(super) fn request(&self, select: &Select) -> Result<Request> {
         if let Some(parts) = self.parallel.filter(|parts| *parts > 1) {
-            return self.parallel(select.clone(), parts).map(Request::Parallel);
+            let (select, partition_by) = (select.clone(), self.partition_by.clone());
+            if let Some(expression) = &partition_by {
+                by_hash(expression, parts)?;
+            }
+            return Ok(Request::Parallel(Parallel { select, parts, partition_by }));
         }
         let resume = self.resume_by.as_ref().map(|key| resume(select.clone(), key)).transpose()?;
         Ok(Request::Single { query: query(&select.rows()?)?, resume })
@@ -43,8 +45,8 @@ impl Scale {
 
     fn check(&self, select: &Select, settings: &StreamSettings) -> Result<()> {
         let refuse = |message: String| Err(Error::config(message));
-        if let Some(parts) = self.parallel {
-            if !(1..=MAX_PARALLEL).contains(&parts) {
+        if let Some(parts) = self.parallel.filter(|parts| *parts != 1) {
+            if !(2..=MAX_PARALLEL).contains(&parts) {
                 return refuse(format!("parallel({parts}): from 1 to {MAX_PARALLEL} connections"));
             }
             let contradiction = [
@@ -65,34 +67,13 @@ impl Scale {
             if let Some((_, why)) = contradiction.iter().find(|(is_so, _)| *is_so) {
                 return refuse(format!("parallel({parts}) does not go with {why}"));
             }
-        } else if self.partition_by.is_some() {
+        } else if self.partition_by.is_some() && self.parallel.is_none() {
             return refuse("partition_by() is for parallel(), which was not asked for".into());
         }
         if self.resume_by.is_some() && !select.order.is_empty() {
             return refuse("resume_by() sorts by its key, so it does not go with order_by".into());
         }
         Ok(())
-    }
-
-    fn parallel(&self, select: Select, parts: usize) -> Result<Parallel> {
-        let entity = &select.entity;
-        let begin = Begin {
-            is_lockable: lockable(entity)?,
-            locked: survey(entity, true)?,
-            unlocked: survey(entity, false)?,
-        };
-        let by = self.partition_by.clone();
-        let split = move |answer: &str| {
-            let survey = Survey::read(answer)?;
-            let split = match &by {
-                Some(expression) => by_hash(expression, parts)?,
-                None => survey.by_blocks(parts)?,
-            };
-            let of_part = |part| query(&Select { part: Some(part), ..select.clone() }.rows()?);
-            let queries = split.into_iter().map(of_part).collect::<Result<_>>()?;
-            Ok(Parts { join: survey.join()?, queries })
-        };
-        Ok(Parallel { begin, split: Box::new(split) })
     }
 }
 

@@ -21,6 +21,9 @@ pub use self::{
     param::{Json, ToParam},
 };
 pub(crate) use self::{
-    part::{Survey, by_hash, lockable, survey},
+    part::{
+        BEGIN, COMMIT, CTID_HINT, Comparison, Exported, ONE, Part, ROLLBACK, Relation, Sight,
+        by_hash,
+    },
     statement::{Condition, Order, Projection, Select, Statement, TYPE_TEST},
 };

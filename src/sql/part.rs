@@ -1,103 +1,377 @@
-//! A query in parts, which several connections read in one snapshot.
+//! A query in parts, which several sessions read in one snapshot.
+
+use std::time::Duration;
 
 use super::{field::literal, ident::quote_relation, scan::highest_parameter};
 use crate::error::{Error, Result};
 
-/// The rows of a relation that one connection reads. Together, the parts have every row once.
+/// The rows that one session reads. Together, the parts have every row once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// Those in the table's blocks from one to before another: a [TID Range Scan] since Postgres 14. The last
-    /// part has no end.
+    /// The rows in a range of blocks, which holds for each table of a tree: a [TID Range Scan] since Postgres 14.
+    /// The last part has no end.
     ///
     /// [TID Range Scan]: https://www.postgresql.org/docs/14/release-14.html
     Blocks { from: u64, to: Option<u64> },
-    /// Those with this remainder of an expression's hash.
+    /// The rows with this remainder of an expression's hash.
     Hash { expression: String, of: usize, number: usize },
 }
 
-/// What there is to be split.
+/// Begins a transaction in which every statement sees what the first one saw. It takes no lock and no snapshot yet.
+pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+
+pub(crate) const ROLLBACK: &str = "ROLLBACK";
+
+/// Ends a transaction that has only read.
+pub(crate) const COMMIT: &str = "COMMIT";
+
+/// Asks for a value, to see whether a session is still in its transaction.
+pub(crate) const ONE: &str = "SELECT 1";
+
+/// A first statement without effect. pgpool judges a message by its first statement: after SET or LOCK TABLE it
+/// collects all rows of a later query before it sends them.
+const FIRST: &str = "SHOW lock_timeout";
+
+/// What to do if the role must not read `ctid`.
+pub(crate) const CTID_HINT: &str = "parallel() splits a table by ctid, which needs SELECT on the whole table: grant it, or name an \
+                         expression of columns that can be read with partition_by()";
+
+/// Separates the fields of an answer.
+const SEPARATOR: char = '\u{1f}';
+
+/// The relations that this session has locked, and so every one that its query reads: `LOCK TABLE` locks tables with
+/// their children and the tables of views, and planning a query locks all that is in the plan. Postgres's own
+/// relations (up to 16383) are left out, because these statements lock some of them.
+const LOCKED: &str = "SELECT l.relation AS oid FROM pg_catalog.pg_locks l \
+     WHERE l.pid = pg_catalog.pg_backend_pid() AND l.locktype = 'relation' AND l.relation > 16383 \
+     AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d \
+     WHERE d.datname = pg_catalog.current_database()) \
+     GROUP BY l.relation";
+
+/// What an exported snapshot does not cover is not read by several sessions. Temporary tables of other sessions may be
+/// children of a table, but are never read.
+const REFUSED: &str = "c.relkind = 'f' OR c.relpersistence = 't' \
+     AND NOT pg_catalog.pg_is_other_temp_schema(c.relnamespace)";
+
+/// What two sessions must have in common to see the same rows. The first three are explained on their own.
+const COMPARED: [(&str, &str); 14] = [
+    (
+        "server",
+        "(1000000 * extract(epoch FROM pg_catalog.pg_postmaster_start_time()))::pg_catalog.int8",
+    ),
+    ("snapshot", "pg_catalog.txid_current_snapshot()"),
+    (
+        "relations",
+        "coalesce((SELECT pg_catalog.string_agg(pg_catalog.concat(o.oid, '.', \
+         pg_catalog.pg_relation_filenode(o.oid)), ' ' ORDER BY o.oid) FROM locked o \
+         LEFT JOIN pg_catalog.pg_class c USING (oid) WHERE c.relkind IS NULL OR c.relkind NOT IN ('i', 'I')), '')",
+    ),
+    ("database", "pg_catalog.current_database()"),
+    ("session_user", "session_user"),
+    ("role", "current_user"),
+    ("search_path", "pg_catalog.current_setting('search_path')"),
+    ("row_security", "pg_catalog.current_setting('row_security')"),
+    ("TimeZone", "pg_catalog.current_setting('TimeZone')"),
+    ("DateStyle", "pg_catalog.current_setting('DateStyle')"),
+    ("IntervalStyle", "pg_catalog.current_setting('IntervalStyle')"),
+    ("extra_float_digits", "pg_catalog.current_setting('extra_float_digits')"),
+    ("bytea_output", "pg_catalog.current_setting('bytea_output')"),
+    ("default_text_search_config", "pg_catalog.current_setting('default_text_search_config')"),
+];
+
+/// The relation of a parallel query.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Survey {
+pub(crate) struct Relation {
+    /// As it is written in SQL.
+    name: String,
+    /// Its `pg_class.relkind`.
     kind: String,
-    blocks: u64,
+    /// The server's `lock_timeout`, unless it has none.
+    lock_timeout: Option<Duration>,
+    /// Citus's list of its tables exists.
+    has_citus: bool,
+    /// `LOCK TABLE` can lock it: it has no lock for materialized views, and wants privileges on the whole table.
+    pub(crate) is_lockable: bool,
+}
+
+/// What the first session of a parallel query has seen and exported.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Exported {
     snapshot: String,
+    /// The size of the relation, or of each table of its tree.
+    blocks: Vec<u64>,
 }
 
-/// All transactions see what the first one saw when it began.
-const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+/// What a session sees that has planned its part.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Sight(Vec<String>);
 
-/// Asks whether there is a lock to be had on the relation itself: `t`. Postgres has none on materialized views.
-pub(crate) fn lockable(entity: &str) -> Result<String> {
-    let this = this(entity)?;
-    Ok(format!("{BEGIN}; SELECT c.relkind IN ('r', 'p', 'v') {this}; COMMIT"))
+/// How what two sessions see compares.
+#[derive(Debug)]
+pub(crate) enum Comparison {
+    Same,
+    /// Another session has changed the relation meanwhile.
+    Changed,
+    /// Trying again does not help.
+    Refused(Error),
 }
 
-/// Begins the first transaction and asks for a [`Survey`]. With `lock`, the relation is locked [before there is a
-/// snapshot][lock], so that nobody moves its rows before the others have begun: else whoever waits for a `TRUNCATE`,
-/// and for what fills the table again, sees a table without rows. The old ones are gone, and the snapshot is older than
-/// the new ones.
-///
-/// Reading nothing of the relation locks it too, but has a snapshot by then.
-///
-/// [lock]: https://www.postgresql.org/docs/current/sql-lock.html
-pub(crate) fn survey(entity: &str, lock: bool) -> Result<String> {
-    let (relation, this) = (quote_relation(entity)?, this(entity)?);
-    let lock = match lock {
-        true => format!("LOCK TABLE {relation} IN ACCESS SHARE MODE; "),
-        false => String::new(),
-    };
-    // With a foreign table in it, it is one: what other servers have is in no snapshot.
-    let kind = "CASE WHEN EXISTS (WITH RECURSIVE tree AS (SELECT c.oid UNION \
-                SELECT i.inhrelid FROM pg_catalog.pg_inherits i JOIN tree ON i.inhparent = tree.oid) \
-                SELECT FROM tree JOIN pg_catalog.pg_class f USING (oid) WHERE f.relkind = 'f') \
-                THEN 'f' ELSE c.relkind END";
-    Ok(format!(
-        "{BEGIN}; {lock}SELECT FROM {relation} LIMIT 0; \
-         SELECT concat_ws(' ', {kind}, coalesce(CASE c.relkind \
-         WHEN 'p' THEN (SELECT max(pg_relation_size(relid)) FROM pg_partition_tree(c.oid)) \
-         ELSE pg_relation_size(c.oid) END / current_setting('block_size')::bigint, 0), \
-         pg_export_snapshot()) {this}"
+impl Relation {
+    /// Asks what the relation is, outside of a transaction.
+    pub(crate) fn describe(entity: &str) -> Result<String> {
+        let name = literal(&quote_relation(entity)?)?;
+        Ok(format!(
+            "SELECT pg_catalog.concat_ws({SEPARATE}, c.relkind, (1000 * extract(epoch FROM \
+             pg_catalog.current_setting('lock_timeout')::pg_catalog.interval))::pg_catalog.int8, \
+             EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attname = 'logicalrelid' \
+             AND a.attrelid = pg_catalog.to_regclass('pg_dist_partition')), {REFUSED}) \
+             FROM pg_catalog.pg_class c WHERE c.oid = {name}::regclass"
+        ))
+    }
+
+    /// Reads the server's answer. `by_blocks`: the relation is to be split by its blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`]: it cannot be split.
+    pub(crate) fn read(entity: &str, answer: &str, by_blocks: bool) -> Result<Self> {
+        let fields: Vec<_> = answer.split(SEPARATOR).collect();
+        let [kind, lock_timeout, has_citus, refused] = fields[..] else { return Err(unreadable()) };
+        let millis = lock_timeout.parse().map_err(|_| unreadable())?;
+        if refused == "t" {
+            let what = if kind == "f" { "foreign" } else { "temporary" };
+            return Err(not_in_snapshot(&format!("the {what} table {entity}")));
+        }
+        match kind {
+            "r" | "m" | "p" => {}
+            "v" if by_blocks => {
+                return Err(Error::config(
+                    "parallel() splits tables and materialized views by their blocks, and a view has none: name an \
+                     expression with partition_by(), such as its key",
+                ));
+            }
+            "v" => {}
+            _ => {
+                return Err(Error::config(
+                    "parallel() reads tables, materialized views and, with partition_by(), views: this is another \
+                     kind of relation",
+                ));
+            }
+        }
+        Ok(Self {
+            name: quote_relation(entity)?,
+            kind: kind.to_owned(),
+            lock_timeout: Some(Duration::from_millis(millis)).filter(|t| !t.is_zero()),
+            has_citus: has_citus == "t",
+            is_lockable: kind != "m",
+        })
+    }
+
+    /// For how long a query of this session would wait for a lock, unless for ever.
+    pub(crate) fn lock_timeout(&self) -> Option<Duration> {
+        self.lock_timeout
+    }
+
+    /// Bounds every later wait for a lock in the transaction.
+    pub(crate) fn bound_locks(&self, wait: Duration) -> String {
+        let wait = self.lock_timeout.map_or(wait, |own| own.min(wait));
+        format!("SET LOCAL lock_timeout = {}", wait.as_millis().max(1))
+    }
+
+    /// Locks the relation and exports a snapshot. `LOCK TABLE` runs [before there is a snapshot][lock]: a snapshot
+    /// taken while waiting for `TRUNCATE` and `INSERT` would see neither the old rows nor the new ones.
+    ///
+    /// Waits for the first lock for `wait`, holding no other one but those of the relation's parents, and for later
+    /// ones for `rest`.
+    ///
+    /// [lock]: https://www.postgresql.org/docs/current/sql-lock.html
+    pub(crate) fn lock_and_export(&self, wait: Duration, rest: Duration) -> Result<String> {
+        let Self { name, .. } = self;
+        let lock = match self.is_lockable {
+            true => format!("LOCK TABLE {name} IN ACCESS SHARE MODE"),
+            false => self.lock_by_reading(),
+        };
+        Ok(format!(
+            "{FIRST}; {wait}; {stable}{lock}; {rest}; WITH locked AS MATERIALIZED ({LOCKED}), tables AS (\
+             SELECT c.oid, pg_catalog.pg_relation_size(c.oid) AS size FROM pg_catalog.pg_class c \
+             WHERE c.relkind IN ('r', 'm') AND NOT pg_catalog.pg_is_other_temp_schema(c.relnamespace) \
+             AND (c.oid IN (SELECT oid FROM locked) OR c.oid = {literal}::regclass)) \
+             SELECT pg_catalog.concat_ws({SEPARATE}, pg_catalog.pg_export_snapshot(), {refused}, \
+             (SELECT pg_catalog.string_agg((size / pg_catalog.current_setting('block_size')::pg_catalog.int8)::text, ' ') \
+             FROM tables))",
+            wait = self.bound_locks(wait),
+            stable = self.stable_scans(),
+            rest = self.bound_locks(rest),
+            literal = literal(name)?,
+            refused = self.refused(),
+        ))
+    }
+
+    /// Joins a snapshot on another session, which takes its own locks on the relation without waiting for them: a
+    /// session that waits for an exclusive lock waits for the first one.
+    pub(crate) fn join(&self, exported: &Exported, rest: Duration) -> Result<String> {
+        let Self { name, .. } = self;
+        let (bound, stable) = (self.bound_locks(rest), self.stable_scans());
+        let join = format!("SET TRANSACTION SNAPSHOT {}", literal(&exported.snapshot)?);
+        Ok(match self.is_lockable {
+            true => {
+                format!(
+                    "{FIRST}; {bound}; {stable}LOCK TABLE {name} IN ACCESS SHARE MODE NOWAIT; {join}"
+                )
+            }
+            false => format!("{FIRST}; {join}; {bound}; {stable}{}", self.lock_by_reading()),
+        })
+    }
+
+    /// Reading nothing locks a relation too, but has a snapshot by then.
+    fn lock_by_reading(&self) -> String {
+        format!("SELECT FROM {} LIMIT 0", self.name)
+    }
+
+    /// A view may have LIMIT without an order. Scans that begin at the same place make it more likely that it has the
+    /// same rows each time.
+    fn stable_scans(&self) -> &'static str {
+        if self.kind == "v" { "SET LOCAL synchronize_seqscans = off; " } else { "" }
+    }
+
+    /// The first relation that the snapshot does not cover, or an empty text.
+    fn refused(&self) -> String {
+        let citus = match self.has_citus {
+            true => {
+                "WHEN c.oid IN (SELECT d.logicalrelid::oid FROM pg_dist_partition d) THEN 'Citus'"
+            }
+            false => "",
+        };
+        format!(
+            "coalesce((SELECT pg_catalog.min(pg_catalog.concat('the ', kind, ' table ', oid::regclass)) FROM (\
+             SELECT c.oid, CASE WHEN {REFUSED} THEN CASE c.relkind WHEN 'f' THEN 'foreign' ELSE 'temporary' END \
+             {citus} END AS kind FROM pg_catalog.pg_class c JOIN locked USING (oid)) kinds \
+             WHERE kind IS NOT NULL), '')"
+        )
+    }
+
+    /// Asks for a [`Sight`], when the part of the query has been planned. A relation that is not in the snapshot, or
+    /// was rewritten after it, was changed before it was locked. To refresh a materialized view is no such change:
+    /// every snapshot sees its new rows.
+    pub(crate) fn see(&self) -> String {
+        let compared: Vec<_> = COMPARED.iter().map(|(_, expression)| *expression).collect();
+        format!(
+            "WITH locked AS MATERIALIZED ({LOCKED}) SELECT pg_catalog.concat_ws({SEPARATE}, \
+             EXISTS (SELECT FROM locked o LEFT JOIN pg_catalog.pg_class c USING (oid) WHERE c.oid IS NULL \
+             OR c.relkind = 'r' AND c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(o.oid)), \
+             {}, {})",
+            self.refused(),
+            compared.join(", ")
+        )
+    }
+}
+
+/// The separator as SQL has it.
+const SEPARATE: &str = "pg_catalog.chr(31)";
+
+fn not_in_snapshot(what: &str) -> Error {
+    Error::config(format!(
+        "parallel() cannot read {what}: its rows are not in the snapshot that the connections share, so that they \
+         would see different rows, also with partition_by(); leave parallel() out"
     ))
 }
 
-/// Where the server knows of the relation.
-fn this(entity: &str) -> Result<String> {
-    let name = literal(&quote_relation(entity)?)?;
-    Ok(format!("FROM pg_catalog.pg_class c WHERE c.oid = {name}::regclass"))
+fn unreadable() -> Error {
+    Error::protocol("the server's answer about the relation of a parallel query has another form")
 }
 
-impl Survey {
+impl Exported {
     /// Reads the server's answer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`]: the snapshot does not cover the relation.
     pub(crate) fn read(answer: &str) -> Result<Self> {
-        let mut words = answer.split(' ');
-        match (words.next(), words.next().and_then(|n| n.parse().ok()), words.next()) {
-            (Some(kind), Some(blocks), Some(snapshot)) => {
-                Ok(Self { kind: kind.into(), blocks, snapshot: snapshot.into() })
+        let mut fields = answer.split(SEPARATOR);
+        let (Some(snapshot), Some(refused)) = (fields.next(), fields.next()) else {
+            return Err(unreadable());
+        };
+        if !refused.is_empty() {
+            return Err(not_in_snapshot(refused));
+        }
+        // Without a table there is no such field.
+        let blocks = fields.next().unwrap_or_default().split_whitespace();
+        let blocks = blocks.map(|blocks| blocks.parse().map_err(|_| unreadable()));
+        Ok(Self { snapshot: snapshot.to_owned(), blocks: blocks.collect::<Result<_>>()? })
+    }
+
+    /// Splits by blocks. The ranges are the same for each table of a tree, and as many blocks of the whole tree are in
+    /// each, so that one large partition is split as well as many small ones.
+    pub(crate) fn by_blocks(&self, parts: usize) -> Vec<Part> {
+        let total: u64 = self.blocks.iter().sum();
+        let before = |block: u64| self.blocks.iter().map(|blocks| block.min(*blocks)).sum::<u64>();
+        let start = |part: usize| {
+            let wanted = (u128::from(total) * part as u128).div_ceil(parts as u128);
+            // The first block with that many before it.
+            let (mut low, mut high) = (0, self.blocks.iter().copied().max().unwrap_or(0));
+            while low < high {
+                let middle = low + (high - low) / 2;
+                match u128::from(before(middle)) >= wanted {
+                    true => high = middle,
+                    false => low = middle + 1,
+                }
             }
-            _ => {
-                Err(Error::protocol("the server said neither blocks nor a snapshot of a relation"))
-            }
+            low
+        };
+        (0..parts)
+            .map(|part| Part::Blocks {
+                from: start(part),
+                to: (part + 1 < parts).then(|| start(part + 1)),
+            })
+            .collect()
+    }
+}
+
+impl Sight {
+    /// Reads the server's answer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`]: the snapshot does not cover what the session has planned to read.
+    pub(crate) fn read(answer: &str) -> Result<Self> {
+        let fields: Vec<String> = answer.split(SEPARATOR).map(str::to_owned).collect();
+        match fields.get(1) {
+            Some(refused) if fields.len() == COMPARED.len() + 2 => match refused.as_str() {
+                "" => Ok(Self(fields)),
+                refused => Err(not_in_snapshot(refused)),
+            },
+            _ => Err(unreadable()),
         }
     }
 
-    /// Begins a further transaction.
-    pub(crate) fn join(&self) -> Result<String> {
-        Ok(format!("{BEGIN}; SET TRANSACTION SNAPSHOT {}", literal(&self.snapshot)?))
+    /// Whether the relation was changed between the snapshot and the locks.
+    fn has_changed(&self) -> bool {
+        self.0.first().is_none_or(|changed| changed != "f")
     }
 
-    /// Splits a table by its blocks.
-    pub(crate) fn by_blocks(&self, parts: usize) -> Result<Vec<Part>> {
-        // Tables, materialized views, and tables in partitions: each partition has blocks from 0 on.
-        if !["r", "m", "p"].contains(&self.kind.as_str()) {
-            return Err(Error::config(
-                "parallel() of what is not a table or materialized view, or has foreign tables in it, has no \
-                 blocks to split by: name an expression with partition_by(), such as its key",
-            ));
+    pub(crate) fn compare(&self, other: &Self) -> Comparison {
+        let fields = self.0.iter().zip(&other.0).skip(2).zip(COMPARED);
+        let differs = fields.filter(|((one, other), _)| one != other).map(|(_, (name, _))| name);
+        let mut changed = self.has_changed() || other.has_changed();
+        for name in differs {
+            let refused = match name {
+                "relations" => {
+                    changed = true;
+                    continue;
+                }
+                "server" => {
+                    "the connections of parallel() have reached different servers, whose snapshots have nothing to do \
+                     with each other: connect to one server, without a balancer in between"
+                        .to_owned()
+                }
+                name => format!(
+                    "the connections of parallel() differ in {name}, so that they could see different rows: connect \
+                     anew, and through a pooler leave no settings on its connections"
+                ),
+            };
+            return Comparison::Refused(Error::config(refused));
         }
-        let parts = parts as u64;
-        let start = |part: u64| self.blocks / parts * part + self.blocks % parts * part / parts;
-        let end = |part: u64| (part + 1 < parts).then(|| start(part + 1));
-        Ok((0..parts).map(|part| Part::Blocks { from: start(part), to: end(part) }).collect())
+        if changed { Comparison::Changed } else { Comparison::Same }
     }
 }
 
@@ -132,25 +406,48 @@ impl Part {
 mod tests {
     use super::*;
 
-    fn survey(kind: &str, blocks: u64) -> Survey {
-        Survey::read(&format!("{kind} {blocks} 00000003-0000001B-1")).unwrap()
+    fn split(blocks: &[u64], parts: usize) -> Vec<(u64, Option<u64>)> {
+        let exported = Exported { snapshot: String::new(), blocks: blocks.to_vec() };
+        let range = |part| match part {
+            Part::Blocks { from, to } => (from, to),
+            Part::Hash { .. } => panic!("{part:?}"),
+        };
+        exported.by_blocks(parts).into_iter().map(range).collect()
     }
 
+    /// One table, many, and of very different sizes: no block is missing, and the parts are level.
     #[test]
-    fn blocks_are_split_without_a_gap() {
-        for blocks in [0, 1, 3, 4, 1000, 4_294_967_294] {
+    fn blocks_are_split_without_a_gap_into_equal_parts() {
+        let trees: [&[u64]; 10] = [
+            &[],
+            &[0],
+            &[1],
+            &[3],
+            &[1000],
+            &[4_294_967_294],
+            &[0, 500, 500, 500],
+            &[10_000, 1, 1, 0, 7],
+            &[100, 200, 400, 800, 1600],
+            &[4_294_967_294, 4_294_967_294, 5],
+        ];
+        for blocks in trees {
             for parts in [1, 2, 3, 64] {
-                let split = survey("r", blocks).by_blocks(parts).unwrap();
+                let split = split(blocks, parts);
                 assert_eq!(split.len(), parts);
                 let mut next = 0;
-                for (i, part) in split.iter().enumerate() {
-                    let Part::Blocks { from, to } = part else { panic!() };
+                let total: u64 = blocks.iter().sum();
+                for (i, (from, to)) in split.iter().enumerate() {
                     assert_eq!(*from, next);
                     assert_eq!(to.is_none(), i + 1 == parts);
                     next = to.unwrap_or(next);
-                    // None is much larger than another.
-                    let size = to.unwrap_or(blocks) - from;
-                    assert!(size <= blocks / parts as u64 + 1, "{split:?}");
+                    let within =
+                        |blocks: &u64| to.unwrap_or(*blocks).min(*blocks).saturating_sub(*from);
+                    let size: u64 = blocks.iter().map(within).sum();
+                    // A block of each table is the least that a border can move by.
+                    assert!(
+                        size <= total / parts as u64 + blocks.len() as u64 + 1,
+                        "{split:?} of {blocks:?}"
+                    );
                 }
             }
         }
@@ -158,8 +455,16 @@ mod tests {
 
     #[test]
     fn what_has_no_blocks_is_split_by_an_expression() {
-        let error = survey("v", 0).by_blocks(2).unwrap_err().to_string();
+        let read = |kind: &str, by_blocks| {
+            Relation::read("app.v", &format!("{kind}\u{1f}0\u{1f}f\u{1f}f"), by_blocks)
+        };
+        let error = read("v", true).unwrap_err().to_string();
         assert!(error.contains("partition_by()"), "{error}");
+        assert!(read("v", false).unwrap().is_lockable);
+        assert!(!read("m", true).unwrap().is_lockable);
+        for kind in ["S", "i", "I", "c", "t", ""] {
+            assert!(read(kind, false).is_err(), "{kind}");
+        }
         assert!(by_hash("data->>$1", 2).is_err());
         let parts = by_hash("data->>'id'", 2).unwrap();
         assert_eq!(
@@ -170,12 +475,51 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_none_is_an_error() {
-        assert!(Survey::read("r x y").is_err() && Survey::read("").is_err());
-        assert_eq!(
-            survey("r", 7).join().unwrap(),
-            "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET TRANSACTION SNAPSHOT \
-             '00000003-0000001B-1'"
-        );
+    fn the_servers_own_lock_timeout_is_not_exceeded() {
+        let read = |millis: &str| {
+            Relation::read("t", &format!("r\u{1f}{millis}\u{1f}f\u{1f}f"), true).unwrap()
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(read("0").bound_locks(second), "SET LOCAL lock_timeout = 1000");
+        assert_eq!(read("250").bound_locks(second), "SET LOCAL lock_timeout = 250");
+        assert_eq!(read("5000").bound_locks(second), "SET LOCAL lock_timeout = 1000");
+        assert_eq!(read("5000").lock_timeout(), Some(5 * second));
+        assert!(Relation::read("t", "r 0 f", true).is_err());
+    }
+
+    #[test]
+    fn what_sessions_see_is_compared() {
+        let sight = |change: usize, value: &str| {
+            let mut fields = vec!["x".to_owned(); COMPARED.len() + 2];
+            (fields[0], fields[1]) = ("f".into(), String::new());
+            fields[change] = value.into();
+            Sight::read(&fields.join("\u{1f}"))
+        };
+        let same = || sight(2, "x").unwrap();
+        assert!(matches!(same().compare(&same()), Comparison::Same));
+        assert!(matches!(sight(0, "t").unwrap().compare(&same()), Comparison::Changed));
+        assert!(matches!(same().compare(&sight(0, "t").unwrap()), Comparison::Changed));
+        for (field, (name, _)) in COMPARED.iter().enumerate() {
+            match same().compare(&sight(field + 2, "y").unwrap()) {
+                Comparison::Changed => assert_eq!(*name, "relations"),
+                Comparison::Refused(error) => {
+                    assert!(error.to_string().contains(name), "{name}: {error}");
+                }
+                Comparison::Same => panic!("{name} is not compared"),
+            }
+        }
+        let error = sight(1, "the foreign table f").unwrap_err().to_string();
+        assert!(error.contains("the foreign table f"), "{error}");
+        assert!(Sight::read("f").is_err() && Sight::read("").is_err());
+    }
+
+    #[test]
+    fn an_export_is_read_with_its_tables() {
+        let read = |blocks: &str| Exported::read(&format!("3-1B-1\u{1f}{blocks}"));
+        assert_eq!(read("\u{1f}7 0 12").unwrap().blocks, [7, 0, 12]);
+        assert_eq!(read("").unwrap().blocks, [0; 0]);
+        assert!(read("\u{1f}x").is_err());
+        assert!(read("the Citus table t").unwrap_err().to_string().contains("the Citus table t"));
+        assert!(Exported::read("").is_err());
     }
 }

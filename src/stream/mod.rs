@@ -48,7 +48,7 @@ pub use self::{
     stats::{StreamState, StreamStats},
 };
 pub(crate) use self::{
-    parallel::{Begin, MAX_PARALLEL, MIN_MEMORY, Parallel, Parts},
+    parallel::{MAX_PARALLEL, MIN_MEMORY, Parallel},
     request::Request,
     resume::{Rest, Resume},
     settings::StreamSettings,

@@ -4,6 +4,7 @@ use tracing::{Instrument, Span};
 
 use super::{
     channel::{Channel, now},
+    parallel::{BeginError, end_transaction},
     request::Request,
     row::Beyond,
     settings::StreamSettings,
@@ -76,23 +77,25 @@ impl Owner {
                 }
             };
             span::connected(&span, access);
-            let begun = deadlines.bound(request.begin(&mut connection));
-            let work = match begun.instrument(span.clone()).await {
+            let begin = async { Ok(request.begin(access, &mut connection).await) };
+            let begun = deadlines.bound(begin).instrument(span.clone()).await;
+            let work = match begun.unwrap_or_else(|e| Err(e.into())) {
                 Ok(work) => work,
-                Err(e) if connection.reused && e.ends_session() && !replaced => {
+                Err(BeginError { error, .. })
+                    if connection.reused && error.ends_session() && !replaced =>
+                {
                     connection.lost_idle();
                     replaced = true;
                     continue;
                 }
-                Err(e) => {
-                    metrics::connection::error(e.category().as_str(), "query");
-                    if !e.ends_session()
-                        && !matches!(e, Error::Timeout { .. } | Error::Protocol { .. })
-                        && connection.end_transaction().await.is_ok()
-                    {
+                Err(BeginError { error, is_counted }) => {
+                    if !is_counted {
+                        metrics::connection::error(error.category().as_str(), "query");
+                    }
+                    if connection.is_answered() && end_transaction(&mut connection).await.is_ok() {
                         lease.give_back(connection);
                     }
-                    break Err(e);
+                    break Err(error);
                 }
             };
             let readers = work.readers();

@@ -1,74 +1,393 @@
-//! One result by several connections.
+//! One result by several sessions: how they come to see the same rows. docs/ARCHITECTURE.md has the steps in a table.
 
-use std::fmt;
+use std::{
+    convert::Infallible,
+    future::poll_fn,
+    iter::once,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    task::Poll,
+    time::Duration,
+};
 
 use bytes::Bytes;
+use tokio::{
+    select,
+    time::{Instant, sleep, timeout},
+};
 
 use super::settings::MIN_READ;
 use crate::{
-    connection::Connection,
-    error::{Error, Result, sqlstate},
+    connection::{Access, Connection},
+    error::{Error, Result, TimeoutPhase, sqlstate},
+    protocol::frontend,
+    sql::{
+        BEGIN, COMMIT, CTID_HINT, Comparison, Exported, ONE, Part, ROLLBACK, Relation, Select,
+        Sight, by_hash,
+    },
 };
 
-/// The most connections of one stream: one backend for each processor of a large server.
+/// The maximum connections of one stream: one backend for each processor of a large server.
 pub(crate) const MAX_PARALLEL: usize = 64;
 
-/// The least memory of a stream for each of its connections: a quarter of it is one read.
+/// The minimum memory of a stream for each of its connections: a quarter of it is one read.
 pub(crate) const MIN_MEMORY: usize = 4 * MIN_READ;
 
-/// A query that several connections work on, each on a part of its rows, in one snapshot.
+/// How long the connections may take to begin their transactions, if there is no `connect_timeout`. Only a pooler
+/// without a free server connection makes them wait.
+const BEGIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long one attempt waits for the first lock. The session may hold locks on parents of what it waits for, which
+/// keep others away that wait for them.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+
+/// How long an attempt waits for a lock while it holds one that others may wait for.
+const BRIEF_LOCK_WAIT: Duration = Duration::from_millis(10);
+
+/// How long attempts are repeated while other sessions change the relation or want it exclusively.
+const CONTENTION_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// The pause before an attempt is repeated.
+const PAUSE: Duration = Duration::from_millis(5);
+
+static PORTALS: AtomicUsize = AtomicUsize::new(1);
+
+/// A query that several sessions work on, each on a part of its rows, in one snapshot.
+#[derive(Debug)]
 pub(crate) struct Parallel {
-    /// Begins the transaction that holds the snapshot, and asks what is needed to split the query.
-    pub(crate) begin: Begin,
-    pub(crate) split: Box<Split>,
+    pub(crate) select: Select,
+    pub(crate) parts: usize,
+    /// Raw SQL; without it, the relation is split by its blocks.
+    pub(crate) partition_by: Option<String>,
 }
 
-/// How that transaction begins.
-pub(crate) struct Begin {
-    /// Asks whether the relation can be locked.
-    pub(crate) is_lockable: String,
-    /// Locks it before there is a snapshot.
-    pub(crate) locked: String,
-    pub(crate) unlocked: String,
+/// What is to be executed.
+pub(super) struct Planned {
+    /// The sessions beside that of the client.
+    pub(super) others: Vec<Connection>,
+    /// Executes the part of a session.
+    pub(super) execute: Bytes,
 }
 
-/// Makes the parts, by what the server has answered.
-type Split = dyn Fn(&str) -> Result<Parts> + Send + Sync;
+/// Why a query could not begin.
+pub(super) struct BeginError {
+    pub(super) error: Error,
+    /// It was counted as that of an attempt to connect.
+    pub(super) is_counted: bool,
+}
 
-/// What each connection has to do.
-pub(crate) struct Parts {
-    /// Begins a transaction in the snapshot.
-    pub(crate) join: String,
-    /// A query for each connection; the first is that of the client.
-    pub(crate) queries: Vec<Bytes>,
+/// Why the sessions could not be brought together.
+enum Obstacle {
+    /// The first session did not get its first lock in time.
+    Locked(Error),
+    /// The role must not lock the relation; it may be able to read it.
+    Denied(Error),
+    /// Another session has changed the relation meanwhile, or wants it exclusively.
+    Contended(Option<Error>),
+    Failed(Error),
 }
 
 impl Parallel {
-    /// Begins on the client's connection.
+    /// Opens the other sessions, and brings all to where they can execute their parts: each holds its own locks and the
+    /// same snapshot, and has planned its part.
     ///
     /// # Errors
     ///
-    /// Unless the connection is lost or time is up, it can be given back when the transaction has been ended.
-    pub(super) async fn begin(&self, connection: &mut Connection) -> Result<Parts> {
-        let Begin { is_lockable, locked, unlocked } = &self.begin;
-        let is_lockable = connection.begin(is_lockable).await?.as_deref() == Some("t");
-        let mut answer = connection.begin(if is_lockable { locked } else { unlocked }).await;
-        // Who may read some columns only, or whose view may, can read without the lock.
-        let is_denied =
-            |e: &Error| e.sqlstate().is_some_and(|code| *code == sqlstate::INSUFFICIENT_PRIVILEGE);
-        if is_lockable && answer.as_ref().is_err_and(is_denied) {
-            connection.end_transaction().await?;
-            answer = connection.begin(unlocked).await;
+    /// If the first connection is answered, it can be used after its transaction has ended.
+    pub(super) async fn begin(
+        &self,
+        access: &Access,
+        first: &mut Connection,
+    ) -> Result<Planned, BeginError> {
+        let (relation, mut others) = self.open(access, first).await?;
+        match self.bring_together(relation, access, first, &mut others).await {
+            Ok(execute) => Ok(Planned { others, execute }),
+            Err(error) => {
+                // A pooler would close the server's connection if its client left it in a transaction.
+                let usable = others.iter_mut().filter(|other| other.is_answered());
+                join_all(usable.map(|other| other.end_transaction(ROLLBACK))).await;
+                Err(error.into())
+            }
         }
-        match answer? {
-            Some(answer) => (self.split)(&answer),
-            None => Err(Error::protocol("the server answered without a row")),
+    }
+
+    /// Asks what the relation is, and connects meanwhile. No transaction is open, so a slow login blocks nobody.
+    async fn open(
+        &self,
+        access: &Access,
+        first: &mut Connection,
+    ) -> Result<(Relation, Vec<Connection>), BeginError> {
+        let entity = &self.select.entity;
+        let describe = Relation::describe(entity)?;
+        let session = Arc::clone(&first.session);
+        let connecting = (1..self.parts).map(|_| access.connect_beside(&session));
+        let connecting = unless_cancelled(access.cancelled(&session), try_all(connecting));
+        let describing = async {
+            let answer = first.query_value(&describe).await?;
+            let answer =
+                answer.ok_or_else(|| Error::protocol("the relation has no description"))?;
+            Relation::read(entity, &answer, self.partition_by.is_none())
+        };
+        let (mut connecting, mut describing) = (pin!(connecting), pin!(describing));
+        let not_connected = |error| {
+            let is_counted = !matches!(error, Error::Cancelled);
+            BeginError { error, is_counted }
+        };
+        select! {
+            biased;
+            relation = &mut describing => {
+                let relation = relation?;
+                Ok((relation, connecting.await.map_err(not_connected)?))
+            }
+            others = &mut connecting => {
+                // To its end, so that the client keeps its connection.
+                let relation = describing.await?;
+                Ok((relation, others.map_err(not_connected)?))
+            }
+        }
+    }
+
+    /// Makes attempts until the sessions are where they can execute their parts. Returns the request for that.
+    async fn bring_together(
+        &self,
+        mut relation: Relation,
+        access: &Access,
+        first: &mut Connection,
+        others: &mut [Connection],
+    ) -> Result<Bytes> {
+        let began = Instant::now();
+        let mut contended = None;
+        let is_over = |since: Option<Instant>, limit: Option<Duration>| {
+            since.zip(limit).is_some_and(|(since, limit)| since.elapsed() >= limit)
+        };
+        let session = Arc::clone(&first.session);
+        loop {
+            if session.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            self.begin_transactions(access, first, others).await?;
+            let cancelled = access.cancelled(&session);
+            match self.attempt(&relation, cancelled, first, others).await {
+                Ok(execute) => return Ok(execute),
+                Err(Obstacle::Failed(error)) => return Err(error),
+                Err(Obstacle::Denied(error)) if !relation.is_lockable => return Err(error),
+                Err(Obstacle::Denied(_)) => relation.is_lockable = false,
+                Err(Obstacle::Locked(error)) => {
+                    if is_over(Some(began), relation.lock_timeout())
+                        || is_over(contended, Some(CONTENTION_TIMEOUT))
+                    {
+                        return Err(error);
+                    }
+                }
+                Err(Obstacle::Contended(error)) => {
+                    contended = contended.or_else(|| Some(Instant::now()));
+                    if is_over(contended, Some(CONTENTION_TIMEOUT)) {
+                        return Err(error.unwrap_or(Error::Timeout {
+                            phase: TimeoutPhase::Parallel {
+                                connections: self.parts,
+                                of: self.parts,
+                            },
+                            after: CONTENTION_TIMEOUT,
+                        }));
+                    }
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Begins a transaction on each session, without a lock or a snapshot: through a pooler, each has a connection to
+    /// the server then, or nothing is blocked by the wait for one.
+    async fn begin_transactions(
+        &self,
+        access: &Access,
+        first: &mut Connection,
+        others: &mut [Connection],
+    ) -> Result<()> {
+        let begun = AtomicUsize::new(0);
+        let session = Arc::clone(&first.session);
+        let after = access.config().connect_timeout().unwrap_or(BEGIN_TIMEOUT);
+        let beginning = join_all(once(first).chain(others).map(|session| begin(session, &begun)));
+        let beginning = unless_cancelled(access.cancelled(&session), async {
+            timeout(after, beginning).await.map_err(|_| {
+                let phase =
+                    TimeoutPhase::Parallel { connections: begun.load(Relaxed), of: self.parts };
+                Error::Timeout { phase, after }
+            })
+        });
+        beginning.await?.into_iter().collect()
+    }
+
+    /// Locks the relation on each session, shares a snapshot, and plans the parts.
+    async fn attempt(
+        &self,
+        relation: &Relation,
+        cancelled: impl Future<Output = ()>,
+        first: &mut Connection,
+        others: &mut [Connection],
+    ) -> Result<Bytes, Obstacle> {
+        let lock = relation.lock_and_export(LOCK_WAIT, BRIEF_LOCK_WAIT)?;
+        let exported = first.transact(simple(&[&lock])?, 1).await;
+        let exported = exported.map_err(|error| match error.sqlstate() {
+            Some(&sqlstate::LOCK_NOT_AVAILABLE) => Obstacle::Locked(error),
+            Some(&sqlstate::INSUFFICIENT_PRIVILEGE) => Obstacle::Denied(error),
+            _ => Obstacle::Failed(error),
+        })?;
+        let exported = Exported::read(&some(exported)?)?;
+        let parts = match &self.partition_by {
+            Some(expression) => by_hash(expression, self.parts)?,
+            None => exported.by_blocks(self.parts),
+        };
+        // Never the same name again: pgpool takes it for a portal of an earlier transaction.
+        let portal = format!("part_{}", PORTALS.fetch_add(1, Relaxed));
+        let plans =
+            parts.into_iter().map(|part| self.plan(&portal, part)).collect::<Result<Vec<_>>>()?;
+        let mut plans = plans.into_iter();
+        // Later waits for locks are those of functions, in mid-result.
+        let see = simple(&[&relation.see(), &relation.bound_locks(LOCK_WAIT)])?;
+        let join = simple(&[&relation.join(&exported, BRIEF_LOCK_WAIT)?])?;
+        let planned =
+            first.transact([plans.next().unwrap_or_default(), see.clone()].concat().into(), 2);
+        let joined = others.iter_mut().zip(plans).map(|(other, plan)| {
+            other.transact([join.clone(), plan, see.clone()].concat().into(), 3)
+        });
+        let joined = unless_cancelled(cancelled, async { Ok(join_all(joined).await) });
+        let (planned, joined) = tokio::join!(planned, joined);
+        // What fails there fails everywhere; and without its session nobody can join its snapshot.
+        let sight = Sight::read(&some(planned.map_err(|error| self.explain(error))?)?)?;
+        let mut contended = None;
+        for answer in joined? {
+            match answer {
+                Ok(answer) => match sight.compare(&Sight::read(&some(answer)?)?) {
+                    Comparison::Same => {}
+                    Comparison::Changed => contended = contended.or(Some(None)),
+                    Comparison::Refused(error) => return Err(error.into()),
+                },
+                Err(error) if error.sqlstate() == Some(&sqlstate::LOCK_NOT_AVAILABLE) => {
+                    contended = Some(Some(error));
+                }
+                Err(error) if error.is_lost_snapshot() => {
+                    // If its session has ended, that is the cause.
+                    first.transact(simple(&[ONE])?, 1).await?;
+                    return Err(error.into());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        match contended {
+            Some(error) => Err(Obstacle::Contended(error)),
+            None => Ok(frontend::execute_portal(&portal)?.into()),
+        }
+    }
+
+    /// Has the server plan a part.
+    fn plan(&self, portal: &str, part: Part) -> Result<Bytes> {
+        let statement = Select { part: Some(part), ..self.select.clone() }.rows()?;
+        let parameters = statement.parameters.iter().zip(1..);
+        let parameters = parameters.map(|(parameter, number)| parameter.sent(number));
+        let parameters = parameters.collect::<Result<Vec<_>>>()?;
+        frontend::bind_portal(portal, &statement.sql, &parameters).map(Into::into)
+    }
+
+    /// The error of planning a part.
+    fn explain(&self, error: Error) -> Obstacle {
+        match error {
+            Error::Server(e) if *e.code() == sqlstate::LOCK_NOT_AVAILABLE => {
+                Obstacle::Contended(Some(Error::Server(e)))
+            }
+            Error::Server(mut e)
+                if *e.code() == sqlstate::INSUFFICIENT_PRIVILEGE && self.partition_by.is_none() =>
+            {
+                e.hint.get_or_insert_with(|| CTID_HINT.to_owned());
+                Error::Server(e).into()
+            }
+            error => error.into(),
         }
     }
 }
 
-impl fmt::Debug for Parallel {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Parallel").finish_non_exhaustive()
+async fn begin(session: &mut Connection, begun: &AtomicUsize) -> Result<()> {
+    let (requests, answers) = match session.is_in_transaction() {
+        // Apart, so that a pooler can give the server's connection to others that wait for one.
+        true => ([simple(&[ROLLBACK])?, simple(&[BEGIN])?].concat().into(), 2),
+        false => (simple(&[BEGIN])?, 1),
+    };
+    session.transact(requests, answers).await?;
+    begun.fetch_add(1, Relaxed);
+    Ok(())
+}
+
+/// Ends the transaction of a session whose part is done.
+pub(super) async fn end_transaction(session: &mut Connection) -> Result<()> {
+    session.end_transaction(COMMIT).await
+}
+
+/// Statements in one message of the simple protocol.
+fn simple(statements: &[&str]) -> Result<Bytes> {
+    frontend::simple_query(&statements.join("; ")).map(Into::into)
+}
+
+fn some(answer: Option<String>) -> Result<String> {
+    answer.ok_or_else(|| {
+        Error::protocol("the server answered a parallel query's beginning without a row")
+    })
+}
+
+async fn unless_cancelled<T>(
+    cancelled: impl Future<Output = ()>,
+    step: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    select! {
+        biased;
+        () = cancelled => Err(Error::Cancelled),
+        done = step => done,
+    }
+}
+
+/// Runs futures at once, up to the end of all or the first error.
+async fn try_all<T, E>(
+    futures: impl Iterator<Item = impl Future<Output = Result<T, E>>>,
+) -> Result<Vec<T>, E> {
+    let mut running: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
+    poll_fn(|cx| {
+        let mut is_pending = false;
+        for (future, done) in running.iter_mut().filter(|(_, done)| done.is_none()) {
+            match future.as_mut().poll(cx) {
+                Poll::Ready(Ok(value)) => *done = Some(value),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => is_pending = true,
+            }
+        }
+        match is_pending {
+            true => Poll::Pending,
+            false => {
+                Poll::Ready(Ok(running.iter_mut().filter_map(|(_, done)| done.take()).collect()))
+            }
+        }
+    })
+    .await
+}
+
+/// Runs futures at once, up to the end of all.
+async fn join_all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let done = try_all(futures.map(|future| async { Ok::<_, Infallible>(future.await) })).await;
+    match done {
+        Ok(done) => done,
+        Err(never) => match never {},
+    }
+}
+
+impl From<Error> for BeginError {
+    fn from(error: Error) -> Self {
+        Self { error, is_counted: false }
+    }
+}
+
+impl From<Error> for Obstacle {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
     }
 }

@@ -18,6 +18,7 @@ use super::{
     chunk::Chunk,
     deadline::{Deadlines, watch_pauses},
     low_water::LowWater,
+    parallel::end_transaction,
     resume::{self, Position, Resume},
     schema::check_columns,
     settings::{MAX_READ, MIN_READ, StreamSettings},
@@ -61,6 +62,25 @@ pub(super) struct Reader {
     settings: StreamSettings,
 }
 
+/// What a reader sends first, and where the query stands then.
+pub(super) struct Start {
+    request: Bytes,
+    query: ExtendedQuery,
+    resume: Option<Resume>,
+}
+
+impl Start {
+    /// A whole query.
+    pub(super) fn whole(request: Bytes, resume: Option<Resume>) -> Self {
+        Self { request, query: ExtendedQuery::new(), resume }
+    }
+
+    /// A part, which the session has planned in its transaction.
+    pub(super) fn part(request: Bytes) -> Self {
+        Self { request, query: ExtendedQuery::bound(), resume: None }
+    }
+}
+
 /// Starts the task that reads on the client's connection. It ends when the connection is given back or closed
 /// and the stream has ended: bounded by the deadline of the clean-up once the stream is gone.
 pub(super) fn spawn(
@@ -68,60 +88,42 @@ pub(super) fn spawn(
     seat: Seat,
     settings: StreamSettings,
     deadlines: Deadlines,
-    request: Bytes,
-    resume: Option<Resume>,
+    start: Start,
     lease: Lease,
 ) {
     let watched = Arc::clone(seat.channel());
     let statement_timeout = lease.statement_timeout();
-    let mut reader = Reader::new(connection, seat, settings, request.clone());
-    reader.position = resume.map(|resume| Position::new(resume, request));
+    let reader = Reader::new(connection, seat, settings, start);
     tokio::spawn(async move {
         join!(reader.run(lease, deadlines, pending()), watch_pauses(&watched, statement_timeout))
     });
 }
 
-/// Starts a task that reads on a connection of its own, which it opens and which ends with it. `cancelled`: by a
-/// token, which knows only of the client's connection.
+/// Starts a task that reads a part on a connection of its own, which ends with it. `cancelled`: by a token, which knows
+/// only of the client's connection.
 pub(super) fn spawn_beside(
-    open: impl Future<Output = Result<Connection>> + Send + 'static,
+    connection: Connection,
     seat: Seat,
     settings: StreamSettings,
     deadlines: Deadlines,
-    request: Bytes,
+    start: Start,
     cancelled: impl Future<Output = ()> + Send + 'static,
 ) {
-    tokio::spawn(async move {
-        let _last_word = LastWord(seat.clone());
-        let mut cancelled = Box::pin(cancelled);
-        let opened = select! {
-            biased;
-            () = seat.abandoned() => None,
-            () = &mut cancelled => Some(Err(Error::Cancelled)),
-            opened = deadlines.bound(open) => Some(opened),
-        };
-        match opened {
-            Some(Ok(connection)) => {
-                let reader = Reader::new(connection, seat, settings, request);
-                return reader.run(Lease::none(), deadlines, cancelled).await;
-            }
-            Some(Err(error)) => seat.finish(Err(StartError { error, stale: false })),
-            None => {}
-        }
-        seat.settle(Ok(()));
-    });
+    let reader = Reader::new(connection, seat, settings, start);
+    tokio::spawn(reader.run(Lease::none(), deadlines, cancelled));
 }
 
 impl Reader {
-    fn new(connection: Connection, seat: Seat, settings: StreamSettings, request: Bytes) -> Self {
+    fn new(connection: Connection, seat: Seat, settings: StreamSettings, start: Start) -> Self {
+        let Start { request, query, resume } = start;
         Self {
             connection,
             seat,
             request_bytes: request.len(),
-            unsent: request,
-            query: ExtendedQuery::new(),
+            unsent: request.clone(),
+            query,
             answered: false,
-            position: None,
+            position: resume.map(|resume| Position::new(resume, request)),
             replaced: false,
             run: Run::default(),
             block: None,
@@ -156,7 +158,7 @@ impl Reader {
         connection.set_low_water(1);
         let settled = match end {
             Ok(()) => {
-                let given = give_back(connection, lease, &seat).await;
+                let given = give_back(connection, lease).await;
                 seat.finish(Ok(()));
                 given
             }
@@ -165,10 +167,10 @@ impl Reader {
                 Ok(())
             }
             Err(Interrupt::Abandoned) if unsent.len() == request_bytes => {
-                give_back(connection, lease, &seat).await
+                give_back(connection, lease).await
             }
             Err(Interrupt::Abandoned) => match settle(&mut connection, &query, unsent).await {
-                Ok(()) => give_back(connection, lease, &seat).await,
+                Ok(()) => give_back(connection, lease).await,
                 Err(e) => Err(e),
             },
             Err(Interrupt::Failed(error)) => {
@@ -188,7 +190,7 @@ impl Reader {
                 } else {
                     seat.finish(Err(error));
                     match settle(&mut connection, &query, unsent).await {
-                        Ok(()) => give_back(connection, lease, &seat).await,
+                        Ok(()) => give_back(connection, lease).await,
                         Err(e) => Err(e),
                     }
                 }
@@ -441,6 +443,13 @@ impl Reader {
         Ok(())
     }
 
+    /// Whether its buffer, without a whole row in it, is to serve another reader first. One for a large row is kept.
+    fn lends_memory(&self) -> bool {
+        self.settings.readers > 1
+            && self.connection.buffer.capacity() <= self.settings.read_size()
+            && self.seat.is_memory_short()
+    }
+
     /// Reads some bytes. Rows that are already there do not wait for them.
     async fn fill(&mut self) -> Result<(), Interrupt> {
         loop {
@@ -457,15 +466,20 @@ impl Reader {
                 }
                 Permission::Granted => {}
             }
-            let Self { connection, low_water, .. } = self;
-            match poll_fn(|cx| Poll::Ready(connection.poll_read(cx))).await {
-                Poll::Ready(read) => return arrived(read, low_water),
+            match poll_fn(|cx| Poll::Ready(self.connection.poll_read(cx))).await {
+                Poll::Ready(read) => return arrived(read, &mut self.low_water),
                 Poll::Pending if self.run.rows > 0 => {
                     self.hand_over().await?;
                     continue;
                 }
+                // A server may be silent for long, and another reader wait for this one's memory.
+                Poll::Pending if self.lends_memory() => {
+                    self.next_block(HEADER, 0).await?;
+                    continue;
+                }
                 Poll::Pending => {}
             }
+            let Self { connection, low_water, .. } = self;
             self.seat.waiting();
             let timeout = connection.bounds.read_timeout;
             // A deadline that is nearer than the patience would pass in vain.
@@ -528,13 +542,9 @@ fn closed(e: io::Error) -> Interrupt {
     Error::io("before the result was complete", e).into()
 }
 
-/// Gives a connection back that has done its work: out of its transaction, if it is in one. That holds the
-/// snapshot which others are to join.
-async fn give_back(mut connection: Connection, lease: Lease, seat: &Seat) -> Result<()> {
-    if connection.is_in_transaction() {
-        seat.all_started().await;
-        connection.end_transaction().await?;
-    }
+/// Gives a connection back that has done its work: out of its transaction, if it is in one.
+async fn give_back(mut connection: Connection, lease: Lease) -> Result<()> {
+    end_transaction(&mut connection).await?;
     lease.give_back(connection);
     Ok(())
 }

@@ -7,39 +7,40 @@ use bytes::Bytes;
 use super::{
     channel::Channel,
     deadline::Deadlines,
-    parallel::{Parallel, Parts},
-    reader,
+    parallel::{BeginError, Parallel, Planned},
+    reader::{self, Start},
     resume::Resume,
     settings::StreamSettings,
 };
-use crate::{
-    connection::{Access, Connection, Lease},
-    error::Result,
-};
+use crate::connection::{Access, Connection, Lease};
 
-/// How the rows are to be had.
+/// How the rows are read.
 #[derive(Debug)]
 pub(crate) enum Request {
     /// By one query.
     Single { query: Bytes, resume: Option<Resume> },
-    /// By several, on connections of their own, in one snapshot.
+    /// By several sessions in one snapshot.
     Parallel(Parallel),
 }
 
 /// What the readers have to do.
 pub(super) enum Work {
     Single { query: Bytes, resume: Option<Resume> },
-    Parts(Parts),
+    Parts(Planned),
 }
 
 impl Request {
-    /// Does what must be done on the client's connection before the readers begin.
-    pub(super) async fn begin(&self, connection: &mut Connection) -> Result<Work> {
+    /// Does what must be done before the readers begin.
+    pub(super) async fn begin(
+        &self,
+        access: &Access,
+        connection: &mut Connection,
+    ) -> Result<Work, BeginError> {
         match self {
             Self::Single { query, resume } => {
                 Ok(Work::Single { query: query.clone(), resume: resume.clone() })
             }
-            Self::Parallel(parallel) => parallel.begin(connection).await.map(Work::Parts),
+            Self::Parallel(parallel) => parallel.begin(access, connection).await.map(Work::Parts),
         }
     }
 }
@@ -48,7 +49,7 @@ impl Work {
     pub(super) fn readers(&self) -> usize {
         match self {
             Self::Single { .. } => 1,
-            Self::Parts(parts) => parts.queries.len(),
+            Self::Parts(planned) => 1 + planned.others.len(),
         }
     }
 
@@ -62,32 +63,23 @@ impl Work {
         deadlines: Deadlines,
         lease: Lease,
     ) {
-        let seat = channel.seat(0);
-        let (join, queries) = match self {
+        let first = channel.seat(0);
+        let Planned { others, execute } = match self {
             Self::Single { query, resume } => {
-                return reader::spawn(connection, seat, settings, deadlines, query, resume, lease);
+                let start = Start::whole(query, resume);
+                return reader::spawn(connection, first, settings, deadlines, start, lease);
             }
-            Self::Parts(Parts { join, queries }) => (Arc::<str>::from(join), queries),
+            Self::Parts(planned) => planned,
         };
-        let settings = settings.of_one(queries.len());
+        let settings = settings.of_one(1 + others.len());
         let session = Arc::clone(&connection.session);
-        let mut queries = queries.into_iter();
-        if let Some(query) = queries.next() {
-            reader::spawn(connection, seat, settings, deadlines, query, None, lease);
-        }
-        for (query, number) in queries.zip(1..) {
-            let (access, session, join) = (access.clone(), Arc::clone(&session), Arc::clone(&join));
-            let cancelled = {
-                let (access, session) = (access.clone(), Arc::clone(&session));
-                async move { access.cancelled(&session).await }
-            };
-            let open = async move {
-                let mut connection = access.connect_beside(&session).await?;
-                connection.begin(&join).await?;
-                Ok(connection)
-            };
-            let seat = channel.seat(number);
-            reader::spawn_beside(open, seat, settings, deadlines, query, cancelled);
+        let start = Start::part(execute.clone());
+        reader::spawn(connection, first, settings, deadlines, start, lease);
+        for (other, number) in others.into_iter().zip(1..) {
+            let (access, session) = (access.clone(), Arc::clone(&session));
+            let cancelled = async move { access.cancelled(&session).await };
+            let (seat, start) = (channel.seat(number), Start::part(execute.clone()));
+            reader::spawn_beside(other, seat, settings, deadlines, start, cancelled);
         }
     }
 }

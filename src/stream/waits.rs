@@ -1,10 +1,12 @@
 use std::time::{Duration, Instant};
 
-/// For how long the reader was held up, and by whom.
+/// For how long a reader was held up, and by whom.
 #[derive(Debug, Default)]
 pub(super) struct Waits {
     consumer: Duration,
     server: Duration,
+    /// What [`since_last`](Self::since_last) has returned in all.
+    reported: (Duration, Duration),
     present: Option<(On, Instant)>,
 }
 
@@ -32,9 +34,11 @@ impl Waits {
         }
     }
 
-    /// For how long it waited in all for the consumer and for the server, without the present wait.
-    pub(super) fn over(&self) -> (Duration, Duration) {
-        (self.consumer, self.server)
+    /// For how long it waited for the consumer and for the server since this was last asked, without the present wait.
+    pub(super) fn since_last(&mut self) -> (Duration, Duration) {
+        let waits = (self.consumer, self.server);
+        let earlier = std::mem::replace(&mut self.reported, waits);
+        (waits.0.saturating_sub(earlier.0), waits.1.saturating_sub(earlier.1))
     }
 
     /// For how long in all it waited for one of them, the present wait included.
@@ -66,8 +70,9 @@ mod tests {
         assert_eq!(total(&waits, 4), [0, 3]);
         waits.begin(On::Consumer, at(5));
         assert_eq!(total(&waits, 7), [2, 4]);
-        assert_eq!(waits.over(), (Duration::ZERO, Duration::from_secs(4)));
+        assert_eq!(waits.since_last(), (Duration::ZERO, Duration::from_secs(4)));
         waits.end(at(8));
         assert_eq!(total(&waits, 99), [3, 4]);
+        assert_eq!(waits.since_last(), (Duration::from_secs(3), Duration::ZERO));
     }
 }

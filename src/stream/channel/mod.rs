@@ -58,9 +58,8 @@ struct State {
     budget: Budget,
     gate: Gate,
     chunk_size: ChunkSize,
-    waits: Waits,
-    /// Those that were over when the last chunk was handed over: for the consumer, for the server.
-    earlier_waits: (Duration, Duration),
+    /// For how long each reader was blocked.
+    waits: Box<[Waits]>,
     /// Whose columns are right. When that is all, an error that follows is an item of the stream, behind its
     /// rows, and no failure to start.
     started: Seats,
@@ -93,6 +92,19 @@ impl State {
     /// Nobody wants the rest of the rows: the stream has ended, or one of several readers has failed.
     fn is_over(&self) -> bool {
         self.ended.is_some() || matches!(self.end, End::Failed(_))
+    }
+
+    /// The reader is blocked from now on, or not any more.
+    fn blocked(&mut self, reader: usize, on: Option<On>) {
+        match (self.waits.get_mut(reader), on) {
+            (Some(waits), Some(on)) => waits.begin(on, now()),
+            (Some(waits), None) => waits.end(now()),
+            (None, _) => {}
+        }
+    }
+
+    fn all_unblocked(&mut self, now: Instant) {
+        self.waits.iter_mut().for_each(|waits| waits.end(now));
     }
 }
 
@@ -227,8 +239,7 @@ impl Channel {
                 budget: Budget::new(settings.memory(), settings.warn_at()),
                 gate,
                 chunk_size: settings.chunk_size(),
-                waits: Waits::default(),
-                earlier_waits: Default::default(),
+                waits: std::iter::repeat_with(Waits::default).take(readers).collect(),
                 started: Seats::default(),
                 end: End::Open,
                 reading: Seats::default(),
@@ -334,7 +345,7 @@ impl Channel {
             }
             let now = now();
             if state.gate.pause(reason.map(Into::into), now) {
-                state.waits.end(now);
+                state.all_unblocked(now);
                 let span = Arc::clone(&state.span);
                 drop(state);
                 span.in_scope(|| debug!(target: TARGET, reason, "paused a stream"));
@@ -409,7 +420,7 @@ impl Channel {
                     let at = now();
                     state.ended = Some(Ended { state: how, at, by_stream });
                     pause = state.gate.resume(at);
-                    state.waits.end(at);
+                    state.all_unblocked(at);
                 }
             }
             (
@@ -499,8 +510,8 @@ impl Channel {
             resumptions: state.resumptions,
             time_to_first_row: received.first_row.map(|at| at - self.started_at),
             elapsed: now.saturating_duration_since(self.started_at),
-            time_blocked_on_consumer: state.waits.total(On::Consumer, now),
-            time_blocked_on_server: state.waits.total(On::Server, now),
+            time_blocked_on_consumer: state.waits.iter().map(|w| w.total(On::Consumer, now)).sum(),
+            time_blocked_on_server: state.waits.iter().map(|w| w.total(On::Server, now)).sum(),
         }
     }
 }

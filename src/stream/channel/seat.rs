@@ -1,9 +1,6 @@
 //! A reader's side of the channel.
 
-use std::{
-    mem,
-    sync::{Arc, MutexGuard},
-};
+use std::sync::{Arc, MutexGuard};
 
 use tracing::warn;
 
@@ -12,7 +9,11 @@ use crate::{
     connection::TARGET,
     error::{Error, Result},
     metrics::ChunkSeen,
-    stream::{chunk::Chunk, chunk_size::Demand, waits::On},
+    stream::{
+        chunk::Chunk,
+        chunk_size::Demand,
+        waits::{On, Waits},
+    },
 };
 
 /// One reader's place.
@@ -66,6 +67,8 @@ impl Seat {
             state.reading.remove(self.number);
             // A deadline may have ended it while it waited.
             state.waiting.remove(self.number);
+            state.budget.leave(self.number);
+            state.blocked(self.number, None);
             if !matches!(state.end, End::Open) {
                 return;
             }
@@ -75,7 +78,7 @@ impl Seat {
                 Err(e) => End::Failed(Some(e)),
             };
             if !matches!(state.end, End::Open) {
-                state.waits.end(now());
+                state.all_unblocked(now());
             }
             state.consumer.take()
         };
@@ -122,7 +125,7 @@ impl Seat {
         state.reading.remove(self.number);
         let is_awaited = state.gate.is_paused();
         if !is_awaited {
-            state.waits.begin(On::Consumer, now());
+            state.blocked(self.number, Some(On::Consumer));
         }
         drop(state);
         if is_awaited {
@@ -136,7 +139,7 @@ impl Seat {
             let mut state = self.channel.lock();
             state.reading.remove(self.number);
             if !state.gate.is_paused() {
-                state.waits.begin(On::Server, now());
+                state.blocked(self.number, Some(On::Server));
             }
         }
         self.channel.watchers.notify_waiters();
@@ -147,7 +150,7 @@ impl Seat {
         {
             let mut state = self.channel.lock();
             state.resumptions += 1;
-            state.waits.end(now());
+            state.blocked(self.number, None);
         }
         self.channel.metrics.resumed_elsewhere();
     }
@@ -156,12 +159,12 @@ impl Seat {
     pub(in crate::stream) fn waiting(&self) {
         let mut state = self.channel.lock();
         if !state.gate.is_paused() {
-            state.waits.begin(On::Server, now());
+            state.blocked(self.number, Some(On::Server));
         }
     }
 
     pub(in crate::stream) fn waited(&self) {
-        self.channel.lock().waits.end(now());
+        self.channel.lock().blocked(self.number, None);
     }
 
     /// Waits until something has changed that the reader may care for.
@@ -209,7 +212,7 @@ impl Seat {
         let mut state = self.channel.lock();
         let has_unread = !state.queue.is_empty();
         if has_unread && !state.gate.is_paused() {
-            state.waits.begin(On::Consumer, now());
+            state.blocked(self.number, Some(On::Consumer));
         }
         has_unread
     }
@@ -225,7 +228,7 @@ impl Seat {
 
     fn take(&self, mut state: MutexGuard<'_, State>, chunk: Chunk, waited: bool) -> usize {
         if waited {
-            state.waits.end(now());
+            state.blocked(self.number, None);
         }
         let demand = match (waited, &state.consumer) {
             (true, _) => Demand::Full,
@@ -235,13 +238,13 @@ impl Seat {
         let before = state.chunk_size.next();
         state.chunk_size.record(demand);
         let next = state.chunk_size.next();
-        let waits = state.waits.over();
-        let earlier = mem::replace(&mut state.earlier_waits, waits);
+        let (waited_for_consumer, waited_for_server) =
+            state.waits.get_mut(self.number).map(Waits::since_last).unwrap_or_default();
         let seen = ChunkSeen {
             rows: chunk.rows as u64,
             bytes: chunk.value_bytes as u64,
-            waited_for_consumer: waits.0.saturating_sub(earlier.0),
-            waited_for_server: waits.1.saturating_sub(earlier.1),
+            waited_for_consumer,
+            waited_for_server,
             occupancy: state.budget.held() as f64 / state.budget.limit() as f64,
         };
         let is_first = state.received.add(&chunk);
@@ -260,6 +263,11 @@ impl Seat {
         next
     }
 
+    /// Whether another reader waits for memory until others hold less.
+    pub(in crate::stream) fn is_memory_short(&self) -> bool {
+        self.channel.lock().budget.is_short()
+    }
+
     /// Waits until `size` more bytes may be held. Whoever waits must hold none: what it held would
     /// never be given back.
     ///
@@ -267,6 +275,7 @@ impl Seat {
     ///
     /// [`Error::ConsumerLagged`], where the stream is to fail instead of waiting.
     pub(in crate::stream) async fn reserve(&self, size: usize) -> Result<Arc<Block>, Interrupt> {
+        let mut has_asked = false;
         loop {
             {
                 let mut state = self.channel.lock();
@@ -279,12 +288,13 @@ impl Seat {
                 {
                     return Err(Error::ConsumerLagged { limit, buffered: held }.into());
                 }
-                if state.budget.allows(size) {
+                if state.budget.admit(self.number, size) {
                     let crossed = state.budget.take(size);
                     let (held, limit) = (state.budget.held(), state.budget.limit());
                     let span = Arc::clone(&state.span);
-                    state.waits.end(now());
-                    drop(state);
+                    state.blocked(self.number, None);
+                    // There may be room for the next one too.
+                    self.channel.wake_waiting_readers(state);
                     self.channel.metrics.memory_taken(size);
                     if crossed {
                         self.channel.metrics.soft_limit_crossed();
@@ -297,6 +307,10 @@ impl Seat {
                 state.waiting.add(self.number);
                 state.chunk_size.record(Demand::Full);
                 self.rest(state);
+            }
+            if !std::mem::replace(&mut has_asked, true) && self.channel.readers.len() > 1 {
+                // Those that hold a buffer and wait for their servers.
+                self.channel.wake_readers();
             }
             self.changed().await;
         }
