@@ -1072,11 +1072,12 @@ mod memory {
     /// What a login leaves in the memory of its process when its client is gone: no password, none of the keys
     /// that SCRAM derives from it, nor what MD5 sends in place of it. A process of its own logs in, and this
     /// one reads its memory, with what the server keeps of the passwords as evidence.
-    #[tokio::test]
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_login_leaves_no_secret_in_memory() {
         const CHILD: &str = "FRAISEQL_WIRE_LOGIN_AND_WAIT";
         if std::env::var_os(CHILD).is_some() {
-            return log_in_and_wait().await;
+            // On a worker's stack.
+            return tokio::spawn(log_in_and_wait()).await.unwrap();
         }
         plant_passwords().await;
         let port = cluster().port();
@@ -1238,7 +1239,13 @@ mod memory {
         };
         let rest = "sslmode=disable dbname=postgres host=127.0.0.1";
         let config = match way.as_str() {
-            "builder" => builder().password(secret.as_str()).build(),
+            "builder" => {
+                // One that fails, and whose client is not closed.
+                let wrong = builder().password(text(&[&secret, "x"]).as_str()).build();
+                let client = FraiseClient::new(wrong.unwrap());
+                client.ping().await.unwrap_err();
+                builder().password(secret.as_str()).build()
+            }
             "uri" => {
                 let text =
                     text(&["postgres://", role, ":", &secret, "@127.0.0.1:", port, "/postgres"]);

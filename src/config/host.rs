@@ -5,7 +5,7 @@ use std::{
 };
 
 use super::keyword::Values;
-use crate::error::{Error, Result};
+use crate::error::{Error, OneLine, Result};
 
 /// Where servers keep their sockets: Debian's and Fedora's place, or else Postgres's own default.
 ///
@@ -75,8 +75,11 @@ impl fmt::Display for Target {
         let port = self.port;
         match (&self.unix_socket, &self.host, self.hostaddr) {
             (Some(path), ..) => write!(f, "{}", path.display()),
-            (None, Some(host), _) if host.contains(':') => write!(f, "[{host}]:{port}"),
-            (None, Some(host), _) => write!(f, "{host}:{port}"),
+            // A name may come from outside, and this is shown in errors and logs.
+            (None, Some(host), _) if host.contains(':') => {
+                write!(f, "[{}]:{port}", OneLine::name(host))
+            }
+            (None, Some(host), _) => write!(f, "{}:{port}", OneLine::name(host)),
             (None, None, Some(IpAddr::V6(address))) => write!(f, "[{address}]:{port}"),
             (None, None, Some(address)) => write!(f, "{address}:{port}"),
             (None, None, None) => write!(f, "port {port}"),

@@ -45,7 +45,7 @@ use self::{
 };
 pub(crate) use crate::secret::Password;
 use crate::{
-    error::{Error, Result},
+    error::{Error, OneLine, Result},
     secret::Key,
 };
 
@@ -605,13 +605,13 @@ impl fmt::Display for ConnectionConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("postgresql://")?;
         if let Some(user) = self.values.non_empty("user") {
-            write!(f, "{user}@")?;
+            write!(f, "{}@", OneLine::name(user))?;
         }
         for (i, target) in self.targets().iter().enumerate() {
             write!(f, "{}{target}", if i > 0 { "," } else { "" })?;
         }
         match self.values.non_empty("dbname") {
-            Some(database) => write!(f, "/{database}"),
+            Some(database) => write!(f, "/{}", OneLine::name(database)),
             None => Ok(()),
         }
     }
@@ -822,6 +822,18 @@ mod tests {
         }
         let config = resolve("", &[("PGCONNECT_TIMEOUT", "7")]);
         assert_eq!(config.connect_timeout(), Some(Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn names_from_outside_are_shown_on_one_line() {
+        let config = ConnectionConfig::builder()
+            .host("a\u{202e}b\nc")
+            .port(5432)
+            .user("u\u{2028}v")
+            .database("d\re");
+        let config = config.build().unwrap();
+        assert_eq!(config.to_string(), "postgresql://u v@a b c:5432/d e");
+        assert_eq!(config.targets()[0].to_string(), "a b c:5432");
     }
 
     #[test]

@@ -210,7 +210,7 @@ fn explain<'a, U: Deserialize<'a>>(text: &'a str, row: u64, source: serde_json::
         Ok(_) => ".".to_owned(),
     };
     match is_data {
-        true => Error::Deserialization { type_name, row, path, source: source.into() },
+        true => Error::Deserialization { type_name, row, path, source: cause(source) },
         false => Error::JsonDecode { type_name, row, path, source: source.into() },
     }
 }
@@ -291,6 +291,16 @@ fn path_at(json: &str, at: usize) -> String {
     if path.is_empty() { ".".to_owned() } else { path }
 }
 
+/// How much of a decoder's message is shown, in bytes.
+const MAX_CAUSE: usize = 1 << 10;
+
+/// A decoder repeats texts of the document as they are, such as the name of an unknown field.
+fn cause(source: serde_json::Error) -> Box<dyn std::error::Error + Send + Sync> {
+    let message = source.to_string();
+    let shown = OneLine { text: &message, max: MAX_CAUSE }.to_string();
+    if shown == message { source.into() } else { shown.into() }
+}
+
 #[cold]
 fn not_utf8<U>(row: u64, source: Utf8Error) -> Error {
     Error::JsonDecode { type_name: type_name::<U>(), row, path: ".".into(), source: source.into() }
@@ -325,6 +335,27 @@ mod tests {
             check_utf8(&bytes).unwrap();
         }
         check_utf8("ä".repeat(100).as_bytes()).unwrap();
+    }
+
+    /// The names that serde repeats are those of the document.
+    #[test]
+    fn the_cause_of_an_error_does_not_mislead() {
+        #[derive(Debug, serde::Deserialize)]
+        enum Kind {
+            Known,
+        }
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Strict {}
+        let cause = |error: Error| std::error::Error::source(&error).unwrap().to_string();
+        let kind = |text: &str| cause(decode::<Kind>(text.as_bytes(), 1).unwrap_err());
+        assert!(kind("\"other\"").starts_with("unknown variant `other`"));
+        assert!(kind("\"a\u{202e}b\u{200b}c\\nd\"").starts_with("unknown variant `a b c d`"));
+        assert!(kind(&format!("\"{}\"", "x".repeat(1 << 20))).len() < 2 * MAX_CAUSE);
+        let text = "{\"a\u{2066}b\u{2028}c\": 1}";
+        let strict = cause(decode::<Strict>(text.as_bytes(), 1).unwrap_err());
+        assert!(strict.starts_with("unknown field `a b c`"), "{strict}");
+        assert!(matches!(decode(b"\"Known\"", 1).unwrap(), Kind::Known));
     }
 
     #[test]
