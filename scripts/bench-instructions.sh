@@ -1,19 +1,26 @@
 #!/bin/sh
+# Usage: scripts/bench-instructions.sh [check] [short]
+#
 # What rows and short queries cost in instructions, copies and allocations, counted by valgrind. With `check`,
 # this crate's are compared with those in docs/benchmarks.md. Otherwise those of every client are counted and
-# written there. With `short`, also as the second argument, only those of short queries.
+# written there. With `short`, only those of short queries.
 set -eu
 cd "$(dirname "$0")/.."
+. scripts/common.sh
+check_arguments 2 "$@"
+what="$*"
+case $what in
+    '' | check | short | 'check short') ;;
+    *) misused "unknown arguments: $what" ;;
+esac
 . scripts/setup-postgres.sh
 . scripts/setup-bench.sh
 command -v valgrind >/dev/null || apt_install valgrind || die "valgrind is missing: install it"
 build_compare ""
-case "${1:-} ${2:-}" in
-"check short") exec "$(compare_in "")" short check ;;
-check*) exec "$(compare_in "")" instructions check ;;
+case $what in
+    'check short') exec "$(compare_in "")" short check ;;
+    check) exec "$(compare_in "")" instructions check ;;
 esac
 build_compare peers
-if [ "${1:-}" != short ]; then
-    "$(compare_in peers)" instructions write
-fi
+[ "$what" = short ] || "$(compare_in peers)" instructions write
 exec "$(compare_in peers)" short write "$(compare_in "")"

@@ -1,18 +1,29 @@
 #!/bin/sh
-# This crate beside other clients: fills docs/benchmarks.md. Takes about 25 minutes. With `short`, only the
-# short queries, in about 4 minutes; their tables are printed too. The last argument is the number of rounds,
-# 5 by default.
+# Usage: scripts/bench.sh [short] [ROUNDS]
+#
+# This crate beside other clients: fills docs/benchmarks.md. Takes about 25 minutes with the default of 5 rounds. With
+# `short`, only the short queries, in about 4 minutes; their tables are printed too.
 set -eu
 cd "$(dirname "$0")/.."
+. scripts/common.sh
+check_arguments 2 "$@"
+short=
+if [ "${1:-}" = short ]; then
+    short=yes
+    shift
+fi
+check_arguments 1 "$@"
+rounds=${1-5}
+check_number "$rounds"
 . scripts/setup-postgres.sh
 . scripts/setup-bench.sh
 build_compare peers
 # A build without the other drivers: see `Programs` in benches/compare/src/short/mod.rs.
 build_compare ""
-if [ "${1:-}" = short ]; then
-    exec "$(compare_in peers)" short compare "${2:-5}" "$(compare_in "")"
+if [ -n "$short" ]; then
+    exec "$(compare_in peers)" short compare "$rounds" "$(compare_in "")"
 fi
 # A build of its own: benches/compare/Cargo.toml says why.
 build_compare earlier
-"$(compare_in peers)" compare "${1:-5}" "$(compare_in earlier)"
-exec "$(compare_in peers)" short compare "${1:-5}" "$(compare_in "")"
+"$(compare_in peers)" compare "$rounds" "$(compare_in earlier)"
+exec "$(compare_in peers)" short compare "$rounds" "$(compare_in "")"

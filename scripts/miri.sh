@@ -1,9 +1,13 @@
 #!/bin/sh
-# The pure layers under Miri, and the numbers that two threads share, in the orders that the memory model allows.
-# Needs a nightly compiler, and so is no part of the usual checks:
+# Usage: scripts/miri.sh
+#
+# The pure layers under Miri, and the statistics that two threads share, in the orders that the memory model allows.
+# Needs a nightly compiler, and so is not one of the usual checks:
 #   rustup toolchain install nightly --component miri --component rust-src
 set -eu
 cd "$(dirname "$0")/.."
+. scripts/common.sh
+check_arguments 0 "$@"
 flags='--lib --no-default-features'
 
 # shellcheck disable=SC2086

@@ -1,10 +1,14 @@
 #!/bin/sh
+# Usage: scripts/public-api.sh [check]
+#
 # The public API, every item of it, into docs/public-api.txt. With `check`, compared with what is there.
 #
-# It is read out of rustdoc's JSON, which each version of the compiler writes differently; this is for the one below.
+# It is read from rustdoc's JSON, which each version of the compiler writes differently; this is for the one below.
 set -eu
 cd "$(dirname "$0")/.."
-
+. scripts/common.sh
+check_arguments 1 "$@"
+[ "${1-check}" = check ] || misused "unknown argument: $1"
 version=1.95
 list=docs/public-api.txt
 

@@ -1,7 +1,11 @@
 #!/bin/sh
+# Usage: scripts/semver.sh [RELEASE]
+#
 # Whether the version says what has changed in the public API since a release: the newest tag, or the one that is given.
 set -eu
 cd "$(dirname "$0")/.."
+. scripts/common.sh
+check_arguments 1 "$@"
 
 version=0.51.0
 

@@ -3,26 +3,12 @@
 # A running server is never touched, and none is started: the tests and examples start private
 # servers of their own.
 
-die() {
-    echo "$*" >&2
-    exit 1
-}
-
-as_root() {
-    if [ "$(id -u)" = 0 ]; then
-        "$@"
-    elif command -v sudo >/dev/null; then
-        sudo "$@"
-    else
-        die "Run this as root once, or install sudo: it needs $*"
-    fi
-}
-
-apt_install() {
-    as_root apt-get update -qq &&
-        as_root env DEBIAN_FRONTEND=noninteractive \
-            apt-get install -y -qq --no-install-recommends "$@" >/dev/null
-}
+if [ -z "${cleanup:-}" ]; then
+    usage="Usage: . scripts/setup-postgres.sh, in a script that has sourced scripts/common.sh"
+    case ${1:-} in -h | --help) echo "$usage" && exit 0 ;; esac
+    echo "$usage" >&2
+    exit 2
+fi
 
 # The same places as find_binaries() in tests/support/cluster.rs.
 have_postgres() {
@@ -30,8 +16,9 @@ have_postgres() {
         [ -x "$PG_BIN/initdb" ] || die "PG_BIN is $PG_BIN, where initdb is not"
         return 0
     fi
-    for initdb in "$(command -v initdb)" /usr/lib/postgresql/*/bin/initdb \
-        /opt/homebrew/opt/postgresql*/bin/initdb /usr/local/opt/postgresql*/bin/initdb; do
+    for initdb in "$(command -v initdb)" "${SYSTEM_ROOT:-}"/usr/lib/postgresql/*/bin/initdb \
+        "${SYSTEM_ROOT:-}"/opt/homebrew/opt/postgresql*/bin/initdb \
+        "${SYSTEM_ROOT:-}"/usr/local/opt/postgresql*/bin/initdb; do
         if [ -n "$initdb" ] && [ -x "$initdb" ]; then
             return 0
         fi
@@ -47,14 +34,7 @@ install_postgres() {
             "PG_BIN to the folder of these programs"
     fi
     echo "Installing Postgres (its programs only, no server is set up) ..."
-    # Debian's package would make and start a server; this keeps it from doing so.
-    no_server=/etc/postgresql-common/createcluster.d/fraiseql-wire.conf
-    as_root mkdir -p "${no_server%/*}"
-    echo "create_main_cluster = false" | as_root tee "$no_server" >/dev/null
-    installed=yes
-    apt_install postgresql || installed=no
-    as_root rm -f "$no_server"
-    [ "$installed" = yes ] && have_postgres || die "Postgres could not be installed; see above"
+    apt_install postgresql && have_postgres || die "Postgres could not be installed; see above"
 }
 
 command -v cargo >/dev/null || die "Rust is missing. Install it from https://rustup.rs"

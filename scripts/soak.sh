@@ -1,8 +1,13 @@
 #!/bin/sh
-# Many clients at once, of a server and networks that fail, for so many minutes: 20 if none are given. Nothing may be
-# lost, and nothing may grow or stay behind. A seed may follow, to begin as another run did.
+# Usage: scripts/soak.sh [MINUTES [SEED]]
+#
+# Many clients at the same time, with a server and networks that fail. Default: 20 minutes. Nothing may be lost, and
+# nothing may grow or remain. With a seed, begins as another run did.
 set -eu
 cd "$(dirname "$0")/.."
+. scripts/common.sh
+check_arguments 2 "$@"
+for number in "$@"; do check_number "$number"; done
 . scripts/setup-postgres.sh
-[ -r /proc/self/status ] || die "What a process holds is read from /proc: this needs Linux"
+[ -r /proc/self/status ] || die "The resources of a process are read from /proc: this needs Linux"
 exec cargo bench --quiet --bench soak -- "${1:-20}" ${2:+"$2"}

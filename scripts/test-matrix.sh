@@ -1,9 +1,16 @@
 #!/bin/sh
-# The test suite against each of these versions of Postgres, 13 to 18 if none is named, and what came of it as a table.
+# Usage: scripts/test-matrix.sh [VERSION...]
 #
-# What the tests say is in target/matrix. TESTS chooses among them: TESTS="--test query" scripts/test-matrix.sh 13
+# The test suite against each of these versions of Postgres, 13 to 18 if none is named, and the results as a table.
+#
+# The tests' output is in target/matrix. TESTS chooses among them: TESTS="--test query" scripts/test-matrix.sh 13
 set -eu
 cd "$(dirname "$0")/.."
+. scripts/common.sh
+check_arguments 6 "$@"
+for version in "$@"; do
+    case $version in 13 | 14 | 15 | 16 | 17 | 18) ;; *) misused "unknown version: $version" ;; esac
+done
 versions=${*:-13 14 15 16 17 18}
 . scripts/setup-postgres.sh
 . scripts/setup-tests.sh
@@ -13,9 +20,9 @@ mkdir -p target/matrix
 # shellcheck disable=SC2086
 cargo test $tests --no-run
 
+# shellcheck disable=SC2016
+at_exit 'rm -rf "${programs:-}"'
 programs=$(mktemp -d /tmp/fraiseql-wire-matrix.XXXXXX)
-trap 'rm -rf "$programs"' EXIT
-trap 'exit 1' INT TERM
 # Where the server's user can run them. The packages hold no pg_basebackup, which is good for older servers too.
 chmod a+rx "$programs"
 cp -R target/pgvector/. "$programs/pgvector"

@@ -1,7 +1,25 @@
 #!/bin/sh
-# The whole test suite, from an empty machine. Arguments go to cargo test.
+# Usage: scripts/test.sh [CARGO-TEST-OPTION...] [FILTER] [-- TEST-OPTION...]
+#
+# The whole test suite, from an empty machine. With arguments, the tests that `cargo test` chooses by them:
+# -p, --package, --test, --example, --bench, --features, --lib, --bins, --tests, --examples, --doc, --no-run,
+# --no-fail-fast, --release, -q, --quiet, -v, --verbose, --all-features.
 set -eu
 cd "$(dirname "$0")/.."
+. scripts/common.sh
+value=
+for argument in "$@"; do
+    [ -z "$value" ] || { value= && continue; }
+    case $argument in
+        -h | --help) usage && exit 0 ;;
+        --) break ;;
+        -p | --package | --test | --example | --bench | --features) value=follows ;;
+        --package=* | --test=* | --example=* | --bench=* | --features=*) ;;
+        --lib | --bins | --tests | --examples | --doc | --no-run | --no-fail-fast | --release | --all-features) ;;
+        -q | --quiet | -v | --verbose) ;;
+        -*) misused "unknown option: $argument" ;;
+    esac
+done
 . scripts/setup-postgres.sh
 . scripts/setup-tests.sh
 exec cargo test --workspace --features bb8,deadpool "$@"
