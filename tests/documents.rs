@@ -107,33 +107,6 @@ fn every_block_of_code_is_tried() {
     }
 }
 
-/// Each failure of the tables names the tests that show it, by file and function, and they exist.
-#[test]
-fn tests_that_the_reliability_tables_name_exist() {
-    let document = read("docs/RELIABILITY.md");
-    let mut rows = 0;
-    for row in document.lines().filter(|l| l.starts_with('|') && l.matches('|').count() == 6) {
-        let cell = row.split('|').nth(5).unwrap().trim();
-        if matches!(cell, "test" | "---") {
-            continue;
-        }
-        rows += 1;
-        for group in cell.split("; ") {
-            let (file, tests) = group.split_once(": ").unwrap_or_else(|| panic!("{row}"));
-            let file = file.trim_matches('`');
-            let text = [format!("tests/{file}.rs"), format!("src/{file}.rs")]
-                .iter()
-                .find_map(|path| fs::read_to_string(Path::new(ROOT).join(path)).ok())
-                .unwrap_or_else(|| panic!("{file} is no file of tests: {row}"));
-            for test in tests.split(", ") {
-                let function = format!("fn {}(", test.trim_matches('`'));
-                assert!(text.contains(&function), "{file} has no test {test}: {row}");
-            }
-        }
-    }
-    assert!(rows > 40, "{rows}");
-}
-
 /// It is shell, and its programs are there.
 fn try_shell(document: &str, code: &str) {
     let mut shell = Command::new("sh");
