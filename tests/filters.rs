@@ -1410,6 +1410,30 @@ async fn null_among_the_values_of_a_column_is_null() {
             );
         }
     }
+    // The documents themselves, which are of JSON for certain.
+    for table in ["tv_nulls", "v_nulls"] {
+        let found = async |filter| {
+            client.query::<Value>(table).filter(filter).order_by("id").fetch_all().await.unwrap()
+        };
+        assert_eq!(found(data().eq("abc")).await, [json!("abc")]);
+        assert_eq!(found(data().in_([json!("abc"), json!(7)])).await, [json!(7), json!("abc")]);
+        assert_eq!(found(data().eq(null())).await, [null(), null()]);
+        assert_eq!(found(data().gte(7).and(data().lt(8))).await, [json!(7)]);
+        assert_eq!(found(data().ne("abc")).await.len(), 8);
+    }
+    // With a projection, the column of this name need not be of JSON.
+    sql("create table tv_plain (id int, data text); insert into tv_plain values (1, 'abc'), (2, '{'), (3, null)")
+        .await;
+    for (filter, expected) in [
+        (data().eq("abc"), vec![1]),
+        (data().ne("abc"), vec![2]),
+        (data().gt("abc"), vec![2]),
+        (data().eq(null()), vec![3]),
+        (data().not_in([json!("abc"), null()]), vec![2]),
+        (data().starts_with("{"), vec![2]),
+    ] {
+        assert_eq!(matching(&client, "tv_plain", filter.clone()).await, expected, "{filter:?}");
+    }
     // A field of the document has JSON's null.
     let x = || field("n");
     assert_eq!(

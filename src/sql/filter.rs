@@ -28,6 +28,9 @@ const MAX_DEPTH: usize = 256;
 /// most 65,535 parameters. If the values compared with fields of documents are more than that, they are sent
 /// in arrays; values compared with columns are not, and more of those are an `Error::Config`.
 ///
+/// A value with a character that the database's encoding does not have, such as `日` in LATIN1, is an error of
+/// the server (22P05), whatever the documents are.
+///
 /// # Columns of type `json`
 ///
 /// Postgres stores any JSON text in a column of type `json`, and reads it when a field is extracted. The
@@ -38,7 +41,8 @@ const MAX_DEPTH: usize = 256;
 /// * the escape of a character that the database's encoding does not have (22P05), in a database that is
 ///   not UTF-8, such as LATIN1;
 /// * a number beyond Postgres's `numeric`, such as `1e200000` (22003), in the field or in a container
-///   that is the field, if the operator reads the field as `jsonb`.
+///   that is the field, if the operator reads the field as `jsonb`;
+/// * more than `jsonb` holds (54000): a string, or the elements of a container, of more than 256 MiB.
 ///
 /// This is true of every operator on such a column, of [`OrderBy`](crate::OrderBy),
 /// [`select_fields`](crate::QueryBuilder::select_fields) and
@@ -143,10 +147,9 @@ impl Filter {
         }
     }
 
-    /// Makes the condition on the JSON column `document`; adds its values to the parameters.
-    pub(super) fn to_sql(&self, document: &str, parameters: &mut Parameters) -> Result<String> {
-        let mut sql = Sql { document, parameters };
-        self.render(&mut sql, false)
+    /// Makes the condition; adds its values to the parameters.
+    pub(super) fn to_sql(&self, sql: &mut Sql<'_>) -> Result<String> {
+        self.render(sql, false)
     }
 
     /// A negation goes down to the operators, so that each asks for its type in both cases: unknown
@@ -189,7 +192,8 @@ fn append(parts: &mut VecDeque<Filter>, mut more: VecDeque<Filter>) {
 /// The SQL that it makes, without the values.
 impl fmt::Debug for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.to_sql("\"data\"", &mut Parameters::default()) {
+        let parameters = &mut Parameters::default();
+        match self.to_sql(&mut Sql { document: "\"data\"", is_json: true, parameters }) {
             Ok(sql) => write!(f, "Filter({sql})"),
             Err(e) => write!(f, "Filter({e})"),
         }

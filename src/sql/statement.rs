@@ -4,6 +4,7 @@ use super::{
     field::{Field, literal},
     filter::Filter,
     ident::{quote_name, quote_relation},
+    operator::Sql,
     order::OrderBy,
     param::Param,
     parameters::Parameters,
@@ -204,7 +205,9 @@ impl Select {
             match condition {
                 Condition::Sql(condition) => sql.push_str(&in_parentheses(condition)),
                 Condition::Filter(filter) => {
-                    sql.push_str(&filter.to_sql(document, parameters)?);
+                    let is_json = !matches!(self.projection, Projection::Sql(_));
+                    let mut target = Sql { document, is_json, parameters };
+                    sql.push_str(&filter.to_sql(&mut target)?);
                 }
                 Condition::Behind(key, last) => {
                     let last = parameters.add(Param::text(last));

@@ -192,7 +192,10 @@ fn operand_test(operand: &Operand, field: &Field, sql: &mut Sql<'_>, sign: &str)
             format!("{value} {sign} {}", sql.bind(field, text.to_param()))
         }
         _ => {
-            let value = field.jsonb(sql.document)?;
+            let value = match field.is_column() {
+                true => sql.document_as_jsonb(),
+                false => field.json(sql.document)?,
+            };
             format!("{value} {sign} {}::jsonb", sql.bind(field, operand.json_param()))
         }
     })
@@ -200,9 +203,11 @@ fn operand_test(operand: &Operand, field: &Field, sql: &mut Sql<'_>, sign: &str)
 
 /// Whether a column is NULL, which no comparison in SQL says. The document may be JSON's null as well.
 fn null_test(field: &Field, sql: &Sql<'_>, negated: bool) -> Result<String> {
-    let column = field.json(sql.document)?;
-    let text = if field.is_document(sql.document) { "#>>'{}'" } else { "" };
-    Ok(format!("(({column}{text}) IS {}NULL)", if negated { "NOT " } else { "" }))
+    let value = match field.is_document(sql.document) {
+        true => format!("({}#>>'{{}}')", sql.document_as_jsonb()),
+        false => field.json(sql.document)?,
+    };
+    Ok(format!("({value} IS {}NULL)", if negated { "NOT " } else { "" }))
 }
 
 pub(super) fn render_in(
@@ -251,15 +256,17 @@ fn render_in_column(
         operands.iter().partition(|o| matches!(o.0, Kind::Null));
     let mut tests = Vec::new();
     if !values.is_empty() {
-        let (list, cast) = match field.is_document(sql.document) {
-            true => (Param::array(values.iter().map(|o| o.json_param())), "::jsonb[]"),
-            false => (Param::array(values.iter().map(|o| o.plain_param())), ""),
+        let (value, list, cast) = match field.is_document(sql.document) {
+            true => {
+                let list = Param::array(values.iter().map(|o| o.json_param()));
+                (sql.document_as_jsonb(), list, "::jsonb[]")
+            }
+            false => {
+                let list = Param::array(values.iter().map(|o| o.plain_param()));
+                (field.json(sql.document)?, list, "")
+            }
         };
         let list = sql.bind(field, list);
-        let value = match cast {
-            "" => field.json(sql.document)?,
-            _ => field.jsonb(sql.document)?,
-        };
         tests.push(sql.guarded(field, &[], &format!("{value} = ANY({list}{cast})"), negated)?);
     }
     if !nulls.is_empty() {

@@ -92,10 +92,21 @@ impl Operator {
 pub(super) struct Sql<'a> {
     /// The JSON column, quoted.
     pub(super) document: &'a str,
+    /// Whether its values are selected as documents, and so are of type `json` or `jsonb`. With a projection in SQL
+    /// it may be any column.
+    pub(super) is_json: bool,
     pub(super) parameters: &'a mut Parameters,
 }
 
 impl Sql<'_> {
+    /// The JSON column as `jsonb`.
+    fn document_as_jsonb(&self) -> String {
+        match self.is_json {
+            true => format!("({}::jsonb)", self.document),
+            false => format!("to_jsonb({})", self.document),
+        }
+    }
+
     /// Adds a value that the field is compared with, and returns its SQL. With a field of the document it
     /// is text, or cast by the SQL; with a column, the server may infer its type.
     fn bind(&mut self, field: &Field, param: Param) -> String {
