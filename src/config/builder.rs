@@ -73,7 +73,8 @@ impl ConnectionConfigBuilder {
     /// Sets where to ask for the password: once for each connection that the server asks one for,
     /// for tokens that expire. It comes before [`password`](Self::password) and the password file.
     ///
-    /// It is asked within `connect_timeout`. Its error ends the attempt; return
+    /// It is asked within `connect_timeout`. If the server refuses its password, it is asked once more
+    /// for that host, on a new connection; the same password is not sent again. Its error ends the attempt; return
     /// [`Error::Authentication`], whose message is shown.
     pub fn password_provider<F, P>(mut self, provider: F) -> Self
     where
@@ -115,6 +116,9 @@ impl ConnectionConfigBuilder {
     /// Sets the server's `statement_timeout`, in whole milliseconds; sent as a start-up parameter,
     /// which PgBouncer refuses unless it is in its `ignore_startup_parameters`. The server counts
     /// the time in which nobody reads the stream too.
+    ///
+    /// Some poolers and engines (PgCat, PGlite) ignore start-up parameters silently. To check it, run
+    /// `show statement_timeout` through them once, or set the limit for the role.
     pub fn statement_timeout(mut self, timeout: Duration) -> Self {
         self.extras.statement_timeout = Some(timeout);
         self

@@ -403,3 +403,62 @@ impl Error {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_that_is_lost_closes_the_session_and_says_why() {
+        use io::ErrorKind as K;
+        let error = |source: io::Error| Error::io("before the result was complete", source);
+        let kinds = [K::TimedOut, K::HostUnreachable, K::NetworkUnreachable, K::NetworkDown]
+            .map(io::Error::from);
+        #[cfg(unix)]
+        let kinds = kinds.into_iter().chain(
+            [
+                nix::errno::Errno::ETIMEDOUT,
+                nix::errno::Errno::EHOSTUNREACH,
+                nix::errno::Errno::ENETUNREACH,
+                nix::errno::Errno::ENETDOWN,
+                nix::errno::Errno::EHOSTDOWN,
+            ]
+            .map(|errno| io::Error::from_raw_os_error(errno as i32)),
+        );
+        for source in kinds {
+            let reason = source.to_string();
+            let error = error(source);
+            let text = error.to_string();
+            assert!(matches!(error, Error::ConnectionClosed { source: Some(_), .. }), "{error:?}");
+            assert!(text.starts_with("the connection was lost before"), "{text}");
+            let says = ["timed out", "unreachable", "down"].iter().any(|word| text.contains(word));
+            assert!(says && text.ends_with("; run the query again"), "{text}");
+            assert!(format!("{error:?}").contains(&reason), "{error:?}");
+            assert!(error.ends_session() && error.retry_advice() == RetryAdvice::Immediately);
+        }
+        // An end in order is the peer's doing, and what the process lacks is not the network's.
+        let closed = error(K::ConnectionReset.into()).to_string();
+        assert!(closed.starts_with("the other side closed"), "{closed}");
+        assert!(matches!(error(K::OutOfMemory.into()), Error::Io { .. }));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn only_what_passes_makes_a_file_unreadable_for_the_moment() {
+        use nix::errno::Errno::{
+            EACCES, EINTR, EIO, EISDIR, ELOOP, EMFILE, ENFILE, ENOENT, ENOMEM, ENOTDIR, EPERM,
+        };
+        let read = |errno: nix::errno::Errno| {
+            Error::unreadable("the file", io::Error::from_raw_os_error(errno as i32))
+        };
+        for errno in [EMFILE, ENFILE, ENOMEM, EINTR, EIO] {
+            let error = read(errno).unwrap();
+            assert_eq!(error.retry_advice(), RetryAdvice::AfterDelay);
+            let reason = io::Error::from_raw_os_error(errno as i32).to_string();
+            assert!(format!("{error:?}").contains(&format!("the file: {reason}")), "{error:?}");
+        }
+        for errno in [EACCES, EISDIR, ELOOP, ENOENT, ENOTDIR, EPERM] {
+            assert!(read(errno).is_err(), "{errno}");
+        }
+    }
+}
