@@ -70,8 +70,8 @@ use crate::{
 ///
 /// Differences from libpq:
 ///
-/// * Settings must be valid UTF-8. An environment variable, or a line of a service, that is not is an
-///   error; a password of a password file that is not is ignored with a warning.
+/// * Settings must be valid UTF-8. An environment variable, a line of a service, or a password of a
+///   password file that is not is an error.
 /// * An invalid port or address is an error even if another host in the list is valid.
 /// * `connect_timeout` limits the resolution of names too.
 /// * In a URI, an `@` in the host or the database must be written as `%40`: otherwise it is the sign of

@@ -24,7 +24,8 @@ pub(super) struct Wanted<'a> {
 ///
 /// # Errors
 ///
-/// The file is there, or may be, and cannot be read: the password may be in it. libpq ignores it.
+/// The file is there, or may be, and cannot be read: the password may be in it. libpq ignores it. Or the
+/// password is not UTF-8, which libpq sends as it is.
 pub(super) fn look_up(file: &Path, wanted: &Wanted<'_>) -> Result<Option<Password>> {
     let unreadable =
         |e| match Error::unreadable(&format!("the password file {}", file.display()), e) {
@@ -55,11 +56,12 @@ pub(super) fn look_up(file: &Path, wanted: &Wanted<'_>) -> Result<Option<Passwor
     let Some(found) = find(&text, wanted) else { return Ok(None) };
     let password = unescape(found);
     // With other characters in place of these bytes it would be another password, sent to the server.
-    let Ok(password) = std::str::from_utf8(&password) else {
-        tracing::warn!(target: "fraiseql_wire", file = %file.display(),
-            "the password in the password file is ignored: it is not UTF-8");
-        return Ok(None);
-    };
+    let password = std::str::from_utf8(&password).map_err(|_| {
+        Error::authentication(format!(
+            "the password in the password file {} is not UTF-8: save the file as UTF-8",
+            file.display()
+        ))
+    })?;
     Ok(Some(Password::new(password)))
 }
 
@@ -136,7 +138,8 @@ mod tests {
         );
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(&file, text).unwrap();
-        assert!(look_up(file.path(), &wanted).unwrap().is_none());
+        let error = look_up(file.path(), &wanted).unwrap_err().to_string();
+        assert!(error.contains("is not UTF-8"), "{error}");
         fs::write(&file, b"# k\xfcche\nh:1:d:u:gr\xc3\xbcn\n").unwrap();
         assert_eq!(look_up(file.path(), &wanted).unwrap().unwrap().reveal(), "grün");
     }
