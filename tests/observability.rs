@@ -303,7 +303,19 @@ async fn several_connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
     assert_eq!(numbers.sum("connections_closed_total", &[("reason", "server")]), 1.0);
     assert_eq!(numbers.sum("reconnects_total", &[]), 1.0);
     assert_eq!(numbers.sum("read_buffer_bytes", &[]), 0.0);
-    numbers.names()
+    let names = numbers.names();
+    // One beside the client's that cannot be made is an error of connecting, and no other one.
+    sql("alter role role_trust connection limit 1; grant select on t_wide to role_trust").await;
+    let client = FraiseClient::connect(&cluster().url_as("role_trust")).await.unwrap();
+    Numbers::of(snapshotter);
+    let error = client.query::<RawJson>("t_wide").parallel(2).execute().await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some(&fraiseql_wire::sqlstate::TOO_MANY_CONNECTIONS), "{error}");
+    sql("alter role role_trust connection limit -1").await;
+    let numbers = Numbers::of(snapshotter);
+    assert_eq!(numbers.sum("errors_total", &[]), 1.0);
+    assert_eq!(numbers.sum("connections_failed_total", &[]), 1.0);
+    assert_eq!(numbers.sum("query_error_total", &[]), 1.0);
+    names
 }
 
 /// Connections: made, failed in each of their phases, ended in each way, and what is said on them.

@@ -247,9 +247,6 @@ pub(super) fn hint_for(e: &DbError) -> &'static str {
         sqlstate::LOCK_NOT_AVAILABLE => {
             "; another session has locked the relation or wants it exclusively: run the query again"
         }
-        _ if is_lost_snapshot(e) => {
-            "; the connections of parallel() must reach one server: connect without a balancer"
-        }
         sqlstate::QUERY_CANCELED => {
             "; statement_timeout or another session ended it: raise the one or ask the other"
         }
