@@ -3,6 +3,7 @@
 //! rustls's own verifier is not used: it knows neither certificates without a verified name, nor
 //! common names, nor a server's self-signed certificate as its own root.
 
+mod asn1;
 mod client_cert;
 mod constraints;
 mod end_point;
@@ -14,6 +15,7 @@ mod revocation;
 mod roots;
 mod show;
 mod stream;
+mod trust;
 // They set permissions of files.
 #[cfg(all(test, unix))]
 mod tests;
@@ -30,17 +32,17 @@ use rustls::{
     ClientConfig,
     client::Resumption,
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, DnsName, ServerName},
+    pki_types::{DnsName, ServerName},
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
 use tokio::net::TcpStream;
-use x509_cert::{
-    certificate::{CertificateInner, Raw},
-    der::{Decode as _, Reader as _, SliceReader, asn1::AnyRef},
-};
 
-use self::{client_cert::ClientAuth, verify::Verifier};
+use self::{
+    asn1::{content, elements, parse},
+    client_cert::ClientAuth,
+    verify::Verifier,
+};
 pub(super) use self::{explain::explain, stream::TlsStream};
 use super::TlsInfo;
 use crate::{
@@ -221,24 +223,4 @@ fn unreadable(what: &str, e: io::Error) -> Error {
 fn is_missing(path: &Path) -> bool {
     let error = std::fs::metadata(path).err().map(|e| e.kind());
     matches!(error, Some(io::ErrorKind::NotFound | io::ErrorKind::NotADirectory))
-}
-
-/// A certificate's fields, without the checks that OpenSSL does not make either.
-fn parse(certificate: &CertificateDer<'_>) -> Option<CertificateInner<Raw>> {
-    CertificateInner::from_der(certificate).ok()
-}
-
-/// The content of a value.
-fn content(der: &[u8]) -> Option<&[u8]> {
-    AnyRef::from_der(der).ok().map(|value| value.value())
-}
-
-/// The values in a SEQUENCE, of any tags.
-fn elements(content: &[u8]) -> Option<Vec<AnyRef<'_>>> {
-    let mut reader = SliceReader::new(content).ok()?;
-    let mut elements = Vec::new();
-    while !reader.is_finished() {
-        elements.push(AnyRef::decode(&mut reader).ok()?);
-    }
-    Some(elements)
 }

@@ -9,7 +9,7 @@ use super::{
     content,
     fields::{self, Certificate},
     parse,
-    roots::{Root, Trust},
+    trust::{Root, Trust},
 };
 
 /// The maximum certificates between a server's and its root, which is webpki's limit.

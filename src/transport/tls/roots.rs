@@ -2,39 +2,15 @@
 
 use std::path::Path;
 
-use rustls::pki_types::{
-    CertificateDer, CertificateRevocationListDer, TrustAnchor, pem::PemObject,
-};
-use webpki::anchor_from_trusted_cert;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObject};
 
-use super::{
-    fields::{self, Certificate},
-    is_missing, parse, read,
-    revocation::RevocationList,
-    tls, unreadable,
-};
+#[cfg(feature = "webpki-roots")]
+use super::trust::Root;
+use super::{is_missing, read, revocation::RevocationList, tls, trust::Trust, unreadable};
 use crate::{
     config::tls::{Crls, RootSource, Source, TlsSettings, Verify},
     error::{Error, Result},
 };
-
-/// What a server's certificate is held against.
-pub(super) struct Trust {
-    pub(super) roots: Vec<Root>,
-    /// Certificates that vouch for nobody by themselves, and may stand between.
-    pub(super) intermediates: Vec<CertificateDer<'static>>,
-    /// `None`: nothing is checked for revocation.
-    pub(super) lists: Option<Vec<RevocationList>>,
-}
-
-/// A certificate that has signed itself. Whether it may sign others is decided when it has.
-pub(super) struct Root {
-    /// `None` for Mozilla's, of which only the keys are compiled in.
-    pub(super) certificate: Option<Decoded>,
-    pub(super) anchor: TrustAnchor<'static>,
-    /// One of the system's or Mozilla's, which signs for any applicant.
-    pub(super) is_public: bool,
-}
 
 /// `None`: any certificate will do.
 pub(super) fn load(settings: &TlsSettings) -> Result<Option<Trust>> {
@@ -75,23 +51,7 @@ pub(super) fn load(settings: &TlsSettings) -> Result<Option<Trust>> {
     Ok(Some(trust))
 }
 
-/// A certificate, as it came and decoded.
-#[derive(Clone)]
-pub(super) struct Decoded {
-    pub(super) der: CertificateDer<'static>,
-    pub(super) fields: Certificate,
-}
-
 impl Trust {
-    /// The root that is this very certificate.
-    pub(super) fn pin(&self, certificate: &CertificateDer<'_>) -> Option<&Root> {
-        let is_same =
-            |root: &&Root| root.certificate.as_ref().is_some_and(|c| c.der == *certificate);
-        let same = self.roots.iter().filter(is_same);
-        // What is in a file of the user's and among the system's too is the user's.
-        same.min_by_key(|root| root.is_public)
-    }
-
     fn add_pem(&mut self, pem: &[u8], what: &str) -> Result<()> {
         let mut any = false;
         for certificate in CertificateDer::pem_slice_iter(pem) {
@@ -101,23 +61,6 @@ impl Trust {
             any = true;
         }
         if any { Ok(()) } else { Err(tls(format!("{what} holds no PEM certificate"))) }
-    }
-
-    fn add(
-        &mut self,
-        certificate: CertificateDer<'static>,
-        is_public: bool,
-    ) -> Result<(), webpki::Error> {
-        let anchor = anchor_from_trusted_cert(&certificate)?.to_owned();
-        // As OpenSSL has it: a chain ends in a certificate that signed itself.
-        match parse(&certificate).filter(fields::is_self_signed) {
-            Some(fields) => {
-                let certificate = Some(Decoded { der: certificate, fields });
-                self.roots.push(Root { certificate, anchor, is_public });
-            }
-            None => self.intermediates.push(certificate),
-        }
-        Ok(())
     }
 
     fn add_system(&mut self) -> Result<()> {

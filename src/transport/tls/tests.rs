@@ -9,7 +9,7 @@ use rcgen::{
 };
 use rustls::{
     RootCertStore, ServerConfig,
-    pki_types::{PrivateKeyDer, UnixTime, pem::PemObject as _},
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _},
     server::WebPkiClientVerifier,
     sign::SingleCertAndKey,
 };
@@ -753,7 +753,7 @@ fn public_authorities_vouch_for_no_common_name() {
         let [root] = &trust.roots[..] else { panic!() };
         trust.roots = public
             .iter()
-            .map(|is_public| roots::Root {
+            .map(|is_public| trust::Root {
                 certificate: root.certificate.clone(),
                 anchor: root.anchor.clone(),
                 is_public: *is_public,

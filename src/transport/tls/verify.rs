@@ -25,8 +25,8 @@ use super::{
     name::{self, Accepts},
     parse, paths,
     revocation::{self, Issuer},
-    roots::{Root, Trust},
     show,
+    trust::{Root, Trust},
 };
 
 pub(super) struct Verifier {

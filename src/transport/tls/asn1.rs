@@ -1,0 +1,27 @@
+//! Values of DER.
+
+use rustls::pki_types::CertificateDer;
+use x509_cert::{
+    certificate::{CertificateInner, Raw},
+    der::{Decode as _, Reader as _, SliceReader, asn1::AnyRef},
+};
+
+/// A certificate's fields, without the checks that OpenSSL does not make either.
+pub(super) fn parse(certificate: &CertificateDer<'_>) -> Option<CertificateInner<Raw>> {
+    CertificateInner::from_der(certificate).ok()
+}
+
+/// The content of a value.
+pub(super) fn content(der: &[u8]) -> Option<&[u8]> {
+    AnyRef::from_der(der).ok().map(|value| value.value())
+}
+
+/// The values in a SEQUENCE, of any tags.
+pub(super) fn elements(content: &[u8]) -> Option<Vec<AnyRef<'_>>> {
+    let mut reader = SliceReader::new(content).ok()?;
+    let mut elements = Vec::new();
+    while !reader.is_finished() {
+        elements.push(AnyRef::decode(&mut reader).ok()?);
+    }
+    Some(elements)
+}
