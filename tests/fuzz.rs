@@ -17,6 +17,8 @@ mod scram;
 #[allow(dead_code)]
 mod secret;
 
+#[path = "../fuzz/src/certificates.rs"]
+mod certificates;
 #[path = "../fuzz/src/config.rs"]
 mod config;
 #[path = "../fuzz/src/targets/mod.rs"]
@@ -32,7 +34,7 @@ use std::{
     thread,
 };
 
-use targets::{Random, TARGETS, play};
+use targets::{Random, TARGETS, is_accepted, play};
 
 #[test]
 fn rows() {
@@ -62,6 +64,16 @@ fn password_files() {
 #[test]
 fn service_files() {
     run("service_file", 1000);
+}
+
+#[test]
+fn certificates_with_names_and_constraints() {
+    run("certificate", 2000);
+}
+
+#[test]
+fn revocation_lists() {
+    run("revocation_list", 2000);
 }
 
 #[test]
@@ -115,6 +127,20 @@ fn seeds_of_sessions_reach_their_ends() {
             Some(first) => assert!(!error.is_empty() && first.contains(error), "{name}: {first}"),
             None => assert!(error.is_empty(), "{name}: {outcome:?}"),
         }
+    }
+}
+
+#[test]
+fn seeds_of_accepted_chains_are_accepted() {
+    for target in ["certificate", "revocation_list"] {
+        let mut count = 0;
+        for (name, input) in seeds(target) {
+            if name.starts_with("accepted") {
+                assert!(is_accepted(&input), "{target}/{name}");
+                count += 1;
+            }
+        }
+        assert!(count > 5, "{target}");
     }
 }
 

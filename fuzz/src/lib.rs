@@ -18,5 +18,6 @@ mod scram;
 #[allow(dead_code)]
 mod secret;
 
+mod certificates;
 mod config;
 pub mod targets;

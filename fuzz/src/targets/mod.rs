@@ -25,13 +25,16 @@ pub use self::{
     scram::scram,
     session::{play, session},
 };
-pub use crate::config::{password_file, service_file};
+pub use crate::{
+    certificates::{certificate, is_accepted, revocation_list},
+    config::{password_file, service_file},
+};
 
 /// A target by the name of its seeds' folder and of its binary.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 9] = [
     ("rows", rows),
     ("messages", messages),
     ("scram", scram),
@@ -39,6 +42,8 @@ pub const TARGETS: [Target; 7] = [
     ("password_file", password_file),
     ("service_file", service_file),
     ("session", session),
+    ("certificate", certificate),
+    ("revocation_list", revocation_list),
 ];
 
 /// A text of ours, into which what a server says has gone, is one line: it cannot forge lines in a log.

@@ -78,7 +78,7 @@ impl RevocationList {
         Some(Self { serials, has_critical_entry, der })
     }
 
-    fn contains(&self, serial: &[u8]) -> bool {
+    pub(super) fn contains(&self, serial: &[u8]) -> bool {
         self.serials
             .binary_search_by_key(&Some(serial), |range| self.der.get(range.clone()))
             .is_ok()
