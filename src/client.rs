@@ -3,13 +3,10 @@ use std::{fmt, sync::Arc};
 use crate::{
     config::{ConnectionConfig, TlsConfig},
     connection::{Access, CancelToken, ConnectionInfo, ServerVersion, Slot},
-    error::{DbError, Result},
+    error::{DbError, Error, Result},
     query::QueryBuilder,
     stream::FromJsonRow,
 };
-
-#[cfg(doc)]
-use crate::error::Error;
 
 /// A client of a Postgres server: at most one connection, and one stream at a time.
 ///
@@ -111,43 +108,70 @@ impl FraiseClient {
         QueryBuilder::new(self.access(), entity)
     }
 
+    /// See [`Slot::next_checkout`].
+    #[cfg(any(feature = "bb8", feature = "deadpool"))]
+    pub(crate) fn next_checkout(&self) {
+        self.slot.next_checkout();
+    }
+
     pub(crate) fn access(&self) -> Access {
         self.slot.access()
     }
 
-    /// Makes one round trip to the server, and a connection before it if there is none. Nothing limits
-    /// its time: wrap it in `tokio::time::timeout`.
+    /// Makes one round trip to the server, and connects first if there is no connection.
+    ///
+    /// Each wait for the server is bounded by the configuration's `connect_timeout` and
+    /// `read_timeout`, which have no default. `tokio::time::timeout` bounds the whole call.
     ///
     /// # Errors
     ///
-    /// [`Error::ConnectionBusy`] while a stream is alive; those of [`connect`](Self::connect); and
-    /// [`Error::ConnectionClosed`] or [`Error::Io`] when the connection is lost on the way. One
-    /// that ended while it was idle is replaced instead.
+    /// * [`Error::ConnectionBusy`] while a stream is active.
+    /// * Those of [`connect`](Self::connect), if it has to.
+    /// * [`Error::ConnectionClosed`] or [`Error::Io`]: a new connection was lost during the round
+    ///   trip. A connection that has been used before is replaced instead.
+    /// * [`Error::Timeout`]: `read_timeout` passed. The connection is closed.
+    /// * [`Error::Server`]: the server reported an error. The connection stays, unless the server
+    ///   has ended the session.
+    /// * [`Error::Cancelled`] by a [`CancelToken`]. A connection that the round trip had begun on is
+    ///   closed.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future closes the connection; the next query opens another one.
     pub async fn ping(&self) -> Result<()> {
+        let access = self.access();
+        let query = access.begin_query();
         loop {
-            let (_alone, lease, mut connection) = self.access().acquire().await?;
-            match connection.ping().await {
+            let acquired = query.unless_cancelled(access.acquire()).await?;
+            let (_alone, lease, mut connection) = acquired;
+            match query.unless_cancelled(connection.ping()).await {
                 Ok(()) => {
                     lease.give_back(connection);
                     return Ok(());
                 }
-                // Lost while it was idle: the next round opens a new one, so there is no third.
-                Err(e) if connection.reused && e.is_retriable() => connection.lost_idle(),
-                Err(e) => return Err(e),
+                // The next round opens a new connection, so there is no third. Nothing is lost if the
+                // server sees both.
+                Err(e) if connection.reused && e.ends_session() => connection.lost_idle(),
+                Err(e) => {
+                    if matches!(e, Error::Server(_)) && !e.ends_session() {
+                        lease.give_back(connection);
+                    }
+                    return Err(e);
+                }
             }
         }
     }
 
-    /// Ends the connection in order: Terminate, then the end of the socket's stream.
+    /// Ends the connection in order: Terminate, then the end of the socket's stream. Waits at most
+    /// `cancel_timeout` for the cleanup of an earlier stream, and as long for the server to read.
     ///
     /// # Errors
     ///
-    /// [`Error::ConnectionBusy`] while a stream is alive: it goes on, and its connection is closed
-    /// behind it. [`Error::Io`] when the operating system reports an error.
+    /// * [`Error::ConnectionBusy`] while a stream is active: it continues, and its connection is
+    ///   closed after it.
+    /// * [`Error::Timeout`]: `cancel_timeout` passed and the server had not read the message. The
+    ///   connection is closed without it.
+    /// * [`Error::Io`] if the operating system reports an error.
     ///
     /// # Cancel safety
     ///
@@ -159,7 +183,8 @@ impl FraiseClient {
         }
     }
 
-    /// Returns a token that stops the client's query from anywhere else.
+    /// Returns a token that cancels the client's query from any task: the one that is being started
+    /// or runs when [`cancel`](CancelToken::cancel) is called, whichever that is.
     pub fn cancel_token(&self) -> CancelToken {
         CancelToken::new(&self.slot)
     }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use fraiseql_wire::{
-    ConnectionConfig, Error, QueryBuilder, RawJson,
+    CancelToken, ConnectionConfig, Error, QueryBuilder, RawJson,
     pool::{self, Pooled},
 };
 use futures_util::{StreamExt, future::join_all};
@@ -208,6 +208,67 @@ async fn a_stream_keeps_its_place_in_the_pool() {
         rows += 1;
     }
     assert_eq!(rows, 300);
+}
+
+/// A token belongs to one checkout: it cancels what runs on the client until the client is returned, a
+/// stream that has taken the client included, and then nothing any more.
+#[tokio::test]
+async fn cancel_token_of_a_pooled_client_is_void_when_the_client_is_returned() {
+    use ::deadpool::managed::Object;
+    let manager = pool::deadpool::Manager::new(config("tokens"));
+    let deadpool = pool::deadpool::Pool::builder(manager).max_size(1).build().unwrap();
+    let bb8 = ::bb8::Pool::builder()
+        .max_size(1)
+        // Then nothing is called when a client is taken out.
+        .test_on_check_out(false)
+        .build(pool::bb8::Manager::new(config("tokens")))
+        .await
+        .unwrap();
+    let of_deadpool = async || {
+        let client: Object<_> = deadpool.get().await.unwrap();
+        (client.cancel_token(), client)
+    };
+    let of_bb8 = async || {
+        let client = bb8.get_owned().await.unwrap();
+        (client.cancel_token(), client)
+    };
+    void_when_returned(of_deadpool).await;
+    void_when_returned(of_bb8).await;
+}
+
+async fn void_when_returned<C: Pooled>(take: impl AsyncFn() -> (CancelToken, C)) {
+    // Returned without a query; with a query that has ended; with one that was dropped.
+    for end in 0..3 {
+        let (void, client) = take().await;
+        match end {
+            0 => drop(client),
+            1 => assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]),
+            _ => {
+                let mut stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
+                stream.next().await.unwrap().unwrap();
+            }
+        }
+        let (token, client) = take().await;
+        let mut stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
+        for _ in 0..1000 {
+            stream.next().await.unwrap().unwrap();
+        }
+        void.cancel().await.unwrap();
+        // More than could have been on the way already.
+        for _ in 0..100_000 {
+            stream.next().await.unwrap().unwrap();
+        }
+        // Its own token is not.
+        token.clone().cancel().await.unwrap();
+        let error = loop {
+            match stream.next().await.unwrap() {
+                Ok(_) => {}
+                Err(e) => break e,
+            }
+        };
+        assert!(matches!(error, Error::Cancelled), "{error:?}");
+        token.cancel().await.unwrap();
+    }
 }
 
 /// A connection that was lost is replaced, and not counted twice.

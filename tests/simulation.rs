@@ -28,9 +28,14 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "deadpool")]
+use std::ops::Deref;
+
+#[cfg(feature = "deadpool")]
+use fraiseql_wire::pool::{Pooled, PooledClient, deadpool};
 use fraiseql_wire::{
-    ConnectionConfig, Error, FraiseClient, QueryStream, RawJson, RetryPolicy, StreamControl,
-    StreamState, StreamStats, TimeoutPhase,
+    CancelToken, ConnectionConfig, Error, FraiseClient, QueryStream, RawJson, RetryPolicy,
+    StreamControl, StreamState, StreamStats, TimeoutPhase,
 };
 use futures_util::StreamExt;
 use server::{DIVISION, Fate, IDLE, PORT, Query, SHUTDOWN, TOO_MANY, Tally, World, listen};
@@ -46,7 +51,7 @@ use tokio::{
 const SEEDS: u64 = 5000;
 
 /// What must have happened in so many seeds: else they test less than they seem to.
-const OUTCOMES: [&str; 41] = [
+const OUTCOMES: [&str; 45] = [
     "FATAL in the middle",
     "a cancel request arrived when it was given up",
     "a cancel request found nothing to stop",
@@ -61,6 +66,7 @@ const OUTCOMES: [&str; 41] = [
     "cancel timed out",
     "cancelled by a handle",
     "cancelled by a token",
+    "cancelled while starting",
     "closed in order",
     "closed while logging in",
     "connecting timed out",
@@ -82,7 +88,10 @@ const OUTCOMES: [&str; 41] = [
     "run again on another connection",
     "silence while logging in",
     "soft limit of memory",
+    "something was said behind an answer",
     "something was said while idle",
+    "token of an earlier checkout",
+    "token without a query",
     "stream cancelled",
     "stream dropped",
     "the server was held up",
@@ -246,14 +255,16 @@ async fn live(world: &Arc<World>, folder: &Path, mut random: Chance) {
         config = config.read_timeout(read);
     }
     let config = config.build().unwrap();
-    let client = match random.one_in(2) {
-        true => FraiseClient::new(config),
-        false => match within(FraiseClient::connect_with_config(config)).await {
-            Ok(client) => client,
+    let client = match random.below(4) {
+        #[cfg(feature = "deadpool")]
+        0 => Client::Pooled(pooled(config)),
+        1 | 2 => Client::Own(FraiseClient::new(config)),
+        _ => match within(FraiseClient::connect_with_config(config)).await {
+            Ok(client) => Client::Own(client),
             Err(e) => return check_connecting(world, &e, world.began),
         },
     };
-    let mut life = Life { world: Arc::clone(world), client, limits, random };
+    let mut life = Life { world: Arc::clone(world), client, limits, random, void: Vec::new() };
     for _ in 0..1 + life.random.below(4) {
         match life.random.below(8) {
             0 => life.ping().await,
@@ -262,10 +273,17 @@ async fn live(world: &Arc<World>, folder: &Path, mut random: Chance) {
         if life.random.one_in(4) {
             sleep(life.random.delay(0, 30_000)).await;
         }
+        if let (Client::Own(client), true) = (&life.client, life.random.one_in(6)) {
+            // At most an earlier stream is being cleaned up.
+            let began = Instant::now();
+            let result = within(client.cancel_token().cancel()).await;
+            life.cancelled(began, &result);
+            world.count("token without a query");
+        }
     }
-    if life.random.one_in(2) {
+    if let (true, Client::Own(client)) = (life.random.one_in(2), life.client) {
         let began = Instant::now();
-        within(life.client.close()).await.unwrap();
+        within(client.close()).await.unwrap();
         in_time(began, life.limits.cancel, "close()");
         world.count("closed in order");
     }
@@ -293,9 +311,35 @@ fn check_connecting(world: &World, error: &Error, since: Instant) {
 
 struct Life {
     world: Arc<World>,
-    client: FraiseClient,
+    client: Client,
     limits: Limits,
     random: Chance,
+    /// Of a pooled client that was returned.
+    void: Vec<CancelToken>,
+}
+
+/// Runs one query after the other.
+enum Client {
+    Own(FraiseClient),
+    #[cfg(feature = "deadpool")]
+    Pooled(deadpool::Pool),
+}
+
+/// A pool of one client.
+#[cfg(feature = "deadpool")]
+fn pooled(config: ConnectionConfig) -> deadpool::Pool {
+    deadpool::Pool::builder(deadpool::Manager::new(config)).max_size(1).build().unwrap()
+}
+
+/// A client of the pool. It waits for the cleanup behind the one before.
+#[cfg(feature = "deadpool")]
+async fn take(pool: &deadpool::Pool) -> Result<impl Pooled + Deref<Target = PooledClient>, Error> {
+    use ::deadpool::managed::PoolError;
+    match within(pool.get()).await {
+        Ok(client) => Ok(client),
+        Err(PoolError::Backend(e)) => Err(e),
+        Err(e) => panic!("{e}"),
+    }
 }
 
 /// One query, as it was asked for.
@@ -307,11 +351,17 @@ struct Asked {
     first_row: Option<Duration>,
     /// Bytes, and whether it is to fail before they are full.
     memory: Option<(usize, bool)>,
-    by_token: bool,
+    token: CancelToken,
+    by_token: Arc<AtomicBool>,
     by_handle: Arc<AtomicBool>,
 }
 
 impl Asked {
+    /// But for `timeout` and a handle.
+    fn ends_only_by_cancel(&self, limits: &Limits) -> bool {
+        limits.read.is_none() && self.first_row.is_none() && self.memory.is_none()
+    }
+
     fn is_over(&self) -> bool {
         self.timeout.is_some_and(|limit| self.called.elapsed() >= limit)
     }
@@ -321,8 +371,37 @@ impl Life {
     async fn ping(&mut self) {
         let patience = self.random.delay(1, 20_000);
         let began = Instant::now();
-        match timeout(patience, self.client.ping()).await {
+        let by_token = Arc::new(AtomicBool::new(false));
+        let (token, result) = match &self.client {
+            Client::Own(client) => {
+                let token = client.cancel_token();
+                let cancels = self.random.one_in(6).then(|| self.random.delay(0, 5000));
+                let canceller = cancels.map(|after| {
+                    let flag = Arc::clone(&by_token);
+                    tokio::spawn(cancel_later(after, token.clone(), flag, self.limits.cancel))
+                });
+                let result = timeout(patience, client.ping()).await;
+                if let Some(canceller) = canceller.filter(|_| !by_token.load(Relaxed)) {
+                    canceller.abort();
+                }
+                (token, result)
+            }
+            #[cfg(feature = "deadpool")]
+            Client::Pooled(pool) => match take(pool).await {
+                Ok(client) => (client.cancel_token(), timeout(patience, client.ping()).await),
+                Err(e) => return check_connecting(&self.world, &e, began),
+            },
+        };
+        self.void.push(token);
+        match result {
             Ok(Ok(())) => self.world.count("pinged"),
+            Ok(Err(Error::Cancelled)) if by_token.load(Relaxed) => {
+                self.world.count("ping cancelled");
+            }
+            Ok(Err(Error::Timeout { phase: TimeoutPhase::Read, after })) => {
+                assert_eq!(Some(after), self.limits.read);
+                self.world.count("lost while pinging");
+            }
             Ok(Err(Error::ConnectionClosed { .. })) => self.world.count("lost while pinging"),
             Ok(Err(e)) => check_connecting(&self.world, &e, began),
             Err(_) => self.world.count("pinged in vain"),
@@ -330,10 +409,23 @@ impl Life {
     }
 
     async fn query(&mut self) {
+        let began = Instant::now();
         let Self { world, client, random, .. } = self;
         let rows = [0, 1, 30, 300, 1500][random.below(5) as usize];
         let rows = random.below(rows + 1);
         let id = world.plan(rows, [20, 100, 2000][random.below(3) as usize]);
+        let entity = format!("q{id}");
+        let (query, token) = match client {
+            Client::Own(client) => (client.query::<RawJson>(&entity), client.cancel_token()),
+            #[cfg(feature = "deadpool")]
+            Client::Pooled(pool) => match take(pool).await {
+                Ok(client) => {
+                    let token = client.cancel_token();
+                    (client.query::<RawJson>(&entity), token)
+                }
+                Err(e) => return check_connecting(world, &e, began),
+            },
+        };
         let mut asked = Asked {
             id,
             rows,
@@ -342,10 +434,11 @@ impl Life {
                 .then(|| random.delay(10, 60_000)),
             first_row: random.one_in(6).then(|| random.delay(10, 30_000)),
             memory: random.one_in(2).then(|| (1024 << random.below(9), random.one_in(8))),
-            by_token: false,
+            token: token.clone(),
+            by_token: Arc::default(),
             by_handle: Arc::default(),
         };
-        let mut query = client.query::<RawJson>(&format!("q{id}"));
+        let mut query = query;
         if random.one_in(2) {
             query = query.chunk_size(1 + random.below(300) as usize);
         }
@@ -367,7 +460,27 @@ impl Life {
         }
         world.note(|| format!("query {id} is executed: {rows} rows, {:?}", asked.memory));
         let patience = if random.one_in(8) { random.delay(0, 5000) } else { HOUR };
+        let cancels = random.one_in(8).then(|| random.delay(0, 20_000));
+        // Otherwise it may have ended before, and its cleanup failed.
+        let ends_only_by_cancel =
+            asked.ends_only_by_cancel(&self.limits) && cancels < asked.timeout;
+        let has_begun = Arc::new(AtomicBool::new(false));
+        let canceller = cancels.map(|after| {
+            let (world, token, limit) = (Arc::clone(world), token.clone(), self.limits.cancel);
+            let (flag, by_token) = (Arc::clone(&has_begun), Arc::clone(&asked.by_token));
+            tokio::spawn(async move {
+                sleep(after).await;
+                by_token.store(true, Relaxed);
+                let result = cancel_later(Duration::ZERO, token, flag, limit).await;
+                if result.is_ok() && patience == HOUR && ends_only_by_cancel {
+                    world.assert_ended(id);
+                }
+            })
+        });
         let opened = timeout(patience, query.execute()).await;
+        if matches!(opened, Ok(Err(Error::Cancelled))) {
+            world.count("cancelled while starting");
+        }
         for limit in [asked.timeout, asked.first_row].into_iter().flatten() {
             in_time(asked.called, limit, "execute()");
         }
@@ -380,9 +493,25 @@ impl Life {
             Ok(Ok(stream)) if random.one_in(5) => self.body(&asked, stream).await,
             Ok(Ok(stream)) => self.read(&mut asked, stream, pause_timeout).await,
         }
-        if !asked.by_token && self.random.one_in(3) {
+        // Later it would be about another query.
+        if let Some(canceller) = canceller.filter(|_| !has_begun.load(Relaxed)) {
+            canceller.abort();
+        }
+        self.void.push(token);
+        if let (Client::Own(client), true) = (&self.client, self.random.one_in(3)) {
             sleep(self.limits.cancel + SLACK).await;
-            assert!(!self.client.is_busy(), "it is still cleaned up");
+            assert!(!client.is_busy(), "it is still cleaned up");
+        }
+    }
+
+    /// A pooled client was returned: the tokens of that checkout are without effect.
+    async fn use_void_token(&mut self) {
+        #[cfg(feature = "deadpool")]
+        if let (Client::Pooled(_), Some(token)) = (&self.client, self.void.last()) {
+            let began = Instant::now();
+            token.cancel().await.unwrap();
+            in_time(began, Duration::ZERO, "the cancel() of a void token");
+            self.world.count("token of an earlier checkout");
         }
     }
 
@@ -439,7 +568,7 @@ impl Life {
                 match self.random.below(6) {
                     0 => return self.world.count("stream dropped"),
                     1 => return self.cancel(asked, stream).await,
-                    2..5 if !asked.by_token => {
+                    2..5 if !asked.by_token.load(Relaxed) => {
                         self.cancel_by_token(asked).await;
                         if self.random.one_in(2) {
                             // The next query comes at once.
@@ -448,6 +577,9 @@ impl Life {
                     }
                     _ => {}
                 }
+            }
+            if self.random.one_in(20) {
+                self.use_void_token().await;
             }
             if is_slow && self.random.one_in(6) {
                 sleep(self.random.delay(0, slowness)).await;
@@ -549,7 +681,10 @@ impl Life {
             }
             (Error::ConnectionClosed { .. }, Fate::Cut) => all_sent("cut in the middle"),
             (Error::Cancelled, _) if is_stopped => self.world.count("cancelled by a handle"),
-            (Error::Cancelled, Fate::Stopped) if asked.by_token => all_sent("cancelled by a token"),
+            // What was sent and not received yet is discarded.
+            (Error::Cancelled, _) if asked.by_token.load(Relaxed) => {
+                self.world.count("cancelled by a token");
+            }
             (Error::Timeout { phase, after }, _) => {
                 let (limit, what) = match phase {
                     TimeoutPhase::Query => (asked.timeout, "query timed out"),
@@ -586,7 +721,9 @@ impl Life {
         let began = Instant::now();
         let result = within(stream.cancel()).await;
         self.cancelled(began, &result);
-        assert!(!self.client.is_busy(), "another query cannot run");
+        if let Client::Own(client) = &self.client {
+            assert!(!client.is_busy(), "another query cannot run");
+        }
         assert!(within(stream.next()).await.is_none(), "something is behind cancel()");
         let stats = stream.stats();
         assert_eq!(stats.items_buffered, 0);
@@ -595,16 +732,24 @@ impl Life {
     }
 
     async fn cancel_by_token(&mut self, asked: &mut Asked) {
-        asked.by_token = true;
+        asked.by_token.store(true, Relaxed);
         self.world.count("asked a token to cancel");
-        let token = self.client.cancel_token();
+        let token = asked.token.clone();
         let (began, limit) = (Instant::now(), self.limits.cancel);
         match self.random.below(3) {
             0 => {
                 let result = within(token.cancel()).await;
                 self.cancelled(began, &result);
+                let by_handle = asked.by_handle.load(Relaxed);
+                if result.is_ok()
+                    && asked.ends_only_by_cancel(&self.limits)
+                    && !asked.is_over()
+                    && !by_handle
+                {
+                    self.world.assert_ended(asked.id);
+                }
             }
-            // The request is on its way, and nobody knows where.
+            // It goes on without the caller.
             1 => drop(timeout(self.random.delay(0, 200), token.cancel()).await),
             _ => {
                 tokio::spawn(async move {
@@ -627,7 +772,7 @@ impl Life {
             Err(Error::Protocol { message }) if message.contains("drain_limit") => {
                 self.world.count("too much to drain");
             }
-            Err(Error::ConnectionClosed { .. } | Error::Io { .. }) => {
+            Err(Error::ConnectionClosed { .. } | Error::Connection { .. }) => {
                 self.world.count("lost while cancelling")
             }
             Err(e) => panic!("{e:?}"),
@@ -674,6 +819,21 @@ impl Life {
             let _ = stream.resume().await;
         }
     }
+}
+
+/// Cancels what runs then, and sets the flag before.
+async fn cancel_later(
+    after: Duration,
+    token: CancelToken,
+    flag: Arc<AtomicBool>,
+    limit: Duration,
+) -> Result<(), Error> {
+    sleep(after).await;
+    flag.store(true, Relaxed);
+    let began = Instant::now();
+    let result = within(token.cancel()).await;
+    in_time(began, limit, "a token's cancel()");
+    result
 }
 
 /// What another task does to a stream.

@@ -105,9 +105,10 @@ impl ConnectionConfigBuilder {
         self
     }
 
-    /// Sets how long a stream that wants rows may hear nothing at all from the server. Then it ends
-    /// with [`Error::Timeout`]. A paused stream, or one whose memory is full, does not count. None
-    /// by default: a query may take long to find its first row.
+    /// Sets the maximum time that the server may be silent while a query, a stream or a ping waits for
+    /// it: it neither sends a byte nor accepts one of the request. Then that ends with
+    /// [`Error::Timeout`]. A paused stream, or one whose memory is full, does not wait. Default:
+    /// none, because a query may take long to find its first row.
     pub fn read_timeout(mut self, timeout: Duration) -> Self {
         self.extras.read_timeout = Some(timeout);
         self
@@ -218,8 +219,9 @@ impl ConnectionConfigBuilder {
         self
     }
 
-    /// Sets how long stopping a query may take, the cancel request and draining together. 2 seconds
-    /// by default. After that the connection is closed.
+    /// Sets the maximum time for stopping a query: the cancel requests and draining together. After
+    /// that the connection is closed. It also bounds `FraiseClient::close` and the end of the
+    /// transaction of a parallel query. Default: 2 seconds.
     pub fn cancel_timeout(mut self, timeout: Duration) -> Self {
         self.extras.cancel_timeout = timeout;
         self

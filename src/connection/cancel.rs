@@ -4,14 +4,15 @@ use bytes::{Buf, Bytes};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     select,
-    time::{Instant, sleep, timeout_at},
+    task::yield_now,
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tracing::debug;
 
-use super::{Bounds, Connection, TARGET, Taken, told_wrong};
+use super::{Bounds, Connection, Session, TARGET, Taken, establish::unreachable, told_wrong};
 use crate::{
-    config::SocketSettings,
-    error::{Error, Result, TimeoutPhase},
+    config::{SocketSettings, TlsSettings},
+    error::{ConnectAttempt, Error, Result, TimeoutPhase},
     metrics::connection::{self as metrics, CancelRequest, Closed},
     protocol::{
         backend::{Message, name_of},
@@ -20,7 +21,7 @@ use crate::{
         frontend,
         long::Long,
     },
-    transport::{Address, Encrypted, Tls, Transport},
+    transport::{Address, Encrypted, Tls, Transport, explain},
 };
 
 /// How long to wait before a query that goes on is cancelled again; doubled each time.
@@ -29,13 +30,24 @@ const FIRST_REPEAT: Duration = Duration::from_millis(50);
 /// In how many parts what may be drained is drained: before each the query is cancelled again.
 const ROUNDS: usize = 4;
 
-/// What a server wants to see before it stops a query.
-#[derive(Clone)]
+/// How often the query of a lost session is cancelled: nothing shows whether a request was too
+/// early, or went to another server through a balancer.
+const REPEATS_FOR_LOST: usize = 4;
+
+/// What a server needs to cancel a query, and how it is reached.
+///
+/// The connection is made as a new session's would be: certificates are read again, because a
+/// session may outlive the files that it was made with.
 pub(super) struct CancelKey {
     pub(super) address: Address,
     pub(super) sockets: SocketSettings,
-    /// A cancel request is encrypted as its session is.
-    pub(super) tls: Option<Tls>,
+    /// Whether to encrypt, first to last.
+    pub(super) encryption: &'static [bool],
+    pub(super) tls: TlsSettings,
+    /// The host as configured, which the certificate must be for.
+    pub(super) host: Option<String>,
+    /// TLS from the first byte.
+    pub(super) direct: bool,
     pub(super) process_id: u32,
     pub(super) secret: Vec<u8>,
 }
@@ -61,7 +73,7 @@ pub(crate) async fn settle(
     mut unsent: Bytes,
 ) -> Result<()> {
     let Bounds { drain_limit, .. } = connection.bounds;
-    let mut drain = Drain { limit: drain_limit, skip: 0, drained: 0 };
+    let mut drain = Drain { limit: drain_limit, drained: 0 };
     let began = Instant::now();
     let settled = clean_up(connection, query, &mut unsent, &mut drain).await;
     let took = began.elapsed();
@@ -86,22 +98,29 @@ async fn clean_up(
     drain: &mut Drain,
 ) -> Result<()> {
     let Bounds { cancel_timeout, drain_limit, .. } = connection.bounds;
-    // What has arrived may well be all.
-    if unsent.is_empty() && drain.take_arrived(connection)? {
-        return Ok(());
-    }
     let session = Arc::clone(&connection.session);
-    if query.is_running() && session.cancel.is_none() {
-        return Err(Error::protocol("the server gave no key to cancel queries with"));
-    }
-    let key = session.cancel.as_ref().filter(|_| query.is_running());
+    let cancel = async || match session.cancel.as_ref().filter(|_| query.is_running()) {
+        Some(key) => session.send_cancel(key).await,
+        None => Ok(()),
+    };
     let settled = async {
+        // Usually all of it has arrived.
+        if unsent.is_empty() && drain.take_all_arrived(connection).await? {
+            return Ok(());
+        }
+        if query.is_running() && session.cancel.is_none() {
+            return Err(Error::InvalidState {
+                message: "the server gave no key to cancel queries with, so its connection was closed",
+            });
+        }
         let sent = connection.write(unsent).await;
         // Also when the connection is lost: the server may not know, and go on working.
-        cancel(key).await?;
-        sent.map_err(|e| Error::io(DURING, e))?;
+        let mut cancelled = cancel().await;
+        if cancelled.is_ok() {
+            sent.map_err(|e| Error::io(DURING, e))?;
+        }
         let mut pause = FIRST_REPEAT;
-        loop {
+        while cancelled.is_ok() {
             let round = drain.drained + drain_limit / ROUNDS;
             select! {
                 biased;
@@ -109,7 +128,14 @@ async fn clean_up(
                 () = sleep(pause) => pause *= 2,
             }
             // One that finds the server not yet busy with the query is without effect.
-            cancel(key).await?;
+            cancelled = cancel().await;
+        }
+        // With no descriptor or local port left, that of the session makes room. It cannot be used
+        // again in any case.
+        connection.abort();
+        match (stop_without_answer(&session).await, cancelled) {
+            (Err(_), Err(first)) => Err(first),
+            _ => Ok(()),
         }
     };
     match Instant::now().checked_add(cancel_timeout) {
@@ -118,11 +144,29 @@ async fn clean_up(
     }
 }
 
-async fn cancel(key: Option<&CancelKey>) -> Result<()> {
-    match key {
-        Some(key) => key.send().await,
-        None => Ok(()),
+/// Cancels the query of a session whose connection was lost in mid-query: the server may not have
+/// noticed, and go on working. Bounded by `cancel_timeout`; best effort, because nothing shows
+/// whether the query has ended.
+pub(crate) async fn stop_lost(session: Arc<Session>, cancel_timeout: Duration) {
+    match timeout(cancel_timeout, stop_without_answer(&session)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            debug!(target: TARGET, %error, "could not cancel the query of a lost connection");
+        }
+        Err(_) => debug!(target: TARGET, "timed out cancelling the query of a lost connection"),
     }
+}
+
+/// Cancels a query of which no answer can be read any more.
+async fn stop_without_answer(session: &Session) -> Result<()> {
+    let Some(key) = &session.cancel else { return Ok(()) };
+    let mut pause = FIRST_REPEAT;
+    for _ in 1..REPEATS_FOR_LOST {
+        session.send_cancel(key).await?;
+        sleep(pause).await;
+        pause *= 2;
+    }
+    session.send_cancel(key).await
 }
 
 impl CancelKey {
@@ -132,22 +176,46 @@ impl CancelKey {
         let counted = CancelRequest::begin();
         let sent = self.try_send().await;
         counted.ended(sent.is_ok());
+        if sent.is_ok() {
+            debug!(target: TARGET, pid = self.process_id, "sent a cancel request");
+        }
         sent
     }
 
+    /// # Errors
+    ///
+    /// Those of connecting, with the reason of each way that was tried.
     async fn try_send(&self) -> Result<()> {
+        let mut attempts = Vec::new();
+        let mut ways = self.encryption;
+        while let Some((with_tls, others)) = ways.split_first() {
+            match self.try_way(*with_tls, others).await {
+                Ok(()) => return Ok(()),
+                Err(e) => attempts.push(ConnectAttempt {
+                    target: format!("{}, to cancel a query", self.address),
+                    error: Box::new(e),
+                }),
+            }
+            ways = others;
+        }
+        Err(unreachable(attempts))
+    }
+
+    async fn try_way(&self, with_tls: bool, others: &[bool]) -> Result<()> {
         const DURING: &str = "while sending a cancel request";
         let request = frontend::cancel_request(self.process_id, &self.secret)?;
         let connected = Transport::connect(&self.address, &self.sockets).await;
         // Not yet a connection that could be lost.
         let mut transport = connected.map_err(|source| Error::Io { during: DURING, source })?;
-        if let Some(tls) = &self.tls {
-            transport = match transport.encrypt(tls).await? {
+        if with_tls {
+            let tls = Tls::load(&self.tls, self.host.as_deref(), self.direct).await?;
+            transport = match transport.encrypt(&tls).await? {
                 Encrypted::Yes(transport) => transport,
+                Encrypted::No(transport) if others.contains(&false) => transport,
                 Encrypted::No(_) => {
                     return Err(Error::Tls {
-                        message: "the server takes no cancel request by TLS, though it has the \
-                                  session"
+                        message: "the server refused TLS for a cancel request, and sslmode \
+                                  requires it"
                             .into(),
                     });
                 }
@@ -159,31 +227,40 @@ impl CancelKey {
             transport.read(&mut [0; 1]).await
         };
         match exchange.await {
-            Ok(_) => {}
+            Ok(_) => Ok(()),
             // A reset after the request was written, or an end of TLS without its farewell, is an
             // end like any other.
             Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) => {
+                Ok(())
             }
-            Err(e) => return Err(Error::io(DURING, e)),
+            // With TLS 1.3, a certificate of the client that the server refuses shows here.
+            Err(e) => Err(explain(DURING, e)),
         }
-        debug!(target: TARGET, pid = self.process_id, "sent a cancel request");
-        Ok(())
     }
 }
 
 /// Throws away what a server still sends, up to ReadyForQuery.
 struct Drain {
     limit: usize,
-    /// Bytes of the frame at the front that have not arrived yet and are not waited for in one
-    /// piece.
-    skip: usize,
     drained: usize,
+}
+
+/// What was at the front of the buffer.
+#[derive(Debug, PartialEq, Eq)]
+enum Arrived {
+    Ready,
+    /// A notice or the like: its handler has run, so the deadline is to be looked at.
+    Async,
+    Incomplete,
 }
 
 impl Drain {
     /// Reads until ReadyForQuery has come, or until so much is drained: returns whether it has.
     async fn run(&mut self, connection: &mut Connection, round: usize) -> Result<bool> {
-        while !self.take_arrived(connection)? {
+        loop {
+            if self.take_all_arrived(connection).await? {
+                return Ok(true);
+            }
             if self.drained > self.limit {
                 return Err(Error::protocol(format!(
                     "more than {} bytes of a cancelled query were still coming, which is \
@@ -201,35 +278,46 @@ impl Drain {
                 Err(e) => return Err(Error::io(DURING, e)),
             }
         }
-        Ok(true)
     }
 
-    /// Takes everything off the buffer up to ReadyForQuery, and says whether that has come.
-    fn take_arrived(&mut self, connection: &mut Connection) -> Result<bool> {
+    /// Takes what has arrived off the buffer, up to ReadyForQuery: returns whether that has come.
+    async fn take_all_arrived(&mut self, connection: &mut Connection) -> Result<bool> {
         loop {
-            let buffer = &mut connection.buffer;
-            let skipped = self.skip.min(buffer.len());
+            match self.take_arrived(connection)? {
+                Arrived::Ready => return Ok(true),
+                Arrived::Incomplete => return Ok(false),
+                Arrived::Async => yield_now().await,
+            }
+        }
+    }
+
+    /// Takes messages off the buffer, up to ReadyForQuery or one that has a handler.
+    fn take_arrived(&mut self, connection: &mut Connection) -> Result<Arrived> {
+        loop {
+            let Connection { buffer, skip, .. } = connection;
+            let skipped = (*skip).min(buffer.len());
             buffer.advance(skipped);
-            self.skip -= skipped;
-            if self.skip > 0 {
-                return Ok(false);
+            *skip -= skipped;
+            if *skip > 0 {
+                return Ok(Arrived::Incomplete);
             }
             if !connection.is_in_message() {
                 let buffer = &connection.buffer;
                 let tag = buffer.first().copied().unwrap_or_default();
                 let header = told_wrong(name_of(tag), Header::read(buffer, MAX_FRAME))?;
-                let Some(header) = header else { return Ok(false) };
+                let Some(header) = header else { return Ok(Arrived::Incomplete) };
                 let is_cut = buffer.len() < header.size && header.size > READ;
                 if is_cut && !Long::reads(tag) {
-                    self.skip = header.size;
+                    connection.skip = header.size;
                     continue;
                 }
             }
             // A parameter that changes meanwhile is still the session's.
             match connection.take_message_within(MAX_FRAME)? {
-                Taken::Message(Message::ReadyForQuery) => return Ok(true),
-                Taken::Message(_) | Taken::Absorbed => {}
-                Taken::Incomplete => return Ok(false),
+                Taken::Message(Message::ReadyForQuery) => return Ok(Arrived::Ready),
+                Taken::Message(_) => {}
+                Taken::Absorbed => return Ok(Arrived::Async),
+                Taken::Incomplete => return Ok(Arrived::Incomplete),
             }
         }
     }

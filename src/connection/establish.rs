@@ -5,6 +5,7 @@ use tracing::{Instrument, Span, debug, field::Empty, info_span, warn};
 
 use super::{
     Connection, TARGET,
+    connecting::Connecting,
     handshake::{self, Rejection},
     random,
     session::Notices,
@@ -32,8 +33,12 @@ use crate::{
 /// while logging in is followed by the next one too, where libpq stops.
 ///
 /// Cancel-safe: dropping the future closes what it opened.
-pub(crate) async fn connect(config: &ConnectionConfig, notices: &Notices) -> Result<Connection> {
-    connect_to(config.targets(), config, notices).await
+pub(crate) async fn connect(
+    config: &ConnectionConfig,
+    notices: &Notices,
+    connecting: &Connecting,
+) -> Result<Connection> {
+    connect_to(config.targets(), config, notices, connecting).await
 }
 
 /// The same, to other hosts than those of the configuration.
@@ -41,6 +46,7 @@ pub(super) async fn connect_to(
     mut targets: Vec<Target>,
     config: &ConnectionConfig,
     notices: &Notices,
+    connecting: &Connecting,
 ) -> Result<Connection> {
     let shuffle = config.load_balance_hosts == LoadBalanceHosts::Random;
     if shuffle {
@@ -65,6 +71,7 @@ pub(super) async fn connect_to(
                 target,
                 wanted: *wanted,
                 notices,
+                connecting,
                 attempts: &mut attempts,
                 tls: OnceLock::new(),
                 attempt: Attempt::default(),
@@ -94,6 +101,7 @@ struct Host<'a> {
     target: &'a Target,
     wanted: TargetSessionAttrs,
     notices: &'a Notices,
+    connecting: &'a Connecting,
     attempts: &'a mut Vec<ConnectAttempt>,
     /// Read once a host, and only if it comes to that.
     tls: OnceLock<Tls>,
@@ -109,6 +117,7 @@ impl Host<'_> {
     async fn connect(&mut self, shuffle: bool) -> Result<Connection, Next> {
         let deadline = deadline(self.config);
         self.attempt.begins(Phase::Resolve);
+        self.connecting.tries(self.target.to_string());
         let mut addresses = match within(self.config, deadline, resolve(self.target)).await {
             Ok(Ok(addresses)) => addresses,
             Ok(Err(e)) => {
@@ -161,6 +170,7 @@ impl Host<'_> {
             let config = self.config;
             let span = attempt(self.target, address, *with_tls);
             self.unanswered = false;
+            self.connecting.tries(self.label(Some(address)));
             let way = self.try_way(address, *with_tls, rest).instrument(span.clone());
             let failure = match within(config, deadline, way).await {
                 Ok(Ok(connection)) => {
@@ -212,7 +222,6 @@ impl Host<'_> {
             Failure::new(Error::Io { during: CONNECTING, source: e }, After::Address)
         })?;
         check_peer(config, &transport).map_err(|e| Failure::new(e, After::Stop))?;
-        let mut tls = None;
         let mut refused = After::OtherWay;
         if with_tls {
             self.attempt.comes_to(Phase::Tls);
@@ -226,7 +235,6 @@ impl Host<'_> {
             transport = match transport.encrypt(&loaded).await {
                 Ok(Encrypted::Yes(transport)) => {
                     tls_agreed(began.elapsed());
-                    tls = Some(loaded);
                     transport
                 }
                 // Then this is the way in the clear, and the last one.
@@ -257,7 +265,6 @@ impl Host<'_> {
             target: self.target,
             address,
             notices: self.notices,
-            tls,
             began,
             attempt: &mut self.attempt,
             unanswered: &mut self.unanswered,
@@ -301,13 +308,21 @@ impl Host<'_> {
     }
 
     fn failed(&mut self, address: Option<&Address>, error: Error) {
-        let mut target = self.target.to_string();
-        if let Some(address) = address.map(ToString::to_string).filter(|a| *a != target) {
-            target = format!("{target} ({address})");
-        }
+        let target = self.label(address);
         debug!(target: TARGET, %target, %error, "an attempt to connect failed");
         self.attempt.failed(error.category().as_str());
-        self.attempts.push(ConnectAttempt { target, error: Box::new(error) });
+        let attempt = ConnectAttempt { target, error: Box::new(error) };
+        self.connecting.failed(&attempt);
+        self.attempts.push(attempt);
+    }
+
+    /// The target as configured, and the address that it stands for.
+    fn label(&self, address: Option<&Address>) -> String {
+        let target = self.target.to_string();
+        match address.map(ToString::to_string).filter(|address| *address != target) {
+            Some(address) => format!("{target} ({address})"),
+            None => target,
+        }
     }
 }
 
@@ -377,6 +392,19 @@ fn ways(config: &ConnectionConfig, address: &Address) -> &'static [bool] {
         (_, SslMode::Allow) => &[false, true],
         (_, SslMode::Prefer) => &[true, false],
         (_, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull) => &[true],
+    }
+}
+
+/// Whether to encrypt a cancel request, first to last: as a new session would be, but for a session
+/// that TLS protects, TLS first.
+pub(super) fn ways_to_cancel(
+    config: &ConnectionConfig,
+    address: &Address,
+    session_is_encrypted: bool,
+) -> &'static [bool] {
+    match ways(config, address) {
+        [false, true] if session_is_encrypted => &[true, false],
+        ways => ways,
     }
 }
 
@@ -484,7 +512,7 @@ fn refused(mut attempts: Vec<ConnectAttempt>) -> Error {
 }
 
 /// What is said when nothing is left to be tried.
-fn unreachable(mut attempts: Vec<ConnectAttempt>) -> Error {
+pub(super) fn unreachable(mut attempts: Vec<ConnectAttempt>) -> Error {
     match attempts.pop() {
         // One failure speaks for itself, unless it is about reaching the place.
         Some(ConnectAttempt { error, .. })
@@ -539,6 +567,7 @@ mod tests {
             target: &targets[0],
             wanted: TargetSessionAttrs::Any,
             notices: &notices,
+            connecting: &Connecting::default(),
             attempts: &mut attempts,
             tls: OnceLock::new(),
             attempt: Attempt::default(),

@@ -3,7 +3,7 @@ use std::io;
 use bytes::BytesMut;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    task::spawn_blocking,
+    task::{spawn_blocking, yield_now},
     time::Instant,
 };
 use zeroize::Zeroizing;
@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 use super::{
     Bounds, Connection, SMALL_READ, Taken,
     cancel::CancelKey,
+    establish::ways_to_cancel,
     random,
     session::{ConnectionInfo, Heard, Notices, Session},
     take_message, told_wrong, unexpected,
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     config::{
         ChannelBinding, ConnectionConfig, Method, Password, ProtocolVersion, ScramCacheEntry,
-        Target,
+        SslNegotiation, Target,
     },
     error::{
         DbError, Error, LOGGING_IN, LOGGING_IN_BY_3_2, NOT_STARTED, OneLine, Result,
@@ -33,7 +34,7 @@ use crate::{
         long::Long,
     },
     scram::{self, Binding, ClientFirst, Keys, ServerFinal},
-    transport::{Address, Tls, TlsInfo, Transport, explain},
+    transport::{Address, TlsInfo, Transport, explain},
 };
 
 /// Who comes, and how they got here.
@@ -42,8 +43,6 @@ pub(super) struct Arrival<'a> {
     pub(super) target: &'a Target,
     pub(super) address: &'a Address,
     pub(super) notices: &'a Notices,
-    /// How the transport was encrypted.
-    pub(super) tls: Option<Tls>,
     /// When the socket was asked for.
     pub(super) began: Instant,
     /// How far they have come.
@@ -74,8 +73,7 @@ pub(super) async fn handshake(
     transport: Transport,
     arrival: Arrival<'_>,
 ) -> Result<Connection, Rejection> {
-    let Arrival { config, target, address, notices, tls, began, attempt, unanswered, refused } =
-        arrival;
+    let Arrival { config, target, address, notices, began, attempt, unanswered, refused } = arrival;
     attempt.comes_to(Phase::Auth);
     let user = config.user_name()?;
     let tls_info = transport.tls_info();
@@ -120,7 +118,10 @@ pub(super) async fn handshake(
                 cancel = Some(CancelKey {
                     address: address.clone(),
                     sockets: config.sockets,
-                    tls: tls.clone(),
+                    encryption: ways_to_cancel(config, address, tls_info.is_some()),
+                    tls: config.tls.clone(),
+                    host: target.host.clone(),
+                    direct: config.ssl_negotiation == SslNegotiation::Direct,
                     process_id,
                     secret,
                 });
@@ -164,6 +165,7 @@ pub(super) async fn handshake(
             cancel_timeout: config.extras.cancel_timeout,
             drain_limit: config.extras.drain_limit,
         },
+        skip: 0,
         reused: false,
         in_transaction: false,
         is_awaited: false,
@@ -581,7 +583,11 @@ impl Wire<'_> {
                     *self.unanswered = false;
                     return Ok(message);
                 }
-                Ok(Taken::Absorbed) => continue,
+                Ok(Taken::Absorbed) => {
+                    // Its handler has run: connect_timeout is to be looked at.
+                    yield_now().await;
+                    continue;
+                }
                 Ok(Taken::Incomplete) => self.buffer.reserve(SMALL_READ),
                 Err(e) => return Err(self.pre_v3_error().await.unwrap_or(e)),
             }

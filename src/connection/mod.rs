@@ -1,14 +1,17 @@
 //! A connection to a server: it exists only when it is ready for a query.
 
 mod cancel;
+mod connecting;
 mod establish;
 mod handshake;
 mod random;
+mod running_query;
 mod session;
 mod slot;
 mod transaction;
 
 use std::{
+    future::poll_fn,
     io,
     sync::Arc,
     task::{Context, Poll},
@@ -18,12 +21,15 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    task::yield_now,
     time::timeout,
 };
 
-use self::session::{Heard, Session};
+use self::session::Heard;
 pub(crate) use self::{
-    cancel::settle,
+    cancel::{settle, stop_lost},
+    running_query::{QuerySession, RunningQuery},
+    session::Session,
     slot::{Access, Lease, Slot, StreamGuard},
 };
 pub use self::{
@@ -31,7 +37,7 @@ pub use self::{
     slot::CancelToken,
 };
 use crate::{
-    error::{Error, Result, TimeoutPhase, sqlstate},
+    error::{Error, Result, TimeoutPhase},
     metrics::connection::{Closed, OpenConnection, protocol_error},
     protocol::{
         backend::{Message, name_of},
@@ -57,6 +63,8 @@ pub(crate) struct Connection {
     long: Option<Long>,
     pub(crate) session: Arc<Session>,
     pub(crate) bounds: Bounds,
+    /// Bytes of a message that is being drained and that have not arrived yet.
+    skip: usize,
     /// Whether the server has answered a query on this connection before.
     pub(crate) reused: bool,
     /// In a transaction that this client has begun. Whatever is in between may leave a connection in another
@@ -75,7 +83,7 @@ pub(crate) struct Bounds {
     /// How long a stream that wants rows may hear nothing.
     pub(crate) read_timeout: Option<Duration>,
     /// How long stopping a query may take, draining included.
-    cancel_timeout: Duration,
+    pub(crate) cancel_timeout: Duration,
     /// How many bytes may be drained.
     drain_limit: usize,
 }
@@ -159,25 +167,101 @@ impl Connection {
         }
     }
 
-    /// The server's error, or what it stands for.
-    pub(crate) fn explain(&self, error: Error) -> Error {
-        let stopped = error.sqlstate().is_some_and(|code| *code == sqlstate::QUERY_CANCELED);
-        match stopped && self.session.is_cancelled() {
-            true => Error::Cancelled,
-            false => error,
-        }
-    }
-
     /// Whether nothing is left of the last exchange. What may come at any time is dealt with; anything
     /// else would be taken for the answer to the next query.
     fn is_clean(&mut self) -> bool {
         loop {
-            match self.take_message() {
-                Ok(Taken::Absorbed) => {}
-                Ok(Taken::Incomplete) => return true,
-                Ok(Taken::Message(_)) | Err(_) => return false,
+            if let Some(is_clean) = self.look_for_rest() {
+                return is_clean;
             }
         }
+    }
+
+    /// A step of [`is_clean`](Self::is_clean); `None` after a message that may come at any time.
+    fn look_for_rest(&mut self) -> Option<bool> {
+        if self.skip > 0 || self.transport.is_closed() || self.session.has_request_astray() {
+            return Some(false);
+        }
+        match self.take_message() {
+            Ok(Taken::Absorbed) => None,
+            Ok(Taken::Incomplete) => Some(true),
+            Ok(Taken::Message(_)) | Err(_) => Some(false),
+        }
+    }
+
+    /// Whether an idle connection can take a query: the server has not ended it, as far as has
+    /// arrived, and nothing is left on it. Waits for nothing but bytes that are there.
+    ///
+    /// The system is asked, not only the runtime: what has arrived since the runtime last looked
+    /// counts too.
+    async fn is_alive(&mut self) -> bool {
+        // More than that is nothing that a server sends to an idle session.
+        for _ in 0..MAX_IDLE_READS {
+            loop {
+                match self.look_for_rest() {
+                    Some(true) => break,
+                    Some(false) => return false,
+                    // Its handler has run: the query's deadlines are to be looked at.
+                    None => yield_now().await,
+                }
+            }
+            self.buffer.reserve(SMALL_READ);
+            match poll_fn(|cx| Poll::Ready(self.poll_read(cx))).await {
+                Poll::Ready(Ok(1..)) => continue,
+                Poll::Ready(_) => return false,
+                Poll::Pending => {}
+            }
+            match self.transport.peek() {
+                Ok(None) => return true,
+                Ok(Some(0)) | Err(_) => return false,
+                // TLS may not make anything of it.
+                Ok(Some(_)) if self.transport.readable().await.is_err() => return false,
+                Ok(Some(_)) => {}
+            }
+        }
+        false
+    }
+
+    /// Whether the server closed the connection without having read all that was sent, after it
+    /// has reported that it ends the session: the system then resets the connection instead of
+    /// ending it in order. A server that has begun a query has read all of it.
+    pub(crate) async fn ends_unread(&mut self) -> bool {
+        let mut rest = [0; 512];
+        let ended = async {
+            loop {
+                match self.transport.read(&mut rest).await {
+                    Ok(0) => return false,
+                    Ok(_) => {}
+                    Err(e) => return e.kind() == io::ErrorKind::ConnectionReset,
+                }
+            }
+        };
+        timeout(self.bounds.cancel_timeout, ended).await.unwrap_or(false)
+    }
+
+    /// Ends the connection without a farewell, and frees its descriptor and port immediately.
+    fn abort(&mut self) {
+        self.transport.abort();
+    }
+
+    /// Ends a connection that is lost, and frees its descriptor.
+    pub(crate) fn hang_up(&mut self) {
+        // The other side may still read.
+        let _ = self.transport.try_write_last(frontend::TERMINATE);
+        self.transport.close();
+    }
+
+    /// Sends some of `bytes`, which keeps what is not sent yet. Cancel-safe.
+    pub(crate) async fn write_some(&mut self, bytes: &mut Bytes) -> io::Result<()> {
+        match self.transport.write_buf(bytes).await? {
+            0 if !bytes.is_empty() => Err(io::ErrorKind::WriteZero.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends what TLS has kept back. Cancel-safe.
+    pub(crate) async fn flush(&mut self) -> io::Result<()> {
+        self.transport.flush().await
     }
 
     /// Waits for some bytes, for exchanges of a few small messages.
@@ -217,8 +301,11 @@ impl Connection {
     async fn exchange(&mut self, mut requests: Bytes, answers: usize) -> Result<Option<String>> {
         let read_timeout = self.bounds.read_timeout;
         self.is_awaited = true;
-        let sent = within(read_timeout, self.write(&mut requests)).await?;
-        sent.map_err(|e| Error::io(DURING, e))?;
+        while !requests.is_empty() {
+            let sent = within(read_timeout, self.write_some(&mut requests)).await?;
+            sent.map_err(|e| Error::io(DURING, e))?;
+        }
+        within(read_timeout, self.flush()).await?.map_err(|e| Error::io(DURING, e))?;
         let mut answered = 0;
         let (mut value, mut failure) = (None, None);
         loop {
@@ -255,8 +342,9 @@ impl Connection {
                     | Message::RowDescription(_)
                     | Message::CommandComplete
                     | Message::EmptyQueryResponse,
-                )
-                | Taken::Absorbed => {}
+                ) => {}
+                // Its handler has run: the caller's deadline is to be looked at.
+                Taken::Absorbed => yield_now().await,
                 Taken::Message(other) => return unexpected(&other, "the answer to a simple query"),
                 // The server's own word is worth more than that it hung up behind it.
                 Taken::Incomplete => match (self.fill().await, failure.take()) {
@@ -268,14 +356,17 @@ impl Connection {
         }
     }
 
-    /// Ends the session: Terminate, then the end of the stream.
+    /// Ends the session: Terminate, then the end of the stream. Bounded by `cancel_timeout`: a
+    /// server that does not read has no room for the message.
     pub(crate) async fn close(mut self) -> Result<()> {
         self.closes(Closed::Close);
+        let after = self.bounds.cancel_timeout;
         let ended = async {
             self.transport.write_all(frontend::TERMINATE).await?;
             self.transport.shutdown().await
         };
-        match ended.await.map_err(|e| Error::io("while closing it", e)) {
+        let ended = timeout(after, ended).await.map_err(|_| cancel::timed_out(after))?;
+        match ended.map_err(|e| Error::io("while closing it", e)) {
             // The server was faster.
             Err(Error::ConnectionClosed { .. }) => Ok(()),
             other => other,
@@ -296,6 +387,9 @@ async fn within<T>(read_timeout: Option<Duration>, step: impl Future<Output = T>
     let phase = TimeoutPhase::Read;
     timeout(after, step).await.map_err(|_| Error::Timeout { phase, after })
 }
+
+/// How often an idle connection is read before it is used again.
+const MAX_IDLE_READS: usize = 16;
 
 /// Bytes asked for at once where a few small messages are expected.
 const SMALL_READ: usize = 8 << 10;

@@ -5,16 +5,20 @@ use std::{
     fmt,
     net::IpAddr,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{TARGET, cancel::CancelKey, told_wrong};
 use crate::{
-    config::is_utf8,
-    error::{DbError, Error, OneLine, Result},
+    config::{Target, is_utf8},
+    error::{DbError, Error, OneLine, Result, sqlstate},
     metrics,
     protocol::backend::Message,
 };
@@ -107,6 +111,8 @@ impl fmt::Debug for Notices {
 pub(super) struct Heard {
     notices: Notices,
     parameters: Mutex<Parameters>,
+    /// The server has announced that it ends the session.
+    is_ending: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -128,7 +134,7 @@ const MAX_VALUE: usize = 8 << 10;
 
 impl Heard {
     pub(super) fn new(notices: Notices) -> Self {
-        Self { notices, parameters: Mutex::default() }
+        Self { notices, parameters: Mutex::default(), is_ending: AtomicBool::new(false) }
     }
 
     /// Deals with what may come at any time; what belongs to an exchange is returned.
@@ -136,6 +142,10 @@ impl Heard {
         match message {
             Message::NoticeResponse(notice) => {
                 metrics::connection::notice(notice.severity());
+                // After a crash of another backend, this is a warning.
+                if matches!(*notice.code(), sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN) {
+                    self.is_ending.store(true, Relaxed);
+                }
                 self.notices.report(&notice);
             }
             Message::ParameterStatus { name, value } => {
@@ -201,28 +211,21 @@ pub(crate) struct Session {
     pub(super) info: ConnectionInfo,
     /// Without it, no query can be stopped but by closing the connection.
     pub(super) cancel: Option<CancelKey>,
-    cancels: Cancels,
+    requests: Mutex<Requests>,
 }
 
-/// Cancel requests from outside of the stream.
+/// Cancel requests that were sent to this session.
 #[derive(Debug, Default)]
-struct Cancels {
-    state: Mutex<CancelState>,
-    ended: Notify,
-}
-
-#[derive(Debug, Default)]
-struct CancelState {
-    in_flight: usize,
-    /// Since the last query began.
-    requested: bool,
-    /// One was given up on the way: it may still arrive, and hit any query.
-    astray: bool,
+struct Requests {
+    /// When the last one ended, as far as the client can tell.
+    last: Option<Instant>,
+    /// One was given up on the way: it may still arrive, and would hit any query.
+    is_astray: bool,
 }
 
 impl Session {
     pub(super) fn new(heard: Heard, info: ConnectionInfo, cancel: Option<CancelKey>) -> Self {
-        Self { heard, info, cancel, cancels: Cancels::default() }
+        Self { heard, info, cancel, requests: Mutex::default() }
     }
 
     pub(crate) fn backend_pid(&self) -> Option<u32> {
@@ -241,70 +244,60 @@ impl Session {
         ServerVersion::parse(&self.parameter("server_version")?)
     }
 
-    /// Whether somebody has asked to stop the query that runs.
-    pub(crate) fn is_cancelled(&self) -> bool {
-        lock(&self.cancels.state).requested
+    /// Whether a notice of the server has announced the end of the session.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.heard.is_ending.load(Relaxed)
     }
 
-    /// Waits until no cancel request is on its way, and says whether the next query is safe from
-    /// all of them.
-    pub(super) async fn is_clean(&self) -> bool {
-        loop {
-            let ended = self.cancels.ended.notified();
-            {
-                let mut state = lock(&self.cancels.state);
-                // One that begins from here on is about the next query.
-                state.requested = false;
-                if state.in_flight == 0 {
-                    return !state.astray;
-                }
-            }
-            ended.await;
+    /// The server, for another connection to it.
+    pub(super) fn server(&self) -> Target {
+        Target {
+            host: self.info.host.clone(),
+            hostaddr: self.info.address,
+            unix_socket: self.info.unix_socket.clone(),
+            port: self.info.port,
         }
     }
 
-    /// Begins to cancel the query that runs. Called while the connection is out: it is not handed
-    /// on before this has ended.
-    pub(super) fn begin_cancel(self: Arc<Self>) -> CancelInFlight {
-        {
-            let mut state = lock(&self.cancels.state);
-            state.requested = true;
-            state.in_flight += 1;
-        }
-        CancelInFlight { session: self, delivered: false }
-    }
-}
-
-/// A cancel request on its way.
-pub(super) struct CancelInFlight {
-    session: Arc<Session>,
-    delivered: bool,
-}
-
-impl CancelInFlight {
-    pub(super) async fn send(mut self, timeout: std::time::Duration) -> Result<()> {
-        let Some(key) = &self.session.cancel else {
-            self.delivered = true;
-            return Err(Error::InvalidState {
-                message: "the server gave no key to cancel queries with: drop the stream instead",
-            });
-        };
-        let sent = tokio::time::timeout(timeout, key.send()).await;
-        let sent = sent.unwrap_or_else(|_| Err(super::cancel::timed_out(timeout)));
-        self.delivered = sent.is_ok();
+    /// Sends one cancel request, and waits until the server has acted on it.
+    ///
+    /// # Errors
+    ///
+    /// The request may not have arrived, and may still do so: the session must not run another
+    /// query.
+    pub(super) async fn send_cancel(&self, key: &CancelKey) -> Result<()> {
+        let mut request = RequestInFlight { session: self, has_ended: false };
+        let sent = key.send().await;
+        request.has_ended = sent.is_ok();
         sent
     }
+
+    /// Whether a cancel request may still arrive.
+    pub(super) fn has_request_astray(&self) -> bool {
+        lock(&self.requests).is_astray
+    }
+
+    /// Whether a cancel request has ended so recently that a proxy may still be holding it: some
+    /// close the request's connection before the server has acted on it.
+    pub(crate) fn was_cancelled_recently(&self) -> bool {
+        lock(&self.requests).last.is_some_and(|last| last.elapsed() < LATE_CANCEL)
+    }
 }
 
-impl Drop for CancelInFlight {
+/// How late a proxy may deliver a cancel request whose connection it has closed.
+const LATE_CANCEL: Duration = Duration::from_secs(1);
+
+/// A cancel request on its way.
+struct RequestInFlight<'a> {
+    session: &'a Session,
+    has_ended: bool,
+}
+
+impl Drop for RequestInFlight<'_> {
     fn drop(&mut self) {
-        let cancels = &self.session.cancels;
-        {
-            let mut state = lock(&cancels.state);
-            state.astray |= !self.delivered;
-            state.in_flight -= 1;
-        }
-        cancels.ended.notify_waiters();
+        let mut requests = lock(&self.session.requests);
+        requests.last = Some(Instant::now());
+        requests.is_astray |= !self.has_ended;
     }
 }
 

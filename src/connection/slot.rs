@@ -7,18 +7,24 @@ use std::{
 };
 
 use bytes::BytesMut;
-use tokio::{select, sync::Notify, time::sleep};
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 use tracing::debug;
 
 use super::{
     Connection, TARGET,
+    cancel::timed_out,
+    connecting::Connecting,
     establish::{connect, connect_to},
     random,
+    running_query::{RunningQuery, WeakQuery},
     session::{Notices, Session},
 };
 use crate::{
-    config::{ConnectionConfig, Target},
-    error::{Error, Result},
+    config::ConnectionConfig,
+    error::{ConnectAttempt, Error, Result},
     metrics::{
         QueryMetricsCache,
         connection::{Closed, reconnected},
@@ -34,8 +40,6 @@ pub(crate) struct Slot {
     config: ConnectionConfig,
     state: Mutex<State>,
     freed: Notify,
-    /// Wakes who works for a query that is to be stopped without having the client's connection.
-    cancelled: Notify,
     pub(crate) notices: Notices,
     /// Handles of metrics that its queries share.
     pub(crate) query_metrics: QueryMetricsCache,
@@ -51,12 +55,17 @@ struct State {
     connected_before: bool,
     /// The client is gone: nobody will ask for the connection again.
     closed: bool,
+    /// Queries that may be in progress: one that runs, and those that wait for its cleanup.
+    queries: Vec<WeakQuery>,
+    /// How often the client was taken out of its pool or returned to it; 0 without a pool.
+    checkouts: u64,
 }
 
 /// A slot, and what is kept as long as somebody works on it: its place in a pool.
 #[derive(Clone)]
 pub(crate) struct Access {
     slot: Arc<Slot>,
+    connecting: Arc<Connecting>,
     _kept: Option<Kept>,
 }
 
@@ -71,18 +80,31 @@ impl Access {
     ///
     /// [`Error::ConnectionBusy`] at once, when a stream is alive; those of connecting.
     pub(crate) async fn acquire(&self) -> Result<(StreamGuard, Lease, Connection)> {
-        let (guard, lease, mut idle) = self.take().await?;
-        if let Some(connection) = &idle {
-            // A cancel request that is still on its way would hit the query that follows.
-            if !connection.session.is_clean().await {
-                idle = None;
+        let (guard, lease, idle) = self.take().await?;
+        if let Some(mut connection) = idle {
+            // Before the request is sent, because afterwards the server may have begun it.
+            if connection.is_alive().await {
+                return Ok((guard, lease, connection));
             }
+            connection.lost_idle();
         }
-        let connection = match idle {
-            Some(connection) => connection,
-            None => self.open().await?,
-        };
+        let connection = self.open().await?;
         Ok((guard, lease, connection))
+    }
+
+    /// Begins a query that the client's tokens can cancel, until the value and its sessions are
+    /// dropped.
+    pub(crate) fn begin_query(&self) -> RunningQuery {
+        let query = RunningQuery::new();
+        let mut state = self.lock();
+        state.queries.retain(|query| query.strong_count() > 0);
+        state.queries.push(query.downgrade());
+        query
+    }
+
+    /// The attempts to connect of this query.
+    pub(crate) fn connecting(&self) -> &Connecting {
+        &self.connecting
     }
 
     /// Takes the connection to close it, if there is one. Waits for a clean-up, like
@@ -123,6 +145,56 @@ impl Access {
         Ok(Some((guard, Lease { access: Some(self.clone()) }, idle)))
     }
 
+    /// Opens the client's connection.
+    async fn open(&self) -> Result<Connection> {
+        // The client must not report the old one meanwhile.
+        self.lock().session = None;
+        self.connecting.begin();
+        let opened = self.connect().await;
+        self.connecting.end();
+        let connection = opened?;
+        let mut state = self.lock();
+        state.session = Some(Arc::clone(&connection.session));
+        state.connected_before = true;
+        Ok(connection)
+    }
+
+    /// Makes a connection; one in place of another by the retry policy.
+    async fn connect(&self) -> Result<Connection> {
+        let replaces = self.lock().connected_before;
+        let mut failures = 0;
+        loop {
+            self.connecting.begin_round();
+            let error = match connect(&self.config, &self.notices, &self.connecting).await {
+                Ok(connection) => {
+                    if replaces {
+                        reconnected();
+                    }
+                    return Ok(connection);
+                }
+                Err(e) if !replaces || !e.is_retriable() => return Err(e),
+                Err(e) => e,
+            };
+            failures += 1;
+            match self.config.retry().pause(failures, random::unit()?) {
+                Some(pause) => {
+                    debug!(target: TARGET, %error, ?pause, "will try again to connect");
+                    sleep(pause).await;
+                }
+                None => return Err(error),
+            }
+        }
+    }
+
+    /// Opens one more connection to the server of this session, for who asks and nobody else.
+    pub(crate) async fn connect_beside(&self, session: &Session) -> Result<Connection> {
+        self.connecting.begin();
+        let opened =
+            connect_to(vec![session.server()], &self.config, &self.notices, &self.connecting).await;
+        self.connecting.end();
+        opened
+    }
+
     #[cfg(any(feature = "bb8", feature = "deadpool"))]
     pub(crate) fn keeping(self, kept: Kept) -> Self {
         Self { _kept: Some(kept), ..self }
@@ -152,99 +224,47 @@ impl Slot {
     pub(crate) fn new(config: ConnectionConfig) -> Self {
         let (state, notices) = (Mutex::default(), Notices::default());
         let query_metrics = QueryMetricsCache::default();
-        Self {
-            config,
-            state,
-            freed: Notify::new(),
-            cancelled: Notify::new(),
-            notices,
-            query_metrics,
-        }
+        Self { config, state, freed: Notify::new(), notices, query_metrics }
     }
 
     /// The way in.
     pub(crate) fn access(self: &Arc<Self>) -> Access {
-        Access { slot: Arc::clone(self), _kept: None }
+        Access { slot: Arc::clone(self), connecting: Arc::default(), _kept: None }
     }
 
     pub(crate) fn config(&self) -> &ConnectionConfig {
         &self.config
     }
 
-    /// Opens the client's connection.
-    async fn open(&self) -> Result<Connection> {
-        // Whoever asks meanwhile, or cancels, must not be told of the old one.
-        self.lock().session = None;
-        let connection = self.connect().await?;
-        let mut state = self.lock();
-        state.session = Some(Arc::clone(&connection.session));
-        state.connected_before = true;
-        Ok(connection)
-    }
-
-    /// Makes a connection; one in place of another by the policy for that.
-    async fn connect(&self) -> Result<Connection> {
-        let replaces = self.lock().connected_before;
-        let mut failures = 0;
-        loop {
-            let error = match connect(&self.config, &self.notices).await {
-                Ok(connection) => {
-                    if replaces {
-                        reconnected();
-                    }
-                    return Ok(connection);
-                }
-                Err(e) if !replaces || !e.is_retriable() => return Err(e),
-                Err(e) => e,
-            };
-            failures += 1;
-            match self.config.retry().pause(failures, random::unit()?) {
-                Some(pause) => {
-                    debug!(target: TARGET, %error, ?pause, "will try again to connect");
-                    sleep(pause).await;
-                }
-                None => return Err(error),
-            }
-        }
-    }
-
-    /// Opens one more connection to the server of this session, for who asks and nobody else.
-    pub(crate) async fn connect_beside(&self, session: &Session) -> Result<Connection> {
-        let info = session.info();
-        let server = Target {
-            host: info.host.clone(),
-            hostaddr: info.address,
-            unix_socket: info.unix_socket.clone(),
-            port: info.port,
-        };
-        connect_to(vec![server], &self.config, &self.notices).await
-    }
-
-    /// Stops the query that runs, if one does.
-    pub(crate) async fn cancel(&self) -> Result<()> {
-        let cancel = {
+    /// Cancels the queries that are in progress, if `checkout` is still the present one.
+    ///
+    /// A query that has no session yet sees its mark before it sends anything. A session is stopped
+    /// by its task, which repeats the cancel request until the query ends.
+    async fn cancel(&self, checkout: u64) -> Result<()> {
+        let queries: Vec<_> = {
             let state = self.lock();
-            match (&state.work, &state.session) {
-                (Work::Out, Some(session)) => Some(Arc::clone(session).begin_cancel()),
-                _ => None,
+            if state.checkouts != checkout {
+                return Ok(());
             }
+            state.queries.iter().filter_map(RunningQuery::upgrade).collect()
         };
-        // Behind it: who begins to listen now can see of the session that it was asked for.
-        self.cancelled.notify_waiters();
-        match cancel {
-            Some(cancel) => cancel.send(self.config.cancel_timeout()).await,
-            None => Ok(()),
+        for query in &queries {
+            query.cancel();
         }
+        let stopped = async {
+            for query in &queries {
+                query.stopped().await?;
+            }
+            Ok(())
+        };
+        let after = self.config.cancel_timeout();
+        timeout(after, stopped).await.unwrap_or_else(|_| Err(timed_out(after)))
     }
 
-    /// Resolves when the query is cancelled that began on this session of the client's, which may be done with
-    /// its part. For those whose part the session waits for before it is done.
-    pub(crate) async fn cancelled(&self, session: &Session) {
-        let cancelled = self.cancelled.notified();
-        // It may have been before this was asked.
-        if !session.is_cancelled() {
-            cancelled.await;
-        }
+    /// The client was taken out of its pool or returned to it: tokens from before are void.
+    #[cfg(any(feature = "bb8", feature = "deadpool"))]
+    pub(crate) fn next_checkout(&self) {
+        self.lock().checkouts += 1;
     }
 
     /// Ends a lease, with the connection or without one.
@@ -300,38 +320,57 @@ impl Slot {
     }
 }
 
-/// Stops the query of a client from anywhere else: made by
+/// Cancels the query of a client from any task: made by
 /// [`FraiseClient::cancel_token`](crate::FraiseClient::cancel_token).
 ///
 /// It does not keep the client's connection open.
 #[derive(Debug, Clone)]
 pub struct CancelToken {
     slot: Weak<Slot>,
+    /// The token of a pooled client is for one checkout.
+    checkout: u64,
 }
 
 impl CancelToken {
     pub(crate) fn new(slot: &Arc<Slot>) -> Self {
-        Self { slot: Arc::downgrade(slot) }
+        Self { slot: Arc::downgrade(slot), checkout: slot.lock().checkouts }
     }
 
-    /// Asks the server to stop the query that runs at the moment; resolves when the server has taken
-    /// the request. When none runs, nothing happens.
+    /// Cancels every query of the client that is in progress, and no later one.
     ///
-    /// The stream ends with [`Error::Cancelled`], behind the rows that had arrived, unless it was at
-    /// its end already. A request never hits a later query: that waits for it.
+    /// A query is in progress from the first poll of its future (`execute()`, `fetch_all()`,
+    /// `count()`, `ping()` and so on) until the server has answered it to its end. That includes
+    /// waiting for the cleanup of an earlier stream, connecting, reconnecting and resuming. If none
+    /// is in progress, nothing happens, and the next query is not affected.
+    ///
+    /// A query that has not been sent never is. One that has been sent is stopped on the server: the
+    /// cancel request is repeated until the query ends. Its future or its stream then ends with
+    /// [`Error::Cancelled`], after the rows already received; rows that the client has not read
+    /// from the network yet are discarded. Two queries end otherwise: one whose answer had arrived
+    /// completely, and one whose own error came first.
+    ///
+    /// Resolves when the server works on none of these queries any more, whether their streams are
+    /// read or not.
+    ///
+    /// The token of a pooled client is for one checkout: it cancels what runs on the client until
+    /// the client is back in its pool, streams made of it included, and is without effect then.
     ///
     /// # Errors
     ///
-    /// The server could not be told: [`Error::Timeout`] after `cancel_timeout`, or the error of the
-    /// connection that the request was sent on. The query goes on then.
+    /// The query may still run on the server, though its connection was closed and its stream ends
+    /// with `Error::Cancelled` all the same:
+    ///
+    /// * [`Error::Timeout`]: it could not be stopped within `cancel_timeout`.
+    /// * [`Error::Connection`] or another error of connecting: the cancel request could not be sent.
+    /// * [`Error::Protocol`]: more than `drain_limit` bytes were still coming.
+    /// * [`Error::InvalidState`]: the server gave no key to cancel queries with.
     ///
     /// # Cancel safety
     ///
-    /// The request may or may not be sent when the future is dropped. The connection is closed
-    /// behind the query then, because it might still hit the next one.
+    /// Dropping the future after its first poll changes nothing: the query is cancelled.
     pub async fn cancel(&self) -> Result<()> {
         match self.slot.upgrade() {
-            Some(slot) => slot.cancel().await,
+            Some(slot) => slot.cancel(self.checkout).await,
             None => Ok(()),
         }
     }
@@ -380,24 +419,38 @@ impl Lease {
         }
     }
 
-    /// Opens another connection, after a pause, in place of one that was lost in mid-query. Cancel-safe.
+    /// Opens another connection, after a pause, in place of one that was lost in mid-query, with
+    /// this error. Cancel-safe.
     ///
     /// # Errors
     ///
-    /// Those of connecting, and [`Error::Cancelled`] by a token: the query runs nowhere then.
-    pub(crate) async fn replace(&self, lost: &Session, pause: Duration) -> Result<Connection> {
+    /// Those of connecting.
+    pub(crate) async fn replace(
+        &self,
+        lost: &Session,
+        error: &Error,
+        pause: Duration,
+    ) -> Result<Connection> {
         let Some(access) = &self.access else {
             return Err(Error::InvalidState { message: "a connection beside is not replaced" });
         };
-        let opened = async {
-            sleep(pause).await;
-            access.open().await
-        };
-        // It listens before the lost session is forgotten.
-        select! {
-            biased;
-            () = access.cancelled(lost) => Err(Error::Cancelled),
-            opened = opened => opened,
+        // A deadline that passes in the pause is about the lost connection.
+        access.connecting.begin();
+        access.connecting.failed(&ConnectAttempt {
+            target: lost.server().to_string(),
+            error: Box::new(error.copy()),
+        });
+        sleep(pause).await;
+        let opened = access.open().await;
+        access.connecting.end();
+        opened
+    }
+
+    /// Returns the error of a deadline that has passed: see [`Connecting::explain`].
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        match &self.access {
+            Some(access) => access.connecting.explain(error),
+            None => error,
         }
     }
 
@@ -407,11 +460,10 @@ impl Lease {
         connection.reused = true;
         // What the last query needed, the next one need not.
         connection.buffer = BytesMut::from(connection.buffer.as_ref());
+        // The handler of notices may panic here: the lease then ends as it does in mid-result.
+        let is_clean = connection.is_clean();
         match self.access.take() {
-            Some(access) => {
-                let clean = connection.is_clean();
-                access.end_lease(Some(connection).filter(|_| clean));
-            }
+            Some(access) => access.end_lease(Some(connection).filter(|_| is_clean)),
             None => connection.closes(Closed::Close),
         }
     }

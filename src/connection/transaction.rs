@@ -3,8 +3,14 @@ use std::{mem, sync::Arc, time::Duration};
 use bytes::Bytes;
 use tokio::{runtime::Handle, time::timeout};
 
-use super::{Connection, Session, cancel::timed_out};
-use crate::{error::Result, protocol::frontend};
+use super::{
+    Connection, Session,
+    cancel::{stop_lost, timed_out},
+};
+use crate::{
+    error::{Error, Result},
+    protocol::frontend,
+};
 
 /// Transactions of this client's own, in which several sessions share a snapshot.
 impl Connection {
@@ -66,8 +72,11 @@ impl Connection {
             cancel_timeout: self.bounds.cancel_timeout,
         };
         let answer = self.exchange(requests, answers).await;
-        unanswered.session = None;
-        let answer = answer.map_err(|e| self.explain(e))?;
+        // Not when the connection is lost: the server may not have noticed, and wait for a lock.
+        if matches!(answer, Ok(_) | Err(Error::Server(_))) {
+            unanswered.session = None;
+        }
+        let answer = answer?;
         // It is alive: what happens from here on did not happen while it was idle.
         self.reused = false;
         Ok(answer)
@@ -86,10 +95,7 @@ impl Drop for Unanswered {
         let Some(session) = self.session.take() else { return };
         // Without a runtime nothing can be sent.
         if let Ok(runtime) = Handle::try_current() {
-            let cancel = session.begin_cancel();
-            let cancel_timeout = self.cancel_timeout;
-            // The server may be gone: then there is nothing to stop.
-            runtime.spawn(async move { drop(cancel.send(cancel_timeout).await) });
+            runtime.spawn(stop_lost(session, self.cancel_timeout));
         }
     }
 }

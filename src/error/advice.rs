@@ -248,7 +248,9 @@ pub(super) fn hint_for(e: &DbError) -> &'static str {
             "; another session has locked the relation or wants it exclusively: run the query again"
         }
         sqlstate::QUERY_CANCELED => {
-            "; statement_timeout or another session ended it: raise the one or ask the other"
+            "; statement_timeout or another session ended it, or a proxy that was late with the cancel \
+             request of an earlier query: raise the first, ask the second, run the query again after \
+             the third"
         }
         sqlstate::INVALID_PARAMETER_VALUE | sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE
             if matches!(routine, "ImportSnapshot" | "SetTransactionSnapshot") =>

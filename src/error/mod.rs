@@ -1,6 +1,7 @@
 //! The one error type of the crate, and what to do about an error.
 
 mod advice;
+mod copy;
 mod db;
 pub mod sqlstate;
 mod text;

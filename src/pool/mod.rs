@@ -92,7 +92,9 @@ impl PooledClient {
         self.client.ping().await
     }
 
-    /// See [`FraiseClient::cancel_token`].
+    /// Returns a token that cancels what runs on the client during this checkout: see
+    /// [`CancelToken::cancel`]. It is without effect when the client is back in its pool, even if
+    /// somebody else has taken it out again.
     pub fn cancel_token(&self) -> CancelToken {
         self.client.cancel_token()
     }
@@ -127,8 +129,10 @@ impl PooledClient {
         self.client.is_connected()
     }
 
-    /// Whether it may be handed out again: nothing is under way.
+    /// Whether it may be handed out again: nothing is under way. Called when the client is taken out
+    /// of its pool, and by some pools when it is returned: a checkout ends then at the latest.
     fn check(&self) -> Result<()> {
+        self.client.next_checkout();
         match self.client.is_busy() {
             true => Err(Error::ConnectionBusy),
             false => Ok(()),

@@ -89,7 +89,7 @@ pub(crate) fn extended_query(sql: &str, parameters: &[Option<&str>]) -> Result<V
     let mut out = Vec::new();
     parse_and_bind(&mut out, sql, parameters, "")?;
     out.extend_from_slice(b"D\0\0\0\x06P\0"); // Describe the unnamed portal
-    out.extend_from_slice(b"E\0\0\0\x09\0\0\0\0\0"); // Execute it, every row
+    out.extend_from_slice(EXECUTE);
     out.extend_from_slice(SYNC);
     Ok(out)
 }
@@ -118,8 +118,6 @@ pub(crate) fn execute_portal(portal: &str) -> Result<Vec<u8>> {
     out.extend_from_slice(SYNC);
     Ok(out)
 }
-
-const SYNC: &[u8] = b"S\0\0\0\x04";
 
 /// Parse of the unnamed statement, and Bind of a portal of it.
 fn parse_and_bind(
@@ -169,6 +167,14 @@ fn parse_and_bind(
         Ok(())
     })
 }
+
+/// Execute the unnamed portal, every row.
+const EXECUTE: &[u8] = b"E\0\0\0\x09\0\0\0\0\0";
+const SYNC: &[u8] = b"S\0\0\0\x04";
+
+/// Bytes at the end of an [`extended_query`]. A server that has not received them all has not begun
+/// the query.
+pub(crate) const END_OF_QUERY: usize = EXECUTE.len() + SYNC.len();
 
 /// A Query by the simple protocol.
 pub(crate) fn simple_query(sql: &str) -> Result<Vec<u8>> {

@@ -7,10 +7,11 @@ use std::{fmt, marker::PhantomData, pin::Pin, time::Duration};
 use bytes::Bytes;
 use futures_core::Stream;
 use serde_json::Value;
+use tracing::debug;
 
 use self::scale::Scale;
 use crate::{
-    connection::Access,
+    connection::{Access, TARGET},
     error::{DbError, Error, OneLine, Result, sqlstate},
     metrics::QueryLabels,
     protocol::frontend,
@@ -210,7 +211,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// [`Error::ConsumerLagged`] instead of waiting for its consumer.
     ///
     /// A stream fills its memory whenever its consumer is slower than the server: `fail` is for those
-    /// who would rather give up than lag behind.
+    /// who would rather give up than lag behind. The consumer lags when at least two reads wait for
+    /// it, whose size is a quarter of `fail` (1 KiB to 64 KiB): with less than that it is waited for,
+    /// up to `max_memory`.
     pub fn memory_soft_limits(mut self, warn: f32, fail: f32) -> Self {
         self.settings.soft_limits = Some((warn, fail));
         self
@@ -429,11 +432,13 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         })
     }
 
-    /// Runs the query and returns its first row, if there is one. More rows are not asked for.
+    /// Runs the query and returns its first row, if there is one. More rows are not asked for; with
+    /// Rust predicates, the query is stopped after the row that they accept.
     ///
     /// # Errors
     ///
-    /// Those of [`execute`](Self::execute) and of the stream.
+    /// Those of [`execute`](Self::execute) and of the stream. Stopping the query after the row is not
+    /// part of the answer: if that fails, the row is returned, and the connection is closed.
     ///
     /// # Cancel safety
     ///
@@ -451,7 +456,10 @@ impl<T: FromJsonRow> QueryBuilder<T> {
                 more?;
             }
         } else if !stream.has_ended() {
-            stream.cancel().await?;
+            // The row is the whole answer. A cleanup that fails costs the connection, not the row.
+            if let Err(error) = stream.cancel().await {
+                debug!(target: TARGET, %error, "could not clean up behind the row that was found");
+            }
         }
         Ok(row)
     }

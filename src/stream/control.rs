@@ -50,13 +50,14 @@ impl StreamControl {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidState`](crate::Error::InvalidState) when the stream has ended.
+    /// None: the result is always `Ok`.
     ///
     /// # Cancel safety
     ///
     /// Cancel-safe: it resolves at once.
     pub async fn resume(&self) -> Result<()> {
-        self.channel.resume()
+        self.channel.resume();
+        Ok(())
     }
 
     /// Stops the query on the server; resolves when the client can run its next query.

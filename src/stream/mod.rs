@@ -178,17 +178,19 @@ impl<T: FromJsonRow> QueryStream<T> {
         self.owner.channel.pause(Some(reason)).await
     }
 
-    /// Goes on after a [`pause`](Self::pause); without one, nothing changes. Does not wait.
+    /// Resumes after a [`pause`](Self::pause). Without one, and after the end, nothing changes. Does
+    /// not wait.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidState`] when the stream has ended.
+    /// None: the result is always `Ok`.
     ///
     /// # Cancel safety
     ///
     /// Cancel-safe: it resolves at once.
     pub async fn resume(&mut self) -> Result<()> {
-        self.owner.channel.resume()
+        self.owner.channel.resume();
+        Ok(())
     }
 
     /// Bounds every pause, the present one included: one that lasts longer resumes by itself.
@@ -254,9 +256,13 @@ impl<T: FromJsonRow> QueryStream<T> {
     ///
     /// # Errors
     ///
-    /// The server could not be told, or did not stop in time: [`Error::Timeout`] after `cancel_timeout`, 2
-    /// seconds; [`Error::Protocol`] when more than `drain_limit` was still coming; or the error of the connection
-    /// that the request was sent on. The connection is closed then, and the next query opens another one.
+    /// The query may still run on the server; its connection was closed, and the next query opens another one.
+    ///
+    /// * [`Error::Timeout`]: it could not be stopped within `cancel_timeout`, 2 seconds.
+    /// * [`Error::Protocol`]: more than `drain_limit` bytes were still coming.
+    /// * [`Error::Connection`] or another error of connecting: the cancel request could not be sent.
+    /// * [`Error::ConnectionClosed`]: the connection ended before the query did.
+    /// * [`Error::InvalidState`]: the server gave no key to cancel queries with.
     ///
     /// # Cancel safety
     ///

@@ -61,9 +61,12 @@ impl Owner {
         let metrics = Arc::new(QueryMetrics::begin(&access.query_metrics, labels));
         let mut opening = Opening { metrics: Some(Arc::clone(&metrics)), called };
         let deadlines = settings.deadlines(called);
+        let query = access.begin_query();
         let mut replaced = false;
         let result = loop {
-            let acquired = deadlines.bound(access.acquire()).instrument(span.clone()).await;
+            let acquired = query.unless_cancelled(deadlines.bound(access.acquire()));
+            let acquired = acquired.instrument(span.clone()).await;
+            let acquired = acquired.map_err(|e| access.connecting().explain(e));
             let (guard, lease, mut connection) = match acquired {
                 Ok(acquired) => acquired,
                 Err(e) => {
@@ -77,8 +80,13 @@ impl Owner {
                 }
             };
             span::connected(&span, access);
+            // A parallel query asks the server first.
+            let session = query.session();
             let begin = async { Ok(request.begin(access, &mut connection).await) };
-            let begun = deadlines.bound(begin).instrument(span.clone()).await;
+            let begun = query.unless_cancelled(deadlines.bound(begin));
+            let begun = begun.instrument(span.clone()).await;
+            drop(session);
+            let begun = begun.map_err(|e| access.connecting().explain(e));
             let work = match begun.unwrap_or_else(|e| Err(e.into())) {
                 Ok(work) => work,
                 Err(BeginError { error, .. })
@@ -104,7 +112,8 @@ impl Owner {
                 Channel::new(readers, &settings, Some(guard), metrics, called, span.clone());
             // From here on, whatever happens to this future or the stream, the tasks are told.
             let mut owner = Self::new(Arc::new(channel), called, span.clone());
-            work.spawn(access, connection, &owner.channel, settings, deadlines, lease);
+            let owned = (connection, lease);
+            work.spawn(owned, &owner.channel, settings, deadlines, &query);
             match owner.channel.started().await {
                 Ok(()) => {
                     owner.started = true;

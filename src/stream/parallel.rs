@@ -124,7 +124,7 @@ impl Parallel {
         let describe = Relation::describe(entity)?;
         let session = Arc::clone(&first.session);
         let connecting = (1..self.parts).map(|_| access.connect_beside(&session));
-        let connecting = unless_cancelled(access.cancelled(&session), try_all(connecting));
+        let connecting = try_all(connecting);
         let describing = async {
             let answer = first.query_value(&describe).await?;
             let answer =
@@ -132,10 +132,7 @@ impl Parallel {
             Relation::read(entity, &answer, self.partition_by.is_none())
         };
         let (mut connecting, mut describing) = (pin!(connecting), pin!(describing));
-        let not_connected = |error| {
-            let is_counted = !matches!(error, Error::Cancelled);
-            BeginError { error, is_counted }
-        };
+        let not_connected = |error| BeginError { error, is_counted: true };
         select! {
             biased;
             relation = &mut describing => {
@@ -163,14 +160,9 @@ impl Parallel {
         let is_over = |since: Option<Instant>, limit: Option<Duration>| {
             since.zip(limit).is_some_and(|(since, limit)| since.elapsed() >= limit)
         };
-        let session = Arc::clone(&first.session);
         loop {
-            if session.is_cancelled() {
-                return Err(Error::Cancelled);
-            }
             self.begin_transactions(access, first, others).await?;
-            let cancelled = access.cancelled(&session);
-            match self.attempt(&relation, cancelled, first, others).await {
+            match self.attempt(&relation, first, others).await {
                 Ok(execute) => return Ok(execute),
                 Err(Obstacle::Failed(error)) => return Err(error),
                 Err(Obstacle::Denied(error)) if !relation.is_lockable => return Err(error),
@@ -208,24 +200,19 @@ impl Parallel {
         others: &mut [Connection],
     ) -> Result<()> {
         let begun = AtomicUsize::new(0);
-        let session = Arc::clone(&first.session);
         let after = access.config().connect_timeout().unwrap_or(BEGIN_TIMEOUT);
         let beginning = join_all(once(first).chain(others).map(|session| begin(session, &begun)));
-        let beginning = unless_cancelled(access.cancelled(&session), async {
-            timeout(after, beginning).await.map_err(|_| {
-                let phase =
-                    TimeoutPhase::Parallel { connections: begun.load(Relaxed), of: self.parts };
-                Error::Timeout { phase, after }
-            })
+        let beginning = timeout(after, beginning).await.map_err(|_| {
+            let phase = TimeoutPhase::Parallel { connections: begun.load(Relaxed), of: self.parts };
+            Error::Timeout { phase, after }
         });
-        beginning.await?.into_iter().collect()
+        beginning?.into_iter().collect()
     }
 
     /// Locks the relation on each session, shares a snapshot, and plans the parts.
     async fn attempt(
         &self,
         relation: &Relation,
-        cancelled: impl Future<Output = ()>,
         first: &mut Connection,
         others: &mut [Connection],
     ) -> Result<Bytes, Obstacle> {
@@ -254,12 +241,11 @@ impl Parallel {
         let joined = others.iter_mut().zip(plans).map(|(other, plan)| {
             other.transact([join.clone(), plan, see.clone()].concat().into(), 3)
         });
-        let joined = unless_cancelled(cancelled, async { Ok(join_all(joined).await) });
-        let (planned, joined) = tokio::join!(planned, joined);
+        let (planned, joined) = tokio::join!(planned, join_all(joined));
         // What fails there fails everywhere; and without its session nobody can join its snapshot.
         let sight = Sight::read(&some(planned.map_err(|error| self.explain(error))?)?)?;
         let mut contended = None;
-        for answer in joined? {
+        for answer in joined {
             match answer {
                 Ok(answer) => match sight.compare(&Sight::read(&some(answer)?)?) {
                     Comparison::Same => {}
@@ -334,17 +320,6 @@ fn some(answer: Option<String>) -> Result<String> {
     answer.ok_or_else(|| {
         Error::protocol("the server answered a parallel query's beginning without a row")
     })
-}
-
-async fn unless_cancelled<T>(
-    cancelled: impl Future<Output = ()>,
-    step: impl Future<Output = Result<T>>,
-) -> Result<T> {
-    select! {
-        biased;
-        () = cancelled => Err(Error::Cancelled),
-        done = step => done,
-    }
 }
 
 /// Runs futures at once, up to the end of all or the first error.

@@ -24,14 +24,17 @@ use super::{
     settings::{MAX_READ, MIN_READ, StreamSettings},
 };
 use crate::{
-    connection::{Connection, Lease, TARGET, Taken, settle, told_wrong},
-    error::{Error, Result, TimeoutPhase},
+    connection::{
+        Connection, Lease, QuerySession, Session, TARGET, Taken, settle, stop_lost, told_wrong,
+    },
+    error::{Error, Result, TimeoutPhase, sqlstate},
     metrics::connection::Closed,
     protocol::{
         backend::DATA_ROW,
         extended_query::{ExtendedQuery, Progress},
         frame::{HEADER, Header, MAX_CONTROL_FRAME},
-        rows::{Incomplete, Run, Stop},
+        frontend,
+        rows::{Incomplete, Run, Stop, value_at},
     },
 };
 
@@ -45,6 +48,11 @@ pub(super) struct Reader {
     request_bytes: usize,
     /// Whether the server has answered anything but an error.
     answered: bool,
+    /// The server cannot have begun the query: it did not get all of the request, or did not read
+    /// it.
+    not_begun: bool,
+    /// The request, as long as a late cancel request of an earlier query may hit it.
+    again: Option<Bytes>,
     /// Where it stands, if it can go on elsewhere.
     position: Option<Position>,
     /// The connection has nothing left to do or to clean up: another one is to take its place.
@@ -84,45 +92,47 @@ impl Start {
 /// Starts the task that reads on the client's connection. It ends when the connection is given back or closed
 /// and the stream has ended: bounded by the deadline of the clean-up once the stream is gone.
 pub(super) fn spawn(
-    connection: Connection,
+    (connection, lease): (Connection, Lease),
     seat: Seat,
     settings: StreamSettings,
     deadlines: Deadlines,
     start: Start,
-    lease: Lease,
+    running: QuerySession,
 ) {
     let watched = Arc::clone(seat.channel());
     let statement_timeout = lease.statement_timeout();
     let reader = Reader::new(connection, seat, settings, start);
     tokio::spawn(async move {
-        join!(reader.run(lease, deadlines, pending()), watch_pauses(&watched, statement_timeout))
+        join!(reader.run(lease, deadlines, running), watch_pauses(&watched, statement_timeout))
     });
 }
 
-/// Starts a task that reads a part on a connection of its own, which ends with it. `cancelled`: by a token, which knows
-/// only of the client's connection.
+/// Starts a task that reads a part on a connection of its own, which ends with it.
 pub(super) fn spawn_beside(
     connection: Connection,
     seat: Seat,
     settings: StreamSettings,
     deadlines: Deadlines,
     start: Start,
-    cancelled: impl Future<Output = ()> + Send + 'static,
+    running: QuerySession,
 ) {
     let reader = Reader::new(connection, seat, settings, start);
-    tokio::spawn(reader.run(Lease::none(), deadlines, cancelled));
+    tokio::spawn(reader.run(Lease::none(), deadlines, running));
 }
 
 impl Reader {
     fn new(connection: Connection, seat: Seat, settings: StreamSettings, start: Start) -> Self {
         let Start { request, query, resume } = start;
+        let late_cancel = connection.session.was_cancelled_recently();
         Self {
             connection,
             seat,
             request_bytes: request.len(),
+            again: late_cancel.then(|| request.clone()),
             unsent: request.clone(),
             query,
             answered: false,
+            not_begun: false,
             position: resume.map(|resume| Position::new(resume, request)),
             replaced: false,
             run: Run::default(),
@@ -134,28 +144,25 @@ impl Reader {
         }
     }
 
-    async fn run(
-        mut self,
-        lease: Lease,
-        deadlines: Deadlines,
-        cancelled: impl Future<Output = ()>,
-    ) {
+    async fn run(mut self, lease: Lease, deadlines: Deadlines, running: QuerySession) {
         let seat = self.seat.clone();
         let _last_word = LastWord(seat.clone());
         let end = select! {
             biased;
-            end = self.answers(&lease) => end,
-            error = deadlines.expired(seat.channel()) => Err(error.into()),
-            () = cancelled => Err(Error::Cancelled.into()),
+            // First: a query that was cancelled before it was sent is not sent.
+            () = running.cancelled() => Err(Error::Cancelled.into()),
+            end = self.answers(&lease, &running) => end,
+            error = deadlines.expired(seat.channel()) => Err(lease.explain(error).into()),
         };
         // Rows in front of an error are good, and come before it.
         if let Err(Interrupt::Failed(_)) = end {
             self.hand_over_last();
         }
         let Self { mut connection, unsent, request_bytes, query, answered, .. } = self;
-        let Self { replaced, block, .. } = self;
+        let Self { not_begun, replaced, block, .. } = self;
         release(&mut connection, block);
         connection.set_low_water(1);
+        let rest = Rest { query, is_sent: unsent.len() < request_bytes, unsent };
         let settled = match end {
             Ok(()) => {
                 let given = give_back(connection, lease).await;
@@ -166,48 +173,49 @@ impl Reader {
                 drop((connection, lease));
                 Ok(())
             }
-            Err(Interrupt::Abandoned) if unsent.len() == request_bytes => {
-                give_back(connection, lease).await
-            }
-            Err(Interrupt::Abandoned) => match settle(&mut connection, &query, unsent).await {
-                Ok(()) => give_back(connection, lease).await,
-                Err(e) => Err(e),
-            },
+            Err(Interrupt::Abandoned) => clean_up(connection, rest, lease).await,
             Err(Interrupt::Failed(error)) => {
                 let ended = replaced || error.ends_session();
-                let stale = connection.reused && !answered && ended;
+                let not_begun = not_begun || connection.session.is_ending() && is_reset(&error);
+                let stale = connection.reused && !answered && not_begun;
                 if stale {
                     connection.closes(Closed::Idle);
                 } else if ended && !replaced && !matches!(error, Error::Io { .. }) {
                     connection.closes(Closed::Server);
                 }
+                let lost =
+                    (!replaced && !not_begun && is_lost(&error)).then(|| Lost::new(&connection));
                 let error = StartError { error, stale };
                 if ended {
                     // Before anybody hears of it and asks the client.
                     drop((connection, lease));
+                    if let Some(lost) = lost {
+                        lost.stop(&running);
+                    }
                     seat.finish(Err(error));
                     Ok(())
                 } else {
                     seat.finish(Err(error));
-                    match settle(&mut connection, &query, unsent).await {
-                        Ok(()) => give_back(connection, lease).await,
-                        Err(e) => Err(e),
-                    }
+                    clean_up(connection, rest, lease).await
                 }
             }
         };
         if let Err(error) = &settled {
             debug!(target: TARGET, %error, "closed a connection that could not be cleaned up");
+            running.failed_to_stop(error);
         }
         seat.settle(settled);
     }
 
     /// Sends the request and reads the answer to its end, on one connection after the other if it can be resumed.
-    async fn answers(&mut self, lease: &Lease) -> Result<(), Interrupt> {
+    async fn answers(&mut self, lease: &Lease, running: &QuerySession) -> Result<(), Interrupt> {
         loop {
             match self.answer().await {
                 Err(Interrupt::Failed(error)) if self.can_resume(&error) => {
-                    self.resume(error, lease).await?;
+                    self.resume(error, lease, running).await?;
+                }
+                Err(Interrupt::Failed(error)) if self.can_run_again(&error) => {
+                    self.run_again(error).await?;
                 }
                 Ok(()) => {
                     match self.position.as_mut().map(Position::keyless).transpose()?.flatten() {
@@ -225,13 +233,51 @@ impl Reader {
         self.position.is_some() && self.answered && resume::is_passing(error)
     }
 
+    /// Whether the query was hit by a cancel request of an earlier one: some proxies close the
+    /// connection of a request before the server has acted on it. The server has ended the query.
+    fn can_run_again(&self, error: &Error) -> bool {
+        let is_cancelled = error.sqlstate().is_some_and(|code| *code == sqlstate::QUERY_CANCELED);
+        let can_ask = self.again.is_some() && !self.connection.is_in_transaction();
+        is_cancelled && can_ask && self.run.rows == 0
+    }
+
+    /// Runs the query once more on the same connection.
+    async fn run_again(&mut self, error: Error) -> Result<(), Interrupt> {
+        let Some(request) = self.again.take() else { return Err(error.into()) };
+        self.seat.channel().span().in_scope(|| {
+            warn!(
+                target: TARGET,
+                %error,
+                "a late cancel request of an earlier query has hit this one, which is run again"
+            );
+        });
+        if settle(&mut self.connection, &self.query, Bytes::new()).await.is_err() {
+            self.replaced = true;
+            return Err(error.into());
+        }
+        self.ask(request);
+        Ok(())
+    }
+
     /// Goes on behind the last row on another connection.
-    async fn resume(&mut self, error: Error, lease: &Lease) -> Result<(), Interrupt> {
+    async fn resume(
+        &mut self,
+        error: Error,
+        lease: &Lease,
+        running: &QuerySession,
+    ) -> Result<(), Interrupt> {
         let ended = error.ends_session();
         if ended && !matches!(error, Error::Io { .. }) {
             self.connection.closes(Closed::Server);
         }
         self.replaced = ended;
+        if ended {
+            if is_lost(&error) {
+                Lost::new(&self.connection).stop(running);
+            }
+            // Its descriptor may be the one that its replacement needs.
+            self.connection.hang_up();
+        }
         self.hand_over().await?;
         release(&mut self.connection, self.block.take());
         let Some(position) = &mut self.position else { return Err(error.into()) };
@@ -250,12 +296,13 @@ impl Reader {
                 debug!(target: TARGET, %error, "could not stop the query that is resumed elsewhere");
             }
             self.replaced = true;
+            self.connection.hang_up();
         }
         let request = position.rest()?;
         let replaced = select! {
             biased;
             () = self.seat.abandoned() => return Err(error.into()),
-            replaced = lease.replace(&self.connection.session, pause) => replaced?,
+            replaced = lease.replace(&self.connection.session, &error, pause) => replaced?,
         };
         self.seat.resumed_elsewhere();
         self.connection = replaced;
@@ -275,13 +322,7 @@ impl Reader {
     /// Sends the request and reads the answer to its end.
     async fn answer(&mut self) -> Result<(), Interrupt> {
         self.next_block(HEADER, 0).await?;
-        select! {
-            biased;
-            () = self.seat.abandoned() => return Err(Interrupt::Abandoned),
-            written = self.connection.write(&mut self.unsent) => {
-                written.map_err(|e| Error::io("while sending the query", e))?;
-            }
-        }
+        self.send().await?;
         loop {
             let stop = match self.query.takes_rows() && !self.connection.is_in_message() {
                 true if self.rows_left == 0 => self.beyond_limit(),
@@ -323,11 +364,43 @@ impl Reader {
         }
     }
 
+    /// Sends what is left of the request. A server that reads none of it for `read_timeout` is as
+    /// silent as one that sends nothing.
+    async fn send(&mut self) -> Result<(), Interrupt> {
+        let Self { connection, unsent, seat, not_begun, .. } = self;
+        let timeout = connection.bounds.read_timeout;
+        let during = |e| Error::io("while sending the query", e);
+        while !unsent.is_empty() {
+            select! {
+                biased;
+                () = seat.abandoned() => return Err(Interrupt::Abandoned),
+                sent = connection.write_some(unsent) => {
+                    if let Err(e) = sent {
+                        *not_begun = unsent.len() >= frontend::END_OF_QUERY;
+                        return Err(during(e).into());
+                    }
+                }
+                error = silence(timeout) => return Err(error.into()),
+            }
+        }
+        // TLS may keep the end of it back otherwise.
+        select! {
+            biased;
+            () = seat.abandoned() => Err(Interrupt::Abandoned),
+            flushed = connection.flush() => Ok(flushed.map_err(during)?),
+            error = silence(timeout) => Err(error.into()),
+        }
+    }
+
     /// Takes one message that is not a row, or reads on when there is none yet.
     async fn next_message(&mut self) -> Result<Progress, Interrupt> {
         let message = match self.connection.take_message()? {
             Taken::Message(message) => message,
-            Taken::Absorbed => return Ok(Progress::Continue),
+            Taken::Absorbed => {
+                // Its handler has run: the deadlines are to be looked at.
+                yield_now().await;
+                return Ok(Progress::Continue);
+            }
             Taken::Incomplete => {
                 let header = Header::read(&self.connection.buffer, MAX_CONTROL_FRAME)?;
                 let frame_bytes = header.map_or(HEADER, |h| h.size);
@@ -346,7 +419,13 @@ impl Reader {
         let progress = told_wrong(name, self.query.advance(message))?;
         self.answered |= !matches!(progress, Progress::Failed(_));
         match progress {
-            Progress::Failed(error) => Err(self.connection.explain(error).into()),
+            Progress::Failed(error) => {
+                if self.connection.reused && !self.answered && error.ends_session() {
+                    // It may have been ended while it was idle, just before the request arrived.
+                    self.not_begun = ended_idle(&error) || self.connection.ends_unread().await;
+                }
+                Err(error.into())
+            }
             Progress::Columns(columns) => {
                 told_wrong(name, check_columns(&columns))?;
                 self.seat.start();
@@ -365,10 +444,12 @@ impl Reader {
 
     /// Hands over the rows at the front of the buffer as one chunk.
     async fn hand_over(&mut self) -> Result<(), Interrupt> {
-        let checked = self.check_keys();
-        let Self { block, run, connection, seat, position, .. } = self;
+        let checked = self.check_sizes().and_then(|()| self.check_keys());
+        let Self { block, run, connection, seat, position, again, .. } = self;
         if let Some(block) = block.as_ref().filter(|_| run.rows > 0) {
             let rows = run.rows as u64;
+            // What was delivered must not come again.
+            *again = None;
             // Cut when there is room: dropped before, the future loses nothing.
             self.chunk_rows = seat.push(|| cut(&mut connection.buffer, run, block)).await?;
             self.rows_left = self.rows_left.saturating_sub(rows);
@@ -380,12 +461,35 @@ impl Reader {
     }
 
     fn hand_over_last(&mut self) {
-        // A wrong key is cut off; why the rows end is known already.
-        let _ = self.check_keys();
+        // A wrong row is cut off; why the rows end is known already.
+        let _ = self.check_sizes().and_then(|()| self.check_keys());
         let Self { block, run, connection, seat, .. } = self;
         if let Some(block) = block.as_ref().filter(|_| run.rows > 0) {
             seat.push_last(|| cut(&mut connection.buffer, run, block));
         }
+    }
+
+    /// Cuts the run off at a row that is larger than the memory allowed. Only with very little memory
+    /// can such a row be in the buffer: any other is found before it is read.
+    fn check_sizes(&mut self) -> Result<()> {
+        let limit = self.settings.memory();
+        if !self.settings.is_strict() || limit >= 4 * MIN_READ {
+            return Ok(());
+        }
+        let mut checked = Run::default();
+        while checked.rows < self.run.rows {
+            let row = value_at(&self.connection.buffer, checked.frame_bytes);
+            let Some((value, next)) = row else { break };
+            let required = value.map_or(0, |range| range.len());
+            if required > limit {
+                self.run = checked;
+                return Err(Error::MemoryLimitExceeded { limit, required });
+            }
+            checked.rows += 1;
+            checked.frame_bytes = next;
+            checked.value_bytes += required;
+        }
+        Ok(())
     }
 
     fn check_keys(&mut self) -> Result<()> {
@@ -540,6 +644,60 @@ fn release(connection: &mut Connection, block: Option<Arc<Block>>) {
 
 fn closed(e: io::Error) -> Interrupt {
     Error::io("before the result was complete", e).into()
+}
+
+/// What is left to do on a connection whose query has ended early.
+struct Rest {
+    query: ExtendedQuery,
+    /// The request has begun to be sent.
+    is_sent: bool,
+    unsent: Bytes,
+}
+
+/// Stops the query, if the server may have begun it, and gives the connection back.
+async fn clean_up(mut connection: Connection, rest: Rest, lease: Lease) -> Result<()> {
+    if rest.is_sent {
+        settle(&mut connection, &rest.query, rest.unsent).await?;
+    }
+    give_back(connection, lease).await
+}
+
+/// The session of a connection that was lost in mid-query.
+struct Lost {
+    session: Arc<Session>,
+    cancel_timeout: Duration,
+}
+
+impl Lost {
+    fn new(connection: &Connection) -> Self {
+        let session = Arc::clone(&connection.session);
+        Self { session, cancel_timeout: connection.bounds.cancel_timeout }
+    }
+
+    /// Stops its query in a task: the server may not have noticed that the connection is gone.
+    fn stop(self, running: &QuerySession) {
+        let running = running.clone();
+        tokio::spawn(async move {
+            stop_lost(self.session, self.cancel_timeout).await;
+            drop(running);
+        });
+    }
+}
+
+/// Whether the connection is gone and the server has not said that the session is.
+fn is_lost(error: &Error) -> bool {
+    matches!(error, Error::ConnectionClosed { .. } | Error::Io { .. })
+}
+
+/// Whether the other side closed the connection before it had read all that was sent.
+fn is_reset(error: &Error) -> bool {
+    let Error::ConnectionClosed { source: Some(source), .. } = error else { return false };
+    source.kind() == io::ErrorKind::ConnectionReset
+}
+
+/// Whether the server has ended the session because it was idle: it has not begun a query.
+fn ended_idle(error: &Error) -> bool {
+    error.sqlstate().is_some_and(|code| *code == sqlstate::IDLE_SESSION_TIMEOUT)
 }
 
 /// Gives a connection back that has done its work: out of its transaction, if it is in one.

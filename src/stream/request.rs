@@ -12,7 +12,7 @@ use super::{
     resume::Resume,
     settings::StreamSettings,
 };
-use crate::connection::{Access, Connection, Lease};
+use crate::connection::{Access, Connection, Lease, RunningQuery};
 
 /// How the rows are read.
 #[derive(Debug)]
@@ -56,30 +56,27 @@ impl Work {
     /// Starts the readers. The first has the client's connection.
     pub(super) fn spawn(
         self,
-        access: &Access,
-        connection: Connection,
+        (connection, lease): (Connection, Lease),
         channel: &Arc<Channel>,
         settings: StreamSettings,
         deadlines: Deadlines,
-        lease: Lease,
+        running: &RunningQuery,
     ) {
         let first = channel.seat(0);
         let Planned { others, execute } = match self {
             Self::Single { query, resume } => {
                 let start = Start::whole(query, resume);
-                return reader::spawn(connection, first, settings, deadlines, start, lease);
+                let (owned, session) = ((connection, lease), running.session());
+                return reader::spawn(owned, first, settings, deadlines, start, session);
             }
             Self::Parts(planned) => planned,
         };
         let settings = settings.of_one(1 + others.len());
-        let session = Arc::clone(&connection.session);
         let start = Start::part(execute.clone());
-        reader::spawn(connection, first, settings, deadlines, start, lease);
+        reader::spawn((connection, lease), first, settings, deadlines, start, running.session());
         for (other, number) in others.into_iter().zip(1..) {
-            let (access, session) = (access.clone(), Arc::clone(&session));
-            let cancelled = async move { access.cancelled(&session).await };
             let (seat, start) = (channel.seat(number), Start::part(execute.clone()));
-            reader::spawn_beside(other, seat, settings, deadlines, start, cancelled);
+            reader::spawn_beside(other, seat, settings, deadlines, start, running.session());
         }
     }
 }

@@ -13,11 +13,14 @@ mod tls_info;
 use std::path::PathBuf;
 use std::{
     fmt, io,
+    mem::MaybeUninit,
     net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
+use socket2::SockRef;
 #[cfg(unix)]
 use tokio::net::UnixStream;
 use tokio::{
@@ -110,6 +113,8 @@ pub(crate) enum Transport {
     #[cfg(unix)]
     Unix(UnixStream),
     Tls(Box<TlsStream>),
+    /// Nothing is left of it.
+    Closed,
 }
 
 impl Transport {
@@ -182,7 +187,7 @@ impl Transport {
     pub(crate) fn set_low_water(&self, bytes: usize) -> bool {
         match self {
             Self::Tcp(stream) => low_water::set(stream, bytes).is_ok(),
-            Self::Unix(_) => false,
+            Self::Unix(_) | Self::Closed => false,
             Self::Tls(stream) => low_water::set(stream.socket(), bytes).is_ok(),
         }
     }
@@ -199,7 +204,60 @@ impl Transport {
             #[cfg(unix)]
             Self::Unix(stream) => stream.try_write(bytes).map(drop),
             Self::Tls(stream) => stream.try_write_last(bytes),
+            Self::Closed => Ok(()),
         }
+    }
+
+    /// Looks for bytes that have arrived, without waiting and without taking them: how many, where 0
+    /// is the end of the stream, or `None` if there are none. Of TLS, bytes on the wire.
+    pub(crate) fn peek(&self) -> io::Result<Option<usize>> {
+        let mut byte = [MaybeUninit::new(0)];
+        let peeked = match self {
+            Self::Tcp(stream) => SockRef::from(stream).peek(&mut byte),
+            #[cfg(unix)]
+            Self::Unix(stream) => SockRef::from(stream).peek(&mut byte),
+            Self::Tls(stream) => SockRef::from(stream.socket()).peek(&mut byte),
+            Self::Closed => Ok(0),
+        };
+        match peeked {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Waits until the socket can be read.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.readable().await,
+            #[cfg(unix)]
+            Self::Unix(stream) => stream.readable().await,
+            Self::Tls(stream) => stream.socket().readable().await,
+            Self::Closed => Ok(()),
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed)
+    }
+
+    /// Closes the socket, and frees its descriptor.
+    pub(crate) fn close(&mut self) {
+        *self = Self::Closed;
+    }
+
+    /// Closes the socket with a reset, where there is such a thing: its port is free immediately.
+    pub(crate) fn abort(&mut self) {
+        let tcp = match self {
+            Self::Tcp(stream) => Some(&*stream),
+            Self::Tls(stream) => Some(stream.socket()),
+            _ => None,
+        };
+        if let Some(tcp) = tcp {
+            // Without it the port waits for a while, and the rest is the same.
+            let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
+        }
+        self.close();
     }
 }
 
@@ -217,6 +275,7 @@ macro_rules! each {
                 let $stream = $stream.as_mut();
                 $do
             }
+            Self::Closed => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     };
 }

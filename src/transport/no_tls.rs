@@ -45,7 +45,6 @@ impl TlsStream {
         match *self {}
     }
 
-    #[cfg(target_os = "linux")]
     pub(super) fn socket(&self) -> &TcpStream {
         match *self {}
     }

@@ -221,6 +221,12 @@ impl World {
         self.state().sessions[pid - 1].running
     }
 
+    /// No backend works on a query any more.
+    pub fn assert_ended(&self, id: usize) {
+        let runs = self.state().sessions.iter().any(|session| session.running == Some(id));
+        assert!(!runs, "query {id} still runs");
+    }
+
     /// A query is stopped, which ends it.
     fn stopped(&self, pid: usize, id: usize) {
         {
@@ -467,7 +473,8 @@ impl Peer {
                 answer.stop(at);
             }
             let end = answer.bytes.len().min(at + 1 + world.below(piece) as usize);
-            if end == answer.bytes.len() && answer.goes_on {
+            // At ReadyForQuery, behind which something may be said.
+            if at < answer.ready && answer.ready <= end && answer.goes_on {
                 self.expect_nothing();
                 world.idle(pid);
             }
@@ -602,6 +609,8 @@ struct Answer {
     stoppable: usize,
     /// The session waits for the next query behind it.
     goes_on: bool,
+    /// Where ReadyForQuery ends, if the session goes on.
+    ready: usize,
 }
 
 impl Answer {
@@ -612,6 +621,7 @@ impl Answer {
             row_ends: Vec::new(),
             stoppable: 0,
             goes_on: true,
+            ready: 0,
         };
         answer.push(&begin_json());
         for number in 1..=world.query(id).rows {
@@ -649,7 +659,11 @@ impl Answer {
         }
         answer.goes_on = matches!(fate, Fate::Whole | Fate::Error);
         if answer.goes_on {
-            answer.bytes.extend(ready());
+            answer.end();
+            if world.one_in(20) {
+                world.count("something was said behind an answer");
+                answer.bytes.extend(aside(world));
+            }
         }
         (fate, answer)
     }
@@ -657,6 +671,11 @@ impl Answer {
     fn push(&mut self, message: &[u8]) {
         self.bytes.extend_from_slice(message);
         self.ends.push(self.bytes.len());
+    }
+
+    fn end(&mut self) {
+        self.bytes.extend(ready());
+        self.ready = self.bytes.len();
     }
 
     fn truncate(&mut self, at: usize) {
@@ -671,7 +690,7 @@ impl Answer {
         let end = *self.ends.iter().find(|end| **end >= at).unwrap();
         self.truncate(end);
         self.bytes.extend(error("ERROR", "57014", "canceling statement due to user request"));
-        self.bytes.extend(ready());
+        self.end();
         (self.stoppable, self.goes_on) = (0, true);
     }
 

@@ -50,6 +50,9 @@ pub enum Step {
 }
 
 /// A server that plays one script for each connection it gets, in order, then refuses.
+///
+/// A cancel request that the next script does not expect is taken and dropped: when a connection is
+/// lost in mid-query, the client sends some in the background.
 pub struct Scripted {
     pub address: SocketAddr,
     task: JoinHandle<()>,
@@ -62,7 +65,13 @@ impl Scripted {
         let task = tokio::spawn(async move {
             let mut playing = Vec::new();
             for script in scripts {
-                let (socket, _) = listener.accept().await.unwrap();
+                let socket = loop {
+                    let (socket, _) = listener.accept().await.unwrap();
+                    let begins_session = matches!(script.first(), Some(Step::ExpectStartup));
+                    if !begins_session || !is_cancel_request(&socket).await {
+                        break socket;
+                    }
+                };
                 playing.push(tokio::spawn(play(socket, script)));
             }
             drop(listener);
@@ -80,6 +89,18 @@ impl Scripted {
     /// Waits for the scripts to end; panics when one was not followed.
     pub async fn done(self) {
         self.task.await.unwrap();
+    }
+}
+
+/// Whether a connection begins with a cancel request. Nothing of it is taken.
+async fn is_cancel_request(socket: &TcpStream) -> bool {
+    let mut start = [0; 8];
+    loop {
+        match socket.peek(&mut start).await {
+            Ok(8) => return start == cancel_request()[..8],
+            Ok(0) | Err(_) => return false,
+            Ok(_) => tokio::task::yield_now().await,
+        }
     }
 }
 

@@ -79,7 +79,7 @@ struct State {
     /// That of the query, up to the end of the stream: what happens behind it is not in it.
     span: Arc<Span>,
     consumer: Option<Waker>,
-    /// Why a connection is gone, until somebody takes it.
+    /// Why a connection could not be cleaned up.
     unsettled: Option<Error>,
     /// How often the query went on on another connection.
     resumptions: u64,
@@ -105,6 +105,15 @@ impl State {
 
     fn all_unblocked(&mut self, now: Instant) {
         self.waits.iter_mut().for_each(|waits| waits.end(now));
+    }
+
+    /// At least two reads wait for the consumer. With one of them it may be as fast as can be: memory
+    /// for another may be missing only because reads are large against the limit.
+    fn consumer_lags(&self) -> bool {
+        match (self.queue.front(), self.queue.back()) {
+            (Some(first), Some(last)) => !Arc::ptr_eq(&first._block, &last._block),
+            _ => false,
+        }
     }
 }
 
@@ -309,27 +318,38 @@ impl Channel {
 
     /// The next chunk, the error that ends the rows, or their end.
     pub(super) fn poll_chunk(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk>>> {
-        let mut state = self.lock();
-        if state.ended.is_some() {
-            return Poll::Ready(Some(Err(Error::Cancelled)));
-        }
-        if let Some(chunk) = state.queue.pop_front() {
-            state.handed.add(&chunk);
-            self.wake_waiting_readers(state);
-            return Poll::Ready(Some(Ok(chunk)));
-        }
-        if !state.gate.is_paused() {
-            match &mut state.end {
-                End::Open => {}
-                End::Complete => return Poll::Ready(None),
-                End::Failed(error) => return Poll::Ready(error.take().map(|e| Err(e.error))),
+        // Cloned and dropped without the lock: an executor's waker may own a task, and what that does
+        // when it is dropped is not known here.
+        let mut waker = None;
+        loop {
+            let mut state = self.lock();
+            if state.ended.is_some() {
+                return Poll::Ready(Some(Err(Error::Cancelled)));
             }
+            if let Some(chunk) = state.queue.pop_front() {
+                state.handed.add(&chunk);
+                self.wake_waiting_readers(state);
+                return Poll::Ready(Some(Ok(chunk)));
+            }
+            if !state.gate.is_paused() {
+                match &mut state.end {
+                    End::Open => {}
+                    End::Complete => return Poll::Ready(None),
+                    End::Failed(error) => return Poll::Ready(error.take().map(|e| Err(e.error))),
+                }
+            }
+            if state.consumer.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+                return Poll::Pending;
+            }
+            if waker.is_some() {
+                let earlier = mem::replace(&mut state.consumer, waker);
+                drop(state);
+                drop(earlier);
+                return Poll::Pending;
+            }
+            drop(state);
+            waker = Some(cx.waker().clone());
         }
-        match &mut state.consumer {
-            Some(waker) if waker.will_wake(cx.waker()) => {}
-            other => *other = Some(cx.waker().clone()),
-        }
-        Poll::Pending
     }
 
     /// Pauses, and waits until no reader reads its socket any more.
@@ -368,16 +388,10 @@ impl Channel {
         }
     }
 
-    /// # Errors
-    ///
-    /// [`Error::InvalidState`]: the stream has ended.
-    pub(super) fn resume(&self) -> Result<()> {
-        let state = self.lock();
-        if state.ended.is_some() {
-            return Err(Error::InvalidState { message: "resume() on a stream that has ended" });
-        }
-        self.go_on(state, "resume");
-        Ok(())
+    /// Resumes. After the end there is nothing to resume: a task that only resumes a stream cannot
+    /// know that it has ended meanwhile.
+    pub(super) fn resume(&self) {
+        self.go_on(self.lock(), "resume");
     }
 
     /// Resumes because the pause that began at `since` has lasted too long.
@@ -448,15 +462,14 @@ impl Channel {
         is_first
     }
 
-    /// Waits until every connection is clean or gone, and returns which; only the first to ask hears why one is
-    /// gone.
+    /// Waits until every connection is clean or gone. Every caller gets the reason why one is gone.
     pub(super) async fn settled(&self) -> Result<()> {
         loop {
             let changed = self.watchers.notified();
             {
-                let mut state = self.lock();
+                let state = self.lock();
                 if state.settled.len() == self.readers.len() {
-                    return state.unsettled.take().map_or(Ok(()), Err);
+                    return state.unsettled.as_ref().map_or(Ok(()), |error| Err(error.copy()));
                 }
             }
             changed.await;
@@ -593,7 +606,10 @@ fn wake(waker: Option<Waker>) {
 
 #[cfg(test)]
 mod tests {
-    use std::{pin::pin, task::Waker};
+    use std::{
+        pin::pin,
+        task::{Wake, Waker},
+    };
 
     use bytes::Bytes;
 
@@ -616,6 +632,29 @@ mod tests {
             Poll::Ready(reserved) => reserved,
             Poll::Pending => panic!("no room for {size} bytes"),
         }
+    }
+
+    /// An executor's waker may own a task, whose drop may do anything with a stream.
+    #[test]
+    fn the_consumers_waker_is_dropped_without_the_lock() {
+        struct UsesTheStream(Arc<Channel>);
+        impl Wake for UsesTheStream {
+            fn wake(self: Arc<Self>) {}
+        }
+        impl Drop for UsesTheStream {
+            fn drop(&mut self) {
+                self.0.stats();
+            }
+        }
+        let channel = channel(1);
+        for _ in 0..3 {
+            let waker = Waker::from(Arc::new(UsesTheStream(Arc::clone(&channel))));
+            for _ in 0..2 {
+                assert!(channel.poll_chunk(&mut Context::from_waker(&waker)).is_pending());
+            }
+        }
+        channel.seat(0).finish(Ok(()));
+        assert!(channel.poll_chunk(&mut Context::from_waker(Waker::noop())).is_ready());
     }
 
     /// What has come is read, in the stream's hands, in the queue, or discarded, and nothing else.
@@ -717,9 +756,23 @@ mod tests {
         let channel = channel_with(1, &settings);
         let seat = channel.seat(0);
         drop(reserve(&seat, 700).unwrap());
-        let _first = reserve(&seat, 300).unwrap();
-        let _second = reserve(&seat, 200).unwrap();
-        let Err(Interrupt::Failed(error)) = reserve(&seat, 5) else { panic!() };
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut wait_for_consumer = |size| {
+            let block = reserve(&seat, size).unwrap();
+            let chunk =
+                || Chunk { frames: Bytes::new(), rows: 1, value_bytes: 1, at: 0, _block: block };
+            assert!(pin!(seat.push(chunk)).as_mut().poll(&mut cx).is_ready());
+        };
+        wait_for_consumer(300);
+        // One read is waiting for the consumer, which may be as fast as can be.
+        drop(reserve(&seat, 300).unwrap());
+        wait_for_consumer(200);
+        let mut cx = Context::from_waker(Waker::noop());
+        let mut third = pin!(seat.reserve(5));
+        assert!(third.as_mut().poll(&mut cx).is_pending(), "the consumer has its turn first");
+        let Poll::Ready(Err(Interrupt::Failed(error))) = third.as_mut().poll(&mut cx) else {
+            panic!()
+        };
         assert!(matches!(error, Error::ConsumerLagged { limit: 500, buffered: 500 }), "{error:?}");
     }
 
@@ -752,7 +805,7 @@ mod tests {
         let error = Error::Timeout { phase: crate::TimeoutPhase::Query, after: Duration::ZERO };
         seat.finish(Err(StartError { error, stale: false }));
         assert!(channel.poll_chunk(&mut cx).is_pending());
-        channel.resume().unwrap();
+        channel.resume();
         assert!(matches!(channel.poll_chunk(&mut cx), Poll::Ready(None)), "the first end counts");
     }
 
@@ -769,7 +822,7 @@ mod tests {
         assert_eq!(missing(&channel), Poll::Ready(Some(Duration::ZERO)));
         assert!(pin!(channel.pause(None)).as_mut().poll(&mut cx).is_ready());
         assert_eq!(missing(&channel), Poll::Pending);
-        channel.resume().unwrap();
+        channel.resume();
         assert!(matches!(missing(&channel), Poll::Ready(Some(paused)) if !paused.is_zero()));
         let block = reserve(&seat, 1).unwrap();
         let chunk =
@@ -918,7 +971,7 @@ mod tests {
             pin!(one.reserve(1)).poll(&mut cx),
             Poll::Ready(Err(Interrupt::Abandoned))
         ));
-        channel.resume().unwrap();
+        channel.resume();
         assert!(matches!(channel.poll_chunk(&mut cx), Poll::Ready(Some(Ok(_)))));
         assert!(matches!(
             channel.poll_chunk(&mut cx),

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, MutexGuard};
 
+use tokio::task::yield_now;
 use tracing::warn;
 
 use super::{Block, Channel, End, Interrupt, Permission, StartError, State, now, wake};
@@ -268,6 +269,15 @@ impl Seat {
         self.channel.lock().budget.is_short()
     }
 
+    /// If the stream is to fail because its consumer lags and `size` more bytes are needed: the limit,
+    /// and what is held.
+    fn beyond_soft_limit(&self, size: usize) -> Option<(usize, usize)> {
+        let fail_at = self.channel.fail_at?;
+        let state = self.channel.lock();
+        let held = state.budget.held();
+        (held + size > fail_at && state.consumer_lags()).then_some((fail_at, held))
+    }
+
     /// Waits until `size` more bytes may be held. Whoever waits must hold none: what it held would
     /// never be given back.
     ///
@@ -276,17 +286,21 @@ impl Seat {
     /// [`Error::ConsumerLagged`], where the stream is to fail instead of waiting.
     pub(in crate::stream) async fn reserve(&self, size: usize) -> Result<Arc<Block>, Interrupt> {
         let mut has_asked = false;
+        let mut consumer_had_turn = false;
         loop {
+            if let Some((limit, buffered)) = self.beyond_soft_limit(size) {
+                if consumer_had_turn {
+                    return Err(Error::ConsumerLagged { limit, buffered }.into());
+                }
+                // It may be as fast as can be, and this task have had the thread for itself.
+                consumer_had_turn = true;
+                yield_now().await;
+                continue;
+            }
             {
                 let mut state = self.channel.lock();
                 if state.is_over() {
                     return Err(Interrupt::Abandoned);
-                }
-                let held = state.budget.held();
-                if let Some(limit) =
-                    self.channel.fail_at.filter(|fail| held > 0 && held + size > *fail)
-                {
-                    return Err(Error::ConsumerLagged { limit, buffered: held }.into());
                 }
                 if state.budget.admit(self.number, size) {
                     let crossed = state.budget.take(size);

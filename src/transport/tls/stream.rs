@@ -28,7 +28,6 @@ impl TlsStream {
         self.info.clone()
     }
 
-    #[cfg(target_os = "linux")]
     pub(crate) fn socket(&self) -> &TcpStream {
         self.inner.get_ref().0
     }

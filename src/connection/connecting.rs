@@ -1,0 +1,80 @@
+//! What a query knows of the connection it is waiting for.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::error::{ConnectAttempt, Error, TimeoutPhase};
+
+/// The attempts to connect of one query, for the error of a deadline that passes meanwhile.
+#[derive(Debug, Default)]
+pub(crate) struct Connecting(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Connections that are being opened.
+    wanted: usize,
+    /// The address that is being tried.
+    trying: Option<String>,
+    /// The failures of the present round through the hosts, or of the last one until the present
+    /// one has a failure of its own.
+    failed: Vec<ConnectAttempt>,
+    is_new_round: bool,
+}
+
+impl Connecting {
+    /// A connection is needed.
+    pub(super) fn begin(&self) {
+        let mut state = self.lock();
+        state.wanted += 1;
+        state.is_new_round = true;
+    }
+
+    /// The connection was opened, or the error is being returned. Not called if the future that
+    /// connects is dropped: [`explain`](Self::explain) is asked after that.
+    pub(super) fn end(&self) {
+        let mut state = self.lock();
+        state.wanted -= 1;
+        state.trying = None;
+    }
+
+    /// The next round through the hosts begins.
+    pub(super) fn begin_round(&self) {
+        self.lock().is_new_round = true;
+    }
+
+    pub(super) fn tries(&self, target: String) {
+        self.lock().trying = Some(target);
+    }
+
+    pub(super) fn failed(&self, attempt: &ConnectAttempt) {
+        let mut state = self.lock();
+        if std::mem::take(&mut state.is_new_round) {
+            state.failed.clear();
+        }
+        state.failed.push(attempt.copy());
+        state.trying = None;
+    }
+
+    /// Returns the error of a query's deadline. While a connection is being opened that is the
+    /// failed connection: a server that is down must not look like a slow query.
+    pub(crate) fn explain(&self, error: Error) -> Error {
+        let Error::Timeout { phase: TimeoutPhase::Query | TimeoutPhase::FirstRow, after } = error
+        else {
+            return error;
+        };
+        let mut state = self.lock();
+        if state.wanted == 0 {
+            return error;
+        }
+        let mut attempts = std::mem::take(&mut state.failed);
+        if let Some(target) = state.trying.take() {
+            let error = Box::new(Error::Timeout { phase: TimeoutPhase::Connect, after });
+            attempts.push(ConnectAttempt { target, error });
+        }
+        if attempts.is_empty() { error } else { Error::Connection { attempts } }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs under the lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,134 @@
+//! What a [`CancelToken`](super::CancelToken) cancels: one query, from the call that starts it until
+//! no session works on it any more.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use tokio::{select, sync::Notify};
+
+use crate::error::{Error, Result};
+
+/// A query that is being started or runs, or a ping.
+///
+/// Its mark is sticky: it holds at every later step of the query, and for no other query.
+#[derive(Debug, Clone)]
+pub(crate) struct RunningQuery(Arc<Shared>);
+
+/// What a client remembers of a query, which does not keep it in progress.
+pub(super) type WeakQuery = Weak<Shared>;
+
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    is_cancelled: bool,
+    /// Tasks whose session may work on the query.
+    sessions: usize,
+    /// Why a session may still work on it though its task has ended.
+    failure: Option<Error>,
+}
+
+impl RunningQuery {
+    pub(super) fn new() -> Self {
+        Self(Arc::default())
+    }
+
+    pub(super) fn downgrade(&self) -> WeakQuery {
+        Arc::downgrade(&self.0)
+    }
+
+    pub(super) fn upgrade(query: &WeakQuery) -> Option<Self> {
+        query.upgrade().map(Self)
+    }
+
+    /// Marks the query. Every step of it that waits ends with [`Error::Cancelled`].
+    pub(super) fn cancel(&self) {
+        self.0.lock().is_cancelled = true;
+        self.0.changed.notify_waiters();
+    }
+
+    /// Resolves when the query is marked.
+    pub(crate) async fn cancelled(&self) {
+        self.0.until(|state| state.is_cancelled).await;
+    }
+
+    /// Runs a step of the query that ends when the query is cancelled. A query that is cancelled
+    /// already does not begin the step.
+    pub(crate) async fn unless_cancelled<T>(
+        &self,
+        step: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        select! {
+            biased;
+            () = self.cancelled() => Err(Error::Cancelled),
+            done = step => done,
+        }
+    }
+
+    /// From now on, and until the value is dropped, a session may work on the query.
+    pub(crate) fn session(&self) -> QuerySession {
+        self.0.lock().sessions += 1;
+        QuerySession(self.clone())
+    }
+
+    /// Waits until no session works on the query.
+    ///
+    /// # Errors
+    ///
+    /// Why a session may still do so: it could not be stopped, and its connection was closed.
+    pub(super) async fn stopped(&self) -> Result<()> {
+        self.0.until(|state| state.sessions == 0).await;
+        self.0.lock().failure.as_ref().map_or(Ok(()), |error| Err(error.copy()))
+    }
+}
+
+impl Shared {
+    async fn until(&self, holds: impl Fn(&State) -> bool) {
+        loop {
+            // Before the look at the state, so that no change falls in between.
+            let changed = self.changed.notified();
+            if holds(&self.lock()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code that can panic runs under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A session that may work on a query, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct QuerySession(RunningQuery);
+
+impl QuerySession {
+    /// See [`RunningQuery::cancelled`].
+    pub(crate) async fn cancelled(&self) {
+        self.0.cancelled().await;
+    }
+
+    /// Reports why the session may work on after this was dropped. The first reason counts.
+    pub(crate) fn failed_to_stop(&self, error: &Error) {
+        self.0.0.lock().failure.get_or_insert_with(|| error.copy());
+    }
+}
+
+impl Clone for QuerySession {
+    fn clone(&self) -> Self {
+        self.0.session()
+    }
+}
+
+impl Drop for QuerySession {
+    fn drop(&mut self) {
+        let shared = &self.0.0;
+        shared.lock().sessions -= 1;
+        shared.changed.notify_waiters();
+    }
+}
