@@ -73,7 +73,8 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
             .ok_or_else(|| Error::config("a URI parameter is not of the form keyword=value"))?;
         let keyword = decode(keyword, "a keyword")?;
         let value = decode(value, shown(&keyword))?;
-        let is_known = super::keyword::find(&keyword).is_some();
+        // requiressl is one from before sslmode.
+        let is_known = keyword.as_str() == "requiressl" || super::keyword::find(&keyword).is_some();
         if !is_known && !may_be_secret && is_name(&keyword) && foreign::advice(&keyword).is_none() {
             return Err(super::keyword::unknown_and_shown(&keyword));
         }
@@ -270,6 +271,7 @@ mod tests {
             &[("host", "h"), ("user", "x"), ("connect_timeout", "3")],
         );
         check("postgres://h?ssl=true", &[("host", "h"), ("sslmode", "require")]);
+        check("postgres://h?requiressl=1", &[("host", "h"), ("requiressl", "1")]);
         check("postgres://%2Ftmp/d", &[("host", "/tmp"), ("dbname", "d")]);
     }
 
