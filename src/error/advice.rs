@@ -252,9 +252,8 @@ pub(super) fn hint_for(e: &DbError) -> &'static str {
              request of an earlier query: raise the first, ask the second, run the query again after \
              the third"
         }
-        sqlstate::INVALID_PARAMETER_VALUE | sqlstate::OBJECT_NOT_IN_PREREQUISITE_STATE
-            if matches!(routine, "ImportSnapshot" | "SetTransactionSnapshot") =>
-        {
+        // 22023 or 55000; 42704 in Postgres 18.
+        _ if is_lost_snapshot(e) => {
             "; the connection that exported the snapshot has ended, or a balancer spread the \
              connections over several servers: all of parallel() must reach the same one"
         }

@@ -282,7 +282,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///   also under a view; connections that differ in their user or settings.
     /// * [`Error::Timeout`] of [`TimeoutPhase::Parallel`](crate::TimeoutPhase::Parallel): not all connections could begin, or
     ///   others kept changing the relation.
-    /// * [`Error::Server`] 55P03: other sessions kept it locked; 22023: the connections reached different servers;
+    /// * [`Error::Server`] 55P03: other sessions kept it locked; 22023 or 42704: the connections reached different servers;
     ///   42501: to split a table by its blocks needs SELECT on the whole table, and not only on columns.
     ///
     /// ```no_run
