@@ -126,14 +126,14 @@ impl FraiseClient {
     /// # Errors
     ///
     /// * [`Error::ConnectionBusy`] while a stream is active.
-    /// * Those of [`connect`](Self::connect), if it has to.
+    /// * Errors of [`connect`](Self::connect), if the client has to connect.
     /// * [`Error::ConnectionClosed`] or [`Error::Io`]: a new connection was lost during the round
     ///   trip. A connection that has been used before is replaced instead.
     /// * [`Error::Timeout`]: `read_timeout` passed. The connection is closed.
     /// * [`Error::Server`]: the server reported an error. The connection stays, unless the server
     ///   has ended the session.
-    /// * [`Error::Cancelled`] by a [`CancelToken`]. A connection that the round trip had begun on is
-    ///   closed.
+    /// * [`Error::Cancelled`] by a [`CancelToken`]. The connection is closed if the round trip had
+    ///   begun on it.
     ///
     /// # Cancel safety
     ///
@@ -149,8 +149,8 @@ impl FraiseClient {
                     lease.give_back(connection);
                     return Ok(());
                 }
-                // The next round opens a new connection, so there is no third. Nothing is lost if the
-                // server sees both.
+                // The next round opens a new connection, so there is no third. Nothing is lost if
+                // the server sees both.
                 Err(e) if connection.reused && e.ends_session() => connection.lost_idle(),
                 Err(e) => {
                     if matches!(e, Error::Server(_)) && !e.ends_session() {
@@ -162,8 +162,9 @@ impl FraiseClient {
         }
     }
 
-    /// Ends the connection in order: Terminate, then the end of the socket's stream. Waits at most
-    /// `cancel_timeout` for the cleanup of an earlier stream, and as long for the server to read.
+    /// Closes the connection in order: sends Terminate, then shuts down the socket. Waits at most
+    /// `cancel_timeout` for the cleanup of an earlier stream, and at most `cancel_timeout` for the
+    /// server to read.
     ///
     /// # Errors
     ///
@@ -183,8 +184,8 @@ impl FraiseClient {
         }
     }
 
-    /// Returns a token that cancels the client's query from any task: the one that is being started
-    /// or runs when [`cancel`](CancelToken::cancel) is called, whichever that is.
+    /// Returns a token that cancels the client's query from any task: the query that is being
+    /// started or runs when [`cancel`](CancelToken::cancel) is called.
     pub fn cancel_token(&self) -> CancelToken {
         CancelToken::new(&self.slot)
     }

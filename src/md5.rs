@@ -18,7 +18,7 @@ pub(crate) fn response(user: &str, password: &str, salt: [u8; 4]) -> String {
 
 #[inline(never)]
 fn compute(user: &str, password: &str, salt: [u8; 4]) -> String {
-    // As good as the password: it is what the server keeps.
+    // Equivalent to the password: the server stores this hash.
     let stored = hex_digest(&[password.as_bytes(), user.as_bytes()]);
     format!("md5{}", *hex_digest(&[stored.as_bytes(), &salt]))
 }
@@ -28,7 +28,7 @@ fn hex_digest(parts: &[&[u8]]) -> Zeroizing<String> {
     for part in parts {
         hash.update(part);
     }
-    // 32 digits: a string that grows leaves copies behind.
+    // 32 digits: a string that grows leaves copies in freed memory.
     let mut hex = Zeroizing::new(String::with_capacity(32));
     for byte in hash.finalize() {
         let _ = write!(hex, "{byte:02x}");

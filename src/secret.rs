@@ -1,9 +1,8 @@
-//! Secrets in memory: never shown, and overwritten when they are dropped.
-//!
-//! Overwriting is worth little if copies are left behind. A value on the stack is copied wherever it is
-//! moved, so secrets are on the heap; a vector or string that grows leaves its earlier buffer behind, so
-//! theirs have their final size from the start; and what a function computes with stays on the stack
-//! after it has returned, so [`wipe_stack`] follows.
+//! Secrets in memory: never shown, and overwritten when they are dropped. Overwriting is of little
+//! use if copies remain. A move copies a value on the stack, so secrets are on the heap. A vector
+//! or string that grows leaves its earlier buffer in freed memory, so theirs have their final size
+//! from the start. Intermediate values of a function stay on the stack after it has returned, so
+//! [`wipe_stack`] overwrites them.
 
 use std::{fmt, ops::Deref, sync::Arc};
 
@@ -54,7 +53,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Overwrites the stack that functions have used which the caller has called.
+/// Overwrites the stack that functions called by the caller have used.
 ///
 /// They must not be inlined into it, and must not have used more than this.
 #[inline(never)]

@@ -342,8 +342,8 @@ async fn without_a_server_it_starts_one() {
     assert!(status.success(), "{status}: {text}");
 }
 
-/// The name in a request is that of the page that a browser shows: another one is that of a page whose owner
-/// has made it resolve to this address.
+/// The name in a request is that of the page that a browser shows: another one is that of a page
+/// whose owner has made it resolve to this address.
 #[tokio::test]
 async fn another_host_is_refused() {
     make_orders("v_hosts").await;

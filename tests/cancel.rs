@@ -468,8 +468,8 @@ async fn ping_keeps_a_connection_on_which_the_server_reported_an_error() {
     within(server.done()).await;
 }
 
-/// A proxy that delivers a cancel request after it has closed the request's connection: the query it
-/// hits is run again, once, if it has had no row.
+/// A proxy that delivers a cancel request after it has closed the request's connection: the query
+/// it hits is run again, once, if it has had no row.
 #[tokio::test]
 async fn query_hit_by_a_late_cancel_of_an_earlier_one_is_run_again_once() {
     for (rows, again) in [(false, 1), (false, 2), (true, 1)] {
@@ -540,8 +540,8 @@ async fn cancel_finds_its_server_through_a_balancer() {
     assert_eq!(backend_state(&admin, pid).await.as_deref(), Some("idle"));
 }
 
-/// Both sides' certificates are renewed under an open session, and then TLS is switched off: a query
-/// of the session can be cancelled as long as a new session could be made.
+/// Both sides' certificates are renewed under an open session, and then TLS is switched off: a
+/// query of the session can be cancelled as long as a new session could be made.
 #[tokio::test]
 async fn cancel_uses_the_certificates_of_now() {
     let (old, new) = (Authority::new("Old"), Authority::new("New"));
@@ -713,7 +713,8 @@ async fn read_timeout_covers_sending_the_query() {
     eventually("it is given up", async || !client.is_busy()).await;
 }
 
-/// A server that is down is not a slow query: not at first, not between queries, not in a resumption.
+/// A server that is down is not a slow query: not at first, not between queries, not in a
+/// resumption.
 #[tokio::test]
 async fn deadline_that_passes_while_connecting_reports_the_connection() {
     let short = Duration::from_millis(500);
@@ -807,7 +808,8 @@ async fn deadlines_are_looked_at_between_notices() {
 
 // ---- Handlers that panic ----
 
-/// A handler of notices that panics costs the connection, wherever it is called, and not the client.
+/// A handler of notices that panics costs the connection, wherever it is called, and not the
+/// client.
 #[tokio::test]
 async fn notice_handler_that_panics_never_leaves_the_client_busy() {
     let warning =

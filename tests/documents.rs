@@ -340,8 +340,8 @@ fn the_tests_that_the_security_tables_name_exist() {
     assert!(named > 80, "{named}");
 }
 
-/// The names of the tests of `tls` in `tests`, of `libpq tls` in `tests/libpq/tests`, or of the module
-/// `transport/tls` in `src`.
+/// The names of the tests of `tls` in `tests`, of `libpq tls` in `tests/libpq/tests`, or of the
+/// module `transport/tls` in `src`.
 fn tests_of(place: &str) -> BTreeSet<String> {
     let mut candidates = match place.strip_prefix("libpq ") {
         Some(name) => vec![format!("tests/libpq/tests/{name}.rs")],

@@ -1,5 +1,5 @@
-//! What errors say and advise, each provoked by its cause; and what a server may send that no error must be lost
-//! or invented for.
+//! What errors say and advise, each provoked by its cause; and what a server may send that no error
+//! must be lost or invented for.
 
 mod support;
 
@@ -37,7 +37,8 @@ fn guide() -> String {
     std::fs::read_to_string(path).unwrap()
 }
 
-/// The rows of the tables of the guide's section on advice: the situation, and the last cell's text.
+/// The rows of the tables of the guide's section on advice: the situation, and the last cell's
+/// text.
 fn advice() -> BTreeMap<String, String> {
     let guide = guide();
     let section = guide.split("\n## Advice\n").nth(1).unwrap().split("\n## ").next().unwrap();
@@ -358,7 +359,8 @@ async fn rows_and_error(mut stream: QueryStream<RawJson>) -> (usize, Option<Erro
     (rows, None)
 }
 
-/// Texts of 17 MiB, of a value and by `raise`: the error that it is, in bounded memory, and the connection stays.
+/// Texts of 17 MiB, of a value and by `raise`: the error that it is, in bounded memory, and the
+/// connection stays.
 #[tokio::test]
 async fn errors_and_notices_of_any_length_are_what_they_are() {
     sql("create view v_long_value as
@@ -409,7 +411,8 @@ async fn errors_and_notices_of_any_length_are_what_they_are() {
     }
     assert_eq!(client.backend_pid(), pid, "the connection is not lost by it");
 
-    // While a dropped stream is drained: the notice comes when the query has been stopped, or before.
+    // While a dropped stream is drained: the notice comes when the query has been stopped, or
+    // before.
     let config = ConnectionConfig::parse(&cluster().url()).unwrap().to_builder();
     let config = config.drain_limit(256 * MIB).cancel_timeout(Duration::from_secs(60)).build();
     let client = FraiseClient::connect_with_config(config.unwrap()).await.unwrap();
@@ -560,8 +563,8 @@ async fn an_error_without_a_sqlstate_keeps_the_connection() {
     server.done().await;
 }
 
-/// The postmaster's error when it cannot start a process: in the answer to a start-up message, in pieces, and in
-/// that to the request for TLS.
+/// The postmaster's error when it cannot start a process: in the answer to a start-up message, in
+/// pieces, and in that to the request for TLS.
 #[tokio::test]
 async fn a_server_that_cannot_start_a_process_is_followed_by_the_next_host() {
     let text = "could not fork new process for connection: Cannot allocate memory";
@@ -619,7 +622,8 @@ async fn a_server_that_cannot_start_a_process_is_followed_by_the_next_host() {
     }
 }
 
-/// A version that the other side does not know ends by a hint at it, whether it hangs up or stays silent.
+/// A version that the other side does not know ends by a hint at it, whether it hangs up or stays
+/// silent.
 #[tokio::test]
 async fn a_protocol_version_that_nothing_answers_to_is_named() {
     for (step, mode) in [
@@ -750,7 +754,8 @@ async fn rows_without_a_document_are_neither_counted_nor_found() {
     assert!(query("v_counted").exists().await.unwrap());
 }
 
-/// Postgres's limit of a message: measured by the header alone, which it answers before the rest has come.
+/// Postgres's limit of a message: measured by the header alone, which it answers before the rest
+/// has come.
 #[tokio::test]
 async fn a_request_that_no_server_reads_is_refused_before_it_is_sent() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -811,8 +816,8 @@ async fn a_request_that_no_server_reads_is_refused_before_it_is_sent() {
     assert_eq!(error.category(), ErrorCategory::Config, "{error}");
 }
 
-/// A provider is asked once more when its password has just been changed; a password that stays refused is not
-/// sent again and again.
+/// A provider is asked once more when its password has just been changed; a password that stays
+/// refused is not sent again and again.
 #[tokio::test]
 async fn a_password_provider_is_asked_once_more_after_a_refusal() {
     let hba = "host all postgres all md5\nhost all role_rotated_plain all password\nhost all all all scram-sha-256\n";
@@ -864,7 +869,8 @@ async fn a_password_provider_is_asked_once_more_after_a_refusal() {
     assert_eq!(log.matches("failed for user \"role_rotated\"").count(), 5);
 }
 
-/// A process that has no descriptor left may have one later: what it could not read is no mistake in its settings.
+/// A process that has no descriptor left may have one later: what it could not read is no mistake
+/// in its settings.
 #[test]
 fn files_that_cannot_be_read_for_want_of_descriptors_can_be_retried() {
     const CHILD: &str = "FRAISEQL_WIRE_TEST_FOLDER";

@@ -1038,7 +1038,8 @@ async fn a_backend_terminated_while_blocked_in_send_closes_after_the_rows_it_sen
     }
 }
 
-/// A crash of one backend ends every session. While the server recovers, it refuses with a reason that passes.
+/// A crash of one backend ends every session. While the server recovers, it refuses with a reason
+/// that passes.
 #[tokio::test]
 async fn a_crash_of_another_backend_ends_the_stream_and_recovery_refuses_for_a_while() {
     let server = breakable().await;
@@ -1178,8 +1179,8 @@ async fn a_database_dropped_by_force_ends_its_sessions() {
     }
 }
 
-/// A large document is on its way when something ends the query: a cancel lets it arrive whole before the
-/// error, and a lost backend leaves a part of it, which is no row.
+/// A large document is on its way when something ends the query: a cancel lets it arrive whole
+/// before the error, and a lost backend leaves a part of it, which is no row.
 #[tokio::test]
 async fn an_end_in_the_middle_of_a_large_document_is_no_row() {
     const LARGE: usize = 40 << 20;
@@ -1261,8 +1262,8 @@ async fn a_pooler_that_reconnects_does_not_disturb_a_stream() {
     drop(admin);
 }
 
-/// A new process of PgBouncer takes over the sockets (`-R`): idle clients keep their connections, and of a stream
-/// nothing is missing unless there is an error.
+/// A new process of PgBouncer takes over the sockets (`-R`): idle clients keep their connections,
+/// and of a stream nothing is missing unless there is an error.
 #[tokio::test]
 async fn a_pooler_that_is_replaced_online_loses_no_rows() {
     sql("create view v_more_numbers as

@@ -628,8 +628,8 @@ async fn matching(client: &FraiseClient, table: &str, filter: Filter) -> Vec<usi
     rows.unwrap()
 }
 
-/// Makes filters at random, and compares what they match with what they say. The table has the documents as
-/// `jsonb`, and with `_json` behind its name, as `json`.
+/// Makes filters at random, and compares what they match with what they say. The table has the
+/// documents as `jsonb`, and with `_json` behind its name, as `json`.
 async fn compare(
     client: &FraiseClient,
     table: &str,
@@ -678,7 +678,8 @@ async fn filters_match_what_they_say_on_documents_of_every_shape() {
         .await;
 }
 
-/// Neither the provider of the collation nor the encoding changes what a filter matches, or makes one fail.
+/// Neither the provider of the collation nor the encoding changes what a filter matches, or makes
+/// one fail.
 #[tokio::test]
 async fn filters_match_the_same_in_databases_of_other_collations_and_encodings() {
     for (name, options, database) in [
@@ -1063,7 +1064,8 @@ async fn chains_of_any_length_are_run() {
     let none = Filter::any([]);
     assert_eq!(ids((19..3000).fold(none.clone(), |f, i| f.or(number(i)))).await, [19, 20]);
     assert_eq!(ids((19..3000).fold(none.clone(), |f, i| number(i).or(f))).await, [19, 20]);
-    // More values than a statement has parameters, of several types, before and after one that is bound.
+    // More values than a statement has parameters, of several types, before and after one that is
+    // bound.
     let name = |i: i32| field("name").eq(format!("n{i}"));
     let chain = |to| (1..to).fold(none.clone(), |f, i| f.or(name(i * 7)).or(number(i * 7)));
     let query = client.query::<usize>("tv_chain").select_projection("to_jsonb(id)").order_by("id");
@@ -1074,7 +1076,8 @@ async fn chains_of_any_length_are_run() {
     assert_eq!(query.fetch_all().await.unwrap(), [14]);
 }
 
-/// What is nested for real ends at a documented depth; nothing that a caller nests ends the process.
+/// What is nested for real ends at a documented depth; nothing that a caller nests ends the
+/// process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_is_nested_too_deeply_is_an_error() {
     sql("create table tv_deep (data jsonb); insert into tv_deep values ('{\"a\": {\"a\": 1}}')")
@@ -1160,8 +1163,8 @@ async fn too_many_values_for_columns_are_an_error() {
     assert!(error.to_string().contains("70000 parameters"), "{error}");
 }
 
-/// Texts near and beyond what a tsvector holds: those that fit match as `to_tsvector` says, and the others
-/// are unknown.
+/// Texts near and beyond what a tsvector holds: those that fit match as `to_tsvector` says, and the
+/// others are unknown.
 #[tokio::test]
 async fn a_text_of_any_length_can_be_searched() {
     sql(r#"create table tv_long (id int, data jsonb, json json, body text);
@@ -1218,7 +1221,8 @@ async fn a_text_of_any_length_can_be_searched() {
     assert_eq!(count, 4);
 }
 
-/// A query of full text is valid whatever is in it, to the documented length; beyond it, it is not sent.
+/// A query of full text is valid whatever is in it, to the documented length; beyond it, it is not
+/// sent.
 #[tokio::test]
 async fn any_text_is_a_query_to_the_documented_length() {
     sql(r#"create table tv_queried as select '{"body": "a needle in a haystack"}'::jsonb as data"#)
@@ -1266,7 +1270,8 @@ async fn any_text_is_a_query_to_the_documented_length() {
     }
 }
 
-/// Times with and without a zone are compared in the session's time zone, and no value makes it fail.
+/// Times with and without a zone are compared in the session's time zone, and no value makes it
+/// fail.
 #[tokio::test]
 async fn json_paths_compare_times_with_and_without_a_zone() {
     sql(r#"create table tv_times (id int, data jsonb);
@@ -1301,8 +1306,8 @@ async fn json_paths_compare_times_with_and_without_a_zone() {
     }
 }
 
-/// Where Postgres cannot read a `json` document, the query fails, as the documentation says; in a column of type
-/// `jsonb` there is no such document.
+/// Where Postgres cannot read a `json` document, the query fails, as the documentation says; in a
+/// column of type `jsonb` there is no such document.
 #[tokio::test]
 async fn documents_that_postgres_cannot_read_fail_the_query_in_json_columns_only() {
     sql("create database latin1 template template0 encoding 'LATIN1' locale 'C'").await;
@@ -1591,8 +1596,8 @@ async fn values_are_sorted_as_documented() {
     }
 }
 
-/// The deepest documents that can be stored are filtered, sorted and selected from. Only a path that goes all the
-/// way down is an error, as its documentation says.
+/// The deepest documents that can be stored are filtered, sorted and selected from. Only a path
+/// that goes all the way down is an error, as its documentation says.
 #[tokio::test]
 async fn documents_of_the_greatest_depth_are_read() {
     sql(r#"create table tv_deepest (id int, data jsonb);

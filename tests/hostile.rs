@@ -287,8 +287,8 @@ async fn lengths_beyond_reason_are_refused_at_once() {
 async fn a_message_that_is_no_row_has_no_more_memory_than_a_row() {
     let liar = Liar::start().await;
     let mut large = session();
-    // One row, then a message of 8 MiB, most of which never comes: of a kind that is never that long. (Of
-    // an error, a notice and their like a part is kept.)
+    // One row, then a message of 8 MiB, most of which never comes: of a kind that is never that
+    // long. (Of an error, a notice and their like a part is kept.)
     large.answer.truncate(4);
     large.answer.push([&b"C"[..], &(8u32 << 20).to_be_bytes(), b"SELECT "].concat());
     *liar.said.lock().await = large;

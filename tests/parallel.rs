@@ -1,5 +1,5 @@
-//! Parallel streams while other sessions change the relation or end the stream's own sessions: exactly the rows of one
-//! query, or an error.
+//! Parallel streams while other sessions change the relation or end the stream's own sessions:
+//! exactly the rows of one query, or an error.
 
 mod support;
 
@@ -63,8 +63,8 @@ fn ids(rows: Vec<Numbered>) -> Vec<u64> {
     ids
 }
 
-/// While the other connections log in, no lock is held and no transaction is open: the table can be filled anew, and a
-/// session cannot end because it is idle in one.
+/// While the other connections log in, no lock is held and no transaction is open: the table can be
+/// filled anew, and a session cannot end because it is idle in one.
 #[tokio::test]
 async fn nothing_is_locked_while_the_others_log_in() {
     table("t_login", 5000).await;
@@ -308,7 +308,8 @@ async fn meet(client: &FraiseClient, change: &Change, met: &mut Met) {
     }
 }
 
-/// Each kind of change in a loop: every query ends, by the rows of one query or an error that can be retried.
+/// Each kind of change in a loop: every query ends, by the rows of one query or an error that can
+/// be retried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn beside_every_kind_of_change_a_query_is_whole_or_refused() {
     sql(CHANGED).await;
@@ -343,8 +344,8 @@ async fn beside_every_kind_of_change_a_query_is_whole_or_refused() {
     assert!(whole > 60, "most queries win in time");
 }
 
-/// A network that ends one connection at one message of the client's, and then lets no client say anything until the
-/// test goes on: the longest window that a lost session can leave.
+/// A network that ends one connection at one message of the client's, and then lets no client say
+/// anything until the test goes on: the longest window that a lost session can leave.
 struct Gate {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -436,8 +437,8 @@ struct Made {
     by: u64,
 }
 
-/// Each session is lost before each of its messages, and the relation is rewritten then, if no lock is in the way: the
-/// result is whole, as it was before or after, or an error that can be retried.
+/// Each session is lost before each of its messages, and the relation is rewritten then, if no lock
+/// is in the way: the result is whole, as it was before or after, or an error that can be retried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_is_lost_at_any_step_leaves_no_gap() {
     sql("create sequence g_made; select nextval('g_made'); grant select on g_made to public;
@@ -560,8 +561,9 @@ async fn on_a_standby_a_query_is_whole_or_refused() {
     primary.stop();
 }
 
-/// Another session wants the table exclusively and waits: no session of the stream holds a lock while it waits for one,
-/// so that the wait of readers is not longer than it would be without the stream.
+/// Another session wants the table exclusively and waits: no session of the stream holds a lock
+/// while it waits for one, so that the wait of readers is not longer than it would be without the
+/// stream.
 #[tokio::test]
 async fn a_session_that_waits_for_a_lock_holds_none() {
     table("t_wanted", 300).await;
@@ -703,7 +705,8 @@ async fn sessions_that_differ_are_refused() {
     second.stop();
 }
 
-/// Streams that share a pool's connections wait for each other in a bounded time, without a lock, and name the rule.
+/// Streams that share a pool's connections wait for each other in a bounded time, without a lock,
+/// and name the rule.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pool_that_is_too_small_is_an_error_that_says_so() {
     table("t_pool", 300).await;
@@ -833,7 +836,8 @@ async fn a_large_row_does_not_wait_for_the_end_of_the_others() {
     assert!(stats.peak_memory <= (2 << 20) + (64 << 10), "{stats:?}");
 }
 
-/// Trees whose parent has no rows, and tables of very different size, are split as evenly as one table.
+/// Trees whose parent has no rows, and tables of very different size, are split as evenly as one
+/// table.
 #[tokio::test]
 async fn uneven_trees_are_split_evenly() {
     sql("create table u_parent (id bigint, data jsonb);

@@ -210,8 +210,8 @@ async fn a_stream_keeps_its_place_in_the_pool() {
     assert_eq!(rows, 300);
 }
 
-/// A token belongs to one checkout: it cancels what runs on the client until the client is returned, a
-/// stream that has taken the client included, and then nothing any more.
+/// A token belongs to one checkout: it cancels what runs on the client until the client is
+/// returned, a stream that has taken the client included, and then nothing any more.
 #[tokio::test]
 async fn cancel_token_of_a_pooled_client_is_void_when_the_client_is_returned() {
     use ::deadpool::managed::Object;

@@ -576,8 +576,8 @@ async fn a_predicate_does_not_change_what_a_row_decodes_to() {
     }
 }
 
-/// The server's lexer decides which parameters a text has, so it is asked: thousands of conditions, made of
-/// what is read in more than one way, are prepared by another driver.
+/// The server's lexer decides which parameters a text has, so it is asked: thousands of conditions,
+/// made of what is read in more than one way, are prepared by another driver.
 ///
 /// `SCANNER_COUNT=100000` makes more of them.
 #[tokio::test]

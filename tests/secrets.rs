@@ -1069,9 +1069,10 @@ mod memory {
     /// How a password gets into the configuration of the process whose memory is searched.
     const WAYS: [&str; 6] = ["builder", "uri", "list", "passfile", "provider", "keys"];
 
-    /// What a login leaves in the memory of its process when its client is gone: no password, none of the keys
-    /// that SCRAM derives from it, nor what MD5 sends in place of it. A process of its own logs in, and this
-    /// one reads its memory, with what the server keeps of the passwords as evidence.
+    /// What a login leaves in the memory of its process when its client is gone: no password, none
+    /// of the keys that SCRAM derives from it, nor what MD5 sends in place of it. A process of its
+    /// own logs in, and this one reads its memory, with what the server keeps of the passwords as
+    /// evidence.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn a_login_leaves_no_secret_in_memory() {
         const CHILD: &str = "FRAISEQL_WIRE_LOGIN_AND_WAIT";

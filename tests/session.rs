@@ -529,8 +529,9 @@ async fn keepalives_are_on_unless_switched_off() {
     }
 }
 
-/// A host that has lost its power acknowledges nothing any more. Keepalive probes without an answer end a stream
-/// that waits for rows; `tcp_user_timeout` ends a session that sends, and the query runs on another one.
+/// A host that has lost its power acknowledges nothing any more. Keepalive probes without an answer
+/// end a stream that waits for rows; `tcp_user_timeout` ends a session that sends, and the query
+/// runs on another one.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn keepalives_and_tcp_user_timeout_end_sessions_with_a_dead_host() {
@@ -664,8 +665,8 @@ async fn a_connection_with_something_left_on_it_is_not_used_again() {
     server.done().await;
 }
 
-/// The last client encoding that a server reports must be UTF-8, however it spells that: in any other
-/// one, it would silently compare with other values than the ones that were bound.
+/// The last client encoding that a server reports must be UTF-8, however it spells that: in any
+/// other one, it would silently compare with other values than the ones that were bound.
 #[tokio::test]
 async fn a_login_that_ends_in_another_client_encoding_fails() {
     let login = |reports: &[(&str, &str)]| {
@@ -772,8 +773,8 @@ async fn a_client_encoding_that_changes_in_a_session_is_an_error_and_closes_the_
     }
 }
 
-/// The same where no rows are wanted: after the end of a query, while a stopped query is drained, and
-/// in a round trip.
+/// The same where no rows are wanted: after the end of a query, while a stopped query is drained,
+/// and in a round trip.
 #[tokio::test]
 async fn a_client_encoding_that_changes_unseen_closes_the_connection() {
     let changed = message(b'S', b"client_encoding\0LATIN1\0");
@@ -831,8 +832,8 @@ async fn a_client_encoding_that_changes_unseen_closes_the_connection() {
     server.done().await;
 }
 
-/// A function that changes the encoding, of a real server: the query that ran it fails, and the next
-/// one compares in UTF-8 again.
+/// A function that changes the encoding, of a real server: the query that ran it fails, and the
+/// next one compares in UTF-8 again.
 #[tokio::test]
 async fn a_view_that_changes_client_encoding_costs_its_connection() {
     sql("create view v_green as select to_jsonb('grün'::text) as data;
@@ -887,8 +888,8 @@ async fn keys_mean_the_same_whatever_standard_conforming_strings_says() {
     }
 }
 
-/// A transaction that this client has not begun is somebody else's: what it sees, and what ends it, is not
-/// known here.
+/// A transaction that this client has not begun is somebody else's: what it sees, and what ends it,
+/// is not known here.
 #[tokio::test]
 async fn a_connection_left_in_a_transaction_is_not_used_again() {
     for status in [b"T", b"E"] {
@@ -916,8 +917,8 @@ async fn a_connection_left_in_a_transaction_is_not_used_again() {
     }
 }
 
-/// Of a real pooler, which restores the encoding of each client: the one that changed it gets the error,
-/// another client on the same server connection finds what it looks for.
+/// Of a real pooler, which restores the encoding of each client: the one that changed it gets the
+/// error, another client on the same server connection finds what it looks for.
 #[tokio::test]
 async fn a_client_encoding_that_another_client_of_a_pooler_has_set_does_no_harm() {
     sql("create view v_green_pooled as select to_jsonb('grün'::text) as data;

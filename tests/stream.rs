@@ -918,7 +918,8 @@ fn a_runtime_that_is_shut_down_ends_the_stream_with_an_error() {
         assert!(error.is_retriable() && error.sqlstate().is_none());
         assert!(stream.next().await.is_none());
         drop(stream);
-        // Nothing could cancel the query, but its socket is closed: the server notices when it sends.
+        // Nothing could cancel the query, but its socket is closed: the server notices when it
+        // sends.
         let admin = admin().await;
         eventually("the query has ended on the server", async || {
             backend_state(&admin, pid).await.is_none()

@@ -1,5 +1,5 @@
-//! What the tests, examples and scripts do to the machine they run on: they must be safe on one that other
-//! people use.
+//! What the tests, examples and scripts do to the machine they run on: they must be safe on one
+//! that other people use.
 
 mod support;
 
@@ -16,8 +16,8 @@ use support::{
     daemon::Daemon,
 };
 
-/// A superuser runs programs as the server's user, so no other user of the machine may be one: TCP requires
-/// the password, and only the server's user can enter the folder of the Unix socket.
+/// A superuser runs programs as the server's user, so no other user of the machine may be one: TCP
+/// requires the password, and only the server's user can enter the folder of the Unix socket.
 #[tokio::test]
 async fn superuser_of_a_private_cluster_needs_its_password() {
     let primary = Cluster::start(REQUIRE_PASSWORD).unwrap();
@@ -58,13 +58,15 @@ async fn refuses_without_password(url: &str) {
         let url = url.replace("postgres@", &format!("postgres:{password}@"));
         let error = FraiseClient::connect(&url).await.unwrap_err();
         let is_refused = error.category() == ErrorCategory::Authentication
-            // pgpool has no SQLSTATE for it: "md5 authentication failed", "password authentication failed".
+            // pgpool has no SQLSTATE for it: "md5 authentication failed", "password authentication
+            // failed".
             || error.to_string().contains("authentication failed");
         assert!(is_refused, "{url}: {error}");
     }
 }
 
-/// The lines of every pg_hba.conf in the repository: none lets a superuser in by TCP without a password.
+/// The lines of every pg_hba.conf in the repository: none lets a superuser in by TCP without a
+/// password.
 #[test]
 fn no_access_rule_trusts_a_superuser_by_tcp() {
     let root = env!("CARGO_MANIFEST_DIR");
@@ -97,7 +99,8 @@ fn no_access_rule_trusts_a_superuser_by_tcp() {
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// A copy of the scripts, in an environment where they find nothing but a shell's programs and these stubs.
+/// A copy of the scripts, in an environment where they find nothing but a shell's programs and
+/// these stubs.
 struct Sandbox {
     folder: tempfile::TempDir,
 }
@@ -136,7 +139,8 @@ const PROGRAMS: [&str; 29] = [
 ];
 
 impl Sandbox {
-    /// Each of `stubs` ends well and does nothing; one that is called with `block` as a word waits until `released`.
+    /// Each of `stubs` ends well and does nothing; one that is called with `block` as a word waits
+    /// until `released`.
     fn new(stubs: &[&str], block: &str) -> Self {
         let sandbox = Self { folder: tempfile::tempdir().unwrap() };
         for folder in ["bin", "scripts", ".ci", "system/usr/sbin"] {
@@ -210,7 +214,8 @@ impl Sandbox {
     }
 }
 
-/// Before a script does anything else, it answers `--help`, and rejects an option that it does not know.
+/// Before a script does anything else, it answers `--help`, and rejects an option that it does not
+/// know.
 #[test]
 fn every_script_answers_help_and_rejects_unknown_options() {
     let sandbox =
@@ -255,8 +260,8 @@ fn every_script_answers_help_and_rejects_unknown_options() {
     assert!(sandbox.left().is_empty());
 }
 
-/// Ctrl-C, or a signal to the script alone, at each step of an installation: nothing is left, in the system or in
-/// `target`.
+/// Ctrl-C, or a signal to the script alone, at each step of an installation: nothing is left, in
+/// the system or in `target`.
 #[test]
 fn a_script_that_is_interrupted_leaves_nothing() {
     let has_postgres = ["cargo", "cc", "apt-get", "initdb"];

@@ -1,7 +1,8 @@
 //! The names that the service answers to.
 //!
-//! Without a check of them, DNS rebinding lets any web page read the service through the browser of its visitor: the
-//! page's own name resolves to 127.0.0.1 the next time, and for the browser the service is then the page's server.
+//! Without a check of them, DNS rebinding lets any web page read the service through the browser of
+//! its visitor: the page's own name resolves to 127.0.0.1 the next time, and for the browser the
+//! service is then the page's server.
 
 use std::{env, net::IpAddr, sync::Arc};
 

@@ -10,9 +10,10 @@
 //! DELETE /streams/{id}                              stops it; so does closing its connection
 //! ```
 //!
-//! With `DATABASE_URL` set it reads from that server, the view that is its argument, or `v_order`; and changes
-//! nothing there. Without, it starts a private Postgres in a temporary folder, with 300,000 orders. It listens at
-//! `LISTEN`, or at 127.0.0.1:3000, until Ctrl-C. It answers to IP addresses, to `localhost` and to the names in `HOSTS`.
+//! With `DATABASE_URL` set it reads from that server, the view that is its argument, or `v_order`;
+//! and changes nothing there. Without, it starts a private Postgres in a temporary folder, with
+//! 300,000 orders. It listens at `LISTEN`, or at 127.0.0.1:3000, until Ctrl-C. It answers to IP
+//! addresses, to `localhost` and to the names in `HOSTS`.
 
 mod failure;
 mod host;

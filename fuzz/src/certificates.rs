@@ -120,7 +120,8 @@ fn decode(list: &[u8]) -> Option<RevocationList> {
 
 /// Any bytes as a server's certificates and a file of roots.
 ///
-/// What more is demanded never makes more acceptable, and a host that is accepted is in the certificate.
+/// What more is demanded never makes more acceptable, and a host that is accepted is in the
+/// certificate.
 pub fn certificate(data: &[u8]) {
     let input = Input::read(data);
     let chain = input.verify(None, false, false);
@@ -147,8 +148,8 @@ pub fn is_accepted(data: &[u8]) -> bool {
     input.verify(None, with_lists, false)
 }
 
-/// The same, with revocation lists: they never make more acceptable. A list is read as another decoder reads
-/// it.
+/// The same, with revocation lists: they never make more acceptable. A list is read as another
+/// decoder reads it.
 pub fn revocation_list(data: &[u8]) {
     let input = Input::read(data);
     let without = input.verify(None, false, false);

@@ -35,8 +35,8 @@ impl ConnectionConfigBuilder {
     /// or with `@` for Linux's abstract namespace). Several are tried in order. The
     /// hosts, addresses and ports of a configuration that was begun with are gone then.
     ///
-    /// One call adds one host: a comma in it, which separates hosts in a connection string, is an error of
-    /// [`build`](Self::build).
+    /// One call adds one host: a comma in it, which separates hosts in a connection string, is an
+    /// error of [`build`](Self::build).
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.hosts.push(host.into());
         self
@@ -73,9 +73,9 @@ impl ConnectionConfigBuilder {
     /// Sets where to ask for the password: once for each connection that the server asks one for,
     /// for tokens that expire. It comes before [`password`](Self::password) and the password file.
     ///
-    /// It is asked within `connect_timeout`. If the server refuses its password, it is asked once more
-    /// for that host, on a new connection; the same password is not sent again. Its error ends the attempt; return
-    /// [`Error::Authentication`], whose message is shown.
+    /// It is called within `connect_timeout`. If the server refuses the password, it is called once
+    /// more for that host, for a new connection. The same password is not sent again. Its error
+    /// ends the attempt; return [`Error::Authentication`], whose message is shown.
     pub fn password_provider<F, P>(mut self, provider: F) -> Self
     where
         F: Fn() -> P + Send + Sync + 'static,
@@ -105,10 +105,10 @@ impl ConnectionConfigBuilder {
         self
     }
 
-    /// Sets the maximum time that the server may be silent while a query, a stream or a ping waits for
-    /// it: it neither sends a byte nor accepts one of the request. Then that ends with
-    /// [`Error::Timeout`]. A paused stream, or one whose memory is full, does not wait. Default:
-    /// none, because a query may take long to find its first row.
+    /// Sets the maximum time that a query, a stream or a ping waits while the server neither sends
+    /// a byte nor accepts one of the request. After that it ends with [`Error::Timeout`]. A paused
+    /// stream, or one whose memory is full, does not wait. Default: none, because a query may take
+    /// long to find its first row.
     pub fn read_timeout(mut self, timeout: Duration) -> Self {
         self.extras.read_timeout = Some(timeout);
         self
@@ -118,8 +118,8 @@ impl ConnectionConfigBuilder {
     /// which PgBouncer refuses unless it is in its `ignore_startup_parameters`. The server counts
     /// the time in which nobody reads the stream too.
     ///
-    /// Some poolers and engines (PgCat, PGlite) ignore start-up parameters silently. To check it, run
-    /// `show statement_timeout` through them once, or set the limit for the role.
+    /// Some poolers and engines (PgCat, PGlite) ignore start-up parameters silently. To check this,
+    /// run `show statement_timeout` through them; or set the limit for the role.
     pub fn statement_timeout(mut self, timeout: Duration) -> Self {
         self.extras.statement_timeout = Some(timeout);
         self
@@ -242,7 +242,7 @@ impl ConnectionConfigBuilder {
     /// [`Error::Config`] names the setting that is not valid; [`Error::Tls`] says that TLS is asked
     /// for and this build has none.
     pub fn build(self) -> Result<ConnectionConfig> {
-        // It would be several places to send the password to, of which the caller knows of one.
+        // Several hosts would receive the password, though the caller named one.
         if self.hosts.iter().any(|host| host.contains([',', '\0'])) {
             return Err(Error::config(
                 "host(...) adds one host, without a comma: call it for each",

@@ -1,7 +1,7 @@
 //! Parameters of other drivers' connection strings, and what to write in their place.
 //!
-//! A string that was made for another program fails here by a name that libpq does not know. The names
-//! of this table are public words of those programs, so they can be shown.
+//! A string that was made for another program fails here by a name that libpq does not know. The
+//! names of this table are public words of those programs, so they can be shown.
 
 /// What to do about a parameter that libpq does not have; `None` for a name that is in no table.
 ///

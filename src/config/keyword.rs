@@ -134,8 +134,8 @@ impl fmt::Debug for Values {
     }
 }
 
-/// The name is shown only if it is another driver's or looks like a misspelt one: it may be a part of
-/// a password that was not escaped or quoted.
+/// The name is shown only if it is known from another driver or looks like a misspelled parameter:
+/// it may be part of a password that was not escaped or quoted.
 fn unknown(name: &str) -> Error {
     if let Some(advice) = foreign::advice(name) {
         return Error::config(format!("{name:?} is not a parameter of libpq; {advice}"));

@@ -74,8 +74,8 @@ use crate::{
 ///   password file that is not is an error.
 /// * An invalid port or address is an error even if another host in the list is valid.
 /// * `connect_timeout` limits the resolution of names too.
-/// * In a URI, an `@` in the host or the database must be written as `%40`: otherwise it is the sign of
-///   a user or a password that was not escaped.
+/// * In a URI, an `@` in the host or the database must be written as `%40`: an unescaped one
+///   indicates that the user or the password was not escaped.
 /// * A connection string in place of the name of the database is an error.
 ///
 /// `Debug` and `Display` never show a password.

@@ -33,7 +33,7 @@ macro_rules! mode {
     };
 }
 
-/// What is said of another word. The word is not shown: it may be a password that was not escaped.
+/// The error for any other word. The word is not shown: it may be a password that was not escaped.
 fn expected(keyword: &str, words: &[&str]) -> String {
     let (last, others) = words.split_last().unwrap_or((&"", &[]));
     format!("invalid {keyword}: expected {} or {last}", others.join(", "))

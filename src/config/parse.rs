@@ -46,8 +46,8 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
 
     let (hosts, query) = split_at_char(hosts, '?');
     let (hosts, database) = split_at_char(hosts, '/');
-    // libpq takes them as names. No host has an @, and a database rarely: it is the end of a user or
-    // password with a / or @ that was not escaped, the rest of which would be looked up and shown.
+    // libpq accepts such names. No host contains an @, and few databases do: it usually ends a user
+    // or password with an unescaped / or @, and the rest of that would be looked up and shown.
     for (name, part) in [("host", hosts), ("dbname", database.unwrap_or_default())] {
         if part.contains('@') {
             return Err(Error::config(format!(
@@ -62,8 +62,8 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
     store("dbname", database.unwrap_or_default())?;
 
     let Some(query) = query.filter(|q| !q.is_empty()) else { return Ok(pairs) };
-    // A password that is not escaped ends up here only with the @ behind it, or if it is given as a
-    // parameter and has a & in it.
+    // An unescaped password ends up here only together with the @ after it, or if it is given as a
+    // parameter and contains a &.
     let mut may_be_secret = query.contains('@');
     // One & at the end is taken; another one begins a parameter that is not there.
     for pair in query.strip_suffix('&').unwrap_or(query).split('&') {
@@ -128,7 +128,7 @@ fn parse_hosts(mut rest: &str) -> Result<(String, String)> {
 fn decode(part: &str, name: &str) -> Result<Zeroizing<String>> {
     let bad = |why: &str| Error::config(format!("in the URI, {name} {why}"));
     let part = part.trim_matches(is_space);
-    // Of the size that it needs at most: a vector that grows leaves copies behind.
+    // Allocated at its maximum size: a vector that grows leaves copies in freed memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(part.len()));
     let mut rest = part.as_bytes().iter();
     while let Some(&byte) = rest.next() {
@@ -193,7 +193,7 @@ fn parse_value<'a>(text: &'a str, keyword: &str) -> Result<(Zeroizing<String>, &
         }
     };
     let raw = start.get(..start.len() - rest.len()).unwrap_or_default();
-    // Of the size that it needs at most: a string that grows leaves copies behind.
+    // Allocated at its maximum size: a string that grows leaves copies in freed memory.
     let mut value = Zeroizing::new(String::with_capacity(raw.len()));
     let mut chars = raw.chars();
     while let Some(c) = chars.next() {
@@ -205,7 +205,7 @@ fn parse_value<'a>(text: &'a str, keyword: &str) -> Result<(Zeroizing<String>, &
     Ok((value, rest.strip_prefix('\'').filter(|_| inner.is_some()).unwrap_or(rest)))
 }
 
-/// Whether it may be what somebody takes for the name of a parameter.
+/// Whether it may be meant as the name of a parameter.
 fn is_name(keyword: &str) -> bool {
     let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     keyword.len() <= 64

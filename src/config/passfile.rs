@@ -19,13 +19,13 @@ pub(super) struct Wanted<'a> {
 
 /// The password of the first line that matches.
 ///
-/// A file that is not there is as good as none, and one that others may read is ignored with a
-/// warning, as in libpq.
+/// A missing file means no password. As in libpq, a file that other users may read is ignored with
+/// a warning.
 ///
 /// # Errors
 ///
-/// The file is there, or may be, and cannot be read: the password may be in it. libpq ignores it. Or the
-/// password is not UTF-8, which libpq sends as it is.
+/// The file exists, or may exist, and cannot be read: it may contain the password. (libpq ignores
+/// such a file.) Or the password is not UTF-8, which libpq sends unchanged.
 pub(super) fn look_up(file: &Path, wanted: &Wanted<'_>) -> Result<Option<Password>> {
     let unreadable =
         |e| match Error::unreadable(&format!("the password file {}", file.display()), e) {
@@ -55,7 +55,7 @@ pub(super) fn look_up(file: &Path, wanted: &Wanted<'_>) -> Result<Option<Passwor
     let text = Zeroizing::new(fs::read(file).map_err(unreadable)?);
     let Some(found) = find(&text, wanted) else { return Ok(None) };
     let password = unescape(found);
-    // With other characters in place of these bytes it would be another password, sent to the server.
+    // Replacement characters would make it another password, which would be sent to the server.
     let password = std::str::from_utf8(&password).map_err(|_| {
         Error::authentication(format!(
             "the password in the password file {} is not UTF-8: save the file as UTF-8",
@@ -65,8 +65,8 @@ pub(super) fn look_up(file: &Path, wanted: &Wanted<'_>) -> Result<Option<Passwor
     Ok(Some(Password::new(password)))
 }
 
-/// The last field of the first line that matches. Bytes, as in libpq: lines that do not matter may be
-/// in any encoding.
+/// The last field of the first line that matches. Bytes, as in libpq: lines that do not matter may
+/// be in any encoding.
 fn find<'a>(text: &'a [u8], wanted: &Wanted<'_>) -> Option<&'a [u8]> {
     let port = wanted.port.to_string();
     let fields = [wanted.host, &port, wanted.database, wanted.user];
@@ -104,7 +104,7 @@ fn matching<'a>(line: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
 
 /// The password: up to a colon that no backslash precedes, without its backslashes.
 fn unescape(field: &[u8]) -> Zeroizing<Vec<u8>> {
-    // Of the size that it needs at most: a vector that grows leaves copies behind.
+    // Allocated at its maximum size: a vector that grows leaves copies in freed memory.
     let mut password = Zeroizing::new(Vec::with_capacity(field.len()));
     let mut bytes = field.iter();
     while let Some(byte) = bytes.next() {
@@ -127,7 +127,7 @@ mod tests {
         Some(String::from_utf8(password.to_vec()).unwrap())
     }
 
-    /// The bytes of another encoding than UTF-8 are nobody's but of the line that they are in.
+    /// Bytes that are not UTF-8 affect only the line that contains them.
     #[test]
     fn bytes_are_not_replaced() {
         let wanted = Wanted { host: "h", port: 1, database: "d", user: "u" };

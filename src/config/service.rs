@@ -84,7 +84,8 @@ fn read(text: &[u8], service: &str, values: &mut Values) -> Result<bool, String>
         if !found {
             continue;
         }
-        // Other services may be in another encoding. What is taken must not become another password.
+        // Other services may be in another encoding. What is taken must not become another
+        // password.
         let line = std::str::from_utf8(line).map_err(|_| format!("line {number}: not UTF-8"))?;
         let line = line.trim_end_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
         let Some((name, value)) = line.split_once('=') else {

@@ -36,8 +36,8 @@ const REPEATS_FOR_LOST: usize = 4;
 
 /// What a server needs to cancel a query, and how it is reached.
 ///
-/// The connection is made as a new session's would be: certificates are read again, because a
-/// session may outlive the files that it was made with.
+/// The connection is made in the same way as a new session: certificates are read again, because a
+/// session may outlive the files that it was opened with.
 pub(super) struct CancelKey {
     pub(super) address: Address,
     pub(super) sockets: SocketSettings,
@@ -130,8 +130,8 @@ async fn clean_up(
             // One that finds the server not yet busy with the query is without effect.
             cancelled = cancel().await;
         }
-        // With no descriptor or local port left, that of the session makes room. It cannot be used
-        // again in any case.
+        // If no descriptor or local port is left, closing the session frees one. The session cannot
+        // be used again in any case.
         connection.abort();
         match (stop_without_answer(&session).await, cancelled) {
             (Err(_), Err(first)) => Err(first),
@@ -144,9 +144,9 @@ async fn clean_up(
     }
 }
 
-/// Cancels the query of a session whose connection was lost in mid-query: the server may not have
-/// noticed, and go on working. Bounded by `cancel_timeout`; best effort, because nothing shows
-/// whether the query has ended.
+/// Cancels the query of a session whose connection was lost during the query: the server may not
+/// have noticed and may still be working on it. Bounded by `cancel_timeout`; best effort, because
+/// nothing shows whether the query has ended.
 pub(crate) async fn stop_lost(session: Arc<Session>, cancel_timeout: Duration) {
     match timeout(cancel_timeout, stop_without_answer(&session)).await {
         Ok(Ok(())) => {}
@@ -157,7 +157,7 @@ pub(crate) async fn stop_lost(session: Arc<Session>, cancel_timeout: Duration) {
     }
 }
 
-/// Cancels a query of which no answer can be read any more.
+/// Cancels a query whose answer can no longer be read.
 async fn stop_without_answer(session: &Session) -> Result<()> {
     let Some(key) = &session.cancel else { return Ok(()) };
     let mut pause = FIRST_REPEAT;

@@ -14,8 +14,8 @@ struct State {
     wanted: usize,
     /// The address that is being tried.
     trying: Option<String>,
-    /// The failures of the present round through the hosts, or of the last one until the present
-    /// one has a failure of its own.
+    /// The failures of the current round through the hosts; until it has one, those of the previous
+    /// round.
     failed: Vec<ConnectAttempt>,
     is_new_round: bool,
 }

@@ -141,7 +141,8 @@ impl Host<'_> {
         self.try_addresses(&addresses, deadline).await
     }
 
-    /// Tries the addresses in order. The deadline is that of the first one; each further one has its own.
+    /// Tries the addresses in order. The deadline is that of the first one; each further one has
+    /// its own.
     async fn try_addresses(
         &mut self,
         addresses: &[Address],
@@ -225,8 +226,8 @@ impl Host<'_> {
         let mut refused = After::OtherWay;
         if with_tls {
             self.attempt.comes_to(Phase::Tls);
-            // What fails here may go without, if that is allowed.
-            // What cannot be read for the moment is no reason to go without.
+            // What fails here may go without, if that is allowed. A file that cannot be read at the
+            // moment is no reason to continue without TLS.
             let loaded = self.tls().await.map_err(|e| match is_lost(&e) {
                 true => Failure::new(e, After::Address),
                 false => Failure::new(e, After::OtherWay),
@@ -248,7 +249,8 @@ impl Host<'_> {
                     return Err(Failure::new(Error::Tls { message: message.into() }, After::Stop));
                 }
                 Err(e @ Error::Tls { .. }) => return Err(Failure::new(e, After::OtherWay)),
-                // Where libpq stops too: an answer that nobody has signed is no reason to go without TLS.
+                // libpq stops here too: an unauthenticated answer is no reason to continue without
+                // TLS.
                 Err(e @ Error::Io { during: NOT_STARTED, .. }) => {
                     return Err(Failure::new(e, After::Address));
                 }
@@ -273,8 +275,8 @@ impl Host<'_> {
         let mut connection =
             handshake::handshake(transport, arrival).await.map_err(|rejection| {
                 let Rejection { error, by_server, password } = rejection;
-                // Within a rotation the provider may have a newer one: once a host, for where accounts are
-                // locked after a few refusals.
+                // During a rotation the provider may have a newer password. Only once for each
+                // host, because some servers lock accounts after a few refusals.
                 if password.is_some() && refused_before.is_none() {
                     self.refused = password;
                     return Failure::new(error, After::SameWay);
@@ -481,8 +483,8 @@ fn deadline(config: &ConnectionConfig) -> Option<Instant> {
 /// The error when an answer of the server has ended the search: that answer, with what was tried
 /// before it and after it, in order.
 ///
-/// Of several refusals of a login (with a second password, or without TLS) the first counts: it is
-/// that of the way which was preferred.
+/// If a login is refused several times (with a second password, or without TLS), the first refusal
+/// counts: it belongs to the preferred way.
 fn refused(mut attempts: Vec<ConnectAttempt>) -> Error {
     let Some(last) = attempts.last() else { return unreachable(attempts) };
     let is_refusal = |e: &Error| matches!(e, Error::Authentication { server: Some(_), .. });
@@ -540,8 +542,8 @@ mod tests {
     use super::*;
     use crate::error::ErrorCategory;
 
-    /// A name with several addresses, which no test machine is sure to have: nobody listens at the first,
-    /// the second accepts and stays silent, the third is a server, and the fourth is not tried.
+    /// A name with several addresses, which not every test machine has: the first refuses, the
+    /// second accepts and stays silent, the third is a server, and the fourth is not tried.
     #[tokio::test]
     async fn every_address_of_a_name_is_tried_in_order() {
         let listen = async || TcpListener::bind(("127.0.0.1", 0)).await.unwrap();

@@ -584,7 +584,7 @@ impl Wire<'_> {
                     return Ok(message);
                 }
                 Ok(Taken::Absorbed) => {
-                    // Its handler has run: connect_timeout is to be looked at.
+                    // Its handler has run: check connect_timeout.
                     yield_now().await;
                     continue;
                 }
@@ -610,7 +610,7 @@ impl Wire<'_> {
                     let source = io::Error::other(OneLine::name(&text).to_string());
                     return Some(Error::Io { during: NOT_STARTED, source });
                 }
-                // What has come so far is all that it could send.
+                // The server could send no more than what has arrived.
                 PreV3Error::Beginning(text) => {
                     match self.transport.read_buf(&mut self.buffer).await {
                         Ok(1..) => {}

@@ -136,7 +136,7 @@ impl Connection {
         self.take_message_within(MAX_CONTROL_FRAME)
     }
 
-    /// The same, for messages of at most so many bytes.
+    /// The same, for messages of at most `max` bytes.
     fn take_message_within(&mut self, max: usize) -> Result<Taken> {
         let heard = Some(&self.session.heard);
         match take_message(&mut self.buffer, &mut self.long, max, heard)? {
@@ -146,7 +146,8 @@ impl Connection {
         }
     }
 
-    /// Whether what comes next continues a long message, so that it is no row whatever it looks like.
+    /// Whether what comes next continues a long message, so that it is no row whatever it looks
+    /// like.
     pub(crate) fn is_in_message(&self) -> bool {
         self.long.is_some()
     }
@@ -195,13 +196,13 @@ impl Connection {
     /// The system is asked, not only the runtime: what has arrived since the runtime last looked
     /// counts too.
     async fn is_alive(&mut self) -> bool {
-        // More than that is nothing that a server sends to an idle session.
+        // A server does not send more than that to an idle session.
         for _ in 0..MAX_IDLE_READS {
             loop {
                 match self.look_for_rest() {
                     Some(true) => break,
                     Some(false) => return false,
-                    // Its handler has run: the query's deadlines are to be looked at.
+                    // Its handler has run: check the query's deadlines.
                     None => yield_now().await,
                 }
             }
@@ -214,7 +215,7 @@ impl Connection {
             match self.transport.peek() {
                 Ok(None) => return true,
                 Ok(Some(0)) | Err(_) => return false,
-                // TLS may not make anything of it.
+                // TLS may not produce any data from it.
                 Ok(Some(_)) if self.transport.readable().await.is_err() => return false,
                 Ok(Some(_)) => {}
             }
@@ -239,14 +240,14 @@ impl Connection {
         timeout(self.bounds.cancel_timeout, ended).await.unwrap_or(false)
     }
 
-    /// Ends the connection without a farewell, and frees its descriptor and port immediately.
+    /// Closes the connection without Terminate, and frees its descriptor and port immediately.
     fn abort(&mut self) {
         self.transport.abort();
     }
 
     /// Ends a connection that is lost, and frees its descriptor.
     pub(crate) fn hang_up(&mut self) {
-        // The other side may still read.
+        // The peer may still read.
         let _ = self.transport.try_write_last(frontend::TERMINATE);
         self.transport.close();
     }
@@ -293,11 +294,13 @@ impl Connection {
         told_wrong("ReadyForQuery", answer.ok_or_else(missing))
     }
 
-    /// Sends requests, each of which is answered up to a ReadyForQuery, and returns the value of the last row.
+    /// Sends requests, each of which is answered up to a ReadyForQuery, and returns the value of
+    /// the last row.
     ///
     /// # Errors
     ///
-    /// The first one of the server, after the last answer: what follows it is often its consequence.
+    /// The first one of the server, after the last answer: what follows it is often its
+    /// consequence.
     async fn exchange(&mut self, mut requests: Bytes, answers: usize) -> Result<Option<String>> {
         let read_timeout = self.bounds.read_timeout;
         self.is_awaited = true;
@@ -343,7 +346,7 @@ impl Connection {
                     | Message::CommandComplete
                     | Message::EmptyQueryResponse,
                 ) => {}
-                // Its handler has run: the caller's deadline is to be looked at.
+                // Its handler has run: check the caller's deadline.
                 Taken::Absorbed => yield_now().await,
                 Taken::Message(other) => return unexpected(&other, "the answer to a simple query"),
                 // The server's own word is worth more than that it hung up behind it.
@@ -406,8 +409,8 @@ pub(crate) enum Taken {
     Incomplete,
 }
 
-/// Takes one message off a buffer; without `heard`, nothing may come but what is asked for. `long`
-/// keeps a message of which only a part has arrived.
+/// Removes one message from a buffer. Without `heard`, only an expected message may arrive. `long`
+/// keeps a message that has arrived only in part.
 fn take_message(
     buffer: &mut BytesMut,
     long: &mut Option<Long>,
@@ -426,7 +429,7 @@ fn take_message(
         None => {
             let tag = buffer.first().copied().unwrap_or_default();
             let name = name_of(tag);
-            // Nobody is believed that much before the login is over.
+            // Until the login has ended, the peer is not trusted to send that much.
             let may_be_long = heard.is_some() && Long::reads(tag);
             let max = if may_be_long { MAX_FRAME } else { max };
             let Some(header) = told_wrong(name, Header::read(buffer, max))? else {

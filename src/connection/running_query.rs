@@ -1,5 +1,5 @@
-//! What a [`CancelToken`](super::CancelToken) cancels: one query, from the call that starts it until
-//! no session works on it any more.
+//! What a [`CancelToken`](super::CancelToken) cancels: one query, from the call that starts it
+//! until no session works on it any more.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -88,7 +88,7 @@ impl RunningQuery {
 impl Shared {
     async fn until(&self, holds: impl Fn(&State) -> bool) {
         loop {
-            // Before the look at the state, so that no change falls in between.
+            // Registered before the state is read, so that no change is missed.
             let changed = self.changed.notified();
             if holds(&self.lock()) {
                 return;

@@ -121,8 +121,8 @@ struct Parameters {
     /// The reported `client_encoding`, if it is not UTF8. Kept apart from the values, which are
     /// bounded: it must never be forgotten.
     wrong_encoding: Option<String>,
-    /// Logged in: from here on another encoding is not forgiven when it changes back, because it was
-    /// that of a part of an answer.
+    /// Logged in: from here on another encoding is an error even if it is changed back, because
+    /// part of an answer was sent in it.
     in_session: bool,
 }
 
@@ -163,7 +163,7 @@ impl Heard {
                 if is_short && (parameters.values.len() < MAX_PARAMETERS || is_known) {
                     parameters.values.insert(name, value);
                 } else if !is_short {
-                    // Rather none than an earlier one.
+                    // No value is better than an outdated one.
                     parameters.values.remove(&name);
                 }
             }
@@ -180,8 +180,8 @@ impl Heard {
         lock(&self.parameters).values.get(name).cloned()
     }
 
-    /// Ends the login. Only now, because a pooler may first report what its own connection began
-    /// with, the client encoding is [checked](Self::check_encoding).
+    /// Ends the login. The client encoding is [checked](Self::check_encoding) only now, because a
+    /// pooler may first report the value that its own connection began with.
     pub(super) fn end_login(&self) -> Result<()> {
         lock(&self.parameters).in_session = true;
         self.check_encoding()
@@ -219,7 +219,7 @@ pub(crate) struct Session {
 struct Requests {
     /// When the last one ended, as far as the client can tell.
     last: Option<Instant>,
-    /// One was given up on the way: it may still arrive, and would hit any query.
+    /// A request was abandoned before it ended: it may still arrive and would cancel any query.
     is_astray: bool,
 }
 

@@ -186,7 +186,7 @@ impl Access {
         }
     }
 
-    /// Opens one more connection to the server of this session, for who asks and nobody else.
+    /// Opens one more connection to the server of this session, for the caller alone.
     pub(crate) async fn connect_beside(&self, session: &Session) -> Result<Connection> {
         self.connecting.begin();
         let opened =
@@ -343,27 +343,28 @@ impl CancelToken {
     /// waiting for the cleanup of an earlier stream, connecting, reconnecting and resuming. If none
     /// is in progress, nothing happens, and the next query is not affected.
     ///
-    /// A query that has not been sent never is. One that has been sent is stopped on the server: the
-    /// cancel request is repeated until the query ends. Its future or its stream then ends with
-    /// [`Error::Cancelled`], after the rows already received; rows that the client has not read
-    /// from the network yet are discarded. Two queries end otherwise: one whose answer had arrived
-    /// completely, and one whose own error came first.
+    /// A query that has not been sent is never sent. A query that has been sent is stopped on the
+    /// server: the cancel request is repeated until the query ends. Its future or its stream then
+    /// ends with [`Error::Cancelled`], after the rows already received. Rows that the client has
+    /// not read from the network yet are discarded. There are two exceptions: a query whose answer
+    /// had arrived completely, and a query whose own error came first.
     ///
-    /// Resolves when the server works on none of these queries any more, whether their streams are
-    /// read or not.
+    /// Resolves when the server no longer works on any of these queries, whether or not their
+    /// streams are read.
     ///
-    /// The token of a pooled client is for one checkout: it cancels what runs on the client until
-    /// the client is back in its pool, streams made of it included, and is without effect then.
+    /// The token of a pooled client is valid for one checkout, including the streams made from the
+    /// client. It has no effect after the client is returned to its pool.
     ///
     /// # Errors
     ///
-    /// The query may still run on the server, though its connection was closed and its stream ends
-    /// with `Error::Cancelled` all the same:
+    /// After an error the query may still run on the server. Its connection is closed, and its
+    /// stream still ends with `Error::Cancelled`:
     ///
     /// * [`Error::Timeout`]: it could not be stopped within `cancel_timeout`.
-    /// * [`Error::Connection`] or another error of connecting: the cancel request could not be sent.
-    /// * [`Error::Protocol`]: more than `drain_limit` bytes were still coming.
-    /// * [`Error::InvalidState`]: the server gave no key to cancel queries with.
+    /// * [`Error::Connection`] or another error of connecting: the cancel request could not be
+    ///   sent.
+    /// * [`Error::Protocol`]: more than `drain_limit` bytes were still to be read.
+    /// * [`Error::InvalidState`]: the server sent no key for cancel requests.
     ///
     /// # Cancel safety
     ///
@@ -419,7 +420,7 @@ impl Lease {
         }
     }
 
-    /// Opens another connection, after a pause, in place of one that was lost in mid-query, with
+    /// Opens another connection, after a pause, in place of one that was lost during the query with
     /// this error. Cancel-safe.
     ///
     /// # Errors

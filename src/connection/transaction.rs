@@ -23,17 +23,18 @@ impl Connection {
         self.run(frontend::simple_query(sql)?.into(), 1).await
     }
 
-    /// Begins a transaction, or continues one. Sends requests that are answered up to a ReadyForQuery each, and returns
-    /// the value of the last row.
+    /// Begins a transaction, or continues one. Sends requests that are answered up to a
+    /// ReadyForQuery each, and returns the value of the last row.
     ///
-    /// They may wait for a lock, and a server that waits for one does not notice what becomes of the connection:
-    /// dropping the future stops them, and the connection must be dropped too.
+    /// They may wait for a lock, and a backend that waits for a lock does not notice that its
+    /// connection is closed. Dropping the future stops them; the connection must then be dropped
+    /// too.
     ///
     /// # Errors
     ///
-    /// The first error of the server; [`Error::Timeout`](crate::Error::Timeout) if it sends nothing for `read_timeout`.
-    /// If the connection [is answered](Self::is_answered), it is still in the transaction, and can be used when that
-    /// has [ended](Self::end_transaction).
+    /// The first error of the server; [`Error::Timeout`](crate::Error::Timeout) if it sends nothing
+    /// for `read_timeout`. If the connection [is answered](Self::is_answered), it is still in the
+    /// transaction, and can be used when that has [ended](Self::end_transaction).
     pub(crate) async fn transact(
         &mut self,
         requests: Bytes,
@@ -52,7 +53,8 @@ impl Connection {
         self.in_transaction
     }
 
-    /// Ends the transaction, whether it has failed or not: it has only read. Without one, nothing happens.
+    /// Ends the transaction, whether it has failed or not: it has only read. Without one, nothing
+    /// happens.
     ///
     /// # Errors
     ///
@@ -72,12 +74,13 @@ impl Connection {
             cancel_timeout: self.bounds.cancel_timeout,
         };
         let answer = self.exchange(requests, answers).await;
-        // Not when the connection is lost: the server may not have noticed, and wait for a lock.
+        // Kept if the connection is lost: the server may not have noticed, and may be waiting for a
+        // lock.
         if matches!(answer, Ok(_) | Err(Error::Server(_))) {
             unanswered.session = None;
         }
         let answer = answer?;
-        // It is alive: what happens from here on did not happen while it was idle.
+        // The connection works: a later failure did not happen while it was idle.
         self.reused = false;
         Ok(answer)
     }

@@ -175,7 +175,7 @@ pub(super) fn is_lost_snapshot(e: &DbError) -> bool {
     matches!(e.routine(), Some("ImportSnapshot" | "SetTransactionSnapshot"))
 }
 
-/// What to do about a server's error, if its text alone leaves a user of this crate guessing.
+/// Advice for a server's error, if its text does not tell a user of this crate what to do.
 ///
 /// Messages are translated (`lc_messages`), so what a code stands for is read from `routine`, the
 /// function of the server's source that reported it. Other engines send no routine, or their own.
@@ -299,7 +299,7 @@ pub(super) fn join(attempts: &[ConnectAttempt]) -> String {
     reasons.join("; ")
 }
 
-/// What to do about attempts to connect that do not say it themselves, each advice once.
+/// Advice for attempts to connect whose errors have none of their own, each advice once.
 pub(super) fn for_attempts(attempts: &[ConnectAttempt]) -> String {
     let mut advice: Vec<&str> = attempts.iter().filter_map(for_attempt).collect();
     let mut seen = Vec::new();
@@ -377,7 +377,7 @@ pub(super) fn lost(e: &io::Error) -> Option<&'static str> {
         K::HostUnreachable => "the host is unreachable",
         K::NetworkUnreachable => "the network is unreachable",
         K::NetworkDown => "the network is down",
-        // It was open before: a router on the way, or the host without its server, says so now.
+        // The session was open: this is the answer of a router, or of the host without its server.
         K::ConnectionRefused => "the host refuses it",
         _ if is_one_of(e, errno::HOST_DOWN) => "the host is down",
         _ => return None,

@@ -163,8 +163,8 @@ impl fmt::Debug for DbError {
     }
 }
 
-/// One line: severity, message, detail, hint and SQLSTATE. Control characters, marks of direction and
-/// invisible characters become blanks.
+/// One line: severity, message, detail, hint and SQLSTATE. Control characters, marks of direction
+/// and invisible characters become blanks.
 impl fmt::Display for DbError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", one_line(&self.severity), one_line(&self.message))?;

@@ -23,9 +23,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 ///
 /// `Display` is one line: what failed, where, and what to do about it, with the server's words and
 /// SQLSTATE where the server said something. [`source`](std::error::Error::source) holds a cause
-/// that `Display` does not repeat, but for that of [`JsonDecode`](Self::JsonDecode). No variant ever shows a password. `Debug`, which `main` and
-/// `unwrap` print, is the same line with its causes, the category, and the fields of the server's
-/// error that `Display` leaves out.
+/// that `Display` does not repeat, except for [`JsonDecode`](Self::JsonDecode). No variant ever
+/// shows a password. `Debug`, which `main` and `unwrap` print, is the same line with its causes,
+/// the category, and the fields of the server's error that `Display` leaves out.
 ///
 /// ```
 /// use fraiseql_wire::{Error, RetryAdvice, sqlstate};
@@ -123,11 +123,12 @@ pub enum Error {
         found: String,
     },
 
-    /// A row cannot be read as JSON: it is not JSON or not UTF-8, or it is JSON beyond what the decoder
-    /// reads (nesting of more than 128 levels, a number beyond `f64`, half a surrogate pair, a fraction for
-    /// an integer of 128 bits); `source` says which. Only this row is lost: the stream goes on.
+    /// A row cannot be read as JSON: it is not JSON or not UTF-8, or it is JSON beyond what the
+    /// decoder reads (nesting of more than 128 levels, a number beyond `f64`, half a surrogate
+    /// pair, a fraction for an integer of 128 bits); `source` says which. Only this row is lost:
+    /// the stream goes on.
     ///
-    /// What the decoder reads and `T` does not take is [`Error::Deserialization`].
+    /// JSON that the decoder can read but that does not fit `T` is [`Error::Deserialization`].
     #[error("row {row} cannot be decoded at `{path}`: {source}")]
     JsonDecode {
         /// The type asked for.
@@ -167,8 +168,8 @@ pub enum Error {
     },
 
     /// The consumer read more slowly than the server sent, and
-    /// [`memory_soft_limits`](crate::QueryBuilder::memory_soft_limits) ends such a stream. No row is
-    /// too large.
+    /// [`memory_soft_limits`](crate::QueryBuilder::memory_soft_limits) ends such a stream. No row
+    /// is too large.
     ///
     /// Not retriable: the same consumer would start again from the first row.
     #[error(
@@ -192,11 +193,11 @@ pub enum Error {
     },
 
     /// The operating system reported an error: on the connection, or for a file that the
-    /// configuration names. As an attempt of [`Error::Connection`], also a server that could not start
-    /// a session or has the wrong role.
+    /// configuration names. As an attempt of [`Error::Connection`], also a server that could not
+    /// start a session or that has the wrong role.
     #[error("{}", advice::io(during))]
     Io {
-        /// What was going on, or what failed.
+        /// The operation in progress, or the failure.
         during: &'static str,
         /// The reason: the operating system's, or the server's.
         source: io::Error,
@@ -243,13 +244,13 @@ pub enum TimeoutPhase {
     FirstRow,
     /// `timeout`: the last row had not come so long after `execute()` was called.
     Query,
-    /// The beginning of a [`parallel`](crate::QueryBuilder::parallel) query: its connections did not all get a
-    /// transaction within `connect_timeout` (10 seconds without one), or other sessions kept changing the relation for
-    /// 3 seconds.
+    /// The start of a [`parallel`](crate::QueryBuilder::parallel) query. Not all of its connections
+    /// could begin a transaction within `connect_timeout` (10 seconds if it is not set), or other
+    /// sessions kept changing the relation for 3 seconds.
     Parallel {
-        /// How many connections had a transaction.
+        /// The number of connections that had begun a transaction.
         connections: usize,
-        /// How many were needed.
+        /// The number of connections that were needed.
         of: usize,
     },
 }
@@ -358,8 +359,8 @@ impl Error {
             || self.as_db_error().is_some_and(is_fatal)
     }
 
-    /// Whether a session could not import a snapshot: the session that exported it has ended, or is one of another
-    /// server.
+    /// Whether a session could not import a snapshot: the session that exported it has ended, or is
+    /// one of another server.
     pub(crate) fn is_lost_snapshot(&self) -> bool {
         self.as_db_error().is_some_and(advice::is_lost_snapshot)
     }
@@ -393,7 +394,7 @@ impl Error {
     }
 
     /// A file that exists, or may exist, but cannot be read at the moment: the process has no file
-    /// descriptor left, for one. Gives the error back if another attempt would not help.
+    /// descriptor left, for one. Returns the error if another attempt would not help.
     pub(crate) fn unreadable(what: &str, source: io::Error) -> Result<Self, io::Error> {
         match advice::is_transient(&source) {
             true => {
@@ -437,7 +438,8 @@ mod tests {
             assert!(format!("{error:?}").contains(&reason), "{error:?}");
             assert!(error.ends_session() && error.retry_advice() == RetryAdvice::Immediately);
         }
-        // An end in order is the peer's doing, and what the process lacks is not the network's.
+        // An orderly close is the peer's decision, and a resource that the process lacks is no
+        // network error.
         let closed = error(K::ConnectionReset.into()).to_string();
         assert!(closed.starts_with("the other side closed"), "{closed}");
         assert!(matches!(error(K::OutOfMemory.into()), Error::Io { .. }));

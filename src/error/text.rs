@@ -1,8 +1,8 @@
 use std::fmt;
 
-/// A text from outside (of a server, a certificate, a document), shown so that it cannot mislead the
-/// reader of a log or a terminal: on one line, without escape sequences, invisible characters and
-/// changes of direction, and at most `max` bytes of it.
+/// A text from outside (of a server, a certificate, a document), shown so that it cannot mislead
+/// the reader of a log or a terminal: on one line, without escape sequences, invisible characters
+/// and changes of direction, and at most `max` bytes of it.
 ///
 /// A run of such characters becomes one blank, so that two words stay two.
 pub(crate) struct OneLine<'a> {
@@ -32,9 +32,9 @@ impl fmt::Display for OneLine<'_> {
     }
 }
 
-/// Whether a character is not itself to be seen: control characters (C0 and C1), separators of lines,
-/// Unicode's Default_Ignorable_Code_Point (marks and overrides of direction, characters without width,
-/// fillers, tags), and the marks of interlinear annotations.
+/// Whether a character is not itself to be seen: control characters (C0 and C1), separators of
+/// lines, Unicode's Default_Ignorable_Code_Point (marks and overrides of direction, characters
+/// without width, fillers, tags), and the marks of interlinear annotations.
 fn misleads(c: char) -> bool {
     c.is_control()
         || matches!(

@@ -29,8 +29,9 @@ pub(crate) struct QueryLabels<'a> {
 
 /// The metric handles of one relation, which the queries of one client share.
 ///
-/// Looking a handle up costs a key, its labels and a hash; a short query needs some thirty. What is counted rarely is
-/// looked up when it happens, so that a recorder sees no series before its first value.
+/// Looking a handle up costs a key, its labels and a hash; a short query needs some thirty. What is
+/// counted rarely is looked up when it happens, so that a recorder sees no series before its first
+/// value.
 struct EntityMetrics {
     entity: SharedString,
     queries: [OnceLock<Counter>; 16],
@@ -122,12 +123,13 @@ impl EntityMetrics {
 
 /// The handles of one client, by relation.
 ///
-/// They belong to the recorder that was installed when they were made. If another one is found, which a test or a late
-/// installation brings, they are made again.
+/// They belong to the recorder that was installed when they were created. If another recorder is
+/// found (installed late, or by a test), they are created again.
 #[derive(Debug, Default)]
 pub(crate) struct QueryMetricsCache(Mutex<HashMap<String, (usize, Arc<EntityMetrics>)>>);
 
-/// The maximum number of relations whose handles are kept. Names are written in code, so a client has few.
+/// The maximum number of relations whose handles are kept. Names are written in code, so a client
+/// has few.
 const MAX_CACHED: usize = 256;
 
 impl QueryMetricsCache {
@@ -153,7 +155,7 @@ pub(crate) struct QueryMetrics {
     over: AtomicBool,
 }
 
-/// What was seen of a chunk where it was handed over.
+/// Measurements of a chunk at the time of its delivery.
 pub(crate) struct ChunkSeen {
     pub(crate) rows: u64,
     pub(crate) bytes: u64,

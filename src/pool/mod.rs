@@ -92,9 +92,9 @@ impl PooledClient {
         self.client.ping().await
     }
 
-    /// Returns a token that cancels what runs on the client during this checkout: see
-    /// [`CancelToken::cancel`]. It is without effect when the client is back in its pool, even if
-    /// somebody else has taken it out again.
+    /// Returns a token that cancels the client's query during this checkout: see
+    /// [`CancelToken::cancel`]. It has no effect after the client is returned to its pool, even if
+    /// another task has taken it out again.
     pub fn cancel_token(&self) -> CancelToken {
         self.client.cancel_token()
     }
@@ -129,8 +129,9 @@ impl PooledClient {
         self.client.is_connected()
     }
 
-    /// Whether it may be handed out again: nothing is under way. Called when the client is taken out
-    /// of its pool, and by some pools when it is returned: a checkout ends then at the latest.
+    /// Whether the client may be handed out again: no query is in progress. Called when the client
+    /// is taken out of its pool, and by some pools when it is returned. Each call ends the previous
+    /// checkout.
     fn check(&self) -> Result<()> {
         self.client.next_checkout();
         match self.client.is_busy() {

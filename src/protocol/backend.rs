@@ -127,8 +127,8 @@ impl Message {
         }
     }
 
-    /// Reads the beginning of a ParameterStatus or NotificationResponse, whose rest was not kept: what
-    /// follows its fields does not count.
+    /// Reads the beginning of a ParameterStatus or NotificationResponse, whose rest was not kept:
+    /// what follows its fields does not count.
     pub(super) fn read_head(tag: u8, head: &[u8]) -> Result<Self> {
         let mut r = Reader::new(name_of(tag), head);
         match tag {
@@ -321,8 +321,9 @@ fn cut(mut text: String) -> String {
     text
 }
 
-/// The fields of an error or notice, by [Error and Notice Message Fields], read in as many pieces as
-/// they arrive in. Of each text the beginning is kept; unknown fields are skipped, as the manual asks.
+/// The fields of an error or notice, by [Error and Notice Message Fields], read in as many pieces
+/// as they arrive in. Of each text the beginning is kept; unknown fields are skipped, as the manual
+/// asks.
 ///
 /// [Error and Notice Message Fields]: https://www.postgresql.org/docs/current/protocol-error-fields.html
 #[derive(Debug)]
@@ -390,8 +391,8 @@ impl ErrorFields {
 
     /// The message, when all of it was read.
     ///
-    /// A field that the protocol demands and other engines leave out is no reason to lose the others: without
-    /// a valid SQLSTATE an error is one that nothing is known of, `XX000`.
+    /// A field that the protocol demands and other engines leave out is no reason to lose the
+    /// others: without a valid SQLSTATE an error is one that nothing is known of, `XX000`.
     pub(super) fn finish(&mut self) -> Result<Message> {
         if self.at != At::End {
             let name = name_of(self.tag);

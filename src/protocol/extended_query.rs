@@ -5,7 +5,8 @@ use crate::error::{Error, Result};
 
 /// Where a query by the extended protocol stands: which message the server may send next.
 ///
-/// Rows are not handled here: they may arrive exactly while [`takes_rows`](Self::takes_rows) returns true.
+/// Rows are not handled here: they may arrive exactly while [`takes_rows`](Self::takes_rows)
+/// returns true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExtendedQuery {
     /// Nothing has been answered.
@@ -30,7 +31,7 @@ pub(crate) enum Progress {
     Columns(Vec<Column>),
     /// The query has failed; ReadyForQuery is still to come.
     Failed(Error),
-    /// The query is over, without or behind an error.
+    /// The query has ended, successfully or after an error.
     Ready,
 }
 
@@ -71,7 +72,7 @@ impl ExtendedQuery {
             (Self::Failed | Self::Complete, Message::ReadyForQuery) => {
                 (Self::Ready, Progress::Ready)
             }
-            // An error may follow the last row: the implicit transaction ends behind it.
+            // An error may follow the last row: the implicit transaction ends after it.
             (Self::Failed, Message::ErrorResponse(_)) => (Self::Failed, Progress::Continue),
             (Self::Ready, message) => return Err(message.unexpected("nothing")),
             (_, Message::ErrorResponse(e)) => (Self::Failed, Progress::Failed(Error::Server(e))),

@@ -24,7 +24,7 @@ pub(crate) struct Header {
 }
 
 /// The size of a frame whose length field is this: the length counts itself, but not the tag. Where
-/// `usize` has 32 bits, the largest length is one beyond every limit all the same.
+/// `usize` has 32 bits, the largest length still exceeds every limit.
 pub(crate) fn frame_size(length: [u8; 4]) -> usize {
     usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX).saturating_add(1)
 }
@@ -46,8 +46,8 @@ impl Header {
     }
 
     /// The text of an error as servers wrote it before protocol 3, without a length: `E`, then text
-    /// up to a NUL. A server of today does so when it cannot start a process for a session. `None` if
-    /// it is something else.
+    /// up to a NUL. A server of today does so when it cannot start a process for a session. `None`
+    /// if it is something else.
     pub(crate) fn pre_v3_error(buf: &[u8]) -> Option<PreV3Error> {
         let text = buf.strip_prefix(b"E")?;
         let text = text.get(..MAX_PRE_V3_ERROR).unwrap_or(text);

@@ -11,7 +11,8 @@ pub(crate) const VERSION_3_2: u32 = 3 << 16 | 2;
 /// The largest length of a query's messages: `PQ_LARGE_MESSAGE_LIMIT` of Postgres (libpq.h). To a
 /// longer one a server answers by closing the connection.
 const MAX_MESSAGE: usize = 0x3fff_fffe;
-/// The largest length of a StartupMessage: `MAX_STARTUP_PACKET_LENGTH` (pqcomm.h), and the length itself.
+/// The largest length of a StartupMessage: `MAX_STARTUP_PACKET_LENGTH` (pqcomm.h), and the length
+/// itself.
 const MAX_STARTUP: usize = 10_000 + 4;
 /// The largest length of an answer in a login: `PG_MAX_AUTH_TOKEN_LENGTH` (auth.h).
 const MAX_AUTH: usize = 65_535;
@@ -52,7 +53,7 @@ pub(crate) fn cancel_request(process_id: u32, secret: &[u8]) -> Result<Vec<u8>> 
 
 /// A PasswordMessage: a password, or its MD5 form.
 pub(crate) fn password(password: &str) -> Result<Vec<u8>> {
-    // Tag, length and NUL: a vector that grows leaves copies behind.
+    // Tag, length and NUL: a vector that grows leaves copies in freed memory.
     let mut out = Vec::with_capacity(password.len() + 6);
     message(&mut out, Some(b'p'), MAX_AUTH, |out| text(out, password, "the password"))?;
     Ok(out)
@@ -94,8 +95,8 @@ pub(crate) fn extended_query(sql: &str, parameters: &[Option<&str>]) -> Result<V
     Ok(out)
 }
 
-/// The first half of a query in a transaction: Parse, Bind of a named portal, Sync. The server plans the query and
-/// locks what it reads.
+/// The first half of a query in a transaction: Parse, Bind of a named portal, Sync. The server
+/// plans the query and locks what it reads.
 pub(crate) fn bind_portal(portal: &str, sql: &str, parameters: &[Option<&str>]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     parse_and_bind(&mut out, sql, parameters, portal)?;

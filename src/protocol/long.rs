@@ -1,9 +1,11 @@
-//! Messages that may be longer than what is buffered: read as they arrive, with a bounded part kept.
+//! Messages that may be longer than what is buffered: read as they arrive, with a bounded part
+//! kept.
 //!
 //! A function may raise an error or a notice with a text of any length, `set_config` may set a
-//! parameter to one. Waiting for such a message in one piece would take its size in memory; refusing it
-//! would hide the error that it is, or end a query for a notice. Every other message that is not a row
-//! is short: the limit of the others is [`MAX_CONTROL_FRAME`](super::frame::MAX_CONTROL_FRAME).
+//! parameter to one. Waiting for such a message in one piece would take its size in memory;
+//! refusing it would hide the error that it is, or end a query for a notice. Every other message
+//! that is not a row is short: the limit of the others is
+//! [`MAX_CONTROL_FRAME`](super::frame::MAX_CONTROL_FRAME).
 
 use bytes::BytesMut;
 
@@ -16,11 +18,11 @@ use crate::error::Result;
 /// The largest frame of these kinds that is waited for in one piece, 64 KiB: one read.
 pub(crate) const MAX_WHOLE: usize = 64 << 10;
 
-/// The beginning that is kept of a parameter or a notification: its name, and enough of its value to
-/// see that this is longer than what is remembered of a parameter (8 KiB).
+/// The beginning that is kept of a parameter or a notification: its name, and enough of its value
+/// to see that this is longer than what is remembered of a parameter (8 KiB).
 const MAX_HEAD: usize = 32 << 10;
 
-/// A long message of which a part has arrived.
+/// A long message that has arrived in part.
 #[derive(Debug)]
 pub(crate) struct Long {
     tag: u8,
@@ -41,7 +43,7 @@ impl Long {
         matches!(tag, b'E' | b'N' | b'S' | b'A')
     }
 
-    /// Begins behind this header, if the message is of such a kind and larger than [`MAX_WHOLE`].
+    /// Starts after this header, if the message is of such a kind and larger than [`MAX_WHOLE`].
     pub(crate) fn begin(header: Header) -> Option<Self> {
         let Header { tag, size } = header;
         if !Self::reads(tag) || size <= MAX_WHOLE {
@@ -58,7 +60,7 @@ impl Long {
         name_of(self.tag)
     }
 
-    /// Takes what has arrived of it off the buffer; returns the message when that was all.
+    /// Removes the arrived part from the buffer. Returns the message when it is complete.
     pub(crate) fn read(&mut self, buffer: &mut BytesMut) -> Result<Option<Message>> {
         let piece = buffer.split_to(self.missing.min(buffer.len()));
         self.missing -= piece.len();

@@ -73,9 +73,10 @@ impl<T: FromJsonRow> QueryBuilder<T> {
 
     /// Adds a condition in trusted SQL; several must all hold. Each stands in parentheses.
     ///
-    /// It may use `$1`, `$2`, ... for the values given to [`bind`](Self::bind). They are found as the
-    /// server finds them with `standard_conforming_strings = on`, its default. A text that ends within a
-    /// string, a quoted identifier or a comment is [`Error::Config`](crate::Error::Config).
+    /// It may use `$1`, `$2`, ... for the values given to [`bind`](Self::bind). They are found as
+    /// the server finds them with `standard_conforming_strings = on`, its default. A text that ends
+    /// within a string, a quoted identifier or a comment is
+    /// [`Error::Config`](crate::Error::Config).
     pub fn where_sql(mut self, condition: impl Into<String>) -> Self {
         self.select.conditions.push(Condition::Sql(condition.into()));
         self
@@ -128,8 +129,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         self
     }
 
-    /// Reads at most so many rows. Rust predicates come after it. If more come, from a proxy that asks
-    /// several servers, the stream ends with [`Error::Protocol`].
+    /// Limits the result to at most `rows` rows, before Rust predicates are applied. If more rows
+    /// arrive, from a proxy that queries several servers, the stream ends with [`Error::Protocol`].
     pub fn limit(mut self, rows: u64) -> Self {
         self.select.limit = Some(rows);
         self
@@ -151,8 +152,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Selects an object with these fields only, which the server builds: `["id", "address.city"]`
     /// yields `{"id": ..., "address": {"city": ...}}`. A field that is missing is null in it.
     ///
-    /// In a column of type `json` (not `jsonb`), some documents cannot be read and fail the query: see
-    /// [`Filter`](crate::Filter#columns-of-type-json).
+    /// In a column of type `json` (not `jsonb`), some documents cannot be read and fail the query:
+    /// see [`Filter`](crate::Filter#columns-of-type-json).
     pub fn select_fields<F: Into<Field>>(mut self, fields: impl IntoIterator<Item = F>) -> Self {
         self.select.projection = Projection::Fields(fields.into_iter().map(Into::into).collect());
         self
@@ -210,10 +211,10 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// a crossing; above `fail`, when that is below 1.0, the stream ends with
     /// [`Error::ConsumerLagged`] instead of waiting for its consumer.
     ///
-    /// A stream fills its memory whenever its consumer is slower than the server: `fail` is for those
-    /// who would rather give up than lag behind. The consumer lags when at least two reads wait for
-    /// it, whose size is a quarter of `fail` (1 KiB to 64 KiB): with less than that it is waited for,
-    /// up to `max_memory`.
+    /// A stream fills its memory whenever its consumer is slower than the server. Set `fail` if the
+    /// stream should end rather than wait for a slow consumer. A consumer counts as slow if at
+    /// least two reads are buffered; a read is a quarter of `fail` (1 KiB to 64 KiB). With less
+    /// than that, the stream waits for the consumer, up to `max_memory`.
     pub fn memory_soft_limits(mut self, warn: f32, fail: f32) -> Self {
         self.settings.soft_limits = Some((warn, fail));
         self
@@ -244,46 +245,53 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         self
     }
 
-    /// Reads with `n` connections at once, which together return exactly the rows of one query, in no order, or an error.
+    /// Reads with `n` connections at once. Together they return exactly the rows of one query, in
+    /// no order, or an error.
     ///
     /// It is for large results of tables, whose server is busy making text of them: with two
-    /// processors for server and client together, `parallel(2)` takes 0.67 of the time, and more do not help
-    /// ([figures](https://github.com/fraiseql/fraiseql-wire/blob/main/docs/benchmarks.md)). At most 64; with 1, the
-    /// query is a plain one.
+    /// processors for server and client together, `parallel(2)` takes 0.67 of the time, and more do
+    /// not help
+    /// ([figures](https://github.com/fraiseql/fraiseql-wire/blob/main/docs/benchmarks.md)). At most
+    /// 64; with 1, the query is a plain one.
     ///
-    /// Tables, tables in partitions or with children, and materialized views are split by their blocks (each backend
-    /// reads its own since Postgres 14, and before that all of them); views by [`partition_by`](Self::partition_by). The
-    /// stream is one: its memory, statistics, pauses and end are those of all connections together, and the first error
-    /// ends it. One connection is the client's; the others are opened to the same server when the query is executed,
-    /// and closed after it. `count`, `exists` and `explain` use the client's alone.
+    /// Tables, tables in partitions or with children, and materialized views are split by their
+    /// blocks (each backend reads its own since Postgres 14, and before that all of them); views by
+    /// [`partition_by`](Self::partition_by). The stream is one: its memory, statistics, pauses and
+    /// end are those of all connections together, and the first error ends it. One connection is
+    /// the client's. The others are opened to the same server when the query is executed, and
+    /// closed after it. `count`, `exists` and `explain` use only the client's connection.
     ///
     /// # How the connections agree
     ///
-    /// Each connection runs its part in a transaction (`REPEATABLE READ`, `READ ONLY`) with the same snapshot and with
-    /// its own locks. The query is executed when all have planned it and see the same relations. That takes five round
-    /// trips, and the time to connect. If another session changes the relation or wants it exclusively meanwhile, all
+    /// Each connection runs its part in a transaction (`REPEATABLE READ`, `READ ONLY`) with the
+    /// same snapshot and with its own locks. The query is executed when all connections have
+    /// planned it and see the same relations. That takes five round trips, and the time to connect.
+    /// If another session changes the relation or wants an exclusive lock in that time, all
     /// connections release it and try again, for up to 3 seconds.
     ///
-    /// Values that each connection computes for itself are not part of a snapshot: `now()`, `random()`, sequences,
-    /// the server's statistics views, and settings that a view changes. They must not decide which rows there are. The same
-    /// holds for a view that selects rows by LIMIT without a complete ORDER BY, and for functions that read tables, which are
-    /// not locked before they run.
+    /// Values that each connection computes for itself are not part of a snapshot: `now()`,
+    /// `random()`, sequences, the server's statistics views, and settings that a view changes. They
+    /// must not decide which rows the result contains. The same applies to a view that selects rows
+    /// by LIMIT without a complete ORDER BY, and to functions that read tables, because those
+    /// tables are not locked before the functions run.
     ///
-    /// Through a pooler, n connections to one server must be free at once:
-    /// (streams at once) x n must not exceed the pool. They are waited for until `connect_timeout`, or for 10 seconds.
+    /// Through a pooler, `n` connections to one server must be free at once: (streams at once) x
+    /// `n` must not exceed the pool. The query waits for them for `connect_timeout` (10 seconds if
+    /// it is not set).
     ///
     /// # Errors
     ///
     /// Of [`execute`](Self::execute):
     ///
-    /// * [`Error::Config`]: 0 or more than 64; with `order_by`, `limit`
-    ///   (also that of `fetch_one`), `offset` or `resume_by`; a view without `partition_by`; a `max_memory` of less than
-    ///   4 KiB for each connection; a relation that is not in the snapshot, such as a foreign, Citus or temporary table,
-    ///   also under a view; connections that differ in their user or settings.
-    /// * [`Error::Timeout`] of [`TimeoutPhase::Parallel`](crate::TimeoutPhase::Parallel): not all connections could begin, or
-    ///   others kept changing the relation.
-    /// * [`Error::Server`] 55P03: other sessions kept it locked; 22023 or 42704: the connections reached different servers;
-    ///   42501: to split a table by its blocks needs SELECT on the whole table, and not only on columns.
+    /// * [`Error::Config`]: 0 or more than 64; with `order_by`, `limit` (also that of `fetch_one`),
+    ///   `offset` or `resume_by`; a view without `partition_by`; a `max_memory` of less than 4 KiB
+    ///   for each connection; a relation that the snapshot does not cover (a foreign, Citus or
+    ///   temporary table), also under a view; connections that differ in their user or settings.
+    /// * [`Error::Timeout`] of [`TimeoutPhase::Parallel`](crate::TimeoutPhase::Parallel): not all
+    ///   connections could begin, or others kept changing the relation.
+    /// * [`Error::Server`] 55P03: other sessions kept it locked; 22023 or 42704: the connections
+    ///   reached different servers; 42501: splitting a table by its blocks needs SELECT on the
+    ///   whole table, not only on columns.
     ///
     /// ```no_run
     /// # use fraiseql_wire::{FraiseClient, RawJson, Result};
@@ -298,10 +306,11 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         self
     }
 
-    /// Splits a [`parallel`](Self::parallel) query by the hash of an expression in trusted SQL, without parameters:
-    /// `data->>'id'`. It should distinguish most rows, and must not be volatile: each connection evaluates it on every row,
-    /// and a row for which they get different values is lost or repeated. Every
-    /// backend reads all rows to find its own, so a view gains only where making its documents' text costs more than that.
+    /// Splits a [`parallel`](Self::parallel) query by the hash of an expression in trusted SQL,
+    /// without parameters: `data->>'id'`. It should distinguish most rows, and must not be
+    /// volatile: each connection evaluates it on every row, and a row with different values is lost
+    /// or returned twice. Every backend reads all rows to find its own, so a view gains only where
+    /// making its documents' text costs more than that.
     pub fn partition_by(mut self, expression: impl Into<String>) -> Self {
         self.scale.partition_by = Some(expression.into());
         self
@@ -324,15 +333,15 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// missing or come again. On a standby it may be an older snapshot than before.
     /// At the end of a resumed query a further one asks for a row without the key, which would have come last.
     ///
-    /// The order of strings is trusted, because only the server knows its collation: through a proxy that
-    /// merges the rows of several servers, rows would be lost in a resumption unless all of them sort alike.
-    /// Numbers that do not increase are an error.
+    /// The server's order of strings is not checked, because only the server knows its collation.
+    /// Through a proxy that merges the rows of several servers, a resumption loses rows unless all
+    /// servers sort alike. Numbers that do not increase are an error.
     ///
     /// The keys are looked at as rows arrive, which is not seen beside what the server does. Numbers are compared exactly.
     /// The index that serves it is `create index on t (((data->'id')))`.
     ///
-    /// In a column of type `json` (not `jsonb`), some documents cannot be read and fail the query: see
-    /// [`Filter`](crate::Filter#columns-of-type-json).
+    /// In a column of type `json` (not `jsonb`), some documents cannot be read and fail the query:
+    /// see [`Filter`](crate::Filter#columns-of-type-json).
     ///
     /// # Errors
     ///
@@ -432,13 +441,13 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         })
     }
 
-    /// Runs the query and returns its first row, if there is one. More rows are not asked for; with
-    /// Rust predicates, the query is stopped after the row that they accept.
+    /// Runs the query and returns its first row, if there is one. The statement requests only one
+    /// row; with Rust predicates, the query is stopped after the first accepted row.
     ///
     /// # Errors
     ///
-    /// Those of [`execute`](Self::execute) and of the stream. Stopping the query after the row is not
-    /// part of the answer: if that fails, the row is returned, and the connection is closed.
+    /// Those of [`execute`](Self::execute) and of the stream. If stopping the query after the row
+    /// fails, the row is still returned, and the connection is closed.
     ///
     /// # Cancel safety
     ///
@@ -469,8 +478,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// # Errors
     ///
-    /// Those of [`execute`](Self::execute) and of the stream; [`Error::Protocol`] if more than one count
-    /// comes, from a proxy that asks several servers.
+    /// Those of [`execute`](Self::execute) and of the stream; [`Error::Protocol`] if more than one
+    /// count arrives, from a proxy that queries several servers.
     ///
     /// # Cancel safety
     ///
@@ -537,8 +546,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
             QueryStream::open(&self.access, request, settings, labels, text, predicates).await;
         let mut stream = opened.map_err(|e| not_json(e, &statement.sql))?;
         let answer = next(&mut stream).await;
-        // To its end, so that the connection is free at once. Another row, of another server behind a proxy,
-        // is an error: this one alone is not the answer.
+        // Read to the end, so that the connection is free immediately. Another row (from another
+        // server of a proxy) is an error: this row alone is not the answer.
         while let Some(more) = next(&mut stream).await {
             more?;
         }
@@ -546,8 +555,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     }
 }
 
-/// The error of a statement that the server refuses because the document is not JSON. Such a document
-/// is tested and not selected, so its column is not in the answer.
+/// The error of a statement that the server refuses because the document is not JSON. Such a
+/// document is tested and not selected, so its column is not in the answer.
 fn not_json(error: Error, sql: &str) -> Error {
     let is_test = |e: &DbError| {
         let position = e.position().and_then(|from_1| usize::try_from(from_1).ok()?.checked_sub(1));

@@ -3,7 +3,8 @@ use std::fmt::Write;
 use super::ident::quote_name;
 use crate::error::{Error, Result};
 
-/// The maximum number of keys in a path. The server, and the reader of a document, recurse into each.
+/// The maximum number of keys in a path. The server, and the reader of a document, recurse into
+/// each.
 const MAX_KEYS: usize = 256;
 
 /// A part of the document, or a column beside it, to make filters and orders of: `field("status")`,
@@ -12,8 +13,8 @@ const MAX_KEYS: usize = 256;
 /// The operators are methods; each returns a [`Filter`](crate::Filter). Made by [`field`],
 /// [`Field::path`] or [`Field::column`].
 ///
-/// A document does not make an operator fail. The exceptions, in columns of type `json` (not `jsonb`), are in
-/// [`Filter`](crate::Filter#columns-of-type-json).
+/// A document does not make an operator fail. The exceptions, in columns of type `json` (not
+/// `jsonb`), are in [`Filter`](crate::Filter#columns-of-type-json).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Field {
     pub(super) place: Place,
@@ -48,9 +49,10 @@ impl Field {
     /// Returns a column, by its exact name. Operators then use the column's own type; the server
     /// rejects a value or an operator that does not fit the type.
     ///
-    /// The column that holds the documents ([`QueryBuilder::column`](crate::QueryBuilder::column)) is compared
-    /// with JSON: `Field::column("data").eq("abc")` matches the document `"abc"`. In another column of type
-    /// `jsonb`, a string is read as JSON text: `Field::column("extra").eq(r#""abc""#)`.
+    /// The column that holds the documents ([`QueryBuilder::column`](crate::QueryBuilder::column))
+    /// is compared with JSON: `Field::column("data").eq("abc")` matches the document `"abc"`. In
+    /// another column of type `jsonb`, a string is read as JSON text:
+    /// `Field::column("extra").eq(r#""abc""#)`.
     pub fn column(name: impl Into<String>) -> Self {
         Self { place: Place::Column(name.into()), language: None }
     }

@@ -16,37 +16,42 @@ const MAX_DEPTH: usize = 256;
 /// A condition on documents, made of [`Field`]'s operators and put together with `and`, `or` and
 /// `not`.
 ///
-/// Its values are always sent as parameters. A document never makes the server raise an error, whatever
-/// it contains: if a field is missing, null, or of a type that the operator does not apply to, the
-/// answer is *unknown*. A row is returned only if the answer is yes; `not` turns yes into no and no into
-/// yes, and leaves unknown as it is. So neither `eq("paid")` nor its negation matches a row whose
-/// status is missing: add [`is_null`](Field::is_null) to ask for those.
+/// Its values are always sent as parameters. A document never makes the server raise an error,
+/// whatever it contains (columns of type `json` have exceptions, see below): if a field is missing,
+/// null, or of a type that the operator does not apply to, the answer is *unknown*. A row is
+/// returned only if the answer is yes; `not` turns yes into no and no into yes, and leaves unknown
+/// as it is. So neither `eq("paid")` nor its negation matches a row whose status is missing: add
+/// [`is_null`](Field::is_null) to ask for those.
 ///
-/// A filter can be of any length: chains of `and`, and chains of `or`, do not nest, and `not` of `not`
-/// cancels out. Groups within groups, such as `and` within `or` within `and`, may be nested 256 deep; a
-/// deeper filter is [`Error::Config`](crate::Error::Config) when the query is executed. A statement has at
-/// most 65,535 parameters. If the values compared with fields of documents are more than that, they are sent
-/// in arrays; values compared with columns are not, and more of those are an `Error::Config`.
+/// A filter can be of any length: chains of `and`, and chains of `or`, do not nest, and `not` of
+/// `not` cancels out. Groups within groups, such as `and` within `or` within `and`, may be nested
+/// 256 deep; a deeper filter is [`Error::Config`](crate::Error::Config) when the query is executed.
+/// A statement has at most 65,535 parameters. If more values are compared with fields of documents,
+/// they are sent in arrays. Values compared with columns cannot be sent in arrays, so more of those
+/// are an `Error::Config`.
 ///
-/// A value with a character that the database's encoding does not have, such as `日` in LATIN1, is an error of
-/// the server (22P05), whatever the documents are.
+/// A value with a character that the database's encoding does not have, such as `日` in LATIN1, is
+/// an error of the server (22P05), regardless of the documents.
 ///
 /// # Columns of type `json`
 ///
-/// Postgres stores any JSON text in a column of type `json`, and reads it when a field is extracted. The
-/// query then fails if a document contains one of the following, in any of its fields:
+/// Postgres stores any JSON text in a column of type `json`, and reads it when a field is
+/// extracted. The query then fails if a document contains one of the following, in any of its
+/// fields:
 ///
 /// * the escape of a lone surrogate, such as `"\ud800"` (22P02);
 /// * the escape `\u0000` (22P05);
-/// * the escape of a character that the database's encoding does not have (22P05), in a database that is
-///   not UTF-8, such as LATIN1;
-/// * a number beyond Postgres's `numeric`, such as `1e200000` (22003), in the field or in a container
-///   that is the field, if the operator reads the field as `jsonb`;
-/// * more than `jsonb` holds (54000): a string, or the elements of a container, of more than 256 MiB.
+/// * the escape of a character that the database's encoding does not have (22P05), in a database
+///   that is not UTF-8, such as LATIN1;
+/// * a number beyond Postgres's `numeric`, such as `1e200000` (22003), in the field or in a
+///   container that is the field, if the operator reads the field as `jsonb`;
+/// * more than `jsonb` holds (54000): a string, or the elements of a container, of more than 256
+///   MiB.
 ///
 /// This is true of every operator on such a column, of [`OrderBy`](crate::OrderBy),
 /// [`select_fields`](crate::QueryBuilder::select_fields) and
-/// [`resume_by`](crate::QueryBuilder::resume_by). A column of type `jsonb` cannot contain any of these.
+/// [`resume_by`](crate::QueryBuilder::resume_by). A column of type `jsonb` cannot contain any of
+/// these.
 ///
 /// ```
 /// use fraiseql_wire::{Filter, field};

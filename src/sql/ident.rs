@@ -32,8 +32,8 @@ pub(super) fn quote_relation(name: &str) -> Result<String> {
     Ok(quoted)
 }
 
-/// Quotes the name of a collation, `collation` or `schema.collation`. A part without double quotes may have
-/// any other characters, such as those of `de-x-icu`.
+/// Quotes the name of a collation, `collation` or `schema.collation`. A part without double quotes
+/// may have any other characters, such as those of `de-x-icu`.
 pub(super) fn quote_collation(name: &str) -> Result<String, &'static str> {
     /// How the character sets of locales begin: `en_US.utf8`.
     const CHARACTER_SETS: [&str; 12] =

@@ -1,5 +1,5 @@
-//! JSON that a caller gives, nested to a limit: serde's recursion would end a thread's stack, which ends
-//! the process.
+//! JSON that a caller gives, nested to a limit: serde's recursion would end a thread's stack, which
+//! ends the process.
 
 use std::io;
 

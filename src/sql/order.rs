@@ -4,10 +4,10 @@ use crate::error::{Error, Result};
 /// How to sort by a field: `field("total").desc().nulls_last()`.
 ///
 /// Values are compared as `jsonb`: numbers as numbers, strings as strings in the database's order,
-/// and different types one after the other: the empty array, null, strings, numbers, booleans, other arrays,
-/// objects. (That the empty array is the smallest value is a peculiarity of Postgres.) With
-/// [`collate`](Self::collate) they are compared as text, and null is NULL. Rows without the field are NULL, which
-/// by default comes last, and first with `desc`.
+/// and different types one after the other: the empty array, null, strings, numbers, booleans,
+/// other arrays, objects. (That the empty array is the smallest value is a peculiarity of
+/// Postgres.) With [`collate`](Self::collate) they are compared as text, and null is NULL. Rows
+/// without the field are NULL, which by default comes last, and first with `desc`.
 ///
 /// In a column of type `json` (not `jsonb`), some documents cannot be read and fail the query: see
 /// [`Filter`](crate::Filter#columns-of-type-json).
@@ -42,8 +42,8 @@ impl From<Field> for OrderBy {
 }
 
 impl OrderBy {
-    /// Compares as text in a collation, by its exact name: `C`, `de-x-icu`, `en_US.utf8`, or with its
-    /// schema: `app.german`.
+    /// Compares as text in a collation, by its exact name: `C`, `de-x-icu`, `en_US.utf8`, or with
+    /// its schema: `app.german`.
     ///
     /// A part in double quotes is one name, whatever is in it: `"app"."a.b"`. Without quotes, a dot
     /// separates the schema, unless a character set follows it, as in the names that the operating

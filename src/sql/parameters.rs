@@ -60,8 +60,7 @@ impl Parameters {
     /// Returns the parameters.
     ///
     /// # Errors
-    ///
-    /// [`Error::Config`]: they are too many.
+    /// [`Error::Config`]: there are too many parameters.
     pub(super) fn finish(mut self) -> Result<Vec<Param>> {
         self.close();
         match self.is_too_long() {

@@ -8,8 +8,8 @@ use crate::error::{Error, Result};
 /// The rows that one session reads. Together, the parts have every row once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// The rows in a range of blocks, which holds for each table of a tree: a [TID Range Scan] since Postgres 14.
-    /// The last part has no end.
+    /// The rows in a range of blocks, which holds for each table of a tree: a [TID Range Scan]
+    /// since Postgres 14. The last part has no end.
     ///
     /// [TID Range Scan]: https://www.postgresql.org/docs/14/release-14.html
     Blocks { from: u64, to: Option<u64> },
@@ -17,7 +17,8 @@ pub(crate) enum Part {
     Hash { expression: String, of: usize, number: usize },
 }
 
-/// Begins a transaction in which every statement sees what the first one saw. It takes no lock and no snapshot yet.
+/// Begins a transaction in which every statement sees what the first one saw. It takes no lock and
+/// no snapshot yet.
 pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
 pub(crate) const ROLLBACK: &str = "ROLLBACK";
@@ -28,8 +29,8 @@ pub(crate) const COMMIT: &str = "COMMIT";
 /// Asks for a value, to see whether a session is still in its transaction.
 pub(crate) const ONE: &str = "SELECT 1";
 
-/// A first statement without effect. pgpool judges a message by its first statement: after SET or LOCK TABLE it
-/// collects all rows of a later query before it sends them.
+/// A first statement without effect. pgpool judges a message by its first statement: after SET or
+/// LOCK TABLE it collects all rows of a later query before it sends them.
 const FIRST: &str = "SHOW lock_timeout";
 
 /// What to do if the role must not read `ctid`.
@@ -39,21 +40,23 @@ pub(crate) const CTID_HINT: &str = "parallel() splits a table by ctid, which nee
 /// Separates the fields of an answer.
 const SEPARATOR: char = '\u{1f}';
 
-/// The relations that this session has locked, and so every one that its query reads: `LOCK TABLE` locks tables with
-/// their children and the tables of views, and planning a query locks all that is in the plan. Postgres's own
-/// relations (up to 16383) are left out, because these statements lock some of them.
+/// The relations that this session has locked, and so every one that its query reads: `LOCK TABLE`
+/// locks tables with their children and the tables of views, and planning a query locks all that is
+/// in the plan. Postgres's own relations (up to 16383) are left out, because these statements lock
+/// some of them.
 const LOCKED: &str = "SELECT l.relation AS oid FROM pg_catalog.pg_locks l \
      WHERE l.pid = pg_catalog.pg_backend_pid() AND l.locktype = 'relation' AND l.relation > 16383 \
      AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d \
      WHERE d.datname = pg_catalog.current_database()) \
      GROUP BY l.relation";
 
-/// What an exported snapshot does not cover is not read by several sessions. Temporary tables of other sessions may be
-/// children of a table, but are never read.
+/// What an exported snapshot does not cover is not read by several sessions. Temporary tables of
+/// other sessions may be children of a table, but are never read.
 const REFUSED: &str = "c.relkind = 'f' OR c.relpersistence = 't' \
      AND NOT pg_catalog.pg_is_other_temp_schema(c.relnamespace)";
 
-/// What two sessions must have in common to see the same rows. The first three are explained on their own.
+/// What two sessions must have in common to see the same rows. The first three are explained on
+/// their own.
 const COMPARED: [(&str, &str); 14] = [
     (
         "server",
@@ -90,7 +93,8 @@ pub(crate) struct Relation {
     lock_timeout: Option<Duration>,
     /// Citus's list of its tables exists.
     has_citus: bool,
-    /// `LOCK TABLE` can lock it: it has no lock for materialized views, and wants privileges on the whole table.
+    /// `LOCK TABLE` can lock it: it has no lock for materialized views, and wants privileges on the
+    /// whole table.
     pub(crate) is_lockable: bool,
 }
 
@@ -178,11 +182,12 @@ impl Relation {
         format!("SET LOCAL lock_timeout = {}", wait.as_millis().max(1))
     }
 
-    /// Locks the relation and exports a snapshot. `LOCK TABLE` runs [before there is a snapshot][lock]: a snapshot
-    /// taken while waiting for `TRUNCATE` and `INSERT` would see neither the old rows nor the new ones.
+    /// Locks the relation and exports a snapshot. `LOCK TABLE` runs [before there is a
+    /// snapshot][lock]: a snapshot taken while waiting for `TRUNCATE` and `INSERT` would see
+    /// neither the old rows nor the new ones.
     ///
-    /// Waits for the first lock for `wait`, holding no other one but those of the relation's parents, and for later
-    /// ones for `rest`.
+    /// Waits for the first lock for `wait`, holding no other one but those of the relation's
+    /// parents, and for later ones for `rest`.
     ///
     /// [lock]: https://www.postgresql.org/docs/current/sql-lock.html
     pub(crate) fn lock_and_export(&self, wait: Duration, rest: Duration) -> Result<String> {
@@ -207,8 +212,8 @@ impl Relation {
         ))
     }
 
-    /// Joins a snapshot on another session, which takes its own locks on the relation without waiting for them: a
-    /// session that waits for an exclusive lock waits for the first one.
+    /// Joins a snapshot on another session, which takes its own locks on the relation without
+    /// waiting for them: a session that waits for an exclusive lock waits for the first one.
     pub(crate) fn join(&self, exported: &Exported, rest: Duration) -> Result<String> {
         let Self { name, .. } = self;
         let (bound, stable) = (self.bound_locks(rest), self.stable_scans());
@@ -228,8 +233,8 @@ impl Relation {
         format!("SELECT FROM {} LIMIT 0", self.name)
     }
 
-    /// A view may have LIMIT without an order. Scans that begin at the same place make it more likely that it has the
-    /// same rows each time.
+    /// A view may have LIMIT without an order. Scans that begin at the same place make it more
+    /// likely that it has the same rows each time.
     fn stable_scans(&self) -> &'static str {
         if self.kind == "v" { "SET LOCAL synchronize_seqscans = off; " } else { "" }
     }
@@ -250,9 +255,9 @@ impl Relation {
         )
     }
 
-    /// Asks for a [`Sight`], when the part of the query has been planned. A relation that is not in the snapshot, or
-    /// was rewritten after it, was changed before it was locked. To refresh a materialized view is no such change:
-    /// every snapshot sees its new rows.
+    /// Asks for a [`Sight`], when the part of the query has been planned. A relation that is not in
+    /// the snapshot, or was rewritten after it, was changed before it was locked. To refresh a
+    /// materialized view is no such change: every snapshot sees its new rows.
     pub(crate) fn see(&self) -> String {
         let compared: Vec<_> = COMPARED.iter().map(|(_, expression)| *expression).collect();
         format!(
@@ -300,8 +305,8 @@ impl Exported {
         Ok(Self { snapshot: snapshot.to_owned(), blocks: blocks.collect::<Result<_>>()? })
     }
 
-    /// Splits by blocks. The ranges are the same for each table of a tree, and as many blocks of the whole tree are in
-    /// each, so that one large partition is split as well as many small ones.
+    /// Splits by blocks. The ranges are the same for each table of a tree, and as many blocks of
+    /// the whole tree are in each, so that one large partition is split as well as many small ones.
     pub(crate) fn by_blocks(&self, parts: usize) -> Vec<Part> {
         let total: u64 = self.blocks.iter().sum();
         let before = |block: u64| self.blocks.iter().map(|blocks| block.min(*blocks)).sum::<u64>();

@@ -1,9 +1,10 @@
 //! Finds the parameters that a text of trusted SQL uses.
 //!
-//! Follows Postgres's lexer ([scan.l]) token by token, because `$1` is a parameter only where a token
-//! begins. Like the lexer, it works on bytes: every byte of a non-ASCII character belongs to an
-//! identifier. It assumes `standard_conforming_strings = on`, the server's default. Versions differ only
-//! in texts that newer ones reject, such as `0x1F$1`, which Postgres 16 reads as a number and a parameter.
+//! Follows Postgres's lexer ([scan.l]) token by token, because `$1` is a parameter only where a
+//! token begins. Like the lexer, it works on bytes: every byte of a non-ASCII character belongs to
+//! an identifier. It assumes `standard_conforming_strings = on`, the server's default. Versions
+//! differ only in texts that newer ones reject, such as `0x1F$1`, which Postgres 16 reads as a
+//! number and a parameter.
 //!
 //! [scan.l]: https://github.com/postgres/postgres/blob/master/src/backend/parser/scan.l
 
@@ -145,7 +146,8 @@ fn tag(text: &[u8]) -> Option<&[u8]> {
     (text.get(end) == Some(&b'$')).then(|| text.get(..=end))?
 }
 
-/// The length of a number. Letters that follow begin an identifier, where the server does not reject them.
+/// The length of a number. Letters that follow begin an identifier, where the server does not
+/// reject them.
 fn number(text: &[u8]) -> usize {
     let digits = |start, belongs: fn(&u8) -> bool| {
         let mut end = run(text, start, belongs);

@@ -16,8 +16,8 @@ use crate::error::{Error, Result};
 /// The largest LIMIT and OFFSET Postgres knows: they are of type bigint.
 const MAX_COUNT: u64 = i64::MAX as u64;
 
-/// What follows a document whose type is tested: an operator that `json` and `jsonb` have, and no other
-/// type.
+/// What follows a document whose type is tested: an operator that `json` and `jsonb` have, and no
+/// other type.
 pub(crate) const TYPE_TEST: &str = "#> '{}' AS \"data\"";
 
 /// `SELECT data FROM {entity} [WHERE ...] [ORDER BY ...] [LIMIT n] [OFFSET m]`
@@ -171,8 +171,8 @@ impl Select {
             Projection::Sql(sql) => in_parentheses(sql),
             _ => document.clone(),
         };
-        // What is not used of it is not computed. It is an error, as in the query itself, if there is no such
-        // column or it is not JSON.
+        // What is not used of it is not computed. It is an error, as in the query itself, if there
+        // is no such column or it is not JSON.
         let projection = format!("{projection} {TYPE_TEST}");
         plain.select(&projection, &document)
     }

@@ -27,8 +27,9 @@ impl Budget {
         }
     }
 
-    /// Whether a reader may hold `size` more bytes now. Otherwise it waits, and has its turn after those that waited
-    /// before: a small request must not overtake a large one, which would wait until no small ones come.
+    /// Whether a reader may hold `size` more bytes now. Otherwise it waits, and has its turn after
+    /// those that waited before: a small request must not overtake a large one, which would wait
+    /// until no small ones come.
     ///
     /// A stream that holds nothing may hold any one thing: else a row larger than the limit would
     /// never pass.
@@ -123,7 +124,7 @@ mod tests {
         assert!(budget.admit(2, 10));
         budget.take(10);
         assert!(budget.admit(0, 20));
-        // One that gives up is not waited for.
+        // A reader that stops waiting loses its turn.
         budget.take(20);
         assert!(!budget.admit(1, 50) && !budget.admit(2, 1));
         budget.leave(1);

@@ -84,8 +84,8 @@ impl Deadlines {
 async fn expired(deadline: Option<Deadline>, later: Duration) -> Error {
     let Some(Deadline { at, phase, after }) = deadline else { return pending().await };
     match at.checked_add(later) {
-        // A reader that always finds bytes uses up the budget of its task: the clock is looked at all
-        // the same.
+        // A reader that always finds bytes uses up its task's budget; the timer must fire
+        // nevertheless.
         Some(at) => unconstrained(sleep_until(at.into())).await,
         None => pending().await,
     }

@@ -178,8 +178,8 @@ impl<T: FromJsonRow> QueryStream<T> {
         self.owner.channel.pause(Some(reason)).await
     }
 
-    /// Resumes after a [`pause`](Self::pause). Without one, and after the end, nothing changes. Does
-    /// not wait.
+    /// Resumes after a [`pause`](Self::pause). Without one, and after the end, nothing changes.
+    /// Does not wait.
     ///
     /// # Errors
     ///
@@ -256,13 +256,15 @@ impl<T: FromJsonRow> QueryStream<T> {
     ///
     /// # Errors
     ///
-    /// The query may still run on the server; its connection was closed, and the next query opens another one.
+    /// The query may still run on the server; its connection was closed, and the next query opens
+    /// another one.
     ///
     /// * [`Error::Timeout`]: it could not be stopped within `cancel_timeout`, 2 seconds.
-    /// * [`Error::Protocol`]: more than `drain_limit` bytes were still coming.
-    /// * [`Error::Connection`] or another error of connecting: the cancel request could not be sent.
+    /// * [`Error::Protocol`]: more than `drain_limit` bytes were still to be read.
+    /// * [`Error::Connection`] or another error of connecting: the cancel request could not be
+    ///   sent.
     /// * [`Error::ConnectionClosed`]: the connection ended before the query did.
-    /// * [`Error::InvalidState`]: the server gave no key to cancel queries with.
+    /// * [`Error::InvalidState`]: the server sent no key for cancel requests.
     ///
     /// # Cancel safety
     ///

@@ -1,4 +1,5 @@
-//! One result by several sessions: how they come to see the same rows. docs/ARCHITECTURE.md has the steps in a table.
+//! One result from several sessions: how they agree on the same rows. docs/ARCHITECTURE.md has a
+//! table of the steps.
 
 use std::{
     convert::Infallible,
@@ -36,12 +37,12 @@ pub(crate) const MAX_PARALLEL: usize = 64;
 /// The minimum memory of a stream for each of its connections: a quarter of it is one read.
 pub(crate) const MIN_MEMORY: usize = 4 * MIN_READ;
 
-/// How long the connections may take to begin their transactions, if there is no `connect_timeout`. Only a pooler
-/// without a free server connection makes them wait.
+/// How long the connections may take to begin their transactions, if there is no `connect_timeout`.
+/// Only a pooler without a free server connection makes them wait.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long one attempt waits for the first lock. The session may hold locks on parents of what it waits for, which
-/// keep others away that wait for them.
+/// How long one attempt waits for the first lock. Meanwhile the session may hold locks on parents
+/// of the relation, which block other sessions.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// How long an attempt waits for a lock while it holds one that others may wait for.
@@ -75,7 +76,7 @@ pub(super) struct Planned {
 /// Why a query could not begin.
 pub(super) struct BeginError {
     pub(super) error: Error,
-    /// It was counted as that of an attempt to connect.
+    /// Already counted as a failed attempt to connect.
     pub(super) is_counted: bool,
 }
 
@@ -91,8 +92,8 @@ enum Obstacle {
 }
 
 impl Parallel {
-    /// Opens the other sessions, and brings all to where they can execute their parts: each holds its own locks and the
-    /// same snapshot, and has planned its part.
+    /// Opens the other sessions and prepares all of them to execute their parts: each holds its own
+    /// locks and the same snapshot, and has planned its part.
     ///
     /// # Errors
     ///
@@ -106,7 +107,8 @@ impl Parallel {
         match self.bring_together(relation, access, first, &mut others).await {
             Ok(execute) => Ok(Planned { others, execute }),
             Err(error) => {
-                // A pooler would close the server's connection if its client left it in a transaction.
+                // A pooler would close the server's connection if its client left it in a
+                // transaction.
                 let usable = others.iter_mut().filter(|other| other.is_answered());
                 join_all(usable.map(|other| other.end_transaction(ROLLBACK))).await;
                 Err(error.into())
@@ -114,7 +116,8 @@ impl Parallel {
         }
     }
 
-    /// Asks what the relation is, and connects meanwhile. No transaction is open, so a slow login blocks nobody.
+    /// Queries the kind of the relation while the other sessions connect. No transaction is open,
+    /// so a slow login blocks no other session.
     async fn open(
         &self,
         access: &Access,
@@ -147,7 +150,7 @@ impl Parallel {
         }
     }
 
-    /// Makes attempts until the sessions are where they can execute their parts. Returns the request for that.
+    /// Repeats attempts until the sessions can execute their parts. Returns the request for that.
     async fn bring_together(
         &self,
         mut relation: Relation,
@@ -191,8 +194,8 @@ impl Parallel {
         }
     }
 
-    /// Begins a transaction on each session, without a lock or a snapshot: through a pooler, each has a connection to
-    /// the server then, or nothing is blocked by the wait for one.
+    /// Begins a transaction on each session, without a lock or a snapshot: through a pooler, each
+    /// has a connection to the server then, or nothing is blocked by the wait for one.
     async fn begin_transactions(
         &self,
         access: &Access,
@@ -233,7 +236,7 @@ impl Parallel {
         let plans =
             parts.into_iter().map(|part| self.plan(&portal, part)).collect::<Result<Vec<_>>>()?;
         let mut plans = plans.into_iter();
-        // Later waits for locks are those of functions, in mid-result.
+        // Later waits for locks are those of functions, while rows are being sent.
         let see = simple(&[&relation.see(), &relation.bound_locks(LOCK_WAIT)])?;
         let join = simple(&[&relation.join(&exported, BRIEF_LOCK_WAIT)?])?;
         let planned =
@@ -242,7 +245,8 @@ impl Parallel {
             other.transact([join.clone(), plan, see.clone()].concat().into(), 3)
         });
         let (planned, joined) = tokio::join!(planned, join_all(joined));
-        // What fails there fails everywhere; and without its session nobody can join its snapshot.
+        // A failure there would happen on every session; and without this session no other can
+        // import its snapshot.
         let sight = Sight::read(&some(planned.map_err(|error| self.explain(error))?)?)?;
         let mut contended = None;
         for answer in joined {
@@ -297,7 +301,8 @@ impl Parallel {
 
 async fn begin(session: &mut Connection, begun: &AtomicUsize) -> Result<()> {
     let (requests, answers) = match session.is_in_transaction() {
-        // Apart, so that a pooler can give the server's connection to others that wait for one.
+        // Separate requests, so that a pooler can give the server connection to another client in
+        // between.
         true => ([simple(&[ROLLBACK])?, simple(&[BEGIN])?].concat().into(), 2),
         false => (simple(&[BEGIN])?, 1),
     };
@@ -322,7 +327,7 @@ fn some(answer: Option<String>) -> Result<String> {
     })
 }
 
-/// Runs futures at once, up to the end of all or the first error.
+/// Runs futures concurrently until all have ended or one has failed.
 async fn try_all<T, E>(
     futures: impl Iterator<Item = impl Future<Output = Result<T, E>>>,
 ) -> Result<Vec<T>, E> {
@@ -346,7 +351,7 @@ async fn try_all<T, E>(
     .await
 }
 
-/// Runs futures at once, up to the end of all.
+/// Runs futures concurrently until all have ended.
 async fn join_all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
     let done = try_all(futures.map(|future| async { Ok::<_, Infallible>(future.await) })).await;
     match done {

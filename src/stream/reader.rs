@@ -351,8 +351,8 @@ impl Reader {
         }
     }
 
-    /// What follows the last row that the statement asked for. Another row is one that no server sends: a
-    /// proxy that merges the answers of several does.
+    /// Why to stop at a message after the last row that the statement requested. A server sends no
+    /// further row; a proxy that merges the answers of several servers does.
     fn beyond_limit(&self) -> Stop {
         match self.connection.buffer.first() {
             Some(&DATA_ROW) => Stop::Malformed(Error::protocol(format!(
@@ -364,8 +364,8 @@ impl Reader {
         }
     }
 
-    /// Sends what is left of the request. A server that reads none of it for `read_timeout` is as
-    /// silent as one that sends nothing.
+    /// Sends the rest of the request. A server that reads nothing for `read_timeout` counts as
+    /// silent.
     async fn send(&mut self) -> Result<(), Interrupt> {
         let Self { connection, unsent, seat, not_begun, .. } = self;
         let timeout = connection.bounds.read_timeout;
@@ -383,7 +383,7 @@ impl Reader {
                 error = silence(timeout) => return Err(error.into()),
             }
         }
-        // TLS may keep the end of it back otherwise.
+        // Otherwise TLS may hold back the end of the request.
         select! {
             biased;
             () = seat.abandoned() => Err(Interrupt::Abandoned),
@@ -397,7 +397,7 @@ impl Reader {
         let message = match self.connection.take_message()? {
             Taken::Message(message) => message,
             Taken::Absorbed => {
-                // Its handler has run: the deadlines are to be looked at.
+                // Its handler has run: check the deadlines.
                 yield_now().await;
                 return Ok(Progress::Continue);
             }
@@ -448,7 +448,7 @@ impl Reader {
         let Self { block, run, connection, seat, position, again, .. } = self;
         if let Some(block) = block.as_ref().filter(|_| run.rows > 0) {
             let rows = run.rows as u64;
-            // What was delivered must not come again.
+            // Delivered rows must not be delivered again.
             *again = None;
             // Cut when there is room: dropped before, the future loses nothing.
             self.chunk_rows = seat.push(|| cut(&mut connection.buffer, run, block)).await?;
@@ -469,8 +469,8 @@ impl Reader {
         }
     }
 
-    /// Cuts the run off at a row that is larger than the memory allowed. Only with very little memory
-    /// can such a row be in the buffer: any other is found before it is read.
+    /// Cuts the run off at a row that is larger than the memory allowed. Only with very little
+    /// memory can such a row be in the buffer: any other is found before it is read.
     fn check_sizes(&mut self) -> Result<()> {
         let limit = self.settings.memory();
         if !self.settings.is_strict() || limit >= 4 * MIN_READ {
@@ -547,7 +547,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Whether its buffer, without a whole row in it, is to serve another reader first. One for a large row is kept.
+    /// Whether to release the buffer, which holds no whole row, to another reader. A buffer for a
+    /// large row is kept.
     fn lends_memory(&self) -> bool {
         self.settings.readers > 1
             && self.connection.buffer.capacity() <= self.settings.read_size()
@@ -576,7 +577,8 @@ impl Reader {
                     self.hand_over().await?;
                     continue;
                 }
-                // A server may be silent for long, and another reader wait for this one's memory.
+                // The server may be silent for long while another reader waits for this one's
+                // memory.
                 Poll::Pending if self.lends_memory() => {
                     self.next_block(HEADER, 0).await?;
                     continue;
@@ -654,7 +656,7 @@ struct Rest {
     unsent: Bytes,
 }
 
-/// Stops the query, if the server may have begun it, and gives the connection back.
+/// Stops the query, if the server may have begun it, and returns the connection.
 async fn clean_up(mut connection: Connection, rest: Rest, lease: Lease) -> Result<()> {
     if rest.is_sent {
         settle(&mut connection, &rest.query, rest.unsent).await?;
@@ -662,7 +664,7 @@ async fn clean_up(mut connection: Connection, rest: Rest, lease: Lease) -> Resul
     give_back(connection, lease).await
 }
 
-/// The session of a connection that was lost in mid-query.
+/// The session of a connection that was lost during a query.
 struct Lost {
     session: Arc<Session>,
     cancel_timeout: Duration,
@@ -684,12 +686,12 @@ impl Lost {
     }
 }
 
-/// Whether the connection is gone and the server has not said that the session is.
+/// Whether the connection was lost without a message from the server that ends the session.
 fn is_lost(error: &Error) -> bool {
     matches!(error, Error::ConnectionClosed { .. } | Error::Io { .. })
 }
 
-/// Whether the other side closed the connection before it had read all that was sent.
+/// Whether the peer closed the connection before it had read everything that was sent.
 fn is_reset(error: &Error) -> bool {
     let Error::ConnectionClosed { source: Some(source), .. } = error else { return false };
     source.kind() == io::ErrorKind::ConnectionReset
@@ -700,7 +702,7 @@ fn ended_idle(error: &Error) -> bool {
     error.sqlstate().is_some_and(|code| *code == sqlstate::IDLE_SESSION_TIMEOUT)
 }
 
-/// Gives a connection back that has done its work: out of its transaction, if it is in one.
+/// Returns a connection that has done its work, after ending its transaction, if any.
 async fn give_back(mut connection: Connection, lease: Lease) -> Result<()> {
     end_transaction(&mut connection).await?;
     lease.give_back(connection);

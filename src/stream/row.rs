@@ -215,8 +215,8 @@ fn explain<'a, U: Deserialize<'a>>(text: &'a str, row: u64, source: serde_json::
     }
 }
 
-/// Why a document that is JSON cannot be decoded. The decoder reports a fraction where it reads an `i128`
-/// as a mistake in the document.
+/// Why a document that is JSON cannot be decoded. The decoder reports a fraction where it reads an
+/// `i128` as a mistake in the document.
 #[derive(Debug)]
 pub(super) struct Beyond(serde_json::Error);
 
@@ -376,7 +376,7 @@ mod tests {
             row(b"{\"a\\nERROR forged\":\"x\"}").decode::<std::collections::HashMap<String, u8>>();
         assert!(!error.unwrap_err().to_string().contains('\n'));
 
-        /// The path, and whether it is said to be JSON.
+        /// The path, and whether the error reports valid JSON.
         fn of<'a, U: Deserialize<'a> + std::fmt::Debug>(text: &'a str) -> (String, bool) {
             let error = decode::<U>(text.as_bytes(), 7).unwrap_err();
             let Error::JsonDecode { row: 7, path, source, .. } = &error else {

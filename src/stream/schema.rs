@@ -45,12 +45,12 @@ fn no_columns() -> Error {
 }
 
 fn describe(column: &Column) -> String {
-    // A name has at most 63 bytes; a hostile server is not believed.
+    // Postgres names have at most 63 bytes; a hostile server may send more.
     let name: String = column.name.chars().take(63).collect();
     format!("{name:?} of type {}", type_name(column.type_oid))
 }
 
-/// The names of the types one meets most, by `pg_type.dat`; of others the oid.
+/// The names of the most common types, from `pg_type.dat`; for others the OID.
 fn type_name(oid: u32) -> String {
     let name = match oid {
         16 => "boolean",

@@ -136,8 +136,8 @@ impl StreamSettings {
         (self.memory() / (4 << 10)).max(64)
     }
 
-    /// A quarter of the memory, so that the next read can begin while earlier ones wait; of what the
-    /// stream may hold before it fails, if that is less.
+    /// A quarter of the memory, so that the next read can begin while earlier ones wait; of what
+    /// the stream may hold before it fails, if that is less.
     pub(super) fn read_size(&self) -> usize {
         let memory = self.fail_at().map_or(self.memory(), |fail_at| fail_at.min(self.memory()));
         (memory / 4 / self.readers.max(1)).clamp(MIN_READ, MAX_READ)

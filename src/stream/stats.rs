@@ -65,8 +65,9 @@ pub struct StreamStats {
     pub time_to_first_row: Option<Duration>,
     /// From `execute()` until now, or until the end was read.
     pub elapsed: Duration,
-    /// Total time in which nothing was read because the consumer had not made room. In a
-    /// [`parallel`](crate::QueryBuilder::parallel) stream, the sum over its connections: up to `n` times `elapsed`.
+    /// Total time in which nothing was read because the buffers were full. In a
+    /// [`parallel`](crate::QueryBuilder::parallel) stream, the sum over its connections: up to `n`
+    /// times `elapsed`.
     pub time_blocked_on_consumer: Duration,
     /// Total time in which the stream wanted rows and the server sent none. In a
     /// [`parallel`](crate::QueryBuilder::parallel) stream, the sum over its connections.

@@ -1,11 +1,11 @@
 use std::time::{Duration, Instant};
 
-/// For how long a reader was held up, and by whom.
+/// The time that a reader was blocked on the consumer and on the server.
 #[derive(Debug, Default)]
 pub(super) struct Waits {
     consumer: Duration,
     server: Duration,
-    /// What [`since_last`](Self::since_last) has returned in all.
+    /// The sum of what [`since_last`](Self::since_last) has returned.
     reported: (Duration, Duration),
     present: Option<(On, Instant)>,
 }
@@ -34,7 +34,8 @@ impl Waits {
         }
     }
 
-    /// For how long it waited for the consumer and for the server since this was last asked, without the present wait.
+    /// Returns the time blocked on the consumer and on the server since the last call, without the
+    /// current wait.
     pub(super) fn since_last(&mut self) -> (Duration, Duration) {
         let waits = (self.consumer, self.server);
         let earlier = std::mem::replace(&mut self.reported, waits);

@@ -137,8 +137,8 @@ impl Transport {
             match tcp.read_u8().await.map_err(|e| Error::io(DURING, e))? {
                 b'S' => {}
                 b'N' => return Ok(Encrypted::No(Self::Tcp(tcp))),
-                // As a rule it could not start a process for the session. The text is not shown: anybody
-                // may have sent it (CVE-2024-10977).
+                // Usually the server could not start a process for the session. The text is not
+                // shown: it is unauthenticated (CVE-2024-10977).
                 ERROR_RESPONSE => {
                     let text =
                         "it answered the request for TLS with an error; its log has the reason";
@@ -208,8 +208,8 @@ impl Transport {
         }
     }
 
-    /// Looks for bytes that have arrived, without waiting and without taking them: how many, where 0
-    /// is the end of the stream, or `None` if there are none. Of TLS, bytes on the wire.
+    /// Looks for bytes that have arrived, without waiting and without taking them: how many, where
+    /// 0 is the end of the stream, or `None` if there are none. Of TLS, bytes on the wire.
     pub(crate) fn peek(&self) -> io::Result<Option<usize>> {
         let mut byte = [MaybeUninit::new(0)];
         let peeked = match self {
@@ -246,7 +246,7 @@ impl Transport {
         *self = Self::Closed;
     }
 
-    /// Closes the socket with a reset, where there is such a thing: its port is free immediately.
+    /// Closes the socket with a reset, if it supports one: its port is free immediately.
     pub(crate) fn abort(&mut self) {
         let tcp = match self {
             Self::Tcp(stream) => Some(&*stream),

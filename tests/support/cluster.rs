@@ -1,9 +1,10 @@
 //! A private, throw-away Postgres: a cluster in a temporary folder, on a free port of the loopback
 //! and a Unix socket, gone with the process that started it, however that ends.
 //!
-//! The superuser can run programs as the server's operating system user (`COPY ... TO PROGRAM`). So other
-//! users of the machine must not be able to log in as superuser: TCP requires a random password, and
-//! the Unix socket, which requires none, is in a folder that only the server's user can enter.
+//! The superuser can run programs as the server's operating system user (`COPY ... TO PROGRAM`). So
+//! other users of the machine must not be able to log in as superuser: TCP requires a random
+//! password, and the Unix socket, which requires none, is in a folder that only the server's user
+//! can enter.
 
 use std::{
     fs,
@@ -286,11 +287,11 @@ impl Owner {
         }
     }
 
-    /// Writes these files into a new folder, and to `programs` in it a copy of that folder; then gives all
-    /// of it to that user.
+    /// Writes these files into a new folder, and to `programs` in it a copy of that folder; then
+    /// gives all of it to that user.
     ///
-    /// In this order: in its own folder, that user could plant symbolic links, and this process, which
-    /// may be root, would follow them.
+    /// In this order: in its own folder, that user could plant symbolic links, and this process,
+    /// which may be root, would follow them.
     pub fn fill_and_own(
         &self,
         folder: &Path,
@@ -304,7 +305,8 @@ impl Owner {
             written.and_then(|()| self.give(&path)).map_err(|e| format!("{name}: {e}"))?;
         }
         if let Some(programs) = programs {
-            // `cp` gives each link and file of the copy the mode of the original, readable by everybody.
+            // `cp` gives each link and file of the copy the mode of the original, readable by
+            // everybody.
             let copied =
                 Command::new("cp").arg("-R").arg(programs).arg(folder.join("programs")).status();
             if !copied.as_ref().is_ok_and(|status| status.success()) {

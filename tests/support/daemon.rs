@@ -30,8 +30,8 @@ impl Daemon {
         Self::pgbouncer_in("transaction", server)
     }
 
-    /// The same in this mode. The superuser and its password are required here as they are at the server,
-    /// and administer the pooler in the database `pgbouncer`.
+    /// The same in this mode. The superuser and its password are required here as they are at the
+    /// server, and administer the pooler in the database `pgbouncer`.
     pub fn pgbouncer_in(mode: &str, server: u16) -> Self {
         let start = |port: u16, folder: &Path| {
             let ini = format!(

@@ -19,8 +19,8 @@ use std::sync::OnceLock;
 use cluster::Cluster;
 use fraiseql_wire::FraiseClient;
 
-/// One role for each way to log in; every other role is refused. Only the superuser needs the Unix socket
-/// without a password: see `cluster`.
+/// One role for each way to log in; every other role is refused. Only the superuser needs the Unix
+/// socket without a password: see `cluster`.
 const HBA: &str = "
 local all postgres trust
 host  all postgres all md5
@@ -70,8 +70,8 @@ pub fn cluster() -> &'static Cluster {
     })
 }
 
-/// Stores the superuser's password for MD5. In a test build, SCRAM takes the client some 10 ms of CPU, and
-/// tests log in as superuser thousands of times. Tests of SCRAM have their own roles.
+/// Stores the superuser's password for MD5. In a test build, SCRAM takes the client some 10 ms of
+/// CPU, and tests log in as superuser thousands of times. Tests of SCRAM have their own roles.
 pub fn quick_logins() -> String {
     format!(
         "set client_min_messages = error; set password_encryption = 'md5';

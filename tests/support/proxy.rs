@@ -75,7 +75,8 @@ impl Proxy {
         self.faults.stalled.send_replace(stalled);
     }
 
-    /// Passes this many more bytes from the server, then nothing more in that direction. Connections stay open.
+    /// Passes this many more bytes from the server, then nothing more in that direction.
+    /// Connections stay open.
     pub fn stall_after(&self, bytes: u64) {
         self.faults.silent_cut.store(true, SeqCst);
         self.cut_after(bytes);

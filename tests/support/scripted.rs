@@ -35,8 +35,9 @@ pub enum Step {
     Wait(oneshot::Receiver<()>),
     /// Tells another script, or the test, to go on.
     Signal(oneshot::Sender<()>),
-    /// Drops every further segment from the client without acknowledging it, and sends nothing, as a host
-    /// without power does: signals that, and waits until the test lets it go. Linux can do that to a socket.
+    /// Drops every further segment from the client without acknowledging it, and sends nothing, as
+    /// a host without power does: signals that, and waits until the test lets it go. Linux can do
+    /// that to a socket.
     #[cfg(target_os = "linux")]
     Dead(oneshot::Sender<()>, oneshot::Receiver<()>),
     /// Says nothing more, until the other side closes.

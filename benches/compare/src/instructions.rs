@@ -60,7 +60,8 @@ pub fn write() {
     print!("{table}");
 }
 
-/// Counts for this crate, and compares with the document. Returns whether nothing is more expensive.
+/// Counts for this crate, and compares with the document. Returns whether nothing is more
+/// expensive.
 pub fn check() -> bool {
     let document = document::read();
     let written: Counts = document::part(&document, "instructions")

@@ -75,7 +75,8 @@ fn message(tag: u8, body: &[u8]) {
                 e.routine(),
             ];
             let [a, b, ..] = *e.code().class().as_bytes() else { panic!("{:?}", e.code()) };
-            // An error without a code is XX000, a notice 00000; severity and message have words in their place.
+            // An error without a code is XX000, a notice 00000; severity and message have words in
+            // their place.
             let is_default = matches!(e.code().code(), "XX000" | "00000");
             assert!(is_default || super::contains(body, &[b'C', a, b]));
             let texts = texts.into_iter().flatten();

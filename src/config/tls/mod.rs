@@ -91,8 +91,8 @@ pub struct TlsConfigBuilder {
 impl TlsConfigBuilder {
     /// Trusts the certificates in a PEM file, in place of the system's.
     ///
-    /// A chain ends in one of them that has signed itself. A server's own certificate is trusted as it is if
-    /// it is among them and has signed itself.
+    /// A chain ends in one of them that has signed itself. A server's own certificate is trusted as
+    /// it is if it is among them and has signed itself.
     pub fn ca_cert_path(mut self, path: impl Into<PathBuf>) -> Self {
         self.ca_path = Some(path.into());
         self
@@ -156,8 +156,8 @@ impl TlsConfigBuilder {
     /// Refuses the certificates that are revoked in a file of PEM revocation lists, or in the files
     /// of a directory.
     ///
-    /// Every certificate of the server's chain, the root's too, then needs a list of its issuer that is
-    /// valid now. The newest list that the issuer's key has signed counts.
+    /// Every certificate of the server's chain, the root's too, then needs a list of its issuer
+    /// that is valid now. The newest list that the issuer's key has signed counts.
     pub fn crl_path(mut self, path: impl Into<PathBuf>) -> Self {
         self.crl_path = Some(path.into());
         self

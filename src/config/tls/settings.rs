@@ -12,7 +12,8 @@ pub(crate) struct TlsSettings {
     /// libpq's rule for the modes below `verify-ca`: when the file of roots does not exist, nothing
     /// is verified. Whether it exists shows when it is read.
     pub(crate) roots_optional: bool,
-    /// Whether the file of roots is set, and not libpq's default: that it is missing is then a mistake.
+    /// Whether the file of roots is set, and not libpq's default: that it is missing is then a
+    /// mistake.
     pub(crate) roots_named: bool,
     pub(crate) client: Option<ClientCertificate>,
     pub(crate) send_certificate: SendCertificate,

@@ -62,10 +62,11 @@ impl Comparison {
 /// For equality a GIN index on the document serves more fields at once:
 /// `Field::column("data").contains_json(json!({"a": 1}))`.
 ///
-/// In a column of type `json`, some documents cannot be read: see [`Filter`](crate::Filter#columns-of-type-json).
+/// In a column of type `json`, some documents cannot be read: see
+/// [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
-    /// Matches if the field equals the value. JSON's `null` equals only itself; with a column, it equals
-    /// NULL.
+    /// Matches if the field equals the value. JSON's `null` equals only itself; with a column, it
+    /// equals NULL.
     pub fn eq(self, value: impl Into<Operand>) -> Filter {
         self.compare(Comparison::Eq, value)
     }
@@ -102,15 +103,15 @@ impl Field {
         Filter::leaf(self, Operator::Between(low.into(), high.into()))
     }
 
-    /// Matches if the field equals one of the values. An empty list matches nothing. With a column, a null among
-    /// the values equals NULL.
+    /// Matches if the field equals one of the values. An empty list matches nothing. With a column,
+    /// a null among the values equals NULL.
     pub fn in_<V: Into<Operand>>(self, values: impl IntoIterator<Item = V>) -> Filter {
         Filter::leaf(self, Operator::In(values.into_iter().map(Into::into).collect()))
     }
 
-    /// Matches if the field is of the type of one of the values and equals none of them. An empty list
-    /// matches everything. A column that is NULL does not match, whether or not a null is among the
-    /// values.
+    /// Matches if the field is of the type of one of the values and equals none of them. An empty
+    /// list matches everything. A column that is NULL does not match, whether or not a null is
+    /// among the values.
     pub fn not_in<V: Into<Operand>>(self, values: impl IntoIterator<Item = V>) -> Filter {
         self.in_(values).not()
     }
@@ -201,7 +202,7 @@ fn operand_test(operand: &Operand, field: &Field, sql: &mut Sql<'_>, sign: &str)
     })
 }
 
-/// Whether a column is NULL, which no comparison in SQL says. The document may be JSON's null as well.
+/// Whether a column is NULL, which no SQL comparison tests. The document may also be JSON's null.
 fn null_test(field: &Field, sql: &Sql<'_>, negated: bool) -> Result<String> {
     let value = match field.is_document(sql.document) {
         true => format!("({}#>>'{{}}')", sql.document_as_jsonb()),
@@ -245,7 +246,8 @@ pub(super) fn render_in(
     Ok(format!("({})", groups.join(" OR ")))
 }
 
-/// In SQL, a NULL in the list would make every answer that is not yes unknown: it is asked for by itself.
+/// In SQL, a NULL in the list turns every answer other than yes into unknown: it is tested
+/// separately.
 fn render_in_column(
     operands: &[Operand],
     field: &Field,

@@ -41,10 +41,11 @@ pub(crate) enum Containment {
 /// | `jsonpath_exists`, `jsonpath_match` | `a @? $1::jsonpath`, `a @@ $1::jsonpath` | anything | as `contains_json` |
 /// | the same, with `datetime()`, `date()`, `time()` and so on in the path | `jsonb_path_exists_tz(a, $1::jsonpath, '{}', true)`, `jsonb_path_match_tz(...)` | anything | |
 ///
-/// A GIN index on the whole document serves `Field::column("data").contains_json(...)`. Columns are of type
-/// `jsonb` or `json`.
+/// A GIN index on the whole document serves `Field::column("data").contains_json(...)`. Columns are
+/// of type `jsonb` or `json`.
 ///
-/// In a column of type `json`, some documents cannot be read: see [`Filter`](crate::Filter#columns-of-type-json).
+/// In a column of type `json`, some documents cannot be read: see
+/// [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
     /// Matches where the field [contains](https://www.postgresql.org/docs/current/datatype-json.html#JSON-CONTAINMENT)
     /// the value, of the same type: an object with these entries, an array with these elements.
@@ -87,8 +88,8 @@ impl Field {
         self.containment(Containment::AllElementsIn(values))
     }
 
-    /// Matches an array at least one of whose elements equals one of the values. An empty list matches
-    /// nothing.
+    /// Matches an array at least one of whose elements equals one of the values. An empty list
+    /// matches nothing.
     pub fn array_overlaps<V: Into<Operand>>(self, values: impl IntoIterator<Item = V>) -> Filter {
         let values = values.into_iter().map(Into::into).collect();
         self.containment(Containment::AnyElementIn(values))
@@ -124,22 +125,25 @@ impl Field {
         self.length(Comparison::Lte, len)
     }
 
-    /// Matches where an [SQL/JSON path](https://www.postgresql.org/docs/current/functions-json.html#FUNCTIONS-SQLJSON-PATH)
-    /// finds something in the field. Errors of the path in a document, such as a missing key in strict mode, are
-    /// unknown. Dates and times with and without a time zone are compared in the session's `TimeZone`.
+    /// Matches where an
+    /// [SQL/JSON path](https://www.postgresql.org/docs/current/functions-json.html#FUNCTIONS-SQLJSON-PATH)
+    /// finds something in the field. Errors of the path in a document, such as a missing key in
+    /// strict mode, are unknown. Dates and times with and without a time zone are compared in the
+    /// session's `TimeZone`.
     ///
     /// One exception: the recursive `.**`, in a document that is nested deeper than the server's
-    /// `max_stack_depth` lets it follow (thousands of levels), fails the query (54001). With a bound, as in
-    /// `.**{0 to 100}`, it does not.
+    /// `max_stack_depth` lets it follow (thousands of levels), fails the query (54001). With a
+    /// bound, as in `.**{0 to 100}`, it does not.
     ///
-    /// A path that is not valid is an error of the server. Some parts are checked only when a document
-    /// reaches them: the template of `datetime("...")` (22007), and on recent versions a `$variable` (42704).
+    /// A path that is not valid is an error of the server. Some parts are checked only when a
+    /// document reaches them: the template of `datetime("...")` (22007), and on recent versions a
+    /// `$variable` (42704).
     pub fn jsonpath_exists(self, path: &str) -> Filter {
         Filter::leaf(self, Operator::JsonPath { path: path.to_owned(), exists: true })
     }
 
-    /// Matches if an SQL/JSON path that is a predicate, such as `$.a > 1`, is true. Errors are those of
-    /// [`jsonpath_exists`](Self::jsonpath_exists).
+    /// Matches if an SQL/JSON path that is a predicate, such as `$.a > 1`, is true. Errors are
+    /// those of [`jsonpath_exists`](Self::jsonpath_exists).
     pub fn jsonpath_match(self, path: &str) -> Filter {
         Filter::leaf(self, Operator::JsonPath { path: path.to_owned(), exists: false })
     }
@@ -218,7 +222,8 @@ pub(super) fn render(
     }
 }
 
-/// Of an array or an object, `@>` asks whether it is a part of an element, and not whether it equals one.
+/// Of an array or an object, `@>` asks whether it is a part of an element, and not whether it
+/// equals one.
 fn is_container(operand: &Operand) -> bool {
     matches!(operand.0, Kind::Container(_))
 }

@@ -92,8 +92,8 @@ impl Operator {
 pub(super) struct Sql<'a> {
     /// The JSON column, quoted.
     pub(super) document: &'a str,
-    /// Whether its values are selected as documents, and so are of type `json` or `jsonb`. With a projection in SQL
-    /// it may be any column.
+    /// Whether its values are selected as documents, and so are of type `json` or `jsonb`. With a
+    /// projection in SQL it may be any column.
     pub(super) is_json: bool,
     pub(super) parameters: &'a mut Parameters,
 }
@@ -107,8 +107,8 @@ impl Sql<'_> {
         }
     }
 
-    /// Adds a value that the field is compared with, and returns its SQL. With a field of the document it
-    /// is text, or cast by the SQL; with a column, the server may infer its type.
+    /// Adds a value that the field is compared with, and returns its SQL. With a field of the
+    /// document it is text, or cast by the SQL; with a column, the server may infer its type.
     fn bind(&mut self, field: &Field, param: Param) -> String {
         match field.is_column() {
             true => self.parameters.add(param),

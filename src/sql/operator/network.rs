@@ -31,7 +31,8 @@ pub(crate) enum NetworkTest {
 ///
 /// On a column of type `inet`, `using gist (ip inet_ops)` serves the first three.
 ///
-/// In a column of type `json`, some documents cannot be read: see [`Filter`](crate::Filter#columns-of-type-json).
+/// In a column of type `json`, some documents cannot be read: see
+/// [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
     /// Matches an address within the network, or a network within it or the same.
     pub fn in_subnet(self, network: &str) -> Filter {
@@ -102,10 +103,11 @@ impl Field {
 }
 
 /// What the server reads as `inet` without an error, and not a byte more. IPv4 with four decimal
-/// parts; IPv6 in each place where `::` may stand; with a prefix or without. X stands for a part of IPv6.
+/// parts; IPv6 in each place where `::` may stand; with a prefix or without. X stands for a part of
+/// IPv6.
 ///
-/// Classes name their characters: `\d`, and ignoring case, depend on the database's collation. With one of
-/// ICU's, `\d` matches the digits of other scripts, which `inet` rejects.
+/// Classes name their characters: `\d`, and ignoring case, depend on the database's collation. With
+/// one of ICU's, `\d` matches the digits of other scripts, which `inet` rejects.
 const ADDRESS: &str = concat!(
     "^((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])",
     "([.](25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])){3}(/(3[0-2]|[12]?[0-9]))?|(",

@@ -19,17 +19,18 @@ pub(crate) enum TextQuery {
     Web,
 }
 
-/// The longest query of each kind, in bytes. The server recurses into a query once for each word, with a
-/// larger step for a phrase: twice as many words are beyond its default `max_stack_depth`.
+/// The longest query of each kind, in bytes. The server recurses into a query once for each word,
+/// with a larger step for a phrase: twice as many words are beyond its default `max_stack_depth`.
 const MAX_QUERY: usize = 16 * 1024;
 const MAX_PHRASE: usize = 8 * 1024;
 
-/// The longest text that makes a `tsvector` in any case, in bytes. Words with hyphens are indexed as a whole and
-/// in parts, but not even of those alone does a `tsvector` come to eight times the length of its text.
+/// The longest text that makes a `tsvector` in any case, in bytes. Words with hyphens are indexed
+/// as a whole and in parts, but not even of those alone does a `tsvector` come to eight times the
+/// length of its text.
 const SHORT: usize = 128 * 1024;
 
-/// The longest text that is counted word by word, in bytes. Beyond it the words in the server's memory could
-/// come to its limit for one allocation.
+/// The longest text that is counted word by word, in bytes. Beyond it the words in the server's
+/// memory could come to its limit for one allocation.
 const LONG: usize = 16 * 1024 * 1024;
 
 /// The largest `tsvector`, in bytes.
@@ -40,20 +41,26 @@ const MAX_POSITION: usize = 16_383;
 
 /// # Full text
 ///
-/// On strings, in the [`language`](Self::language) of the field. Default: `simple`. The condition is
-/// `to_tsvector('english'::regconfig, "data"->>'a') @@ plainto_tsquery('english'::regconfig, $1)`, and the index
-/// that serves it `using gin (to_tsvector('english', "data"->>'a'))`. A column is of a text type or `jsonb`.
+/// On strings, in the [`language`](Self::language) of the field. Default: `simple`. The condition
+/// is
+/// `to_tsvector('english'::regconfig, "data"->>'a') @@ plainto_tsquery('english'::regconfig, $1)`,
+/// and the index that serves it `using gin (to_tsvector('english', "data"->>'a'))`. A column is of
+/// a text type or `jsonb`.
 ///
-/// A text whose words and their positions come to more than 1 MiB, the largest `tsvector`, is unknown, and so
-/// is one of more than 16 MiB; such a text cannot be in the index either. The SQL therefore has the condition
-/// twice: for texts of at most 128 KiB, which always fit, and for longer ones after their words are counted.
+/// A text whose words and their positions come to more than 1 MiB, the largest `tsvector`, is
+/// unknown, and so is one of more than 16 MiB; such a text cannot be in the index either. The SQL
+/// therefore has the condition twice: for texts of at most 128 KiB, which always fit, and for
+/// longer ones after their words are counted.
 ///
-/// One exception: dictionaries that make words longer, or several of one (a thesaurus, `ispell` for compound
-/// words, your own), are not counted. With them a text that is just below the limit fails the query (54000).
+/// One exception: dictionaries that make words longer, or several of one (a thesaurus, `ispell` for
+/// compound words, your own), are not counted. With them a text that is just below the limit fails
+/// the query (54000).
 ///
-/// In a column of type `json`, some documents cannot be read: see [`Filter`](crate::Filter#columns-of-type-json).
+/// In a column of type `json`, some documents cannot be read: see
+/// [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
-    /// Matches a query of at most 16 KiB with [operators](https://www.postgresql.org/docs/current/textsearch-controls.html#TEXTSEARCH-PARSING-QUERIES):
+    /// Matches a query of at most 16 KiB with
+    /// [operators](https://www.postgresql.org/docs/current/textsearch-controls.html#TEXTSEARCH-PARSING-QUERIES):
     /// `fat & (rat | cat)`. One that is not valid is an error of the server.
     pub fn matches(self, query: &str) -> Filter {
         self.search(TextQuery::Operators, query)
@@ -64,13 +71,14 @@ impl Field {
         self.search(TextQuery::Plain, words)
     }
 
-    /// Matches texts with the words one after the other. Any text of at most 8 KiB is a valid query.
+    /// Matches texts with the words one after the other. Any text of at most 8 KiB is a valid
+    /// query.
     pub fn phrase_query(self, phrase: &str) -> Filter {
         self.search(TextQuery::Phrase, phrase)
     }
 
-    /// Matches a query as people type it: `"fat rat" or cat -dog`. Any text of at most 16 KiB is a valid
-    /// query; a phrase in it should be as short as in [`phrase_query`](Self::phrase_query).
+    /// Matches a query as people type it: `"fat rat" or cat -dog`. Any text of at most 16 KiB is a
+    /// valid query; a phrase in it should be as short as in [`phrase_query`](Self::phrase_query).
     pub fn websearch_query(self, query: &str) -> Filter {
         self.search(TextQuery::Web, query)
     }
@@ -90,8 +98,9 @@ impl Field {
     }
 }
 
-/// In a web search, each dash before a word negates it once more, and the server has room for 32 at a time.
-/// Two cancel out, so two or three of many have the same meaning: for instance of a line of dashes.
+/// In a web search, each dash before a word negates it once more, and the server has room for 32 at
+/// a time. Two cancel out, so two or three of many have the same meaning: for instance of a line of
+/// dashes.
 fn cancel_negations(kind: TextQuery, query: &str) -> String {
     const MANY: usize = 16;
     if kind != TextQuery::Web {
@@ -135,15 +144,16 @@ pub(super) fn render(
     let value = field.text(sql.document)?;
     // A column may be of type jsonb.
     let text = if field.is_column() { format!("{value}::text") } else { value.clone() };
-    // In the text of the statement, for an index is made for one language: with a parameter, a prepared
-    // statement would not use it.
+    // In the text of the statement, for an index is made for one language: with a parameter, a
+    // prepared statement would not use it.
     let language =
         format!("{}::regconfig", literal(field.language.as_deref().unwrap_or("simple"))?);
     let query = format!("{function}({language}, {})", sql.bind(field, query.to_param()));
     let vector = format!("to_tsvector({language}, {value})");
     let is_short = format!("octet_length({text}) <= {SHORT}");
-    // An upper bound: for each word its length, padding, a count, its last position, and two bytes in case a
-    // dictionary makes it longer; and two bytes for each position before the last one there is.
+    // An upper bound: for each word its length, padding, a count, its last position, and two bytes
+    // in case a dictionary makes it longer; and two bytes for each position before the last one
+    // there is.
     let fits = format!(
         "octet_length({text}) BETWEEN {SHORT} + 1 AND {LONG} AND (SELECT coalesce(sum(octet_length(word) + 7), 0) \
          FROM (SELECT DISTINCT lower(t.token) AS word FROM \
@@ -155,9 +165,9 @@ pub(super) fn render(
         let test = format!("CASE WHEN {is_short} OR ({fits}) THEN {vector} @@ {query} END");
         return sql.guarded(field, STRING, &format!("({test})"), true);
     }
-    // An index serves conditions, not a CASE. Within OR, they are evaluated from left to right, until one is
-    // false. A condition that both sides have would be moved in front of them, and no longer be guarded: so
-    // the second one has its operands in the other order.
+    // An index serves conditions, not a CASE. Within OR, they are evaluated from left to right,
+    // until one is false. A condition that both sides have would be moved in front of them, and no
+    // longer be guarded: so the second one has its operands in the other order.
     let test =
         format!("(({is_short} AND {vector} @@ {query}) OR ({fits} AND {query} @@ {vector}))");
     sql.guarded(field, STRING, &test, false)

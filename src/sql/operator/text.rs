@@ -18,7 +18,8 @@ use crate::{
 ///
 /// Each with ` AND jsonb_typeof(("data"->'a')::jsonb) = 'string'`.
 ///
-/// In a column of type `json`, some documents cannot be read: see [`Filter`](crate::Filter#columns-of-type-json).
+/// In a column of type `json`, some documents cannot be read: see
+/// [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
     /// Matches where the string holds the text, whatever that is: `%` and `_` stand for themselves.
     pub fn contains(self, text: &str) -> Filter {

@@ -35,7 +35,8 @@ pub(crate) enum TreeTest {
 ///
 /// `using gist (...)` on that expression, or on a column of type `ltree`, serves all but `depth_...`.
 ///
-/// In a column of type `json`, some documents cannot be read: see [`Filter`](crate::Filter#columns-of-type-json).
+/// In a column of type `json`, some documents cannot be read: see
+/// [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
     /// Matches the path itself and those above it.
     pub fn ancestor_of(self, path: &str) -> Filter {

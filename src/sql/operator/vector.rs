@@ -48,7 +48,8 @@ impl Metric {
 ///
 /// pgvector's indexes serve ordering by a distance, and none serves a threshold.
 ///
-/// In a column of type `json`, some documents cannot be read: see [`Filter`](crate::Filter#columns-of-type-json).
+/// In a column of type `json`, some documents cannot be read: see
+/// [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
     /// Matches where the Euclidean distance is below the threshold.
     pub fn l2_distance(self, vector: impl IntoIterator<Item = f32>, below: f64) -> Filter {

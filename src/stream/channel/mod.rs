@@ -107,8 +107,8 @@ impl State {
         self.waits.iter_mut().for_each(|waits| waits.end(now));
     }
 
-    /// At least two reads wait for the consumer. With one of them it may be as fast as can be: memory
-    /// for another may be missing only because reads are large against the limit.
+    /// At least two reads wait for the consumer. With only one, the consumer may be fast: memory
+    /// for another read may be missing only because reads are large compared with the limit.
     fn consumer_lags(&self) -> bool {
         match (self.queue.front(), self.queue.back()) {
             (Some(first), Some(last)) => !Arc::ptr_eq(&first._block, &last._block),
@@ -318,8 +318,8 @@ impl Channel {
 
     /// The next chunk, the error that ends the rows, or their end.
     pub(super) fn poll_chunk(&self, cx: &mut Context<'_>) -> Poll<Option<Result<Chunk>>> {
-        // Cloned and dropped without the lock: an executor's waker may own a task, and what that does
-        // when it is dropped is not known here.
+        // Cloned and dropped without the lock: an executor's waker may own a task, whose drop can
+        // run arbitrary code.
         let mut waker = None;
         loop {
             let mut state = self.lock();
@@ -388,8 +388,8 @@ impl Channel {
         }
     }
 
-    /// Resumes. After the end there is nothing to resume: a task that only resumes a stream cannot
-    /// know that it has ended meanwhile.
+    /// Resumes. Succeeds after the end too: a task that only resumes a stream cannot know that it
+    /// has ended.
     pub(super) fn resume(&self) {
         self.go_on(self.lock(), "resume");
     }
@@ -764,7 +764,7 @@ mod tests {
             assert!(pin!(seat.push(chunk)).as_mut().poll(&mut cx).is_ready());
         };
         wait_for_consumer(300);
-        // One read is waiting for the consumer, which may be as fast as can be.
+        // Only one read is waiting for the consumer, which may be fast.
         drop(reserve(&seat, 300).unwrap());
         wait_for_consumer(200);
         let mut cx = Context::from_waker(Waker::noop());

@@ -269,8 +269,8 @@ impl Seat {
         self.channel.lock().budget.is_short()
     }
 
-    /// If the stream is to fail because its consumer lags and `size` more bytes are needed: the limit,
-    /// and what is held.
+    /// If the stream is to fail because its consumer lags and `size` more bytes are needed: the
+    /// limit, and what is held.
     fn beyond_soft_limit(&self, size: usize) -> Option<(usize, usize)> {
         let fail_at = self.channel.fail_at?;
         let state = self.channel.lock();
@@ -292,7 +292,7 @@ impl Seat {
                 if consumer_had_turn {
                     return Err(Error::ConsumerLagged { limit, buffered }.into());
                 }
-                // It may be as fast as can be, and this task have had the thread for itself.
+                // The consumer may be fast, and this task may have had the thread to itself.
                 consumer_had_turn = true;
                 yield_now().await;
                 continue;

@@ -124,7 +124,7 @@ pub(super) fn not_an_authority(certificate: &Certificate) -> Option<&'static str
     if !names_servers(certificate) {
         return Some("extendedKeyUsage without serverAuth");
     }
-    // Version 1 has no extensions to say so, and keyCertSign says as much.
+    // Version 1 has no extension to declare it, and keyCertSign declares it too.
     if says_nothing && (is_old || extension(certificate, KEY_USAGE).is_some()) {
         return None;
     }
@@ -177,7 +177,7 @@ pub(super) fn is_self_issued(certificate: &Certificate) -> bool {
     fields.issuer() == fields.subject()
 }
 
-/// Whether it says that it signed itself: by its names and, if it has them, by its key identifiers.
+/// Whether it claims to be self-signed, by its names and, if present, by its key identifiers.
 pub(super) fn is_self_signed(certificate: &Certificate) -> bool {
     is_self_issued(certificate)
         && is_issuer_by_key_id(certificate, extension(certificate, AUTHORITY_KEY_ID))

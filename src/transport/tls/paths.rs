@@ -23,15 +23,15 @@ const STEPS: usize = 256;
 pub(super) struct Path<'a> {
     /// From the server's issuer upwards.
     pub(super) intermediates: Vec<CertificateDer<'a>>,
-    /// `None`: the issuer of the last one is not known. Verifying tells what else is wrong.
+    /// `None`: the issuer of the last one is not known. Verification finds any other fault.
     pub(super) root: Option<&'a Root>,
 }
 
 /// Finds the ways to roots, by names and key identifiers, until a limit is reached.
 ///
-/// webpki looks for them too, but its limits are 200,000 steps, each through all certificates. A server
-/// that sends many certificates which all could have signed each other would block the runtime's thread
-/// for seconds.
+/// webpki looks for them too, but its limits are 200,000 steps, each through all certificates. A
+/// server that sends many certificates which all could have signed each other would block the
+/// runtime's thread for seconds.
 pub(super) fn find<'a>(
     leaf: &Certificate,
     sent: &'a [CertificateDer<'a>],
@@ -70,7 +70,7 @@ struct Candidate<'a> {
 }
 
 impl<'a> Search<'a> {
-    /// Adds the ways that begin with these candidates, the last one of which is `last`.
+    /// Adds the paths that begin with these candidates, the last of which is `last`.
     fn climb(&mut self, last: &Certificate, below: &mut Vec<usize>) {
         let roots = self.roots;
         let issuer = last.tbs_certificate().issuer().to_der().unwrap_or_default();

@@ -1,7 +1,6 @@
-//! Certificate revocation lists: which list counts, and whether a certificate is on it.
-//!
-//! webpki takes the first list of an issuer. Here it is as with OpenSSL: of the lists that are
-//! signed by the issuer's key, about this certificate, and valid now, the newest counts.
+//! Certificate revocation lists: which list counts, and whether a certificate is on it. webpki uses
+//! the first list of an issuer. This module follows OpenSSL: among the lists that are signed by the
+//! issuer's key, cover this certificate and are valid now, the newest one counts.
 
 use std::{ops::Range, time::Duration};
 
@@ -46,7 +45,7 @@ pub(super) struct Issuer<'a> {
     pub(super) certificate: Option<&'a Certificate>,
 }
 
-/// Why a list of the right issuer does not count, from what is most often meant to what is least.
+/// Why a list of the right issuer does not count, the most likely reason first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Unusable {
     Expired(Duration),

@@ -309,8 +309,7 @@ async fn intermediates_come_from_the_server() {
     Server::new(&identity).accepts(trusting(&ca), "db").await;
 }
 
-/// A certificate that somebody pinned vouches for itself and for nobody else, and an authority only
-/// in its time.
+/// A pinned certificate is trusted only for itself, and an authority only within its validity.
 #[tokio::test]
 async fn only_an_authority_in_date_vouches_for_others() {
     let ca = Ca::new("CA");
@@ -651,7 +650,7 @@ fn verify(settings: &TlsSettings, host: Option<&str>, chain: &str) -> Result<(),
     verifier.check(&chain[0], &chain[1..], UnixTime::now())
 }
 
-/// The error names a weak or unsupported key, and says nothing of a wrong signature.
+/// The error names a weak or unsupported key and does not mention a wrong signature.
 #[test]
 fn keys_and_signatures_that_cannot_be_verified_are_named() {
     let dir = folder();

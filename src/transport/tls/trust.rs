@@ -12,7 +12,7 @@ use super::{
 /// What a server's certificate is held against.
 pub(super) struct Trust {
     pub(super) roots: Vec<Root>,
-    /// Certificates that vouch for nobody by themselves, and may stand between.
+    /// Certificates that are no roots but may be used as intermediates.
     pub(super) intermediates: Vec<CertificateDer<'static>>,
     /// `None`: nothing is checked for revocation.
     pub(super) lists: Option<Vec<RevocationList>>,
@@ -20,7 +20,7 @@ pub(super) struct Trust {
 
 /// A certificate that has signed itself. Whether it may sign others is decided when it has.
 pub(super) struct Root {
-    /// `None` for Mozilla's, of which only the keys are compiled in.
+    /// `None` for Mozilla's roots, because only their keys are compiled in.
     pub(super) certificate: Option<Decoded>,
     pub(super) anchor: TrustAnchor<'static>,
     /// One of the system's or Mozilla's, which signs for any applicant.
@@ -51,7 +51,7 @@ impl Trust {
         is_public: bool,
     ) -> Result<(), webpki::Error> {
         let anchor = anchor_from_trusted_cert(&certificate)?.to_owned();
-        // As OpenSSL has it: a chain ends in a certificate that signed itself.
+        // As in OpenSSL, a chain ends in a self-signed certificate.
         match parse(&certificate).filter(fields::is_self_signed) {
             Some(fields) => {
                 let certificate = Some(Decoded { der: certificate, fields });

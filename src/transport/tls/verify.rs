@@ -71,7 +71,7 @@ impl Verifier {
         now: UnixTime,
     ) -> Result<(), String> {
         let leaf = parse(certificate);
-        // In every mode: the signature of the handshake would only seem to be wrong.
+        // Checked in every mode: otherwise the handshake's signature would appear to be wrong.
         let unsupported =
             leaf.as_ref().and_then(|leaf| fields::unsupported_key(leaf, self.algorithms.all));
         if let Some(key) = unsupported {
@@ -376,8 +376,8 @@ fn explain(
 ) -> String {
     use webpki::Error as E;
     let since_1970 = |t: &UnixTime| Duration::from_secs(t.as_secs());
-    // Weak keys and hashes fail as wrong signatures do. They are no attack, and the error must not
-    // say so.
+    // webpki reports weak keys and hashes as wrong signatures. They are no attack, and the error
+    // must not suggest one.
     if matches!(
         error,
         E::InvalidSignatureForPublicKey

@@ -21,7 +21,8 @@ use support::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Roles by how they may connect: `postgres` in any way, with its password or through the Unix socket.
+/// Roles by how they may connect: `postgres` in any way, with its password or through the Unix
+/// socket.
 const HBA: &str = "
 local     all postgres trust
 host      all postgres all md5
@@ -119,7 +120,8 @@ fn server_18() -> &'static Cluster {
 }
 
 fn text(server: &Cluster, user: &str, more: &str) -> String {
-    // `postgres` needs it. For other roles, `more` contains their password, and the last one counts.
+    // `postgres` needs it. For other roles, `more` contains their password, and the last one
+    // counts.
     let password = support::cluster::password();
     let port = server.port();
     format!("host=localhost port={port} user={user} password={password} dbname=postgres {more}")

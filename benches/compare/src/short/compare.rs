@@ -28,8 +28,8 @@ const ONE_TASK: &[Client] = &[OURS, FILTER, INSTRUMENTED, PEERS[0], PEERS[1], MI
 const SERVERS_TASK: &[Client] = &[OURS, PEERS[0], PEERS[1], MINIMAL];
 const POOLED: &[Client] = &[OURS, INSTRUMENTED, PEERS[0], PEERS[1]];
 const PAGES: &[Client] = &[("fraiseql-wire", PAGE), ("tokio-postgres", PAGE), ("sqlx", PAGE)];
-/// A client of this crate runs one query at a time: until it can share its connection, a pool of one takes
-/// its place, and `Access::Shared` is for tokio-postgres only.
+/// A client of this crate runs one query at a time: until it can share its connection, a pool of
+/// one takes its place, and `Access::Shared` is for tokio-postgres only.
 const SHARED: &[Client] = &[OURS, PEERS[0]];
 
 const RELATIONS: [&str; 3] = ["v_simple", "tv_user", "v_deep"];
@@ -146,8 +146,8 @@ fn table(clients: &[Client], costs: &[Vec<Cost>]) -> String {
     table
 }
 
-/// The time until the first row has arrived, of a query of 1,000 rows. Also returns this crate's and libpq's, in
-/// microseconds.
+/// The time until the first row has arrived, of a query of 1,000 rows. Also returns this crate's
+/// and libpq's, in microseconds.
 fn first_rows(cluster: &Cluster, rounds: usize, programs: &Programs) -> (String, [f64; 2]) {
     let clients = [
         ("libpq", "raw, row by row"),

@@ -1,7 +1,8 @@
-//! What a short query costs its client, counted: the same on every run, whatever else the machine does.
+//! What a short query costs its client, counted: the same on every run, whatever else the machine
+//! does.
 //!
-//! Each figure is the difference between many queries and few, so that connecting, preparing and the first
-//! queries do not count.
+//! Each figure is the difference between many queries and few, so that connecting, preparing and
+//! the first queries do not count.
 
 use std::{collections::BTreeMap, fmt::Write, path::Path, process::Command, thread};
 
@@ -73,7 +74,8 @@ pub fn write(programs: &Programs) {
     print!("{text}");
 }
 
-/// Counts for this crate, and compares with the document. Returns whether nothing is more expensive.
+/// Counts for this crate, and compares with the document. Returns whether nothing is more
+/// expensive.
 pub fn check(program: &Path) -> bool {
     let document = document::read();
     let written: BTreeMap<Key, [f64; 2]> = document::part(&document, "short queries, counted")
@@ -138,8 +140,8 @@ fn instructions(program: &Path, load: &Load, url: &str, queries: usize) -> [f64;
     [collected.unwrap_or_else(|| panic!("{text}")).1.trim().parse().unwrap()]
 }
 
-/// Bytes and blocks, of a whole process: allocated, with the mode `heap`; with `copy`, copied by `memcpy` and
-/// its kin.
+/// Bytes and blocks, of a whole process: allocated, with the mode `heap`; with `copy`, copied by
+/// `memcpy` and its kin.
 fn dhat(program: &Path, load: &Load, url: &str, queries: usize, mode: &str) -> [f64; 2] {
     let tool = ["--tool=dhat".into(), format!("--mode={mode}"), "--dhat-out-file=/dev/null".into()];
     let text = valgrind(&tool, program, load, url, queries);

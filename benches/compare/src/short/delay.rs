@@ -1,7 +1,7 @@
 //! A Unix socket that passes everything on to the server's, and answers a little later.
 //!
-//! Whether an answer is already there when a client looks for it decides how many instructions the client takes.
-//! Here it never is, so that counts repeat.
+//! Whether an answer is already there when a client looks for it decides how many instructions the
+//! client takes. Here it never is, so that counts repeat.
 
 use std::{
     fs::{self, DirBuilder},

@@ -147,8 +147,8 @@ fn command(program: &Path, kind: &str, load: &Load, url: &str, limit: usize) -> 
 
 /// The programs that run the loads.
 ///
-/// sqlx enables a feature of `tracing` that makes the spans of every crate in the same program more expensive,
-/// so this crate is measured in a build without the other drivers.
+/// sqlx enables a feature of `tracing` that makes the spans of every crate in the same program more
+/// expensive, so this crate is measured in a build without the other drivers.
 #[derive(Debug, Clone)]
 pub struct Programs {
     plain: PathBuf,

@@ -6,8 +6,8 @@ use super::{
     *,
 };
 
-/// Why this crate may refuse what libpq accepts: parts of errors, one for each row in SECURITY.md that can
-/// come up here.
+/// Why this crate may refuse what libpq accepts: parts of errors, one for each row in SECURITY.md
+/// that can come up here.
 const STRICTER: [&str; 8] = [
     "is that of an authority (CA:TRUE)",
     "only X.509 certificates of version 3",
