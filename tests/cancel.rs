@@ -36,7 +36,7 @@ use tokio::{
     time::timeout,
 };
 
-/// Longer than anything takes that ends by itself.
+/// Longer than any step that ends without being cancelled.
 const LONG: Duration = Duration::from_secs(30);
 
 fn at(address: SocketAddr) -> ConnectionConfigBuilder {
@@ -81,7 +81,7 @@ fn assert_cancelled<T: std::fmt::Debug>(result: Result<T>) {
 // ---- Cancel tokens ----
 
 /// A token ends a query in each of the ways in which one is asked for, and a ping, while the client
-/// logs in. Nothing is sent behind that.
+/// logs in. Nothing is sent after that.
 #[tokio::test]
 async fn cancel_token_ends_what_waits_for_the_login() {
     for step in 0..7 {
@@ -277,7 +277,7 @@ async fn cancel_token_is_never_lost_while_a_query_starts() {
     }
 }
 
-/// Nobody reads the stream, or it is paused: the query is stopped on the server all the same.
+/// A query is stopped on the server even if its stream is not read or is paused.
 #[tokio::test]
 async fn cancel_token_stops_what_nobody_reads() {
     let admin = admin().await;
@@ -320,7 +320,7 @@ async fn cancel_reports_to_every_caller_why_a_query_could_not_be_stopped() {
         Step::Send([scripted::begin_json(), scripted::row("1")].concat()),
         Step::Silence,
     ]);
-    // It takes no cancel requests: nobody listens any more.
+    // It accepts no cancel requests: it no longer listens.
     let server = Scripted::start(vec![session]).await;
     let client = client_at(server.address);
     let mut stream = client.query::<Value>("v").execute().await.unwrap();
@@ -338,7 +338,7 @@ async fn cancel_reports_to_every_caller_why_a_query_could_not_be_stopped() {
 
 // ---- A connection that is lost ----
 
-/// A proxy that ends all its connections when told, and accepts further ones.
+/// A proxy that ends all its connections on a signal, and accepts further ones.
 async fn cutting_proxy(servers: Vec<SocketAddr>) -> (SocketAddr, watch::Sender<()>) {
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -632,7 +632,7 @@ async fn cancel_uses_the_certificates_of_now() {
     stop(&preferred).await;
 }
 
-/// A process without a free descriptor can stop a query: the session's own is given up for it.
+/// A process without a free descriptor can stop a query: the session's own is closed for it.
 #[tokio::test]
 async fn cancel_needs_no_free_descriptor() {
     const URL: &str = "FRAISEQL_WIRE_TEST_WITHOUT_DESCRIPTORS";
@@ -722,7 +722,7 @@ async fn deadline_that_passes_while_connecting_reports_the_connection() {
         assert!(matches!(error, Error::Connection { .. }), "{error:?}");
         assert!(error.is_retriable() && error.to_string().contains(reason), "{error}");
     };
-    // Its address accepts, and says nothing.
+    // Its address accepts connections and stays silent.
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let client = client_at(listener.local_addr().unwrap());
     let query = || client.query::<Value>("v");
@@ -920,7 +920,7 @@ async fn soft_limits_of_a_small_memory_fail_only_for_a_consumer_that_lags() {
             rows += 1;
         }
         assert_eq!(rows, 3000);
-        // Nobody reads.
+        // The stream is not read.
         let mut stream = query().execute().await.unwrap();
         eventually("it fails", async || !client.is_busy() || stream.stats().items_buffered > 0)
             .await;

@@ -1,5 +1,5 @@
-//! What errors say and advise, each provoked by its cause; and what a server may send that no error
-//! must be lost or invented for.
+//! Texts and advice of errors, each provoked by its cause; and messages of a server that must not
+//! hide an error or cause a false one.
 
 mod support;
 
@@ -134,7 +134,7 @@ async fn each_advice_of_the_guide_is_given_for_what_provokes_it() {
     let superuser = superuser.trim_start_matches("postgres://").split('@').next().unwrap();
     let mut errors: Vec<(&str, Error)> = Vec::new();
 
-    // Queries, by a superuser and by a role that may little.
+    // Queries, by a superuser and by a role with few privileges.
     let client = FraiseClient::connect(&server.url()).await.unwrap();
     let query = |entity: &str| client.query::<RawJson>(entity);
     errors.push(("no such relation", query("missing").fetch_all().await.unwrap_err()));
@@ -485,7 +485,7 @@ async fn long_messages_are_read_wherever_they_may_come() {
     assert_eq!(failed.sqlstate(), Some(&sqlstate::RAISE_EXCEPTION), "{}", failed.category());
     server.done().await;
 
-    // An error that ends the login, behind a notice.
+    // An error that ends the login, after a notice.
     let mut script = vec![Step::ExpectStartup];
     let refusal = {
         let fields = [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', "P0001"), (b'M', &*long)];
@@ -617,13 +617,13 @@ async fn a_server_that_cannot_start_a_process_is_followed_by_the_next_host() {
         assert_eq!(failed.retry_advice(), RetryAdvice::AfterDelay, "{failed}");
         let line = failed.to_string();
         assert!(line.contains("could not start a session"), "{line}");
-        // Who has not proved to be the server says nothing in the answer about TLS.
+        // The text of an unauthenticated answer about TLS is not shown.
         assert_eq!(line.contains("could not fork"), shown.is_some(), "{line}");
     }
 }
 
-/// A version that the other side does not know ends by a hint at it, whether it hangs up or stays
-/// silent.
+/// If the peer does not know the protocol version, the error names the version, whether the peer
+/// closes the connection or stays silent.
 #[tokio::test]
 async fn a_protocol_version_that_nothing_answers_to_is_named() {
     for (step, mode) in [
@@ -652,7 +652,7 @@ async fn a_protocol_version_that_nothing_answers_to_is_named() {
     assert!(line.contains("closed the connection") && !line.contains("max_protocol"), "{line}");
 }
 
-/// What a proxy before several servers may send: more than the statement can have for an answer.
+/// A proxy in front of several servers may send more rows than the statement can return.
 #[tokio::test]
 async fn more_rows_than_a_statement_asks_for_are_an_error() {
     let answer = |rows: &[&str]| {
@@ -927,7 +927,7 @@ fn files_that_cannot_be_read_for_want_of_descriptors_can_be_retried() {
             // Neither is closed, and with that its descriptor free, before the test has ended.
             std::mem::forget((socket, asking));
         });
-        // One that takes connections and says nothing: certificates are read first.
+        // A server that accepts connections and stays silent: certificates are read first.
         let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let encrypted = |more: &str| {
             format!("postgres://u@{}/d?sslmode=require{more}", silent.local_addr().unwrap())
@@ -970,7 +970,7 @@ fn check_out_of_descriptors(what: &str, error: &Error) {
     }
 }
 
-/// Names of other drivers say what to write here; no value is ever shown.
+/// Parameters of other drivers are answered with a replacement; no value is ever shown.
 #[test]
 fn a_parameter_of_another_driver_says_what_to_write() {
     for (parameters, name, advice) in [

@@ -826,7 +826,7 @@ async fn a_server_that_ends_its_side_is_told_goodbye() {
         server.done().await;
     }
 
-    // Between two queries: then nobody sees it.
+    // Between two queries: the client replaces the connection.
     let mut between = scripted::login();
     between.extend([Step::ExpectQuery, Step::Send(whole.clone()), Step::HalfClose]);
     // The next query may be on its way already.
@@ -841,7 +841,7 @@ async fn a_server_that_ends_its_side_is_told_goodbye() {
     drop(client);
     server.done().await;
 
-    // Behind the query, and before anything of an answer: the server may have begun it.
+    // After the query and before any answer: the server may have begun it.
     let mut before = scripted::login();
     before.extend([Step::ExpectQuery, Step::HalfClose, goodbye(), Step::ExpectEnd]);
     let server = Scripted::start(vec![before]).await;
@@ -990,7 +990,7 @@ async fn random_faults_lose_nothing_and_leave_nothing() {
     .await;
 }
 
-/// A view of documents of 300 bytes, of which more come than sockets and buffers hold.
+/// A view of more documents of 300 bytes than sockets and buffers hold.
 async fn endless_numbers(url: &str) {
     let admin = admin_at(url).await;
     let exists = "select from pg_views where viewname = 'v_numbers'";
@@ -1010,7 +1010,8 @@ async fn blocked_in_send(admin: &tokio_postgres::Client, pid: u32) {
         .await;
 }
 
-/// Nobody reads, so the server cannot say that it ends the session: it closes the connection.
+/// The client does not read, so the server cannot announce the end of the session: it closes the
+/// connection.
 #[tokio::test]
 async fn a_backend_terminated_while_blocked_in_send_closes_after_the_rows_it_sent() {
     let server = breakable().await;

@@ -628,8 +628,8 @@ async fn matching(client: &FraiseClient, table: &str, filter: Filter) -> Vec<usi
     rows.unwrap()
 }
 
-/// Makes filters at random, and compares what they match with what they say. The table has the
-/// documents as `jsonb`, and with `_json` behind its name, as `json`.
+/// Generates random filters and compares their matches with the model. The table has the documents
+/// as `jsonb`; with `_json` after its name, as `json`.
 async fn compare(
     client: &FraiseClient,
     table: &str,
@@ -1354,7 +1354,7 @@ async fn documents_that_postgres_cannot_read_fail_the_query_in_json_columns_only
     assert_eq!(query.select_fields(["x"]).fetch_one().await.unwrap(), json!({"x": "🦀"}));
 }
 
-/// NULL in a column is asked for, and not fallen into.
+/// A null among the values matches NULL in a column, and does not make the other answers unknown.
 #[tokio::test]
 async fn null_among_the_values_of_a_column_is_null() {
     sql("create table tv_nulls as select i as id, nullif(i, 10) as n, nullif('t' || i, 't10') as t,
@@ -1506,7 +1506,7 @@ async fn columns_of_every_type_are_compared() {
     }
 }
 
-/// Among the values means equal to one of them, for arrays and objects too.
+/// Membership means equality with one of the values, for arrays and objects too.
 #[tokio::test]
 async fn elements_are_among_values_that_they_equal() {
     sql(r#"create table tv_members (id int, data jsonb);

@@ -36,7 +36,7 @@ struct Numbered {
     id: u64,
 }
 
-/// A table of so many rows, each of some 100 bytes.
+/// A table of `rows` rows, each of some 100 bytes.
 async fn table(name: &str, rows: u64) {
     sql(&format!(
         "create table {name} (id bigint, data jsonb not null);
@@ -344,8 +344,8 @@ async fn beside_every_kind_of_change_a_query_is_whole_or_refused() {
     assert!(whole > 60, "most queries win in time");
 }
 
-/// A network that ends one connection at one message of the client's, and then lets no client say
-/// anything until the test goes on: the longest window that a lost session can leave.
+/// A network that ends one connection at one message of the client, and then delivers no message of
+/// any client until the test continues: the longest window that a lost session can leave.
 struct Gate {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -367,7 +367,7 @@ impl Gate {
         Self::listen(server, at, false).await
     }
 
-    /// One that only stops passing on what that connection's client says.
+    /// A network that only stops delivering the messages of that connection's client.
     async fn silent(server: SocketAddr, at: (usize, usize)) -> Self {
         Self::listen(server, at, true).await
     }
@@ -748,7 +748,7 @@ async fn the_cause_is_reported() {
         let error = query.parallel(2).fetch_all().await.unwrap_err();
         assert_eq!(error.sqlstate(), Some(&sqlstate::INVALID_TEXT_REPRESENTATION), "{error}");
     }
-    // A table of which only some columns can be read is split by them.
+    // A table with only some readable columns is split by them.
     sql("create role role_one; grant select (data) on t_cause to role_one").await;
     let client = FraiseClient::connect(&with("options=-c%20role%3Drole_one")).await.unwrap();
     let query = || client.query::<RawJson>("t_cause").parallel(2);

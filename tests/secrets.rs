@@ -1220,7 +1220,7 @@ mod memory {
 
     const MASK: u8 = 0xa5;
 
-    /// The child: connects, and drops everything when it is told to.
+    /// The child process: connects, and drops everything on request.
     async fn log_in_and_wait() {
         let mut line = String::new();
         std::io::stdin().read_line(&mut line).unwrap();

@@ -530,8 +530,8 @@ async fn keepalives_are_on_unless_switched_off() {
 }
 
 /// A host that has lost its power acknowledges nothing any more. Keepalive probes without an answer
-/// end a stream that waits for rows; `tcp_user_timeout` ends a session that sends, and the query
-/// runs on another one.
+/// end a stream that waits for rows; `tcp_user_timeout` ends a session that sends; the query is not
+/// sent again, because the host may have received it.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn keepalives_and_tcp_user_timeout_end_sessions_with_a_dead_host() {
@@ -545,7 +545,7 @@ async fn keepalives_and_tcp_user_timeout_end_sessions_with_a_dead_host() {
         let mut dying = scripted::login();
         if in_mid_result {
             dying.extend([Step::ExpectQuery, Step::Send(row())]);
-            // Then nothing is sent again: the client would hear of the host.
+            // After that nothing is sent again: otherwise the client would detect the dead host.
             dying.push(Step::Wait(is_read));
         }
         dying.push(Step::Dead(dies, until));
@@ -739,8 +739,8 @@ async fn a_client_encoding_that_changes_in_a_session_is_an_error_and_closes_the_
     for (case, bytes, rows) in [
         ("before the query", insert(0, &changed), 0),
         ("before the rows", insert(before_rows, &changed), 0),
-        ("before the end, as of Postgres 13", insert(before_complete, &changed), 2),
-        ("before ReadyForQuery, as of Postgres 14", insert(before_end, &changed), 2),
+        ("before the end, as Postgres 13 does", insert(before_complete, &changed), 2),
+        ("before ReadyForQuery, as Postgres 14 does", insert(before_end, &changed), 2),
         ("and back", insert(before_end, &[&changed[..], &back].concat()), 2),
         ("in front of an error", [&changed[..], &failed].concat(), 0),
     ] {
@@ -888,8 +888,7 @@ async fn keys_mean_the_same_whatever_standard_conforming_strings_says() {
     }
 }
 
-/// A transaction that this client has not begun is somebody else's: what it sees, and what ends it,
-/// is not known here.
+/// A transaction that this client has not begun is foreign: its snapshot and its end are unknown.
 #[tokio::test]
 async fn a_connection_left_in_a_transaction_is_not_used_again() {
     for status in [b"T", b"E"] {

@@ -331,7 +331,7 @@ fn pooled(config: ConnectionConfig) -> deadpool::Pool {
     deadpool::Pool::builder(deadpool::Manager::new(config)).max_size(1).build().unwrap()
 }
 
-/// A client of the pool. It waits for the cleanup behind the one before.
+/// A client of the pool. It waits for the cleanup of the previous one.
 #[cfg(feature = "deadpool")]
 async fn take(pool: &deadpool::Pool) -> Result<impl Pooled + Deref<Target = PooledClient>, Error> {
     use ::deadpool::managed::PoolError;
@@ -749,7 +749,7 @@ impl Life {
                     self.world.assert_ended(asked.id);
                 }
             }
-            // It goes on without the caller.
+            // It continues without the caller.
             1 => drop(timeout(self.random.delay(0, 200), token.cancel()).await),
             _ => {
                 tokio::spawn(async move {

@@ -195,7 +195,7 @@ fn stopped() -> Result<impl Future<Output = u8>> {
     })
 }
 
-/// Whether a connection string has a password in it, as far as its syntax tells.
+/// Whether a connection string contains a password, judging by its syntax.
 fn has_password(url: &str) -> bool {
     let user =
         url.split_once("://").and_then(|(_, rest)| rest.rsplit_once('@')).map(|(user, _)| user);

@@ -353,7 +353,7 @@ impl Login<'_> {
         let range = self.config.protocol;
         if let Some(option) = options.first() {
             return Err(Error::protocol(format!(
-                "the server does not know the option \"{}\", which nobody asked for",
+                "the server does not recognize the option \"{}\", which was not requested",
                 OneLine::name(option)
             )));
         }
@@ -465,7 +465,7 @@ impl Login<'_> {
         if !offered(scram::MECHANISM) {
             let names = mechanisms.iter().take(8).map(|name| OneLine::name(name).to_string());
             return Err(Error::authentication(format!(
-                "the server offers {:?}, of which this client speaks none; it speaks {}",
+                "the server offers {:?}; this client supports only {}",
                 names.collect::<Vec<_>>(),
                 scram::MECHANISM
             )));

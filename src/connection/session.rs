@@ -169,7 +169,7 @@ impl Heard {
             }
             Message::NotificationResponse { channel } => {
                 let channel = OneLine::name(&channel);
-                debug!(target: TARGET, %channel, "a notification came, which nobody listens for");
+                debug!(target: TARGET, %channel, "ignored a notification");
             }
             other => return Some(other),
         }

@@ -467,7 +467,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         } else if !stream.has_ended() {
             // The row is the whole answer. A cleanup that fails costs the connection, not the row.
             if let Err(error) = stream.cancel().await {
-                debug!(target: TARGET, %error, "could not clean up behind the row that was found");
+                debug!(target: TARGET, %error, "cleanup failed after the row was found");
             }
         }
         Ok(row)

@@ -17,11 +17,11 @@ const MAX_DEPTH: usize = 256;
 /// `not`.
 ///
 /// Its values are always sent as parameters. A document never makes the server raise an error,
-/// whatever it contains (columns of type `json` have exceptions, see below): if a field is missing,
-/// null, or of a type that the operator does not apply to, the answer is *unknown*. A row is
-/// returned only if the answer is yes; `not` turns yes into no and no into yes, and leaves unknown
-/// as it is. So neither `eq("paid")` nor its negation matches a row whose status is missing: add
-/// [`is_null`](Field::is_null) to ask for those.
+/// whatever it contains. Exceptions are listed below and at the operators of [`Field`]. If a field
+/// is missing, null, or of a type that the operator does not apply to, the answer is *unknown*. A
+/// row is returned only if the answer is yes; `not` turns yes into no and no into yes, and leaves
+/// unknown as it is. So neither `eq("paid")` nor its negation matches a row whose status is
+/// missing: add [`is_null`](Field::is_null) to ask for those.
 ///
 /// A filter can be of any length: chains of `and`, and chains of `or`, do not nest, and `not` of
 /// `not` cancels out. Groups within groups, such as `and` within `or` within `and`, may be nested

@@ -473,7 +473,7 @@ impl Peer {
                 answer.stop(at);
             }
             let end = answer.bytes.len().min(at + 1 + world.below(piece) as usize);
-            // At ReadyForQuery, behind which something may be said.
+            // At ReadyForQuery, after which other messages may follow.
             if at < answer.ready && answer.ready <= end && answer.goes_on {
                 self.expect_nothing();
                 world.idle(pid);
@@ -609,7 +609,7 @@ struct Answer {
     stoppable: usize,
     /// The session waits for the next query behind it.
     goes_on: bool,
-    /// Where ReadyForQuery ends, if the session goes on.
+    /// Where ReadyForQuery ends, if the session continues.
     ready: usize,
 }
 

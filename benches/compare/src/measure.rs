@@ -46,7 +46,7 @@ pub fn measure(task: Task, threads: usize) -> Cost {
     runtime(threads, cost(task))
 }
 
-/// Runs a future to its end, with so many threads.
+/// Runs a future to its end with that many threads.
 pub fn runtime<T: Send + 'static>(
     threads: usize,
     future: impl Future<Output = T> + Send + 'static,
