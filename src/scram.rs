@@ -125,7 +125,7 @@ pub(crate) struct Challenge {
 
 /// The client has sent its proof and waits for the server's.
 pub(crate) struct ServerFinal {
-    /// What the server must answer. Compared in constant time.
+    /// The expected answer of the server. Compared in constant time.
     signature: CtOutput<Hmac<Sha256>>,
 }
 

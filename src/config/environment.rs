@@ -68,7 +68,7 @@ impl Environment<'_> {
             .collect()
     }
 
-    /// What is in a file, or `None` if there is no such file. It may hold a password.
+    /// Returns a file's content, which may hold a password; `None` if there is no such file.
     pub(super) fn read(path: &PathBuf) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
         match fs::read(path) {
             Ok(bytes) => Ok(Some(Zeroizing::new(bytes))),

@@ -3,7 +3,7 @@
 //! A string that was made for another program fails here by a name that libpq does not know. The
 //! names of this table are public words of those programs, so they can be shown.
 
-/// What to do about a parameter that libpq does not have; `None` for a name that is in no table.
+/// Returns the replacement for a parameter that libpq does not have; `None` for an unknown name.
 ///
 /// The value is not looked at: it may be a secret.
 pub(super) fn advice(name: &str) -> Option<String> {

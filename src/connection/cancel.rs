@@ -34,7 +34,7 @@ const ROUNDS: usize = 4;
 /// early, or went to another server through a balancer.
 const REPEATS_FOR_LOST: usize = 4;
 
-/// What a server needs to cancel a query, and how it is reached.
+/// The data of a cancel request, and how to reach the server.
 ///
 /// The connection is made in the same way as a new session: certificates are read again, because a
 /// session may outlive the files that it was opened with.
@@ -183,8 +183,7 @@ impl CancelKey {
     }
 
     /// # Errors
-    ///
-    /// Those of connecting, with the reason of each way that was tried.
+    /// The errors of connecting, with the reason for each way that was tried.
     async fn try_send(&self) -> Result<()> {
         let mut attempts = Vec::new();
         let mut ways = self.encryption;
@@ -245,7 +244,7 @@ struct Drain {
     drained: usize,
 }
 
-/// What was at the front of the buffer.
+/// The kind of message at the front of the buffer.
 #[derive(Debug, PartialEq, Eq)]
 enum Arrived {
     Ready,

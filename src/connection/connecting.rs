@@ -1,4 +1,4 @@
-//! What a query knows of the connection it is waiting for.
+//! The attempts to connect that a query is waiting for.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

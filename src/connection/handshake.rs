@@ -226,7 +226,7 @@ struct Login<'a> {
     auth_method: &'static str,
     /// What the password provider returned.
     provided: Option<Password>,
-    /// What it must not return again.
+    /// The refused password, which it must not return again.
     refused: Option<&'a Password>,
 }
 
@@ -624,7 +624,7 @@ impl Wire<'_> {
         }
     }
 
-    /// What is going on, for errors.
+    /// The step in progress, for errors.
     fn during(&self) -> &'static str {
         if *self.unanswered { LOGGING_IN_BY_3_2 } else { LOGGING_IN }
     }

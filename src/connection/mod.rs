@@ -146,8 +146,7 @@ impl Connection {
         }
     }
 
-    /// Whether what comes next continues a long message, so that it is no row whatever it looks
-    /// like.
+    /// Whether the next bytes continue a long message, so that they are no row, whatever their tag.
     pub(crate) fn is_in_message(&self) -> bool {
         self.long.is_some()
     }

@@ -1,5 +1,5 @@
-//! What a [`CancelToken`](super::CancelToken) cancels: one query, from the call that starts it
-//! until no session works on it any more.
+//! The unit that a [`CancelToken`](super::CancelToken) cancels: one query, from the call that
+//! starts it until no session works on it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone)]
 pub(crate) struct RunningQuery(Arc<Shared>);
 
-/// What a client remembers of a query, which does not keep it in progress.
+/// A client's weak reference to a query, which does not keep it in progress.
 pub(super) type WeakQuery = Weak<Shared>;
 
 #[derive(Debug, Default)]

@@ -424,8 +424,7 @@ impl Lease {
     /// this error. Cancel-safe.
     ///
     /// # Errors
-    ///
-    /// Those of connecting.
+    /// The errors of connecting.
     pub(crate) async fn replace(
         &self,
         lost: &Session,

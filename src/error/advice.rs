@@ -261,7 +261,7 @@ pub(super) fn hint_for(e: &DbError) -> &'static str {
     }
 }
 
-/// What to check if the server refused the login (class 28), by the function that refused it.
+/// Advice for a refused login (class 28), by the server function that refused it.
 pub(crate) fn for_refusal(e: &DbError, user: &str) -> String {
     match (*e.code(), e.routine().unwrap_or_default()) {
         // The same error for a role that does not exist or has no password.

@@ -23,7 +23,7 @@ pub(crate) enum ExtendedQuery {
     Ready,
 }
 
-/// What a message means for the query.
+/// The meaning of a message for the query.
 #[derive(Debug)]
 pub(crate) enum Progress {
     Continue,

@@ -280,8 +280,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// it is not set).
     ///
     /// # Errors
-    ///
-    /// Of [`execute`](Self::execute):
+    /// From [`execute`](Self::execute):
     ///
     /// * [`Error::Config`]: 0 or more than 64; with `order_by`, `limit` (also that of `fetch_one`),
     ///   `offset` or `resume_by`; a view without `partition_by`; a `max_memory` of less than 4 KiB

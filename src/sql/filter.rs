@@ -115,7 +115,7 @@ impl Filter {
         match self.node {
             Node::Not(filter) => *filter,
             _ => {
-                // That of a leaf is no deeper than the leaf.
+                // The negation of a leaf counts as a leaf.
                 let depth = self.depth + usize::from(self.depth > 0);
                 Self::nested(Node::Not(Box::new(self)), depth)
             }

@@ -33,7 +33,7 @@ pub(crate) const ONE: &str = "SELECT 1";
 /// LOCK TABLE it collects all rows of a later query before it sends them.
 const FIRST: &str = "SHOW lock_timeout";
 
-/// What to do if the role must not read `ctid`.
+/// Advice if the role may not read `ctid`.
 pub(crate) const CTID_HINT: &str = "parallel() splits a table by ctid, which needs SELECT on the whole table: grant it, or name an \
                          expression of columns that can be read with partition_by()";
 
@@ -50,13 +50,13 @@ const LOCKED: &str = "SELECT l.relation AS oid FROM pg_catalog.pg_locks l \
      WHERE d.datname = pg_catalog.current_database()) \
      GROUP BY l.relation";
 
-/// What an exported snapshot does not cover is not read by several sessions. Temporary tables of
-/// other sessions may be children of a table, but are never read.
+/// Relations that an exported snapshot does not cover, so several sessions must not read them.
+/// Temporary tables of other sessions may be children of a table, but are never read.
 const REFUSED: &str = "c.relkind = 'f' OR c.relpersistence = 't' \
      AND NOT pg_catalog.pg_is_other_temp_schema(c.relnamespace)";
 
-/// What two sessions must have in common to see the same rows. The first three are explained on
-/// their own.
+/// The state that two sessions must share to see the same rows. The first three have their own
+/// errors.
 const COMPARED: [(&str, &str); 14] = [
     (
         "server",
@@ -98,7 +98,7 @@ pub(crate) struct Relation {
     pub(crate) is_lockable: bool,
 }
 
-/// What the first session of a parallel query has seen and exported.
+/// The snapshot that the first session of a parallel query has exported, and what it covers.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Exported {
     snapshot: String,
@@ -106,7 +106,7 @@ pub(crate) struct Exported {
     blocks: Vec<u64>,
 }
 
-/// What a session sees that has planned its part.
+/// The state that a session sees after it has planned its part.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Sight(Vec<String>);
 

@@ -16,8 +16,7 @@ use crate::error::{Error, Result};
 /// The largest LIMIT and OFFSET Postgres knows: they are of type bigint.
 const MAX_COUNT: u64 = i64::MAX as u64;
 
-/// What follows a document whose type is tested: an operator that `json` and `jsonb` have, and no
-/// other type.
+/// Appended to a document to test its type: an operator that only `json` and `jsonb` have.
 pub(crate) const TYPE_TEST: &str = "#> '{}' AS \"data\"";
 
 /// `SELECT data FROM {entity} [WHERE ...] [ORDER BY ...] [LIMIT n] [OFFSET m]`

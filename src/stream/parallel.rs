@@ -65,7 +65,7 @@ pub(crate) struct Parallel {
     pub(crate) partition_by: Option<String>,
 }
 
-/// What is to be executed.
+/// Sessions that have planned their parts, and the request that executes a part.
 pub(super) struct Planned {
     /// The sessions beside that of the client.
     pub(super) others: Vec<Connection>,

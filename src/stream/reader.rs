@@ -70,7 +70,7 @@ pub(super) struct Reader {
     settings: StreamSettings,
 }
 
-/// What a reader sends first, and where the query stands then.
+/// The first request of a reader, and the state of the query after it.
 pub(super) struct Start {
     request: Bytes,
     query: ExtendedQuery,
@@ -648,7 +648,7 @@ fn closed(e: io::Error) -> Interrupt {
     Error::io("before the result was complete", e).into()
 }
 
-/// What is left to do on a connection whose query has ended early.
+/// The work left on a connection whose query has ended early.
 struct Rest {
     query: ExtendedQuery,
     /// The request has begun to be sent.

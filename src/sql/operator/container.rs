@@ -222,7 +222,7 @@ pub(super) fn render(
     }
 }
 
-/// Of an array or an object, `@>` asks whether it is a part of an element, and not whether it
+/// For an array or an object, `@>` tests whether it is contained in an element, not whether it
 /// equals one.
 fn is_container(operand: &Operand) -> bool {
     matches!(operand.0, Kind::Container(_))

@@ -1,4 +1,4 @@
-//! What a certificate may be used for, as OpenSSL reads its extensions.
+//! The permitted uses of a certificate, following OpenSSL's reading of its extensions.
 
 use rustls::pki_types::{AlgorithmIdentifier, SubjectPublicKeyInfoDer};
 use webpki::RawPublicKeyEntity;
@@ -275,7 +275,7 @@ pub(super) fn own_signature(der: &[u8], algorithms: Algorithms) -> Option<Signat
     Some(verify_signature(algorithms, &key, algorithm, signed, signature))
 }
 
-/// What is wrong with a key that cannot be used to verify signatures here.
+/// Why a key cannot be used to verify signatures.
 pub(super) fn unsupported_key(certificate: &Certificate, algorithms: Algorithms) -> Option<String> {
     const RSA: ObjectIdentifier = oid("1.2.840.113549.1.1.1");
     let info = certificate.tbs_certificate().subject_public_key_info();

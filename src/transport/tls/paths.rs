@@ -45,7 +45,7 @@ pub(super) fn find<'a>(
         steps: STEPS,
     };
     for der in sent.iter().chain(&trust.intermediates) {
-        // What cannot be decoded cannot be an authority either.
+        // A certificate that cannot be decoded cannot be an authority.
         let Some(certificate) = parse(der) else { continue };
         if !search.candidates.iter().any(|c| c.der == der) {
             search.candidates.push(Candidate { der, certificate: Arc::new(certificate) });

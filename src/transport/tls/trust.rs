@@ -1,4 +1,4 @@
-//! What a server's certificate is held against.
+//! Roots, intermediates and revocation lists for the verification of a server.
 
 use rustls::pki_types::{CertificateDer, TrustAnchor};
 use webpki::anchor_from_trusted_cert;
@@ -40,7 +40,8 @@ impl Trust {
         let is_same =
             |root: &&Root| root.certificate.as_ref().is_some_and(|c| c.der == *certificate);
         let same = self.roots.iter().filter(is_same);
-        // What is in a file of the user's and among the system's too is the user's.
+        // A certificate that is both in the user's file and among the system's counts as the
+        // user's.
         same.min_by_key(|root| root.is_public)
     }
 
