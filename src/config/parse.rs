@@ -51,8 +51,8 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
     for (name, part) in [("host", hosts), ("dbname", database.unwrap_or_default())] {
         if part.contains('@') {
             return Err(Error::config(format!(
-                "{name} holds @, where the user and the password of the URI have ended before: if \
-                 one of them holds / or @, write it as %2F or %40; if the {name} does, write %40"
+                "{name} holds @ after the end of the user and password of the URI: if one of them \
+                 holds / or @, write it as %2F or %40; if the {name} does, write %40"
             )));
         }
     }

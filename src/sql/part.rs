@@ -276,13 +276,15 @@ const SEPARATE: &str = "pg_catalog.chr(31)";
 
 fn not_in_snapshot(what: &str) -> Error {
     Error::config(format!(
-        "parallel() cannot read {what}: its rows are not in the snapshot that the connections share, so that they \
-         would see different rows, also with partition_by(); leave parallel() out"
+        "parallel() cannot read {what}: its rows are not in the snapshot that the connections share, so each \
+         would see different rows, also with partition_by(); remove parallel()"
     ))
 }
 
 fn unreadable() -> Error {
-    Error::protocol("the server's answer about the relation of a parallel query has another form")
+    Error::protocol(
+        "the server's answer about the relation of a parallel query has an unexpected form",
+    )
 }
 
 impl Exported {
@@ -365,13 +367,13 @@ impl Sight {
                     continue;
                 }
                 "server" => {
-                    "the connections of parallel() have reached different servers, whose snapshots have nothing to do \
-                     with each other: connect to one server, without a balancer in between"
+                    "the connections of parallel() have reached different servers, which cannot share a snapshot: \
+                     connect to one server, without a balancer in between"
                         .to_owned()
                 }
                 name => format!(
-                    "the connections of parallel() differ in {name}, so that they could see different rows: connect \
-                     anew, and through a pooler leave no settings on its connections"
+                    "the connections of parallel() differ in {name}, so they could see different rows: connect \
+                     again, and through a pooler leave no settings on its connections"
                 ),
             };
             return Comparison::Refused(Error::config(refused));

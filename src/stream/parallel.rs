@@ -323,7 +323,7 @@ fn simple(statements: &[&str]) -> Result<Bytes> {
 
 fn some(answer: Option<String>) -> Result<String> {
     answer.ok_or_else(|| {
-        Error::protocol("the server answered a parallel query's beginning without a row")
+        Error::protocol("the server returned no row at the start of a parallel query")
     })
 }
 
