@@ -603,10 +603,14 @@ async fn a_session_that_waits_for_a_lock_holds_none() {
 /// What one snapshot does not cover is refused, wherever it hides.
 #[tokio::test]
 async fn what_is_not_in_the_snapshot_is_refused() {
-    sql(&format!(
+    // A database of its own: every parallel query in it looks at the list of Citus's tables.
+    sql("create database d_refused").await;
+    let url = format!("{}/d_refused", cluster().url().strip_suffix("/postgres").unwrap());
+    let admin = admin_at(&url).await;
+    let setup = format!(
         "create extension postgres_fdw;
          create server s_far foreign data wrapper postgres_fdw
-             options (host '127.0.0.1', port '{}', dbname 'postgres');
+             options (host '127.0.0.1', port '{}', dbname 'd_refused');
          create user mapping for postgres server s_far options (user 'postgres', password '{}');
          create table t_near as
              select i as id, jsonb_build_object('id', i) as data from generate_series(1, 100) i;
@@ -624,9 +628,9 @@ async fn what_is_not_in_the_snapshot_is_refused() {
          insert into pg_catalog.pg_dist_partition values ('t_shard', 'h')",
         cluster().port(),
         password()
-    ))
-    .await;
-    let client = client().await;
+    );
+    admin.batch_execute(&setup).await.unwrap();
+    let client = FraiseClient::connect(&url).await.unwrap();
     let near = || client.query::<RawJson>("t_near").parallel(2);
     let by = |entity: &str| client.query::<RawJson>(entity).parallel(2).partition_by("data->>'id'");
     let in_far = "exists (select from f_far f where f.id = t_near.id)";
@@ -651,7 +655,8 @@ async fn what_is_not_in_the_snapshot_is_refused() {
     }
     assert_eq!(near().fetch_all().await.unwrap().len(), 100);
     assert_eq!(client.query::<RawJson>("f_far").parallel(1).fetch_all().await.unwrap().len(), 100);
-    sql("set allow_system_table_mods = on; drop table pg_catalog.pg_dist_partition").await;
+    let drop_list = "set allow_system_table_mods = on; drop table pg_catalog.pg_dist_partition";
+    admin.batch_execute(drop_list).await.unwrap();
     assert_eq!(by("v_shard").fetch_all().await.unwrap().len(), 100);
     // A pooler may hand out a session with another client's temporary table.
     let pooler = Daemon::pgbouncer(cluster().port());
