@@ -48,6 +48,11 @@ impl Budget {
         self.held == 0 || self.held.saturating_add(size) <= self.limit
     }
 
+    /// Whether the reader waits and is the next to be served.
+    pub(super) fn is_next(&self, reader: usize) -> bool {
+        self.waiting.front().is_some_and(|(next, _)| *next == reader)
+    }
+
     /// Whether the reader that is next waits until others hold less.
     pub(super) fn is_short(&self) -> bool {
         self.waiting.front().is_some_and(|(_, size)| !self.fits(*size))

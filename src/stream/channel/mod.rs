@@ -926,6 +926,31 @@ mod tests {
         drop(block);
         assert!(pin!(channel.pause(None)).as_mut().poll(&mut cx).is_ready());
     }
+
+    /// A reader that waits for its server with a buffer is asked for it when it is needed, also if it was first asked
+    /// while the reader in front could be served without it.
+    #[test]
+    fn a_buffer_is_asked_for_when_it_is_needed() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let channel = channel(4);
+        let [one, two, three, four] = [0, 1, 2, 3].map(|number| channel.seat(number));
+        let quarter = StreamSettings::default().memory() / 4;
+        let _kept = reserve(&one, 2 * quarter).unwrap();
+        let given = reserve(&two, quarter).unwrap();
+        let mut in_front = Box::pin(three.reserve(2 * quarter));
+        assert!(in_front.as_mut().poll(&mut cx).is_pending());
+        assert!(pin!(one.changed()).poll(&mut cx).is_ready() && one.is_memory_short());
+        // Before the first has looked: now there is room.
+        drop(given);
+        let mut last = Box::pin(four.reserve(3 * quarter));
+        assert!(last.as_mut().poll(&mut cx).is_pending());
+        let _ = pin!(one.changed()).poll(&mut cx);
+        assert!(!one.is_memory_short());
+        assert!(in_front.as_mut().poll(&mut cx).is_ready());
+        assert!(last.as_mut().poll(&mut cx).is_pending());
+        assert!(pin!(one.changed()).poll(&mut cx).is_ready() && one.is_memory_short());
+    }
+
     #[test]
     fn the_end_is_that_of_the_last_reader() {
         let mut cx = Context::from_waker(Waker::noop());

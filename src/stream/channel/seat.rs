@@ -297,7 +297,7 @@ impl Seat {
                 yield_now().await;
                 continue;
             }
-            {
+            let is_next = {
                 let mut state = self.channel.lock();
                 if state.is_over() {
                     return Err(Interrupt::Abandoned);
@@ -320,10 +320,14 @@ impl Seat {
                 }
                 state.waiting.add(self.number);
                 state.chunk_size.record(Demand::Full);
+                let is_next = state.budget.is_next(self.number);
                 self.rest(state);
-            }
-            if !std::mem::replace(&mut has_asked, true) && self.channel.readers.len() > 1 {
-                // Those that hold a buffer and wait for their servers.
+                is_next
+            };
+            // Those that hold a buffer and wait for their servers. They lend it only if the next reader needs it, so one
+            // that is not the next yet would ask too early.
+            if is_next && self.channel.readers.len() > 1 && !std::mem::replace(&mut has_asked, true)
+            {
                 self.channel.wake_readers();
             }
             self.changed().await;
