@@ -153,7 +153,7 @@ impl FraiseClient {
                 // the server sees both.
                 Err(e) if connection.reused && e.ends_session() => connection.lost_idle(),
                 Err(e) => {
-                    if matches!(e, Error::Server(_)) && !e.ends_session() {
+                    if connection.is_answered() && !e.ends_session() {
                         lease.give_back(connection);
                     }
                     return Err(e);

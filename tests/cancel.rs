@@ -468,6 +468,45 @@ async fn ping_keeps_a_connection_on_which_the_server_reported_an_error() {
     within(server.done()).await;
 }
 
+/// An error without the end of the answer to a ping costs the connection: the end would be taken for
+/// the answer to the next query.
+#[tokio::test]
+async fn ping_closes_a_connection_whose_answer_has_no_end() {
+    let ping = || Step::Expect(b"Q\0\0\0\x05\0".to_vec());
+    let mut first = scripted::login();
+    let error = scripted::error("ERROR", "53200", "out of memory");
+    first.extend([ping(), Step::Send(error), Step::Silence]);
+    let mut second = scripted::login();
+    let answer = [scripted::message(b'I', b""), scripted::ready()].concat();
+    second.extend([ping(), Step::Send(answer)]);
+    let server = Scripted::start(vec![first, second]).await;
+    let config = at(server.address).read_timeout(Duration::from_millis(500));
+    let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
+    assert!(matches!(within(client.ping()).await, Err(Error::Server(_))));
+    within(client.ping()).await.unwrap();
+}
+
+/// `statement_timeout` has the SQLSTATE of a cancelled query. No late cancel request of an earlier query
+/// is the cause, so the query is not run again.
+#[tokio::test]
+async fn query_that_is_too_slow_is_not_run_again_after_a_cancelled_one() {
+    sql("create view v_many as select to_jsonb(generate_series(1, 100000000)) as data;
+         create sequence s_runs;
+         create view v_runs as select to_jsonb(n) as data
+         from (select nextval('s_runs') as n offset 0) one, lateral pg_sleep(60 + 0 * n)")
+    .await;
+    let config = at(real()).database("postgres").statement_timeout(Duration::from_millis(2500));
+    let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
+    let mut stream = client.query::<Value>("v_many").execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    stream.cancel().await.unwrap();
+    drop(stream);
+    let error = within(outcome(&client, "v_runs")).await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some(&fraiseql_wire::sqlstate::QUERY_CANCELED), "{error}");
+    let runs = admin().await.query_one("select last_value from s_runs", &[]).await.unwrap();
+    assert_eq!(runs.get::<_, i64>(0), 1);
+}
+
 /// A proxy that delivers a cancel request after it has closed the request's connection: the query
 /// it hits is run again, once, if it has had no row.
 #[tokio::test]

@@ -238,7 +238,11 @@ impl Reader {
     fn can_run_again(&self, error: &Error) -> bool {
         let is_cancelled = error.sqlstate().is_some_and(|code| *code == sqlstate::QUERY_CANCELED);
         let can_ask = self.again.is_some() && !self.connection.is_in_transaction();
-        is_cancelled && can_ask && self.run.rows == 0
+        // Later than that it was statement_timeout or another session, which has the same SQLSTATE.
+        is_cancelled
+            && can_ask
+            && self.run.rows == 0
+            && self.connection.session.was_cancelled_recently()
     }
 
     /// Runs the query once more on the same connection.
