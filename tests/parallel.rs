@@ -23,7 +23,9 @@ use support::{
     admin, admin_at, client, cluster,
     cluster::{Cluster, REQUIRE_PASSWORD, Setup, password},
     daemon::Daemon,
-    eventually, sql, url_at,
+    eventually,
+    scripted::{self, Scripted, Step},
+    sql, url_at,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy},
@@ -598,6 +600,97 @@ async fn a_session_that_waits_for_a_lock_holds_none() {
     let error = client.query::<RawJson>("t_wanted").parallel(3).execute().await.unwrap_err();
     assert_eq!(error.sqlstate(), Some(&sqlstate::LOCK_NOT_AVAILABLE), "{error}");
     assert!(error.is_retriable() && error.to_string().contains("exclusively"), "{error}");
+}
+
+/// A lock that is never given up: the limits that end one query end a parallel one, though it waits in attempts that are
+/// shorter than they are.
+#[tokio::test]
+async fn the_wait_for_a_lock_ends_as_that_of_one_query() {
+    table("t_held", 300).await;
+    let holder = admin().await;
+    holder.batch_execute("begin; lock table t_held").await.unwrap();
+    let config = || {
+        ConnectionConfig::builder()
+            .host("127.0.0.1")
+            .port(cluster().port())
+            .ssl_mode(SslMode::Disable)
+            .user("postgres")
+            .password(password())
+            .database("postgres")
+    };
+    let limit = Duration::from_millis(2500);
+    for (config, of_client) in
+        [(config().read_timeout(limit), true), (config().statement_timeout(limit), false)]
+    {
+        let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
+        for parts in [1, 3] {
+            let query = client.query::<RawJson>("t_held").parallel(parts).fetch_all();
+            let ended = tokio::time::timeout(Duration::from_secs(60), query).await;
+            match ended.expect("it ends").unwrap_err() {
+                Error::Timeout { phase: TimeoutPhase::Read, after } if of_client => {
+                    assert_eq!(after, limit);
+                }
+                Error::Server(_) if !of_client => {}
+                error => panic!("{parts} {of_client}: {error}"),
+            }
+        }
+    }
+    holder.batch_execute("rollback").await.unwrap();
+}
+
+/// A relation that was created after the snapshot of the statement that asks what it is: its name is known, its row is
+/// not visible. The next statement sees it.
+#[tokio::test]
+async fn a_relation_that_has_just_been_created_is_asked_for_again() {
+    let message = || Step::Echo(Box::new(|_| Vec::new()));
+    let no_row =
+        [scripted::begin(&[("concat_ws", 25)]), scripted::complete(), scripted::ready()].concat();
+    let error = [scripted::error("ERROR", "42501", "permission denied"), scripted::ready()];
+    let mut first = scripted::login();
+    first.extend([message(), Step::Send(no_row), message(), Step::Send(error.concat())]);
+    let mut second = scripted::login();
+    second.push(Step::Silence);
+    let server = Scripted::start(vec![first, second]).await;
+    let config = ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(server.address.port())
+        .ssl_mode(SslMode::Disable)
+        .user("postgres")
+        .build();
+    let client = FraiseClient::connect_with_config(config.unwrap()).await.unwrap();
+    let error = client.query::<RawJson>("t").parallel(2).fetch_all().await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some(&sqlstate::INSUFFICIENT_PRIVILEGE), "{error}");
+}
+
+/// A token waits for the sessions that plan their parts, too, and they are stopped: here by a later cancel request.
+#[tokio::test]
+async fn a_token_waits_for_sessions_that_have_not_begun_to_answer() {
+    table("t_planned", 300).await;
+    sql("create function survives_cancel() returns int immutable language plpgsql as $$ begin
+             begin perform pg_sleep(60); exception when query_canceled then null; end;
+             begin perform pg_sleep(60); exception when query_canceled then null; end;
+             perform pg_sleep(60);
+             return 1;
+         end $$")
+    .await;
+    let client = FraiseClient::connect(&with("application_name=planned")).await.unwrap();
+    let admin = admin().await;
+    let active = async || {
+        let query = "select count(*) from pg_stat_activity
+                     where application_name = 'planned' and state = 'active' and wait_event = 'PgSleep'";
+        admin.query_one(query, &[]).await.unwrap().get::<_, i64>(0)
+    };
+    let token = client.cancel_token();
+    // Immutable, so it is called by planning.
+    let query = client.query::<RawJson>("t_planned").where_sql("survives_cancel() = 1");
+    let cancelling = async {
+        eventually("all plan", async || active().await == 3).await;
+        token.cancel().await.unwrap();
+        assert_eq!(active().await, 0);
+    };
+    let (ended, ()) = tokio::join!(query.parallel(3).fetch_all(), cancelling);
+    assert!(matches!(ended, Err(Error::Cancelled)), "{ended:?}");
+    assert_eq!(client.query::<RawJson>("t_planned").fetch_all().await.unwrap().len(), 300);
 }
 
 /// What one snapshot does not cover is refused, wherever it hides.

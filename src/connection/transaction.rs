@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tokio::{runtime::Handle, time::timeout};
 
 use super::{
-    Connection, Session,
+    Connection, QuerySession, Session,
     cancel::{stop_lost, timed_out},
 };
 use crate::{
@@ -19,8 +19,12 @@ impl Connection {
     /// # Errors
     ///
     /// See [`transact`](Self::transact).
-    pub(crate) async fn query_value(&mut self, sql: &str) -> Result<Option<String>> {
-        self.run(frontend::simple_query(sql)?.into(), 1).await
+    pub(crate) async fn query_value(
+        &mut self,
+        sql: &str,
+        running: &QuerySession,
+    ) -> Result<Option<String>> {
+        self.run(frontend::simple_query(sql)?.into(), 1, running).await
     }
 
     /// Begins a transaction, or continues one. Sends requests that are answered up to a
@@ -28,7 +32,7 @@ impl Connection {
     ///
     /// They may wait for a lock, and a backend that waits for a lock does not notice that its
     /// connection is closed. Dropping the future stops them; the connection must then be dropped
-    /// too.
+    /// too. The query is in progress until they are stopped.
     ///
     /// # Errors
     ///
@@ -39,9 +43,10 @@ impl Connection {
         &mut self,
         requests: Bytes,
         answers: usize,
+        running: &QuerySession,
     ) -> Result<Option<String>> {
         self.in_transaction = true;
-        self.run(requests, answers).await
+        self.run(requests, answers, running).await
     }
 
     /// Whether everything that was sent by these functions has been answered to its end.
@@ -68,9 +73,14 @@ impl Connection {
         timeout(after, ended).await.map_err(|_| timed_out(after))?.map(drop)
     }
 
-    async fn run(&mut self, requests: Bytes, answers: usize) -> Result<Option<String>> {
+    async fn run(
+        &mut self,
+        requests: Bytes,
+        answers: usize,
+        running: &QuerySession,
+    ) -> Result<Option<String>> {
         let mut unanswered = Unanswered {
-            session: Some(Arc::clone(&self.session)),
+            session: Some((Arc::clone(&self.session), running.clone())),
             cancel_timeout: self.bounds.cancel_timeout,
         };
         let answer = self.exchange(requests, answers).await;
@@ -89,16 +99,20 @@ impl Connection {
 /// Statements on a session that are stopped when this is dropped.
 struct Unanswered {
     /// Until there is an answer.
-    session: Option<Arc<Session>>,
+    session: Option<(Arc<Session>, QuerySession)>,
     cancel_timeout: Duration,
 }
 
 impl Drop for Unanswered {
     fn drop(&mut self) {
-        let Some(session) = self.session.take() else { return };
+        let Some((session, running)) = self.session.take() else { return };
+        let cancel_timeout = self.cancel_timeout;
         // Without a runtime nothing can be sent.
         if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(stop_lost(session, self.cancel_timeout));
+            runtime.spawn(async move {
+                stop_lost(session, cancel_timeout).await;
+                drop(running);
+            });
         }
     }
 }

@@ -89,7 +89,7 @@ pub(crate) struct Relation {
     name: String,
     /// Its `pg_class.relkind`.
     kind: String,
-    /// The server's `lock_timeout`, unless it has none.
+    /// The server's `lock_timeout` or `statement_timeout`, the shorter one, if it has one.
     lock_timeout: Option<Duration>,
     /// Citus's list of its tables exists.
     has_citus: bool,
@@ -126,7 +126,9 @@ impl Relation {
         let name = literal(&quote_relation(entity)?)?;
         Ok(format!(
             "SELECT pg_catalog.concat_ws({SEPARATE}, c.relkind, (1000 * extract(epoch FROM \
-             pg_catalog.current_setting('lock_timeout')::pg_catalog.interval))::pg_catalog.int8, \
+             (SELECT coalesce(min(t), '0') FROM (SELECT pg_catalog.current_setting(name)::pg_catalog.interval \
+             AS t FROM (VALUES ('lock_timeout'), ('statement_timeout')) names (name)) times WHERE t > '0')\
+             ))::pg_catalog.int8, \
              EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attname = 'logicalrelid' \
              AND a.attrelid = pg_catalog.to_regclass('pg_dist_partition')), {REFUSED}) \
              FROM pg_catalog.pg_class c WHERE c.oid = {name}::regclass"
@@ -171,7 +173,7 @@ impl Relation {
         })
     }
 
-    /// For how long a query of this session would wait for a lock, unless for ever.
+    /// For how long a query of this session would wait for a lock, if there is a limit.
     pub(crate) fn lock_timeout(&self) -> Option<Duration> {
         self.lock_timeout
     }
@@ -303,7 +305,8 @@ impl Exported {
         }
         // Without a table there is no such field.
         let blocks = fields.next().unwrap_or_default().split_whitespace();
-        let blocks = blocks.map(|blocks| blocks.parse().map_err(|_| unreadable()));
+        // A block has a number of 32 bits.
+        let blocks = blocks.map(|b| b.parse().map(|b: u32| b.into()).map_err(|_| unreadable()));
         Ok(Self { snapshot: snapshot.to_owned(), blocks: blocks.collect::<Result<_>>()? })
     }
 
@@ -526,6 +529,8 @@ mod tests {
         assert_eq!(read("\u{1f}7 0 12").unwrap().blocks, [7, 0, 12]);
         assert_eq!(read("").unwrap().blocks, [0; 0]);
         assert!(read("\u{1f}x").is_err());
+        // More blocks than a table can have; their sum would be beyond any number.
+        assert!(read("\u{1f}18446744073709551615 1").is_err());
         assert!(read("the Citus table t").unwrap_err().to_string().contains("the Citus table t"));
         assert!(Exported::read("").is_err());
     }

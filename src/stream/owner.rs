@@ -82,7 +82,7 @@ impl Owner {
             span::connected(&span, access);
             // A parallel query asks the server first.
             let session = query.session();
-            let begin = async { Ok(request.begin(access, &mut connection).await) };
+            let begin = async { Ok(request.begin(access, &mut connection, &session).await) };
             let begun = query.unless_cancelled(deadlines.bound(begin));
             let begun = begun.instrument(span.clone()).await;
             drop(session);

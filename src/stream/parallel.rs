@@ -22,7 +22,7 @@ use tokio::{
 
 use super::settings::MIN_READ;
 use crate::{
-    connection::{Access, Connection},
+    connection::{Access, Connection, QuerySession},
     error::{Error, Result, TimeoutPhase, sqlstate},
     protocol::frontend,
     sql::{
@@ -102,9 +102,10 @@ impl Parallel {
         &self,
         access: &Access,
         first: &mut Connection,
+        running: &QuerySession,
     ) -> Result<Planned, BeginError> {
-        let (relation, mut others) = self.open(access, first).await?;
-        match self.bring_together(relation, access, first, &mut others).await {
+        let (relation, mut others) = self.open(access, first, running).await?;
+        match self.bring_together(relation, access, first, &mut others, running).await {
             Ok(execute) => Ok(Planned { others, execute }),
             Err(error) => {
                 // A pooler would close the server's connection if its client left it in a
@@ -122,6 +123,7 @@ impl Parallel {
         &self,
         access: &Access,
         first: &mut Connection,
+        running: &QuerySession,
     ) -> Result<(Relation, Vec<Connection>), BeginError> {
         let entity = &self.select.entity;
         let describe = Relation::describe(entity)?;
@@ -129,10 +131,17 @@ impl Parallel {
         let connecting = (1..self.parts).map(|_| access.connect_beside(&session));
         let connecting = try_all(connecting);
         let describing = async {
-            let answer = first.query_value(&describe).await?;
-            let answer =
-                answer.ok_or_else(|| Error::protocol("the relation has no description"))?;
-            Relation::read(entity, &answer, self.partition_by.is_none())
+            let began = Instant::now();
+            loop {
+                if let Some(answer) = first.query_value(&describe, running).await? {
+                    return Relation::read(entity, &answer, self.partition_by.is_none());
+                }
+                // Its name is that of a relation which was created after the statement's snapshot.
+                if began.elapsed() >= CONTENTION_TIMEOUT {
+                    return Err(Error::protocol("the relation has no description"));
+                }
+                sleep(PAUSE).await;
+            }
         };
         let (mut connecting, mut describing) = (pin!(connecting), pin!(describing));
         let not_connected = |error| BeginError { error, is_counted: true };
@@ -157,6 +166,7 @@ impl Parallel {
         access: &Access,
         first: &mut Connection,
         others: &mut [Connection],
+        running: &QuerySession,
     ) -> Result<Bytes> {
         let began = Instant::now();
         let mut contended = None;
@@ -164,13 +174,18 @@ impl Parallel {
             since.zip(limit).is_some_and(|(since, limit)| since.elapsed() >= limit)
         };
         loop {
-            self.begin_transactions(access, first, others).await?;
-            match self.attempt(&relation, first, others).await {
+            self.begin_transactions(access, first, others, running).await?;
+            match self.attempt(&relation, first, others, running).await {
                 Ok(execute) => return Ok(execute),
                 Err(Obstacle::Failed(error)) => return Err(error),
                 Err(Obstacle::Denied(error)) if !relation.is_lockable => return Err(error),
                 Err(Obstacle::Denied(_)) => relation.is_lockable = false,
                 Err(Obstacle::Locked(error)) => {
+                    // One query would have heard nothing since then.
+                    let silence = first.bounds.read_timeout;
+                    if let Some(after) = silence.filter(|_| is_over(Some(began), silence)) {
+                        return Err(Error::Timeout { phase: TimeoutPhase::Read, after });
+                    }
                     if is_over(Some(began), relation.lock_timeout())
                         || is_over(contended, Some(CONTENTION_TIMEOUT))
                     {
@@ -201,10 +216,12 @@ impl Parallel {
         access: &Access,
         first: &mut Connection,
         others: &mut [Connection],
+        running: &QuerySession,
     ) -> Result<()> {
         let begun = AtomicUsize::new(0);
         let after = access.config().connect_timeout().unwrap_or(BEGIN_TIMEOUT);
-        let beginning = join_all(once(first).chain(others).map(|session| begin(session, &begun)));
+        let beginning =
+            join_all(once(first).chain(others).map(|session| begin(session, &begun, running)));
         let beginning = timeout(after, beginning).await.map_err(|_| {
             let phase = TimeoutPhase::Parallel { connections: begun.load(Relaxed), of: self.parts };
             Error::Timeout { phase, after }
@@ -218,9 +235,10 @@ impl Parallel {
         relation: &Relation,
         first: &mut Connection,
         others: &mut [Connection],
+        running: &QuerySession,
     ) -> Result<Bytes, Obstacle> {
         let lock = relation.lock_and_export(LOCK_WAIT, BRIEF_LOCK_WAIT)?;
-        let exported = first.transact(simple(&[&lock])?, 1).await;
+        let exported = first.transact(simple(&[&lock])?, 1, running).await;
         let exported = exported.map_err(|error| match error.sqlstate() {
             Some(&sqlstate::LOCK_NOT_AVAILABLE) => Obstacle::Locked(error),
             Some(&sqlstate::INSUFFICIENT_PRIVILEGE) => Obstacle::Denied(error),
@@ -239,10 +257,13 @@ impl Parallel {
         // Later waits for locks are those of functions, while rows are being sent.
         let see = simple(&[&relation.see(), &relation.bound_locks(LOCK_WAIT)])?;
         let join = simple(&[&relation.join(&exported, BRIEF_LOCK_WAIT)?])?;
-        let planned =
-            first.transact([plans.next().unwrap_or_default(), see.clone()].concat().into(), 2);
+        let planned = first.transact(
+            [plans.next().unwrap_or_default(), see.clone()].concat().into(),
+            2,
+            running,
+        );
         let joined = others.iter_mut().zip(plans).map(|(other, plan)| {
-            other.transact([join.clone(), plan, see.clone()].concat().into(), 3)
+            other.transact([join.clone(), plan, see.clone()].concat().into(), 3, running)
         });
         let (planned, joined) = tokio::join!(planned, join_all(joined));
         // A failure there would happen on every session; and without this session no other can
@@ -261,7 +282,7 @@ impl Parallel {
                 }
                 Err(error) if error.is_lost_snapshot() => {
                     // If its session has ended, that is the cause.
-                    first.transact(simple(&[ONE])?, 1).await?;
+                    first.transact(simple(&[ONE])?, 1, running).await?;
                     return Err(error.into());
                 }
                 Err(error) => return Err(error.into()),
@@ -299,14 +320,18 @@ impl Parallel {
     }
 }
 
-async fn begin(session: &mut Connection, begun: &AtomicUsize) -> Result<()> {
+async fn begin(
+    session: &mut Connection,
+    begun: &AtomicUsize,
+    running: &QuerySession,
+) -> Result<()> {
     let (requests, answers) = match session.is_in_transaction() {
         // Separate requests, so that a pooler can give the server connection to another client in
         // between.
         true => ([simple(&[ROLLBACK])?, simple(&[BEGIN])?].concat().into(), 2),
         false => (simple(&[BEGIN])?, 1),
     };
-    session.transact(requests, answers).await?;
+    session.transact(requests, answers, running).await?;
     begun.fetch_add(1, Relaxed);
     Ok(())
 }

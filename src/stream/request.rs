@@ -12,7 +12,7 @@ use super::{
     resume::Resume,
     settings::StreamSettings,
 };
-use crate::connection::{Access, Connection, Lease, RunningQuery};
+use crate::connection::{Access, Connection, Lease, QuerySession, RunningQuery};
 
 /// How the rows are read.
 #[derive(Debug)]
@@ -35,12 +35,15 @@ impl Request {
         &self,
         access: &Access,
         connection: &mut Connection,
+        running: &QuerySession,
     ) -> Result<Work, BeginError> {
         match self {
             Self::Single { query, resume } => {
                 Ok(Work::Single { query: query.clone(), resume: resume.clone() })
             }
-            Self::Parallel(parallel) => parallel.begin(access, connection).await.map(Work::Parts),
+            Self::Parallel(parallel) => {
+                parallel.begin(access, connection, running).await.map(Work::Parts)
+            }
         }
     }
 }
