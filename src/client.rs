@@ -3,10 +3,13 @@ use std::{fmt, sync::Arc};
 use crate::{
     config::{ConnectionConfig, TlsConfig},
     connection::{Access, CancelToken, ConnectionInfo, ServerVersion, Slot},
-    error::{DbError, Error, Result},
+    error::{DbError, Result},
     query::QueryBuilder,
     stream::FromJsonRow,
 };
+
+#[cfg(doc)]
+use crate::error::Error;
 
 /// A client of a Postgres server: at most one connection, and one stream at a time.
 ///

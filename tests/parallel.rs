@@ -651,15 +651,50 @@ async fn a_relation_that_has_just_been_created_is_asked_for_again() {
     let mut second = scripted::login();
     second.push(Step::Silence);
     let server = Scripted::start(vec![first, second]).await;
+    let client = scripted_client(&server).await;
+    let error = client.query::<RawJson>("t").parallel(2).fetch_all().await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some(&sqlstate::INSUFFICIENT_PRIVILEGE), "{error}");
+}
+
+/// LOCK TABLE looks at children before it locks them, and fails with XX000 if one has just been dropped.
+#[tokio::test]
+async fn a_child_that_is_dropped_while_it_is_locked_is_tried_again() {
+    let answers = |with: Vec<u8>| Step::Echo(Box::new(move |_| with.clone()));
+    let ended = |status: &[u8]| [scripted::complete(), scripted::message(b'Z', status)].concat();
+    let failed =
+        |code: &str| [scripted::error("ERROR", code, "no"), scripted::message(b'Z', b"E")].concat();
+    let relation = [
+        scripted::begin(&[("concat_ws", 25)]),
+        scripted::row("r\u{1f}0\u{1f}f\u{1f}f"),
+        scripted::complete(),
+        scripted::ready(),
+    ];
+    let mut first = scripted::login();
+    first.extend([
+        answers(relation.concat()),
+        answers(ended(b"T")),
+        answers(failed("XX000")),
+        answers(ended(b"I")),
+        answers(ended(b"T")),
+        answers(failed("53200")),
+        answers(ended(b"I")),
+    ]);
+    let mut second = scripted::login();
+    second.extend([b"T", b"I", b"T", b"I"].map(|status| answers(ended(status))));
+    let server = Scripted::start(vec![first, second]).await;
+    let client = scripted_client(&server).await;
+    let error = client.query::<RawJson>("t").parallel(2).fetch_all().await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some(&sqlstate::OUT_OF_MEMORY), "{error}");
+}
+
+async fn scripted_client(server: &Scripted) -> FraiseClient {
     let config = ConnectionConfig::builder()
         .host("127.0.0.1")
         .port(server.address.port())
         .ssl_mode(SslMode::Disable)
         .user("postgres")
         .build();
-    let client = FraiseClient::connect_with_config(config.unwrap()).await.unwrap();
-    let error = client.query::<RawJson>("t").parallel(2).fetch_all().await.unwrap_err();
-    assert_eq!(error.sqlstate(), Some(&sqlstate::INSUFFICIENT_PRIVILEGE), "{error}");
+    FraiseClient::connect_with_config(config.unwrap()).await.unwrap()
 }
 
 /// A token waits for the sessions that plan their parts, too, and they are stopped: here by a later cancel request.

@@ -23,7 +23,7 @@ use tokio::{
 use super::settings::MIN_READ;
 use crate::{
     connection::{Access, Connection, QuerySession},
-    error::{Error, Result, TimeoutPhase, sqlstate},
+    error::{Error, Result, TimeoutPhase, sqlstate, sqlstate::SqlState},
     protocol::frontend,
     sql::{
         BEGIN, COMMIT, CTID_HINT, Comparison, Exported, ONE, Part, ROLLBACK, Relation, Select,
@@ -53,6 +53,10 @@ const CONTENTION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The pause before an attempt is repeated.
 const PAUSE: Duration = Duration::from_millis(5);
+
+/// `LOCK TABLE` looks at children before it locks them: "cache lookup failed" means that one has
+/// just been dropped.
+const CHILD_DROPPED: SqlState = sqlstate::INTERNAL_ERROR;
 
 static PORTALS: AtomicUsize = AtomicUsize::new(1);
 
@@ -242,6 +246,7 @@ impl Parallel {
         let exported = exported.map_err(|error| match error.sqlstate() {
             Some(&sqlstate::LOCK_NOT_AVAILABLE) => Obstacle::Locked(error),
             Some(&sqlstate::INSUFFICIENT_PRIVILEGE) => Obstacle::Denied(error),
+            Some(&CHILD_DROPPED) => Obstacle::Contended(Some(error)),
             _ => Obstacle::Failed(error),
         })?;
         let exported = Exported::read(&some(exported)?)?;
@@ -277,7 +282,12 @@ impl Parallel {
                     Comparison::Changed => contended = contended.or(Some(None)),
                     Comparison::Refused(error) => return Err(error.into()),
                 },
-                Err(error) if error.sqlstate() == Some(&sqlstate::LOCK_NOT_AVAILABLE) => {
+                Err(error)
+                    if matches!(
+                        error.sqlstate(),
+                        Some(&sqlstate::LOCK_NOT_AVAILABLE | &CHILD_DROPPED)
+                    ) =>
+                {
                     contended = Some(Some(error));
                 }
                 Err(error) if error.is_lost_snapshot() => {
