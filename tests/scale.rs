@@ -696,10 +696,8 @@ async fn a_stream_without_a_server_can_be_steered() {
                         Err(e) => break e,
                     }
                 };
-                assert!(
-                    matches!(error, Error::Timeout { phase: TimeoutPhase::Query, .. }),
-                    "{error:?}"
-                );
+                // It passes while the client reconnects, which is the cause.
+                assert!(matches!(error, Error::Connection { .. }), "{error:?}");
             }
         }
         eventually("it is given up", async || !client.is_busy()).await;

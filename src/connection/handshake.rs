@@ -169,6 +169,8 @@ pub(super) async fn handshake(
         reused: false,
         in_transaction: false,
         is_awaited: false,
+        due: 0,
+        unanswered: None,
         open,
     })
 }

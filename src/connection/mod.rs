@@ -25,13 +25,13 @@ use tokio::{
     time::timeout,
 };
 
-use self::session::Heard;
 pub(crate) use self::{
     cancel::{settle, stop_lost},
     running_query::{QuerySession, RunningQuery},
     session::Session,
     slot::{Access, Lease, Slot, StreamGuard},
 };
+use self::{session::Heard, transaction::Unanswered};
 pub use self::{
     session::{ConnectionInfo, ServerVersion},
     slot::CancelToken,
@@ -72,6 +72,10 @@ pub(crate) struct Connection {
     in_transaction: bool,
     /// The answer to an [exchange](Self::exchange) has not come to its end.
     is_awaited: bool,
+    /// How many ends of answers it still waits for; 0 if the requests were not sent completely.
+    due: usize,
+    /// Statements that are stopped if the connection is dropped before they are answered.
+    unanswered: Option<Unanswered>,
     open: OpenConnection,
 }
 
@@ -303,12 +307,13 @@ impl Connection {
     async fn exchange(&mut self, mut requests: Bytes, answers: usize) -> Result<Option<String>> {
         let read_timeout = self.bounds.read_timeout;
         self.is_awaited = true;
+        self.due = 0;
         while !requests.is_empty() {
             let sent = within(read_timeout, self.write_some(&mut requests)).await?;
             sent.map_err(|e| Error::io(DURING, e))?;
         }
         within(read_timeout, self.flush()).await?.map_err(|e| Error::io(DURING, e))?;
-        let mut answered = 0;
+        self.due = answers;
         let (mut value, mut failure) = (None, None);
         loop {
             let mut run = Run::default();
@@ -329,8 +334,8 @@ impl Connection {
             }
             match self.take_message()? {
                 Taken::Message(Message::ReadyForQuery) => {
-                    answered += 1;
-                    if answered == answers {
+                    self.due -= 1;
+                    if self.due == 0 {
                         self.is_awaited = false;
                         return failure.map_or(Ok(value), Err);
                     }

@@ -5,11 +5,11 @@ use tokio::{runtime::Handle, time::timeout};
 
 use super::{
     Connection, QuerySession, Session,
-    cancel::{stop_lost, timed_out},
+    cancel::{settle, stop_lost, timed_out},
 };
 use crate::{
     error::{Error, Result},
-    protocol::frontend,
+    protocol::{extended_query::ExtendedQuery, frontend},
 };
 
 /// Transactions of this client's own, in which several sessions share a snapshot.
@@ -31,8 +31,8 @@ impl Connection {
     /// ReadyForQuery each, and returns the value of the last row.
     ///
     /// They may wait for a lock, and a backend that waits for a lock does not notice that its
-    /// connection is closed. Dropping the future stops them; the connection must then be dropped
-    /// too. The query is in progress until they are stopped.
+    /// connection is closed. If the future is dropped, the connection must be [stopped](Self::stop)
+    /// or dropped, which stops them. The query is in progress until they are stopped.
     ///
     /// # Errors
     ///
@@ -73,21 +73,53 @@ impl Connection {
         timeout(after, ended).await.map_err(|_| timed_out(after))?.map(drop)
     }
 
+    /// Stops what is left of these functions' requests after one of their futures was dropped. If
+    /// the connection [is answered](Self::is_answered) then, it can be used; otherwise it must be
+    /// dropped.
+    pub(crate) async fn stop(&mut self) {
+        match (self.try_stop().await, &self.unanswered) {
+            (Ok(()), _) => self.is_stopped(),
+            (Err(error), Some(Unanswered { session: Some((_, running)), .. })) => {
+                running.failed_to_stop(&error);
+            }
+            (Err(_), _) => {}
+        }
+    }
+
+    async fn try_stop(&mut self) -> Result<()> {
+        while self.is_awaited {
+            if self.due == 0 {
+                return Err(Error::InvalidState { message: "a request was sent in part" });
+            }
+            settle(self, &ExtendedQuery::new(), Bytes::new()).await?;
+            self.due -= 1;
+            self.is_awaited = self.due > 0;
+        }
+        Ok(())
+    }
+
+    /// Nothing is left that would have to be stopped if the connection is dropped.
+    fn is_stopped(&mut self) {
+        if let Some(mut unanswered) = self.unanswered.take() {
+            unanswered.session = None;
+        }
+    }
+
     async fn run(
         &mut self,
         requests: Bytes,
         answers: usize,
         running: &QuerySession,
     ) -> Result<Option<String>> {
-        let mut unanswered = Unanswered {
+        self.unanswered = Some(Unanswered {
             session: Some((Arc::clone(&self.session), running.clone())),
             cancel_timeout: self.bounds.cancel_timeout,
-        };
+        });
         let answer = self.exchange(requests, answers).await;
         // Kept if the connection is lost: the server may not have noticed, and may be waiting for a
         // lock.
         if matches!(answer, Ok(_) | Err(Error::Server(_))) {
-            unanswered.session = None;
+            self.is_stopped();
         }
         let answer = answer?;
         // The connection works: a later failure did not happen while it was idle.
@@ -97,7 +129,8 @@ impl Connection {
 }
 
 /// Statements on a session that are stopped when this is dropped.
-struct Unanswered {
+#[derive(Debug)]
+pub(super) struct Unanswered {
     /// Until there is an answer.
     session: Option<(Arc<Session>, QuerySession)>,
     cancel_timeout: Duration,

@@ -100,6 +100,9 @@ impl Owner {
                     if !is_counted {
                         metrics::connection::error(error.category().as_str(), "query");
                     }
+                    if matches!(error, Error::Cancelled) {
+                        connection.stop().await;
+                    }
                     if connection.is_answered() && end_transaction(&mut connection).await.is_ok() {
                         lease.give_back(connection);
                     }
