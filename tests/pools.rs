@@ -20,6 +20,7 @@ use support::{
     cluster::{Cluster, REQUIRE_PASSWORD, Setup, superuser},
     eventually,
     random::Random,
+    terminate,
 };
 
 const CLIENTS: usize = 8;
@@ -278,10 +279,7 @@ async fn a_lost_connection_is_replaced_in_its_place() {
     let admin = admin().await;
     let client = pool.get().await.unwrap();
     let pid = client.backend_pid().unwrap();
-    admin
-        .execute("select pg_terminate_backend($1)", &[&i32::try_from(pid).unwrap()])
-        .await
-        .unwrap();
+    terminate(&admin, pid).await;
     assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
     let client = pool.get().await.unwrap();
     client.ping().await.unwrap();
