@@ -483,6 +483,8 @@ async fn long_messages_are_read_wherever_they_may_come() {
     let client = FraiseClient::connect(&server.url()).await.unwrap();
     let failed = client.ping().await.unwrap_err();
     assert_eq!(failed.sqlstate(), Some(&sqlstate::RAISE_EXCEPTION), "{}", failed.category());
+    // A ping that the server answers keeps its connection.
+    drop(client);
     server.done().await;
 
     // An error that ends the login, after a notice.
@@ -919,14 +921,7 @@ fn files_that_cannot_be_read_for_want_of_descriptors_can_be_retried() {
             asking.local_addr().unwrap(),
             file("passwords")
         );
-        std::thread::spawn(move || {
-            use std::io::{Read, Write};
-            let (mut socket, _) = asking.accept().unwrap();
-            socket.read_exact(&mut [0; 8]).unwrap();
-            socket.write_all(b"R\0\0\0\x08\0\0\0\x03").unwrap();
-            // Neither is closed, and with that its descriptor free, before the test has ended.
-            std::mem::forget((socket, asking));
-        });
+        let mut asking = Some(asking);
         // A server that accepts connections and stays silent: certificates are read first.
         let silent = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let encrypted = |more: &str| {
@@ -948,6 +943,10 @@ fn files_that_cannot_be_read_for_want_of_descriptors_can_be_retried() {
         ] {
             let config: ConnectionConfig = url.parse().unwrap();
             exhaust(left);
+            // Not earlier: accept() takes its descriptor before it waits.
+            if let Some(asking) = asking.take() {
+                std::thread::spawn(move || ask_for_a_password(asking));
+            }
             let error = FraiseClient::connect_with_config(config).await.unwrap_err();
             check_out_of_descriptors(what, &error);
         }
@@ -956,6 +955,15 @@ fn files_that_cannot_be_read_for_want_of_descriptors_can_be_retried() {
         let error = "service=app user=u".parse::<ConnectionConfig>().unwrap_err();
         check_out_of_descriptors("the service file", &error);
     });
+}
+
+/// Asks for a password, and keeps both sockets and their descriptors until the process ends.
+fn ask_for_a_password(listener: std::net::TcpListener) {
+    use std::io::{Read, Write};
+    let (mut socket, _) = listener.accept().unwrap();
+    socket.read_exact(&mut [0; 8]).unwrap();
+    socket.write_all(b"R\0\0\0\x08\0\0\0\x03").unwrap();
+    std::mem::forget((socket, listener));
 }
 
 #[track_caller]

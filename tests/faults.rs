@@ -284,7 +284,7 @@ async fn a_transaction_timeout_ends_the_session_and_not_the_client() {
     assert!(programs.exists(), "Postgres 18 is not there: run scripts/test.sh, which fetches it");
     let server = Cluster::start_with(&Setup {
         hba: REQUIRE_PASSWORD,
-        settings: "-c transaction_timeout=200",
+        settings: "-c transaction_timeout=1000",
         programs: Some((&programs, "bin")),
         ..Setup::default()
     });

@@ -3,11 +3,11 @@
 use std::{
     collections::BTreeMap,
     fmt::{Debug, Write},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
 };
 
 use tracing::{
-    Event, Metadata, Subscriber,
+    Dispatch, Event, Metadata, Subscriber,
     field::{Field, Visit},
     span,
     subscriber::DefaultGuard,
@@ -53,6 +53,10 @@ impl SpanSeen {
 impl Events {
     /// Begins to listen on this thread, until the guard is dropped.
     pub fn listen() -> (Self, DefaultGuard) {
+        // `tracing` remembers for each event whether anybody listens. While there is one subscriber, a thread without
+        // it decides that for all threads; with two, all are asked.
+        static SECOND: OnceLock<Dispatch> = OnceLock::new();
+        SECOND.get_or_init(|| Dispatch::new(Self::default()));
         let events = Self::default();
         let guard = tracing::subscriber::set_default(events.clone());
         (events, guard)
