@@ -201,14 +201,11 @@ impl World {
         let signal = Arc::clone(&session.signal);
         let query = &mut state.queries[id];
         assert!(!query.is_answered, "query {id} was answered already");
-        let is_repeated = query.fate != Fate::None;
+        assert_eq!(query.fate, Fate::None, "query {id} was begun before");
         (query.fate, query.sent) = (fate, 0);
         drop(state);
         if was_stopped {
             self.count("a connection was used behind a query that was stopped");
-        }
-        if is_repeated {
-            self.count("run again on another connection");
         }
         signal
     }
