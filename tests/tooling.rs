@@ -5,7 +5,8 @@ mod support;
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
+    io::Write,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::PathBuf,
     process::{Command, Stdio},
 };
@@ -181,8 +182,12 @@ impl Sandbox {
 
     fn stub(&self, name: &str, text: &str) {
         let path = self.path("bin").join(name);
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        // It may be a link to a program of the system, which writing through the link would replace.
+        if path.symlink_metadata().is_ok() {
+            fs::remove_file(&path).unwrap();
+        }
+        let script = fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(&path);
+        script.unwrap().write_all(format!("#!/bin/sh\n{text}\n").as_bytes()).unwrap();
     }
 
     /// The script in a process group of its own, as a terminal starts it.
