@@ -1128,8 +1128,12 @@ async fn a_standby_that_replays_a_drop_ends_what_is_in_its_way() {
         assert!(next < 2001);
         assert_eq!(told(&error), expected, "{drop}: {error}");
         assert_eq!(client.is_connected(), stays, "{drop}");
-        let error = slow(&client).fetch_all().await.unwrap_err();
         let gone = if stays { "42P01" } else { "3D000" };
+        let refused = async || slow(&client).fetch_all().await.unwrap_err();
+        // Until it is removed, the database is there and invalid: 55000.
+        eventually("it is gone", async || refused().await.sqlstate().unwrap().code() != "55000")
+            .await;
+        let error = refused().await;
         assert_eq!(told(&error), (ErrorCategory::Server, Some(gone), false), "{drop}: {error}");
     }
 }

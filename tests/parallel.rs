@@ -24,6 +24,7 @@ use support::{
     cluster::{Cluster, REQUIRE_PASSWORD, Setup, password},
     daemon::Daemon,
     eventually,
+    random::Random,
     scripted::{self, Scripted, Step},
     sql, url_at,
 };
@@ -268,6 +269,8 @@ struct Met {
     whole: u32,
     refused: u32,
     slowest: Duration,
+    /// The slowest read of a session that has nothing to do with the query or the change.
+    slowest_beside: Duration,
 }
 
 fn changed<T: fraiseql_wire::FromJsonRow>(
@@ -312,8 +315,11 @@ async fn meet(client: &FraiseClient, change: &Change, met: &mut Met) {
 
 /// Each kind of change in a loop: every query ends, by the rows of one query or an error that can
 /// be retried.
+///
+/// `CHANGE_QUERIES=200` runs more of them, beside each change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn beside_every_kind_of_change_a_query_is_whole_or_refused() {
+    let queries = std::env::var("CHANGE_QUERIES").map_or(12, |n| n.parse().unwrap());
     sql(CHANGED).await;
     let client = client().await;
     let mut all = Vec::new();
@@ -333,10 +339,27 @@ async fn beside_every_kind_of_change_a_query_is_whole_or_refused() {
                 }
             }
         });
+        let slowest_beside = Arc::new(AtomicUsize::new(0));
+        let beside = Arc::clone(&slowest_beside);
+        let reading = tokio::spawn(async move {
+            let session = admin().await;
+            let read = format!("select data from {} limit 1", change.entity);
+            loop {
+                let began = Instant::now();
+                // The relation may be missing for a moment.
+                let _ = session.execute(&read, &[]).await;
+                let took = usize::try_from(began.elapsed().as_millis()).unwrap();
+                beside.fetch_max(took, SeqCst);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
         let mut met = Met::default();
-        for _ in 0..12 {
+        for _ in 0..queries {
             meet(&client, change, &mut met).await;
         }
+        reading.abort();
+        met.slowest_beside =
+            Duration::from_millis(u64::try_from(slowest_beside.load(SeqCst)).unwrap());
         assert!(!changing.is_finished(), "{}", change.entity);
         changing.abort();
         all.push((change.entity, met));
@@ -344,6 +367,73 @@ async fn beside_every_kind_of_change_a_query_is_whole_or_refused() {
     println!("{all:#?}");
     let whole: u32 = all.iter().map(|(_, met)| met.whole).sum();
     assert!(whole > 60, "most queries win in time");
+}
+
+/// Sessions of the query end at random moments, its rows included, while another session fills the
+/// table again: exactly the rows of one query, or an error that can be retried.
+///
+/// `LOSSES=5000` runs more of them, and `LOSS_SEED=7` begins with another seed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_end_at_random_lose_no_row() {
+    let number = |name, default| std::env::var(name).map_or(default, |n| n.parse().unwrap());
+    let (losses, seed) = (number("LOSSES", 60), number("LOSS_SEED", 1));
+    table("p_random", 20_000).await;
+    sql("create table p_random_source as select * from p_random").await;
+    let filling = tokio::spawn(async {
+        let session = admin().await;
+        loop {
+            let filled = "begin; truncate p_random; insert into p_random select * from p_random_source; commit";
+            session.batch_execute(filled).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let admin = admin().await;
+    let client = FraiseClient::connect(&with("application_name=p_random")).await.unwrap();
+    let (mut whole, mut refused) = (0, 0);
+    for seed in seed..seed + losses {
+        let mut random = Random::of(seed);
+        // Some queries keep their sessions.
+        let ends = if random.below(4) == 0 { 0 } else { 1 + random.below(2) };
+        let after = Duration::from_micros(random.below(40_000));
+        let (before, memory) = (random.below(25_000), 64 << (10 + random.below(5)));
+        let ending = async {
+            tokio::time::sleep(after).await;
+            for _ in 0..ends {
+                let chosen = i64::try_from(random.below(4)).unwrap();
+                let end = "select pg_terminate_backend(pid) from pg_stat_activity
+                           where application_name = 'p_random' order by backend_start, pid limit 1 offset $1";
+                admin.execute(end, &[&chosen]).await.unwrap();
+            }
+        };
+        let reading = async {
+            let query = client.query::<Numbered>("p_random").parallel(4).max_memory(memory);
+            let mut rows = query.execute().await?;
+            let mut read = Vec::new();
+            while let Some(row) = rows.next().await {
+                if read.len() as u64 == before {
+                    // The rest waits in the sockets meanwhile.
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                read.push(row?);
+            }
+            Ok::<_, Error>(ids(read))
+        };
+        let ((), result) = tokio::join!(ending, reading);
+        match result {
+            Ok(rows) => {
+                assert!(rows.into_iter().eq(1..=20_000), "seed {seed}: not the rows of one query");
+                whole += 1;
+            }
+            Err(e) => {
+                assert!(e.is_retriable(), "seed {seed}: {e}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(!filling.is_finished());
+    filling.abort();
+    println!("{whole} whole, {refused} refused");
+    assert!(losses < 60 || whole > 10 && refused > 10, "{whole} whole, {refused} refused");
 }
 
 /// A network that ends one connection at one message of the client, and then delivers no message of
