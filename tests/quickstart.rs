@@ -19,7 +19,10 @@ fn program(folder: &Path) -> PathBuf {
     let built = test.ancestors().nth(2).unwrap().join("examples/quickstart");
     assert!(built.exists(), "run the whole suite, or first: cargo build --example quickstart");
     let program = folder.join("quickstart");
-    fs::copy(built, &program).unwrap();
+    // By another process: a process that another thread starts while a file is open for writing has it open too for a
+    // moment, and meanwhile the file cannot be executed.
+    let copied = Command::new("cp").arg(built).arg(&program).status().unwrap();
+    assert!(copied.success());
     program
 }
 

@@ -5,8 +5,7 @@ mod support;
 
 use std::{
     fs,
-    io::Write,
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    os::unix::fs::PermissionsExt,
     path::PathBuf,
     process::{Command, Stdio},
 };
@@ -151,7 +150,8 @@ impl Sandbox {
             for entry in fs::read_dir(format!("{ROOT}/{folder}")).unwrap() {
                 let entry = entry.unwrap();
                 let copy = sandbox.path(folder).join(entry.file_name());
-                fs::copy(entry.path(), copy).unwrap();
+                // By another process, as all that is executed: see `stub`.
+                assert!(Command::new("cp").arg(entry.path()).arg(copy).status().unwrap().success());
             }
         }
         let path = std::env::var_os("PATH").unwrap();
@@ -186,8 +186,12 @@ impl Sandbox {
         if path.symlink_metadata().is_ok() {
             fs::remove_file(&path).unwrap();
         }
-        let script = fs::OpenOptions::new().write(true).create_new(true).mode(0o755).open(&path);
-        script.unwrap().write_all(format!("#!/bin/sh\n{text}\n").as_bytes()).unwrap();
+        // A process that another thread starts meanwhile must not have the file open for writing: it could not be
+        // executed. `set -C`: the file must be a new one.
+        let write = "set -C; printf '#!/bin/sh\\n%s\\n' \"$2\" >\"$1\" && chmod 755 \"$1\"";
+        let mut shell = Command::new("/bin/sh");
+        shell.args(["-c", write, "sh"]).arg(&path).arg(text);
+        assert!(shell.status().unwrap().success());
     }
 
     /// The script in a process group of its own, as a terminal starts it.
