@@ -28,10 +28,8 @@ use std::{
     time::Duration,
 };
 
-#[cfg(feature = "deadpool")]
 use std::ops::Deref;
 
-#[cfg(feature = "deadpool")]
 use fraiseql_wire::pool::{Pooled, PooledClient, deadpool};
 use fraiseql_wire::{
     CancelToken, ConnectionConfig, Error, FraiseClient, QueryStream, RawJson, RetryPolicy,
@@ -255,7 +253,6 @@ async fn live(world: &Arc<World>, folder: &Path, mut random: Chance) {
     }
     let config = config.build().unwrap();
     let client = match random.below(4) {
-        #[cfg(feature = "deadpool")]
         0 => Client::Pooled(pooled(config)),
         1 | 2 => Client::Own(FraiseClient::new(config)),
         _ => match within(FraiseClient::connect_with_config(config)).await {
@@ -320,18 +317,15 @@ struct Life {
 /// Runs one query after the other.
 enum Client {
     Own(FraiseClient),
-    #[cfg(feature = "deadpool")]
     Pooled(deadpool::Pool),
 }
 
 /// A pool of one client.
-#[cfg(feature = "deadpool")]
 fn pooled(config: ConnectionConfig) -> deadpool::Pool {
     deadpool::Pool::builder(deadpool::Manager::new(config)).max_size(1).build().unwrap()
 }
 
 /// A client of the pool. It waits for the cleanup of the previous one.
-#[cfg(feature = "deadpool")]
 async fn take(pool: &deadpool::Pool) -> Result<impl Pooled + Deref<Target = PooledClient>, Error> {
     use ::deadpool::managed::PoolError;
     match within(pool.get()).await {
@@ -385,7 +379,6 @@ impl Life {
                 }
                 (token, result)
             }
-            #[cfg(feature = "deadpool")]
             Client::Pooled(pool) => match take(pool).await {
                 Ok(client) => (client.cancel_token(), timeout(patience, client.ping()).await),
                 Err(e) => return check_connecting(&self.world, &e, began),
@@ -416,7 +409,6 @@ impl Life {
         let entity = format!("q{id}");
         let (query, token) = match client {
             Client::Own(client) => (client.query::<RawJson>(&entity), client.cancel_token()),
-            #[cfg(feature = "deadpool")]
             Client::Pooled(pool) => match take(pool).await {
                 Ok(client) => {
                     let token = client.cancel_token();
@@ -505,7 +497,6 @@ impl Life {
 
     /// A pooled client was returned: the tokens of that checkout are without effect.
     async fn use_void_token(&mut self) {
-        #[cfg(feature = "deadpool")]
         if let (Client::Pooled(_), Some(token)) = (&self.client, self.void.last()) {
             let began = Instant::now();
             token.cancel().await.unwrap();
