@@ -88,7 +88,8 @@ impl Access {
             }
             connection.lost_idle();
         }
-        let connection = self.open().await?;
+        // On the heap: connecting is rare, its future is large, and every query would move it.
+        let connection = Box::pin(self.open()).await?;
         Ok((guard, lease, connection))
     }
 
@@ -441,7 +442,7 @@ impl Lease {
             error: Box::new(error.copy()),
         });
         sleep(pause).await;
-        let opened = access.open().await;
+        let opened = Box::pin(access.open()).await;
         access.connecting.end();
         opened
     }

@@ -102,9 +102,10 @@ pub(super) fn spawn(
     let watched = Arc::clone(seat.channel());
     let statement_timeout = lease.statement_timeout();
     let reader = Reader::new(connection, seat, settings, start);
-    tokio::spawn(async move {
+    // On the heap: the runtime moves what it spawns several times.
+    tokio::spawn(Box::pin(async move {
         join!(reader.run(lease, deadlines, running), watch_pauses(&watched, statement_timeout))
-    });
+    }));
 }
 
 /// Starts a task that reads a part on a connection of its own, which ends with it.
@@ -117,7 +118,7 @@ pub(super) fn spawn_beside(
     running: QuerySession,
 ) {
     let reader = Reader::new(connection, seat, settings, start);
-    tokio::spawn(reader.run(Lease::none(), deadlines, running));
+    tokio::spawn(Box::pin(reader.run(Lease::none(), deadlines, running)));
 }
 
 impl Reader {

@@ -42,7 +42,7 @@ impl Request {
                 Ok(Work::Single { query: query.clone(), resume: resume.clone() })
             }
             Self::Parallel(parallel) => {
-                parallel.begin(access, connection, running).await.map(Work::Parts)
+                Box::pin(parallel.begin(access, connection, running)).await.map(Work::Parts)
             }
         }
     }
