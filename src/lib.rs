@@ -76,18 +76,17 @@
     allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)
 )]
 
+mod auth;
 mod client;
 mod config;
 mod connection;
 mod error;
-mod md5;
 pub mod metrics;
 #[cfg(any(feature = "bb8", feature = "deadpool"))]
 #[cfg_attr(docsrs, doc(cfg(any(feature = "bb8", feature = "deadpool"))))]
 pub mod pool;
 mod protocol;
 mod query;
-mod scram;
 mod secret;
 mod sql;
 mod stream;

@@ -10,7 +10,7 @@ mod error;
 #[path = "../src/protocol/mod.rs"]
 #[allow(dead_code, unreachable_pub, unused_imports)]
 mod protocol;
-#[path = "../src/scram.rs"]
+#[path = "../src/auth/scram.rs"]
 #[allow(dead_code)]
 mod scram;
 #[path = "../src/secret.rs"]

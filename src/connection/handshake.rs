@@ -17,6 +17,10 @@ use super::{
     take_message, told_wrong, unexpected,
 };
 use crate::{
+    auth::{
+        md5,
+        scram::{self, Binding, ClientFirst, Keys, ServerFinal},
+    },
     config::{
         ChannelBinding, ConnectionConfig, Method, Password, ProtocolVersion, ScramCacheEntry,
         SslNegotiation, Target,
@@ -25,7 +29,6 @@ use crate::{
         DbError, Error, LOGGING_IN, LOGGING_IN_BY_3_2, NOT_STARTED, OneLine, Result,
         advice_for_refusal,
     },
-    md5,
     metrics::connection::{self as metrics, Attempt, OpenConnection, Phase},
     protocol::{
         backend::{Authentication, Message},
@@ -33,7 +36,6 @@ use crate::{
         frontend,
         long::Long,
     },
-    scram::{self, Binding, ClientFirst, Keys, ServerFinal},
     transport::{Address, TlsInfo, Transport, explain},
 };
 
