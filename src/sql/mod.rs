@@ -5,7 +5,6 @@ mod filter;
 mod ident;
 mod nesting;
 mod operand;
-mod operator;
 mod order;
 mod param;
 mod parameters;

@@ -2,9 +2,8 @@ use std::collections::BTreeMap;
 
 use super::{
     field::{Field, literal},
-    filter::Filter,
+    filter::{Filter, Sql},
     ident::{quote_name, quote_relation},
-    operator::Sql,
     order::OrderBy,
     param::Param,
     parameters::Parameters,

@@ -4,20 +4,19 @@
 //! guard that the field has the type the test is about. Both together match; for a negation the test is
 //! turned round and the guard stays. On a column there is no guard, for a column has one type.
 
-mod compare;
-mod container;
-mod network;
-mod search;
-mod text;
-mod tree;
-mod vector;
-
-use self::{
-    compare::Comparison, container::Containment, network::NetworkTest, search::TextQuery,
-    tree::TreeTest, vector::Metric,
+use super::{
+    compare::{self, Comparison},
+    container::{self, Containment},
+    network::{self, NetworkTest},
+    search::{self, TextQuery},
+    text,
+    tree::{self, TreeTest},
+    vector::{self, Metric},
 };
-use super::{field::Field, operand::Operand, param::Param, parameters::Parameters};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    sql::{field::Field, operand::Operand, param::Param, parameters::Parameters},
+};
 
 #[derive(Clone)]
 pub(super) enum Operator {
@@ -89,18 +88,18 @@ impl Operator {
 }
 
 /// SQL in the making.
-pub(super) struct Sql<'a> {
+pub(in crate::sql) struct Sql<'a> {
     /// The JSON column, quoted.
-    pub(super) document: &'a str,
+    pub(in crate::sql) document: &'a str,
     /// Whether its values are selected as documents, and so are of type `json` or `jsonb`. With a
     /// projection in SQL it may be any column.
-    pub(super) is_json: bool,
-    pub(super) parameters: &'a mut Parameters,
+    pub(in crate::sql) is_json: bool,
+    pub(in crate::sql) parameters: &'a mut Parameters,
 }
 
 impl Sql<'_> {
     /// The JSON column as `jsonb`.
-    fn document_as_jsonb(&self) -> String {
+    pub(super) fn document_as_jsonb(&self) -> String {
         match self.is_json {
             true => format!("({}::jsonb)", self.document),
             false => format!("to_jsonb({})", self.document),
@@ -109,7 +108,7 @@ impl Sql<'_> {
 
     /// Adds a value that the field is compared with, and returns its SQL. With a field of the
     /// document it is text, or cast by the SQL; with a column, the server may infer its type.
-    fn bind(&mut self, field: &Field, param: Param) -> String {
+    pub(super) fn bind(&mut self, field: &Field, param: Param) -> String {
         match field.is_column() {
             true => self.parameters.add(param),
             false => self.parameters.add_text(param),
@@ -117,7 +116,13 @@ impl Sql<'_> {
     }
 
     /// A test on a field that must be of one of these types; on a column, the test alone.
-    fn guarded(&self, field: &Field, types: &[&str], test: &str, negated: bool) -> Result<String> {
+    pub(super) fn guarded(
+        &self,
+        field: &Field,
+        types: &[&str],
+        test: &str,
+        negated: bool,
+    ) -> Result<String> {
         let test = if negated { format!("NOT {test}") } else { test.to_owned() };
         if field.is_column() || types.is_empty() {
             return Ok(format!("({test})"));
@@ -131,5 +136,5 @@ impl Sql<'_> {
     }
 }
 
-const STRING: &[&str] = &["string"];
-const ARRAY: &[&str] = &["array"];
+pub(super) const STRING: &[&str] = &["string"];
+pub(super) const ARRAY: &[&str] = &["array"];

@@ -1,11 +1,14 @@
 //! Label paths, of the extension `ltree`.
 
-use super::{Operator, STRING, Sql, compare::Comparison};
+use super::{
+    Filter,
+    compare::Comparison,
+    predicate::{Operator, STRING, Sql},
+};
 use crate::{
     error::Result,
     sql::{
         field::Field,
-        filter::Filter,
         param::{Param, ToParam},
     },
 };

@@ -1,11 +1,13 @@
 //! Full text search.
 
-use super::{Operator, STRING, Sql};
+use super::{
+    Filter,
+    predicate::{Operator, STRING, Sql},
+};
 use crate::{
     error::Result,
     sql::{
         field::{Field, literal},
-        filter::Filter,
         param::ToParam,
     },
 };

@@ -1,12 +1,19 @@
 //! Typed predicates: a tree of conditions on fields, made into SQL whose values are parameters.
 
+mod compare;
+mod container;
+mod network;
+mod predicate;
+mod search;
+mod text;
+mod tree;
+mod vector;
+
 use std::{collections::VecDeque, fmt};
 
-use super::{
-    field::Field,
-    operator::{Operator, Sql},
-    parameters::Parameters,
-};
+use self::predicate::Operator;
+pub(super) use self::predicate::Sql;
+use super::{field::Field, parameters::Parameters};
 use crate::error::{Error, Result};
 
 /// The maximum depth of groups in groups. Every recursion over a filter ends there: making its SQL,
@@ -85,7 +92,7 @@ enum Word {
 }
 
 impl Filter {
-    pub(super) fn leaf(field: Field, operator: Operator) -> Self {
+    fn leaf(field: Field, operator: Operator) -> Self {
         Self { node: Node::Leaf(Box::new((field, operator))), depth: 0 }
     }
 

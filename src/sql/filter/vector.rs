@@ -1,11 +1,13 @@
 //! Distances of vectors, of the extension `vector` (pgvector).
 
-use super::{ARRAY, Operator, STRING, Sql};
+use super::{
+    Filter,
+    predicate::{ARRAY, Operator, STRING, Sql},
+};
 use crate::{
     error::Result,
     sql::{
         field::Field,
-        filter::Filter,
         param::{Param, ToParam},
     },
 };

@@ -2,12 +2,15 @@
 
 use serde_json::Value;
 
-use super::{ARRAY, Operator, Sql, compare::Comparison};
+use super::{
+    Filter,
+    compare::Comparison,
+    predicate::{ARRAY, Operator, Sql},
+};
 use crate::{
     error::Result,
     sql::{
         field::Field,
-        filter::Filter,
         nesting,
         operand::{Kind, Operand},
         param::{Param, ToParam},

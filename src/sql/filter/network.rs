@@ -1,9 +1,12 @@
 //! IP addresses and networks.
 
-use super::{Operator, STRING, Sql};
+use super::{
+    Filter,
+    predicate::{Operator, STRING, Sql},
+};
 use crate::{
     error::Result,
-    sql::{field::Field, filter::Filter, param::ToParam},
+    sql::{field::Field, param::ToParam},
 };
 
 #[derive(Clone)]

@@ -1,11 +1,13 @@
 //! Comparison, sets, null.
 
-use super::{Operator, Sql};
+use super::{
+    Filter,
+    predicate::{Operator, STRING, Sql},
+};
 use crate::{
     error::{Error, Result},
     sql::{
         field::Field,
-        filter::Filter,
         operand::{Kind, Operand},
         param::{Param, ToParam},
     },
@@ -232,7 +234,7 @@ pub(super) fn render_in(
         let list = Param::array(texts.iter().map(|o| o.plain_param()));
         let list = sql.bind(field, list);
         let test = format!("{} = ANY({list}::text[])", field.text(sql.document)?);
-        groups.push(sql.guarded(field, super::STRING, &test, negated)?);
+        groups.push(sql.guarded(field, STRING, &test, negated)?);
     }
     if !others.is_empty() {
         let list = Param::array(others.iter().map(|o| o.json_param()));
