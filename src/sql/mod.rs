@@ -8,8 +8,8 @@ mod operand;
 mod order;
 mod param;
 mod parameters;
-mod part;
-mod scan;
+mod partition;
+mod placeholders;
 mod statement;
 
 pub use self::{
@@ -20,7 +20,7 @@ pub use self::{
     param::{Json, ToParam},
 };
 pub(crate) use self::{
-    part::{
+    partition::{
         BEGIN, COMMIT, CTID_HINT, Comparison, Exported, ONE, Part, ROLLBACK, Relation, Sight,
         by_hash,
     },

@@ -7,8 +7,8 @@ use super::{
     order::OrderBy,
     param::Param,
     parameters::Parameters,
-    part::Part,
-    scan::highest_parameter,
+    partition::Part,
+    placeholders::highest_parameter,
 };
 use crate::error::{Error, Result};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{field::literal, ident::quote_relation, scan::highest_parameter};
+use super::{field::literal, ident::quote_relation, placeholders::highest_parameter};
 use crate::error::{Error, Result};
 
 /// The rows that one session reads. Together, the parts have every row once.
