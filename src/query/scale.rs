@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::query;
 use crate::{
     error::{Error, Result},
-    sql::{Field, Order, Select, by_hash},
+    sql::{Field, Order, Select, split_by_hash},
     stream::{MAX_PARALLEL, MIN_MEMORY, Parallel, Request, Rest, Resume, StreamSettings},
 };
 
@@ -35,7 +35,7 @@ impl Scale {
         if let Some(parts) = self.parallel.filter(|parts| *parts > 1) {
             let (select, partition_by) = (select.clone(), self.partition_by.clone());
             if let Some(expression) = &partition_by {
-                by_hash(expression, parts)?;
+                split_by_hash(expression, parts)?;
             }
             return Ok(Request::Parallel(Parallel { select, parts, partition_by }));
         }

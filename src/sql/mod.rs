@@ -21,8 +21,8 @@ pub use self::{
 };
 pub(crate) use self::{
     partition::{
-        BEGIN, COMMIT, CTID_HINT, Comparison, Exported, ONE, Part, ROLLBACK, Relation, Sight,
-        by_hash,
+        BEGIN, COMMIT, CTID_HINT, Comparison, ExportedSnapshot, PROBE, Partition, ROLLBACK,
+        RelationInfo, SessionView, split_by_hash,
     },
     statement::{Condition, Order, Projection, Select, Statement, TYPE_TEST},
 };

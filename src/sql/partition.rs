@@ -7,14 +7,14 @@ use crate::error::{Error, Result};
 
 /// The rows that one session reads. Together, the parts have every row once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Part {
+pub(crate) enum Partition {
     /// The rows in a range of blocks, which holds for each table of a tree: a [TID Range Scan]
     /// since Postgres 14. The last part has no end.
     ///
     /// [TID Range Scan]: https://www.postgresql.org/docs/14/release-14.html
     Blocks { from: u64, to: Option<u64> },
     /// The rows with this remainder of an expression's hash.
-    Hash { expression: String, of: usize, number: usize },
+    Hash { expression: String, parts: usize, index: usize },
 }
 
 /// Begins a transaction in which every statement sees what the first one saw. It takes no lock and
@@ -27,11 +27,11 @@ pub(crate) const ROLLBACK: &str = "ROLLBACK";
 pub(crate) const COMMIT: &str = "COMMIT";
 
 /// Asks for a value, to see whether a session is still in its transaction.
-pub(crate) const ONE: &str = "SELECT 1";
+pub(crate) const PROBE: &str = "SELECT 1";
 
 /// A first statement without effect. pgpool judges a message by its first statement: after SET or
 /// LOCK TABLE it collects all rows of a later query before it sends them.
-const FIRST: &str = "SHOW lock_timeout";
+const LEADING_STATEMENT: &str = "SHOW lock_timeout";
 
 /// Advice if the role may not read `ctid`.
 pub(crate) const CTID_HINT: &str = "parallel() splits a table by ctid, which needs SELECT on the whole table: grant it, or name an \
@@ -44,7 +44,7 @@ const SEPARATOR: char = '\u{1f}';
 /// locks tables with their children and the tables of views, and planning a query locks all that is
 /// in the plan. Postgres's own relations (up to 16383) are left out, because these statements lock
 /// some of them.
-const LOCKED: &str = "SELECT l.relation AS oid FROM pg_catalog.pg_locks l \
+const LOCKED_RELATIONS: &str = "SELECT l.relation AS oid FROM pg_catalog.pg_locks l \
      WHERE l.pid = pg_catalog.pg_backend_pid() AND l.locktype = 'relation' AND l.relation > 16383 \
      AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d \
      WHERE d.datname = pg_catalog.current_database()) \
@@ -52,12 +52,12 @@ const LOCKED: &str = "SELECT l.relation AS oid FROM pg_catalog.pg_locks l \
 
 /// Relations that an exported snapshot does not cover, so several sessions must not read them.
 /// Temporary tables of other sessions may be children of a table, but are never read.
-const REFUSED: &str = "c.relkind = 'f' OR c.relpersistence = 't' \
+const UNCOVERED: &str = "c.relkind = 'f' OR c.relpersistence = 't' \
      AND NOT pg_catalog.pg_is_other_temp_schema(c.relnamespace)";
 
 /// The state that two sessions must share to see the same rows. The first three have their own
 /// errors.
-const COMPARED: [(&str, &str); 14] = [
+const COMPARED_STATE: [(&str, &str); 14] = [
     (
         "server",
         "(1000000 * extract(epoch FROM pg_catalog.pg_postmaster_start_time()))::pg_catalog.int8",
@@ -84,7 +84,7 @@ const COMPARED: [(&str, &str); 14] = [
 
 /// The relation of a parallel query.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Relation {
+pub(crate) struct RelationInfo {
     /// As it is written in SQL.
     name: String,
     /// Its `pg_class.relkind`.
@@ -100,7 +100,7 @@ pub(crate) struct Relation {
 
 /// The snapshot that the first session of a parallel query has exported, and what it covers.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Exported {
+pub(crate) struct ExportedSnapshot {
     snapshot: String,
     /// The size of the relation, or of each table of its tree.
     blocks: Vec<u64>,
@@ -108,7 +108,7 @@ pub(crate) struct Exported {
 
 /// The state that a session sees after it has planned its part.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Sight(Vec<String>);
+pub(crate) struct SessionView(Vec<String>);
 
 /// How what two sessions see compares.
 #[derive(Debug)]
@@ -120,17 +120,17 @@ pub(crate) enum Comparison {
     Refused(Error),
 }
 
-impl Relation {
+impl RelationInfo {
     /// Asks what the relation is, outside of a transaction.
     pub(crate) fn describe(entity: &str) -> Result<String> {
         let name = literal(&quote_relation(entity)?)?;
         Ok(format!(
-            "SELECT pg_catalog.concat_ws({SEPARATE}, c.relkind, (1000 * extract(epoch FROM \
+            "SELECT pg_catalog.concat_ws({SQL_SEPARATOR}, c.relkind, (1000 * extract(epoch FROM \
              (SELECT coalesce(min(t), '0') FROM (SELECT pg_catalog.current_setting(name)::pg_catalog.interval \
              AS t FROM (VALUES ('lock_timeout'), ('statement_timeout')) names (name)) times WHERE t > '0')\
              ))::pg_catalog.int8, \
              EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attname = 'logicalrelid' \
-             AND a.attrelid = pg_catalog.to_regclass('pg_dist_partition')), {REFUSED}) \
+             AND a.attrelid = pg_catalog.to_regclass('pg_dist_partition')), {UNCOVERED}) \
              FROM pg_catalog.pg_class c WHERE c.oid = {name}::regclass"
         ))
     }
@@ -140,10 +140,12 @@ impl Relation {
     /// # Errors
     ///
     /// [`Error::Config`]: it cannot be split.
-    pub(crate) fn read(entity: &str, answer: &str, by_blocks: bool) -> Result<Self> {
+    pub(crate) fn parse(entity: &str, answer: &str, by_blocks: bool) -> Result<Self> {
         let fields: Vec<_> = answer.split(SEPARATOR).collect();
-        let [kind, lock_timeout, has_citus, refused] = fields[..] else { return Err(unreadable()) };
-        let millis = lock_timeout.parse().map_err(|_| unreadable())?;
+        let [kind, lock_timeout, has_citus, refused] = fields[..] else {
+            return Err(malformed_answer());
+        };
+        let millis = lock_timeout.parse().map_err(|_| malformed_answer())?;
         if refused == "t" {
             let what = if kind == "f" { "foreign" } else { "temporary" };
             return Err(not_in_snapshot(&format!("the {what} table {entity}")));
@@ -179,7 +181,7 @@ impl Relation {
     }
 
     /// Bounds every later wait for a lock in the transaction.
-    pub(crate) fn bound_locks(&self, wait: Duration) -> String {
+    pub(crate) fn set_lock_timeout(&self, wait: Duration) -> String {
         let wait = self.lock_timeout.map_or(wait, |own| own.min(wait));
         format!("SET LOCAL lock_timeout = {}", wait.as_millis().max(1))
     }
@@ -199,34 +201,40 @@ impl Relation {
             false => self.lock_by_reading(),
         };
         Ok(format!(
-            "{FIRST}; {wait}; {stable}{lock}; {rest}; WITH locked AS MATERIALIZED ({LOCKED}), tables AS (\
+            "{LEADING_STATEMENT}; {wait}; {stable}{lock}; {rest}; WITH locked AS MATERIALIZED ({LOCKED_RELATIONS}), tables AS (\
              SELECT c.oid, pg_catalog.pg_relation_size(c.oid) AS size FROM pg_catalog.pg_class c \
              WHERE c.relkind IN ('r', 'm') AND NOT pg_catalog.pg_is_other_temp_schema(c.relnamespace) \
              AND (c.oid IN (SELECT oid FROM locked) OR c.oid = {literal}::regclass)) \
-             SELECT pg_catalog.concat_ws({SEPARATE}, pg_catalog.pg_export_snapshot(), {refused}, \
+             SELECT pg_catalog.concat_ws({SQL_SEPARATOR}, pg_catalog.pg_export_snapshot(), {refused}, \
              (SELECT pg_catalog.string_agg((size / pg_catalog.current_setting('block_size')::pg_catalog.int8)::text, ' ') \
              FROM tables))",
-            wait = self.bound_locks(wait),
+            wait = self.set_lock_timeout(wait),
             stable = self.stable_scans(),
-            rest = self.bound_locks(rest),
+            rest = self.set_lock_timeout(rest),
             literal = literal(name)?,
-            refused = self.refused(),
+            refused = self.uncovered_relation(),
         ))
     }
 
     /// Joins a snapshot on another session, which takes its own locks on the relation without
     /// waiting for them: a session that waits for an exclusive lock waits for the first one.
-    pub(crate) fn join(&self, exported: &Exported, rest: Duration) -> Result<String> {
+    pub(crate) fn join_snapshot(
+        &self,
+        exported: &ExportedSnapshot,
+        rest: Duration,
+    ) -> Result<String> {
         let Self { name, .. } = self;
-        let (bound, stable) = (self.bound_locks(rest), self.stable_scans());
+        let (bound, stable) = (self.set_lock_timeout(rest), self.stable_scans());
         let join = format!("SET TRANSACTION SNAPSHOT {}", literal(&exported.snapshot)?);
         Ok(match self.is_lockable {
             true => {
                 format!(
-                    "{FIRST}; {bound}; {stable}LOCK TABLE {name} IN ACCESS SHARE MODE NOWAIT; {join}"
+                    "{LEADING_STATEMENT}; {bound}; {stable}LOCK TABLE {name} IN ACCESS SHARE MODE NOWAIT; {join}"
                 )
             }
-            false => format!("{FIRST}; {join}; {bound}; {stable}{}", self.lock_by_reading()),
+            false => {
+                format!("{LEADING_STATEMENT}; {join}; {bound}; {stable}{}", self.lock_by_reading())
+            }
         })
     }
 
@@ -242,7 +250,7 @@ impl Relation {
     }
 
     /// The first relation that the snapshot does not cover, or an empty text.
-    fn refused(&self) -> String {
+    fn uncovered_relation(&self) -> String {
         let citus = match self.has_citus {
             true => {
                 "WHEN c.oid IN (SELECT d.logicalrelid::oid FROM pg_dist_partition d) THEN 'Citus'"
@@ -251,30 +259,30 @@ impl Relation {
         };
         format!(
             "coalesce((SELECT pg_catalog.min(pg_catalog.concat('the ', kind, ' table ', oid::regclass)) FROM (\
-             SELECT c.oid, CASE WHEN {REFUSED} THEN CASE c.relkind WHEN 'f' THEN 'foreign' ELSE 'temporary' END \
+             SELECT c.oid, CASE WHEN {UNCOVERED} THEN CASE c.relkind WHEN 'f' THEN 'foreign' ELSE 'temporary' END \
              {citus} END AS kind FROM pg_catalog.pg_class c JOIN locked USING (oid)) kinds \
              WHERE kind IS NOT NULL), '')"
         )
     }
 
-    /// Asks for a [`Sight`], when the part of the query has been planned. A relation that is not in
+    /// Asks for a [`SessionView`], when the part of the query has been planned. A relation that is not in
     /// the snapshot, or was rewritten after it, was changed before it was locked. To refresh a
     /// materialized view is no such change: every snapshot sees its new rows.
-    pub(crate) fn see(&self) -> String {
-        let compared: Vec<_> = COMPARED.iter().map(|(_, expression)| *expression).collect();
+    pub(crate) fn session_view(&self) -> String {
+        let compared: Vec<_> = COMPARED_STATE.iter().map(|(_, expression)| *expression).collect();
         format!(
-            "WITH locked AS MATERIALIZED ({LOCKED}) SELECT pg_catalog.concat_ws({SEPARATE}, \
+            "WITH locked AS MATERIALIZED ({LOCKED_RELATIONS}) SELECT pg_catalog.concat_ws({SQL_SEPARATOR}, \
              EXISTS (SELECT FROM locked o LEFT JOIN pg_catalog.pg_class c USING (oid) WHERE c.oid IS NULL \
              OR c.relkind = 'r' AND c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(o.oid)), \
              {}, {})",
-            self.refused(),
+            self.uncovered_relation(),
             compared.join(", ")
         )
     }
 }
 
 /// The separator as SQL has it.
-const SEPARATE: &str = "pg_catalog.chr(31)";
+const SQL_SEPARATOR: &str = "pg_catalog.chr(31)";
 
 fn not_in_snapshot(what: &str) -> Error {
     Error::config(format!(
@@ -283,22 +291,22 @@ fn not_in_snapshot(what: &str) -> Error {
     ))
 }
 
-fn unreadable() -> Error {
+fn malformed_answer() -> Error {
     Error::protocol(
         "the server's answer about the relation of a parallel query has an unexpected form",
     )
 }
 
-impl Exported {
+impl ExportedSnapshot {
     /// Reads the server's answer.
     ///
     /// # Errors
     ///
     /// [`Error::Config`]: the snapshot does not cover the relation.
-    pub(crate) fn read(answer: &str) -> Result<Self> {
+    pub(crate) fn parse(answer: &str) -> Result<Self> {
         let mut fields = answer.split(SEPARATOR);
         let (Some(snapshot), Some(refused)) = (fields.next(), fields.next()) else {
-            return Err(unreadable());
+            return Err(malformed_answer());
         };
         if !refused.is_empty() {
             return Err(not_in_snapshot(refused));
@@ -306,13 +314,14 @@ impl Exported {
         // Without a table there is no such field.
         let blocks = fields.next().unwrap_or_default().split_whitespace();
         // A block has a number of 32 bits.
-        let blocks = blocks.map(|b| b.parse().map(|b: u32| b.into()).map_err(|_| unreadable()));
+        let blocks =
+            blocks.map(|b| b.parse().map(|b: u32| b.into()).map_err(|_| malformed_answer()));
         Ok(Self { snapshot: snapshot.to_owned(), blocks: blocks.collect::<Result<_>>()? })
     }
 
     /// Splits by blocks. The ranges are the same for each table of a tree, and as many blocks of
     /// the whole tree are in each, so that one large partition is split as well as many small ones.
-    pub(crate) fn by_blocks(&self, parts: usize) -> Vec<Part> {
+    pub(crate) fn split_by_blocks(&self, parts: usize) -> Vec<Partition> {
         let total: u64 = self.blocks.iter().sum();
         let before = |block: u64| self.blocks.iter().map(|blocks| block.min(*blocks)).sum::<u64>();
         let start = |part: usize| {
@@ -329,7 +338,7 @@ impl Exported {
             low
         };
         (0..parts)
-            .map(|part| Part::Blocks {
+            .map(|part| Partition::Blocks {
                 from: start(part),
                 to: (part + 1 < parts).then(|| start(part + 1)),
             })
@@ -337,20 +346,20 @@ impl Exported {
     }
 }
 
-impl Sight {
+impl SessionView {
     /// Reads the server's answer.
     ///
     /// # Errors
     ///
     /// [`Error::Config`]: the snapshot does not cover what the session has planned to read.
-    pub(crate) fn read(answer: &str) -> Result<Self> {
+    pub(crate) fn parse(answer: &str) -> Result<Self> {
         let fields: Vec<String> = answer.split(SEPARATOR).map(str::to_owned).collect();
         match fields.get(1) {
-            Some(refused) if fields.len() == COMPARED.len() + 2 => match refused.as_str() {
+            Some(refused) if fields.len() == COMPARED_STATE.len() + 2 => match refused.as_str() {
                 "" => Ok(Self(fields)),
                 refused => Err(not_in_snapshot(refused)),
             },
-            _ => Err(unreadable()),
+            _ => Err(malformed_answer()),
         }
     }
 
@@ -360,7 +369,7 @@ impl Sight {
     }
 
     pub(crate) fn compare(&self, other: &Self) -> Comparison {
-        let fields = self.0.iter().zip(&other.0).skip(2).zip(COMPARED);
+        let fields = self.0.iter().zip(&other.0).skip(2).zip(COMPARED_STATE);
         let differs = fields.filter(|((one, other), _)| one != other).map(|(_, (name, _))| name);
         let mut changed = self.has_changed() || other.has_changed();
         for name in differs {
@@ -386,15 +395,15 @@ impl Sight {
 }
 
 /// Splits anything by the hash of an expression in trusted SQL, which must not be volatile.
-pub(crate) fn by_hash(expression: &str, parts: usize) -> Result<Vec<Part>> {
+pub(crate) fn split_by_hash(expression: &str, parts: usize) -> Result<Vec<Partition>> {
     if highest_parameter(expression)? > 0 {
         return Err(Error::config("partition_by() takes no parameters: write what it is about"));
     }
-    let part = |number| Part::Hash { expression: expression.to_owned(), of: parts, number };
+    let part = |index| Partition::Hash { expression: expression.to_owned(), parts, index };
     Ok((0..parts).map(part).collect())
 }
 
-impl Part {
+impl Partition {
     /// The condition on a row.
     pub(super) fn to_sql(&self) -> String {
         match self {
@@ -404,9 +413,9 @@ impl Part {
             Self::Blocks { from, to: None } => format!("ctid >= '({from},0)'::tid"),
             // As text, which every type has, and in a collation that tells all texts apart; what is NULL belongs
             // to a part too. Without its sign, for a remainder has that of what is divided.
-            Self::Hash { expression, of, number } => format!(
+            Self::Hash { expression, parts, index } => format!(
                 "(coalesce(hashtextextended(({expression}\n)::text COLLATE \"C\", 0), 0) \
-                 & 9223372036854775807) % {of} = {number}"
+                 & 9223372036854775807) % {parts} = {index}"
             ),
         }
     }
@@ -417,12 +426,12 @@ mod tests {
     use super::*;
 
     fn split(blocks: &[u64], parts: usize) -> Vec<(u64, Option<u64>)> {
-        let exported = Exported { snapshot: String::new(), blocks: blocks.to_vec() };
+        let exported = ExportedSnapshot { snapshot: String::new(), blocks: blocks.to_vec() };
         let range = |part| match part {
-            Part::Blocks { from, to } => (from, to),
-            Part::Hash { .. } => panic!("{part:?}"),
+            Partition::Blocks { from, to } => (from, to),
+            Partition::Hash { .. } => panic!("{part:?}"),
         };
-        exported.by_blocks(parts).into_iter().map(range).collect()
+        exported.split_by_blocks(parts).into_iter().map(range).collect()
     }
 
     /// One table, many, and of very different sizes: no block is missing, and the parts are level.
@@ -466,7 +475,7 @@ mod tests {
     #[test]
     fn what_has_no_blocks_is_split_by_an_expression() {
         let read = |kind: &str, by_blocks| {
-            Relation::read("app.v", &format!("{kind}\u{1f}0\u{1f}f\u{1f}f"), by_blocks)
+            RelationInfo::parse("app.v", &format!("{kind}\u{1f}0\u{1f}f\u{1f}f"), by_blocks)
         };
         let error = read("v", true).unwrap_err().to_string();
         assert!(error.contains("partition_by()"), "{error}");
@@ -475,8 +484,8 @@ mod tests {
         for kind in ["S", "i", "I", "c", "t", ""] {
             assert!(read(kind, false).is_err(), "{kind}");
         }
-        assert!(by_hash("data->>$1", 2).is_err());
-        let parts = by_hash("data->>'id'", 2).unwrap();
+        assert!(split_by_hash("data->>$1", 2).is_err());
+        let parts = split_by_hash("data->>'id'", 2).unwrap();
         assert_eq!(
             parts[1].to_sql(),
             "(coalesce(hashtextextended((data->>'id'\n)::text COLLATE \"C\", 0), 0) & \
@@ -487,29 +496,29 @@ mod tests {
     #[test]
     fn the_servers_own_lock_timeout_is_not_exceeded() {
         let read = |millis: &str| {
-            Relation::read("t", &format!("r\u{1f}{millis}\u{1f}f\u{1f}f"), true).unwrap()
+            RelationInfo::parse("t", &format!("r\u{1f}{millis}\u{1f}f\u{1f}f"), true).unwrap()
         };
         let second = Duration::from_secs(1);
-        assert_eq!(read("0").bound_locks(second), "SET LOCAL lock_timeout = 1000");
-        assert_eq!(read("250").bound_locks(second), "SET LOCAL lock_timeout = 250");
-        assert_eq!(read("5000").bound_locks(second), "SET LOCAL lock_timeout = 1000");
+        assert_eq!(read("0").set_lock_timeout(second), "SET LOCAL lock_timeout = 1000");
+        assert_eq!(read("250").set_lock_timeout(second), "SET LOCAL lock_timeout = 250");
+        assert_eq!(read("5000").set_lock_timeout(second), "SET LOCAL lock_timeout = 1000");
         assert_eq!(read("5000").lock_timeout(), Some(5 * second));
-        assert!(Relation::read("t", "r 0 f", true).is_err());
+        assert!(RelationInfo::parse("t", "r 0 f", true).is_err());
     }
 
     #[test]
     fn what_sessions_see_is_compared() {
         let sight = |change: usize, value: &str| {
-            let mut fields = vec!["x".to_owned(); COMPARED.len() + 2];
+            let mut fields = vec!["x".to_owned(); COMPARED_STATE.len() + 2];
             (fields[0], fields[1]) = ("f".into(), String::new());
             fields[change] = value.into();
-            Sight::read(&fields.join("\u{1f}"))
+            SessionView::parse(&fields.join("\u{1f}"))
         };
         let same = || sight(2, "x").unwrap();
         assert!(matches!(same().compare(&same()), Comparison::Same));
         assert!(matches!(sight(0, "t").unwrap().compare(&same()), Comparison::Changed));
         assert!(matches!(same().compare(&sight(0, "t").unwrap()), Comparison::Changed));
-        for (field, (name, _)) in COMPARED.iter().enumerate() {
+        for (field, (name, _)) in COMPARED_STATE.iter().enumerate() {
             match same().compare(&sight(field + 2, "y").unwrap()) {
                 Comparison::Changed => assert_eq!(*name, "relations"),
                 Comparison::Refused(error) => {
@@ -520,18 +529,18 @@ mod tests {
         }
         let error = sight(1, "the foreign table f").unwrap_err().to_string();
         assert!(error.contains("the foreign table f"), "{error}");
-        assert!(Sight::read("f").is_err() && Sight::read("").is_err());
+        assert!(SessionView::parse("f").is_err() && SessionView::parse("").is_err());
     }
 
     #[test]
     fn an_export_is_read_with_its_tables() {
-        let read = |blocks: &str| Exported::read(&format!("3-1B-1\u{1f}{blocks}"));
+        let read = |blocks: &str| ExportedSnapshot::parse(&format!("3-1B-1\u{1f}{blocks}"));
         assert_eq!(read("\u{1f}7 0 12").unwrap().blocks, [7, 0, 12]);
         assert_eq!(read("").unwrap().blocks, [0; 0]);
         assert!(read("\u{1f}x").is_err());
         // More blocks than a table can have; their sum would be beyond any number.
         assert!(read("\u{1f}18446744073709551615 1").is_err());
         assert!(read("the Citus table t").unwrap_err().to_string().contains("the Citus table t"));
-        assert!(Exported::read("").is_err());
+        assert!(ExportedSnapshot::parse("").is_err());
     }
 }

@@ -7,7 +7,7 @@ use super::{
     order::OrderBy,
     param::Param,
     parameters::Parameters,
-    partition::Part,
+    partition::Partition,
     placeholders::highest_parameter,
 };
 use crate::error::{Error, Result};
@@ -34,7 +34,7 @@ pub(crate) struct Select {
     /// The values of `$1`, `$2`, ... in trusted SQL.
     pub(crate) parameters: Vec<Param>,
     /// Only these of the rows.
-    pub(crate) part: Option<Part>,
+    pub(crate) partition: Option<Partition>,
 }
 
 /// What is selected.
@@ -84,7 +84,7 @@ impl Select {
             limit: None,
             offset: None,
             parameters: Vec::new(),
-            part: None,
+            partition: None,
         }
     }
 
@@ -216,9 +216,9 @@ impl Select {
                 }
             }
         }
-        if let Some(part) = &self.part {
+        if let Some(partition) = &self.partition {
             sql.push_str(keyword);
-            sql.push_str(&part.to_sql());
+            sql.push_str(&partition.to_sql());
         }
         for (i, expression) in self.order.iter().enumerate() {
             sql.push_str(if i == 0 { " ORDER BY " } else { ", " });

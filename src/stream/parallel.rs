@@ -26,8 +26,8 @@ use crate::{
     error::{Error, Result, TimeoutPhase, sqlstate, sqlstate::SqlState},
     protocol::frontend,
     sql::{
-        BEGIN, COMMIT, CTID_HINT, Comparison, Exported, ONE, Part, ROLLBACK, Relation, Select,
-        Sight, by_hash,
+        BEGIN, COMMIT, CTID_HINT, Comparison, ExportedSnapshot, PROBE, Partition, ROLLBACK,
+        RelationInfo, Select, SessionView, split_by_hash,
     },
 };
 
@@ -128,9 +128,9 @@ impl Parallel {
         access: &Access,
         first: &mut Connection,
         running: &QuerySession,
-    ) -> Result<(Relation, Vec<Connection>), BeginError> {
+    ) -> Result<(RelationInfo, Vec<Connection>), BeginError> {
         let entity = &self.select.entity;
-        let describe = Relation::describe(entity)?;
+        let describe = RelationInfo::describe(entity)?;
         let session = Arc::clone(&first.session);
         let connecting = (1..self.parts).map(|_| access.connect_beside(&session));
         let connecting = try_all(connecting);
@@ -138,7 +138,7 @@ impl Parallel {
             let began = Instant::now();
             loop {
                 if let Some(answer) = first.query_value(&describe, running).await? {
-                    return Relation::read(entity, &answer, self.partition_by.is_none());
+                    return RelationInfo::parse(entity, &answer, self.partition_by.is_none());
                 }
                 // Its name is that of a relation which was created after the statement's snapshot.
                 if began.elapsed() >= CONTENTION_TIMEOUT {
@@ -166,7 +166,7 @@ impl Parallel {
     /// Repeats attempts until the sessions can execute their parts. Returns the request for that.
     async fn bring_together(
         &self,
-        mut relation: Relation,
+        mut relation: RelationInfo,
         access: &Access,
         first: &mut Connection,
         others: &mut [Connection],
@@ -236,7 +236,7 @@ impl Parallel {
     /// Locks the relation on each session, shares a snapshot, and plans the parts.
     async fn attempt(
         &self,
-        relation: &Relation,
+        relation: &RelationInfo,
         first: &mut Connection,
         others: &mut [Connection],
         running: &QuerySession,
@@ -249,10 +249,10 @@ impl Parallel {
             Some(&CHILD_DROPPED) => Obstacle::Contended(Some(error)),
             _ => Obstacle::Failed(error),
         })?;
-        let exported = Exported::read(&some(exported)?)?;
+        let exported = ExportedSnapshot::parse(&some(exported)?)?;
         let parts = match &self.partition_by {
-            Some(expression) => by_hash(expression, self.parts)?,
-            None => exported.by_blocks(self.parts),
+            Some(expression) => split_by_hash(expression, self.parts)?,
+            None => exported.split_by_blocks(self.parts),
         };
         // Never the same name again: pgpool takes it for a portal of an earlier transaction.
         let portal = format!("part_{}", PORTALS.fetch_add(1, Relaxed));
@@ -260,8 +260,8 @@ impl Parallel {
             parts.into_iter().map(|part| self.plan(&portal, part)).collect::<Result<Vec<_>>>()?;
         let mut plans = plans.into_iter();
         // Later waits for locks are those of functions, while rows are being sent.
-        let see = simple(&[&relation.see(), &relation.bound_locks(LOCK_WAIT)])?;
-        let join = simple(&[&relation.join(&exported, BRIEF_LOCK_WAIT)?])?;
+        let see = simple(&[&relation.session_view(), &relation.set_lock_timeout(LOCK_WAIT)])?;
+        let join = simple(&[&relation.join_snapshot(&exported, BRIEF_LOCK_WAIT)?])?;
         let planned = first.transact(
             [plans.next().unwrap_or_default(), see.clone()].concat().into(),
             2,
@@ -273,11 +273,11 @@ impl Parallel {
         let (planned, joined) = tokio::join!(planned, join_all(joined));
         // A failure there would happen on every session; and without this session no other can
         // import its snapshot.
-        let sight = Sight::read(&some(planned.map_err(|error| self.explain(error))?)?)?;
+        let sight = SessionView::parse(&some(planned.map_err(|error| self.explain(error))?)?)?;
         let mut contended = None;
         for answer in joined {
             match answer {
-                Ok(answer) => match sight.compare(&Sight::read(&some(answer)?)?) {
+                Ok(answer) => match sight.compare(&SessionView::parse(&some(answer)?)?) {
                     Comparison::Same => {}
                     Comparison::Changed => contended = contended.or(Some(None)),
                     Comparison::Refused(error) => return Err(error.into()),
@@ -292,7 +292,7 @@ impl Parallel {
                 }
                 Err(error) if error.is_lost_snapshot() => {
                     // If its session has ended, that is the cause.
-                    first.transact(simple(&[ONE])?, 1, running).await?;
+                    first.transact(simple(&[PROBE])?, 1, running).await?;
                     return Err(error.into());
                 }
                 Err(error) => return Err(error.into()),
@@ -305,8 +305,8 @@ impl Parallel {
     }
 
     /// Has the server plan a part.
-    fn plan(&self, portal: &str, part: Part) -> Result<Bytes> {
-        let statement = Select { part: Some(part), ..self.select.clone() }.rows()?;
+    fn plan(&self, portal: &str, part: Partition) -> Result<Bytes> {
+        let statement = Select { partition: Some(part), ..self.select.clone() }.rows()?;
         let parameters = statement.parameters.iter().zip(1..);
         let parameters = parameters.map(|(parameter, number)| parameter.sent(number));
         let parameters = parameters.collect::<Result<Vec<_>>>()?;
