@@ -40,7 +40,7 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Every source file: its module's path (`stream/gate`), and its code without tests and comments.
+/// Every source file: its module's path (`stream/channel/pause`), and its code without tests and comments.
 fn sources() -> Vec<(String, String)> {
     let mut files = Vec::new();
     let mut folders = vec![PathBuf::from("src")];

@@ -9,7 +9,7 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use futures_core::{FusedStream, Stream};
 
-use super::{QueryStream, chunk::RowChunk, row::FromJsonRow};
+use super::{query_stream::QueryStream, row::FromJsonRow, row_chunk::RowChunk};
 use crate::error::Result;
 
 /// How rows follow each other.
@@ -104,5 +104,31 @@ impl<T: FromJsonRow> FusedStream for Body<T> {
 impl<T> fmt::Debug for Body<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Body").field("format", &self.format).finish_non_exhaustive()
+    }
+}
+
+impl<T: FromJsonRow> QueryStream<T> {
+    /// Turns the stream into lines of JSON, one a row ([NDJSON](https://github.com/ndjson/ndjson-spec)),
+    /// for example as the body of an HTTP response.
+    ///
+    /// Rows are not decoded, unless predicates ask for it. An item holds the rows of a chunk, so there
+    /// is one as soon as there is a row. Line breaks within a document, which the type `json` keeps,
+    /// become blanks. An error, that of a single row too, is the last item, and the query is stopped: a
+    /// body that is not whole must be broken off. The first item can be an error: whoever answers by a status looks at it
+    /// first. Dropping it drops the stream.
+    pub fn into_ndjson(self) -> impl FusedStream<Item = Result<Bytes>> + Send + Unpin + 'static
+    where
+        T: 'static,
+    {
+        Body::new(self, Format::Ndjson)
+    }
+
+    /// Turns the stream into one JSON array, like [`into_ndjson`](Self::into_ndjson): `[]` when there is
+    /// no row. After an error the array is not closed.
+    pub fn into_json_array(self) -> impl FusedStream<Item = Result<Bytes>> + Send + Unpin + 'static
+    where
+        T: 'static,
+    {
+        Body::new(self, Format::Array)
     }
 }

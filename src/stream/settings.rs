@@ -1,6 +1,9 @@
 use std::time::{Duration, Instant};
 
-use super::{budget::share, chunk_size::ChunkSize, deadline::Deadlines};
+use super::{
+    channel::{ChunkSize, share},
+    deadline::Deadlines,
+};
 use crate::error::{Error, Result};
 
 /// The most rows in a chunk, unless set otherwise: about one read of small documents.

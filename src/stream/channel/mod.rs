@@ -1,7 +1,12 @@
 //! What the readers and the stream share: a bounded queue of chunks, the memory they hold, the pause, and
 //! how it all ended. There is one reader, or in a parallel stream one for each connection.
 
-mod seat;
+mod blocked_time;
+mod budget;
+mod chunk;
+mod chunk_size;
+mod pause;
+mod producer;
 mod seats;
 
 use std::{
@@ -18,16 +23,21 @@ use std::{
 use tokio::sync::{Notify, futures::Notified};
 use tracing::{Span, debug};
 
-pub(super) use self::seat::Seat;
-use self::seats::Seats;
-use super::{
+use self::{
+    blocked_time::{On, Waits},
     budget::Budget,
-    chunk::Chunk,
+    pause::Gate,
+    seats::Seats,
+};
+pub(super) use self::{
+    budget::share,
+    chunk::{Block, Chunk},
     chunk_size::ChunkSize,
-    gate::Gate,
+    producer::Seat,
+};
+use super::{
     settings::StreamSettings,
     stats::{StreamState, StreamStats},
-    waits::{On, Waits},
 };
 use crate::{
     connection::{StreamGuard, TARGET},
@@ -210,24 +220,6 @@ pub(super) enum PauseWatch {
     Running,
     Paused { since: Instant, timeout: Option<Duration> },
     Ended,
-}
-
-/// Memory that chunks and a reader share. It counts until the last of them lets go of it.
-///
-/// Chunks that wait in the queue keep the channel alive that way: the end of the stream takes them out.
-#[derive(Debug)]
-pub(super) struct Block {
-    size: usize,
-    channel: Arc<Channel>,
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        let mut state = self.channel.lock();
-        state.budget.give(self.size);
-        self.channel.wake_waiting_readers(state);
-        self.channel.metrics.memory_given(self.size);
-    }
 }
 
 impl Channel {

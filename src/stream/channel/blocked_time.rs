@@ -2,7 +2,7 @@ use std::time::{Duration, Instant};
 
 /// The time that a reader was blocked on the consumer and on the server.
 #[derive(Debug, Default)]
-pub(super) struct Waits {
+pub(in crate::stream) struct Waits {
     consumer: Duration,
     server: Duration,
     /// The sum of what [`since_last`](Self::since_last) has returned.
@@ -12,21 +12,21 @@ pub(super) struct Waits {
 
 /// Whom the reader waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum On {
+pub(in crate::stream) enum On {
     Consumer,
     Server,
 }
 
 impl Waits {
     /// Begins to wait; while the same wait goes on, nothing changes.
-    pub(super) fn begin(&mut self, on: On, now: Instant) {
+    pub(in crate::stream) fn begin(&mut self, on: On, now: Instant) {
         if self.present.is_none_or(|(present, _)| present != on) {
             self.end(now);
             self.present = Some((on, now));
         }
     }
 
-    pub(super) fn end(&mut self, now: Instant) {
+    pub(in crate::stream) fn end(&mut self, now: Instant) {
         match self.present.take() {
             Some((On::Consumer, since)) => self.consumer += now.saturating_duration_since(since),
             Some((On::Server, since)) => self.server += now.saturating_duration_since(since),
@@ -36,14 +36,14 @@ impl Waits {
 
     /// Returns the time blocked on the consumer and on the server since the last call, without the
     /// current wait.
-    pub(super) fn since_last(&mut self) -> (Duration, Duration) {
+    pub(in crate::stream) fn since_last(&mut self) -> (Duration, Duration) {
         let waits = (self.consumer, self.server);
         let earlier = std::mem::replace(&mut self.reported, waits);
         (waits.0.saturating_sub(earlier.0), waits.1.saturating_sub(earlier.1))
     }
 
     /// For how long in all it waited for one of them, the present wait included.
-    pub(super) fn total(&self, on: On, now: Instant) -> Duration {
+    pub(in crate::stream) fn total(&self, on: On, now: Instant) -> Duration {
         let earlier = match on {
             On::Consumer => self.consumer,
             On::Server => self.server,

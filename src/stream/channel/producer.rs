@@ -5,16 +5,16 @@ use std::sync::{Arc, MutexGuard};
 use tokio::task::yield_now;
 use tracing::warn;
 
-use super::{Block, Channel, End, Interrupt, Permission, StartError, State, now, wake};
+use super::{
+    Block, Channel, Chunk, End, Interrupt, Permission, StartError, State,
+    blocked_time::{On, Waits},
+    chunk_size::Demand,
+    now, wake,
+};
 use crate::{
     connection::TARGET,
     error::{Error, Result},
     metrics::ChunkSeen,
-    stream::{
-        chunk::Chunk,
-        chunk_size::Demand,
-        waits::{On, Waits},
-    },
 };
 
 /// One reader's place.

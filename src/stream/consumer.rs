@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// The stream's end of the channel. Dropped before the end of the rows, it stops the query.
-pub(super) struct Owner {
+pub(super) struct Consumer {
     pub(super) channel: Arc<Channel>,
     called: Instant,
     /// Until the end.
@@ -44,7 +44,7 @@ struct Flushed {
     deserialized: u64,
 }
 
-impl Owner {
+impl Consumer {
     /// Runs the request on the client's connection, up to where the first row can come.
     ///
     /// A connection that turns out to have ended while it was idle is replaced, once. Dropping the
@@ -114,13 +114,13 @@ impl Owner {
             let channel =
                 Channel::new(readers, &settings, Some(guard), metrics, called, span.clone());
             // From here on, whatever happens to this future or the stream, the tasks are told.
-            let mut owner = Self::new(Arc::new(channel), called, span.clone());
+            let mut consumer = Self::new(Arc::new(channel), called, span.clone());
             let owned = (connection, lease);
-            work.spawn(owned, &owner.channel, settings, deadlines, &query);
-            match owner.channel.started().await {
+            work.spawn(owned, &consumer.channel, settings, deadlines, &query);
+            match consumer.channel.started().await {
                 Ok(()) => {
-                    owner.started = true;
-                    break Ok(owner);
+                    consumer.started = true;
+                    break Ok(consumer);
                 }
                 Err(e) if e.stale && !replaced => replaced = true,
                 Err(e) => {
@@ -248,7 +248,7 @@ impl Owner {
     }
 }
 
-impl Drop for Owner {
+impl Drop for Consumer {
     fn drop(&mut self) {
         self.end(Outcome::Dropped);
     }

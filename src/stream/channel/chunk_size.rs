@@ -4,7 +4,7 @@
 /// the slow one, chunks double, so that it pays less for them. When it waits for rows, they halve,
 /// so that it can begin with the first while the rest of a read is still being looked through.
 #[derive(Debug)]
-pub(super) struct ChunkSize {
+pub(in crate::stream) struct ChunkSize {
     rows: usize,
     min: usize,
     max: usize,
@@ -15,7 +15,7 @@ pub(super) struct ChunkSize {
 
 /// What the reader finds when it hands over a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Demand {
+pub(in crate::stream) enum Demand {
     /// The queue is full: the consumer is the bottleneck.
     Full,
     /// The consumer waits for the chunk.
@@ -28,16 +28,16 @@ const TREND: i8 = 4;
 
 impl ChunkSize {
     /// Always `rows`.
-    pub(super) fn fixed(rows: usize) -> Self {
+    pub(in crate::stream) fn fixed(rows: usize) -> Self {
         Self::adaptive(rows, rows, rows)
     }
 
     /// Begins with `rows` and stays within `min` and `max`.
-    pub(super) fn adaptive(rows: usize, min: usize, max: usize) -> Self {
+    pub(in crate::stream) fn adaptive(rows: usize, min: usize, max: usize) -> Self {
         Self { rows: rows.clamp(min, max), min, max, trend: 0, adjustments: 0 }
     }
 
-    pub(super) fn record(&mut self, demand: Demand) {
+    pub(in crate::stream) fn record(&mut self, demand: Demand) {
         self.trend = match demand {
             Demand::Full => self.trend.max(0) + 1,
             Demand::Empty => self.trend.min(0) - 1,
@@ -56,12 +56,12 @@ impl ChunkSize {
     }
 
     /// The most rows in the next chunk.
-    pub(super) fn next(&self) -> usize {
+    pub(in crate::stream) fn next(&self) -> usize {
         self.rows
     }
 
     /// How often the size has changed.
-    pub(super) fn adjustments(&self) -> u64 {
+    pub(in crate::stream) fn adjustments(&self) -> u64 {
         self.adjustments
     }
 }

@@ -5,7 +5,7 @@ use std::{
 
 /// Whether the stream is paused, why, for how long it has been, and until when at most.
 #[derive(Debug, Default)]
-pub(super) struct Gate {
+pub(in crate::stream) struct Gate {
     paused_since: Option<Instant>,
     reason: Option<Arc<str>>,
     /// How long a pause may last.
@@ -17,7 +17,7 @@ pub(super) struct Gate {
 impl Gate {
     /// Pauses, and returns whether it was running. In a second pause only a reason counts, which
     /// replaces the first one's.
-    pub(super) fn pause(&mut self, reason: Option<Arc<str>>, now: Instant) -> bool {
+    pub(in crate::stream) fn pause(&mut self, reason: Option<Arc<str>>, now: Instant) -> bool {
         self.reason = reason.or_else(|| self.reason.take());
         if self.paused_since.is_some() {
             return false;
@@ -28,7 +28,7 @@ impl Gate {
     }
 
     /// Resumes, and returns for how long the pause was; without one nothing changes.
-    pub(super) fn resume(&mut self, now: Instant) -> Option<Duration> {
+    pub(in crate::stream) fn resume(&mut self, now: Instant) -> Option<Duration> {
         let lasted = now.saturating_duration_since(self.paused_since.take()?);
         self.earlier += lasted;
         self.reason = None;
@@ -36,34 +36,34 @@ impl Gate {
     }
 
     /// Bounds every pause, the present one included; `None` bounds none.
-    pub(super) fn set_timeout(&mut self, timeout: Option<Duration>) {
+    pub(in crate::stream) fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
     }
 
-    pub(super) fn timeout(&self) -> Option<Duration> {
+    pub(in crate::stream) fn timeout(&self) -> Option<Duration> {
         self.timeout
     }
 
-    pub(super) fn paused_since(&self) -> Option<Instant> {
+    pub(in crate::stream) fn paused_since(&self) -> Option<Instant> {
         self.paused_since
     }
 
-    pub(super) fn is_paused(&self) -> bool {
+    pub(in crate::stream) fn is_paused(&self) -> bool {
         self.paused_since.is_some()
     }
 
     /// Why it is paused, if that was said.
-    pub(super) fn reason(&self) -> Option<Arc<str>> {
+    pub(in crate::stream) fn reason(&self) -> Option<Arc<str>> {
         self.reason.clone()
     }
 
     /// How often it was paused.
-    pub(super) fn pauses(&self) -> u64 {
+    pub(in crate::stream) fn pauses(&self) -> u64 {
         self.pauses
     }
 
     /// For how long it was paused in all, the present pause included.
-    pub(super) fn paused_for(&self, now: Instant) -> Duration {
+    pub(in crate::stream) fn paused_for(&self, now: Instant) -> Duration {
         let present = self.paused_since.map(|since| now.saturating_duration_since(since));
         self.earlier + present.unwrap_or_default()
     }

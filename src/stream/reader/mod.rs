@@ -1,6 +1,8 @@
 //! The task that owns the connection while a query runs: it sends the request, reads the answer,
 //! hands over rows, and cleans up.
 
+mod read_threshold;
+
 use std::{
     future::{pending, poll_fn},
     io,
@@ -13,11 +15,10 @@ use bytes::{Bytes, BytesMut};
 use tokio::{join, select, task::yield_now, time::sleep};
 use tracing::{debug, warn};
 
+use self::read_threshold::LowWater;
 use super::{
-    channel::{Block, Interrupt, Permission, Seat, StartError},
-    chunk::Chunk,
+    channel::{Block, Chunk, Interrupt, Permission, Seat, StartError},
     deadline::{Deadlines, watch_pauses},
-    low_water::LowWater,
     parallel::end_transaction,
     resume::{self, Position, Resume},
     schema::check_columns,

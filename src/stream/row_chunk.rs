@@ -1,36 +1,10 @@
-use std::{fmt, sync::Arc};
+use std::fmt;
 
 use bytes::Bytes;
 use serde::de::Deserialize;
 
-use super::{
-    channel::Block,
-    row::{Row, decode},
-};
+use super::row::{Row, decode};
 use crate::{error::Result, protocol::rows};
-
-/// Rows that arrived together: one slice of the read buffer, shared and not copied.
-#[derive(Debug)]
-pub(super) struct Chunk {
-    pub(super) frames: Bytes,
-    pub(super) rows: usize,
-    /// Bytes of JSON in the rows.
-    pub(super) value_bytes: usize,
-    /// Where the next row to be taken begins.
-    pub(super) at: usize,
-    /// The memory that the slice keeps alive; counted as long as a chunk of it is there.
-    pub(super) _block: Arc<Block>,
-}
-
-impl Chunk {
-    /// The next row, the `number`th of the stream.
-    #[inline]
-    pub(super) fn next_row(&mut self, number: u64) -> Option<Row<'_>> {
-        let (value, next) = rows::value_at(&self.frames, self.at)?;
-        self.at = next;
-        Some(Row { frames: &self.frames, value, number })
-    }
-}
 
 /// Many rows at once, as they came: made by [`QueryStream::next_chunk`](crate::QueryStream::next_chunk).
 ///

@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 
 /// How many bytes a stream holds, and may hold. Readers that wait for more are served in order.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(in crate::stream) struct Budget {
     limit: usize,
     /// Above it there is a warning.
     warn: usize,
@@ -16,7 +16,7 @@ pub(super) struct Budget {
 
 impl Budget {
     /// `warn` is a share of `limit`; from 1.0 on nothing is ever above it.
-    pub(super) fn new(limit: usize, warn: f32) -> Self {
+    pub(in crate::stream) fn new(limit: usize, warn: f32) -> Self {
         Self {
             limit,
             warn: share(limit, warn),
@@ -33,7 +33,7 @@ impl Budget {
     ///
     /// A stream that holds nothing may hold any one thing: else a row larger than the limit would
     /// never pass.
-    pub(super) fn admit(&mut self, reader: usize, size: usize) -> bool {
+    pub(in crate::stream) fn admit(&mut self, reader: usize, size: usize) -> bool {
         let is_next = self.waiting.front().is_none_or(|(next, _)| *next == reader);
         let is_admitted = is_next && self.fits(size);
         if is_admitted {
@@ -49,48 +49,48 @@ impl Budget {
     }
 
     /// Whether the reader waits and is the next to be served.
-    pub(super) fn is_next(&self, reader: usize) -> bool {
+    pub(in crate::stream) fn is_next(&self, reader: usize) -> bool {
         self.waiting.front().is_some_and(|(next, _)| *next == reader)
     }
 
     /// Whether the reader that is next waits until others hold less.
-    pub(super) fn is_short(&self) -> bool {
+    pub(in crate::stream) fn is_short(&self) -> bool {
         self.waiting.front().is_some_and(|(_, size)| !self.fits(*size))
     }
 
     /// The reader does not wait any more.
-    pub(super) fn leave(&mut self, reader: usize) {
+    pub(in crate::stream) fn leave(&mut self, reader: usize) {
         self.waiting.retain(|(waiting, _)| *waiting != reader);
     }
 
     /// Takes so much; returns whether that is above the share to warn of, and was not before.
-    pub(super) fn take(&mut self, size: usize) -> bool {
+    pub(in crate::stream) fn take(&mut self, size: usize) -> bool {
         self.held += size;
         self.peak = self.peak.max(self.held);
         self.held > self.warn && !std::mem::replace(&mut self.warned, true)
     }
 
-    pub(super) fn give(&mut self, size: usize) {
+    pub(in crate::stream) fn give(&mut self, size: usize) {
         self.held = self.held.saturating_sub(size);
         self.warned &= self.held > self.warn;
     }
 
-    pub(super) fn held(&self) -> usize {
+    pub(in crate::stream) fn held(&self) -> usize {
         self.held
     }
 
     /// The most that was ever held.
-    pub(super) fn peak(&self) -> usize {
+    pub(in crate::stream) fn peak(&self) -> usize {
         self.peak
     }
 
-    pub(super) fn limit(&self) -> usize {
+    pub(in crate::stream) fn limit(&self) -> usize {
         self.limit
     }
 }
 
 /// So much of `limit`, and all of it from 1.0 on.
-pub(super) fn share(limit: usize, of: f32) -> usize {
+pub(in crate::stream) fn share(limit: usize, of: f32) -> usize {
     if of < 1.0 { (limit as f64 * f64::from(of)) as usize } else { limit }
 }
 
