@@ -15,7 +15,7 @@ mod passfile;
 mod service;
 
 use self::{environment::Environment, keyword::Values, passfile::Wanted};
-use crate::{secret::Password, targets::TempPath};
+use crate::targets::TempPath;
 
 /// Any text as a password file, behind what is looked for: host, database, user and password, each
 /// ended by a NUL.
@@ -143,7 +143,7 @@ fn fill(text: &str) -> Result<Values, String> {
     let mut values = Values::default();
     values.set("service", "svc".to_owned()).unwrap();
     values.set("port", "1".to_owned()).unwrap();
-    match environment.fill(&mut values) {
+    match service::fill(&mut values, &environment) {
         Ok(()) => {
             assert_eq!(values.get("port"), Some("1"));
             assert!(text.contains("[svc]"), "{text:?} has no such section");

@@ -1,12 +1,43 @@
-use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
+use std::{fmt, net::IpAddr, time::Duration};
 
 use zeroize::Zeroizing;
 
 use super::{
-    ChannelBinding, ConnectionConfig, Extras, LoadBalanceHosts, RetryPolicy, SslMode,
-    SslNegotiation, TargetSessionAttrs, TlsConfig, keyword::Values,
+    client_options::Extras,
+    connection_config::ConnectionConfig,
+    keyword::{self, Values},
+    modes::{ChannelBinding, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs},
+    password::PasswordProvider,
+    retry::RetryPolicy,
+    tls::TlsConfig,
 };
 use crate::error::{Error, Result};
+
+impl ConnectionConfig {
+    /// Begins a configuration in code.
+    pub fn builder() -> ConnectionConfigBuilder {
+        ConnectionConfigBuilder::default()
+    }
+
+    /// Goes on from this configuration in code: to give a connection string what no string can say.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use fraiseql_wire::ConnectionConfig;
+    ///
+    /// # fn main() -> fraiseql_wire::Result<()> {
+    /// let config = ConnectionConfig::parse("postgres://app@db1/shop")?
+    ///     .to_builder()
+    ///     .read_timeout(Duration::from_secs(30))
+    ///     .build()?;
+    /// assert_eq!(config.host(), ["db1"]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn to_builder(&self) -> ConnectionConfigBuilder {
+        ConnectionConfigBuilder::on(self.values.clone(), self.extras.clone())
+    }
+}
 
 /// Puts a [`ConnectionConfig`] together, setting by setting.
 ///
@@ -81,8 +112,7 @@ impl ConnectionConfigBuilder {
         F: Fn() -> P + Send + Sync + 'static,
         P: Future<Output = Result<String>> + Send + 'static,
     {
-        self.extras.password_provider =
-            Some(PasswordProvider(Arc::new(move || Box::pin(provider()))));
+        self.extras.password_provider = Some(PasswordProvider::new(provider));
         self
     }
 
@@ -281,30 +311,12 @@ impl fmt::Debug for ConnectionConfigBuilder {
         let shown = self
             .settings
             .iter()
-            .map(|(k, v)| (*k, if super::keyword::is_secret(k) { "(secret)" } else { v.as_str() }));
+            .map(|(k, v)| (*k, if keyword::is_secret(k) { "(secret)" } else { v.as_str() }));
         f.debug_struct("ConnectionConfigBuilder")
             .field("base", &self.base)
             .field("hosts", &self.hosts)
             .field("settings", &shown.collect::<Vec<_>>())
             .finish_non_exhaustive()
-    }
-}
-
-/// Who is asked for a password.
-#[derive(Clone)]
-pub(crate) struct PasswordProvider(Arc<Ask>);
-
-type Ask = dyn Fn() -> std::pin::Pin<Box<dyn Future<Output = Result<String>> + Send>> + Send + Sync;
-
-impl PasswordProvider {
-    pub(crate) fn ask(&self) -> impl Future<Output = Result<String>> + Send + use<> {
-        (self.0)()
-    }
-}
-
-impl fmt::Debug for PasswordProvider {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PasswordProvider")
     }
 }
 

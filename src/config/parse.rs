@@ -9,7 +9,7 @@
 
 use zeroize::Zeroizing;
 
-use super::foreign;
+use super::{foreign, keyword};
 use crate::error::{Error, Result};
 
 /// Keywords and values; the last of a repeated keyword counts.
@@ -74,11 +74,11 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
         let keyword = decode(keyword, "a keyword")?;
         let value = decode(value, shown(&keyword))?;
         // requiressl is one from before sslmode.
-        let is_known = keyword.as_str() == "requiressl" || super::keyword::find(&keyword).is_some();
+        let is_known = keyword.as_str() == "requiressl" || keyword::find(&keyword).is_some();
         if !is_known && !may_be_secret && is_name(&keyword) && foreign::advice(&keyword).is_none() {
-            return Err(super::keyword::unknown_and_shown(&keyword));
+            return Err(keyword::unknown_and_shown(&keyword));
         }
-        may_be_secret |= super::keyword::is_secret(&keyword) || !is_known;
+        may_be_secret |= keyword::is_secret(&keyword) || !is_known;
         match (keyword.as_str(), value.as_str()) {
             ("ssl", "true") => pairs.push(("sslmode".into(), "require".to_owned().into())),
             _ => pairs.push((keyword.to_string(), value)),
@@ -215,7 +215,7 @@ fn is_name(keyword: &str) -> bool {
 
 /// What is not the name of a parameter may be a part of a password.
 fn shown(keyword: &str) -> &str {
-    match super::keyword::find(keyword) {
+    match keyword::find(keyword) {
         Some(_) => keyword,
         None => "a parameter",
     }

@@ -6,8 +6,10 @@ use std::{fs, io::ErrorKind, path::Path};
 
 use zeroize::Zeroizing;
 
-use super::Password;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    secret::Password,
+};
 
 /// What a line must match.
 pub(super) struct Wanted<'a> {

@@ -4,7 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{environment::Environment, keyword, keyword::Values};
+use super::{
+    environment::Environment,
+    keyword::{self, Values},
+};
 use crate::error::{Error, Result};
 
 /// The longest line, as libpq's buffer.

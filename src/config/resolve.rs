@@ -1,0 +1,351 @@
+//! From what was set to a [`ConnectionConfig`]: libpq's order of precedence, and what the values mean.
+
+use std::{env::VarError, str::FromStr, time::Duration};
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use zeroize::Zeroizing;
+
+use super::{
+    client_options::{self, Extras},
+    connection_config::ConnectionConfig,
+    encoding::is_utf8,
+    environment::Environment,
+    host::Hosts,
+    keyword::{KEYWORDS, Values},
+    modes::{ChannelBinding, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs},
+    parse, protocol_version,
+    require_auth::RequireAuth,
+    scram_cache::ScramCache,
+    service,
+    socket::SocketSettings,
+    tls::{self, TlsConfig},
+};
+use crate::{
+    error::{Error, Result},
+    secret::Key,
+};
+
+impl ConnectionConfig {
+    /// Parses a connection string, and takes what it does not say from the service file, the
+    /// environment, or its default.
+    ///
+    /// Reads no file but a service file, and only if a service is named: the password file and
+    /// certificates are read for each connection.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] names the part that is not valid, and never shows the password.
+    /// [`Error::Tls`] says that TLS is asked for and this build has none.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut values = Values::default();
+        for (keyword, value) in parse::parse(text)? {
+            // From before sslmode.
+            match keyword.as_str() {
+                "requiressl" => {
+                    let mode = if value.starts_with('1') { "require" } else { "prefer" };
+                    values.set("sslmode", mode.to_owned())?;
+                }
+                _ => values.set(&keyword, value)?,
+            }
+        }
+        Self::resolve(values, Extras::default())
+    }
+
+    /// Takes everything from the environment: `PGHOST`, `PGUSER`, `PGSERVICE` and so on.
+    ///
+    /// # Errors
+    ///
+    /// As of [`parse`](Self::parse).
+    pub fn from_env() -> Result<Self> {
+        Self::resolve(Values::default(), Extras::default())
+    }
+
+    pub(super) fn resolve(values: Values, extras: Extras) -> Result<Self> {
+        // One that cannot be read must not be taken for one that is not there.
+        let of_keywords = KEYWORDS.iter().filter_map(|k| k.env);
+        for name in Environment::VARIABLES.iter().copied().chain(of_keywords) {
+            if let Err(VarError::NotUnicode(_)) = std::env::var(name) {
+                return Err(Error::config(format!("the environment variable {name} is not UTF-8")));
+            }
+        }
+        let environment =
+            Environment { variable: &|name| std::env::var(name).ok(), home: std::env::home_dir() };
+        Self::resolve_in(&environment, values, extras)
+    }
+
+    fn resolve_in(
+        environment: &Environment<'_>,
+        mut values: Values,
+        extras: Extras,
+    ) -> Result<Self> {
+        fill_defaults(&mut values, environment)?;
+        refuse_what_cannot_apply(&values)?;
+        let word = |name| values.get(name).unwrap_or_default();
+        let ssl_mode = match &extras.tls {
+            Some(tls) => tls.mode(),
+            None => SslMode::parse(word("sslmode"))?,
+        };
+        let ssl_negotiation = SslNegotiation::parse(word("sslnegotiation"))?;
+        let weak = matches!(ssl_mode, SslMode::Disable | SslMode::Allow | SslMode::Prefer);
+        if ssl_negotiation == SslNegotiation::Direct && weak {
+            return Err(Error::config(format!(
+                "sslnegotiation=direct goes with sslmode require, verify-ca or verify-full, and not \
+                 with {}, which could fall back to a session in the clear",
+                ssl_mode.as_str()
+            )));
+        }
+        let tls = match &extras.tls {
+            Some(tls) => tls.settings().clone(),
+            None => {
+                tls::from_keywords(&|name| values.get(name), ssl_mode, environment.home.as_deref())?
+            }
+        };
+        if !weak && cfg!(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))) {
+            return Err(Error::Tls {
+                message: format!(
+                    "sslmode={} is asked for, but this build has no TLS: enable the feature \
+                     tls-ring or tls-aws-lc-rs of fraiseql-wire",
+                    ssl_mode.as_str()
+                ),
+            });
+        }
+        let seconds = |name| -> Result<Option<Duration>> {
+            Ok(integer(&values, name)?.map(|s| Duration::from_secs(s.into())))
+        };
+        let connect_timeout = seconds("connect_timeout")?.filter(|t| !t.is_zero());
+        let user_timeout = integer(&values, "tcp_user_timeout")?;
+        let sockets = SocketSettings {
+            keepalive: match values.get("keepalives") {
+                Some("") => false,
+                _ => integer(&values, "keepalives")? != Some(0),
+            },
+            keepalive_idle: seconds("keepalives_idle")?.filter(|t| !t.is_zero()),
+            keepalive_interval: seconds("keepalives_interval")?.filter(|t| !t.is_zero()),
+            keepalive_count: integer(&values, "keepalives_count")?.filter(|n| *n > 0),
+            user_timeout: user_timeout
+                .filter(|ms| *ms > 0)
+                .map(|ms| Duration::from_millis(ms.into())),
+        };
+        let require_auth = values.non_empty("require_auth").map(RequireAuth::parse).transpose()?;
+        client_options::check(&extras)?;
+        let mut startup_parameters = environment.startup_parameters();
+        startup_parameters.extend(extras.params.iter().cloned());
+        if let Some(timeout) = extras.statement_timeout {
+            startup_parameters.push(("statement_timeout".into(), timeout.as_millis().to_string()));
+        }
+        Ok(Self {
+            hosts: Hosts::parse(&values)?,
+            startup_parameters,
+            ssl_mode,
+            ssl_negotiation,
+            tls,
+            channel_binding: ChannelBinding::parse(word("channel_binding"))?,
+            require_auth,
+            target_session_attrs: TargetSessionAttrs::parse(word("target_session_attrs"))?,
+            load_balance_hosts: LoadBalanceHosts::parse(word("load_balance_hosts"))?,
+            connect_timeout: extras.connect_timeout.or(connect_timeout),
+            sockets,
+            require_peer: values.non_empty("requirepeer").map(str::to_owned),
+            protocol: protocol_version::range(&values)?,
+            scram_client_key: scram_key(&values, "scram_client_key")?,
+            scram_server_key: scram_key(&values, "scram_server_key")?,
+            scram_cache: ScramCache::default(),
+            extras,
+            values,
+        })
+    }
+
+    /// The same with TLS as given, in place of what was said about it.
+    pub(crate) fn with_tls(mut self, tls: TlsConfig) -> Result<Self> {
+        self.extras.tls = Some(tls);
+        Self::resolve(self.values, self.extras)
+    }
+}
+
+/// Parses a connection string, like [`ConnectionConfig::parse`].
+impl FromStr for ConnectionConfig {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::parse(text)
+    }
+}
+
+/// Fills in what `values` leaves open: from the service file, then from the environment, then
+/// by default. The order is that of libpq's `conninfo_add_defaults`.
+fn fill_defaults(values: &mut Values, environment: &Environment<'_>) -> Result<()> {
+    service::fill(values, environment)?;
+    let mut mode_is_default = false;
+    for keyword in KEYWORDS {
+        if values.get(keyword.name).is_some() {
+            continue;
+        }
+        if let Some(value) = keyword.env.and_then(environment.variable) {
+            values.fill(keyword, value);
+            continue;
+        }
+        if keyword.name == "sslmode" {
+            // From before sslmode; whatever else it says is ignored.
+            if (environment.variable)("PGREQUIRESSL").is_some_and(|v| v.starts_with('1')) {
+                values.fill(keyword, "require");
+                continue;
+            }
+            mode_is_default = true;
+        }
+        if let Some(default) = keyword.default {
+            values.fill(keyword, default);
+        }
+    }
+    // The system's roots sign for the whole world: without the name they prove nothing.
+    if mode_is_default && values.get("sslrootcert") == Some("system") {
+        values.set("sslmode", "verify-full".to_owned())?;
+    }
+    let passfile = environment.home.as_ref().map(|home| home.join(".pgpass"));
+    if values.non_empty("password").is_none() && values.non_empty("passfile").is_none() {
+        if let Some(passfile) = passfile.as_ref().and_then(|p| p.to_str()) {
+            values.set("passfile", passfile.to_owned())?;
+        }
+    }
+    Ok(())
+}
+
+/// Parameters of libpq that ask for something this crate does not do.
+fn refuse_what_cannot_apply(values: &Values) -> Result<()> {
+    let refuse = |what: &str| Err(Error::config(what));
+    match values.get("gssencmode") {
+        Some("disable" | "prefer") | None => {}
+        Some("require") => {
+            return refuse("gssencmode=require is asked for, but there is no GSSAPI here");
+        }
+        Some(_) => return refuse("invalid gssencmode: expected disable, prefer or require"),
+    }
+    if !matches!(values.get("replication"), None | Some("" | "false" | "off" | "no" | "0")) {
+        return refuse("replication is asked for, but this client only reads rows: leave it out");
+    }
+    if values.non_empty("sslkeylogfile").is_some() {
+        return refuse(
+            "sslkeylogfile would write the keys of sessions to a file, which is not done here",
+        );
+    }
+    let database = values.get("dbname").unwrap_or_default();
+    let is_string = ["postgres://", "postgresql://"].iter().any(|p| database.starts_with(p));
+    if is_string || database.contains("password=") {
+        // Not shown: it holds a password, which a name is not checked for.
+        return refuse(
+            "dbname (or PGDATABASE) is a connection string, not the name of a database: pass it to \
+             ConnectionConfig::parse",
+        );
+    }
+    let encoding = values.get("client_encoding").unwrap_or_default();
+    if !(encoding.is_empty() || encoding.eq_ignore_ascii_case("auto") || is_utf8(encoding)) {
+        return refuse(
+            "client_encoding (or PGCLIENTENCODING) can only be UTF8: JSON is decoded as UTF-8",
+        );
+    }
+    Ok(())
+}
+
+/// A whole number by libpq's rules; a negative one counts as 0.
+fn integer(values: &Values, name: &str) -> Result<Option<u32>> {
+    let Some(text) = values.get(name) else { return Ok(None) };
+    let number = text.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b').parse::<i32>();
+    let number = number.map_err(|_| Error::config(format!("{name} is not a whole number")))?;
+    Ok(Some(u32::try_from(number).unwrap_or(0)))
+}
+
+fn scram_key(values: &Values, name: &str) -> Result<Option<Key>> {
+    let Some(text) = values.get(name) else { return Ok(None) };
+    // 44 characters of base64 are decoded in blocks.
+    let mut bytes = Zeroizing::new([0; 48]);
+    match BASE64.decode_slice(text, &mut *bytes) {
+        Ok(32) => Ok(bytes.get(..32).map(Key::copy)),
+        _ => Err(Error::config(format!("{name} is not 32 bytes in base64"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As libpq without SSL: the modes that allow a session in the clear are taken.
+    #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs")))]
+    #[test]
+    fn without_tls_the_modes_that_demand_it_are_errors() {
+        for mode in ["disable", "allow", "prefer"] {
+            ConnectionConfig::parse(&format!("host=h sslmode={mode}")).unwrap();
+        }
+        for mode in ["require", "verify-ca", "verify-full"] {
+            let error = ConnectionConfig::parse(&format!("host=h sslmode={mode}")).unwrap_err();
+            let Error::Tls { message } = error else { panic!("{error:?}") };
+            assert!(message.contains("tls-ring"), "{message}");
+        }
+    }
+
+    fn resolve(text: &str, variables: &[(&str, &str)]) -> ConnectionConfig {
+        let variable = |name: &str| {
+            variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
+        };
+        let environment = Environment { variable: &variable, home: None };
+        let mut values = Values::default();
+        for (keyword, value) in parse::parse(text).unwrap() {
+            values.set(&keyword, value).unwrap();
+        }
+        ConnectionConfig::resolve_in(&environment, values, Extras::default()).unwrap()
+    }
+
+    /// libpq's `EnvironmentOptions`; `default` leaves it to the server.
+    #[test]
+    fn the_environment_can_set_parameters_of_the_session() {
+        let config = resolve("host=h", &[("PGTZ", "Asia/Tokyo"), ("PGDATESTYLE", "DEFAULT")]);
+        assert_eq!(config.param("timezone"), Some("Asia/Tokyo"));
+        assert_eq!(config.param("datestyle"), None);
+    }
+
+    #[test]
+    fn a_configuration_goes_on_as_it_was_but_for_what_is_set() {
+        let begun = resolve(
+            "host=a,b hostaddr=127.0.0.1,127.0.0.2 port=1,2 user=u password=Pl4nted connect_timeout=7",
+            &[("PGAPPNAME", "app"), ("PGTZ", "Asia/Tokyo")],
+        );
+        let again = begun.to_builder().read_timeout(Duration::from_secs(3));
+        assert!(!format!("{again:?}").contains("Pl4nted"));
+        let again = again.build().unwrap();
+        assert_eq!(again.targets(), begun.targets());
+        assert_eq!((again.user(), again.password()), (begun.user(), begun.password()));
+        assert_eq!(again.application_name(), Some("app"));
+        assert_eq!(again.connect_timeout(), Some(Duration::from_secs(7)));
+        assert_eq!(again.read_timeout(), Some(Duration::from_secs(3)));
+        // What has no keyword stays too, and what is set last counts.
+        let third = again.to_builder().connect_timeout(Duration::from_millis(1)).user("v").build();
+        let third = third.unwrap();
+        assert_eq!(third.read_timeout(), Some(Duration::from_secs(3)));
+        assert_eq!(third.connect_timeout(), Some(Duration::from_millis(1)));
+        assert_eq!(third.user().as_deref(), Some("v"));
+
+        // Another host is not looked for at the address of the first.
+        let other = begun.to_builder().host("c").build().unwrap();
+        let [target] = &other.targets()[..] else { panic!() };
+        assert_eq!((target.host.as_deref(), target.hostaddr), (Some("c"), None));
+        assert_eq!(other.user(), begun.user());
+        let port = begun.to_builder().port(9).build().unwrap();
+        assert_eq!(port.port(), [9, 9]);
+        assert_eq!(port.host(), ["a", "b"]);
+    }
+
+    #[test]
+    fn a_timeout_of_nothing_is_none() {
+        for text in ["connect_timeout=0", "connect_timeout=-1", ""] {
+            assert_eq!(resolve(text, &[]).connect_timeout(), None);
+        }
+        let config = resolve("", &[("PGCONNECT_TIMEOUT", "7")]);
+        assert_eq!(config.connect_timeout(), Some(Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let config =
+            resolve("host=h password=planted sslpassword=planted oauth_client_secret=planted", &[]);
+        assert!(!format!("{config:?} {config:#?} {config}").contains("planted"));
+        assert_eq!(config.get("password"), None);
+    }
+}

@@ -1,0 +1,27 @@
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::secret::{Key, Password};
+
+/// What the last SCRAM login derived, so that the next one with the same password and salt need not
+/// compute it again.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ScramCache(Arc<Mutex<Option<ScramCacheEntry>>>);
+
+#[derive(Debug, Clone)]
+pub(crate) struct ScramCacheEntry {
+    pub(crate) password: Password,
+    pub(crate) salt: Vec<u8>,
+    pub(crate) iterations: u32,
+    pub(crate) client_key: Key,
+    pub(crate) server_key: Key,
+}
+
+impl ScramCache {
+    pub(crate) fn get(&self) -> Option<ScramCacheEntry> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set(&self, entry: ScramCacheEntry) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(entry);
+    }
+}
