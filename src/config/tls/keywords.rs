@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{
+use super::settings::{
     ClientCertificate, Crls, RootSource, SendCertificate, Source, TlsSettings, TlsVersion, Verify,
 };
 use crate::{
-    config::SslMode,
+    config::modes::SslMode,
     error::{Error, Result},
 };
 

@@ -2,9 +2,17 @@ use std::{fmt, path::PathBuf};
 
 use zeroize::Zeroizing;
 
-use super::TlsVersion;
+/// A version of TLS. Older ones than 1.2 are not spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    Tls12,
+    /// TLS 1.3.
+    Tls13,
+}
 
-/// What a [`TlsConfig`](super::TlsConfig) and libpq's keywords both come down to.
+/// What a [`TlsConfig`](super::tls_config::TlsConfig) and libpq's keywords both come down to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TlsSettings {
     pub(crate) verify: Verify,

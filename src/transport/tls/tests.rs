@@ -19,9 +19,12 @@ use tokio::{
 };
 
 use super::*;
-use crate::config::SslMode;
-use crate::config::tls::{
-    ClientCertificate, Crls, RootSource, Source, TlsConfig, TlsConfigBuilder, from_keywords,
+use crate::config::{
+    SslMode,
+    tls::{
+        Crls, RootSource, Source, TlsConfig, TlsConfigBuilder, from_keywords,
+        settings::ClientCertificate,
+    },
 };
 
 struct Ca {

@@ -1,0 +1,340 @@
+use std::path::PathBuf;
+
+use super::settings::{
+    ClientCertificate, Crls, RootSource, SendCertificate, Source, TlsSettings, TlsVersion, Verify,
+};
+use crate::{
+    config::modes::SslMode,
+    error::{Error, Result},
+};
+
+/// How TLS sessions are made: whom to trust, and who the client is.
+///
+/// Without any setting, the certificate of the server must come from an authority that the
+/// operating system trusts, and must name the host of the connection string. Files are read at each
+/// new connection, so a certificate that was renewed is picked up.
+///
+/// `Debug` shows neither certificates nor keys.
+///
+/// ```
+/// use fraiseql_wire::{TlsConfig, TlsVersion};
+///
+/// let tls = TlsConfig::builder()
+///     .ca_cert_path("/etc/ssl/company-ca.pem")
+///     .min_version(TlsVersion::Tls13)
+///     .build()?;
+/// # Ok::<(), fraiseql_wire::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct TlsConfig {
+    settings: TlsSettings,
+}
+
+impl TlsConfig {
+    /// Starts with the system's authorities, and chain and name verified.
+    pub fn builder() -> TlsConfigBuilder {
+        TlsConfigBuilder::default()
+    }
+
+    /// What `sslmode` would be.
+    pub(crate) fn mode(&self) -> SslMode {
+        match self.settings.verify {
+            Verify::Nothing => SslMode::Require,
+            Verify::Chain => SslMode::VerifyCa,
+            Verify::ChainAndName => SslMode::VerifyFull,
+        }
+    }
+
+    pub(crate) fn settings(&self) -> &TlsSettings {
+        &self.settings
+    }
+}
+
+/// Makes a [`TlsConfig`]. Nothing is checked before [`build`](Self::build), and no file is read
+/// before a connection is opened.
+#[derive(Debug, Clone, Default)]
+#[must_use = "it does nothing until build() is called"]
+pub struct TlsConfigBuilder {
+    ca_path: Option<PathBuf>,
+    ca_pem: Option<Source>,
+    system_roots: Option<bool>,
+    webpki_roots: bool,
+    cert_path: Option<PathBuf>,
+    cert_pem: Option<Source>,
+    key_path: Option<PathBuf>,
+    key_pem: Option<Source>,
+    crl_path: Option<PathBuf>,
+    verify_hostname: Option<bool>,
+    min_version: Option<TlsVersion>,
+    max_version: Option<TlsVersion>,
+    server_name: Option<String>,
+    sni: Option<bool>,
+    accept_invalid: bool,
+}
+
+impl TlsConfigBuilder {
+    /// Trusts the certificates in a PEM file, in place of the system's.
+    ///
+    /// A chain ends in one of them that has signed itself. A server's own certificate is trusted as
+    /// it is if it is among them and has signed itself.
+    pub fn ca_cert_path(mut self, path: impl Into<PathBuf>) -> Self {
+        self.ca_path = Some(path.into());
+        self
+    }
+
+    /// Trusts the certificates in a PEM text, in place of the system's.
+    pub fn ca_cert_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.ca_pem = Some(Source::Pem(pem.into().into()));
+        self
+    }
+
+    /// Whether the operating system's authorities are trusted. Default: only when no other is
+    /// named.
+    ///
+    /// The host must be in the certificate's `subjectAltName`: its common name does not count.
+    ///
+    /// They are found where OpenSSL looks, which the environment's `SSL_CERT_FILE` and
+    /// `SSL_CERT_DIR` change.
+    pub fn system_roots(mut self, on: bool) -> Self {
+        self.system_roots = Some(on);
+        self
+    }
+
+    /// Whether Mozilla's authorities, as compiled into this program, are trusted. Default: no.
+    ///
+    /// The host must be in the certificate's `subjectAltName`: its common name does not count.
+    #[cfg(feature = "webpki-roots")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "webpki-roots")))]
+    pub fn webpki_roots(mut self, on: bool) -> Self {
+        self.webpki_roots = on;
+        self
+    }
+
+    /// The client's certificate, and those between it and its authority: a PEM file. It needs a
+    /// key.
+    pub fn client_cert_path(mut self, path: impl Into<PathBuf>) -> Self {
+        self.cert_path = Some(path.into());
+        self
+    }
+
+    /// The client's private key: a file, PEM or DER, not encrypted. It needs a certificate.
+    ///
+    /// On Unix others must not be able to read it: at most 0600, or 0640 if it belongs to root.
+    pub fn client_key_path(mut self, path: impl Into<PathBuf>) -> Self {
+        self.key_path = Some(path.into());
+        self
+    }
+
+    /// The client's certificate, like [`client_cert_path`](Self::client_cert_path), as PEM text.
+    pub fn client_cert_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.cert_pem = Some(Source::Pem(pem.into().into()));
+        self
+    }
+
+    /// The client's private key, like [`client_key_path`](Self::client_key_path), as PEM text.
+    pub fn client_key_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
+        self.key_pem = Some(Source::Pem(pem.into().into()));
+        self
+    }
+
+    /// Refuses the certificates that are revoked in a file of PEM revocation lists, or in the files
+    /// of a directory.
+    ///
+    /// Every certificate of the server's chain, the root's too, then needs a list of its issuer
+    /// that is valid now. The newest list that the issuer's key has signed counts.
+    pub fn crl_path(mut self, path: impl Into<PathBuf>) -> Self {
+        self.crl_path = Some(path.into());
+        self
+    }
+
+    /// Whether the certificate must name the host. Default: yes. `false` is libpq's `verify-ca`.
+    pub fn verify_hostname(mut self, on: bool) -> Self {
+        self.verify_hostname = Some(on);
+        self
+    }
+
+    /// The oldest version of TLS that is spoken. Default: 1.2.
+    pub fn min_version(mut self, version: TlsVersion) -> Self {
+        self.min_version = Some(version);
+        self
+    }
+
+    /// The newest version of TLS that is spoken. Default: 1.3.
+    pub fn max_version(mut self, version: TlsVersion) -> Self {
+        self.max_version = Some(version);
+        self
+    }
+
+    /// The name that the certificate must have, and that is sent as SNI, in place of the host: for
+    /// a tunnel or an address.
+    pub fn server_name(mut self, name: impl Into<String>) -> Self {
+        self.server_name = Some(name.into());
+        self
+    }
+
+    /// Whether the server is told which host is meant (SNI), in the clear. Default: yes. An IP
+    /// address is never sent.
+    pub fn sni(mut self, on: bool) -> Self {
+        self.sni = Some(on);
+        self
+    }
+
+    /// Accepts any certificate. Default: no.
+    ///
+    /// The session is encrypted, but anyone in between can be the server. It contradicts authorities,
+    /// revocation lists and `verify_hostname(true)`.
+    pub fn danger_accept_invalid_certs(mut self, on: bool) -> Self {
+        self.accept_invalid = on;
+        self
+    }
+
+    /// Checks that the settings fit together. Reads no file.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`]: a certificate without a key or the other way round, a path and a PEM text
+    /// for the same thing, no authority at all, an empty server name, `min_version` above
+    /// `max_version`, or verification both set up and switched off.
+    pub fn build(self) -> Result<TlsConfig> {
+        let mut roots = Vec::new();
+        if let Some(ca) = either("ca_cert", self.ca_path, self.ca_pem)? {
+            roots.push(RootSource::Certificates(ca));
+        }
+        if self.webpki_roots {
+            roots.push(RootSource::Webpki);
+        }
+        let names_system = self.system_roots == Some(true);
+        let checks = names_system || !roots.is_empty() || self.crl_path.is_some();
+        if self.accept_invalid && (checks || self.verify_hostname == Some(true)) {
+            return Err(Error::config(
+                "danger_accept_invalid_certs(true) verifies nothing, and authorities, revocation \
+                 lists or verify_hostname(true) are set too: remove the one or the other",
+            ));
+        }
+        if self.system_roots.unwrap_or(roots.is_empty()) && !self.accept_invalid {
+            roots.push(RootSource::System);
+        }
+        if roots.is_empty() && !self.accept_invalid {
+            return Err(Error::config(
+                "system_roots(false) leaves no authority to trust: set ca_cert_path or ca_cert_pem",
+            ));
+        }
+        let verify = match (self.accept_invalid, self.verify_hostname) {
+            (true, _) => Verify::Nothing,
+            (false, Some(false)) => Verify::Chain,
+            (false, _) => Verify::ChainAndName,
+        };
+        let certificate = either("client_cert", self.cert_path, self.cert_pem)?;
+        let key = either("client_key", self.key_path, self.key_pem)?;
+        let client = match (certificate, key) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => {
+                Some(ClientCertificate { certificate, key: Some(key), optional: false })
+            }
+            (Some(_), None) => {
+                return Err(Error::config("a client certificate is set without its key"));
+            }
+            (None, Some(_)) => {
+                return Err(Error::config("a client key is set without its certificate"));
+            }
+        };
+        let (min_version, max_version) = (
+            self.min_version.unwrap_or(TlsVersion::Tls12),
+            self.max_version.unwrap_or(TlsVersion::Tls13),
+        );
+        if min_version > max_version {
+            return Err(Error::config("min_version of TLS is above max_version"));
+        }
+        if self.server_name.as_deref() == Some("") {
+            return Err(Error::config("server_name of TLS is empty"));
+        }
+        let settings = TlsSettings {
+            verify,
+            roots,
+            roots_optional: false,
+            roots_named: true,
+            client,
+            send_certificate: SendCertificate::Allow,
+            crls: Crls { paths: self.crl_path.into_iter().collect(), optional: false },
+            min_version,
+            max_version,
+            sni: self.sni.unwrap_or(true),
+            server_name: self.server_name,
+        };
+        Ok(TlsConfig { settings })
+    }
+}
+
+/// The one of two ways to say the same thing that was used.
+fn either(what: &str, path: Option<PathBuf>, pem: Option<Source>) -> Result<Option<Source>> {
+    match (path, pem) {
+        (Some(_), Some(_)) => {
+            Err(Error::config(format!("{what}_path and {what}_pem are both set: keep one of them")))
+        }
+        (path, pem) => Ok(path.map(Source::File).or(pem)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(builder: TlsConfigBuilder) -> TlsSettings {
+        builder.build().unwrap().settings().clone()
+    }
+
+    #[test]
+    fn the_default_is_the_systems_authorities_with_everything_verified() {
+        let s = settings(TlsConfig::builder());
+        assert_eq!(s.verify, Verify::ChainAndName);
+        assert_eq!(s.roots, [RootSource::System]);
+        assert!(s.sni && !s.roots_optional && s.client.is_none());
+        assert_eq!((s.min_version, s.max_version), (TlsVersion::Tls12, TlsVersion::Tls13));
+    }
+
+    #[test]
+    fn authorities_add_up_and_displace_only_the_default() {
+        let file = RootSource::Certificates(Source::File("ca.pem".into()));
+        let b = || TlsConfig::builder().ca_cert_path("ca.pem");
+        assert_eq!(settings(b().system_roots(true)).roots, [file.clone(), RootSource::System]);
+        assert_eq!(settings(b()).roots, [file]);
+    }
+
+    #[test]
+    fn verification_can_be_weakened_only_in_so_many_words() {
+        let b = TlsConfig::builder;
+        assert_eq!(settings(b().verify_hostname(false)).verify, Verify::Chain);
+        let s = settings(b().danger_accept_invalid_certs(true));
+        assert_eq!((s.verify, s.roots), (Verify::Nothing, vec![]));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let b = TlsConfig::builder;
+        for (builder, part) in [
+            (b().client_cert_path("c"), "without its key"),
+            (b().client_key_pem("k"), "without its certificate"),
+            (b().ca_cert_path("a").ca_cert_pem("a"), "ca_cert_path and ca_cert_pem"),
+            (b().client_key_path("a").client_key_pem("a"), "client_key_path and"),
+            (b().system_roots(false), "no authority"),
+            (b().min_version(TlsVersion::Tls13).max_version(TlsVersion::Tls12), "min_version"),
+            (b().server_name(""), "server_name"),
+            (b().danger_accept_invalid_certs(true).ca_cert_path("a"), "danger"),
+            (b().danger_accept_invalid_certs(true).system_roots(true), "danger"),
+            (b().danger_accept_invalid_certs(true).crl_path("a"), "danger"),
+            (b().danger_accept_invalid_certs(true).verify_hostname(true), "danger"),
+        ] {
+            let error = builder.build().unwrap_err();
+            assert!(matches!(error, Error::Config { .. }), "{error}");
+            assert!(error.to_string().contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn debug_shows_no_key() {
+        let b = TlsConfig::builder().client_cert_pem("hunter1").client_key_pem("hunter2");
+        let shown = format!("{b:?} {:?}", b.clone().build().unwrap());
+        let bytes = format!("{:?}", b"hunter2");
+        assert!(!shown.contains("hunter") && !shown.contains(bytes.trim_matches(['[', ']'])));
+    }
+}
