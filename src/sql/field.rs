@@ -99,7 +99,7 @@ impl Field {
     /// The keys of a path.
     pub(crate) fn keys(&self) -> Result<&[String]> {
         match &self.place {
-            Place::Path(keys) => check(keys).map(|()| keys.as_slice()),
+            Place::Path(keys) => check_path(keys).map(|()| keys.as_slice()),
             Place::Column(name) => Err(Error::config(format!(
                 "{name:?} is a column, where a field of the document is needed"
             ))),
@@ -127,7 +127,7 @@ fn column(name: &str) -> Result<String> {
 
 /// `("data"->'a'->>'b')`: the form that expression indexes are made with.
 fn path(document: &str, keys: &[String], as_text: bool) -> Result<String> {
-    check(keys)?;
+    check_path(keys)?;
     let mut sql = format!("({document}");
     for (i, key) in keys.iter().enumerate() {
         let last = i + 1 == keys.len();
@@ -139,7 +139,7 @@ fn path(document: &str, keys: &[String], as_text: bool) -> Result<String> {
     Ok(sql)
 }
 
-fn check(keys: &[String]) -> Result<()> {
+fn check_path(keys: &[String]) -> Result<()> {
     if keys.is_empty() || keys.iter().any(String::is_empty) {
         let why = "a field's path is empty, or has an empty key: write field(\"a.b\")";
         return Err(Error::config(why));

@@ -62,7 +62,7 @@ impl Formatter for Limited {
 }
 
 /// Checks the depth of a value, level by level.
-pub(super) fn check(value: &Value) -> Result<()> {
+pub(super) fn check_depth(value: &Value) -> Result<()> {
     let mut level = vec![value];
     for _ in 0..=MAX_NESTING {
         level = level.into_iter().flat_map(children).collect();
@@ -106,11 +106,11 @@ mod tests {
         for wrap in [|v| Value::from(vec![v]), |v| serde_json::json!({ "a": v, "b": [] })] {
             let fits = nested(MAX_NESTING - 1, wrap);
             assert_eq!(to_json(&fits).unwrap(), fits.to_string());
-            check(&fits).unwrap();
+            check_depth(&fits).unwrap();
             let value = nested(MAX_NESTING + 1, wrap);
             let error = to_json(&value).unwrap_err().to_string();
             assert!(error.contains("more than 512 levels"), "{error}");
-            let error = check(&value).unwrap_err().to_string();
+            let error = check_depth(&value).unwrap_err().to_string();
             assert!(error.contains("more than 512 levels"), "{error}");
         }
         dismantle(nested(1_000_000, |v| Value::from(vec![v])));

@@ -12,10 +12,10 @@ use crate::error::{Error, Result};
 ///
 /// Numbers are exact: integers and decimals are never rounded to a float.
 #[derive(Clone, PartialEq)]
-pub struct Operand(pub(super) Kind);
+pub struct Operand(pub(super) OperandKind);
 
 #[derive(Clone, PartialEq)]
-pub(super) enum Kind {
+pub(super) enum OperandKind {
     Text(String),
     /// As JSON writes it.
     Number(String),
@@ -30,7 +30,7 @@ macro_rules! number {
     ($($ty:ty),*) => {$(
         impl From<$ty> for Operand {
             fn from(number: $ty) -> Self {
-                Self(Kind::Number(number.to_string()))
+                Self(OperandKind::Number(number.to_string()))
             }
         }
     )*};
@@ -42,8 +42,8 @@ number!(i8, i16, i32, i64, i128, u8, u16, u32, u64, u128, isize, usize);
 impl From<f64> for Operand {
     fn from(number: f64) -> Self {
         Self(match number.is_finite() {
-            true => Kind::Number(number.to_string()),
-            false => Kind::Invalid(format!("{number} is no number in JSON")),
+            true => OperandKind::Number(number.to_string()),
+            false => OperandKind::Invalid(format!("{number} is no number in JSON")),
         })
     }
 }
@@ -52,8 +52,8 @@ impl From<f64> for Operand {
 impl From<f32> for Operand {
     fn from(number: f32) -> Self {
         Self(match number.is_finite() {
-            true => Kind::Number(number.to_string()),
-            false => Kind::Invalid(format!("{number} is no number in JSON")),
+            true => OperandKind::Number(number.to_string()),
+            false => OperandKind::Invalid(format!("{number} is no number in JSON")),
         })
     }
 }
@@ -62,7 +62,7 @@ impl From<f32> for Operand {
 #[cfg(feature = "rust_decimal")]
 impl From<rust_decimal::Decimal> for Operand {
     fn from(number: rust_decimal::Decimal) -> Self {
-        Self(Kind::Number(number.to_string()))
+        Self(OperandKind::Number(number.to_string()))
     }
 }
 
@@ -70,52 +70,52 @@ impl From<rust_decimal::Decimal> for Operand {
 #[cfg(feature = "uuid")]
 impl From<uuid::Uuid> for Operand {
     fn from(id: uuid::Uuid) -> Self {
-        Self(Kind::Text(id.to_string()))
+        Self(OperandKind::Text(id.to_string()))
     }
 }
 
 impl From<bool> for Operand {
     fn from(value: bool) -> Self {
-        Self(Kind::Bool(value))
+        Self(OperandKind::Bool(value))
     }
 }
 
 impl From<&str> for Operand {
     fn from(text: &str) -> Self {
-        Self(Kind::Text(text.to_owned()))
+        Self(OperandKind::Text(text.to_owned()))
     }
 }
 
 impl From<String> for Operand {
     fn from(text: String) -> Self {
-        Self(Kind::Text(text))
+        Self(OperandKind::Text(text))
     }
 }
 
 impl From<&String> for Operand {
     fn from(text: &String) -> Self {
-        Self(Kind::Text(text.clone()))
+        Self(OperandKind::Text(text.clone()))
     }
 }
 
 impl From<char> for Operand {
     fn from(c: char) -> Self {
-        Self(Kind::Text(c.to_string()))
+        Self(OperandKind::Text(c.to_string()))
     }
 }
 
 impl From<Value> for Operand {
     fn from(value: Value) -> Self {
         Self(match value {
-            Value::Null => Kind::Null,
-            Value::Bool(value) => Kind::Bool(value),
-            Value::Number(number) => Kind::Number(number.to_string()),
-            Value::String(text) => Kind::Text(text),
-            container => match nesting::check(&container) {
-                Ok(()) => Kind::Container(container),
+            Value::Null => OperandKind::Null,
+            Value::Bool(value) => OperandKind::Bool(value),
+            Value::Number(number) => OperandKind::Number(number.to_string()),
+            Value::String(text) => OperandKind::Text(text),
+            container => match nesting::check_depth(&container) {
+                Ok(()) => OperandKind::Container(container),
                 Err(_) => {
                     nesting::dismantle(container);
-                    Kind::Invalid(format!("a value {}", nesting::too_deep()))
+                    OperandKind::Invalid(format!("a value {}", nesting::too_deep()))
                 }
             },
         })
@@ -126,43 +126,43 @@ impl Operand {
     /// The name of its type, as `jsonb_typeof` gives it.
     pub(super) fn type_name(&self) -> Result<&'static str> {
         match &self.0 {
-            Kind::Text(_) => Ok("string"),
-            Kind::Number(_) => Ok("number"),
-            Kind::Bool(_) => Ok("boolean"),
-            Kind::Null => Ok("null"),
-            Kind::Container(Value::Array(_)) => Ok("array"),
-            Kind::Container(_) => Ok("object"),
-            Kind::Invalid(why) => Err(Error::config(why.clone())),
+            OperandKind::Text(_) => Ok("string"),
+            OperandKind::Number(_) => Ok("number"),
+            OperandKind::Bool(_) => Ok("boolean"),
+            OperandKind::Null => Ok("null"),
+            OperandKind::Container(Value::Array(_)) => Ok("array"),
+            OperandKind::Container(_) => Ok("object"),
+            OperandKind::Invalid(why) => Err(Error::config(why.clone())),
         }
     }
 
     /// Itself as JSON.
     pub(super) fn json(&self) -> Value {
         match &self.0 {
-            Kind::Text(text) => text.as_str().into(),
-            Kind::Bool(value) => (*value).into(),
-            Kind::Container(value) => value.clone(),
+            OperandKind::Text(text) => text.as_str().into(),
+            OperandKind::Bool(value) => (*value).into(),
+            OperandKind::Container(value) => value.clone(),
             // Written by `json_text`, which keeps every digit.
-            Kind::Number(_) | Kind::Null | Kind::Invalid(_) => Value::Null,
+            OperandKind::Number(_) | OperandKind::Null | OperandKind::Invalid(_) => Value::Null,
         }
     }
 
     /// Its JSON text, digit by digit.
     pub(super) fn json_text(&self) -> String {
         match &self.0 {
-            Kind::Number(digits) => digits.clone(),
+            OperandKind::Number(digits) => digits.clone(),
             _ => self.json().to_string(),
         }
     }
 
     /// As a parameter of type `jsonb`.
     pub(super) fn json_param(&self) -> Param {
-        let holds_nul = match &self.0 {
-            Kind::Text(text) => text.contains('\0'),
-            Kind::Container(value) => holds_nul(value),
+        let contains_nul = match &self.0 {
+            OperandKind::Text(text) => text.contains('\0'),
+            OperandKind::Container(value) => contains_nul(value),
             _ => false,
         };
-        match holds_nul {
+        match contains_nul {
             true => Param::invalid("holds a NUL character, which jsonb cannot hold"),
             false => Param::text(self.json_text()),
         }
@@ -171,18 +171,18 @@ impl Operand {
     /// As a parameter whose type is that of a column.
     pub(super) fn plain_param(&self) -> Param {
         match &self.0 {
-            Kind::Text(text) => text.to_param(),
-            Kind::Null => None::<String>.to_param(),
+            OperandKind::Text(text) => text.to_param(),
+            OperandKind::Null => None::<String>.to_param(),
             _ => self.json_param(),
         }
     }
 }
 
-fn holds_nul(value: &Value) -> bool {
+fn contains_nul(value: &Value) -> bool {
     match value {
         Value::String(text) => text.contains('\0'),
-        Value::Array(values) => values.iter().any(holds_nul),
-        Value::Object(entries) => entries.iter().any(|(k, v)| k.contains('\0') || holds_nul(v)),
+        Value::Array(values) => values.iter().any(contains_nul),
+        Value::Object(entries) => entries.iter().any(|(k, v)| k.contains('\0') || contains_nul(v)),
         _ => false,
     }
 }

@@ -15,13 +15,13 @@ use crate::error::{Error, Result};
 /// A value for one parameter, in Postgres's text form.
 #[derive(Clone)]
 pub struct Param {
-    text: Text,
+    value: ParamValue,
     /// An element of an array that is an array itself is not quoted.
     is_array: bool,
 }
 
 #[derive(Clone)]
-enum Text {
+enum ParamValue {
     Null,
     Value(String),
     /// What cannot be sent, and why.
@@ -30,15 +30,15 @@ enum Text {
 
 impl Param {
     pub(super) fn text(text: impl Into<String>) -> Self {
-        Self { text: Text::Value(text.into()), is_array: false }
+        Self { value: ParamValue::Value(text.into()), is_array: false }
     }
 
     fn null() -> Self {
-        Self { text: Text::Null, is_array: false }
+        Self { value: ParamValue::Null, is_array: false }
     }
 
     pub(super) fn invalid(why: impl Into<String>) -> Self {
-        Self { text: Text::Invalid(why.into()), is_array: false }
+        Self { value: ParamValue::Invalid(why.into()), is_array: false }
     }
 
     pub(super) fn json(value: &impl Serialize) -> Self {
@@ -57,10 +57,10 @@ impl Param {
             if text.len() > 1 {
                 text.push(',');
             }
-            match element.text {
-                Text::Null => text.push_str("NULL"),
-                Text::Value(value) if element.is_array => text.push_str(&value),
-                Text::Value(value) => {
+            match element.value {
+                ParamValue::Null => text.push_str("NULL"),
+                ParamValue::Value(value) if element.is_array => text.push_str(&value),
+                ParamValue::Value(value) => {
                     text.push('"');
                     for c in value.chars() {
                         if matches!(c, '"' | '\\') {
@@ -70,11 +70,11 @@ impl Param {
                     }
                     text.push('"');
                 }
-                Text::Invalid(why) => return Self::invalid(why),
+                ParamValue::Invalid(why) => return Self::invalid(why),
             }
         }
         text.push('}');
-        Self { text: Text::Value(text), is_array: true }
+        Self { value: ParamValue::Value(text), is_array: true }
     }
 
     /// Itself as an element of an array of texts, also if it is an array.
@@ -84,10 +84,10 @@ impl Param {
 
     /// The text that is sent for parameter `number`, or `None` for NULL.
     pub(crate) fn sent(&self, number: usize) -> Result<Option<&str>> {
-        match &self.text {
-            Text::Null => Ok(None),
-            Text::Value(text) => Ok(Some(text)),
-            Text::Invalid(why) => Err(Error::config(format!("the value of ${number} {why}"))),
+        match &self.value {
+            ParamValue::Null => Ok(None),
+            ParamValue::Value(text) => Ok(Some(text)),
+            ParamValue::Invalid(why) => Err(Error::config(format!("the value of ${number} {why}"))),
         }
     }
 }
@@ -272,8 +272,8 @@ fn timestamp(time: SystemTime) -> Param {
 /// Values are data of the user's: never shown.
 impl fmt::Debug for Param {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.text {
-            Text::Null => "Param(NULL)",
+        f.write_str(match self.value {
+            ParamValue::Null => "Param(NULL)",
             _ => "Param(..)",
         })
     }

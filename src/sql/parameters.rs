@@ -5,22 +5,22 @@ use crate::error::{Error, Result};
 const MAX_PARAMETERS: usize = u16::MAX as usize;
 
 /// How many values one array has. The server reads an array from its start for each element.
-const PACK: usize = 1000;
+const ARRAY_LEN: usize = 1000;
 
 /// The parameters of a statement in the making.
 #[derive(Default)]
 pub(super) struct Parameters {
     list: Vec<Param>,
     /// Puts values into arrays, because they are more than a statement has parameters.
-    packs: bool,
+    uses_arrays: bool,
     /// The array that is being filled, and which parameter it will be.
-    open: Vec<Param>,
-    at: usize,
+    open_array: Vec<Param>,
+    open_index: usize,
 }
 
 impl Parameters {
-    pub(super) fn new(bound: &[Param], packs: bool) -> Self {
-        Self { list: bound.to_vec(), packs, ..Self::default() }
+    pub(super) fn new(bound: &[Param], uses_arrays: bool) -> Self {
+        Self { list: bound.to_vec(), uses_arrays, ..Self::default() }
     }
 
     /// Adds a value whose type the server infers, and returns its SQL.
@@ -31,24 +31,24 @@ impl Parameters {
 
     /// Adds a value that the SQL casts or uses as text, and returns its SQL.
     pub(super) fn add_text(&mut self, param: Param) -> String {
-        if !self.packs {
+        if !self.uses_arrays {
             return self.add(param);
         }
-        if self.open.is_empty() {
-            self.at = self.list.len();
+        if self.open_array.is_empty() {
+            self.open_index = self.list.len();
             self.list.push(Param::text("")); // its place
         }
-        self.open.push(param.into_element());
-        let sql = format!("(${}::text[])[{}]", self.at + 1, self.open.len());
-        if self.open.len() == PACK {
+        self.open_array.push(param.into_element());
+        let sql = format!("(${}::text[])[{}]", self.open_index + 1, self.open_array.len());
+        if self.open_array.len() == ARRAY_LEN {
             self.close();
         }
         sql
     }
 
     fn close(&mut self) {
-        let elements = std::mem::take(&mut self.open);
-        if let Some(place) = self.list.get_mut(self.at).filter(|_| !elements.is_empty()) {
+        let elements = std::mem::take(&mut self.open_array);
+        if let Some(place) = self.list.get_mut(self.open_index).filter(|_| !elements.is_empty()) {
             *place = Param::array(elements);
         }
     }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use super::{
     field::{Field, literal},
-    filter::{Filter, Sql},
+    filter::{Filter, SqlContext},
     ident::{quote_name, quote_relation},
     order::OrderBy,
     param::Param,
@@ -122,19 +122,21 @@ impl Select {
         let projection = match &self.projection {
             Projection::Document => document.clone(),
             Projection::Sql(sql) => format!("{} AS \"data\"", in_parentheses(sql)),
-            Projection::Fields(fields) => format!("{} AS \"data\"", object(fields, &document)?),
+            Projection::Fields(fields) => {
+                format!("{} AS \"data\"", build_object(fields, &document)?)
+            }
         };
         self.select(&projection, &document)
     }
 
     /// How many rows there are.
     pub(crate) fn count(&self) -> Result<Statement> {
-        self.about("to_jsonb(count(*))")
+        self.aggregate("to_jsonb(count(*))")
     }
 
     /// Whether there is any row.
     pub(crate) fn exists(&self) -> Result<Statement> {
-        let Statement { sql, parameters } = self.inner()?;
+        let Statement { sql, parameters } = self.subquery()?;
         let sql = format!("SELECT to_jsonb(EXISTS ({sql})) AS \"data\"");
         Ok(Statement { sql, parameters })
     }
@@ -146,14 +148,14 @@ impl Select {
         Ok(Statement { sql: format!("EXPLAIN (FORMAT JSON{analyze}) {sql}"), parameters })
     }
 
-    fn about(&self, aggregate: &str) -> Result<Statement> {
-        let Statement { sql, parameters } = self.inner()?;
+    fn aggregate(&self, aggregate: &str) -> Result<Statement> {
+        let Statement { sql, parameters } = self.subquery()?;
         let sql = format!("SELECT {aggregate} AS \"data\" FROM ({sql}) AS \"rows\"");
         Ok(Statement { sql, parameters })
     }
 
     /// The rows without what is in them, and in no order unless that decides which they are.
-    fn inner(&self) -> Result<Statement> {
+    fn subquery(&self) -> Result<Statement> {
         self.check_parameters()?;
         let document = self.document()?;
         let bounded = self.limit.is_some() || self.offset.is_some();
@@ -204,7 +206,7 @@ impl Select {
                 Condition::Sql(condition) => sql.push_str(&in_parentheses(condition)),
                 Condition::Filter(filter) => {
                     let is_json = !matches!(self.projection, Projection::Sql(_));
-                    let mut target = Sql { document, is_json, parameters };
+                    let mut target = SqlContext { document, is_json, parameters };
                     sql.push_str(&filter.to_sql(&mut target)?);
                 }
                 Condition::Behind(key, last) => {
@@ -281,8 +283,8 @@ fn in_parentheses(sql: &str) -> String {
 }
 
 /// An object with the fields at their places; what is missing is null.
-fn object(fields: &[Field], document: &str) -> Result<String> {
-    let mut root = Tree::default();
+fn build_object(fields: &[Field], document: &str) -> Result<String> {
+    let mut root = FieldTree::default();
     for field in fields {
         root.add(field.keys()?)?;
     }
@@ -294,9 +296,9 @@ fn object(fields: &[Field], document: &str) -> Result<String> {
 
 /// Fields by their keys; without children it is a field.
 #[derive(Default)]
-struct Tree<'a>(BTreeMap<&'a str, Tree<'a>>);
+struct FieldTree<'a>(BTreeMap<&'a str, FieldTree<'a>>);
 
-impl<'a> Tree<'a> {
+impl<'a> FieldTree<'a> {
     fn add(&mut self, keys: &'a [String]) -> Result<()> {
         let Some((key, rest)) = keys.split_first() else { return Ok(()) };
         let is_new = !self.0.contains_key(key.as_str());

@@ -2,19 +2,19 @@
 
 use super::{
     Filter,
-    predicate::{Operator, STRING, Sql},
+    predicate::{Operator, STRING, SqlContext},
 };
 use crate::{
     error::{Error, Result},
     sql::{
         field::Field,
-        operand::{Kind, Operand},
+        operand::{Operand, OperandKind},
         param::{Param, ToParam},
     },
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Comparison {
+pub(crate) enum CompareOp {
     Eq,
     Ne,
     Gt,
@@ -23,7 +23,7 @@ pub(crate) enum Comparison {
     Lte,
 }
 
-impl Comparison {
+impl CompareOp {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Eq => "=",
@@ -70,34 +70,34 @@ impl Field {
     /// Matches if the field equals the value. JSON's `null` equals only itself; with a column, it
     /// equals NULL.
     pub fn eq(self, value: impl Into<Operand>) -> Filter {
-        self.compare(Comparison::Eq, value)
+        self.compare(CompareOp::Eq, value)
     }
 
     /// Matches if the field is another value of the same type. A missing field, null, or a field of
     /// another type does not match: add [`is_null`](Self::is_null) to ask for those. With a column,
     /// `ne(Value::Null)` matches every value that is not NULL.
     pub fn ne(self, value: impl Into<Operand>) -> Filter {
-        self.compare(Comparison::Ne, value)
+        self.compare(CompareOp::Ne, value)
     }
 
     /// Matches where the field is greater.
     pub fn gt(self, value: impl Into<Operand>) -> Filter {
-        self.compare(Comparison::Gt, value)
+        self.compare(CompareOp::Gt, value)
     }
 
     /// Matches where the field is greater or equal.
     pub fn gte(self, value: impl Into<Operand>) -> Filter {
-        self.compare(Comparison::Gte, value)
+        self.compare(CompareOp::Gte, value)
     }
 
     /// Matches where the field is less.
     pub fn lt(self, value: impl Into<Operand>) -> Filter {
-        self.compare(Comparison::Lt, value)
+        self.compare(CompareOp::Lt, value)
     }
 
     /// Matches where the field is less or equal.
     pub fn lte(self, value: impl Into<Operand>) -> Filter {
-        self.compare(Comparison::Lte, value)
+        self.compare(CompareOp::Lte, value)
     }
 
     /// Matches where the field lies between two values of one type, or is one of them.
@@ -133,29 +133,29 @@ impl Field {
         Filter::leaf(self, Operator::Exists)
     }
 
-    fn compare(self, comparison: Comparison, value: impl Into<Operand>) -> Filter {
+    fn compare(self, comparison: CompareOp, value: impl Into<Operand>) -> Filter {
         Filter::leaf(self, Operator::Compare(comparison, value.into()))
     }
 }
 
 pub(super) fn render(
-    comparison: Comparison,
+    comparison: CompareOp,
     operand: &Operand,
     field: &Field,
-    sql: &mut Sql<'_>,
+    sql: &mut SqlContext<'_>,
     negated: bool,
 ) -> Result<String> {
     let kind = operand.type_name()?;
     let has_order = matches!(kind, "string" | "number" | "boolean");
-    if !has_order && !matches!(comparison, Comparison::Eq | Comparison::Ne) {
+    if !has_order && !matches!(comparison, CompareOp::Eq | CompareOp::Ne) {
         return Err(Error::config(format!(
             "{} is asked of a value of type {kind}, which can only be equal or not",
             comparison.as_str()
         )));
     }
     let comparison = comparison.negated(negated);
-    if field.is_column() && matches!(operand.0, Kind::Null) {
-        return null_test(field, sql, comparison == Comparison::Ne);
+    if field.is_column() && matches!(operand.0, OperandKind::Null) {
+        return null_test(field, sql, comparison == CompareOp::Ne);
     }
     let sign = comparison.as_str();
     let test = operand_test(operand, field, sql, sign)?;
@@ -166,7 +166,7 @@ pub(super) fn render_between(
     low: &Operand,
     high: &Operand,
     field: &Field,
-    sql: &mut Sql<'_>,
+    sql: &mut SqlContext<'_>,
     negated: bool,
 ) -> Result<String> {
     let kind = low.type_name()?;
@@ -184,13 +184,18 @@ pub(super) fn render_between(
 }
 
 /// `value = $n`, as text for strings and as `jsonb` for the rest.
-fn operand_test(operand: &Operand, field: &Field, sql: &mut Sql<'_>, sign: &str) -> Result<String> {
+fn operand_test(
+    operand: &Operand,
+    field: &Field,
+    sql: &mut SqlContext<'_>,
+    sign: &str,
+) -> Result<String> {
     if field.is_column() && !field.is_document(sql.document) {
         let value = field.json(sql.document)?;
         return Ok(format!("{value} {sign} {}", sql.bind(field, operand.plain_param())));
     }
     Ok(match &operand.0 {
-        Kind::Text(text) if !field.is_column() => {
+        OperandKind::Text(text) if !field.is_column() => {
             let value = field.text(sql.document)?;
             format!("{value} {sign} {}", sql.bind(field, text.to_param()))
         }
@@ -205,7 +210,7 @@ fn operand_test(operand: &Operand, field: &Field, sql: &mut Sql<'_>, sign: &str)
 }
 
 /// Whether a column is NULL, which no SQL comparison tests. The document may also be JSON's null.
-fn null_test(field: &Field, sql: &Sql<'_>, negated: bool) -> Result<String> {
+fn null_test(field: &Field, sql: &SqlContext<'_>, negated: bool) -> Result<String> {
     let value = match field.is_document(sql.document) {
         true => format!("({}#>>'{{}}')", sql.document_as_jsonb()),
         false => field.json(sql.document)?,
@@ -216,7 +221,7 @@ fn null_test(field: &Field, sql: &Sql<'_>, negated: bool) -> Result<String> {
 pub(super) fn render_in(
     operands: &[Operand],
     field: &Field,
-    sql: &mut Sql<'_>,
+    sql: &mut SqlContext<'_>,
     negated: bool,
 ) -> Result<String> {
     if operands.is_empty() {
@@ -228,7 +233,7 @@ pub(super) fn render_in(
         return render_in_column(operands, field, sql, negated);
     }
     let (texts, others): (Vec<&Operand>, Vec<&Operand>) =
-        operands.iter().partition(|o| matches!(o.0, Kind::Text(_)));
+        operands.iter().partition(|o| matches!(o.0, OperandKind::Text(_)));
     let mut groups = Vec::new();
     if !texts.is_empty() {
         let list = Param::array(texts.iter().map(|o| o.plain_param()));
@@ -253,11 +258,11 @@ pub(super) fn render_in(
 fn render_in_column(
     operands: &[Operand],
     field: &Field,
-    sql: &mut Sql<'_>,
+    sql: &mut SqlContext<'_>,
     negated: bool,
 ) -> Result<String> {
     let (nulls, values): (Vec<&Operand>, Vec<&Operand>) =
-        operands.iter().partition(|o| matches!(o.0, Kind::Null));
+        operands.iter().partition(|o| matches!(o.0, OperandKind::Null));
     let mut tests = Vec::new();
     if !values.is_empty() {
         let (value, list, cast) = match field.is_document(sql.document) {

@@ -4,15 +4,15 @@ use serde_json::Value;
 
 use super::{
     Filter,
-    compare::Comparison,
-    predicate::{ARRAY, Operator, Sql},
+    compare::CompareOp,
+    predicate::{ARRAY, Operator, SqlContext},
 };
 use crate::{
     error::Result,
     sql::{
         field::Field,
         nesting,
-        operand::{Kind, Operand},
+        operand::{Operand, OperandKind},
         param::{Param, ToParam},
     },
 };
@@ -100,32 +100,32 @@ impl Field {
 
     /// Matches an array of so many elements.
     pub fn len_eq(self, len: usize) -> Filter {
-        self.length(Comparison::Eq, len)
+        self.length(CompareOp::Eq, len)
     }
 
     /// Matches an array of another number of elements.
     pub fn len_ne(self, len: usize) -> Filter {
-        self.length(Comparison::Ne, len)
+        self.length(CompareOp::Ne, len)
     }
 
     /// Matches an array of more elements.
     pub fn len_gt(self, len: usize) -> Filter {
-        self.length(Comparison::Gt, len)
+        self.length(CompareOp::Gt, len)
     }
 
     /// Matches an array of at least so many elements.
     pub fn len_gte(self, len: usize) -> Filter {
-        self.length(Comparison::Gte, len)
+        self.length(CompareOp::Gte, len)
     }
 
     /// Matches an array of fewer elements.
     pub fn len_lt(self, len: usize) -> Filter {
-        self.length(Comparison::Lt, len)
+        self.length(CompareOp::Lt, len)
     }
 
     /// Matches an array of at most so many elements.
     pub fn len_lte(self, len: usize) -> Filter {
-        self.length(Comparison::Lte, len)
+        self.length(CompareOp::Lte, len)
     }
 
     /// Matches where an
@@ -155,7 +155,7 @@ impl Field {
         Filter::leaf(self, Operator::Container(containment))
     }
 
-    fn length(self, comparison: Comparison, len: usize) -> Filter {
+    fn length(self, comparison: CompareOp, len: usize) -> Filter {
         Filter::leaf(self, Operator::Length(comparison, len))
     }
 }
@@ -163,7 +163,7 @@ impl Field {
 pub(super) fn render(
     containment: &Containment,
     field: &Field,
-    sql: &mut Sql<'_>,
+    sql: &mut SqlContext<'_>,
     negated: bool,
 ) -> Result<String> {
     const KEYED: &[&str] = &["object", "array"];
@@ -228,7 +228,7 @@ pub(super) fn render(
 /// For an array or an object, `@>` tests whether it is contained in an element, not whether it
 /// equals one.
 fn is_container(operand: &Operand) -> bool {
-    matches!(operand.0, Kind::Container(_))
+    matches!(operand.0, OperandKind::Container(_))
 }
 
 /// The elements of an array; of anything else, none.
@@ -250,10 +250,10 @@ fn list<'a>(operands: impl IntoIterator<Item = &'a Operand>) -> Result<Param> {
 }
 
 pub(super) fn render_length(
-    comparison: Comparison,
+    comparison: CompareOp,
     len: usize,
     field: &Field,
-    sql: &mut Sql<'_>,
+    sql: &mut SqlContext<'_>,
     negated: bool,
 ) -> Result<String> {
     let value = field.jsonb(sql.document)?;
@@ -270,7 +270,7 @@ pub(super) fn render_path(
     path: &str,
     exists: bool,
     field: &Field,
-    sql: &mut Sql<'_>,
+    sql: &mut SqlContext<'_>,
     negated: bool,
 ) -> Result<String> {
     let value = field.jsonb(sql.document)?;
@@ -316,10 +316,10 @@ fn has_times(path: &str) -> bool {
 /// Makes `json!` values fit where an [`Operand`] is wanted by reference.
 impl From<&Value> for Operand {
     fn from(value: &Value) -> Self {
-        match nesting::check(value) {
+        match nesting::check_depth(value) {
             Ok(()) => value.clone().into(),
             // Not even a copy can be made of it.
-            Err(_) => Self(Kind::Invalid(format!("a value {}", nesting::too_deep()))),
+            Err(_) => Self(OperandKind::Invalid(format!("a value {}", nesting::too_deep()))),
         }
     }
 }

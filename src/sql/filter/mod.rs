@@ -12,7 +12,7 @@ mod vector;
 use std::{collections::VecDeque, fmt};
 
 use self::predicate::Operator;
-pub(super) use self::predicate::Sql;
+pub(super) use self::predicate::SqlContext;
 use super::{field::Field, parameters::Parameters};
 use crate::error::{Error, Result};
 
@@ -78,7 +78,7 @@ pub struct Filter {
 
 #[derive(Clone)]
 enum Node {
-    Group(Word, VecDeque<Filter>),
+    Group(Connective, VecDeque<Filter>),
     Not(Box<Filter>),
     Leaf(Box<(Field, Operator)>),
     /// In place of what was nested too deeply.
@@ -86,7 +86,7 @@ enum Node {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Word {
+enum Connective {
     And,
     Or,
 }
@@ -98,12 +98,12 @@ impl Filter {
 
     /// Matches if all of the filters match. An empty list matches everything.
     pub fn all(filters: impl IntoIterator<Item = Self>) -> Self {
-        Self::group(Word::And, filters)
+        Self::group(Connective::And, filters)
     }
 
     /// Matches if at least one of the filters matches. An empty list matches nothing.
     pub fn any(filters: impl IntoIterator<Item = Self>) -> Self {
-        Self::group(Word::Or, filters)
+        Self::group(Connective::Or, filters)
     }
 
     /// Matches if both filters match.
@@ -130,7 +130,7 @@ impl Filter {
     }
 
     /// A group of the same word within the group becomes a part of it.
-    fn group(word: Word, filters: impl IntoIterator<Item = Self>) -> Self {
+    fn group(word: Connective, filters: impl IntoIterator<Item = Self>) -> Self {
         let mut parts = VecDeque::new();
         let mut depth = 0;
         for filter in filters {
@@ -160,23 +160,23 @@ impl Filter {
     }
 
     /// Makes the condition; adds its values to the parameters.
-    pub(super) fn to_sql(&self, sql: &mut Sql<'_>) -> Result<String> {
+    pub(super) fn to_sql(&self, sql: &mut SqlContext<'_>) -> Result<String> {
         self.render(sql, false)
     }
 
     /// A negation goes down to the operators, so that each asks for its type in both cases: unknown
     /// stays unknown, and what the server sees has no NOT around what an index could serve.
-    fn render(&self, sql: &mut Sql<'_>, negated: bool) -> Result<String> {
+    fn render(&self, sql: &mut SqlContext<'_>, negated: bool) -> Result<String> {
         match &self.node {
             Node::Leaf(leaf) => leaf.1.render(&leaf.0, sql, negated),
             Node::Not(filter) => filter.render(sql, !negated),
             Node::Group(word, filters) => {
-                let (word, of_none) = match (word, negated) {
-                    (Word::And, false) | (Word::Or, true) => (" AND ", "TRUE"),
-                    (Word::Or, false) | (Word::And, true) => (" OR ", "FALSE"),
+                let (word, if_empty) = match (word, negated) {
+                    (Connective::And, false) | (Connective::Or, true) => (" AND ", "TRUE"),
+                    (Connective::Or, false) | (Connective::And, true) => (" OR ", "FALSE"),
                 };
                 if filters.is_empty() {
-                    return Ok(of_none.to_owned());
+                    return Ok(if_empty.to_owned());
                 }
                 let parts = filters.iter().map(|f| f.render(sql, negated));
                 Ok(format!("({})", parts.collect::<Result<Vec<_>>>()?.join(word)))
@@ -205,7 +205,7 @@ fn append(parts: &mut VecDeque<Filter>, mut more: VecDeque<Filter>) {
 impl fmt::Debug for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parameters = &mut Parameters::default();
-        match self.to_sql(&mut Sql { document: "\"data\"", is_json: true, parameters }) {
+        match self.to_sql(&mut SqlContext { document: "\"data\"", is_json: true, parameters }) {
             Ok(sql) => write!(f, "Filter({sql})"),
             Err(e) => write!(f, "Filter({e})"),
         }

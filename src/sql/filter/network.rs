@@ -2,7 +2,7 @@
 
 use super::{
     Filter,
-    predicate::{Operator, STRING, Sql},
+    predicate::{Operator, STRING, SqlContext},
 };
 use crate::{
     error::Result,
@@ -111,7 +111,7 @@ impl Field {
 ///
 /// Classes name their characters: `\d`, and ignoring case, depend on the database's collation. With
 /// one of ICU's, `\d` matches the digits of other scripts, which `inet` rejects.
-const ADDRESS: &str = concat!(
+const ADDRESS_PATTERN: &str = concat!(
     "^((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])",
     "([.](25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])){3}(/(3[0-2]|[12]?[0-9]))?|(",
     "(X:){7}X|(X:){1,7}:|(X:){1,6}:X|(X:){1,5}(:X){1,2}|(X:){1,4}(:X){1,3}|(X:){1,3}(:X){1,4}|",
@@ -122,7 +122,7 @@ const ADDRESS: &str = concat!(
 pub(super) fn render(
     test: &NetworkTest,
     field: &Field,
-    sql: &mut Sql<'_>,
+    sql: &mut SqlContext<'_>,
     negated: bool,
 ) -> Result<String> {
     let text = field.text(sql.document)?;
@@ -130,7 +130,7 @@ pub(super) fn render(
         true => text,
         false => format!(
             "CASE WHEN {text} ~ '{}' THEN {text}::inet END",
-            ADDRESS.replace('X', "[0-9a-fA-F]{1,4}")
+            ADDRESS_PATTERN.replace('X', "[0-9a-fA-F]{1,4}")
         ),
     };
     let test = match test {

@@ -5,13 +5,13 @@
 //! turned round and the guard stays. On a column there is no guard, for a column has one type.
 
 use super::{
-    compare::{self, Comparison},
+    compare::{self, CompareOp},
     container::{self, Containment},
     network::{self, NetworkTest},
-    search::{self, TextQuery},
+    search::{self, SearchKind},
     text,
     tree::{self, TreeTest},
-    vector::{self, Metric},
+    vector::{self, DistanceMetric},
 };
 use crate::{
     error::{Error, Result},
@@ -20,7 +20,7 @@ use crate::{
 
 #[derive(Clone)]
 pub(super) enum Operator {
-    Compare(Comparison, Operand),
+    Compare(CompareOp, Operand),
     Between(Operand, Operand),
     In(Vec<Operand>),
     IsNull,
@@ -31,16 +31,16 @@ pub(super) enum Operator {
     },
     Regex(String),
     Container(Containment),
-    Length(Comparison, usize),
+    Length(CompareOp, usize),
     JsonPath {
         path: String,
         exists: bool,
     },
-    Search(TextQuery, String),
+    Search(SearchKind, String),
     Network(NetworkTest),
     Tree(TreeTest),
     Distance {
-        metric: Metric,
+        metric: DistanceMetric,
         vector: String,
         size: usize,
         below: f64,
@@ -50,7 +50,12 @@ pub(super) enum Operator {
 }
 
 impl Operator {
-    pub(super) fn render(&self, field: &Field, sql: &mut Sql<'_>, negated: bool) -> Result<String> {
+    pub(super) fn render(
+        &self,
+        field: &Field,
+        sql: &mut SqlContext<'_>,
+        negated: bool,
+    ) -> Result<String> {
         match self {
             Self::Compare(comparison, operand) => {
                 compare::render(*comparison, operand, field, sql, negated)
@@ -88,7 +93,7 @@ impl Operator {
 }
 
 /// SQL in the making.
-pub(in crate::sql) struct Sql<'a> {
+pub(in crate::sql) struct SqlContext<'a> {
     /// The JSON column, quoted.
     pub(in crate::sql) document: &'a str,
     /// Whether its values are selected as documents, and so are of type `json` or `jsonb`. With a
@@ -97,7 +102,7 @@ pub(in crate::sql) struct Sql<'a> {
     pub(in crate::sql) parameters: &'a mut Parameters,
 }
 
-impl Sql<'_> {
+impl SqlContext<'_> {
     /// The JSON column as `jsonb`.
     pub(super) fn document_as_jsonb(&self) -> String {
         match self.is_json {

@@ -2,7 +2,7 @@
 
 use super::{
     Filter,
-    predicate::{Operator, STRING, Sql},
+    predicate::{Operator, STRING, SqlContext},
 };
 use crate::{
     error::Result,
@@ -14,7 +14,7 @@ use crate::{
 
 /// How the text of a query is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum TextQuery {
+pub(crate) enum SearchKind {
     Operators,
     Plain,
     Phrase,
@@ -29,14 +29,14 @@ const MAX_PHRASE: usize = 8 * 1024;
 /// The longest text that makes a `tsvector` in any case, in bytes. Words with hyphens are indexed
 /// as a whole and in parts, but not even of those alone does a `tsvector` come to eight times the
 /// length of its text.
-const SHORT: usize = 128 * 1024;
+const MAX_UNCOUNTED_TEXT: usize = 128 * 1024;
 
 /// The longest text that is counted word by word, in bytes. Beyond it the words in the server's
 /// memory could come to its limit for one allocation.
-const LONG: usize = 16 * 1024 * 1024;
+const MAX_COUNTED_TEXT: usize = 16 * 1024 * 1024;
 
 /// The largest `tsvector`, in bytes.
-const MAX_VECTOR: usize = 1024 * 1024 - 1;
+const MAX_TSVECTOR: usize = 1024 * 1024 - 1;
 
 /// The last position that is kept of a word; those after it have the same one.
 const MAX_POSITION: usize = 16_383;
@@ -65,30 +65,30 @@ impl Field {
     /// [operators](https://www.postgresql.org/docs/current/textsearch-controls.html#TEXTSEARCH-PARSING-QUERIES):
     /// `fat & (rat | cat)`. One that is not valid is an error of the server.
     pub fn matches(self, query: &str) -> Filter {
-        self.search(TextQuery::Operators, query)
+        self.search(SearchKind::Operators, query)
     }
 
     /// Matches texts with all of the words. Any text of at most 16 KiB is a valid query.
     pub fn plain_query(self, words: &str) -> Filter {
-        self.search(TextQuery::Plain, words)
+        self.search(SearchKind::Plain, words)
     }
 
     /// Matches texts with the words one after the other. Any text of at most 8 KiB is a valid
     /// query.
     pub fn phrase_query(self, phrase: &str) -> Filter {
-        self.search(TextQuery::Phrase, phrase)
+        self.search(SearchKind::Phrase, phrase)
     }
 
     /// Matches a query as people type it: `"fat rat" or cat -dog`. Any text of at most 16 KiB is a
     /// valid query; a phrase in it should be as short as in [`phrase_query`](Self::phrase_query).
     pub fn websearch_query(self, query: &str) -> Filter {
-        self.search(TextQuery::Web, query)
+        self.search(SearchKind::Web, query)
     }
 
-    fn search(self, kind: TextQuery, query: &str) -> Filter {
+    fn search(self, kind: SearchKind, query: &str) -> Filter {
         let max = match kind {
-            TextQuery::Phrase => MAX_PHRASE,
-            TextQuery::Operators | TextQuery::Plain | TextQuery::Web => MAX_QUERY,
+            SearchKind::Phrase => MAX_PHRASE,
+            SearchKind::Operators | SearchKind::Plain | SearchKind::Web => MAX_QUERY,
         };
         let operator = match query.len() {
             len if len > max => Operator::Invalid(format!(
@@ -103,9 +103,9 @@ impl Field {
 /// In a web search, each dash before a word negates it once more, and the server has room for 32 at
 /// a time. Two cancel out, so two or three of many have the same meaning: for instance of a line of
 /// dashes.
-fn cancel_negations(kind: TextQuery, query: &str) -> String {
+fn cancel_negations(kind: SearchKind, query: &str) -> String {
     const MANY: usize = 16;
-    if kind != TextQuery::Web {
+    if kind != SearchKind::Web {
         return query.to_owned();
     }
     // Between dashes, the server skips white space and operators.
@@ -131,17 +131,17 @@ fn cancel_negations(kind: TextQuery, query: &str) -> String {
 }
 
 pub(super) fn render(
-    kind: TextQuery,
+    kind: SearchKind,
     query: &str,
     field: &Field,
-    sql: &mut Sql<'_>,
+    sql: &mut SqlContext<'_>,
     negated: bool,
 ) -> Result<String> {
     let function = match kind {
-        TextQuery::Operators => "to_tsquery",
-        TextQuery::Plain => "plainto_tsquery",
-        TextQuery::Phrase => "phraseto_tsquery",
-        TextQuery::Web => "websearch_to_tsquery",
+        SearchKind::Operators => "to_tsquery",
+        SearchKind::Plain => "plainto_tsquery",
+        SearchKind::Phrase => "phraseto_tsquery",
+        SearchKind::Web => "websearch_to_tsquery",
     };
     let value = field.text(sql.document)?;
     // A column may be of type jsonb.
@@ -152,16 +152,16 @@ pub(super) fn render(
         format!("{}::regconfig", literal(field.language.as_deref().unwrap_or("simple"))?);
     let query = format!("{function}({language}, {})", sql.bind(field, query.to_param()));
     let vector = format!("to_tsvector({language}, {value})");
-    let is_short = format!("octet_length({text}) <= {SHORT}");
+    let is_short = format!("octet_length({text}) <= {MAX_UNCOUNTED_TEXT}");
     // An upper bound: for each word its length, padding, a count, its last position, and two bytes
     // in case a dictionary makes it longer; and two bytes for each position before the last one
     // there is.
     let fits = format!(
-        "octet_length({text}) BETWEEN {SHORT} + 1 AND {LONG} AND (SELECT coalesce(sum(octet_length(word) + 7), 0) \
+        "octet_length({text}) BETWEEN {MAX_UNCOUNTED_TEXT} + 1 AND {MAX_COUNTED_TEXT} AND (SELECT coalesce(sum(octet_length(word) + 7), 0) \
          FROM (SELECT DISTINCT lower(t.token) AS word FROM \
          ts_parse((SELECT c.cfgparser FROM pg_catalog.pg_ts_config c WHERE c.oid = {language}), {text}) t \
          WHERE t.tokid IN (SELECT m.maptokentype FROM pg_catalog.pg_ts_config_map m \
-         WHERE m.mapcfg = {language})) AS words) <= {MAX_VECTOR} - 2 * {MAX_POSITION}"
+         WHERE m.mapcfg = {language})) AS words) <= {MAX_TSVECTOR} - 2 * {MAX_POSITION}"
     );
     if negated {
         let test = format!("CASE WHEN {is_short} OR ({fits}) THEN {vector} @@ {query} END");

@@ -2,7 +2,7 @@
 
 use super::{
     Filter,
-    predicate::{Operator, STRING, Sql},
+    predicate::{Operator, STRING, SqlContext},
 };
 use crate::{
     error::Result,
@@ -100,7 +100,7 @@ pub(super) fn render_like(
     pattern: &str,
     ignore_case: bool,
     field: &Field,
-    sql: &mut Sql<'_>,
+    sql: &mut SqlContext<'_>,
     negated: bool,
 ) -> Result<String> {
     let word = if ignore_case { "ILIKE" } else { "LIKE" };
@@ -112,7 +112,7 @@ pub(super) fn render_like(
 pub(super) fn render_regex(
     pattern: &str,
     field: &Field,
-    sql: &mut Sql<'_>,
+    sql: &mut SqlContext<'_>,
     negated: bool,
 ) -> Result<String> {
     let test = format!("{} ~ {}", field.text(sql.document)?, sql.bind(field, pattern.to_param()));

@@ -2,8 +2,8 @@
 
 use super::{
     Filter,
-    compare::Comparison,
-    predicate::{Operator, STRING, Sql},
+    compare::CompareOp,
+    predicate::{Operator, STRING, SqlContext},
 };
 use crate::{
     error::Result,
@@ -18,7 +18,7 @@ pub(crate) enum TreeTest {
     /// An operator, its right side, and the type of that.
     Operator(&'static str, String, &'static str),
     AnyQuery(Vec<String>),
-    Depth(Comparison, u32),
+    Depth(CompareOp, u32),
     LowestCommonAncestor(Vec<String>),
 }
 
@@ -73,32 +73,32 @@ impl Field {
 
     /// Matches a path of so many labels.
     pub fn depth_eq(self, depth: u32) -> Filter {
-        self.tree(TreeTest::Depth(Comparison::Eq, depth))
+        self.tree(TreeTest::Depth(CompareOp::Eq, depth))
     }
 
     /// Matches a path of another number of labels.
     pub fn depth_ne(self, depth: u32) -> Filter {
-        self.tree(TreeTest::Depth(Comparison::Ne, depth))
+        self.tree(TreeTest::Depth(CompareOp::Ne, depth))
     }
 
     /// Matches a path of more labels.
     pub fn depth_gt(self, depth: u32) -> Filter {
-        self.tree(TreeTest::Depth(Comparison::Gt, depth))
+        self.tree(TreeTest::Depth(CompareOp::Gt, depth))
     }
 
     /// Matches a path of at least so many labels.
     pub fn depth_gte(self, depth: u32) -> Filter {
-        self.tree(TreeTest::Depth(Comparison::Gte, depth))
+        self.tree(TreeTest::Depth(CompareOp::Gte, depth))
     }
 
     /// Matches a path of fewer labels.
     pub fn depth_lt(self, depth: u32) -> Filter {
-        self.tree(TreeTest::Depth(Comparison::Lt, depth))
+        self.tree(TreeTest::Depth(CompareOp::Lt, depth))
     }
 
     /// Matches a path of at most so many labels.
     pub fn depth_lte(self, depth: u32) -> Filter {
-        self.tree(TreeTest::Depth(Comparison::Lte, depth))
+        self.tree(TreeTest::Depth(CompareOp::Lte, depth))
     }
 
     /// Matches the longest path that is above all of these.
@@ -112,12 +112,12 @@ impl Field {
 }
 
 /// What every version reads as `ltree` without an error.
-const PATH: &str = r"^[A-Za-z0-9_]{1,255}(\.[A-Za-z0-9_]{1,255})*$";
+const PATH_PATTERN: &str = r"^[A-Za-z0-9_]{1,255}(\.[A-Za-z0-9_]{1,255})*$";
 
 pub(super) fn render(
     test: &TreeTest,
     field: &Field,
-    sql: &mut Sql<'_>,
+    sql: &mut SqlContext<'_>,
     negated: bool,
 ) -> Result<String> {
     let text = field.text(sql.document)?;
@@ -125,7 +125,7 @@ pub(super) fn render(
         true => text,
         false => format!(
             "CASE WHEN {text} ~ E'{}' AND length({text}) <= 65535 THEN {text}::ltree END",
-            PATH.replace('\\', "\\\\")
+            PATH_PATTERN.replace('\\', "\\\\")
         ),
     };
     let test = match test {

@@ -2,7 +2,7 @@
 
 use super::{
     Filter,
-    predicate::{ARRAY, Operator, STRING, Sql},
+    predicate::{ARRAY, Operator, STRING, SqlContext},
 };
 use crate::{
     error::Result,
@@ -14,7 +14,7 @@ use crate::{
 
 /// How far two vectors are apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Metric {
+pub(crate) enum DistanceMetric {
     L2,
     Cosine,
     InnerProduct,
@@ -23,7 +23,7 @@ pub(crate) enum Metric {
     Jaccard,
 }
 
-impl Metric {
+impl DistanceMetric {
     fn sign(self) -> &'static str {
         match self {
             Self::L2 => "<->",
@@ -55,35 +55,40 @@ impl Metric {
 impl Field {
     /// Matches where the Euclidean distance is below the threshold.
     pub fn l2_distance(self, vector: impl IntoIterator<Item = f32>, below: f64) -> Filter {
-        self.distance(Metric::L2, vector, below)
+        self.distance(DistanceMetric::L2, vector, below)
     }
 
     /// Matches where the cosine distance is below the threshold.
     pub fn cosine_distance(self, vector: impl IntoIterator<Item = f32>, below: f64) -> Filter {
-        self.distance(Metric::Cosine, vector, below)
+        self.distance(DistanceMetric::Cosine, vector, below)
     }
 
     /// Matches where the negative inner product is below the threshold.
     pub fn inner_product(self, vector: impl IntoIterator<Item = f32>, below: f64) -> Filter {
-        self.distance(Metric::InnerProduct, vector, below)
+        self.distance(DistanceMetric::InnerProduct, vector, below)
     }
 
     /// Matches where the taxicab distance is below the threshold.
     pub fn l1_distance(self, vector: impl IntoIterator<Item = f32>, below: f64) -> Filter {
-        self.distance(Metric::L1, vector, below)
+        self.distance(DistanceMetric::L1, vector, below)
     }
 
     /// Matches where fewer bits differ than the threshold says.
     pub fn hamming_distance(self, bits: &str, below: f64) -> Filter {
-        self.bit_distance(Metric::Hamming, bits, below)
+        self.bit_distance(DistanceMetric::Hamming, bits, below)
     }
 
     /// Matches where the Jaccard distance of the bits is below the threshold.
     pub fn jaccard_distance(self, bits: &str, below: f64) -> Filter {
-        self.bit_distance(Metric::Jaccard, bits, below)
+        self.bit_distance(DistanceMetric::Jaccard, bits, below)
     }
 
-    fn distance(self, metric: Metric, vector: impl IntoIterator<Item = f32>, below: f64) -> Filter {
+    fn distance(
+        self,
+        metric: DistanceMetric,
+        vector: impl IntoIterator<Item = f32>,
+        below: f64,
+    ) -> Filter {
         let numbers: Vec<f32> = vector.into_iter().collect();
         let operator = if numbers.is_empty() || !numbers.iter().all(|n| n.is_finite()) {
             Operator::Invalid("a vector is empty, or has a number that is not finite".into())
@@ -95,7 +100,7 @@ impl Field {
         Filter::leaf(self, operator)
     }
 
-    fn bit_distance(self, metric: Metric, bits: &str, below: f64) -> Filter {
+    fn bit_distance(self, metric: DistanceMetric, bits: &str, below: f64) -> Filter {
         let operator = if bits.is_empty() || !bits.chars().all(|c| matches!(c, '0' | '1')) {
             Operator::Invalid("a bit string is empty, or holds something other than 0 and 1".into())
         } else {
@@ -106,14 +111,14 @@ impl Field {
 }
 
 pub(super) fn render(
-    metric: Metric,
+    metric: DistanceMetric,
     (vector, size): (&str, usize),
     below: f64,
     field: &Field,
-    sql: &mut Sql<'_>,
+    sql: &mut SqlContext<'_>,
     negated: bool,
 ) -> Result<String> {
-    let is_bits = matches!(metric, Metric::Hamming | Metric::Jaccard);
+    let is_bits = matches!(metric, DistanceMetric::Hamming | DistanceMetric::Jaccard);
     let (kind, types) = if is_bits { ("varbit", STRING) } else { ("vector", ARRAY) };
     let value = match (field.is_column(), is_bits) {
         (true, _) => field.json(sql.document)?,
