@@ -2,7 +2,7 @@
 
 use super::{
     Filter,
-    predicate::{Operator, STRING, SqlContext},
+    predicate::{Predicate, Render, STRING},
 };
 use crate::{
     error::{Error, Result},
@@ -35,7 +35,8 @@ impl CompareOp {
         }
     }
 
-    pub(super) fn negated(self, negated: bool) -> Self {
+    /// Returns the operator, or its inverse if `negated`.
+    pub(super) fn negated_if(self, negated: bool) -> Self {
         match (self, negated) {
             (same, false) => same,
             (Self::Eq, true) => Self::Ne,
@@ -102,13 +103,13 @@ impl Field {
 
     /// Matches where the field lies between two values of one type, or is one of them.
     pub fn between(self, low: impl Into<Operand>, high: impl Into<Operand>) -> Filter {
-        Filter::leaf(self, Operator::Between(low.into(), high.into()))
+        Filter::leaf(self, Between { low: low.into(), high: high.into() })
     }
 
     /// Matches if the field equals one of the values. An empty list matches nothing. With a column,
     /// a null among the values equals NULL.
     pub fn in_<V: Into<Operand>>(self, values: impl IntoIterator<Item = V>) -> Filter {
-        Filter::leaf(self, Operator::In(values.into_iter().map(Into::into).collect()))
+        Filter::leaf(self, In(values.into_iter().map(Into::into).collect()))
     }
 
     /// Matches if the field is of the type of one of the values and equals none of them. An empty
@@ -120,7 +121,7 @@ impl Field {
 
     /// Matches where the field is missing or null.
     pub fn is_null(self) -> Filter {
-        Filter::leaf(self, Operator::IsNull)
+        Filter::leaf(self, IsNull)
     }
 
     /// Matches where the field is there and not null.
@@ -130,156 +131,163 @@ impl Field {
 
     /// Matches where the field is there, be it null.
     pub fn exists(self) -> Filter {
-        Filter::leaf(self, Operator::Exists)
+        Filter::leaf(self, Exists)
     }
 
-    fn compare(self, comparison: CompareOp, value: impl Into<Operand>) -> Filter {
-        Filter::leaf(self, Operator::Compare(comparison, value.into()))
+    fn compare(self, op: CompareOp, value: impl Into<Operand>) -> Filter {
+        Filter::leaf(self, Compare { op, value: value.into() })
     }
 }
 
-pub(super) fn render(
-    comparison: CompareOp,
-    operand: &Operand,
-    field: &Field,
-    sql: &mut SqlContext<'_>,
-    negated: bool,
-) -> Result<String> {
-    let kind = operand.type_name()?;
-    let has_order = matches!(kind, "string" | "number" | "boolean");
-    if !has_order && !matches!(comparison, CompareOp::Eq | CompareOp::Ne) {
-        return Err(Error::config(format!(
-            "{} is asked of a value of type {kind}, which can only be equal or not",
-            comparison.as_str()
-        )));
-    }
-    let comparison = comparison.negated(negated);
-    if field.is_column() && matches!(operand.0, OperandKind::Null) {
-        return null_test(field, sql, comparison == CompareOp::Ne);
-    }
-    let sign = comparison.as_str();
-    let test = operand_test(operand, field, sql, sign)?;
-    sql.guarded(field, &[kind], &test, false)
+struct Compare {
+    op: CompareOp,
+    value: Operand,
 }
 
-pub(super) fn render_between(
-    low: &Operand,
-    high: &Operand,
-    field: &Field,
-    sql: &mut SqlContext<'_>,
-    negated: bool,
-) -> Result<String> {
-    let kind = low.type_name()?;
-    if high.type_name()? != kind || !matches!(kind, "string" | "number" | "boolean") {
-        return Err(Error::config(format!(
-            "between a value of type {kind} and one of type {}: they must be of one type that has \
-             an order",
-            high.type_name()?
-        )));
+impl Predicate for Compare {
+    fn render(&self, sql: &mut Render<'_>) -> Result<String> {
+        let kind = self.value.type_name()?;
+        let has_order = matches!(kind, "string" | "number" | "boolean");
+        if !has_order && !matches!(self.op, CompareOp::Eq | CompareOp::Ne) {
+            return Err(Error::config(format!(
+                "{} is asked of a value of type {kind}, which can only be equal or not",
+                self.op.as_str()
+            )));
+        }
+        let op = self.op.negated_if(sql.negated);
+        if sql.is_column() && matches!(self.value.0, OperandKind::Null) {
+            return null_test(sql, op == CompareOp::Eq);
+        }
+        let test = operand_test(&self.value, sql, op.as_str())?;
+        sql.guarded(&[kind], &test)
     }
-    let (from, word, to) = if negated { ("<", "OR", ">") } else { (">=", "AND", "<=") };
-    let from = operand_test(low, field, sql, from)?;
-    let to = operand_test(high, field, sql, to)?;
-    sql.guarded(field, &[kind], &format!("({from} {word} {to})"), false)
+}
+
+struct Between {
+    low: Operand,
+    high: Operand,
+}
+
+impl Predicate for Between {
+    fn render(&self, sql: &mut Render<'_>) -> Result<String> {
+        let kind = self.low.type_name()?;
+        if self.high.type_name()? != kind || !matches!(kind, "string" | "number" | "boolean") {
+            return Err(Error::config(format!(
+                "between a value of type {kind} and one of type {}: they must be of one type that has \
+                 an order",
+                self.high.type_name()?
+            )));
+        }
+        let (from, word, to) = if sql.negated { ("<", "OR", ">") } else { (">=", "AND", "<=") };
+        let from = operand_test(&self.low, sql, from)?;
+        let to = operand_test(&self.high, sql, to)?;
+        sql.guarded(&[kind], &format!("({from} {word} {to})"))
+    }
 }
 
 /// `value = $n`, as text for strings and as `jsonb` for the rest.
-fn operand_test(
-    operand: &Operand,
-    field: &Field,
-    sql: &mut SqlContext<'_>,
-    sign: &str,
-) -> Result<String> {
-    if field.is_column() && !field.is_document(sql.document) {
-        let value = field.json(sql.document)?;
-        return Ok(format!("{value} {sign} {}", sql.bind(field, operand.plain_param())));
+fn operand_test(operand: &Operand, sql: &mut Render<'_>, sign: &str) -> Result<String> {
+    if sql.is_column() && !sql.is_document() {
+        let value = sql.json()?;
+        return Ok(format!("{value} {sign} {}", sql.bind(operand.plain_param())));
     }
     Ok(match &operand.0 {
-        OperandKind::Text(text) if !field.is_column() => {
-            let value = field.text(sql.document)?;
-            format!("{value} {sign} {}", sql.bind(field, text.to_param()))
+        OperandKind::Text(text) if !sql.is_column() => {
+            let value = sql.text()?;
+            format!("{value} {sign} {}", sql.bind(text.to_param()))
         }
         _ => {
-            let value = match field.is_column() {
-                true => sql.document_as_jsonb(),
-                false => field.json(sql.document)?,
-            };
-            format!("{value} {sign} {}::jsonb", sql.bind(field, operand.json_param()))
+            let value = if sql.is_column() { sql.document_as_jsonb() } else { sql.json()? };
+            format!("{value} {sign} {}::jsonb", sql.bind(operand.json_param()))
         }
     })
 }
 
 /// Whether a column is NULL, which no SQL comparison tests. The document may also be JSON's null.
-fn null_test(field: &Field, sql: &SqlContext<'_>, negated: bool) -> Result<String> {
-    let value = match field.is_document(sql.document) {
-        true => format!("({}#>>'{{}}')", sql.document_as_jsonb()),
-        false => field.json(sql.document)?,
+fn null_test(sql: &Render<'_>, is_null: bool) -> Result<String> {
+    let value = if sql.is_document() {
+        format!("({}#>>'{{}}')", sql.document_as_jsonb())
+    } else {
+        sql.json()?
     };
-    Ok(format!("({value} IS {}NULL)", if negated { "NOT " } else { "" }))
+    Ok(is_null_sql(&value, is_null))
 }
 
-pub(super) fn render_in(
-    operands: &[Operand],
-    field: &Field,
-    sql: &mut SqlContext<'_>,
-    negated: bool,
-) -> Result<String> {
-    if operands.is_empty() {
-        return Ok(if negated { "TRUE" } else { "FALSE" }.to_owned());
-    }
-    // An error in any of them is one of the whole.
-    let mut kinds = operands.iter().map(Operand::type_name).collect::<Result<Vec<_>>>()?;
-    if field.is_column() {
-        return render_in_column(operands, field, sql, negated);
-    }
-    let (texts, others): (Vec<&Operand>, Vec<&Operand>) =
-        operands.iter().partition(|o| matches!(o.0, OperandKind::Text(_)));
-    let mut groups = Vec::new();
-    if !texts.is_empty() {
-        let list = Param::array(texts.iter().map(|o| o.plain_param()));
-        let list = sql.bind(field, list);
-        let test = format!("{} = ANY({list}::text[])", field.text(sql.document)?);
-        groups.push(sql.guarded(field, STRING, &test, negated)?);
-    }
-    if !others.is_empty() {
-        let list = Param::array(others.iter().map(|o| o.json_param()));
-        let list = sql.bind(field, list);
-        let test = format!("{} = ANY({list}::jsonb[])", field.json(sql.document)?);
-        kinds.retain(|k| *k != "string");
-        kinds.sort_unstable();
-        kinds.dedup();
-        groups.push(sql.guarded(field, &kinds, &test, negated)?);
-    }
-    Ok(format!("({})", groups.join(" OR ")))
+fn is_null_sql(value: &str, is_null: bool) -> String {
+    format!("({value} IS {}NULL)", if is_null { "" } else { "NOT " })
 }
 
-/// In SQL, a NULL in the list turns every answer other than yes into unknown: it is tested
-/// separately.
-fn render_in_column(
-    operands: &[Operand],
-    field: &Field,
-    sql: &mut SqlContext<'_>,
-    negated: bool,
-) -> Result<String> {
-    let (nulls, values): (Vec<&Operand>, Vec<&Operand>) =
-        operands.iter().partition(|o| matches!(o.0, OperandKind::Null));
-    let mut tests = Vec::new();
-    if !values.is_empty() {
-        let (value, list, cast) = match field.is_document(sql.document) {
-            true => {
+struct IsNull;
+
+impl Predicate for IsNull {
+    fn render(&self, sql: &mut Render<'_>) -> Result<String> {
+        // The text of a JSON null is NULL too.
+        Ok(is_null_sql(&sql.text()?, !sql.negated))
+    }
+}
+
+struct Exists;
+
+impl Predicate for Exists {
+    fn render(&self, sql: &mut Render<'_>) -> Result<String> {
+        Ok(is_null_sql(&sql.json()?, sql.negated))
+    }
+}
+
+struct In(Vec<Operand>);
+
+impl Predicate for In {
+    fn render(&self, sql: &mut Render<'_>) -> Result<String> {
+        let Self(operands) = self;
+        if operands.is_empty() {
+            return Ok(if sql.negated { "TRUE" } else { "FALSE" }.to_owned());
+        }
+        // An error in any of them is one of the whole.
+        let mut kinds = operands.iter().map(Operand::type_name).collect::<Result<Vec<_>>>()?;
+        if sql.is_column() {
+            return self.render_column(sql);
+        }
+        let (texts, others): (Vec<&Operand>, Vec<&Operand>) =
+            operands.iter().partition(|o| matches!(o.0, OperandKind::Text(_)));
+        let mut groups = Vec::new();
+        if !texts.is_empty() {
+            let list = sql.bind(Param::array(texts.iter().map(|o| o.plain_param())));
+            let test = format!("{} = ANY({list}::text[])", sql.text()?);
+            groups.push(sql.condition(STRING, &test)?);
+        }
+        if !others.is_empty() {
+            let list = sql.bind(Param::array(others.iter().map(|o| o.json_param())));
+            let test = format!("{} = ANY({list}::jsonb[])", sql.json()?);
+            kinds.retain(|k| *k != "string");
+            kinds.sort_unstable();
+            kinds.dedup();
+            groups.push(sql.condition(&kinds, &test)?);
+        }
+        Ok(format!("({})", groups.join(" OR ")))
+    }
+}
+
+impl In {
+    /// In SQL, a NULL in the list turns every answer other than yes into unknown: it is tested
+    /// separately.
+    fn render_column(&self, sql: &mut Render<'_>) -> Result<String> {
+        let (nulls, values): (Vec<&Operand>, Vec<&Operand>) =
+            self.0.iter().partition(|o| matches!(o.0, OperandKind::Null));
+        let mut tests = Vec::new();
+        if !values.is_empty() {
+            let (value, list, cast) = if sql.is_document() {
                 let list = Param::array(values.iter().map(|o| o.json_param()));
                 (sql.document_as_jsonb(), list, "::jsonb[]")
-            }
-            false => {
+            } else {
                 let list = Param::array(values.iter().map(|o| o.plain_param()));
-                (field.json(sql.document)?, list, "")
-            }
-        };
-        let list = sql.bind(field, list);
-        tests.push(sql.guarded(field, &[], &format!("{value} = ANY({list}{cast})"), negated)?);
+                (sql.json()?, list, "")
+            };
+            let list = sql.bind(list);
+            tests.push(sql.condition(&[], &format!("{value} = ANY({list}{cast})"))?);
+        }
+        if !nulls.is_empty() {
+            tests.push(null_test(sql, !sql.negated)?);
+        }
+        Ok(format!("({})", tests.join(if sql.negated { " AND " } else { " OR " })))
     }
-    if !nulls.is_empty() {
-        tests.push(null_test(field, sql, negated)?);
-    }
-    Ok(format!("({})", tests.join(if negated { " AND " } else { " OR " })))
 }

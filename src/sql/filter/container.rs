@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{
     Filter,
     compare::CompareOp,
-    predicate::{ARRAY, Operator, SqlContext},
+    predicate::{ARRAY, Predicate, Render},
 };
 use crate::{
     error::Result,
@@ -17,8 +17,7 @@ use crate::{
     },
 };
 
-#[derive(Clone)]
-pub(crate) enum Containment {
+enum Containment {
     /// The field contains the value.
     Contains(Operand),
     ContainedBy(Operand),
@@ -142,85 +141,83 @@ impl Field {
     /// document reaches them: the template of `datetime("...")` (22007), and on recent versions a
     /// `$variable` (42704).
     pub fn jsonpath_exists(self, path: &str) -> Filter {
-        Filter::leaf(self, Operator::JsonPath { path: path.to_owned(), exists: true })
+        Filter::leaf(self, JsonPath { path: path.to_owned(), exists: true })
     }
 
     /// Matches if an SQL/JSON path that is a predicate, such as `$.a > 1`, is true. Errors are
     /// those of [`jsonpath_exists`](Self::jsonpath_exists).
     pub fn jsonpath_match(self, path: &str) -> Filter {
-        Filter::leaf(self, Operator::JsonPath { path: path.to_owned(), exists: false })
+        Filter::leaf(self, JsonPath { path: path.to_owned(), exists: false })
     }
 
     fn containment(self, containment: Containment) -> Filter {
-        Filter::leaf(self, Operator::Container(containment))
+        Filter::leaf(self, containment)
     }
 
-    fn length(self, comparison: CompareOp, len: usize) -> Filter {
-        Filter::leaf(self, Operator::Length(comparison, len))
+    fn length(self, op: CompareOp, len: usize) -> Filter {
+        Filter::leaf(self, Length { op, len })
     }
 }
 
-pub(super) fn render(
-    containment: &Containment,
-    field: &Field,
-    sql: &mut SqlContext<'_>,
-    negated: bool,
-) -> Result<String> {
-    const KEYED: &[&str] = &["object", "array"];
-    let value = field.jsonb(sql.document)?;
-    let own = |operand: &Operand| operand.type_name().map(|t| [t]);
-    match containment {
-        Containment::Contains(operand) => {
-            let test = format!("({value} @> {}::jsonb)", sql.bind(field, operand.json_param()));
-            sql.guarded(field, &own(operand)?, &test, negated)
-        }
-        Containment::ContainedBy(operand) => {
-            let test = format!("({value} <@ {}::jsonb)", sql.bind(field, operand.json_param()));
-            sql.guarded(field, &own(operand)?, &test, negated)
-        }
-        Containment::Key(key) => {
-            let test = format!("({value} ? {})", sql.bind(field, key.to_param()));
-            sql.guarded(field, KEYED, &test, negated)
-        }
-        Containment::AnyKey(keys) => {
-            let test = format!("({value} ?| {}::text[])", sql.bind(field, keys.to_param()));
-            sql.guarded(field, KEYED, &test, negated)
-        }
-        Containment::AllKeys(keys) => {
-            let test = format!("({value} ?& {}::text[])", sql.bind(field, keys.to_param()));
-            sql.guarded(field, KEYED, &test, negated)
-        }
-        Containment::Element(operand) => {
-            let test = format!("({value} @> {}::jsonb)", sql.bind(field, list([operand])?));
-            sql.guarded(field, ARRAY, &test, negated)
-        }
-        Containment::AllElementsIn(operands) => {
-            let values = sql.bind(field, list(operands)?);
-            let mut test = format!("{value} <@ {values}::jsonb");
-            if operands.iter().any(is_container) {
-                test.push_str(&format!(
-                    " AND NOT EXISTS (SELECT FROM {} WHERE e.element NOT IN \
-                     (SELECT jsonb_array_elements({values}::jsonb)))",
-                    elements(&value)
-                ));
+impl Predicate for Containment {
+    fn render(&self, sql: &mut Render<'_>) -> Result<String> {
+        const KEYED: &[&str] = &["object", "array"];
+        let value = sql.jsonb()?;
+        let own = |operand: &Operand| operand.type_name().map(|t| [t]);
+        match self {
+            Self::Contains(operand) => {
+                let test = format!("({value} @> {}::jsonb)", sql.bind(operand.json_param()));
+                sql.condition(&own(operand)?, &test)
             }
-            sql.guarded(field, ARRAY, &format!("({test})"), negated)
-        }
-        Containment::AnyElementIn(operands) => {
-            let mut tests = Vec::new();
-            for operand in operands {
-                let list = sql.bind(field, list([operand])?);
-                let test = format!("{value} @> {list}::jsonb");
-                tests.push(match is_container(operand) {
-                    false => test,
-                    true => format!(
-                        "({test} AND EXISTS (SELECT FROM {} WHERE e.element = {list}::jsonb->0))",
+            Self::ContainedBy(operand) => {
+                let test = format!("({value} <@ {}::jsonb)", sql.bind(operand.json_param()));
+                sql.condition(&own(operand)?, &test)
+            }
+            Self::Key(key) => {
+                let test = format!("({value} ? {})", sql.bind(key.to_param()));
+                sql.condition(KEYED, &test)
+            }
+            Self::AnyKey(keys) => {
+                let test = format!("({value} ?| {}::text[])", sql.bind(keys.to_param()));
+                sql.condition(KEYED, &test)
+            }
+            Self::AllKeys(keys) => {
+                let test = format!("({value} ?& {}::text[])", sql.bind(keys.to_param()));
+                sql.condition(KEYED, &test)
+            }
+            Self::Element(operand) => {
+                let test = format!("({value} @> {}::jsonb)", sql.bind(list([operand])?));
+                sql.condition(ARRAY, &test)
+            }
+            Self::AllElementsIn(operands) => {
+                let values = sql.bind(list(operands)?);
+                let mut test = format!("{value} <@ {values}::jsonb");
+                if operands.iter().any(is_container) {
+                    test.push_str(&format!(
+                        " AND NOT EXISTS (SELECT FROM {} WHERE e.element NOT IN \
+                         (SELECT jsonb_array_elements({values}::jsonb)))",
                         elements(&value)
-                    ),
-                });
+                    ));
+                }
+                sql.condition(ARRAY, &format!("({test})"))
             }
-            let test = if tests.is_empty() { "FALSE".to_owned() } else { tests.join(" OR ") };
-            sql.guarded(field, ARRAY, &format!("({test})"), negated)
+            Self::AnyElementIn(operands) => {
+                let mut tests = Vec::new();
+                for operand in operands {
+                    let list = sql.bind(list([operand])?);
+                    let test = format!("{value} @> {list}::jsonb");
+                    tests.push(if is_container(operand) {
+                        format!(
+                            "({test} AND EXISTS (SELECT FROM {} WHERE e.element = {list}::jsonb->0))",
+                            elements(&value)
+                        )
+                    } else {
+                        test
+                    });
+                }
+                let test = if tests.is_empty() { "FALSE".to_owned() } else { tests.join(" OR ") };
+                sql.condition(ARRAY, &format!("({test})"))
+            }
         }
     }
 }
@@ -249,41 +246,47 @@ fn list<'a>(operands: impl IntoIterator<Item = &'a Operand>) -> Result<Param> {
     Ok(Param::text(format!("[{}]", texts.join(","))))
 }
 
-pub(super) fn render_length(
-    comparison: CompareOp,
+struct Length {
+    op: CompareOp,
     len: usize,
-    field: &Field,
-    sql: &mut SqlContext<'_>,
-    negated: bool,
-) -> Result<String> {
-    let value = field.jsonb(sql.document)?;
-    let sign = comparison.negated(negated).as_str();
-    let len = sql.bind(field, Param::text(len.to_string()));
-    // Of anything else jsonb_array_length is an error, which CASE keeps from being asked.
-    Ok(format!(
-        "(CASE WHEN jsonb_typeof({value}) = 'array' THEN jsonb_array_length({value}) END {sign} \
-         {len}::numeric)"
-    ))
 }
 
-pub(super) fn render_path(
-    path: &str,
+impl Predicate for Length {
+    fn render(&self, sql: &mut Render<'_>) -> Result<String> {
+        let value = sql.jsonb()?;
+        let sign = self.op.negated_if(sql.negated).as_str();
+        let len = sql.bind(Param::text(self.len.to_string()));
+        // Of anything else jsonb_array_length is an error, which CASE keeps from being asked.
+        Ok(format!(
+            "(CASE WHEN jsonb_typeof({value}) = 'array' THEN jsonb_array_length({value}) END {sign} \
+             {len}::numeric)"
+        ))
+    }
+}
+
+struct JsonPath {
+    path: String,
+    /// Whether the path must find something, or must be a predicate that is true.
     exists: bool,
-    field: &Field,
-    sql: &mut SqlContext<'_>,
-    negated: bool,
-) -> Result<String> {
-    let value = field.jsonb(sql.document)?;
-    let has_times = has_times(path);
-    let path = sql.bind(field, path.to_param());
-    let test = match (has_times, exists) {
-        (false, true) => format!("({value} @? {path}::jsonpath)"),
-        (false, false) => format!("({value} @@ {path}::jsonpath)"),
-        // The operators raise an error when they compare a time with a zone to one without.
-        (true, true) => format!("jsonb_path_exists_tz({value}, {path}::jsonpath, '{{}}', true)"),
-        (true, false) => format!("jsonb_path_match_tz({value}, {path}::jsonpath, '{{}}', true)"),
-    };
-    sql.guarded(field, &[], &test, negated)
+}
+
+impl Predicate for JsonPath {
+    fn render(&self, sql: &mut Render<'_>) -> Result<String> {
+        let value = sql.jsonb()?;
+        let path = sql.bind(self.path.to_param());
+        let test = match (has_times(&self.path), self.exists) {
+            (false, true) => format!("({value} @? {path}::jsonpath)"),
+            (false, false) => format!("({value} @@ {path}::jsonpath)"),
+            // The operators raise an error when they compare a time with a zone to one without.
+            (true, true) => {
+                format!("jsonb_path_exists_tz({value}, {path}::jsonpath, '{{}}', true)")
+            }
+            (true, false) => {
+                format!("jsonb_path_match_tz({value}, {path}::jsonpath, '{{}}', true)")
+            }
+        };
+        sql.condition(&[], &test)
+    }
 }
 
 /// Whether a path has a method that makes a date or a time. Yes is safe, but no index serves it.

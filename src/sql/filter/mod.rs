@@ -9,10 +9,9 @@ mod text;
 mod tree;
 mod vector;
 
-use std::{collections::VecDeque, fmt};
+use std::{collections::VecDeque, fmt, sync::Arc};
 
-use self::predicate::Operator;
-pub(super) use self::predicate::SqlContext;
+use self::predicate::{Predicate, Render};
 use super::{field::Field, parameters::Parameters};
 use crate::error::{Error, Result};
 
@@ -80,9 +79,14 @@ pub struct Filter {
 enum Node {
     Group(Connective, VecDeque<Filter>),
     Not(Box<Filter>),
-    Leaf(Box<(Field, Operator)>),
+    Leaf(Arc<Leaf>),
     /// In place of what was nested too deeply.
     TooDeep,
+}
+
+struct Leaf {
+    field: Field,
+    predicate: Box<dyn Predicate>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,9 +95,20 @@ enum Connective {
     Or,
 }
 
+/// The statement that a filter becomes a part of.
+pub(super) struct SqlContext<'a> {
+    /// The JSON column, quoted.
+    pub(super) document: &'a str,
+    /// Whether its values are selected as documents, and so are of type `json` or `jsonb`. With a
+    /// projection in SQL it may be any column.
+    pub(super) is_json: bool,
+    pub(super) parameters: &'a mut Parameters,
+}
+
 impl Filter {
-    fn leaf(field: Field, operator: Operator) -> Self {
-        Self { node: Node::Leaf(Box::new((field, operator))), depth: 0 }
+    fn leaf(field: Field, predicate: impl Predicate + 'static) -> Self {
+        let leaf = Leaf { field, predicate: Box::new(predicate) };
+        Self { node: Node::Leaf(Arc::new(leaf)), depth: 0 }
     }
 
     /// Matches if all of the filters match. An empty list matches everything.
@@ -168,7 +183,13 @@ impl Filter {
     /// stays unknown, and what the server sees has no NOT around what an index could serve.
     fn render(&self, sql: &mut SqlContext<'_>, negated: bool) -> Result<String> {
         match &self.node {
-            Node::Leaf(leaf) => leaf.1.render(&leaf.0, sql, negated),
+            Node::Leaf(leaf) => leaf.predicate.render(&mut Render {
+                field: &leaf.field,
+                document: sql.document,
+                is_json: sql.is_json,
+                parameters: sql.parameters,
+                negated,
+            }),
             Node::Not(filter) => filter.render(sql, !negated),
             Node::Group(word, filters) => {
                 let (word, if_empty) = match (word, negated) {

@@ -2,15 +2,14 @@
 
 use super::{
     Filter,
-    predicate::{Operator, STRING, SqlContext},
+    predicate::{Predicate, Render, STRING},
 };
 use crate::{
     error::Result,
     sql::{field::Field, param::ToParam},
 };
 
-#[derive(Clone)]
-pub(crate) enum NetworkTest {
+enum NetworkTest {
     /// An operator of `inet`, and its right side.
     Operator(&'static str, String),
     Family(u8),
@@ -101,7 +100,7 @@ impl Field {
     }
 
     fn network(self, test: NetworkTest) -> Filter {
-        Filter::leaf(self, Operator::Network(test))
+        Filter::leaf(self, test)
     }
 }
 
@@ -119,28 +118,26 @@ const ADDRESS_PATTERN: &str = concat!(
     ")(/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?)$",
 );
 
-pub(super) fn render(
-    test: &NetworkTest,
-    field: &Field,
-    sql: &mut SqlContext<'_>,
-    negated: bool,
-) -> Result<String> {
-    let text = field.text(sql.document)?;
-    let value = match field.is_column() {
-        true => text,
-        false => format!(
-            "CASE WHEN {text} ~ '{}' THEN {text}::inet END",
-            ADDRESS_PATTERN.replace('X', "[0-9a-fA-F]{1,4}")
-        ),
-    };
-    let test = match test {
-        NetworkTest::Operator(sign, right) => {
-            format!("({value} {sign} {}::inet)", sql.bind(field, right.to_param()))
-        }
-        NetworkTest::Family(family) => format!("(family({value}) = {family})"),
-        NetworkTest::Within(networks) => {
-            format!("({value} <<= ANY('{{{}}}'::inet[]))", networks.join(","))
-        }
-    };
-    sql.guarded(field, STRING, &test, negated)
+impl Predicate for NetworkTest {
+    fn render(&self, sql: &mut Render<'_>) -> Result<String> {
+        let text = sql.text()?;
+        let value = if sql.is_column() {
+            text
+        } else {
+            format!(
+                "CASE WHEN {text} ~ '{}' THEN {text}::inet END",
+                ADDRESS_PATTERN.replace('X', "[0-9a-fA-F]{1,4}")
+            )
+        };
+        let test = match self {
+            Self::Operator(sign, right) => {
+                format!("({value} {sign} {}::inet)", sql.bind(right.to_param()))
+            }
+            Self::Family(family) => format!("(family({value}) = {family})"),
+            Self::Within(networks) => {
+                format!("({value} <<= ANY('{{{}}}'::inet[]))", networks.join(","))
+            }
+        };
+        sql.condition(STRING, &test)
+    }
 }

@@ -1,138 +1,113 @@
-//! The operators of fields, and the SQL each of them is.
+//! The interface between filters and predicates, and what the predicates have in common.
 //!
-//! On a field of the document an operator is a test and a guard: the test is what is asked, and the
-//! guard that the field has the type the test is about. Both together match; for a negation the test is
-//! turned round and the guard stays. On a column there is no guard, for a column has one type.
+//! On a field of the document, a predicate consists of a test and a guard: the test is the
+//! condition, and the guard checks that the field has the type that the test applies to. A document
+//! matches if both hold. A negated predicate negates the test and keeps the guard. On a column there
+//! is no guard, because a column has only one type.
 
-use super::{
-    compare::{self, CompareOp},
-    container::{self, Containment},
-    network::{self, NetworkTest},
-    search::{self, SearchKind},
-    text,
-    tree::{self, TreeTest},
-    vector::{self, DistanceMetric},
-};
+use std::panic::{RefUnwindSafe, UnwindSafe};
+
+use super::Filter;
 use crate::{
     error::{Error, Result},
-    sql::{field::Field, operand::Operand, param::Param, parameters::Parameters},
+    sql::{field::Field, param::Param, parameters::Parameters},
 };
 
-#[derive(Clone)]
-pub(super) enum Operator {
-    Compare(CompareOp, Operand),
-    Between(Operand, Operand),
-    In(Vec<Operand>),
-    IsNull,
-    Exists,
-    Like {
-        pattern: String,
-        ignore_case: bool,
-    },
-    Regex(String),
-    Container(Containment),
-    Length(CompareOp, usize),
-    JsonPath {
-        path: String,
-        exists: bool,
-    },
-    Search(SearchKind, String),
-    Network(NetworkTest),
-    Tree(TreeTest),
-    Distance {
-        metric: DistanceMetric,
-        vector: String,
-        size: usize,
-        below: f64,
-    },
-    /// What cannot be asked, and why.
-    Invalid(String),
+/// JSON types that a test applies to.
+pub(super) const STRING: &[&str] = &["string"];
+pub(super) const ARRAY: &[&str] = &["array"];
+
+/// A condition on one field: the leaf of a [`Filter`].
+pub(super) trait Predicate: Send + Sync + UnwindSafe + RefUnwindSafe {
+    /// Returns the SQL of the condition, or of its negation if [`Render::negated`] is set.
+    fn render(&self, sql: &mut Render<'_>) -> Result<String>;
 }
 
-impl Operator {
-    pub(super) fn render(
-        &self,
-        field: &Field,
-        sql: &mut SqlContext<'_>,
-        negated: bool,
-    ) -> Result<String> {
-        match self {
-            Self::Compare(comparison, operand) => {
-                compare::render(*comparison, operand, field, sql, negated)
-            }
-            Self::Between(low, high) => compare::render_between(low, high, field, sql, negated),
-            Self::In(operands) => compare::render_in(operands, field, sql, negated),
-            Self::IsNull | Self::Exists => {
-                let (value, sense) = match self {
-                    // The text of a JSON null is NULL too.
-                    Self::IsNull => (field.text(sql.document)?, !negated),
-                    _ => (field.json(sql.document)?, negated),
-                };
-                Ok(format!("({value} IS {}NULL)", if sense { "" } else { "NOT " }))
-            }
-            Self::Like { pattern, ignore_case } => {
-                text::render_like(pattern, *ignore_case, field, sql, negated)
-            }
-            Self::Regex(pattern) => text::render_regex(pattern, field, sql, negated),
-            Self::Container(containment) => container::render(containment, field, sql, negated),
-            Self::Length(comparison, len) => {
-                container::render_length(*comparison, *len, field, sql, negated)
-            }
-            Self::JsonPath { path, exists } => {
-                container::render_path(path, *exists, field, sql, negated)
-            }
-            Self::Search(kind, query) => search::render(*kind, query, field, sql, negated),
-            Self::Network(test) => network::render(test, field, sql, negated),
-            Self::Tree(test) => tree::render(test, field, sql, negated),
-            Self::Distance { metric, vector, size, below } => {
-                vector::render(*metric, (vector, *size), *below, field, sql, negated)
-            }
-            Self::Invalid(why) => Err(Error::config(why.clone())),
-        }
+/// A predicate that cannot be rendered, because its arguments are invalid.
+struct Invalid(String);
+
+impl Predicate for Invalid {
+    fn render(&self, _: &mut Render<'_>) -> Result<String> {
+        Err(Error::config(self.0.clone()))
     }
 }
 
-/// SQL in the making.
-pub(in crate::sql) struct SqlContext<'a> {
-    /// The JSON column, quoted.
-    pub(in crate::sql) document: &'a str,
-    /// Whether its values are selected as documents, and so are of type `json` or `jsonb`. With a
-    /// projection in SQL it may be any column.
-    pub(in crate::sql) is_json: bool,
-    pub(in crate::sql) parameters: &'a mut Parameters,
+impl Filter {
+    /// Returns a filter that fails with `message` when the query is executed.
+    pub(super) fn invalid(field: Field, message: impl Into<String>) -> Self {
+        Self::leaf(field, Invalid(message.into()))
+    }
 }
 
-impl SqlContext<'_> {
+/// The context in which a predicate is rendered.
+pub(super) struct Render<'a> {
+    pub(super) field: &'a Field,
+    /// The JSON column, quoted.
+    pub(super) document: &'a str,
+    /// Whether the JSON column is known to be of type `json` or `jsonb`.
+    pub(super) is_json: bool,
+    pub(super) parameters: &'a mut Parameters,
+    pub(super) negated: bool,
+}
+
+impl Render<'_> {
+    /// The field's value as text.
+    pub(super) fn text(&self) -> Result<String> {
+        self.field.text(self.document)
+    }
+
+    /// The field's value as `jsonb`; a column keeps its own type.
+    pub(super) fn json(&self) -> Result<String> {
+        self.field.json(self.document)
+    }
+
+    /// The field's value as `jsonb`, even if the field is a column.
+    pub(super) fn jsonb(&self) -> Result<String> {
+        self.field.jsonb(self.document)
+    }
+
+    /// Whether the field is a column.
+    pub(super) fn is_column(&self) -> bool {
+        self.field.is_column()
+    }
+
+    /// Whether the field is the JSON column itself.
+    pub(super) fn is_document(&self) -> bool {
+        self.field.is_document(self.document)
+    }
+
     /// The JSON column as `jsonb`.
     pub(super) fn document_as_jsonb(&self) -> String {
-        match self.is_json {
-            true => format!("({}::jsonb)", self.document),
-            false => format!("to_jsonb({})", self.document),
+        if self.is_json {
+            format!("({}::jsonb)", self.document)
+        } else {
+            format!("to_jsonb({})", self.document)
         }
     }
 
-    /// Adds a value that the field is compared with, and returns its SQL. With a field of the
-    /// document it is text, or cast by the SQL; with a column, the server may infer its type.
-    pub(super) fn bind(&mut self, field: &Field, param: Param) -> String {
-        match field.is_column() {
-            true => self.parameters.add(param),
-            false => self.parameters.add_text(param),
+    /// Adds a value that the field is compared with, and returns its SQL. For a field of the
+    /// document, the SQL casts the value or uses it as text; for a column, the server may infer the
+    /// value's type.
+    pub(super) fn bind(&mut self, param: Param) -> String {
+        if self.is_column() { self.parameters.add(param) } else { self.parameters.add_text(param) }
+    }
+
+    /// Returns the test, or its negation, with a guard for `types`.
+    pub(super) fn condition(&self, types: &[&str], test: &str) -> Result<String> {
+        if self.negated {
+            self.guarded(types, &format!("NOT {test}"))
+        } else {
+            self.guarded(types, test)
         }
     }
 
-    /// A test on a field that must be of one of these types; on a column, the test alone.
-    pub(super) fn guarded(
-        &self,
-        field: &Field,
-        types: &[&str],
-        test: &str,
-        negated: bool,
-    ) -> Result<String> {
-        let test = if negated { format!("NOT {test}") } else { test.to_owned() };
-        if field.is_column() || types.is_empty() {
+    /// Returns the test as it is, with a guard for `types`. A column has no guard, and neither has
+    /// a test without types.
+    pub(super) fn guarded(&self, types: &[&str], test: &str) -> Result<String> {
+        if self.is_column() || types.is_empty() {
             return Ok(format!("({test})"));
         }
-        let json = field.json(self.document)?;
+        let json = self.json()?;
         let types: Vec<_> = types.iter().map(|t| format!("'{t}'")).collect();
         Ok(match types.as_slice() {
             [only] => format!("({test} AND jsonb_typeof{json} = {only})"),
@@ -140,6 +115,3 @@ impl SqlContext<'_> {
         })
     }
 }
-
-pub(super) const STRING: &[&str] = &["string"];
-pub(super) const ARRAY: &[&str] = &["array"];

@@ -2,7 +2,7 @@
 
 use super::{
     Filter,
-    predicate::{Operator, STRING, SqlContext},
+    predicate::{Predicate, Render, STRING},
 };
 use crate::{
     error::Result,
@@ -14,7 +14,7 @@ use crate::{
 
 /// How the text of a query is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum SearchKind {
+enum SearchKind {
     Operators,
     Plain,
     Phrase,
@@ -90,13 +90,12 @@ impl Field {
             SearchKind::Phrase => MAX_PHRASE,
             SearchKind::Operators | SearchKind::Plain | SearchKind::Web => MAX_QUERY,
         };
-        let operator = match query.len() {
-            len if len > max => Operator::Invalid(format!(
-                "a full text query of {len} bytes: at most {max} are supported"
-            )),
-            _ => Operator::Search(kind, cancel_negations(kind, query)),
-        };
-        Filter::leaf(self, operator)
+        if query.len() > max {
+            let len = query.len();
+            let message = format!("a full text query of {len} bytes: at most {max} are supported");
+            return Filter::invalid(self, message);
+        }
+        Filter::leaf(self, Search { kind, query: cancel_negations(kind, query) })
     }
 }
 
@@ -130,47 +129,48 @@ fn cancel_negations(kind: SearchKind, query: &str) -> String {
     kept
 }
 
-pub(super) fn render(
+struct Search {
     kind: SearchKind,
-    query: &str,
-    field: &Field,
-    sql: &mut SqlContext<'_>,
-    negated: bool,
-) -> Result<String> {
-    let function = match kind {
-        SearchKind::Operators => "to_tsquery",
-        SearchKind::Plain => "plainto_tsquery",
-        SearchKind::Phrase => "phraseto_tsquery",
-        SearchKind::Web => "websearch_to_tsquery",
-    };
-    let value = field.text(sql.document)?;
-    // A column may be of type jsonb.
-    let text = if field.is_column() { format!("{value}::text") } else { value.clone() };
-    // In the text of the statement, for an index is made for one language: with a parameter, a
-    // prepared statement would not use it.
-    let language =
-        format!("{}::regconfig", literal(field.language.as_deref().unwrap_or("simple"))?);
-    let query = format!("{function}({language}, {})", sql.bind(field, query.to_param()));
-    let vector = format!("to_tsvector({language}, {value})");
-    let is_short = format!("octet_length({text}) <= {MAX_UNCOUNTED_TEXT}");
-    // An upper bound: for each word its length, padding, a count, its last position, and two bytes
-    // in case a dictionary makes it longer; and two bytes for each position before the last one
-    // there is.
-    let fits = format!(
-        "octet_length({text}) BETWEEN {MAX_UNCOUNTED_TEXT} + 1 AND {MAX_COUNTED_TEXT} AND (SELECT coalesce(sum(octet_length(word) + 7), 0) \
-         FROM (SELECT DISTINCT lower(t.token) AS word FROM \
-         ts_parse((SELECT c.cfgparser FROM pg_catalog.pg_ts_config c WHERE c.oid = {language}), {text}) t \
-         WHERE t.tokid IN (SELECT m.maptokentype FROM pg_catalog.pg_ts_config_map m \
-         WHERE m.mapcfg = {language})) AS words) <= {MAX_TSVECTOR} - 2 * {MAX_POSITION}"
-    );
-    if negated {
-        let test = format!("CASE WHEN {is_short} OR ({fits}) THEN {vector} @@ {query} END");
-        return sql.guarded(field, STRING, &format!("({test})"), true);
+    query: String,
+}
+
+impl Predicate for Search {
+    fn render(&self, sql: &mut Render<'_>) -> Result<String> {
+        let function = match self.kind {
+            SearchKind::Operators => "to_tsquery",
+            SearchKind::Plain => "plainto_tsquery",
+            SearchKind::Phrase => "phraseto_tsquery",
+            SearchKind::Web => "websearch_to_tsquery",
+        };
+        let value = sql.text()?;
+        // A column may be of type jsonb.
+        let text = if sql.is_column() { format!("{value}::text") } else { value.clone() };
+        // In the text of the statement, for an index is made for one language: with a parameter, a
+        // prepared statement would not use it.
+        let language =
+            format!("{}::regconfig", literal(sql.field.language.as_deref().unwrap_or("simple"))?);
+        let query = format!("{function}({language}, {})", sql.bind(self.query.to_param()));
+        let vector = format!("to_tsvector({language}, {value})");
+        let is_short = format!("octet_length({text}) <= {MAX_UNCOUNTED_TEXT}");
+        // An upper bound: for each word its length, padding, a count, its last position, and two bytes
+        // in case a dictionary makes it longer; and two bytes for each position before the last one
+        // there is.
+        let fits = format!(
+            "octet_length({text}) BETWEEN {MAX_UNCOUNTED_TEXT} + 1 AND {MAX_COUNTED_TEXT} AND (SELECT coalesce(sum(octet_length(word) + 7), 0) \
+             FROM (SELECT DISTINCT lower(t.token) AS word FROM \
+             ts_parse((SELECT c.cfgparser FROM pg_catalog.pg_ts_config c WHERE c.oid = {language}), {text}) t \
+             WHERE t.tokid IN (SELECT m.maptokentype FROM pg_catalog.pg_ts_config_map m \
+             WHERE m.mapcfg = {language})) AS words) <= {MAX_TSVECTOR} - 2 * {MAX_POSITION}"
+        );
+        if sql.negated {
+            let test = format!("CASE WHEN {is_short} OR ({fits}) THEN {vector} @@ {query} END");
+            return sql.condition(STRING, &format!("({test})"));
+        }
+        // An index serves conditions, not a CASE. Within OR, they are evaluated from left to right,
+        // until one is false. A condition that both sides have would be moved in front of them, and no
+        // longer be guarded: so the second one has its operands in the other order.
+        let test =
+            format!("(({is_short} AND {vector} @@ {query}) OR ({fits} AND {query} @@ {vector}))");
+        sql.guarded(STRING, &test)
     }
-    // An index serves conditions, not a CASE. Within OR, they are evaluated from left to right,
-    // until one is false. A condition that both sides have would be moved in front of them, and no
-    // longer be guarded: so the second one has its operands in the other order.
-    let test =
-        format!("(({is_short} AND {vector} @@ {query}) OR ({fits} AND {query} @@ {vector}))");
-    sql.guarded(field, STRING, &test, false)
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Filter,
-    predicate::{Operator, STRING, SqlContext},
+    predicate::{Predicate, Render, STRING},
 };
 use crate::{
     error::Result,
@@ -69,18 +69,16 @@ impl Field {
     ///
     /// [POSIX regular expression]: https://www.postgresql.org/docs/current/functions-matching.html#FUNCTIONS-POSIX-REGEXP
     pub fn matches_regex(self, pattern: &str) -> Filter {
-        Filter::leaf(self, Operator::Regex(pattern.to_owned()))
+        Filter::leaf(self, Regex(pattern.to_owned()))
     }
 
     fn pattern(self, pattern: String, ignore_case: bool) -> Filter {
         let trailing = pattern.chars().rev().take_while(|c| *c == '\\').count();
-        let operator = match trailing % 2 {
-            0 => Operator::Like { pattern, ignore_case },
-            _ => Operator::Invalid(
-                "a LIKE pattern ends with a backslash that escapes nothing: double it".into(),
-            ),
-        };
-        Filter::leaf(self, operator)
+        if trailing % 2 == 1 {
+            let message = "a LIKE pattern ends with a backslash that escapes nothing: double it";
+            return Filter::invalid(self, message);
+        }
+        Filter::leaf(self, Like { pattern, ignore_case })
     }
 }
 
@@ -96,25 +94,24 @@ fn escape(text: &str) -> String {
     pattern
 }
 
-pub(super) fn render_like(
-    pattern: &str,
+struct Like {
+    pattern: String,
     ignore_case: bool,
-    field: &Field,
-    sql: &mut SqlContext<'_>,
-    negated: bool,
-) -> Result<String> {
-    let word = if ignore_case { "ILIKE" } else { "LIKE" };
-    let test =
-        format!("{} {word} {}", field.text(sql.document)?, sql.bind(field, pattern.to_param()));
-    sql.guarded(field, STRING, &format!("({test})"), negated)
 }
 
-pub(super) fn render_regex(
-    pattern: &str,
-    field: &Field,
-    sql: &mut SqlContext<'_>,
-    negated: bool,
-) -> Result<String> {
-    let test = format!("{} ~ {}", field.text(sql.document)?, sql.bind(field, pattern.to_param()));
-    sql.guarded(field, STRING, &format!("({test})"), negated)
+impl Predicate for Like {
+    fn render(&self, sql: &mut Render<'_>) -> Result<String> {
+        let word = if self.ignore_case { "ILIKE" } else { "LIKE" };
+        let test = format!("({} {word} {})", sql.text()?, sql.bind(self.pattern.to_param()));
+        sql.condition(STRING, &test)
+    }
+}
+
+struct Regex(String);
+
+impl Predicate for Regex {
+    fn render(&self, sql: &mut Render<'_>) -> Result<String> {
+        let test = format!("({} ~ {})", sql.text()?, sql.bind(self.0.to_param()));
+        sql.condition(STRING, &test)
+    }
 }

@@ -3,7 +3,7 @@
 use super::{
     Filter,
     compare::CompareOp,
-    predicate::{Operator, STRING, SqlContext},
+    predicate::{Predicate, Render, STRING},
 };
 use crate::{
     error::Result,
@@ -13,8 +13,7 @@ use crate::{
     },
 };
 
-#[derive(Clone)]
-pub(crate) enum TreeTest {
+enum TreeTest {
     /// An operator, its right side, and the type of that.
     Operator(&'static str, String, &'static str),
     AnyQuery(Vec<String>),
@@ -107,41 +106,39 @@ impl Field {
     }
 
     fn tree(self, test: TreeTest) -> Filter {
-        Filter::leaf(self, Operator::Tree(test))
+        Filter::leaf(self, test)
     }
 }
 
 /// What every version reads as `ltree` without an error.
 const PATH_PATTERN: &str = r"^[A-Za-z0-9_]{1,255}(\.[A-Za-z0-9_]{1,255})*$";
 
-pub(super) fn render(
-    test: &TreeTest,
-    field: &Field,
-    sql: &mut SqlContext<'_>,
-    negated: bool,
-) -> Result<String> {
-    let text = field.text(sql.document)?;
-    let value = match field.is_column() {
-        true => text,
-        false => format!(
-            "CASE WHEN {text} ~ E'{}' AND length({text}) <= 65535 THEN {text}::ltree END",
-            PATH_PATTERN.replace('\\', "\\\\")
-        ),
-    };
-    let test = match test {
-        TreeTest::Operator(sign, right, kind) => {
-            format!("({value} {sign} {}::{kind})", sql.bind(field, right.to_param()))
-        }
-        TreeTest::AnyQuery(patterns) => {
-            format!("({value} ? {}::lquery[])", sql.bind(field, patterns.to_param()))
-        }
-        TreeTest::Depth(comparison, depth) => {
-            let depth = sql.bind(field, Param::text(depth.to_string()));
-            format!("(nlevel({value}) {} {depth}::bigint)", comparison.as_str())
-        }
-        TreeTest::LowestCommonAncestor(paths) => {
-            format!("({value} = lca({}::ltree[]))", sql.bind(field, paths.to_param()))
-        }
-    };
-    sql.guarded(field, STRING, &test, negated)
+impl Predicate for TreeTest {
+    fn render(&self, sql: &mut Render<'_>) -> Result<String> {
+        let text = sql.text()?;
+        let value = if sql.is_column() {
+            text
+        } else {
+            format!(
+                "CASE WHEN {text} ~ E'{}' AND length({text}) <= 65535 THEN {text}::ltree END",
+                PATH_PATTERN.replace('\\', "\\\\")
+            )
+        };
+        let test = match self {
+            Self::Operator(sign, right, kind) => {
+                format!("({value} {sign} {}::{kind})", sql.bind(right.to_param()))
+            }
+            Self::AnyQuery(patterns) => {
+                format!("({value} ? {}::lquery[])", sql.bind(patterns.to_param()))
+            }
+            Self::Depth(comparison, depth) => {
+                let depth = sql.bind(Param::text(depth.to_string()));
+                format!("(nlevel({value}) {} {depth}::bigint)", comparison.as_str())
+            }
+            Self::LowestCommonAncestor(paths) => {
+                format!("({value} = lca({}::ltree[]))", sql.bind(paths.to_param()))
+            }
+        };
+        sql.condition(STRING, &test)
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     Filter,
-    predicate::{ARRAY, Operator, STRING, SqlContext},
+    predicate::{ARRAY, Predicate, Render, STRING},
 };
 use crate::{
     error::Result,
@@ -14,7 +14,7 @@ use crate::{
 
 /// How far two vectors are apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum DistanceMetric {
+enum DistanceMetric {
     L2,
     Cosine,
     InnerProduct,
@@ -90,58 +90,61 @@ impl Field {
         below: f64,
     ) -> Filter {
         let numbers: Vec<f32> = vector.into_iter().collect();
-        let operator = if numbers.is_empty() || !numbers.iter().all(|n| n.is_finite()) {
-            Operator::Invalid("a vector is empty, or has a number that is not finite".into())
-        } else {
-            let texts: Vec<_> = numbers.iter().map(f32::to_string).collect();
-            let vector = format!("[{}]", texts.join(","));
-            Operator::Distance { metric, vector, size: numbers.len(), below }
-        };
-        Filter::leaf(self, operator)
+        if numbers.is_empty() || !numbers.iter().all(|n| n.is_finite()) {
+            return Filter::invalid(self, "a vector is empty, or has a number that is not finite");
+        }
+        let texts: Vec<_> = numbers.iter().map(f32::to_string).collect();
+        let vector = format!("[{}]", texts.join(","));
+        Filter::leaf(self, Distance { metric, vector, size: numbers.len(), below })
     }
 
     fn bit_distance(self, metric: DistanceMetric, bits: &str, below: f64) -> Filter {
-        let operator = if bits.is_empty() || !bits.chars().all(|c| matches!(c, '0' | '1')) {
-            Operator::Invalid("a bit string is empty, or holds something other than 0 and 1".into())
-        } else {
-            Operator::Distance { metric, vector: bits.to_owned(), size: bits.len(), below }
-        };
-        Filter::leaf(self, operator)
+        if bits.is_empty() || !bits.chars().all(|c| matches!(c, '0' | '1')) {
+            let message = "a bit string is empty, or holds something other than 0 and 1";
+            return Filter::invalid(self, message);
+        }
+        let vector = bits.to_owned();
+        Filter::leaf(self, Distance { metric, vector, size: bits.len(), below })
     }
 }
 
-pub(super) fn render(
+struct Distance {
     metric: DistanceMetric,
-    (vector, size): (&str, usize),
+    /// The given vector or bit string, in the text form of its SQL type.
+    vector: String,
+    /// The number of its elements or bits.
+    size: usize,
     below: f64,
-    field: &Field,
-    sql: &mut SqlContext<'_>,
-    negated: bool,
-) -> Result<String> {
-    let is_bits = matches!(metric, DistanceMetric::Hamming | DistanceMetric::Jaccard);
-    let (kind, types) = if is_bits { ("varbit", STRING) } else { ("vector", ARRAY) };
-    let value = match (field.is_column(), is_bits) {
-        (true, _) => field.json(sql.document)?,
-        (false, true) => {
-            let text = field.text(sql.document)?;
-            format!(
-                "CASE WHEN {text} ~ '^[01]+$' AND length({text}) = {size} THEN {text}::varbit END"
-            )
-        }
-        // One after the other: each question is an error where the one before says no. Strict, for lax
-        // looks into arrays in the array.
-        (false, false) => {
-            let json = field.json(sql.document)?;
-            format!(
-                "CASE WHEN jsonb_typeof({json}) = 'array' THEN \
-                 CASE WHEN jsonb_array_length({json}) = {size} AND NOT {json} @? \
-                 'strict $[*] ? (@.type() != \"number\" || @ > 3.4e38 || @ < -3.4e38)' \
-                 THEN {json}::text::vector END END"
-            )
-        }
-    };
-    let vector = sql.bind(field, vector.to_param());
-    let below = sql.bind(field, Param::text(below.to_string()));
-    let test = format!("({value} {} {vector}::{kind} < {below}::float8)", metric.sign());
-    sql.guarded(field, types, &test, negated)
+}
+
+impl Predicate for Distance {
+    fn render(&self, sql: &mut Render<'_>) -> Result<String> {
+        let size = self.size;
+        let is_bits = matches!(self.metric, DistanceMetric::Hamming | DistanceMetric::Jaccard);
+        let (kind, types) = if is_bits { ("varbit", STRING) } else { ("vector", ARRAY) };
+        let value = match (sql.is_column(), is_bits) {
+            (true, _) => sql.json()?,
+            (false, true) => {
+                let text = sql.text()?;
+                format!(
+                    "CASE WHEN {text} ~ '^[01]+$' AND length({text}) = {size} THEN {text}::varbit END"
+                )
+            }
+            // One after the other: each question is an error where the one before says no. Strict, for lax
+            // looks into arrays in the array.
+            (false, false) => {
+                let json = sql.json()?;
+                format!(
+                    "CASE WHEN jsonb_typeof({json}) = 'array' THEN \
+                     CASE WHEN jsonb_array_length({json}) = {size} AND NOT {json} @? \
+                     'strict $[*] ? (@.type() != \"number\" || @ > 3.4e38 || @ < -3.4e38)' \
+                     THEN {json}::text::vector END END"
+                )
+            }
+        };
+        let vector = sql.bind(self.vector.to_param());
+        let below = sql.bind(Param::text(self.below.to_string()));
+        let test = format!("({value} {} {vector}::{kind} < {below}::float8)", self.metric.sign());
+        sql.condition(types, &test)
+    }
 }
