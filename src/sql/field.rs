@@ -161,8 +161,9 @@ pub(super) fn literal(text: &str) -> Result<String> {
         )));
     }
     let doubled = text.replace('\'', "''");
-    Ok(match doubled.contains('\\') {
-        true => format!("E'{}'", doubled.replace('\\', "\\\\")),
-        false => format!("'{doubled}'"),
+    Ok(if doubled.contains('\\') {
+        format!("E'{}'", doubled.replace('\\', "\\\\"))
+    } else {
+        format!("'{doubled}'")
     })
 }

@@ -32,9 +32,10 @@ struct Limited {
 impl Limited {
     fn enter(&mut self) -> io::Result<()> {
         self.depth += 1;
-        match self.depth > MAX_NESTING {
-            true => Err(io::Error::other(format!("it {}", too_deep()))),
-            false => Ok(()),
+        if self.depth > MAX_NESTING {
+            Err(io::Error::other(format!("it {}", too_deep())))
+        } else {
+            Ok(())
         }
     }
 }

@@ -41,9 +41,10 @@ number!(i8, i16, i32, i64, i128, u8, u16, u32, u64, u128, isize, usize);
 /// NaN and infinities are errors when the query is executed: JSON has none.
 impl From<f64> for Operand {
     fn from(number: f64) -> Self {
-        Self(match number.is_finite() {
-            true => OperandKind::Number(number.to_string()),
-            false => OperandKind::Invalid(format!("{number} is no number in JSON")),
+        Self(if number.is_finite() {
+            OperandKind::Number(number.to_string())
+        } else {
+            OperandKind::Invalid(format!("{number} is no number in JSON"))
         })
     }
 }
@@ -51,9 +52,10 @@ impl From<f64> for Operand {
 /// The shortest decimal that reads back as the same `f32`: 0.1 is 0.1.
 impl From<f32> for Operand {
     fn from(number: f32) -> Self {
-        Self(match number.is_finite() {
-            true => OperandKind::Number(number.to_string()),
-            false => OperandKind::Invalid(format!("{number} is no number in JSON")),
+        Self(if number.is_finite() {
+            OperandKind::Number(number.to_string())
+        } else {
+            OperandKind::Invalid(format!("{number} is no number in JSON"))
         })
     }
 }
@@ -162,9 +164,10 @@ impl Operand {
             OperandKind::Container(value) => contains_nul(value),
             _ => false,
         };
-        match contains_nul {
-            true => Param::invalid("holds a NUL character, which jsonb cannot hold"),
-            false => Param::text(self.json_text()),
+        if contains_nul {
+            Param::invalid("holds a NUL character, which jsonb cannot hold")
+        } else {
+            Param::text(self.json_text())
         }
     }
 

@@ -63,13 +63,13 @@ impl Parameters {
     /// [`Error::Config`]: there are too many parameters.
     pub(super) fn finish(mut self) -> Result<Vec<Param>> {
         self.close();
-        match self.is_too_long() {
-            false => Ok(self.list),
-            true => Err(Error::config(format!(
+        if self.is_too_long() {
+            return Err(Error::config(format!(
                 "the query has {} parameters, but the protocol allows {MAX_PARAMETERS}: use in_() or an \
                  array instead of one value for each",
                 self.list.len()
-            ))),
+            )));
         }
+        Ok(self.list)
     }
 }

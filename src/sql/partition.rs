@@ -196,9 +196,10 @@ impl RelationInfo {
     /// [lock]: https://www.postgresql.org/docs/current/sql-lock.html
     pub(crate) fn lock_and_export(&self, wait: Duration, rest: Duration) -> Result<String> {
         let Self { name, .. } = self;
-        let lock = match self.is_lockable {
-            true => format!("LOCK TABLE {name} IN ACCESS SHARE MODE"),
-            false => self.lock_by_reading(),
+        let lock = if self.is_lockable {
+            format!("LOCK TABLE {name} IN ACCESS SHARE MODE")
+        } else {
+            self.lock_by_reading()
         };
         Ok(format!(
             "{LEADING_STATEMENT}; {wait}; {stable}{lock}; {rest}; WITH locked AS MATERIALIZED ({LOCKED_RELATIONS}), tables AS (\
@@ -226,15 +227,12 @@ impl RelationInfo {
         let Self { name, .. } = self;
         let (bound, stable) = (self.set_lock_timeout(rest), self.stable_scans());
         let join = format!("SET TRANSACTION SNAPSHOT {}", literal(&exported.snapshot)?);
-        Ok(match self.is_lockable {
-            true => {
-                format!(
-                    "{LEADING_STATEMENT}; {bound}; {stable}LOCK TABLE {name} IN ACCESS SHARE MODE NOWAIT; {join}"
-                )
-            }
-            false => {
-                format!("{LEADING_STATEMENT}; {join}; {bound}; {stable}{}", self.lock_by_reading())
-            }
+        Ok(if self.is_lockable {
+            format!(
+                "{LEADING_STATEMENT}; {bound}; {stable}LOCK TABLE {name} IN ACCESS SHARE MODE NOWAIT; {join}"
+            )
+        } else {
+            format!("{LEADING_STATEMENT}; {join}; {bound}; {stable}{}", self.lock_by_reading())
         })
     }
 
@@ -251,11 +249,10 @@ impl RelationInfo {
 
     /// The first relation that the snapshot does not cover, or an empty text.
     fn uncovered_relation(&self) -> String {
-        let citus = match self.has_citus {
-            true => {
-                "WHEN c.oid IN (SELECT d.logicalrelid::oid FROM pg_dist_partition d) THEN 'Citus'"
-            }
-            false => "",
+        let citus = if self.has_citus {
+            "WHEN c.oid IN (SELECT d.logicalrelid::oid FROM pg_dist_partition d) THEN 'Citus'"
+        } else {
+            ""
         };
         format!(
             "coalesce((SELECT pg_catalog.min(pg_catalog.concat('the ', kind, ' table ', oid::regclass)) FROM (\
@@ -330,9 +327,10 @@ impl ExportedSnapshot {
             let (mut low, mut high) = (0, self.blocks.iter().copied().max().unwrap_or(0));
             while low < high {
                 let middle = low + (high - low) / 2;
-                match u128::from(before(middle)) >= wanted {
-                    true => high = middle,
-                    false => low = middle + 1,
+                if u128::from(before(middle)) >= wanted {
+                    high = middle;
+                } else {
+                    low = middle + 1;
                 }
             }
             low

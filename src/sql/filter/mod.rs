@@ -168,9 +168,10 @@ impl Filter {
 
     /// Drops what is too deep here, before anything recurses into it.
     fn nested(node: Node, depth: usize) -> Self {
-        match depth > MAX_DEPTH {
-            true => Self { node: Node::TooDeep, depth: 0 },
-            false => Self { node, depth },
+        if depth > MAX_DEPTH {
+            Self { node: Node::TooDeep, depth: 0 }
+        } else {
+            Self { node, depth }
         }
     }
 
