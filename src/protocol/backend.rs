@@ -21,6 +21,7 @@ pub(crate) enum Message {
         secret: Vec<u8>,
     },
     BindComplete,
+    CloseComplete,
     CommandComplete,
     DataRow,
     EmptyQueryResponse,
@@ -107,6 +108,7 @@ impl Message {
         match tag {
             b'1' => empty(Self::ParseComplete, "ParseComplete"),
             b'2' => empty(Self::BindComplete, "BindComplete"),
+            b'3' => empty(Self::CloseComplete, "CloseComplete"),
             b'A' => read_notification(body),
             b'C' => read_command_complete(body),
             b'E' | b'N' => {
@@ -157,6 +159,7 @@ impl Message {
             Self::Authentication(_) => "Authentication",
             Self::BackendKeyData { .. } => "BackendKeyData",
             Self::BindComplete => "BindComplete",
+            Self::CloseComplete => "CloseComplete",
             Self::CommandComplete => "CommandComplete",
             Self::DataRow => "DataRow",
             Self::EmptyQueryResponse => "EmptyQueryResponse",
@@ -179,6 +182,7 @@ pub(crate) fn name_of(tag: u8) -> &'static str {
     match tag {
         b'1' => "ParseComplete",
         b'2' => "BindComplete",
+        b'3' => "CloseComplete",
         b'A' => "NotificationResponse",
         b'C' => "CommandComplete",
         DATA_ROW => "DataRow",
@@ -446,7 +450,8 @@ mod tests {
     /// Frames as Postgres 15 sent them, without tag and length.
     #[test]
     fn recorded_messages_are_read() {
-        let cases: [(u8, &[u8], Message); 11] = [
+        let cases: [(u8, &[u8], Message); 12] = [
+            (b'3', b"", Message::CloseComplete),
             (b'R', b"\0\0\0\0", Message::Authentication(Authentication::Ok)),
             (
                 b'R',

@@ -3,14 +3,41 @@
 use super::backend::{Column, Message};
 use crate::error::{Error, Result};
 
+/// The messages of a request before Execute and Sync, which every request has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Steps {
+    /// Close messages, which come first.
+    pub(crate) closes: usize,
+    /// Whether it has a Parse. Otherwise the server has the statement already.
+    pub(crate) parses: bool,
+    /// Whether it has a Describe. Otherwise the columns are known.
+    pub(crate) describes: bool,
+}
+
+impl Steps {
+    /// Parse, Bind, Describe.
+    pub(crate) const WHOLE: Self = Self { closes: 0, parses: true, describes: true };
+}
+
 /// Where a query by the extended protocol stands: which message the server may send next.
 ///
 /// Rows are not handled here: they may arrive exactly while [`takes_rows`](Self::takes_rows)
 /// returns true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum ExtendedQuery {
-    /// Nothing has been answered.
+pub(crate) struct ExtendedQuery {
+    state: State,
+    /// Close messages that are not answered yet.
+    closes: usize,
+    describes: bool,
+    has_parsed: bool,
+    has_bound: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// ParseComplete is due, after a CloseComplete for each Close.
     Sent,
+    /// BindComplete is due, after a CloseComplete for each Close.
     Parsed,
     Bound,
     /// The columns are known.
@@ -36,23 +63,46 @@ pub(crate) enum Progress {
 }
 
 impl ExtendedQuery {
+    /// A query that is parsed, bound and described.
     pub(crate) fn new() -> Self {
-        Self::Sent
+        Self::with(Steps::WHOLE)
+    }
+
+    /// A query whose request has these steps.
+    ///
+    /// Without a Describe, rows may come directly after BindComplete, and there is no
+    /// [`Progress::Columns`].
+    pub(crate) fn with(steps: Steps) -> Self {
+        let Steps { closes, parses, describes } = steps;
+        let state = if parses { State::Sent } else { State::Parsed };
+        Self { state, closes, describes, has_parsed: false, has_bound: false }
     }
 
     /// A query whose portal has been bound: the server is to describe and execute it.
     pub(crate) fn bound() -> Self {
-        Self::Bound
+        Self { state: State::Bound, has_bound: true, ..Self::new() }
     }
 
     /// Whether rows may come now.
     pub(crate) fn takes_rows(self) -> bool {
-        self == Self::Rows
+        self.state == State::Rows
     }
 
     /// Whether the server may still be working on the query.
     pub(crate) fn is_running(self) -> bool {
-        matches!(self, Self::Sent | Self::Parsed | Self::Bound | Self::Rows)
+        matches!(self.state, State::Sent | State::Parsed | State::Bound | State::Rows)
+    }
+
+    /// Whether the server has confirmed the Parse of this request.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no query uses prepared statements yet"))]
+    pub(crate) fn has_parsed(self) -> bool {
+        self.has_parsed
+    }
+
+    /// Whether the server has bound the portal. An error after that is not about the statement.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no query uses prepared statements yet"))]
+    pub(crate) fn has_bound(self) -> bool {
+        self.has_bound
     }
 
     /// Takes the next message.
@@ -61,35 +111,46 @@ impl ExtendedQuery {
     ///
     /// [`Error::Protocol`]: the message must not come here.
     pub(crate) fn advance(&mut self, message: Message) -> Result<Progress> {
-        let (next, progress) = match (*self, message) {
-            (Self::Sent, Message::ParseComplete) => (Self::Parsed, Progress::Continue),
-            (Self::Parsed, Message::BindComplete) => (Self::Bound, Progress::Continue),
-            (Self::Bound, Message::RowDescription(columns)) => {
-                (Self::Rows, Progress::Columns(columns))
+        let (next, progress) = match (self.state, message) {
+            (state @ (State::Sent | State::Parsed), Message::CloseComplete) if self.closes > 0 => {
+                self.closes -= 1;
+                (state, Progress::Continue)
             }
-            (Self::Bound, Message::NoData) => (Self::Rows, Progress::Columns(Vec::new())),
-            (Self::Rows, Message::CommandComplete) => (Self::Complete, Progress::Continue),
-            (Self::Failed | Self::Complete, Message::ReadyForQuery) => {
-                (Self::Ready, Progress::Ready)
+            (State::Sent, Message::ParseComplete) if self.closes == 0 => {
+                self.has_parsed = true;
+                (State::Parsed, Progress::Continue)
+            }
+            (State::Parsed, Message::BindComplete) if self.closes == 0 => {
+                self.has_bound = true;
+                (if self.describes { State::Bound } else { State::Rows }, Progress::Continue)
+            }
+            (State::Bound, Message::RowDescription(columns)) => {
+                (State::Rows, Progress::Columns(columns))
+            }
+            (State::Bound, Message::NoData) => (State::Rows, Progress::Columns(Vec::new())),
+            (State::Rows, Message::CommandComplete) => (State::Complete, Progress::Continue),
+            (State::Failed | State::Complete, Message::ReadyForQuery) => {
+                (State::Ready, Progress::Ready)
             }
             // An error may follow the last row: the implicit transaction ends after it.
-            (Self::Failed, Message::ErrorResponse(_)) => (Self::Failed, Progress::Continue),
-            (Self::Ready, message) => return Err(message.unexpected("nothing")),
-            (_, Message::ErrorResponse(e)) => (Self::Failed, Progress::Failed(Error::Server(e))),
-            (state, message) => return Err(message.unexpected(state.expected())),
+            (State::Failed, Message::ErrorResponse(_)) => (State::Failed, Progress::Continue),
+            (State::Ready, message) => return Err(message.unexpected("nothing")),
+            (_, Message::ErrorResponse(e)) => (State::Failed, Progress::Failed(Error::Server(e))),
+            (_, message) => return Err(message.unexpected(self.expected())),
         };
-        *self = next;
+        self.state = next;
         Ok(progress)
     }
 
     fn expected(self) -> &'static str {
-        match self {
-            Self::Sent => "ParseComplete",
-            Self::Parsed => "BindComplete",
-            Self::Bound => "RowDescription",
-            Self::Rows => "DataRow or CommandComplete",
-            Self::Complete | Self::Failed => "ReadyForQuery",
-            Self::Ready => "nothing",
+        match self.state {
+            State::Sent | State::Parsed if self.closes > 0 => "CloseComplete",
+            State::Sent => "ParseComplete",
+            State::Parsed => "BindComplete",
+            State::Bound => "RowDescription",
+            State::Rows => "DataRow or CommandComplete",
+            State::Complete | State::Failed => "ReadyForQuery",
+            State::Ready => "nothing",
         }
     }
 }
@@ -104,5 +165,66 @@ mod tests {
         let error = query.advance(Message::BindComplete).unwrap_err().to_string();
         assert!(error.contains("BindComplete came, where ParseComplete is expected"), "{error}");
         assert!(query.is_running());
+    }
+    fn after(steps: Steps, messages: &[Message]) -> Result<ExtendedQuery> {
+        let mut query = ExtendedQuery::with(steps);
+        for message in messages {
+            query.advance(message.clone())?;
+        }
+        Ok(query)
+    }
+
+    #[test]
+    fn each_step_of_a_request_has_its_answer() {
+        use Message::{BindComplete, CloseComplete, CommandComplete, NoData, ParseComplete};
+        let answers = [
+            (Steps::WHOLE, vec![ParseComplete, BindComplete, NoData]),
+            (
+                Steps { closes: 2, ..Steps::WHOLE },
+                vec![CloseComplete, CloseComplete, ParseComplete, BindComplete, NoData],
+            ),
+            (Steps { parses: false, ..Steps::WHOLE }, vec![BindComplete, NoData]),
+            (Steps { closes: 0, parses: false, describes: false }, vec![BindComplete]),
+            (
+                Steps { closes: 1, parses: false, describes: false },
+                vec![CloseComplete, BindComplete],
+            ),
+        ];
+        for (steps, messages) in answers {
+            for count in 0..=messages.len() {
+                let query = after(steps, &messages[..count]).unwrap();
+                assert!(query.is_running());
+                assert_eq!(query.takes_rows(), count == messages.len(), "{steps:?} {count}");
+                let seen = |message| messages[..count].contains(&message);
+                assert_eq!(query.has_parsed(), seen(ParseComplete), "{steps:?} {count}");
+                assert_eq!(query.has_bound(), seen(BindComplete), "{steps:?} {count}");
+                // No message can be left out, repeated, or replaced by the end of the rows.
+                for wrong in [CloseComplete, ParseComplete, BindComplete, NoData, CommandComplete] {
+                    let is_next = messages.get(count).unwrap_or(&CommandComplete) == &wrong;
+                    let taken = query.clone().advance(wrong.clone()).is_ok();
+                    assert_eq!(taken, is_next, "{steps:?}, {count} messages, then {wrong:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_close_complete_is_named_in_the_error() {
+        let steps = Steps { closes: 2, ..Steps::WHOLE };
+        let error = after(steps, &[Message::CloseComplete, Message::ParseComplete]).unwrap_err();
+        let text = "ParseComplete came, where CloseComplete is expected";
+        assert!(error.to_string().contains(text), "{error}");
+    }
+
+    #[test]
+    fn a_failed_parse_or_bind_leaves_its_step_unconfirmed() {
+        let error = || Message::read(b'E', b"SERROR\0C26000\0Mgone\0\0").unwrap();
+        let bare = Steps { closes: 0, parses: false, describes: false };
+        let failed = after(bare, &[error()]).unwrap();
+        assert!(!failed.is_running() && !failed.has_bound() && !failed.takes_rows());
+        let failed = after(Steps::WHOLE, &[Message::ParseComplete, error()]).unwrap();
+        assert!(failed.has_parsed() && !failed.has_bound());
+        let rows = after(bare, &[Message::BindComplete, error()]).unwrap();
+        assert!(rows.has_bound());
     }
 }

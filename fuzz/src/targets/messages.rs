@@ -52,6 +52,7 @@ fn message(tag: u8, body: &[u8]) {
         }
         Message::ParseComplete
         | Message::BindComplete
+        | Message::CloseComplete
         | Message::EmptyQueryResponse
         | Message::NoData => {
             assert!(body.is_empty());
