@@ -264,6 +264,22 @@ impl ConnectionConfigBuilder {
         self
     }
 
+    /// Sets the maximum number of prepared statements that each connection keeps. Default: 100.
+    /// 0 disables prepared statements.
+    ///
+    /// A query whose text is used for the second time on a connection is prepared there, so that
+    /// later uses need no parsing. When there are more, the least recently used one is closed.
+    /// Texts of more than 32 KiB are never prepared.
+    ///
+    /// Prepared statements work behind poolers that support them, such as PgBouncer from 1.21 with
+    /// `max_prepared_statements`. If a pooler does not, the first statement that is missing
+    /// disables them for this configuration and its clones. The query itself is sent again without
+    /// a prepared statement.
+    pub fn statement_cache_capacity(mut self, n: usize) -> Self {
+        self.extras.statement_cache_capacity = n;
+        self
+    }
+
     /// Checks everything, and takes what is not set from the service file, the environment, or its
     /// default.
     ///

@@ -18,6 +18,7 @@ pub(crate) struct Extras {
     pub(crate) retry: RetryPolicy,
     pub(crate) cancel_timeout: Duration,
     pub(crate) drain_limit: usize,
+    pub(crate) statement_cache_capacity: usize,
 }
 
 impl Default for Extras {
@@ -39,6 +40,8 @@ impl Default for Extras {
             // What socket buffers hold many times over, and is read faster than a new connection
             // with its login is made.
             drain_limit: 16 << 20,
+            // sqlx keeps the same number.
+            statement_cache_capacity: 100,
         }
     }
 }

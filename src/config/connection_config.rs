@@ -11,6 +11,7 @@ use super::{
     retry::RetryPolicy,
     scram_cache::ScramCache,
     socket::SocketSettings,
+    statements_lost::StatementsLost,
     tls::{TlsConfig, TlsSettings},
 };
 use crate::{
@@ -79,6 +80,8 @@ pub struct ConnectionConfig {
     pub(crate) scram_server_key: Option<Key>,
     /// Shared by all copies, so that every connection of a pool profits.
     pub(crate) scram_cache: ScramCache,
+    /// Shared by all copies: see [`StatementsLost`].
+    pub(crate) statements_lost: StatementsLost,
     pub(crate) extras: Extras,
 }
 
@@ -310,6 +313,18 @@ impl ConnectionConfig {
     /// Returns how many bytes of a stopped query may be drained.
     pub fn drain_limit(&self) -> usize {
         self.extras.drain_limit
+    }
+
+    /// Returns the maximum number of prepared statements that each connection keeps.
+    pub fn statement_cache_capacity(&self) -> usize {
+        self.extras.statement_cache_capacity
+    }
+
+    /// Whether a connection of this configuration or of a copy of it has lost a prepared statement.
+    /// From then on, queries use the unnamed statement.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no query uses prepared statements yet"))]
+    pub(crate) fn prepared_statements_lost(&self) -> &StatementsLost {
+        &self.statements_lost
     }
 }
 

@@ -19,6 +19,7 @@ mod retry;
 mod scram_cache;
 mod service;
 mod socket;
+mod statements_lost;
 pub(crate) mod tls;
 
 pub use self::{

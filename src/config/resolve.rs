@@ -18,6 +18,7 @@ use super::{
     scram_cache::ScramCache,
     service,
     socket::SocketSettings,
+    statements_lost::StatementsLost,
     tls::{self, TlsConfig},
 };
 use crate::{
@@ -150,6 +151,7 @@ impl ConnectionConfig {
             scram_client_key: scram_key(&values, "scram_client_key")?,
             scram_server_key: scram_key(&values, "scram_server_key")?,
             scram_cache: ScramCache::default(),
+            statements_lost: StatementsLost::default(),
             extras,
             values,
         })
@@ -330,6 +332,29 @@ mod tests {
         let port = begun.to_builder().port(9).build().unwrap();
         assert_eq!(port.port(), [9, 9]);
         assert_eq!(port.host(), ["a", "b"]);
+    }
+
+    #[test]
+    fn copies_share_that_statements_are_lost_and_built_configurations_do_not() {
+        let config = resolve("host=a", &[]);
+        let copy = config.clone();
+        let built = config.to_builder().build().unwrap();
+        assert!(!copy.prepared_statements_lost().get());
+        assert!(config.prepared_statements_lost().set());
+        assert!(!copy.prepared_statements_lost().set(), "it is set already");
+        assert!(copy.prepared_statements_lost().get());
+        assert!(!built.prepared_statements_lost().get());
+        assert!(!config.to_builder().build().unwrap().prepared_statements_lost().get());
+    }
+
+    #[test]
+    fn the_statement_cache_has_a_default_and_can_be_disabled() {
+        let config = resolve("", &[]);
+        assert_eq!(config.statement_cache_capacity(), 100);
+        let disabled = config.to_builder().statement_cache_capacity(0).build().unwrap();
+        assert_eq!(disabled.statement_cache_capacity(), 0);
+        let kept = disabled.to_builder().host("b").build().unwrap();
+        assert_eq!(kept.statement_cache_capacity(), 0);
     }
 
     #[test]

@@ -1,0 +1,24 @@
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+/// Whether a server has lost a prepared statement, as behind a pooler that gives each transaction
+/// another server connection and does not support prepared statements.
+///
+/// It is never reset. Copies of a configuration share it, because they connect to the same place. A
+/// configuration that is built from another one has its own: it may have another host.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StatementsLost(Arc<AtomicBool>);
+
+#[cfg_attr(not(test), expect(dead_code, reason = "no query uses prepared statements yet"))]
+impl StatementsLost {
+    pub(crate) fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether it is the first time.
+    pub(crate) fn set(&self) -> bool {
+        !self.0.swap(true, Ordering::Relaxed)
+    }
+}
