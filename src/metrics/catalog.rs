@@ -86,6 +86,16 @@ catalog! {
         "Pauses that lasted longer than they may.";
     QUERIES_RESUMED_TOTAL "queries_resumed_total" Counter "resumptions" ["entity"]
         "Times that a query went on behind its last row on another connection.";
+    STATEMENT_CACHE_HITS_TOTAL "statement_cache_hits_total" Counter "queries" ["entity"]
+        "Queries that executed a statement that was already prepared.";
+    STATEMENT_CACHE_MISSES_TOTAL "statement_cache_misses_total" Counter "queries" ["entity"]
+        "Queries that could use prepared statements, but whose text was parsed.";
+    STATEMENT_CACHE_EVICTIONS_TOTAL "statement_cache_evictions_total" Counter "statements"
+        ["entity"]
+        "Prepared statements that were closed because a query on this relation needed their place.";
+    STATEMENTS_REPREPARED_TOTAL "statements_reprepared_total" Counter "queries"
+        ["entity", "reason"]
+        "Queries that were sent again because the server's prepared statement was missing, had changed, or existed already.";
     CONNECT_DURATION_SECONDS "connect_duration_seconds" Histogram "seconds" ["transport"]
         "Making a connection, from the socket to where it takes a query.";
     TLS_HANDSHAKE_DURATION_SECONDS "tls_handshake_duration_seconds" Histogram "seconds" []

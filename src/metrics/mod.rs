@@ -18,7 +18,9 @@ pub(crate) mod pool;
 mod query;
 
 pub use self::catalog::*;
-pub(crate) use self::query::{ChunkSeen, Outcome, QueryLabels, QueryMetrics, QueryMetricsCache};
+pub(crate) use self::query::{
+    ChunkSeen, Outcome, QueryLabels, QueryMetrics, QueryMetricsCache, Reprepared,
+};
 
 /// A metric of the [`CATALOG`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -43,6 +43,8 @@ struct EntityMetrics {
     rows: OnceLock<Histogram>,
     bytes: OnceLock<Histogram>,
     chunk_size: OnceLock<Gauge>,
+    statement_hits: OnceLock<Counter>,
+    statement_misses: OnceLock<Counter>,
     rows_received: Counter,
     bytes_received: Counter,
     rows_yielded: Counter,
@@ -78,6 +80,8 @@ impl EntityMetrics {
             rows: OnceLock::new(),
             bytes: OnceLock::new(),
             chunk_size: OnceLock::new(),
+            statement_hits: OnceLock::new(),
+            statement_misses: OnceLock::new(),
             rows_received: count(ROWS_RECEIVED_TOTAL),
             bytes_received: count(BYTES_RECEIVED_TOTAL),
             rows_yielded: count(ROWS_YIELDED_TOTAL),
@@ -171,6 +175,27 @@ pub(crate) enum Outcome {
     Failed { category: &'static str, by_timeout: bool, by_memory: bool },
     Dropped,
     Cancelled,
+}
+
+/// Why a query was sent again with another statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reprepared {
+    /// The server does not have the statement any more.
+    Missing,
+    /// The result of the statement has changed.
+    Changed,
+    /// The server has the statement already.
+    Exists,
+}
+
+impl Reprepared {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Changed => "changed",
+            Self::Exists => "exists",
+        }
+    }
 }
 
 impl QueryMetrics {
@@ -351,6 +376,32 @@ impl QueryMetrics {
     }
 }
 
+/// Prepared statements.
+#[cfg_attr(not(test), expect(dead_code, reason = "no query uses prepared statements yet"))]
+impl QueryMetrics {
+    /// The server has the statement already.
+    pub(crate) fn statement_hit(&self) {
+        let new = || self.count(STATEMENT_CACHE_HITS_TOTAL);
+        self.metrics.statement_hits.get_or_init(new).increment(1);
+    }
+
+    /// The server has to parse the text, although statements are cached.
+    pub(crate) fn statement_missed(&self) {
+        let new = || self.count(STATEMENT_CACHE_MISSES_TOTAL);
+        self.metrics.statement_misses.get_or_init(new).increment(1);
+    }
+
+    pub(crate) fn statements_evicted(&self, statements: u64) {
+        if statements > 0 {
+            self.count(STATEMENT_CACHE_EVICTIONS_TOTAL).increment(statements);
+        }
+    }
+
+    pub(crate) fn statement_reprepared(&self, reason: Reprepared) {
+        self.count_by(STATEMENTS_REPREPARED_TOTAL, "reason", reason.as_str());
+    }
+}
+
 impl fmt::Debug for QueryMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("QueryMetrics").field("entity", &self.entity()).finish_non_exhaustive()
@@ -366,6 +417,7 @@ impl fmt::Debug for EntityMetrics {
 #[cfg(test)]
 mod tests {
     use ::metrics::{NoopRecorder, with_local_recorder};
+    use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 
     use super::*;
 
@@ -378,6 +430,44 @@ mod tests {
         // A recorder without a size has no address of its own.
         let recorder = (NoopRecorder, 7_u64);
         with_local_recorder(&recorder.0, || assert!(!Arc::ptr_eq(&first, &cache.entity("v"))));
+    }
+
+    #[test]
+    fn statements_are_counted_by_relation() {
+        let recorder = DebuggingRecorder::new();
+        with_local_recorder(&recorder, || {
+            let labels = QueryLabels { entity: "v", ..QueryLabels::default() };
+            let metrics = QueryMetrics::begin(&QueryMetricsCache::default(), labels);
+            metrics.statement_hit();
+            metrics.statement_hit();
+            metrics.statement_missed();
+            metrics.statements_evicted(0);
+            metrics.statement_reprepared(Reprepared::Missing);
+            metrics.statement_reprepared(Reprepared::Changed);
+            metrics.statement_reprepared(Reprepared::Exists);
+        });
+        let mut counted: Vec<_> = recorder
+            .snapshotter()
+            .snapshot()
+            .into_vec()
+            .into_iter()
+            .filter_map(|(key, _, _, value)| {
+                let name = key.key().name().strip_prefix("fraiseql_wire_statement")?.to_owned();
+                let labels: Vec<_> = key.key().labels().map(|l| l.value().to_owned()).collect();
+                Some((name, labels.join(" "), value))
+            })
+            .collect();
+        counted.sort_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1)));
+        let expected = [
+            ("_cache_hits_total", "v", 2),
+            ("_cache_misses_total", "v", 1),
+            ("s_reprepared_total", "v changed", 1),
+            ("s_reprepared_total", "v exists", 1),
+            ("s_reprepared_total", "v missing", 1),
+        ];
+        let expected =
+            expected.map(|(name, labels, n)| (name.into(), labels.into(), DebugValue::Counter(n)));
+        assert_eq!(counted, expected);
     }
 
     #[test]
