@@ -2,6 +2,11 @@
 //!
 //! [Message Formats]: https://www.postgresql.org/docs/current/protocol-message-formats.html
 
+use std::fmt;
+
+use bytes::Bytes;
+
+use super::extended_query::Steps;
 use crate::error::{Error, Result};
 
 /// Protocol 3.0, which every server and every pooler speaks.
@@ -81,25 +86,208 @@ pub(crate) fn sasl_response(data: &[u8]) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// One query by the extended protocol in one piece: Parse, Bind, Describe, Execute, Sync.
-///
-/// Statement and portal are unnamed, so that a pooler may give every transaction another server.
-/// The types of the parameters are left to the server, values go and come as text. Execute has no
-/// row limit: a limit would cost a round trip per portion and forbids parallel plans.
+/// One query by the extended protocol in one piece: Parse, Bind, Describe, Execute, Sync, all of
+/// the unnamed statement.
 pub(crate) fn extended_query(sql: &str, parameters: &[Option<&str>]) -> Result<Vec<u8>> {
-    let mut out = Vec::new();
-    parse_and_bind(&mut out, sql, parameters, "")?;
-    out.extend_from_slice(b"D\0\0\0\x06P\0"); // Describe the unnamed portal
-    out.extend_from_slice(EXECUTE);
-    out.extend_from_slice(SYNC);
-    Ok(out)
+    let (request, _) = Query::new(sql, parameters)?.request(Statement::Unnamed, NO_CLOSES)?;
+    Ok(request.into())
+}
+
+/// For a request that closes no statements.
+pub(crate) const NO_CLOSES: &[&str] = &[];
+
+/// A query and its parameters, checked, from which a request is made once it is known which
+/// statements the server has prepared.
+///
+/// The server infers the types of the parameters. Parameters and results are in text format.
+#[derive(Clone)]
+pub(crate) struct Query {
+    sql: Box<str>,
+    /// The end of Bind, after the names of portal and statement: parameter formats, values, result
+    /// formats.
+    values: Box<[u8]>,
+}
+
+/// The statement that a request executes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Statement<'a> {
+    /// Parsed by this request. A pooler can send each request to another server.
+    Unnamed,
+    /// Parsed by this request, under this name.
+    Prepare(&'a str),
+    /// Parsed by an earlier request of this connection, which described it too.
+    Prepared(&'a str),
+    /// Known to the server, but not described on this connection: another client of a pooler has
+    /// prepared it.
+    Existing(&'a str),
+}
+
+impl Query {
+    /// Checks and encodes a query.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`]: the server would not read a message of this length, there are more than
+    /// 65,535 parameters, or a text contains NUL.
+    pub(crate) fn new(sql: &str, parameters: &[Option<&str>]) -> Result<Self> {
+        let count = u16::try_from(parameters.len()).map_err(|_| {
+            Error::config(format!(
+                "{} parameters are bound, but the protocol allows 65,535 in one query",
+                parameters.len()
+            ))
+        })?;
+        let lengths = parameters.iter().map(|value| 4 + value.map_or(0, str::len));
+        let values = 2 + 2 + lengths.sum::<usize>() + 4;
+        // Before any of it is copied.
+        check_length(Some(b'P'), parse_length(sql, ""), MAX_MESSAGE)?;
+        check_length(Some(b'B'), bind_length("", "", values), MAX_MESSAGE)?;
+        if sql.contains('\0') {
+            return Err(nul("the SQL text"));
+        }
+        let mut out = Vec::with_capacity(values);
+        out.extend_from_slice(&0u16.to_be_bytes()); // all parameters are text
+        out.extend_from_slice(&count.to_be_bytes());
+        for (i, value) in parameters.iter().enumerate() {
+            match value {
+                None => out.extend_from_slice(&(-1i32).to_be_bytes()),
+                Some(value) => {
+                    // Postgres has no NUL in a text, and would answer with an error of encoding.
+                    if value.contains('\0') {
+                        return Err(nul(&format!("parameter ${}", i + 1)));
+                    }
+                    out.extend_from_slice(&length(value.len())?.to_be_bytes());
+                    out.extend_from_slice(value.as_bytes());
+                }
+            }
+        }
+        out.extend_from_slice(&[0, 1, 0, 0]); // one format for all columns: text
+        Ok(Self { sql: sql.into(), values: out.into() })
+    }
+
+    /// The text, which identifies a prepared statement.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no query uses prepared statements yet"))]
+    pub(crate) fn sql(&self) -> &str {
+        &self.sql
+    }
+
+    /// Whether its messages have room for the name of a statement. Otherwise only
+    /// [`Statement::Unnamed`] can execute it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "no query uses prepared statements yet"))]
+    pub(crate) fn has_room_for_name(&self) -> bool {
+        has_room(parse_length(&self.sql, "")) && has_room(bind_length("", "", self.values.len()))
+    }
+
+    /// The request: Close for each statement in `closes`, then Parse, Bind and Describe as far as
+    /// `statement` needs them, then Execute and Sync.
+    ///
+    /// The portal is unnamed. Execute has no row limit: a limit would cost a round trip per portion
+    /// and forbids parallel plans.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`]: a name contains NUL, or there is [no room](Self::has_room_for_name) for
+    /// it.
+    pub(crate) fn request(
+        &self,
+        statement: Statement<'_>,
+        closes: &[impl AsRef<str>],
+    ) -> Result<(Bytes, Steps)> {
+        let (name, parses, describes) = match statement {
+            Statement::Unnamed => ("", true, true),
+            Statement::Prepare(name) => (name, true, true),
+            Statement::Prepared(name) => (name, false, false),
+            Statement::Existing(name) => (name, false, true),
+        };
+        let close_lengths = closes.iter().map(|name| 1 + close_length(name.as_ref()));
+        let bind_length = 1 + bind_length("", name, self.values.len());
+        let parse_length = if parses { 1 + parse_length(&self.sql, name) } else { 0 };
+        let describe_length = if describes { DESCRIBE.len() } else { 0 };
+        let mut out = Vec::with_capacity(
+            close_lengths.sum::<usize>()
+                + parse_length
+                + bind_length
+                + describe_length
+                + END_OF_QUERY,
+        );
+        for name in closes {
+            message(&mut out, Some(b'C'), MAX_MESSAGE, |out| {
+                out.push(b'S');
+                text(out, name.as_ref(), STATEMENT_NAME)
+            })?;
+        }
+        if parses {
+            message(&mut out, Some(b'P'), MAX_MESSAGE, |out| {
+                text(out, name, STATEMENT_NAME)?;
+                out.extend_from_slice(self.sql.as_bytes());
+                out.push(0);
+                out.extend_from_slice(&0u16.to_be_bytes()); // no types given
+                Ok(())
+            })?;
+        }
+        message(&mut out, Some(b'B'), MAX_MESSAGE, |out| {
+            out.push(0); // the unnamed portal
+            text(out, name, STATEMENT_NAME)?;
+            out.extend_from_slice(&self.values);
+            Ok(())
+        })?;
+        if describes {
+            out.extend_from_slice(DESCRIBE);
+        }
+        out.extend_from_slice(EXECUTE);
+        out.extend_from_slice(SYNC);
+        Ok((out.into(), Steps { closes: closes.len(), parses, describes }))
+    }
+}
+
+/// Without the parameters, which may be secret.
+impl fmt::Debug for Query {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Query").field("sql", &self.sql).finish_non_exhaustive()
+    }
+}
+
+const STATEMENT_NAME: &str = "the name of a statement";
+
+/// Whether a name fits into a message that has this length without it.
+fn has_room(length: usize) -> bool {
+    /// Postgres shortens longer ones (`NAMEDATALEN`).
+    const MAX_NAME: usize = 63;
+    length + MAX_NAME <= MAX_MESSAGE
+}
+
+/// The length in a Parse without types.
+fn parse_length(sql: &str, name: &str) -> usize {
+    4 + name.len() + 1 + sql.len() + 1 + 2
+}
+
+/// The length in a Bind whose end has this many bytes.
+fn bind_length(portal: &str, name: &str, values: usize) -> usize {
+    4 + portal.len() + 1 + name.len() + 1 + values
+}
+
+/// The length in a Close of a statement.
+fn close_length(name: &str) -> usize {
+    4 + 1 + name.len() + 1
 }
 
 /// The first half of a query in a transaction: Parse, Bind of a named portal, Sync. The server
 /// plans the query and locks what it reads.
 pub(crate) fn bind_portal(portal: &str, sql: &str, parameters: &[Option<&str>]) -> Result<Vec<u8>> {
-    let mut out = Vec::new();
-    parse_and_bind(&mut out, sql, parameters, portal)?;
+    let Query { sql, values } = Query::new(sql, parameters)?;
+    let (parse, bind) = (parse_length(&sql, ""), bind_length(portal, "", values.len()));
+    let mut out = Vec::with_capacity(1 + parse + 1 + bind + SYNC.len());
+    message(&mut out, Some(b'P'), MAX_MESSAGE, |out| {
+        out.push(0); // the unnamed statement
+        text(out, &sql, "the SQL text")?;
+        out.extend_from_slice(&0u16.to_be_bytes()); // no types given
+        Ok(())
+    })?;
+    message(&mut out, Some(b'B'), MAX_MESSAGE, |out| {
+        text(out, portal, "the portal")?;
+        out.push(0); // the unnamed statement
+        out.extend_from_slice(&values);
+        Ok(())
+    })?;
     out.extend_from_slice(SYNC);
     Ok(out)
 }
@@ -120,60 +308,13 @@ pub(crate) fn execute_portal(portal: &str) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// Parse of the unnamed statement, and Bind of a portal of it.
-fn parse_and_bind(
-    out: &mut Vec<u8>,
-    sql: &str,
-    parameters: &[Option<&str>],
-    portal: &str,
-) -> Result<()> {
-    let count = u16::try_from(parameters.len()).map_err(|_| {
-        Error::config(format!(
-            "{} parameters are bound, but the protocol allows 65,535 in one query",
-            parameters.len()
-        ))
-    })?;
-    // Before any of it is copied.
-    let parse = 4 + 1 + sql.len() + 1 + 2;
-    let values = parameters.iter().map(|value| 4 + value.map_or(0, str::len)).sum::<usize>();
-    let bind = 4 + portal.len() + 2 + 2 + 2 + values + 4;
-    check_length(Some(b'P'), parse, MAX_MESSAGE)?;
-    check_length(Some(b'B'), bind, MAX_MESSAGE)?;
-    out.reserve(parse + bind + 32);
-    message(out, Some(b'P'), MAX_MESSAGE, |out| {
-        out.push(0); // the unnamed statement
-        text(out, sql, "the SQL text")?;
-        out.extend_from_slice(&0u16.to_be_bytes()); // no types given
-        Ok(())
-    })?;
-    message(out, Some(b'B'), MAX_MESSAGE, |out| {
-        text(out, portal, "the portal")?;
-        out.push(0); // the unnamed statement
-        out.extend_from_slice(&0u16.to_be_bytes()); // all parameters are text
-        out.extend_from_slice(&count.to_be_bytes());
-        for (i, value) in parameters.iter().enumerate() {
-            match value {
-                None => out.extend_from_slice(&(-1i32).to_be_bytes()),
-                Some(value) => {
-                    // Postgres has no NUL in a text, and would answer with an error of encoding.
-                    if value.contains('\0') {
-                        return Err(nul(&format!("parameter ${}", i + 1)));
-                    }
-                    out.extend_from_slice(&length(value.len())?.to_be_bytes());
-                    out.extend_from_slice(value.as_bytes());
-                }
-            }
-        }
-        out.extend_from_slice(&[0, 1, 0, 0]); // one format for all columns: text
-        Ok(())
-    })
-}
-
+/// Describe the unnamed portal.
+const DESCRIBE: &[u8] = b"D\0\0\0\x06P\0";
 /// Execute the unnamed portal, every row.
 const EXECUTE: &[u8] = b"E\0\0\0\x09\0\0\0\0\0";
 const SYNC: &[u8] = b"S\0\0\0\x04";
 
-/// Bytes at the end of an [`extended_query`]. A server that has not received them all has not begun
+/// Bytes at the end of a [`Query`]'s request. A server that has not received them all has not begun
 /// the query.
 pub(crate) const END_OF_QUERY: usize = EXECUTE.len() + SYNC.len();
 
@@ -274,6 +415,51 @@ mod tests {
               D\0\0\0\x06P\0E\0\0\0\x09\0\0\0\0\0S\0\0\0\x04"
                 .as_slice()
         );
+    }
+
+    /// As recorded from libpq (`PQsendPrepare`, `PQsendQueryPrepared`). Close is by the manual's
+    /// Message Formats.
+    #[test]
+    fn a_named_statement_is_what_libpq_sends() {
+        let query = Query::new("select $1, $2", &[Some("a"), None]).unwrap();
+        let parse = b"P\0\0\0\x19fw_1\0select $1, $2\0\0\0".as_slice();
+        let bind = b"B\0\0\0\x1b\0fw_1\0\0\0\0\x02\0\0\0\x01a\xff\xff\xff\xff\0\x01\0\0".as_slice();
+        let describe = b"D\0\0\0\x06P\0".as_slice();
+        let end = b"E\0\0\0\x09\0\0\0\0\0S\0\0\0\x04".as_slice();
+        let close = b"C\0\0\0\x07Sx\0C\0\0\0\x09Sx_2\0".as_slice();
+        assert_eq!(end.len(), END_OF_QUERY);
+        for (statement, messages, parses, describes) in [
+            (Statement::Prepare("fw_1"), [parse, bind, describe, end], true, true),
+            (Statement::Prepared("fw_1"), [b"", bind, b"", end], false, false),
+            (Statement::Existing("fw_1"), [b"", bind, describe, end], false, true),
+        ] {
+            let (request, steps) = query.request(statement, NO_CLOSES).unwrap();
+            assert_eq!(request, messages.concat(), "{statement:?}");
+            assert_eq!(steps, Steps { closes: 0, parses, describes });
+            let (request, steps) = query.request(statement, &["x", "x_2"]).unwrap();
+            assert_eq!(request, [close, &messages.concat()].concat(), "{statement:?}");
+            assert_eq!(steps, Steps { closes: 2, parses, describes });
+        }
+        let (request, steps) = query.request(Statement::Unnamed, &["x", "x_2"]).unwrap();
+        let unnamed = extended_query("select $1, $2", &[Some("a"), None]).unwrap();
+        assert_eq!(request, [close, &unnamed].concat());
+        assert_eq!(steps, Steps { closes: 2, ..Steps::WHOLE });
+    }
+
+    #[test]
+    fn a_name_must_fit_and_have_no_nul() {
+        let query = Query::new("select 1", &[]).unwrap();
+        assert!(query.has_room_for_name() && query.sql() == "select 1");
+        assert!(query.request(Statement::Prepared("a\0b"), NO_CLOSES).is_err());
+        assert!(query.request(Statement::Unnamed, &["a\0b"]).is_err());
+        assert!(has_room(MAX_MESSAGE - 63) && !has_room(MAX_MESSAGE - 62));
+    }
+
+    #[test]
+    fn parameters_are_not_shown() {
+        let query = Query::new("select $1", &[Some("planted")]).unwrap();
+        let shown = format!("{query:?}");
+        assert!(shown.contains("select $1") && !shown.contains("planted"), "{shown}");
     }
 
     /// By the manual's Message Formats: like a whole query, with a portal that has a name.
