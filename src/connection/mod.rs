@@ -8,6 +8,8 @@ mod random;
 mod running_query;
 mod session;
 mod slot;
+#[cfg_attr(not(test), expect(dead_code, reason = "no query uses prepared statements yet"))]
+mod statement_cache;
 mod transaction;
 
 use std::{

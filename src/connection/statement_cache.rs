@@ -1,0 +1,498 @@
+//! Which statements the server of a connection has prepared.
+//!
+//! A value without I/O. The order of calls for one query:
+//!
+//! 1. [`choose`](StatementCache::choose) with the text, then
+//!    [`take_closes`](StatementCache::take_closes). The request is made of both. If it is never
+//!    sent, [`restore_closes`](StatementCache::restore_closes).
+//! 2. When the columns of the result have been described and are as expected,
+//!    [`confirm`](StatementCache::confirm). If they are not,
+//!    [`forget`](StatementCache::forget) with a Close.
+//! 3. After an error before the portal was bound, [`recover`](StatementCache::recover), which may
+//!    return another way to run the same query. Nothing was delivered yet.
+//!
+//! If the outcome of a Prepare is unknown, because the query was dropped or cancelled, nothing
+//! needs to be called: a statement that was not confirmed is closed before it is prepared again.
+//! Closing a statement that does not exist is not an error.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt::Write as _,
+    hash::BuildHasher,
+    mem,
+    sync::Arc,
+};
+
+use sha2::{Digest, Sha256};
+
+use crate::{
+    error::sqlstate::{DUPLICATE_PSTATEMENT, SqlState},
+    metrics::Reprepared,
+    protocol::frontend::Statement,
+};
+
+/// The maximum length of a text that is prepared, in bytes. A client and a server keep each.
+const MAX_TEXT: usize = 32 << 10;
+
+/// How many texts that were used once are remembered for each statement that is kept.
+const SEEN_PER_STATEMENT: usize = 4;
+
+/// The prepared statements of a connection, at most as many as its capacity.
+///
+/// A text is prepared when it is used for the second time, so that a query that runs once leaves
+/// nothing on the server. The statement that was not used for the longest time is closed when there
+/// is no room for another one.
+///
+/// The name of a statement is a hash of its text, the same on every connection and in every
+/// process. So a pooler that hands out a server connection on which another client has prepared
+/// the same name does no harm: the text is the same too.
+#[derive(Debug)]
+pub(crate) struct StatementCache {
+    capacity: usize,
+    statements: HashMap<Arc<str>, Entry>,
+    /// Hashes of the texts that were used once, the oldest first.
+    seen_once: VecDeque<u64>,
+    /// Statements to close with the next request.
+    closes: Vec<Arc<str>>,
+    /// Grows with each use: the order of uses, instead of a clock.
+    uses: u64,
+    evicted: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: Arc<str>,
+    last_used: u64,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// A request to prepare it was made. The outcome is not known.
+    Sent,
+    /// The server has it, and its column was described.
+    Prepared,
+    /// The same, but a value did not fit a parameter. Either the value is wrong, or the parameter
+    /// has another type now than when the statement was prepared.
+    Doubted,
+}
+
+/// How to execute a query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Choice {
+    Unnamed,
+    Prepare(Arc<str>),
+    Prepared(Arc<str>),
+    Existing(Arc<str>),
+}
+
+impl Choice {
+    pub(crate) fn statement(&self) -> Statement<'_> {
+        match self {
+            Self::Unnamed => Statement::Unnamed,
+            Self::Prepare(name) => Statement::Prepare(name),
+            Self::Prepared(name) => Statement::Prepared(name),
+            Self::Existing(name) => Statement::Existing(name),
+        }
+    }
+}
+
+/// How to run a query again whose statement was not usable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Retry {
+    pub(crate) choice: Choice,
+    /// For the metrics. `None` if the statement may be good.
+    pub(crate) reason: Option<Reprepared>,
+    /// Statements do not stay where they were prepared: no connection of this configuration
+    /// should prepare any.
+    pub(crate) statements_lost: bool,
+}
+
+impl StatementCache {
+    /// A cache of at most `capacity` statements. With 0, nothing is ever prepared.
+    pub(crate) fn new(capacity: usize) -> Self {
+        Self {
+            capacity,
+            statements: HashMap::new(),
+            seen_once: VecDeque::new(),
+            closes: Vec::new(),
+            uses: 0,
+            evicted: 0,
+        }
+    }
+
+    /// Chooses how to execute a text, and counts this as a use of it.
+    pub(crate) fn choose(&mut self, sql: &str) -> Choice {
+        if self.capacity == 0 || sql.len() > MAX_TEXT {
+            return Choice::Unnamed;
+        }
+        self.uses += 1;
+        if let Some(entry) = self.statements.get_mut(sql) {
+            entry.last_used = self.uses;
+            let name = Arc::clone(&entry.name);
+            if entry.state == State::Sent {
+                self.closes.push(Arc::clone(&name));
+                return Choice::Prepare(name);
+            }
+            entry.state = State::Prepared;
+            return Choice::Prepared(name);
+        }
+        if !self.forget_seen(sql) {
+            self.remember_seen(sql);
+            return Choice::Unnamed;
+        }
+        if self.statements.len() >= self.capacity {
+            self.evict();
+        }
+        let name: Arc<str> = name_of(sql).into();
+        let entry = Entry { name: Arc::clone(&name), last_used: self.uses, state: State::Sent };
+        self.statements.insert(sql.into(), entry);
+        Choice::Prepare(name)
+    }
+
+    /// Takes the names of the statements to close. The next request must begin with these.
+    pub(crate) fn take_closes(&mut self) -> Vec<Arc<str>> {
+        mem::take(&mut self.closes)
+    }
+
+    /// Takes names back whose request was not sent.
+    pub(crate) fn restore_closes(&mut self, names: Vec<Arc<str>>) {
+        for name in names {
+            let is_used = |e: &Entry| e.name == name && e.state != State::Sent;
+            if !self.statements.values().any(is_used) {
+                self.closes.push(name);
+            }
+        }
+    }
+
+    /// The columns of the result were described, and are as expected.
+    pub(crate) fn confirm(&mut self, sql: &str, sent: &Choice) {
+        let Some(entry) = self.statements.get_mut(sql) else { return };
+        match sent {
+            Choice::Prepare(name) | Choice::Existing(name) => {
+                entry.state = State::Prepared;
+                self.closes.retain(|close| close != name);
+            }
+            // Parsed again, the value fits: the type of the parameter has changed.
+            Choice::Unnamed if entry.state == State::Doubted => self.prepare_again(sql),
+            Choice::Unnamed | Choice::Prepared(_) => {}
+        }
+    }
+
+    /// Forgets a text. With `close`, the server is to forget its statement too, if it has one.
+    pub(crate) fn forget(&mut self, sql: &str, close: bool) {
+        if let Some(entry) = self.statements.remove(sql)
+            && close
+        {
+            self.closes.push(entry.name);
+        }
+        self.forget_seen(sql);
+    }
+
+    /// Forgets everything and prepares nothing from now on. The server keeps what it has: behind a
+    /// pooler it could be another client's.
+    pub(crate) fn disable(&mut self) {
+        *self = Self { evicted: self.evicted, ..Self::new(0) };
+    }
+
+    /// How to run a query again that failed with `code` before its portal was bound. `None`: the
+    /// error is not about the statement.
+    ///
+    /// * 42P05, the statement exists already: it is used. The request describes it.
+    /// * 26000, it does not exist: the unnamed statement, and nothing is prepared any more.
+    /// * Class 0A, its result has changed (or the server supports no named statements): the unnamed
+    ///   statement. The next use of the text prepares it again.
+    /// * Class 42 or XX of a statement that was parsed earlier: the same. Its tables or types have
+    ///   changed, or the query itself is wrong.
+    /// * Class 22 of a statement that was parsed earlier: the unnamed statement. If that succeeds,
+    ///   the type of a parameter has changed, and the next use of the text prepares it again.
+    ///   Otherwise the value is wrong, and the statement stays.
+    ///
+    /// The unnamed statement is parsed afresh. So it succeeds if the statement was out of date;
+    /// otherwise it fails with the error that a query without a cache would have.
+    pub(crate) fn recover(&mut self, sql: &str, sent: &Choice, code: SqlState) -> Option<Retry> {
+        let is_parsed_now = match sent {
+            Choice::Unnamed => return None,
+            Choice::Prepare(_) => true,
+            Choice::Prepared(_) | Choice::Existing(_) => false,
+        };
+        let unnamed = |reason| Retry { choice: Choice::Unnamed, reason, statements_lost: false };
+        match (sent, code.class()) {
+            (Choice::Prepare(name), _) if code == DUPLICATE_PSTATEMENT => Some(Retry {
+                choice: Choice::Existing(Arc::clone(name)),
+                reason: Some(Reprepared::Exists),
+                statements_lost: false,
+            }),
+            (_, "26") => {
+                self.disable();
+                let retry = unnamed(Some(Reprepared::Missing));
+                Some(Retry { statements_lost: true, ..retry })
+            }
+            (_, "0A") => {
+                self.prepare_again(sql);
+                Some(unnamed(Some(Reprepared::Changed)))
+            }
+            (_, "42" | "XX") if !is_parsed_now => {
+                self.prepare_again(sql);
+                Some(unnamed(Some(Reprepared::Changed)))
+            }
+            (_, "22") if !is_parsed_now => {
+                if let Some(entry) = self.statements.get_mut(sql) {
+                    entry.state = State::Doubted;
+                }
+                Some(unnamed(None))
+            }
+            // An entry that is not confirmed is closed before its next use.
+            _ => None,
+        }
+    }
+
+    /// Returns how many statements had to make room for others since the last call.
+    pub(crate) fn take_evicted(&mut self) -> u64 {
+        mem::take(&mut self.evicted)
+    }
+
+    /// Closes a statement. The next use of its text prepares it again.
+    fn prepare_again(&mut self, sql: &str) {
+        self.forget(sql, true);
+        self.remember_seen(sql);
+    }
+
+    fn evict(&mut self) {
+        let oldest = self.statements.iter().min_by_key(|(_, entry)| entry.last_used);
+        let Some(sql) = oldest.map(|(sql, _)| Arc::clone(sql)) else { return };
+        self.forget(&sql, true);
+        self.evicted += 1;
+    }
+
+    fn remember_seen(&mut self, sql: &str) {
+        if self.seen_once.len() >= self.capacity.saturating_mul(SEEN_PER_STATEMENT) {
+            self.seen_once.pop_front();
+        }
+        self.seen_once.push_back(self.hash(sql));
+    }
+
+    /// Whether the text was used once. It is forgotten.
+    fn forget_seen(&mut self, sql: &str) -> bool {
+        let hash = self.hash(sql);
+        let found = self.seen_once.iter().position(|seen| *seen == hash);
+        found.and_then(|at| self.seen_once.remove(at)).is_some()
+    }
+
+    /// With keys of its own, like those of the map: nobody can make texts that collide.
+    fn hash(&self, sql: &str) -> u64 {
+        self.statements.hasher().hash_one(sql)
+    }
+}
+
+/// The name of the statement of this text: `fw_` and 128 bits of its SHA-256.
+fn name_of(sql: &str) -> String {
+    let mut name = String::with_capacity(3 + 32);
+    name.push_str("fw_");
+    for byte in Sha256::digest(sql.as_bytes()).iter().take(16) {
+        // A String accepts everything.
+        let _ = write!(name, "{byte:02x}");
+    }
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use Choice::{Existing, Prepare, Prepared, Unnamed};
+
+    use super::*;
+    use crate::error::sqlstate::{
+        FEATURE_NOT_SUPPORTED, INTERNAL_ERROR, INVALID_SQL_STATEMENT_NAME,
+        INVALID_TEXT_REPRESENTATION, QUERY_CANCELED, UNDEFINED_FUNCTION, UNDEFINED_TABLE,
+    };
+
+    fn name(sql: &str) -> Arc<str> {
+        name_of(sql).into()
+    }
+
+    /// A cache in which these texts are prepared, the first one used least recently.
+    fn with(capacity: usize, texts: &[&str]) -> StatementCache {
+        let mut cache = StatementCache::new(capacity);
+        for sql in texts {
+            assert_eq!(cache.choose(sql), Unnamed);
+            let choice = cache.choose(sql);
+            assert_eq!(choice, Prepare(name(sql)));
+            cache.confirm(sql, &choice);
+        }
+        cache
+    }
+
+    /// By `printf 'select 1' | sha256sum`.
+    #[test]
+    fn a_name_is_the_hash_of_its_text() {
+        assert_eq!(name_of("select 1"), "fw_822ae07d4783158bc1912bb623e5107c");
+    }
+
+    #[test]
+    fn the_second_use_prepares_and_the_third_executes() {
+        let mut cache = with(2, &["a"]);
+        assert_eq!(cache.choose("a"), Prepared(name("a")));
+        assert_eq!(cache.choose("a"), Prepared(name("a")));
+        assert!(cache.take_closes().is_empty());
+        assert_eq!(Prepared(name("a")).statement(), Statement::Prepared(&name("a")));
+    }
+
+    #[test]
+    fn the_least_recently_used_statement_is_closed_for_another_one() {
+        let mut cache = with(2, &["a", "b"]);
+        assert_eq!(cache.choose("a"), Prepared(name("a")));
+        assert_eq!(cache.choose("c"), Unnamed);
+        assert!(cache.take_closes().is_empty());
+        assert_eq!(cache.choose("c"), Prepare(name("c")));
+        assert_eq!(cache.take_closes(), [name("b")]);
+        assert_eq!((cache.take_evicted(), cache.take_evicted()), (1, 0));
+        assert_eq!(cache.choose("b"), Unnamed);
+        assert_eq!(cache.choose("a"), Prepared(name("a")));
+    }
+
+    #[test]
+    fn a_text_that_is_used_once_among_many_is_not_prepared() {
+        let mut cache = with(1, &["a"]);
+        for i in 0..100 {
+            assert_eq!(cache.choose(&i.to_string()), Unnamed);
+        }
+        assert!(cache.seen_once.len() <= SEEN_PER_STATEMENT);
+        assert_eq!(cache.choose("0"), Unnamed);
+        assert_eq!(cache.choose("99"), Prepare(name("99")));
+    }
+
+    #[test]
+    fn long_texts_and_a_capacity_of_0_prepare_nothing() {
+        let mut cache = StatementCache::new(1);
+        for (len, second) in [(MAX_TEXT, false), (MAX_TEXT + 1, true)] {
+            let sql = "x".repeat(len);
+            cache.choose(&sql);
+            assert_eq!(cache.choose(&sql) == Unnamed, second);
+        }
+        let mut cache = StatementCache::new(0);
+        for _ in 0..3 {
+            assert_eq!(cache.choose("a"), Unnamed);
+        }
+        assert!(cache.seen_once.is_empty());
+    }
+
+    #[test]
+    fn an_unconfirmed_statement_is_closed_before_it_is_prepared_again() {
+        let mut cache = StatementCache::new(2);
+        cache.choose("a");
+        assert_eq!(cache.choose("a"), Prepare(name("a")));
+        assert!(cache.take_closes().is_empty());
+        assert_eq!(cache.choose("a"), Prepare(name("a")));
+        assert_eq!(cache.take_closes(), [name("a")]);
+        cache.confirm("a", &Prepare(name("a")));
+        assert_eq!(cache.choose("a"), Prepared(name("a")));
+    }
+
+    #[test]
+    fn closes_of_a_request_that_was_not_sent_are_kept() {
+        let mut cache = with(1, &["a", "b"]);
+        let closes = cache.take_closes();
+        assert_eq!(closes, [name("a")]);
+        cache.restore_closes(closes);
+        assert_eq!(cache.take_closes(), [name("a")]);
+        // One that is prepared again meanwhile must not be closed.
+        cache.restore_closes(vec![name("a"), name("b")]);
+        assert_eq!(cache.take_closes(), [name("a")]);
+        cache.restore_closes(vec![name("a")]);
+        cache.choose("a");
+        let choice = cache.choose("a");
+        cache.confirm("a", &choice);
+        assert_eq!(cache.take_closes(), [name("b")]);
+    }
+
+    #[test]
+    fn a_forgotten_text_begins_anew() {
+        for close in [true, false] {
+            let mut cache = with(2, &["a"]);
+            cache.forget("a", close);
+            assert_eq!(cache.take_closes().len(), usize::from(close));
+            assert_eq!(cache.choose("a"), Unnamed);
+            cache.forget("a", close);
+            assert!(cache.take_closes().is_empty(), "nothing was prepared");
+            assert_eq!(cache.choose("a"), Unnamed);
+            assert_eq!(cache.choose("a"), Prepare(name("a")));
+        }
+    }
+
+    #[test]
+    fn an_existing_statement_is_used_once_it_is_described() {
+        let mut cache = StatementCache::new(2);
+        cache.choose("a");
+        let sent = cache.choose("a");
+        let retry = cache.recover("a", &sent, DUPLICATE_PSTATEMENT).unwrap();
+        assert_eq!(retry.choice, Existing(name("a")));
+        assert_eq!(retry.reason, Some(Reprepared::Exists));
+        assert!(!retry.statements_lost && cache.take_closes().is_empty());
+        cache.confirm("a", &retry.choice);
+        assert_eq!(cache.choose("a"), Prepared(name("a")));
+    }
+
+    #[test]
+    fn a_missing_statement_ends_preparing() {
+        for sent in [Prepared(name("a")), Prepare(name("a")), Existing(name("a"))] {
+            let mut cache = with(2, &["a", "b"]);
+            let retry = cache.recover("a", &sent, INVALID_SQL_STATEMENT_NAME).unwrap();
+            let reason = Some(Reprepared::Missing);
+            assert_eq!(retry, Retry { choice: Unnamed, reason, statements_lost: true });
+            for sql in ["a", "b", "b", "b"] {
+                assert_eq!(cache.choose(sql), Unnamed);
+            }
+            assert!(cache.take_closes().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_changed_statement_is_closed_and_prepared_at_its_next_use() {
+        for code in [FEATURE_NOT_SUPPORTED, UNDEFINED_FUNCTION, UNDEFINED_TABLE, INTERNAL_ERROR] {
+            for sent in [Prepared(name("a")), Existing(name("a"))] {
+                let mut cache = with(2, &["a"]);
+                let retry = cache.recover("a", &sent, code).unwrap();
+                let reason = Some(Reprepared::Changed);
+                assert_eq!(retry, Retry { choice: Unnamed, reason, statements_lost: false });
+                cache.confirm("a", &retry.choice);
+                assert_eq!(cache.choose("a"), Prepare(name("a")), "{code}");
+                assert_eq!(cache.take_closes(), [name("a")]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_that_does_not_fit_keeps_the_statement_unless_it_fits_the_unnamed_one() {
+        for fits in [true, false] {
+            let mut cache = with(2, &["a"]);
+            let sent = cache.choose("a");
+            let retry = cache.recover("a", &sent, INVALID_TEXT_REPRESENTATION).unwrap();
+            assert_eq!(retry, Retry { choice: Unnamed, reason: None, statements_lost: false });
+            let next = if fits {
+                cache.confirm("a", &retry.choice);
+                Prepare(name("a"))
+            } else {
+                assert_eq!(cache.recover("a", &Unnamed, INVALID_TEXT_REPRESENTATION), None);
+                Prepared(name("a"))
+            };
+            assert_eq!(cache.choose("a"), next);
+            assert_eq!(cache.take_closes().len(), usize::from(fits));
+            // A later success of the unnamed statement is not about that value.
+            cache.confirm("a", &Unnamed);
+            assert!(cache.take_closes().is_empty());
+        }
+    }
+
+    #[test]
+    fn an_error_of_the_query_is_not_recovered_from() {
+        let mut cache = with(2, &["a"]);
+        assert_eq!(cache.recover("a", &Prepared(name("a")), QUERY_CANCELED), None);
+        assert_eq!(cache.choose("a"), Prepared(name("a")));
+        assert_eq!(cache.recover("a", &Unnamed, INVALID_SQL_STATEMENT_NAME), None);
+        cache.choose("b");
+        let sent = cache.choose("b");
+        for code in [INVALID_TEXT_REPRESENTATION, UNDEFINED_TABLE, QUERY_CANCELED] {
+            assert_eq!(cache.recover("b", &sent, code), None, "it was parsed just now");
+        }
+    }
+}
