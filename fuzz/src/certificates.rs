@@ -8,8 +8,10 @@ mod asn1;
 mod constraints;
 #[path = "../../src/transport/tls/fields.rs"]
 mod fields;
-#[path = "../../src/transport/tls/name.rs"]
-mod name;
+#[path = "../../src/transport/tls/hostname.rs"]
+mod hostname;
+#[path = "../../src/transport/tls/names.rs"]
+mod names;
 #[path = "../../src/transport/tls/paths.rs"]
 mod paths;
 #[path = "../../src/transport/tls/revocation.rs"]
@@ -33,12 +35,7 @@ use rustls::{
 };
 use x509_cert::{crl::CertificateList, der::Decode};
 
-use self::{
-    asn1::{content, elements, parse},
-    revocation::RevocationList,
-    trust::Trust,
-    verify::Verifier,
-};
+use self::{asn1::parse, revocation::RevocationList, trust::Trust, verify::Verifier};
 use crate::targets::assert_one_line;
 
 /// 2026-01-01.

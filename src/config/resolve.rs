@@ -102,13 +102,11 @@ impl ConnectionConfig {
             }
         };
         if !weak && cfg!(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))) {
-            return Err(Error::Tls {
-                message: format!(
-                    "sslmode={} is asked for, but this build has no TLS: enable the feature \
-                     tls-ring or tls-aws-lc-rs of fraiseql-wire",
-                    ssl_mode.as_str()
-                ),
-            });
+            return Err(Error::tls(format!(
+                "sslmode={} is asked for, but this build has no TLS: enable the feature \
+                 tls-ring or tls-aws-lc-rs of fraiseql-wire",
+                ssl_mode.as_str()
+            )));
         }
         let seconds = |name| -> Result<Option<Duration>> {
             Ok(integer(&values, name)?.map(|s| Duration::from_secs(s.into())))

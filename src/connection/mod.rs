@@ -121,7 +121,7 @@ impl Connection {
 
     /// Has [`read`](Self::read) wait for so many bytes, where the system can do that: says whether it does.
     pub(crate) fn set_low_water(&mut self, bytes: usize) -> bool {
-        if bytes != self.low_water && self.transport.set_low_water(bytes) {
+        if bytes != self.low_water && self.transport.set_rcvlowat(bytes) {
             self.low_water = bytes;
         }
         bytes == self.low_water

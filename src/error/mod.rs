@@ -369,6 +369,10 @@ impl Error {
         Self::Config { message: message.into() }
     }
 
+    pub(crate) fn tls(message: impl Into<String>) -> Self {
+        Self::Tls { message: message.into() }
+    }
+
     pub(crate) fn protocol(message: impl Into<String>) -> Self {
         Self::Protocol { message: message.into() }
     }

@@ -7,7 +7,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::UnixStream;
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::Address;
+use super::address::Address;
 use crate::config::{SocketSettings, Target};
 
 /// The addresses of a target, in the order in which the system gives them.

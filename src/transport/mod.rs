@@ -1,20 +1,18 @@
 //! Sockets: where a server is reached, and the bytes to and from it.
 
+mod address;
 mod connect;
-#[cfg(target_os = "linux")]
-mod low_water;
 #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs")))]
 mod no_tls;
+#[cfg(target_os = "linux")]
+mod rcvlowat;
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
 mod tls;
 mod tls_info;
 
-#[cfg(unix)]
-use std::path::PathBuf;
 use std::{
-    fmt, io,
+    io,
     mem::MaybeUninit,
-    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -32,30 +30,12 @@ use tokio::{
 use self::no_tls::{TlsConnector, TlsStream};
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
 use self::tls::{TlsConnector, TlsStream};
-pub(crate) use self::{connect::resolve, tls_info::TlsInfo};
+pub(crate) use self::{address::Address, connect::resolve, tls_info::TlsInfo};
 use crate::{
     config::{SocketSettings, TlsSettings},
     error::{Error, NOT_STARTED, Result},
     protocol::frontend::SSL_REQUEST,
 };
-
-/// One address of a server, with no name left to resolve.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Address {
-    Tcp(SocketAddr),
-    #[cfg(unix)]
-    Unix(PathBuf),
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            #[cfg(unix)]
-            Self::Unix(path) => path.display().fmt(f),
-        }
-    }
-}
 
 /// How TLS is begun and what it demands.
 #[derive(Debug, Clone)]
@@ -77,9 +57,9 @@ impl Tls {
     ) -> Result<Self> {
         let (settings, host) = (settings.clone(), host.map(str::to_owned));
         let load = move || TlsConnector::new(&settings, host.as_deref());
-        let connector = tokio::task::spawn_blocking(load).await.map_err(|_| Error::Tls {
-            message: "the runtime was shut down while certificates were read".into(),
-        })??;
+        let connector = tokio::task::spawn_blocking(load)
+            .await
+            .map_err(|_| Error::tls("the runtime was shut down while certificates were read"))??;
         // Here, not on the thread that read the files: that one is in no span.
         if let Some(file) = connector.missing_roots() {
             tracing::warn!(target: "fraiseql_wire", file = %file.display(),
@@ -184,16 +164,16 @@ impl Transport {
     /// Has the system wake who waits for bytes only when so many have arrived, or the other end has closed;
     /// what there is can be read all the same. Says whether the system does so: only Linux does, for TCP.
     #[cfg(target_os = "linux")]
-    pub(crate) fn set_low_water(&self, bytes: usize) -> bool {
+    pub(crate) fn set_rcvlowat(&self, bytes: usize) -> bool {
         match self {
-            Self::Tcp(stream) => low_water::set(stream, bytes).is_ok(),
+            Self::Tcp(stream) => rcvlowat::set(stream, bytes).is_ok(),
             Self::Unix(_) | Self::Closed => false,
-            Self::Tls(stream) => low_water::set(stream.socket(), bytes).is_ok(),
+            Self::Tls(stream) => rcvlowat::set(stream.socket(), bytes).is_ok(),
         }
     }
 
     #[cfg(not(target_os = "linux"))]
-    pub(crate) fn set_low_water(&self, _bytes: usize) -> bool {
+    pub(crate) fn set_rcvlowat(&self, _bytes: usize) -> bool {
         false
     }
 

@@ -12,7 +12,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::TlsInfo;
+use super::tls_info::TlsInfo;
 use crate::{
     config::TlsSettings,
     error::{Error, Result},
@@ -28,7 +28,7 @@ pub(crate) enum TlsStream {}
 
 impl TlsConnector {
     pub(super) fn new(_settings: &TlsSettings, _host: Option<&str>) -> Result<Self> {
-        Err(Error::Tls { message: "this build has no TLS".into() })
+        Err(Error::tls("this build has no TLS"))
     }
 
     pub(super) fn missing_roots(&self) -> Option<&Path> {

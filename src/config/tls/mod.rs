@@ -4,10 +4,7 @@ mod keywords;
 pub(crate) mod settings;
 mod tls_config;
 
-pub(crate) use self::{
-    keywords::from_keywords,
-    settings::{Crls, RootSource, SendCertificate, Source, TlsSettings, Verify},
-};
+pub(crate) use self::{keywords::from_keywords, settings::TlsSettings};
 pub use self::{
     settings::TlsVersion,
     tls_config::{TlsConfig, TlsConfigBuilder},

@@ -18,10 +18,13 @@ use rustls::{
 };
 use x509_cert::{SubjectPublicKeyInfo, der::Decode as _};
 
-use super::{is_missing, parse, read, tls, unreadable};
+use super::{
+    asn1::parse,
+    files::{is_missing, read, unreadable},
+};
 use crate::{
-    config::tls::{SendCertificate, Source, TlsSettings},
-    error::Result,
+    config::tls::settings::{SendCertificate, Source, TlsSettings},
+    error::{Error, Result},
 };
 
 /// Answers the server's request for a certificate, and remembers that there was one.
@@ -76,11 +79,11 @@ pub(super) fn load(
     };
     let chain = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| tls(format!("{what} is not PEM: {e}")))?;
+        .map_err(|e| Error::tls(format!("{what} is not PEM: {e}")))?;
     let Some(first) = chain.first() else {
-        return Err(tls(format!("{what} holds no PEM certificate")));
+        return Err(Error::tls(format!("{what} holds no PEM certificate")));
     };
-    let certificate = parse(first).ok_or_else(|| tls(format!("{what} cannot be parsed")))?;
+    let certificate = parse(first).ok_or_else(|| Error::tls(format!("{what} cannot be parsed")))?;
 
     let (bytes, key_what) = match &client.key {
         Some(Source::Pem(pem)) => (pem.clone(), "client_key_pem".to_owned()),
@@ -92,7 +95,7 @@ pub(super) fn load(
             )
         }
         None => {
-            return Err(tls(format!(
+            return Err(Error::tls(format!(
                 "{what} is present, but no private key, and without a home directory there is no \
                  default file: set sslkey"
             )));
@@ -100,7 +103,7 @@ pub(super) fn load(
     };
     let key =
         provider.key_provider.load_private_key(parse_key(&bytes, &key_what)?).map_err(|_| {
-            tls(format!(
+            Error::tls(format!(
                 "{key_what} holds a key that cannot be used: it must be RSA of at least 2048 bits, \
              ECDSA on P-256 or P-384, or Ed25519"
             ))
@@ -109,7 +112,7 @@ pub(super) fn load(
     let public = key.public_key().and_then(|k| SubjectPublicKeyInfo::from_der(&k).ok());
     let certified = certificate.tbs_certificate().subject_public_key_info();
     if public.is_some_and(|p| p.subject_public_key != certified.subject_public_key) {
-        return Err(tls(format!("{what} does not match {key_what}: they are not a pair")));
+        return Err(Error::tls(format!("{what} does not match {key_what}: they are not a pair")));
     }
     Ok(Some(Arc::new(CertifiedKey::new(chain, key))))
 }
@@ -121,13 +124,15 @@ fn parse_key(bytes: &[u8], what: &str) -> Result<PrivateKeyDer<'static>> {
     }
     let contains = |word: &[u8]| bytes.windows(word.len()).any(|w| w == word);
     if contains(b"BEGIN ENCRYPTED PRIVATE KEY") || contains(b"Proc-Type: 4,ENCRYPTED") {
-        return Err(tls(format!(
+        return Err(Error::tls(format!(
             "{what} is encrypted, and encrypted keys are not read (nor is sslpassword used): \
              decrypt it with openssl pkey -in KEY -out NEWKEY, and chmod 0600 the new file"
         )));
     }
     PrivateKeyDer::try_from(bytes.to_vec()).map_err(|_| {
-        tls(format!("{what} holds no private key: it must be PEM or DER of PKCS#8, PKCS#1 or SEC1"))
+        Error::tls(format!(
+            "{what} holds no private key: it must be PEM or DER of PKCS#8, PKCS#1 or SEC1"
+        ))
     })
 }
 
@@ -135,20 +140,20 @@ fn parse_key(bytes: &[u8], what: &str) -> Result<PrivateKeyDer<'static>> {
 fn check_key_file(path: &Path) -> Result<()> {
     let shown = path.display();
     let metadata = std::fs::metadata(path).map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => tls(format!(
+        io::ErrorKind::NotFound => Error::tls(format!(
             "certificate present, but not private key file \"{shown}\": set sslkey, or \
              sslcertmode=disable to send no certificate"
         )),
         _ => unreadable(&format!("private key file \"{shown}\""), e),
     })?;
     if !metadata.is_file() {
-        return Err(tls(format!("private key file \"{shown}\" is not a regular file")));
+        return Err(Error::tls(format!("private key file \"{shown}\" is not a regular file")));
     }
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt as _;
         if has_access_of_others(metadata.mode(), metadata.uid()) {
-            return Err(tls(format!(
+            return Err(Error::tls(format!(
                 "private key file \"{shown}\" has group or world access; file must have permissions \
                  u=rw (0600) or less if owned by the current user, or permissions u=rw,g=r (0640) \
                  or less if owned by root"

@@ -4,9 +4,9 @@
 use x509_cert::der::{Tag, TagNumber};
 
 use super::{
-    content, elements,
+    asn1::{content, elements},
     fields::{self, Certificate},
-    name::{self, Name},
+    names::{self, Name},
     show,
 };
 
@@ -31,11 +31,11 @@ pub(super) fn check(path: &[Certificate], constraints: &[&[u8]]) -> Result<(), S
                     one in its subject, which is not supported: reissue it without"
             .to_owned());
     }
-    let alternative = name::alternative_names(leaf).unwrap_or_default();
+    let alternative = names::alternative_names(leaf).unwrap_or_default();
     if alternative.iter().any(|name| matches!(name, Name::Dns(_))) {
         return Ok(());
     }
-    for name in name::common_names(leaf) {
+    for name in names::common_names(leaf) {
         let is_permitted = match dns_id(name) {
             DnsId::Yes(name) => constraints.iter().all(|c| permits(c, &name)),
             DnsId::No => true,

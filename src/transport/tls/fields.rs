@@ -11,7 +11,7 @@ use x509_cert::{
     name::Name,
 };
 
-use super::{content, elements};
+use super::asn1::{content, elements};
 
 /// A certificate that has been decoded.
 pub(super) type Certificate = CertificateInner<Raw>;

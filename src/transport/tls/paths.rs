@@ -6,9 +6,8 @@ use rustls::pki_types::CertificateDer;
 use x509_cert::der::Encode as _;
 
 use super::{
-    content,
+    asn1::{content, parse},
     fields::{self, Certificate},
-    parse,
     trust::{Root, Trust},
 };
 

@@ -15,7 +15,7 @@ use x509_cert::{
 };
 
 use super::{
-    elements,
+    asn1::elements,
     fields::{
         self, AUTHORITY_KEY_ID, Algorithms, Certificate, DISTRIBUTION_POINTS, Signature,
         without_zeros,

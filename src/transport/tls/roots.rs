@@ -6,9 +6,13 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemOb
 
 #[cfg(feature = "webpki-roots")]
 use super::trust::Root;
-use super::{is_missing, read, revocation::RevocationList, tls, trust::Trust, unreadable};
+use super::{
+    files::{is_missing, read, unreadable},
+    revocation::RevocationList,
+    trust::Trust,
+};
 use crate::{
-    config::tls::{Crls, RootSource, Source, TlsSettings, Verify},
+    config::tls::settings::{Crls, RootSource, Source, TlsSettings, Verify},
     error::{Error, Result},
 };
 
@@ -25,7 +29,7 @@ pub(super) fn load(settings: &TlsSettings) -> Result<Option<Trust>> {
                     if settings.roots_optional {
                         return Ok(None);
                     }
-                    return Err(tls(format!(
+                    return Err(Error::tls(format!(
                         "root certificate file \"{}\" does not exist: put the \
                          certificate of the server's authority there, set sslrootcert to its file \
                          or to system, or use an sslmode that does not verify the server",
@@ -55,12 +59,13 @@ impl Trust {
     fn add_pem(&mut self, pem: &[u8], what: &str) -> Result<()> {
         let mut any = false;
         for certificate in CertificateDer::pem_slice_iter(pem) {
-            let certificate = certificate.map_err(|e| tls(format!("{what} is not PEM: {e}")))?;
+            let certificate =
+                certificate.map_err(|e| Error::tls(format!("{what} is not PEM: {e}")))?;
             self.add(certificate, false)
-                .map_err(|e| tls(format!("{what} holds an unusable certificate: {e}")))?;
+                .map_err(|e| Error::tls(format!("{what} holds an unusable certificate: {e}")))?;
             any = true;
         }
-        if any { Ok(()) } else { Err(tls(format!("{what} holds no PEM certificate"))) }
+        if any { Ok(()) } else { Err(Error::tls(format!("{what} holds no PEM certificate"))) }
     }
 
     fn add_system(&mut self) -> Result<()> {
@@ -84,7 +89,7 @@ impl Trust {
             return Ok(());
         }
         let reason = found.errors.first().map(|e| format!(" ({e})")).unwrap_or_default();
-        Err(tls(format!(
+        Err(Error::tls(format!(
             "the operating system has no trusted certificates{reason}: install its package of CA \
              certificates, set SSL_CERT_FILE, or set sslrootcert to the authority's own file"
         )))
@@ -104,7 +109,7 @@ fn lists(settings: &Crls) -> Result<Option<Vec<RevocationList>>> {
             let what = format!("certificate revocation list \"{}\"", path.display());
             let pem = read("certificate revocation list", path)?;
             if add_lists(&mut lists, &pem, &what)? == 0 {
-                return Err(tls(format!("{what} holds no PEM list (X509 CRL)")));
+                return Err(Error::tls(format!("{what} holds no PEM list (X509 CRL)")));
             }
         }
     }
@@ -129,16 +134,16 @@ fn add_directory(lists: &mut Vec<RevocationList>, directory: &Path) -> Result<()
     if lists.len() > before {
         return Ok(());
     }
-    Err(tls(format!("directory \"{shown}\" holds no PEM certificate revocation list")))
+    Err(Error::tls(format!("directory \"{shown}\" holds no PEM certificate revocation list")))
 }
 
 /// Returns how many lists there were.
 fn add_lists(lists: &mut Vec<RevocationList>, pem: &[u8], what: &str) -> Result<usize> {
     let mut count = 0;
     for list in CertificateRevocationListDer::pem_slice_iter(pem) {
-        let list = list.map_err(|e| tls(format!("{what} is not PEM: {e}")))?;
+        let list = list.map_err(|e| Error::tls(format!("{what} is not PEM: {e}")))?;
         let list = RevocationList::new(list).ok_or_else(|| {
-            tls(format!("{what} is malformed: compare it with openssl crl -text"))
+            Error::tls(format!("{what} is malformed: compare it with openssl crl -text"))
         })?;
         lists.push(list);
         count += 1;

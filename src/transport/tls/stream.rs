@@ -10,7 +10,7 @@ use tokio::{
 };
 use tokio_rustls::client;
 
-use super::TlsInfo;
+use crate::transport::tls_info::TlsInfo;
 
 /// A TLS session over a socket.
 #[derive(Debug)]

@@ -1,6 +1,11 @@
 //! Handshakes with a rustls server, and files made by rcgen and the openssl command.
 
-use std::{path::PathBuf, process::Command};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
@@ -11,20 +16,35 @@ use rustls::{
     RootCertStore, ServerConfig,
     pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _},
     server::WebPkiClientVerifier,
-    sign::SingleCertAndKey,
+    sign::{CertifiedKey, SingleCertAndKey},
+    version::{TLS12, TLS13},
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
 };
 
-use super::*;
-use crate::config::{
-    SslMode,
-    tls::{
-        Crls, RootSource, Source, TlsConfig, TlsConfigBuilder, from_keywords,
-        settings::ClientCertificate,
+use super::{
+    asn1::parse,
+    channel_binding,
+    connector::{ALPN, TlsConnector, provider, sni},
+    error::explain,
+    paths, roots, trust,
+    verify::Verifier,
+};
+use crate::{
+    config::{
+        SslMode,
+        tls::{
+            TlsConfig, TlsConfigBuilder, from_keywords,
+            settings::{
+                ClientCertificate, Crls, RootSource, SendCertificate, Source, TlsSettings,
+                TlsVersion,
+            },
+        },
     },
+    error::{Error, Result},
+    transport::TlsInfo,
 };
 
 struct Ca {
@@ -854,7 +874,7 @@ fn the_channel_binding_is_the_hash_of_the_certificates_own_signature() {
         assert!(der.is_empty());
         let der = CertificateDer::from(std::fs::read(dir.path().join("crt.der")).unwrap());
         let hash = expected.map(|h| openssl(&dir, &format!("dgst -{h} -binary crt.der")));
-        assert_eq!(end_point::hash(&der), hash, "{make}");
+        assert_eq!(channel_binding::hash(&der), hash, "{make}");
     }
 }
 

@@ -4,8 +4,8 @@ use rustls::pki_types::{CertificateDer, TrustAnchor};
 use webpki::anchor_from_trusted_cert;
 
 use super::{
+    asn1::parse,
     fields::{self, Certificate},
-    parse,
     revocation::RevocationList,
 };
 

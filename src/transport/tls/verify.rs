@@ -20,10 +20,11 @@ use webpki::{EndEntityCert, KeyUsage, RawPublicKeyEntity};
 use x509_cert::{certificate::Version, der::Encode as _};
 
 use super::{
+    asn1::parse,
     constraints,
     fields::{self, Certificate, Signature},
-    name::{self, Accepts},
-    parse, paths,
+    hostname::{self, Accepts},
+    paths,
     revocation::{self, Issuer},
     show,
     trust::{Root, Trust},
@@ -201,7 +202,7 @@ impl Verifier {
             (false, false) => Accepts::Constrained,
             (false, true) => Accepts::Anything,
         };
-        name::check(leaf, host, accepts)
+        hostname::check(leaf, host, accepts)
     }
 
     /// OpenSSL's CRL_CHECK_ALL: every certificate of the path, the root's too, needs a list.

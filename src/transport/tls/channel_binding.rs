@@ -5,7 +5,7 @@ use x509_cert::{
     spki::{AlgorithmIdentifierOwned, AlgorithmIdentifierRef},
 };
 
-use super::{elements, parse};
+use super::asn1::{elements, parse};
 
 /// RFC 5929, section 4.1, as `pgtls_get_peer_certificate_hash` computes it: the certificate hashed
 /// with the hash of its own signature, and with SHA-256 where that is MD5 or SHA-1.

@@ -2,7 +2,7 @@ use std::io;
 
 use rustls::{AlertDescription as Alert, CertificateError, OtherError};
 
-use super::{tls, verify::Refused};
+use super::verify::Refused;
 use crate::error::Error;
 
 /// What an I/O error of a TLS stream says about TLS; `None` when it comes from the socket.
@@ -11,7 +11,7 @@ use crate::error::Error;
 /// looked at the client's certificate, and its refusal comes with the first read.
 pub(crate) fn explain(error: &io::Error) -> Option<Error> {
     let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
-    Some(tls(describe(error)))
+    Some(Error::tls(describe(error)))
 }
 
 fn describe(error: &rustls::Error) -> String {

@@ -2,21 +2,12 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use x509_cert::der::{Any, Decode as _, Tag, TagNumber, asn1::AnyRef};
-
 use super::{
-    constraints, elements,
-    fields::{self, ALTERNATIVE_NAMES, Certificate},
+    constraints,
+    fields::Certificate,
+    names::{Name, alternative_names, common_name},
     show,
 };
-
-/// A name in a certificate. Bytes, because nothing has checked that they are text.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Name {
-    Dns(Vec<u8>),
-    Ip(Vec<u8>),
-    Common(Vec<u8>),
-}
 
 /// Which names count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,36 +132,6 @@ fn shown(name: &Name) -> String {
             }
         }
     }
-}
-
-/// The dNSName and iPAddress entries of subjectAltName.
-pub(super) fn alternative_names(certificate: &Certificate) -> Option<Vec<Name>> {
-    const DNS_NAME: Tag = Tag::ContextSpecific { constructed: false, number: TagNumber(2) };
-    const IP_ADDRESS: Tag = Tag::ContextSpecific { constructed: false, number: TagNumber(7) };
-    let Some(extension) = fields::extension(certificate, ALTERNATIVE_NAMES) else {
-        return Some(Vec::new());
-    };
-    let names = AnyRef::from_der(extension).ok()?;
-    let names = elements(names.value())?.into_iter().filter_map(|name| {
-        let value = name.value().to_vec();
-        match name.header().tag() {
-            DNS_NAME => Some(Name::Dns(value)),
-            IP_ADDRESS => Some(Name::Ip(value)),
-            _ => None,
-        }
-    });
-    Some(names.collect())
-}
-
-/// The common names of the subject.
-pub(super) fn common_names(certificate: &Certificate) -> impl Iterator<Item = &Any> {
-    let subject = certificate.tbs_certificate().subject();
-    subject.iter().filter(|a| a.oid.to_string() == "2.5.4.3").map(|a| &a.value)
-}
-
-/// The first one, as `X509_NAME_get_index_by_NID` finds it.
-fn common_name(certificate: &Certificate) -> Option<Name> {
-    common_names(certificate).next().map(|value| Name::Common(value.value().to_vec()))
 }
 
 /// `is_ip_address` of libpq: what `inet_aton` or `inet_pton` take.
