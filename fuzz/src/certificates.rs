@@ -35,7 +35,7 @@ use rustls::{
 };
 use x509_cert::{crl::CertificateList, der::Decode};
 
-use self::{asn1::parse, revocation::RevocationList, trust::Trust, verify::Verifier};
+use self::{asn1::parse_certificate, revocation::RevocationList, trust::Trust, verify::Verifier};
 use crate::targets::assert_one_line;
 
 /// 2026-01-01.
@@ -100,7 +100,7 @@ impl<'a> Input<'a> {
         }
         let between: Vec<_> = between.iter().map(|der| CertificateDer::from(*der)).collect();
         let verifier = Verifier::new(Some(trust), name.map(str::to_owned), ALGORITHMS);
-        match verifier.check(&CertificateDer::from(*leaf), &between, NOW) {
+        match verifier.verify(&CertificateDer::from(*leaf), &between, NOW) {
             Ok(()) => true,
             Err(error) => {
                 assert!(error.len() < 4096, "{error}");
@@ -152,7 +152,7 @@ pub fn revocation_list(data: &[u8]) {
     let without = input.verify(None, false, false);
     let with = input.verify(None, true, false);
     assert!(without || !with, "revocation lists made a chain acceptable");
-    let leaf = input.sent.first().and_then(|der| parse(&CertificateDer::from(*der)));
+    let leaf = input.sent.first().and_then(|der| parse_certificate(&CertificateDer::from(*der)));
     for list in &input.lists {
         let (ours, theirs) = (decode(list), <CertificateList>::from_der(list));
         if let (Some(ours), Ok(theirs)) = (&ours, &theirs) {

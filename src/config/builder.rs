@@ -3,7 +3,7 @@ use std::{fmt, net::IpAddr, time::Duration};
 use zeroize::Zeroizing;
 
 use super::{
-    client_options::Extras,
+    client_options::ClientOptions,
     connection_config::ConnectionConfig,
     keyword::{self, Values},
     modes::{ChannelBinding, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs},
@@ -35,7 +35,7 @@ impl ConnectionConfig {
     /// # }
     /// ```
     pub fn to_builder(&self) -> ConnectionConfigBuilder {
-        ConnectionConfigBuilder::on(self.values.clone(), self.extras.clone())
+        ConnectionConfigBuilder::from_config(self.values.clone(), self.client_options.clone())
     }
 }
 
@@ -54,12 +54,12 @@ pub struct ConnectionConfigBuilder {
     ports: Vec<String>,
     /// By libpq's keywords.
     settings: Vec<(&'static str, Zeroizing<String>)>,
-    extras: Extras,
+    client_options: ClientOptions,
 }
 
 impl ConnectionConfigBuilder {
-    pub(super) fn on(base: Values, extras: Extras) -> Self {
-        Self { base, extras, ..Self::default() }
+    fn from_config(base: Values, client_options: ClientOptions) -> Self {
+        Self { base, client_options, ..Self::default() }
     }
 
     /// Adds a host: a name, an IP address, or the directory of a Unix socket (it begins with `/`,
@@ -112,7 +112,7 @@ impl ConnectionConfigBuilder {
         F: Fn() -> P + Send + Sync + 'static,
         P: Future<Output = Result<String>> + Send + 'static,
     {
-        self.extras.password_provider = Some(PasswordProvider::new(provider));
+        self.client_options.password_provider = Some(PasswordProvider::new(provider));
         self
     }
 
@@ -131,7 +131,7 @@ impl ConnectionConfigBuilder {
     /// address of a host resolving its name. It starts again for each further address. Without it
     /// an attempt can take as long as the operating system lets it.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.extras.connect_timeout = Some(timeout);
+        self.client_options.connect_timeout = Some(timeout);
         self
     }
 
@@ -140,7 +140,7 @@ impl ConnectionConfigBuilder {
     /// stream, or one whose memory is full, does not wait. Default: none, because a query may take
     /// long to find its first row.
     pub fn read_timeout(mut self, timeout: Duration) -> Self {
-        self.extras.read_timeout = Some(timeout);
+        self.client_options.read_timeout = Some(timeout);
         self
     }
 
@@ -151,7 +151,7 @@ impl ConnectionConfigBuilder {
     /// Some poolers and engines (PgCat, PGlite) ignore start-up parameters silently. To check this,
     /// run `show statement_timeout` through them; or set the limit for the role.
     pub fn statement_timeout(mut self, timeout: Duration) -> Self {
-        self.extras.statement_timeout = Some(timeout);
+        self.client_options.statement_timeout = Some(timeout);
         self
     }
 
@@ -218,34 +218,34 @@ impl ConnectionConfigBuilder {
     /// [`ssl_negotiation`](Self::ssl_negotiation): the session is always encrypted then, but over a Unix
     /// socket, which never is.
     pub fn tls(mut self, tls: TlsConfig) -> Self {
-        self.extras.tls = Some(tls);
+        self.client_options.tls = Some(tls);
         self
     }
 
     /// Adds a run-time parameter that is sent at the start of the session, such as `work_mem`. A
     /// pooler may refuse it.
     pub fn param(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.extras.params.push((name.into(), value.into()));
+        self.client_options.params.push((name.into(), value.into()));
         self
     }
 
     /// Sets the largest message that is read from the server, in bytes, up to 1 GiB, which is the
     /// default. A larger row ends its stream with [`Error::Protocol`] before it is read.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
-        self.extras.max_message_size = bytes;
+        self.client_options.max_message_size = bytes;
         self
     }
 
     /// Sets how many SCRAM iterations a server may ask for. 100,000 by default, some 50 ms of
     /// computing.
     pub fn max_scram_iterations(mut self, iterations: u32) -> Self {
-        self.extras.max_scram_iterations = iterations;
+        self.client_options.max_scram_iterations = iterations;
         self
     }
 
     /// Sets how a lost connection is replaced.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
-        self.extras.retry = policy;
+        self.client_options.retry = policy;
         self
     }
 
@@ -253,14 +253,14 @@ impl ConnectionConfigBuilder {
     /// that the connection is closed. It also bounds `FraiseClient::close` and the end of the
     /// transaction of a parallel query. Default: 2 seconds.
     pub fn cancel_timeout(mut self, timeout: Duration) -> Self {
-        self.extras.cancel_timeout = timeout;
+        self.client_options.cancel_timeout = timeout;
         self
     }
 
     /// Sets how many bytes of a stopped query may be drained to keep the connection. 16 MiB by
     /// default.
     pub fn drain_limit(mut self, bytes: usize) -> Self {
-        self.extras.drain_limit = bytes;
+        self.client_options.drain_limit = bytes;
         self
     }
 
@@ -276,7 +276,7 @@ impl ConnectionConfigBuilder {
     /// disables them for this configuration and its clones. The query itself is sent again without
     /// a prepared statement.
     pub fn statement_cache_capacity(mut self, n: usize) -> Self {
-        self.extras.statement_cache_capacity = n;
+        self.client_options.statement_cache_capacity = n;
         self
     }
 
@@ -312,7 +312,7 @@ impl ConnectionConfigBuilder {
             }
             values.set(name, value)?;
         }
-        ConnectionConfig::resolve(values, self.extras)
+        ConnectionConfig::resolve(values, self.client_options)
     }
 
     fn set(mut self, keyword: &'static str, value: impl Into<String>) -> Self {

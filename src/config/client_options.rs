@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 
 /// What libpq has no keyword for.
 #[derive(Debug, Clone)]
-pub(crate) struct Extras {
+pub(crate) struct ClientOptions {
     pub(crate) password_provider: Option<PasswordProvider>,
     /// Finer than the keyword's whole seconds.
     pub(crate) connect_timeout: Option<Duration>,
@@ -21,7 +21,7 @@ pub(crate) struct Extras {
     pub(crate) statement_cache_capacity: usize,
 }
 
-impl Default for Extras {
+impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             password_provider: None,
@@ -49,50 +49,55 @@ impl Default for Extras {
 /// The server flushes 8 KiB at a time, and its own messages fit well into that.
 const MIN_MESSAGE_SIZE: usize = 8 << 10;
 
-pub(super) fn check(extras: &Extras) -> Result<()> {
-    for (name, value) in &extras.params {
-        // As the server sees it, whatever its case.
-        let own = match name.to_ascii_lowercase().as_str() {
-            "" => Some("a name"),
-            "user" | "database" | "options" | "application_name" => Some("the setter of that name"),
-            "replication" => Some("nothing: this client only reads rows"),
-            "client_encoding" => Some("nothing: it is always UTF8"),
-            protocol if protocol.starts_with("_pq_.") => Some("nothing: it is the protocol's"),
-            _ => None,
-        };
-        if let Some(instead) = own {
-            return Err(Error::config(format!("param({name:?}, ...): use {instead} instead")));
+impl ClientOptions {
+    /// Checks that each option is within its range.
+    pub(super) fn validate(&self) -> Result<()> {
+        for (name, value) in &self.params {
+            // As the server sees it, whatever its case.
+            let own = match name.to_ascii_lowercase().as_str() {
+                "" => Some("a name"),
+                "user" | "database" | "options" | "application_name" => {
+                    Some("the setter of that name")
+                }
+                "replication" => Some("nothing: this client only reads rows"),
+                "client_encoding" => Some("nothing: it is always UTF8"),
+                protocol if protocol.starts_with("_pq_.") => Some("nothing: it is the protocol's"),
+                _ => None,
+            };
+            if let Some(instead) = own {
+                return Err(Error::config(format!("param({name:?}, ...): use {instead} instead")));
+            }
+            if name.contains('\0') || value.contains('\0') {
+                return Err(Error::config("a param holds a NUL character"));
+            }
         }
-        if name.contains('\0') || value.contains('\0') {
-            return Err(Error::config("a param holds a NUL character"));
+        if !(MIN_MESSAGE_SIZE..=1 << 30).contains(&self.max_message_size) {
+            return Err(Error::config(format!(
+                "max_message_size is not from {MIN_MESSAGE_SIZE} to {} bytes",
+                1 << 30
+            )));
         }
+        if self.max_scram_iterations == 0 {
+            return Err(Error::config(
+                "max_scram_iterations is 0, so no password could ever be proved",
+            ));
+        }
+        if self.cancel_timeout.is_zero() {
+            return Err(Error::config("cancel_timeout is 0, so no query could ever be stopped"));
+        }
+        if self.connect_timeout.is_some_and(|t| t.is_zero()) {
+            return Err(Error::config("connect_timeout is 0: leave it out for no limit"));
+        }
+        let millis =
+            |t: Duration| u128::try_from(i32::MAX).map(|max| (1..=max).contains(&t.as_millis()));
+        if !self.statement_timeout.is_none_or(|t| millis(t).unwrap_or(false)) {
+            return Err(Error::config(
+                "statement_timeout is not from 1 ms to 2147483647 ms: leave it out for no limit",
+            ));
+        }
+        if self.read_timeout.is_some_and(|t| t.is_zero()) {
+            return Err(Error::config("read_timeout is 0, so no row could ever be read"));
+        }
+        Ok(())
     }
-    if !(MIN_MESSAGE_SIZE..=1 << 30).contains(&extras.max_message_size) {
-        return Err(Error::config(format!(
-            "max_message_size is not from {MIN_MESSAGE_SIZE} to {} bytes",
-            1 << 30
-        )));
-    }
-    if extras.max_scram_iterations == 0 {
-        return Err(Error::config(
-            "max_scram_iterations is 0, so no password could ever be proved",
-        ));
-    }
-    if extras.cancel_timeout.is_zero() {
-        return Err(Error::config("cancel_timeout is 0, so no query could ever be stopped"));
-    }
-    if extras.connect_timeout.is_some_and(|t| t.is_zero()) {
-        return Err(Error::config("connect_timeout is 0: leave it out for no limit"));
-    }
-    let millis =
-        |t: Duration| u128::try_from(i32::MAX).map(|max| (1..=max).contains(&t.as_millis()));
-    if !extras.statement_timeout.is_none_or(|t| millis(t).unwrap_or(false)) {
-        return Err(Error::config(
-            "statement_timeout is not from 1 ms to 2147483647 ms: leave it out for no limit",
-        ));
-    }
-    if extras.read_timeout.is_some_and(|t| t.is_zero()) {
-        return Err(Error::config("read_timeout is 0, so no row could ever be read"));
-    }
-    Ok(())
 }

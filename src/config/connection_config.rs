@@ -1,7 +1,7 @@
 use std::{fmt, net::IpAddr, path::Path, time::Duration};
 
 use super::{
-    client_options::Extras,
+    client_options::ClientOptions,
     host::{Hosts, Target},
     keyword::{self, Values},
     modes::{ChannelBinding, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs},
@@ -82,7 +82,7 @@ pub struct ConnectionConfig {
     pub(crate) scram_cache: ScramCache,
     /// Shared by all copies: see [`StatementsLost`].
     pub(crate) statements_lost: StatementsLost,
-    pub(crate) extras: Extras,
+    pub(crate) client_options: ClientOptions,
 }
 
 impl ConnectionConfig {
@@ -94,7 +94,7 @@ impl ConnectionConfig {
             "user" => self.user(),
             "dbname" => self.database(),
             "sslmode" => Some(self.ssl_mode.as_str().to_owned()),
-            "connect_timeout" if self.extras.connect_timeout.is_some() => {
+            "connect_timeout" if self.client_options.connect_timeout.is_some() => {
                 self.connect_timeout.map(|t| t.as_secs_f64().ceil().to_string())
             }
             _ => self.values.get(keyword).map(str::to_owned),
@@ -192,7 +192,7 @@ impl ConnectionConfig {
 
     /// Returns whether a password provider is set.
     pub fn password_provider(&self) -> bool {
-        self.extras.password_provider.is_some()
+        self.client_options.password_provider.is_some()
     }
 
     /// Returns the name shown in `pg_stat_activity`.
@@ -216,12 +216,12 @@ impl ConnectionConfig {
 
     /// Returns how long a stream may hear nothing; `None` is without limit.
     pub fn read_timeout(&self) -> Option<Duration> {
-        self.extras.read_timeout
+        self.client_options.read_timeout
     }
 
     /// Returns the server's `statement_timeout`, if it was set here.
     pub fn statement_timeout(&self) -> Option<Duration> {
-        self.extras.statement_timeout
+        self.client_options.statement_timeout
     }
 
     /// Returns whether TCP keepalives are sent.
@@ -281,7 +281,7 @@ impl ConnectionConfig {
 
     /// Returns how TLS is done, if that was set in code.
     pub fn tls(&self) -> Option<&TlsConfig> {
-        self.extras.tls.as_ref()
+        self.client_options.tls.as_ref()
     }
 
     /// Returns a run-time parameter that is sent at the start of the session.
@@ -292,32 +292,32 @@ impl ConnectionConfig {
 
     /// Returns the largest message that is read, in bytes.
     pub fn max_message_size(&self) -> usize {
-        self.extras.max_message_size
+        self.client_options.max_message_size
     }
 
     /// Returns how many SCRAM iterations a server may ask for.
     pub fn max_scram_iterations(&self) -> u32 {
-        self.extras.max_scram_iterations
+        self.client_options.max_scram_iterations
     }
 
     /// Returns how a lost connection is replaced.
     pub fn retry(&self) -> RetryPolicy {
-        self.extras.retry
+        self.client_options.retry
     }
 
     /// Returns how long stopping a query may take.
     pub fn cancel_timeout(&self) -> Duration {
-        self.extras.cancel_timeout
+        self.client_options.cancel_timeout
     }
 
     /// Returns how many bytes of a stopped query may be drained.
     pub fn drain_limit(&self) -> usize {
-        self.extras.drain_limit
+        self.client_options.drain_limit
     }
 
     /// Returns the maximum number of prepared statements that each connection keeps.
     pub fn statement_cache_capacity(&self) -> usize {
-        self.extras.statement_cache_capacity
+        self.client_options.statement_cache_capacity
     }
 
     /// Whether a connection of this configuration or of a copy of it has lost a prepared statement.

@@ -25,7 +25,7 @@ impl Environment<'_> {
     }
 
     /// Returns a file's content, which may hold a password; `None` if there is no such file.
-    pub(super) fn read(path: &PathBuf) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
+    pub(super) fn read_file(path: &PathBuf) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
         match fs::read(path) {
             Ok(bytes) => Ok(Some(Zeroizing::new(bytes))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),

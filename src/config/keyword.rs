@@ -3,7 +3,7 @@
 //! The table is `PQconninfoOptions` of libpq's fe-connect.c: a parameter that cannot apply here is
 //! known all the same, so that a string which libpq takes is not refused for its name.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use zeroize::Zeroizing;
 
@@ -122,6 +122,21 @@ impl Values {
     /// The value, unless it is empty, which for most parameters means the same as none.
     pub(super) fn non_empty(&self, name: &str) -> Option<&str> {
         self.get(name).filter(|v| !v.is_empty())
+    }
+
+    /// A whole number by libpq's rules; a negative one counts as 0.
+    pub(super) fn integer(&self, name: &str) -> Result<Option<u32>> {
+        let Some(text) = self.get(name) else { return Ok(None) };
+        let number =
+            text.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b').parse::<i32>();
+        let number = number.map_err(|_| Error::config(format!("{name} is not a whole number")))?;
+        Ok(Some(u32::try_from(number).unwrap_or(0)))
+    }
+
+    /// A whole number of seconds; `None` also for 0 and less.
+    pub(super) fn seconds(&self, name: &str) -> Result<Option<Duration>> {
+        let seconds = self.integer(name)?.filter(|s| *s > 0);
+        Ok(seconds.map(|s| Duration::from_secs(s.into())))
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 
 /// Makes an enum of the words that libpq knows for a parameter.
-macro_rules! mode {
+macro_rules! keyword_enum {
     (
         $(#[$doc:meta])* $name:ident, $keyword:literal,
         $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+
@@ -39,7 +39,7 @@ fn expected(keyword: &str, words: &[&str]) -> String {
     format!("invalid {keyword}: expected {} or {last}", others.join(", "))
 }
 
-mode! {
+keyword_enum! {
     /// Whether a session is encrypted, and how far the server's certificate is checked:
     /// [`sslmode`](https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-PROTECTION).
     SslMode, "sslmode",
@@ -60,7 +60,7 @@ mode! {
     VerifyFull = "verify-full",
 }
 
-mode! {
+keyword_enum! {
     /// How encryption is agreed upon:
     /// [`sslnegotiation`](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-SSLNEGOTIATION).
     SslNegotiation, "sslnegotiation",
@@ -71,7 +71,7 @@ mode! {
     Direct = "direct",
 }
 
-mode! {
+keyword_enum! {
     /// Whether a login is bound to the encrypted channel that it goes through, which keeps anybody
     /// in between from passing it on:
     /// [`channel_binding`](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-CHANNEL-BINDING).
@@ -85,7 +85,7 @@ mode! {
     Require = "require",
 }
 
-mode! {
+keyword_enum! {
     /// Which servers of several will do:
     /// [`target_session_attrs`](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-TARGET-SESSION-ATTRS).
     TargetSessionAttrs, "target_session_attrs",
@@ -104,7 +104,7 @@ mode! {
     PreferStandby = "prefer-standby",
 }
 
-mode! {
+keyword_enum! {
     /// In which order several hosts are tried:
     /// [`load_balance_hosts`](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-LOAD-BALANCE-HOSTS).
     LoadBalanceHosts, "load_balance_hosts",

@@ -4,9 +4,9 @@ use crate::error::Result;
 
 /// Who is asked for a password.
 #[derive(Clone)]
-pub(crate) struct PasswordProvider(Arc<Ask>);
+pub(crate) struct PasswordProvider(Arc<Provider>);
 
-type Ask = dyn Fn() -> Pin<Box<dyn Future<Output = Result<String>> + Send>> + Send + Sync;
+type Provider = dyn Fn() -> Pin<Box<dyn Future<Output = Result<String>> + Send>> + Send + Sync;
 
 impl PasswordProvider {
     pub(super) fn new<F, P>(provider: F) -> Self
@@ -17,7 +17,7 @@ impl PasswordProvider {
         Self(Arc::new(move || Box::pin(provider())))
     }
 
-    pub(crate) fn ask(&self) -> impl Future<Output = Result<String>> + Send + use<> {
+    pub(crate) fn get(&self) -> impl Future<Output = Result<String>> + Send + use<> {
         (self.0)()
     }
 }

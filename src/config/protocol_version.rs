@@ -15,18 +15,20 @@ pub(crate) enum ProtocolVersion {
     V3_2,
 }
 
-pub(super) fn range(values: &Values) -> Result<ProtocolRange> {
-    let version = |name| match values.get(name) {
-        None => Ok(None),
-        Some("3.0") => Ok(Some(ProtocolVersion::V3_0)),
-        Some("3.2" | "latest") => Ok(Some(ProtocolVersion::V3_2)),
-        Some(_) => Err(Error::config(format!("invalid {name}: expected 3.0, 3.2 or latest"))),
-    };
-    let min = version("min_protocol_version")?.unwrap_or(ProtocolVersion::V3_0);
-    // 3.0 unless more is asked for: older poolers fail on a newer one.
-    let max = version("max_protocol_version")?.unwrap_or(min);
-    if min > max {
-        return Err(Error::config("min_protocol_version is greater than max_protocol_version"));
+impl ProtocolRange {
+    pub(super) fn from_values(values: &Values) -> Result<Self> {
+        let version = |name| match values.get(name) {
+            None => Ok(None),
+            Some("3.0") => Ok(Some(ProtocolVersion::V3_0)),
+            Some("3.2" | "latest") => Ok(Some(ProtocolVersion::V3_2)),
+            Some(_) => Err(Error::config(format!("invalid {name}: expected 3.0, 3.2 or latest"))),
+        };
+        let min = version("min_protocol_version")?.unwrap_or(ProtocolVersion::V3_0);
+        // 3.0 unless more is asked for: older poolers fail on a newer one.
+        let max = version("max_protocol_version")?.unwrap_or(min);
+        if min > max {
+            return Err(Error::config("min_protocol_version is greater than max_protocol_version"));
+        }
+        Ok(Self { min, max })
     }
-    Ok(ProtocolRange { min, max })
 }

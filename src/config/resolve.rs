@@ -1,19 +1,20 @@
 //! From what was set to a [`ConnectionConfig`]: libpq's order of precedence, and what the values mean.
 
-use std::{env::VarError, str::FromStr, time::Duration};
+use std::{env::VarError, str::FromStr};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use zeroize::Zeroizing;
 
 use super::{
-    client_options::{self, Extras},
+    client_options::ClientOptions,
     connection_config::ConnectionConfig,
     encoding::is_utf8,
     environment::Environment,
     host::Hosts,
     keyword::{KEYWORDS, Values},
     modes::{ChannelBinding, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs},
-    parse, protocol_version,
+    parse,
+    protocol_version::ProtocolRange,
     require_auth::RequireAuth,
     scram_cache::ScramCache,
     service,
@@ -49,7 +50,7 @@ impl ConnectionConfig {
                 _ => values.set(&keyword, value)?,
             }
         }
-        Self::resolve(values, Extras::default())
+        Self::resolve(values, ClientOptions::default())
     }
 
     /// Takes everything from the environment: `PGHOST`, `PGUSER`, `PGSERVICE` and so on.
@@ -58,10 +59,10 @@ impl ConnectionConfig {
     ///
     /// As of [`parse`](Self::parse).
     pub fn from_env() -> Result<Self> {
-        Self::resolve(Values::default(), Extras::default())
+        Self::resolve(Values::default(), ClientOptions::default())
     }
 
-    pub(super) fn resolve(values: Values, extras: Extras) -> Result<Self> {
+    pub(super) fn resolve(values: Values, client_options: ClientOptions) -> Result<Self> {
         // One that cannot be read must not be taken for one that is not there.
         let of_keywords = KEYWORDS.iter().filter_map(|k| k.env);
         for name in Environment::VARIABLES.iter().copied().chain(of_keywords) {
@@ -71,18 +72,18 @@ impl ConnectionConfig {
         }
         let environment =
             Environment { variable: &|name| std::env::var(name).ok(), home: std::env::home_dir() };
-        Self::resolve_in(&environment, values, extras)
+        Self::resolve_in(&environment, values, client_options)
     }
 
     fn resolve_in(
         environment: &Environment<'_>,
         mut values: Values,
-        extras: Extras,
+        client_options: ClientOptions,
     ) -> Result<Self> {
         fill_defaults(&mut values, environment)?;
-        refuse_what_cannot_apply(&values)?;
+        reject_unsupported(&values)?;
         let word = |name| values.get(name).unwrap_or_default();
-        let ssl_mode = match &extras.tls {
+        let ssl_mode = match &client_options.tls {
             Some(tls) => tls.mode(),
             None => SslMode::parse(word("sslmode"))?,
         };
@@ -95,7 +96,7 @@ impl ConnectionConfig {
                 ssl_mode.as_str()
             )));
         }
-        let tls = match &extras.tls {
+        let tls = match &client_options.tls {
             Some(tls) => tls.settings().clone(),
             None => {
                 tls::from_keywords(&|name| values.get(name), ssl_mode, environment.home.as_deref())?
@@ -108,28 +109,13 @@ impl ConnectionConfig {
                 ssl_mode.as_str()
             )));
         }
-        let seconds = |name| -> Result<Option<Duration>> {
-            Ok(integer(&values, name)?.map(|s| Duration::from_secs(s.into())))
-        };
-        let connect_timeout = seconds("connect_timeout")?.filter(|t| !t.is_zero());
-        let user_timeout = integer(&values, "tcp_user_timeout")?;
-        let sockets = SocketSettings {
-            keepalive: match values.get("keepalives") {
-                Some("") => false,
-                _ => integer(&values, "keepalives")? != Some(0),
-            },
-            keepalive_idle: seconds("keepalives_idle")?.filter(|t| !t.is_zero()),
-            keepalive_interval: seconds("keepalives_interval")?.filter(|t| !t.is_zero()),
-            keepalive_count: integer(&values, "keepalives_count")?.filter(|n| *n > 0),
-            user_timeout: user_timeout
-                .filter(|ms| *ms > 0)
-                .map(|ms| Duration::from_millis(ms.into())),
-        };
+        let connect_timeout = values.seconds("connect_timeout")?;
+        let sockets = SocketSettings::from_values(&values)?;
         let require_auth = values.non_empty("require_auth").map(RequireAuth::parse).transpose()?;
-        client_options::check(&extras)?;
+        client_options.validate()?;
         let mut startup_parameters = environment.startup_parameters();
-        startup_parameters.extend(extras.params.iter().cloned());
-        if let Some(timeout) = extras.statement_timeout {
+        startup_parameters.extend(client_options.params.iter().cloned());
+        if let Some(timeout) = client_options.statement_timeout {
             startup_parameters.push(("statement_timeout".into(), timeout.as_millis().to_string()));
         }
         Ok(Self {
@@ -142,23 +128,23 @@ impl ConnectionConfig {
             require_auth,
             target_session_attrs: TargetSessionAttrs::parse(word("target_session_attrs"))?,
             load_balance_hosts: LoadBalanceHosts::parse(word("load_balance_hosts"))?,
-            connect_timeout: extras.connect_timeout.or(connect_timeout),
+            connect_timeout: client_options.connect_timeout.or(connect_timeout),
             sockets,
             require_peer: values.non_empty("requirepeer").map(str::to_owned),
-            protocol: protocol_version::range(&values)?,
+            protocol: ProtocolRange::from_values(&values)?,
             scram_client_key: scram_key(&values, "scram_client_key")?,
             scram_server_key: scram_key(&values, "scram_server_key")?,
             scram_cache: ScramCache::default(),
             statements_lost: StatementsLost::default(),
-            extras,
+            client_options,
             values,
         })
     }
 
     /// The same with TLS as given, in place of what was said about it.
     pub(crate) fn with_tls(mut self, tls: TlsConfig) -> Result<Self> {
-        self.extras.tls = Some(tls);
-        Self::resolve(self.values, self.extras)
+        self.client_options.tls = Some(tls);
+        Self::resolve(self.values, self.client_options)
     }
 }
 
@@ -210,7 +196,7 @@ fn fill_defaults(values: &mut Values, environment: &Environment<'_>) -> Result<(
 }
 
 /// Parameters of libpq that ask for something this crate does not do.
-fn refuse_what_cannot_apply(values: &Values) -> Result<()> {
+fn reject_unsupported(values: &Values) -> Result<()> {
     let refuse = |what: &str| Err(Error::config(what));
     match values.get("gssencmode") {
         Some("disable" | "prefer") | None => {}
@@ -245,14 +231,6 @@ fn refuse_what_cannot_apply(values: &Values) -> Result<()> {
     Ok(())
 }
 
-/// A whole number by libpq's rules; a negative one counts as 0.
-fn integer(values: &Values, name: &str) -> Result<Option<u32>> {
-    let Some(text) = values.get(name) else { return Ok(None) };
-    let number = text.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b').parse::<i32>();
-    let number = number.map_err(|_| Error::config(format!("{name} is not a whole number")))?;
-    Ok(Some(u32::try_from(number).unwrap_or(0)))
-}
-
 fn scram_key(values: &Values, name: &str) -> Result<Option<Key>> {
     let Some(text) = values.get(name) else { return Ok(None) };
     // 44 characters of base64 are decoded in blocks.
@@ -265,6 +243,8 @@ fn scram_key(values: &Values, name: &str) -> Result<Option<Key>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// As libpq without SSL: the modes that allow a session in the clear are taken.
@@ -290,7 +270,7 @@ mod tests {
         for (keyword, value) in parse::parse(text).unwrap() {
             values.set(&keyword, value).unwrap();
         }
-        ConnectionConfig::resolve_in(&environment, values, Extras::default()).unwrap()
+        ConnectionConfig::resolve_in(&environment, values, ClientOptions::default()).unwrap()
     }
 
     /// libpq's `EnvironmentOptions`; `default` leaves it to the server.

@@ -42,12 +42,12 @@ pub(super) fn fill(values: &mut Values, environment: &Environment<'_>) -> Result
         ),
     }
     for file in &files {
-        let text = Environment::read(file).map_err(|e| {
+        let text = Environment::read_file(file).map_err(|e| {
             let what = format!("the service file {}", file.display());
             Error::unreadable(&what, e).unwrap_or_else(|e| Error::config(format!("{what}: {e}")))
         })?;
         if let Some(text) = text {
-            if read(&text, &service, values).map_err(|why| {
+            if find_section(&text, &service, values).map_err(|why| {
                 Error::config(format!("the service file {}, {why}", file.display()))
             })? {
                 return Ok(());
@@ -63,7 +63,7 @@ pub(super) fn fill(values: &mut Values, environment: &Environment<'_>) -> Result
 
 /// Takes the section of the service, and says whether there is one. The error has no value in it,
 /// which may be a password.
-fn read(text: &[u8], service: &str, values: &mut Values) -> Result<bool, String> {
+fn find_section(text: &[u8], service: &str, values: &mut Values) -> Result<bool, String> {
     let mut found = false;
     for (number, line) in text.split(|&byte| byte == b'\n').enumerate() {
         let number = number + 1;
@@ -116,14 +116,14 @@ mod tests {
     fn the_section_of_the_service_fills_in_what_is_open() {
         let mut values = Values::default();
         values.set("port", "1".to_owned()).unwrap();
-        assert!(read(FILE.as_bytes(), "a", &mut values).unwrap());
+        assert!(find_section(FILE.as_bytes(), "a", &mut values).unwrap());
         assert_eq!(values.get("host"), Some("db"));
         assert_eq!(values.get("port"), Some("1"), "what is given explicitly counts");
         assert_eq!(values.get("password"), Some("se cret"));
-        assert!(!read(FILE.as_bytes(), "b", &mut Values::default()).unwrap());
+        assert!(!find_section(FILE.as_bytes(), "b", &mut Values::default()).unwrap());
         let other = b"[\xfc]\nhost=\xfc\n[a]\nhost=db\n[\xfc]\nport=\xfc";
         let mut values = Values::default();
-        assert!(read(other, "a", &mut values).unwrap());
+        assert!(find_section(other, "a", &mut values).unwrap());
         assert_eq!((values.get("host"), values.get("port")), (Some("db"), None));
     }
 
@@ -136,7 +136,7 @@ mod tests {
             (b"[a]\npassword=secret\xfc", "line 2: not UTF-8"),
             (format!("[a]\nhost={}", "s".repeat(1100)).as_bytes(), "line 2: longer"),
         ] {
-            let error = read(file, "a", &mut Values::default()).unwrap_err();
+            let error = find_section(file, "a", &mut Values::default()).unwrap_err();
             assert!(error.contains(expected) && !error.contains("secret"), "{error}");
         }
     }

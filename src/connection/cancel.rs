@@ -21,7 +21,7 @@ use crate::{
         frontend,
         long::Long,
     },
-    transport::{Address, Encrypted, Tls, Transport, explain},
+    transport::{Address, Encrypted, Tls, Transport, from_io_error},
 };
 
 /// How long to wait before a query that goes on is cancelled again; doubled each time.
@@ -233,7 +233,7 @@ impl CancelKey {
                 Ok(())
             }
             // With TLS 1.3, a certificate of the client that the server refuses shows here.
-            Err(e) => Err(explain(DURING, e)),
+            Err(e) => Err(from_io_error(DURING, e)),
         }
     }
 }

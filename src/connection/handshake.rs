@@ -36,7 +36,7 @@ use crate::{
         frontend,
         long::Long,
     },
-    transport::{Address, TlsInfo, Transport, explain},
+    transport::{Address, TlsInfo, Transport, from_io_error},
 };
 
 /// Who comes, and how they got here.
@@ -162,10 +162,10 @@ pub(super) async fn handshake(
         long: wire.long,
         session: Session::new(wire.heard, info, cancel).into(),
         bounds: Bounds {
-            max_message_size: config.extras.max_message_size,
-            read_timeout: config.extras.read_timeout,
-            cancel_timeout: config.extras.cancel_timeout,
-            drain_limit: config.extras.drain_limit,
+            max_message_size: config.client_options.max_message_size,
+            read_timeout: config.client_options.read_timeout,
+            cancel_timeout: config.client_options.cancel_timeout,
+            drain_limit: config.client_options.drain_limit,
         },
         skip: 0,
         reused: false,
@@ -311,7 +311,7 @@ impl Login<'_> {
                 (State::ScramFirst(first), Authentication::SaslContinue(data)) => {
                     counted.may_fail_as("malformed");
                     let challenge =
-                        first.challenge(&data, self.config.extras.max_scram_iterations)?;
+                        first.challenge(&data, self.config.client_options.max_scram_iterations)?;
                     counted.may_fail_as("no_password");
                     let keys = self.keys(&challenge.salt, challenge.iterations).await?;
                     counted.may_fail_as("lost");
@@ -516,8 +516,8 @@ impl Login<'_> {
     }
 
     async fn password(&mut self) -> Result<Password, Rejection> {
-        if let Some(provider) = &self.config.extras.password_provider {
-            let password = Password::new(provider.ask().await?);
+        if let Some(provider) = &self.config.client_options.password_provider {
+            let password = Password::new(provider.get().await?);
             if password.reveal().is_empty() {
                 let empty = "the password provider gives an empty password";
                 return Err(Error::authentication(empty).into());
@@ -575,7 +575,7 @@ impl Wire<'_> {
             // TLS may keep it back otherwise.
             self.transport.flush().await
         };
-        sent.await.map_err(|e| explain(self.during(), e))
+        sent.await.map_err(|e| from_io_error(self.during(), e))
     }
 
     /// The next message that belongs to the login.
@@ -600,7 +600,7 @@ impl Wire<'_> {
                     return Err(Error::ConnectionClosed { during: self.during(), source: None });
                 }
                 Ok(_) => {}
-                Err(e) => return Err(explain(self.during(), e)),
+                Err(e) => return Err(from_io_error(self.during(), e)),
             }
         }
     }

@@ -71,9 +71,9 @@ impl Tls {
 }
 
 /// What an error of a transport means: something about TLS, or about the connection.
-pub(crate) fn explain(during: &'static str, error: io::Error) -> Error {
+pub(crate) fn from_io_error(during: &'static str, error: io::Error) -> Error {
     #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
-    if let Some(error) = tls::explain(&error) {
+    if let Some(error) = tls::tls_error(&error) {
         return error;
     }
     Error::io(during, error)

@@ -197,7 +197,7 @@ impl TlsConfigBuilder {
     /// `max_version`, or verification both set up and switched off.
     pub fn build(self) -> Result<TlsConfig> {
         let mut roots = Vec::new();
-        if let Some(ca) = either("ca_cert", self.ca_path, self.ca_pem)? {
+        if let Some(ca) = path_or_pem("ca_cert", self.ca_path, self.ca_pem)? {
             roots.push(RootSource::Certificates(ca));
         }
         if self.webpki_roots {
@@ -224,8 +224,8 @@ impl TlsConfigBuilder {
             (false, Some(false)) => Verify::Chain,
             (false, _) => Verify::ChainAndName,
         };
-        let certificate = either("client_cert", self.cert_path, self.cert_pem)?;
-        let key = either("client_key", self.key_path, self.key_pem)?;
+        let certificate = path_or_pem("client_cert", self.cert_path, self.cert_pem)?;
+        let key = path_or_pem("client_key", self.key_path, self.key_pem)?;
         let client = match (certificate, key) {
             (None, None) => None,
             (Some(certificate), Some(key)) => {
@@ -266,7 +266,7 @@ impl TlsConfigBuilder {
 }
 
 /// The one of two ways to say the same thing that was used.
-fn either(what: &str, path: Option<PathBuf>, pem: Option<Source>) -> Result<Option<Source>> {
+fn path_or_pem(what: &str, path: Option<PathBuf>, pem: Option<Source>) -> Result<Option<Source>> {
     match (path, pem) {
         (Some(_), Some(_)) => {
             Err(Error::config(format!("{what}_path and {what}_pem are both set: keep one of them")))

@@ -7,7 +7,7 @@ use x509_cert::{
 };
 
 /// A certificate's fields, without the checks that OpenSSL does not make either.
-pub(super) fn parse(certificate: &CertificateDer<'_>) -> Option<CertificateInner<Raw>> {
+pub(super) fn parse_certificate(certificate: &CertificateDer<'_>) -> Option<CertificateInner<Raw>> {
     CertificateInner::from_der(certificate).ok()
 }
 

@@ -5,7 +5,7 @@ use x509_cert::{
     spki::{AlgorithmIdentifierOwned, AlgorithmIdentifierRef},
 };
 
-use super::asn1::{elements, parse};
+use super::asn1::{elements, parse_certificate};
 
 /// RFC 5929, section 4.1, as `pgtls_get_peer_certificate_hash` computes it: the certificate hashed
 /// with the hash of its own signature, and with SHA-256 where that is MD5 or SHA-1.
@@ -13,7 +13,7 @@ use super::asn1::{elements, parse};
 /// `None` where the signature has no such hash (Ed25519), and where it is one that nobody uses.
 pub(super) fn hash(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
     let der: &[u8] = certificate;
-    Some(match signature_hash(parse(certificate)?.signature_algorithm())? {
+    Some(match signature_hash(parse_certificate(certificate)?.signature_algorithm())? {
         Hash::Sha224 => Sha224::digest(der).to_vec(),
         Hash::Sha256 => Sha256::digest(der).to_vec(),
         Hash::Sha384 => Sha384::digest(der).to_vec(),

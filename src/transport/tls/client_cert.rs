@@ -19,8 +19,8 @@ use rustls::{
 use x509_cert::{SubjectPublicKeyInfo, der::Decode as _};
 
 use super::{
-    asn1::parse,
-    files::{is_missing, read, unreadable},
+    asn1::parse_certificate,
+    files::{is_missing, read_file, unreadable},
 };
 use crate::{
     config::tls::settings::{SendCertificate, Source, TlsSettings},
@@ -72,7 +72,7 @@ pub(super) fn load(
                 return Ok(None);
             }
             (
-                read("certificate file", path)?.into(),
+                read_file("certificate file", path)?.into(),
                 format!("certificate file \"{}\"", path.display()),
             )
         }
@@ -83,14 +83,15 @@ pub(super) fn load(
     let Some(first) = chain.first() else {
         return Err(Error::tls(format!("{what} holds no PEM certificate")));
     };
-    let certificate = parse(first).ok_or_else(|| Error::tls(format!("{what} cannot be parsed")))?;
+    let certificate =
+        parse_certificate(first).ok_or_else(|| Error::tls(format!("{what} cannot be parsed")))?;
 
     let (bytes, key_what) = match &client.key {
         Some(Source::Pem(pem)) => (pem.clone(), "client_key_pem".to_owned()),
         Some(Source::File(path)) => {
             check_key_file(path)?;
             (
-                read("private key file", path)?.into(),
+                read_file("private key file", path)?.into(),
                 format!("private key file \"{}\"", path.display()),
             )
         }

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use super::{
     channel_binding,
     client_cert::{self, ClientAuth},
-    error::explain,
+    error::tls_error,
     roots,
     stream::TlsStream,
     verify::Verifier,
@@ -121,7 +121,7 @@ impl TlsConnector {
         let stream = tokio_rustls::TlsConnector::from(Arc::new(config))
             .connect(shared.name.clone(), tcp)
             .await
-            .map_err(|e| explain(&e).unwrap_or_else(|| Error::io("in the TLS handshake", e)))?;
+            .map_err(|e| tls_error(&e).unwrap_or_else(|| Error::io("in the TLS handshake", e)))?;
         let (_, session) = stream.get_ref();
         if require_alpn && session.alpn_protocol() != Some(ALPN) {
             return Err(Error::tls(

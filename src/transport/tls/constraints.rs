@@ -154,7 +154,7 @@ fn bases(constraints: &[u8]) -> Option<Bases> {
 
 /// The content of a certificate's name constraints, if it has any: of malformed ones, nothing that
 /// can be decoded.
-pub(super) fn of(certificate: &Certificate) -> Option<&[u8]> {
+pub(super) fn name_constraints(certificate: &Certificate) -> Option<&[u8]> {
     let value = fields::extension(certificate, fields::NAME_CONSTRAINTS)?;
     Some(content(value).unwrap_or(value))
 }

@@ -9,7 +9,7 @@ use crate::error::Error;
 ///
 /// Not only for the handshake: with TLS 1.3 the client's part of it is over before the server has
 /// looked at the client's certificate, and its refusal comes with the first read.
-pub(crate) fn explain(error: &io::Error) -> Option<Error> {
+pub(crate) fn tls_error(error: &io::Error) -> Option<Error> {
     let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     Some(Error::tls(describe(error)))
 }

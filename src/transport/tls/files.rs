@@ -4,7 +4,7 @@ use std::{io, path::Path};
 
 use crate::error::{Error, Result};
 
-pub(super) fn read(what: &str, path: &Path) -> Result<Vec<u8>> {
+pub(super) fn read_file(what: &str, path: &Path) -> Result<Vec<u8>> {
     std::fs::read(path).map_err(|e| unreadable(&format!("{what} \"{}\"", path.display()), e))
 }
 

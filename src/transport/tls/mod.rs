@@ -24,4 +24,4 @@ mod trust;
 mod tests;
 mod verify;
 
-pub(super) use self::{connector::TlsConnector, error::explain, stream::TlsStream};
+pub(super) use self::{connector::TlsConnector, error::tls_error, stream::TlsStream};

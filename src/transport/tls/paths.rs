@@ -6,7 +6,7 @@ use rustls::pki_types::CertificateDer;
 use x509_cert::der::Encode as _;
 
 use super::{
-    asn1::{content, parse},
+    asn1::{content, parse_certificate},
     fields::{self, Certificate},
     trust::{Root, Trust},
 };
@@ -45,7 +45,7 @@ pub(super) fn find<'a>(
     };
     for der in sent.iter().chain(&trust.intermediates) {
         // A certificate that cannot be decoded cannot be an authority.
-        let Some(certificate) = parse(der) else { continue };
+        let Some(certificate) = parse_certificate(der) else { continue };
         if !search.candidates.iter().any(|c| c.der == der) {
             search.candidates.push(Candidate { der, certificate: Arc::new(certificate) });
         }

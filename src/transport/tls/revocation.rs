@@ -112,7 +112,7 @@ pub(super) fn check(
         }
         let checked = match list.has_critical_entry {
             true => Err(Unusable::CriticalExtension),
-            false => fields.check(certificate, issuer, algorithms, now),
+            false => fields.check_usable(certificate, issuer, algorithms, now),
         };
         if let Err(reason) = checked {
             unusable = unusable.into_iter().chain([reason]).min();
@@ -284,7 +284,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Whether it counts for a certificate: `get_crl_score` of OpenSSL.
-    fn check(
+    fn check_usable(
         &self,
         certificate: &Certificate,
         issuer: &Issuer<'_>,

@@ -7,7 +7,7 @@ use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemOb
 #[cfg(feature = "webpki-roots")]
 use super::trust::Root;
 use super::{
-    files::{is_missing, read, unreadable},
+    files::{is_missing, read_file, unreadable},
     revocation::RevocationList,
     trust::Trust,
 };
@@ -36,7 +36,7 @@ pub(super) fn load(settings: &TlsSettings) -> Result<Option<Trust>> {
                         path.display()
                     )));
                 }
-                let pem = read("root certificate file", path)?;
+                let pem = read_file("root certificate file", path)?;
                 trust.add_pem(&pem, &format!("root certificate file \"{}\"", path.display()))?;
             }
             RootSource::Certificates(Source::Pem(pem)) => trust.add_pem(pem, "ca_cert_pem")?,
@@ -107,7 +107,7 @@ fn lists(settings: &Crls) -> Result<Option<Vec<RevocationList>>> {
             add_directory(&mut lists, path)?;
         } else {
             let what = format!("certificate revocation list \"{}\"", path.display());
-            let pem = read("certificate revocation list", path)?;
+            let pem = read_file("certificate revocation list", path)?;
             if add_lists(&mut lists, &pem, &what)? == 0 {
                 return Err(Error::tls(format!("{what} holds no PEM list (X509 CRL)")));
             }
@@ -126,7 +126,7 @@ fn add_directory(lists: &mut Vec<RevocationList>, directory: &Path) -> Result<()
         let path = entry.map_err(unreadable)?.path();
         // A link to nowhere is no list; what cannot be looked at may be one.
         if !is_missing(&path) && std::fs::metadata(&path).map_err(unreadable)?.is_file() {
-            let pem = read("certificate revocation list", &path)?;
+            let pem = read_file("certificate revocation list", &path)?;
             let what = format!("certificate revocation list \"{}\"", path.display());
             add_lists(lists, &pem, &what)?;
         }

@@ -25,10 +25,10 @@ use tokio::{
 };
 
 use super::{
-    asn1::parse,
+    asn1::parse_certificate,
     channel_binding,
     connector::{ALPN, TlsConnector, provider, sni},
-    error::explain,
+    error::tls_error,
     paths, roots, trust,
     verify::Verifier,
 };
@@ -175,7 +175,7 @@ impl Server {
             let mut stream = connector.connect(tcp, direct).await?;
             let info = stream.info();
             let read = stream.read_u8().await;
-            read.map_err(|e| explain(&e).unwrap_or_else(|| Error::io("while reading", e)))?;
+            read.map_err(|e| tls_error(&e).unwrap_or_else(|| Error::io("while reading", e)))?;
             Ok(info)
         };
         tokio::join!(server, client).1
@@ -636,7 +636,7 @@ async fn certificates_of_version_1_can_be_pinned_or_left_unverified() {
         let (issued, own) = (identity("crt.pem"), identity("self.pem"));
         for identity in [&issued, &own] {
             let der = CertificateDer::from_pem_slice(identity.chain.as_bytes()).unwrap();
-            let version = parse(&der).unwrap().tbs_certificate().version();
+            let version = parse_certificate(&der).unwrap().tbs_certificate().version();
             assert_eq!(version, x509_cert::certificate::Version::V1);
         }
         let any = || TlsConfig::builder().danger_accept_invalid_certs(true);
@@ -670,7 +670,7 @@ fn verify(settings: &TlsSettings, host: Option<&str>, chain: &str) -> Result<(),
     let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap);
     let chain: Vec<_> = chain.collect();
     let verifier = Verifier::new(trust, host.map(str::to_owned), algorithms);
-    verifier.check(&chain[0], &chain[1..], UnixTime::now())
+    verifier.verify(&chain[0], &chain[1..], UnixTime::now())
 }
 
 /// The error names a weak or unsupported key and does not mention a wrong signature.
@@ -782,7 +782,7 @@ fn public_authorities_vouch_for_no_common_name() {
             })
             .collect();
         let verifier = Verifier::new(Some(trust), Some("db".into()), algorithms);
-        let result = verifier.check(&leaf, &[], UnixTime::now());
+        let result = verifier.verify(&leaf, &[], UnixTime::now());
         match is_accepted {
             true => result.unwrap(),
             false => {
@@ -790,7 +790,7 @@ fn public_authorities_vouch_for_no_common_name() {
                 assert!(error.contains("\"db\"") && error.contains("subjectAltName"), "{error}");
             }
         }
-        verifier.check(&named_leaf, &[], UnixTime::now()).unwrap();
+        verifier.verify(&named_leaf, &[], UnixTime::now()).unwrap();
     }
 }
 
@@ -819,13 +819,13 @@ fn mazes_of_certificates_are_given_up_early() {
     let leaf = named(&["db"]).signed_by(&key, &issuers[0]).unwrap().der().clone();
     let settings = trusting(&ca).build().unwrap().settings().clone();
     let trust = roots::load(&settings).unwrap().unwrap();
-    let parsed = parse(&leaf).unwrap();
+    let parsed = parse_certificate(&leaf).unwrap();
     let found = paths::find(&parsed, &maze, &trust);
     assert!(found.len() <= 64, "{}", found.len());
     assert!(found.iter().map(|p| p.intermediates.len() + 1).sum::<usize>() <= 64);
     let verifier =
         Verifier::new(Some(trust), Some("db".into()), provider().signature_verification_algorithms);
-    let error = verifier.check(&leaf, &maze, UnixTime::now()).unwrap_err();
+    let error = verifier.verify(&leaf, &maze, UnixTime::now()).unwrap_err();
     assert!(error.contains("is not trusted"), "{error}");
 }
 

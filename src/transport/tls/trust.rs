@@ -4,7 +4,7 @@ use rustls::pki_types::{CertificateDer, TrustAnchor};
 use webpki::anchor_from_trusted_cert;
 
 use super::{
-    asn1::parse,
+    asn1::parse_certificate,
     fields::{self, Certificate},
     revocation::RevocationList,
 };
@@ -53,7 +53,7 @@ impl Trust {
     ) -> Result<(), webpki::Error> {
         let anchor = anchor_from_trusted_cert(&certificate)?.to_owned();
         // As in OpenSSL, a chain ends in a self-signed certificate.
-        match parse(&certificate).filter(fields::is_self_signed) {
+        match parse_certificate(&certificate).filter(fields::is_self_signed) {
             Some(fields) => {
                 let certificate = Some(Decoded { der: certificate, fields });
                 self.roots.push(Root { certificate, anchor, is_public });

@@ -20,7 +20,7 @@ use webpki::{EndEntityCert, KeyUsage, RawPublicKeyEntity};
 use x509_cert::{certificate::Version, der::Encode as _};
 
 use super::{
-    asn1::parse,
+    asn1::parse_certificate,
     constraints,
     fields::{self, Certificate, Signature},
     hostname::{self, Accepts},
@@ -65,13 +65,13 @@ impl Verifier {
         Self { trust, name, algorithms }
     }
 
-    pub(super) fn check(
+    pub(super) fn verify(
         &self,
         certificate: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), String> {
-        let leaf = parse(certificate);
+        let leaf = parse_certificate(certificate);
         // Checked in every mode: otherwise the handshake's signature would appear to be wrong.
         let unsupported =
             leaf.as_ref().and_then(|leaf| fields::unsupported_key(leaf, self.algorithms.all));
@@ -117,9 +117,10 @@ impl Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<(), String> {
-        let explain =
-            |e: webpki::Error| explain(&e, certificate, intermediates, trust, self.algorithms.all);
-        let leaf = EndEntityCert::try_from(certificate).map_err(explain)?;
+        let describe = |e: webpki::Error| {
+            describe_webpki_error(&e, certificate, intermediates, trust, self.algorithms.all)
+        };
+        let leaf = EndEntityCert::try_from(certificate).map_err(describe)?;
         let mut refused = None;
         let mut unverified = webpki::Error::UnknownIssuer;
         for path in paths::find(parsed, intermediates, trust) {
@@ -135,10 +136,14 @@ impl Verifier {
             );
             match (verified, path.root) {
                 (Ok(verified), Some(root)) => {
-                    let between = verified.intermediate_certificates().map(|c| parse(&c.der()));
+                    let between =
+                        verified.intermediate_certificates().map(|c| parse_certificate(&c.der()));
                     let last = root.certificate.as_ref().map(|root| Some(root.fields.clone()));
-                    let path: Option<Vec<_>> =
-                        [parse(certificate)].into_iter().chain(between).chain(last).collect();
+                    let path: Option<Vec<_>> = [parse_certificate(certificate)]
+                        .into_iter()
+                        .chain(between)
+                        .chain(last)
+                        .collect();
                     match self.check_path(trust, &path.ok_or(MALFORMED)?, root, now) {
                         Ok(()) => return Ok(()),
                         Err(reason) => refused = refused.or(Some(reason)),
@@ -152,7 +157,7 @@ impl Verifier {
                 }
             }
         }
-        Err(refused.unwrap_or_else(|| explain(unverified)))
+        Err(refused.unwrap_or_else(|| describe(unverified)))
     }
 
     /// Checks what webpki does not: `path` goes from the server's certificate to that of the root,
@@ -192,7 +197,7 @@ impl Verifier {
             }
         }
         let bare = root.anchor.name_constraints.as_deref().filter(|_| root.certificate.is_none());
-        let above = authorities.iter().filter_map(constraints::of);
+        let above = authorities.iter().filter_map(constraints::name_constraints);
         let constraints: Vec<_> = above.chain(bare).collect();
         constraints::check(path, &constraints)?;
         self.check_revocation(trust, path, root, now)?;
@@ -240,7 +245,7 @@ impl ServerCertVerifier for Verifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.check(end_entity, intermediates, now)
+        self.verify(end_entity, intermediates, now)
             .map(|()| ServerCertVerified::assertion())
             .map_err(|message| {
                 let refused = OtherError(Arc::new(Refused(message)));
@@ -313,7 +318,7 @@ fn key_of_old_certificate(
 ) -> Option<SubjectPublicKeyInfoDer<'static>> {
     let is_old =
         EndEntityCert::try_from(certificate).err() == Some(webpki::Error::UnsupportedCertVersion);
-    let parsed = parse(certificate).filter(|_| is_old)?;
+    let parsed = parse_certificate(certificate).filter(|_| is_old)?;
     let key = parsed.tbs_certificate().subject_public_key_info().to_der().ok()?;
     Some(SubjectPublicKeyInfoDer::from(key))
 }
@@ -368,7 +373,7 @@ fn not_for_servers(problem: &str) -> String {
 }
 
 /// What webpki's verdict means, and what to do.
-fn explain(
+fn describe_webpki_error(
     error: &webpki::Error,
     certificate: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
@@ -387,7 +392,7 @@ fn explain(
     ) {
         let roots = trust.roots.iter().filter_map(|root| root.certificate.as_ref().map(|c| &c.der));
         let signers = intermediates.iter().chain(&trust.intermediates).chain(roots);
-        let signed = [certificate].into_iter().chain(intermediates).filter_map(parse);
+        let signed = [certificate].into_iter().chain(intermediates).filter_map(parse_certificate);
         for certificate in signed {
             let shown = show::name(certificate.tbs_certificate().subject());
             if let Some(hash) =
@@ -398,7 +403,7 @@ fn explain(
                      reissue it with SHA-256"
                 );
             }
-            let signer = signers.clone().filter_map(parse).filter(|s| {
+            let signer = signers.clone().filter_map(parse_certificate).filter(|s| {
                 s.tbs_certificate().subject() == certificate.tbs_certificate().issuer()
             });
             for signer in signer {
@@ -411,7 +416,7 @@ fn explain(
     }
     match error {
         E::UnknownIssuer => {
-            let issuer = parse(certificate)
+            let issuer = parse_certificate(certificate)
                 .map(|c| show::name(c.tbs_certificate().issuer()))
                 .unwrap_or_default();
             format!(
@@ -423,10 +428,11 @@ fn explain(
         E::CertExpired { not_after, .. } => expired(since_1970(not_after)),
         E::CertNotValidYet { not_before, .. } => not_yet_valid(since_1970(not_before)),
         E::UnsupportedCertVersion => {
-            let version = match parse(certificate).map(|c| c.tbs_certificate().version()) {
-                Some(Version::V1) => " (the server's is of version 1)",
-                _ => "",
-            };
+            let version =
+                match parse_certificate(certificate).map(|c| c.tbs_certificate().version()) {
+                    Some(Version::V1) => " (the server's is of version 1)",
+                    _ => "",
+                };
             format!(
                 "only X.509 certificates of version 3 can be verified{version}: reissue it with \
                  extensions (openssl x509 -req -extfile ...)"
