@@ -3,22 +3,22 @@ use std::fmt::Write;
 use super::ident::quote_name;
 use crate::error::{Error, Result};
 
-/// The maximum number of keys in a path. The server, and the reader of a document, recurse into
-/// each.
+/// The maximum number of keys in a path. The server, and the lookup of a key in a received
+/// document, recurse once for each key.
 const MAX_KEYS: usize = 256;
 
-/// A part of the document, or a column beside it, to make filters and orders of: `field("status")`,
-/// `field("address.city")`.
+/// A field of the document, or a column of the relation, for filters and sort orders:
+/// `field("status")`, `field("address.city")`.
 ///
-/// The operators are methods; each returns a [`Filter`](crate::Filter). Made by [`field`],
-/// [`Field::path`] or [`Field::column`].
+/// Create one with [`field`], [`Field::path`] or [`Field::column`]. The operators are methods that
+/// return a [`Filter`](crate::Filter).
 ///
-/// A document does not make an operator fail. The exceptions, in columns of type `json` (not
-/// `jsonb`), are in [`Filter`](crate::Filter#columns-of-type-json).
+/// No document makes an operator fail. [`Filter`](crate::Filter#columns-of-type-json) lists the
+/// exceptions for columns of type `json` (not `jsonb`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Field {
     pub(super) place: Place,
-    /// The language of full text search.
+    /// The text search configuration.
     pub(super) language: Option<String>,
 }
 
@@ -26,46 +26,51 @@ pub struct Field {
 pub(super) enum Place {
     /// Keys into the document, outermost first.
     Path(Vec<String>),
-    /// A column of the relation, with a type of its own.
+    /// A column of the relation, which has its own type.
     Column(String),
 }
 
-/// Returns the field at a path of keys with dots in between: `field("address.city")`.
+/// Returns the field at a path of keys separated by dots: `field("address.city")`.
 ///
-/// Use [`Field::path`] for a key that holds a dot.
+/// Use [`Field::path`] for a key that contains a dot.
 pub fn field(path: &str) -> Field {
     Field::path(path.split('.'))
 }
 
 impl Field {
-    /// Returns the field at a path of keys, outermost first. Keys are taken as they are; an element of
-    /// an array has none. A path has at most 256 keys; a longer one is
-    /// [`Error::Config`](crate::Error::Config) when the query is executed.
+    /// Returns the field at a path of keys, outermost first.
+    ///
+    /// Keys are used exactly as given. Elements of arrays have no keys, so a path cannot select
+    /// them. A path has at most 256 keys; a longer path is [`Error::Config`](crate::Error::Config)
+    /// when the query is executed.
     pub fn path<K: Into<String>>(keys: impl IntoIterator<Item = K>) -> Self {
         let keys = keys.into_iter().map(Into::into).collect();
         Self { place: Place::Path(keys), language: None }
     }
 
-    /// Returns a column, by its exact name. Operators then use the column's own type; the server
-    /// rejects a value or an operator that does not fit the type.
+    /// Returns the column with this exact name.
     ///
-    /// The column that holds the documents ([`QueryBuilder::column`](crate::QueryBuilder::column))
-    /// is compared with JSON: `Field::column("data").eq("abc")` matches the document `"abc"`. In
-    /// another column of type `jsonb`, a string is read as JSON text:
+    /// Operators use the column's own type. The server rejects values and operators that do not fit
+    /// the type.
+    ///
+    /// The JSON column of the query ([`QueryBuilder::column`](crate::QueryBuilder::column)) is
+    /// compared with JSON values: `Field::column("data").eq("abc")` matches the document `"abc"`.
+    /// For any other column of type `jsonb`, a string is parsed as JSON text:
     /// `Field::column("extra").eq(r#""abc""#)`.
     pub fn column(name: impl Into<String>) -> Self {
         Self { place: Place::Column(name.into()), language: None }
     }
 
-    /// Sets the language of full text search: a text search configuration such as `english`.
-    /// Default: `simple`. It becomes a part of the SQL text, as a literal.
+    /// Sets the language of full-text search: a text search configuration such as `english`.
+    ///
+    /// Default: `simple`. The name is sent as a literal in the SQL text.
     #[must_use]
     pub fn language(mut self, configuration: impl Into<String>) -> Self {
         self.language = Some(configuration.into());
         self
     }
 
-    /// The field's value as `jsonb`, in the JSON column `document`; a column as it is.
+    /// The field's value as `jsonb`, in the JSON column `document`. A column keeps its own type.
     pub(super) fn json(&self, document: &str) -> Result<String> {
         match &self.place {
             Place::Path(keys) => Ok(format!("({}::jsonb)", path(document, keys, false)?)),
@@ -73,18 +78,18 @@ impl Field {
         }
     }
 
-    /// The field's value as `jsonb`, also where it is a column.
+    /// The field's value as `jsonb`, even if the field is a column.
     pub(super) fn jsonb(&self, document: &str) -> Result<String> {
         let value = self.json(document)?;
         Ok(if self.is_column() { format!("({value}::jsonb)") } else { value })
     }
 
-    /// Whether it is the column `document` itself.
+    /// Whether the field is the column `document` itself.
     pub(super) fn is_document(&self, document: &str) -> bool {
         matches!(&self.place, Place::Column(name) if quote_name(name).is_ok_and(|n| n == document))
     }
 
-    /// The field's value as text.
+    /// The field's value as text. A column keeps its own type.
     pub(super) fn text(&self, document: &str) -> Result<String> {
         match &self.place {
             Place::Path(keys) => path(document, keys, true),
@@ -101,20 +106,20 @@ impl Field {
         match &self.place {
             Place::Path(keys) => check_path(keys).map(|()| keys.as_slice()),
             Place::Column(name) => Err(Error::config(format!(
-                "{name:?} is a column, where a field of the document is needed"
+                "{name:?} is a column, but a field of the document is required"
             ))),
         }
     }
 }
 
-/// A string is a path with dots in between.
+/// Parses a path of keys separated by dots.
 impl From<&str> for Field {
     fn from(path: &str) -> Self {
         field(path)
     }
 }
 
-/// A string is a path with dots in between.
+/// Parses a path of keys separated by dots.
 impl From<String> for Field {
     fn from(path: String) -> Self {
         field(&path)
@@ -122,17 +127,17 @@ impl From<String> for Field {
 }
 
 fn column(name: &str) -> Result<String> {
-    quote_name(name).map_err(|why| Error::config(format!("the column {name:?}: {why}")))
+    quote_name(name).map_err(|why| Error::config(format!("invalid column name {name:?}: {why}")))
 }
 
-/// `("data"->'a'->>'b')`: the form that expression indexes are made with.
+/// Returns `("data"->'a'->>'b')`, the form in which expression indexes are declared.
 fn path(document: &str, keys: &[String], as_text: bool) -> Result<String> {
     check_path(keys)?;
     let mut sql = format!("({document}");
     for (i, key) in keys.iter().enumerate() {
         let last = i + 1 == keys.len();
         let arrow = if last && as_text { "->>" } else { "->" };
-        // Writing to a String does not fail.
+        // Writing to a String cannot fail.
         let _ = write!(sql, "{arrow}{}", literal(key)?);
     }
     sql.push(')');
@@ -141,23 +146,23 @@ fn path(document: &str, keys: &[String], as_text: bool) -> Result<String> {
 
 fn check_path(keys: &[String]) -> Result<()> {
     if keys.is_empty() || keys.iter().any(String::is_empty) {
-        let why = "a field's path is empty, or has an empty key: write field(\"a.b\")";
+        let why = "a field path is empty or has an empty key: write field(\"a.b\")";
         return Err(Error::config(why));
     }
     if keys.len() > MAX_KEYS {
         return Err(Error::config(format!(
-            "a field's path has {} keys: at most {MAX_KEYS}",
+            "a field path has {} keys: at most {MAX_KEYS} are supported",
             keys.len()
         )));
     }
     Ok(())
 }
 
-/// A string literal whose meaning does not depend on standard_conforming_strings.
+/// Returns a string literal whose meaning does not depend on standard_conforming_strings.
 pub(super) fn literal(text: &str) -> Result<String> {
     if text.contains('\0') {
         return Err(Error::config(format!(
-            "{text:?} holds a NUL character, which Postgres has not"
+            "{text:?} contains a NUL character, which Postgres does not support"
         )));
     }
     let doubled = text.replace('\'', "''");

@@ -2,14 +2,14 @@ use std::borrow::Cow;
 
 use crate::error::{Error, Result};
 
-/// The longest name Postgres keeps, in bytes (`NAMEDATALEN` - 1). It cuts longer ones silently,
-/// which would read another relation than the one named.
+/// The maximum length of a name in Postgres, in bytes (`NAMEDATALEN` - 1). Postgres truncates
+/// longer names silently, so a query could read a different relation.
 const MAX_NAME: usize = 63;
 
 /// Quotes the name of a relation, `view` or `schema.view`, part by part.
 ///
-/// A part is a plain name, taken exactly as it is written (upper case stays upper case), or
-/// already in double quotes, by the rules of [SQL identifiers].
+/// A part is either a plain name, which is used exactly as written (upper case stays upper case),
+/// or a name in double quotes that follows the rules of [SQL identifiers].
 ///
 /// [SQL identifiers]: https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS
 pub(super) fn quote_relation(name: &str) -> Result<String> {
@@ -33,9 +33,9 @@ pub(super) fn quote_relation(name: &str) -> Result<String> {
 }
 
 /// Quotes the name of a collation, `collation` or `schema.collation`. A part without double quotes
-/// may have any other characters, such as those of `de-x-icu`.
+/// can contain any other characters, as in `de-x-icu`.
 pub(super) fn quote_collation(name: &str) -> Result<String, &'static str> {
-    /// How the character sets of locales begin: `en_US.utf8`.
+    /// Prefixes of the character sets in names of locales, such as `en_US.utf8`.
     const CHARACTER_SETS: [&str; 12] =
         ["utf", "iso", "euc", "koi8", "big5", "gb", "cp", "sjis", "shift", "tis", "armscii", "win"];
     let is_set = |text: &str| {
@@ -59,21 +59,21 @@ pub(super) fn quote_collation(name: &str) -> Result<String, &'static str> {
         rest = match tail.strip_prefix('.') {
             Some(next) if part == 0 => next,
             None if tail.is_empty() => break,
-            _ => return Err("it is not a name, or a schema and a name"),
+            _ => return Err("expected a name, or a schema and a name"),
         };
         quoted.push('.');
     }
     Ok(quoted)
 }
 
-/// Quotes one name, taken exactly as it is.
+/// Quotes one name, exactly as it is written.
 pub(super) fn quote_name(name: &str) -> Result<String, &'static str> {
     let mut quoted = String::with_capacity(name.len() + 2);
     quote(name, &mut quoted)?;
     Ok(quoted)
 }
 
-/// Splits the first part off a relation's name; what is left is empty or starts with a dot.
+/// Splits the first part from a relation's name. The rest is empty or starts with a dot.
 fn split_part(name: &str) -> Result<(Cow<'_, str>, &str), &'static str> {
     let (text, tail) = match name.strip_prefix('"') {
         Some(inner) => split_quoted(inner)?,
@@ -82,8 +82,8 @@ fn split_part(name: &str) -> Result<(Cow<'_, str>, &str), &'static str> {
             let (plain, tail) = name.split_at(end);
             let allowed = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
             if !plain.chars().all(allowed) {
-                return Err("it holds characters that a plain name cannot have: is it SQL? \
-                            if it is a name, write it in double quotes");
+                return Err("it contains characters that are not allowed outside double quotes \
+                            (is it SQL?)");
             }
             (Cow::Borrowed(plain), tail)
         }
@@ -94,7 +94,8 @@ fn split_part(name: &str) -> Result<(Cow<'_, str>, &str), &'static str> {
     Ok((text, tail))
 }
 
-/// The text of a quoted part, whose opening quote is gone: `""` stands for one quote.
+/// Returns the text of a quoted part and the rest after it. `inner` begins after the opening quote,
+/// and `""` is an escaped quote.
 fn split_quoted(inner: &str) -> Result<(Cow<'_, str>, &str), &'static str> {
     let mut text = String::new();
     let mut rest = inner;
@@ -117,10 +118,12 @@ fn quote(name: &str, out: &mut String) -> Result<(), &'static str> {
         return Err("a part of it is empty");
     }
     if name.contains('\0') {
-        return Err("it holds a NUL character");
+        return Err("it contains a NUL character");
     }
     if name.len() > MAX_NAME {
-        return Err("a part of it is longer than the 63 bytes that Postgres keeps of a name");
+        return Err(
+            "a part of it is longer than 63 bytes, the maximum length of a name in Postgres",
+        );
     }
     out.push('"');
     out.push_str(&name.replace('"', "\"\""));
@@ -130,7 +133,7 @@ fn quote(name: &str, out: &mut String) -> Result<(), &'static str> {
 
 fn invalid(name: &str, why: &str) -> Error {
     Error::config(format!(
-        "{name:?} is not the name of a table or view: {why}; write view or schema.view"
+        "{name:?} is not a valid table or view name: {why}; expected view or schema.view"
     ))
 }
 
@@ -139,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_quoted_part_by_part() {
+    fn quote_relation_quotes_each_part() {
         for (name, quoted) in [
             ("v_user", r#""v_user""#),
             ("app.v_user", r#""app"."v_user""#),
@@ -151,11 +154,11 @@ mod tests {
         ] {
             assert_eq!(quote_relation(name).unwrap(), quoted, "{name}");
         }
-        assert!(quote_relation(&"x".repeat(63)).is_ok(), "Postgres keeps all of it");
+        assert!(quote_relation(&"x".repeat(63)).is_ok(), "the maximum length");
     }
 
     #[test]
-    fn a_collation_may_have_a_schema_or_a_character_set() {
+    fn quote_collation_accepts_a_schema_or_a_character_set() {
         for (name, quoted) in [
             ("C", r#""C""#),
             ("de-x-icu", r#""de-x-icu""#),
@@ -177,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_name_is_an_error() {
+    fn quote_relation_rejects_invalid_names() {
         let long = "x".repeat(64);
         for (name, why) in [
             ("", "empty"),

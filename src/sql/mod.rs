@@ -1,4 +1,4 @@
-//! The only place that makes SQL text.
+//! Builds the SQL text of queries. No other module does.
 
 mod field;
 mod filter;

@@ -1,5 +1,5 @@
-//! JSON that a caller gives, nested to a limit: serde's recursion would end a thread's stack, which
-//! ends the process.
+//! A nesting limit for JSON values from callers. serde recurses into a value, and a stack overflow
+//! aborts the process.
 
 use std::io;
 
@@ -8,15 +8,15 @@ use serde_json::{Value, ser::Formatter};
 
 use crate::error::{Error, Result};
 
-/// The maximum depth of arrays and objects in a value. serde_json reads 127.
+/// The maximum nesting of arrays and objects in a value. serde_json parses at most 127 levels.
 const MAX_NESTING: usize = 512;
 
-/// Why a value is rejected.
+/// The reason for rejecting a value.
 pub(super) fn too_deep() -> String {
     format!("is nested more than {MAX_NESTING} levels deep")
 }
 
-/// Returns a value's JSON text.
+/// Serializes a value as JSON, up to the maximum nesting.
 pub(super) fn to_json(value: &impl Serialize) -> serde_json::Result<String> {
     let mut text = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut text, Limited { depth: 0 });
@@ -24,7 +24,7 @@ pub(super) fn to_json(value: &impl Serialize) -> serde_json::Result<String> {
     String::from_utf8(text).map_err(serde::ser::Error::custom)
 }
 
-/// Compact, to a depth.
+/// Formats JSON compactly, up to the maximum nesting.
 struct Limited {
     depth: usize,
 }
@@ -62,7 +62,7 @@ impl Formatter for Limited {
     }
 }
 
-/// Checks the depth of a value, level by level.
+/// Checks the nesting of a value, level by level, without recursion.
 pub(super) fn check_depth(value: &Value) -> Result<()> {
     let mut level = vec![value];
     for _ in 0..=MAX_NESTING {
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_nested_to_the_limit() {
+    fn values_beyond_the_maximum_nesting_are_rejected() {
         for wrap in [|v| Value::from(vec![v]), |v| serde_json::json!({ "a": v, "b": [] })] {
             let fits = nested(MAX_NESTING - 1, wrap);
             assert_eq!(to_json(&fits).unwrap(), fits.to_string());

@@ -8,16 +8,16 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// What a field is compared with: a string, a number, a boolean, or any JSON.
+/// A value that a field is compared with: a string, a number, a boolean or any JSON value.
 ///
-/// Numbers are exact: integers and decimals are never rounded to a float.
+/// Numbers are exact: integers and decimals are never rounded to floats.
 #[derive(Clone, PartialEq)]
 pub struct Operand(pub(super) OperandKind);
 
 #[derive(Clone, PartialEq)]
 pub(super) enum OperandKind {
     Text(String),
-    /// As JSON writes it.
+    /// The number as JSON text.
     Number(String),
     Bool(bool),
     Null,
@@ -38,29 +38,30 @@ macro_rules! number {
 
 number!(i8, i16, i32, i64, i128, u8, u16, u32, u64, u128, isize, usize);
 
-/// NaN and infinities are errors when the query is executed: JSON has none.
+/// NaN and infinities are errors when the query is executed, because JSON does not support them.
 impl From<f64> for Operand {
     fn from(number: f64) -> Self {
         Self(if number.is_finite() {
             OperandKind::Number(number.to_string())
         } else {
-            OperandKind::Invalid(format!("{number} is no number in JSON"))
+            OperandKind::Invalid(format!("{number} is not a valid JSON number"))
         })
     }
 }
 
-/// The shortest decimal that reads back as the same `f32`: 0.1 is 0.1.
+/// Converts to the shortest decimal that parses to the same `f32`: 0.1 becomes 0.1.
+/// NaN and infinities are errors when the query is executed.
 impl From<f32> for Operand {
     fn from(number: f32) -> Self {
         Self(if number.is_finite() {
             OperandKind::Number(number.to_string())
         } else {
-            OperandKind::Invalid(format!("{number} is no number in JSON"))
+            OperandKind::Invalid(format!("{number} is not a valid JSON number"))
         })
     }
 }
 
-/// Digit by digit.
+/// Keeps every digit.
 #[cfg(feature = "rust_decimal")]
 impl From<rust_decimal::Decimal> for Operand {
     fn from(number: rust_decimal::Decimal) -> Self {
@@ -68,7 +69,7 @@ impl From<rust_decimal::Decimal> for Operand {
     }
 }
 
-/// As text, which is how JSON has it.
+/// Converts to text, because JSON has no UUIDs.
 #[cfg(feature = "uuid")]
 impl From<uuid::Uuid> for Operand {
     fn from(id: uuid::Uuid) -> Self {
@@ -125,7 +126,7 @@ impl From<Value> for Operand {
 }
 
 impl Operand {
-    /// The name of its type, as `jsonb_typeof` gives it.
+    /// The name of its type, as returned by `jsonb_typeof`.
     pub(super) fn type_name(&self) -> Result<&'static str> {
         match &self.0 {
             OperandKind::Text(_) => Ok("string"),
@@ -138,18 +139,18 @@ impl Operand {
         }
     }
 
-    /// Itself as JSON.
+    /// Its JSON value, except for numbers.
     pub(super) fn json(&self) -> Value {
         match &self.0 {
             OperandKind::Text(text) => text.as_str().into(),
             OperandKind::Bool(value) => (*value).into(),
             OperandKind::Container(value) => value.clone(),
-            // Written by `json_text`, which keeps every digit.
+            // `json_text` writes numbers itself, to keep every digit.
             OperandKind::Number(_) | OperandKind::Null | OperandKind::Invalid(_) => Value::Null,
         }
     }
 
-    /// Its JSON text, digit by digit.
+    /// Its JSON text. Numbers keep every digit.
     pub(super) fn json_text(&self) -> String {
         match &self.0 {
             OperandKind::Number(digits) => digits.clone(),
@@ -157,7 +158,7 @@ impl Operand {
         }
     }
 
-    /// As a parameter of type `jsonb`.
+    /// Converts to a parameter of type `jsonb`.
     pub(super) fn json_param(&self) -> Param {
         let contains_nul = match &self.0 {
             OperandKind::Text(text) => text.contains('\0'),
@@ -165,13 +166,13 @@ impl Operand {
             _ => false,
         };
         if contains_nul {
-            Param::invalid("holds a NUL character, which jsonb cannot hold")
+            Param::invalid("contains a NUL character, which jsonb does not support")
         } else {
             Param::text(self.json_text())
         }
     }
 
-    /// As a parameter whose type is that of a column.
+    /// Converts to a parameter of a column's type.
     pub(super) fn plain_param(&self) -> Param {
         match &self.0 {
             OperandKind::Text(text) => text.to_param(),
@@ -190,7 +191,7 @@ fn contains_nul(value: &Value) -> bool {
     }
 }
 
-/// Its type: values are data of the user's, and never shown.
+/// Shows only the type, because values are user data.
 impl fmt::Debug for Operand {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Operand({})", self.type_name().unwrap_or("invalid"))
@@ -204,7 +205,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_nul_is_refused_wherever_it_stands() {
+    fn json_param_rejects_nul_anywhere_in_a_value() {
         let sent = |value: Value| Operand::from(value).json_param().sent(1).map(|_| ());
         for value in [
             json!("a\0"),
@@ -214,16 +215,16 @@ mod tests {
             json!({"a": [{"b": ["\0"]}]}),
         ] {
             let error = sent(value).unwrap_err().to_string();
-            assert!(error.contains("$1 holds a NUL"), "{error}");
+            assert!(error.contains("$1 contains a NUL"), "{error}");
         }
         for value in [json!("\\u0000"), json!(["0", 0, null, false]), json!({"a": {"b": "c"}})] {
             sent(value).unwrap();
         }
     }
 
-    /// A column has no JSON to be null: there the value is SQL's.
+    /// For a column, JSON's null becomes SQL's NULL.
     #[test]
-    fn a_column_is_compared_with_plain_values() {
+    fn plain_param_sends_values_without_json_syntax() {
         let sent =
             |value: Value| Operand::from(value).plain_param().sent(1).unwrap().map(str::to_owned);
         assert_eq!(sent(json!(null)), None);
@@ -233,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn its_type_is_shown_and_never_its_value() {
+    fn debug_shows_the_type_and_never_the_value() {
         for (value, shown) in [
             (json!("planted"), "Operand(string)"),
             (json!(["planted"]), "Operand(array)"),

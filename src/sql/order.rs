@@ -1,19 +1,19 @@
 use super::{field::Field, ident::quote_collation};
 use crate::error::{Error, Result};
 
-/// How to sort by a field: `field("total").desc().nulls_last()`.
+/// A sort order by a field: `field("total").desc().nulls_last()`.
 ///
-/// Values are compared as `jsonb`: numbers as numbers, strings as strings in the database's order,
-/// and different types one after the other: the empty array, null, strings, numbers, booleans,
-/// other arrays, objects. (That the empty array is the smallest value is a peculiarity of
-/// Postgres.) With [`collate`](Self::collate) they are compared as text, and null is NULL. Rows
-/// without the field are NULL, which by default comes last, and first with `desc`.
+/// Values are compared as `jsonb`: numbers as numbers, and strings as strings in the database's
+/// collation. Values of different types are sorted in this order: the empty array, null, strings,
+/// numbers, booleans, other arrays, objects. (That the empty array sorts first is a peculiarity of
+/// Postgres.) With [`collate`](Self::collate), values are compared as text, and JSON's null is
+/// NULL. A missing field is NULL. By default, NULL comes last, and with `desc` first.
 ///
-/// In a column of type `json` (not `jsonb`), some documents cannot be read and fail the query: see
+/// In a column of type `json` (not `jsonb`), some documents make the query fail: see
 /// [`Filter`](crate::Filter#columns-of-type-json).
 ///
-/// The index that serves it is `create index on t ((("data"->'total')))`, or with `collate`,
-/// `create index on t ((("data"->>'name') collate "C"))`.
+/// An index on `t ((("data"->'total')))` serves this order; with `collate`, an index on
+/// `t ((("data"->>'name') collate "C"))`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OrderBy {
     field: Field,
@@ -23,18 +23,18 @@ pub struct OrderBy {
 }
 
 impl Field {
-    /// Sorts by the field, the smallest first.
+    /// Sorts by the field in ascending order.
     pub fn asc(self) -> OrderBy {
         OrderBy { field: self, descending: false, collation: None, nulls: None }
     }
 
-    /// Sorts by the field, the largest first.
+    /// Sorts by the field in descending order.
     pub fn desc(self) -> OrderBy {
         OrderBy { descending: true, ..self.asc() }
     }
 }
 
-/// The smallest first.
+/// Sorts in ascending order.
 impl From<Field> for OrderBy {
     fn from(field: Field) -> Self {
         field.asc()
@@ -42,12 +42,13 @@ impl From<Field> for OrderBy {
 }
 
 impl OrderBy {
-    /// Compares as text in a collation, by its exact name: `C`, `de-x-icu`, `en_US.utf8`, or with
-    /// its schema: `app.german`.
+    /// Compares values as text in the given collation.
     ///
-    /// A part in double quotes is one name, whatever is in it: `"app"."a.b"`. Without quotes, a dot
-    /// separates the schema, unless a character set follows it, as in the names that the operating
-    /// system gives: `C.UTF-8`, `de_DE.iso88591`.
+    /// The name must be exact, such as `C`, `de-x-icu` or `en_US.utf8`, and can have a schema:
+    /// `app.german`. A part in double quotes is one name, whatever characters it contains:
+    /// `"app"."a.b"`. Outside quotes, a dot separates the schema from the name. If a character set
+    /// follows the dot, it is a part of the name, as in the operating system's collations:
+    /// `C.UTF-8`, `de_DE.iso88591`.
     #[must_use]
     pub fn collate(self, collation: impl Into<String>) -> Self {
         Self { collation: Some(collation.into()), ..self }
@@ -69,8 +70,9 @@ impl OrderBy {
         let mut sql = match &self.collation {
             None => self.field.json(document)?,
             Some(collation) => {
-                let name = quote_collation(collation)
-                    .map_err(|why| Error::config(format!("the collation {collation:?}: {why}")))?;
+                let name = quote_collation(collation).map_err(|why| {
+                    Error::config(format!("invalid collation name {collation:?}: {why}"))
+                })?;
                 format!("{} COLLATE {name}", self.field.text(document)?)
             }
         };

@@ -12,11 +12,11 @@ use serde_json::Value;
 use super::nesting;
 use crate::error::{Error, Result};
 
-/// A value for one parameter, in Postgres's text form.
+/// The value of one parameter, in Postgres's text format.
 #[derive(Clone)]
 pub struct Param {
     value: ParamValue,
-    /// An element of an array that is an array itself is not quoted.
+    /// Whether the value is an array. Inside another array, an array is not quoted.
     is_array: bool,
 }
 
@@ -24,7 +24,7 @@ pub struct Param {
 enum ParamValue {
     Null,
     Value(String),
-    /// What cannot be sent, and why.
+    /// A value that cannot be sent, and the reason.
     Invalid(String),
 }
 
@@ -44,13 +44,14 @@ impl Param {
     pub(super) fn json(value: &impl Serialize) -> Self {
         match nesting::to_json(value) {
             Ok(text) => Self::text(text),
-            Err(e) => Self::invalid(format!("does not serialize as JSON: {e}")),
+            Err(e) => Self::invalid(format!("cannot be serialized as JSON: {e}")),
         }
     }
 
-    /// A list as [Postgres writes arrays]: every element in quotes, so that none is mistaken.
+    /// Formats a list as a [Postgres array]. Every element is quoted, so none can be mistaken for
+    /// NULL or for syntax.
     ///
-    /// [Postgres writes arrays]: https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
+    /// [Postgres array]: https://www.postgresql.org/docs/current/arrays.html#ARRAYS-IO
     pub(super) fn array(elements: impl IntoIterator<Item = Self>) -> Self {
         let mut text = String::from("{");
         for element in elements {
@@ -77,12 +78,12 @@ impl Param {
         Self { value: ParamValue::Value(text), is_array: true }
     }
 
-    /// Itself as an element of an array of texts, also if it is an array.
+    /// Converts to an element of an array of texts, even if the value is an array itself.
     pub(super) fn into_element(self) -> Self {
         Self { is_array: false, ..self }
     }
 
-    /// The text that is sent for parameter `number`, or `None` for NULL.
+    /// Returns the text to send for parameter `number`, or `None` for NULL.
     pub(crate) fn sent(&self, number: usize) -> Result<Option<&str>> {
         match &self.value {
             ParamValue::Null => Ok(None),
@@ -92,15 +93,15 @@ impl Param {
     }
 }
 
-/// A value that [`bind`](crate::QueryBuilder::bind) can send in place of `$1`, `$2`, ...
+/// A value that [`bind`](crate::QueryBuilder::bind) can send for `$1`, `$2`, ...
 ///
-/// Values are always sent as parameters, never put into SQL text, in Postgres's text form and
-/// without a type: the server takes the type that the SQL around the parameter asks for. Where
-/// that is not what is meant, say so in the SQL: `$1::int`.
+/// Values are always sent as parameters and never become a part of the SQL text. They are sent in
+/// Postgres's text format without a type: the server infers the type from the SQL around the
+/// parameter. If it infers the wrong type, add a cast to the SQL: `$1::int`.
 ///
 /// | Rust | sent as |
 /// |---|---|
-/// | `bool`, integers, floats | a number as it is written; `NaN`, `inf` |
+/// | `bool`, integers, floats | the same text as in Rust, such as `true`, `1.5`, `NaN` or `inf` |
 /// | `&str`, `String`, `Cow<str>`, `char` | text |
 /// | `Vec<u8>`, `&[u8]`, [`Bytes`] | `bytea` |
 /// | [`serde_json::Value`], [`Json`] | JSON |
@@ -111,9 +112,10 @@ impl Param {
 /// | [`Duration`] | `interval`, to the microsecond |
 /// | with the features `uuid`, `rust_decimal`, `chrono`, `time`: the types of these crates | `uuid`, `numeric`, dates and times |
 ///
-/// Text that holds a NUL character is an error when the query is executed: Postgres has none.
+/// Text that contains a NUL character is an error when the query is executed, because Postgres does
+/// not support it.
 ///
-/// Not for users to implement.
+/// This trait is sealed: only this crate can implement it.
 pub trait ToParam: sealed::Sealed {
     #[doc(hidden)]
     fn to_param(&self) -> Param;
@@ -131,7 +133,7 @@ mod sealed {
     pub trait Sealed {}
 }
 
-/// Anything that serde serializes, sent as JSON.
+/// Sends any value that serde can serialize as JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Json<T>(pub T);
 
@@ -147,9 +149,12 @@ macro_rules! to_param {
     )*};
 }
 
-// Rust writes these as Postgres reads them; floats in the shortest form that reads back to the
-// same value, NaN as NaN, infinity as inf.
-to_param!(bool, i8, i16, i32, i64, i128, u16, u32, u64, f32, f64, char, IpAddr => |v| Param::text(v.to_string()));
+// Postgres accepts the text that Rust prints for these types. Floats are printed in the shortest
+// form that parses to the same value, NaN as NaN and infinity as inf.
+to_param!(
+    bool, i8, i16, i32, i64, i128, u16, u32, u64, f32, f64, char, IpAddr
+    => |v| Param::text(v.to_string())
+);
 to_param!(str, String, Cow<'_, str> => |v| Param::text(AsRef::<str>::as_ref(v)));
 to_param!(Bytes => |v| bytea(v));
 to_param!(Value => |v| Param::json(v));
@@ -163,20 +168,27 @@ to_param!(rust_decimal::Decimal => |v| Param::text(v.to_string()));
 #[cfg(feature = "chrono")]
 to_param!(chrono::NaiveDate, chrono::NaiveTime, chrono::NaiveDateTime => |v| dated(&v.to_string()));
 #[cfg(feature = "chrono")]
-to_param!(chrono::DateTime<chrono::Utc>, chrono::DateTime<chrono::FixedOffset> => |v| dated(&v.to_rfc3339()));
+to_param!(
+    chrono::DateTime<chrono::Utc>, chrono::DateTime<chrono::FixedOffset>
+    => |v| dated(&v.to_rfc3339())
+);
 #[cfg(feature = "time")]
-to_param!(time::Date, time::Time, time::PrimitiveDateTime, time::OffsetDateTime => |v| dated(&v.to_string()));
+to_param!(
+    time::Date, time::Time, time::PrimitiveDateTime, time::OffsetDateTime
+    => |v| dated(&v.to_string())
+);
 
-/// ISO 8601, which Postgres reads whatever its DateStyle, but for the signs of years: it takes none.
+/// Converts a date in ISO 8601, which Postgres accepts with any `DateStyle`. It accepts no sign
+/// before the year.
 #[cfg(any(feature = "chrono", feature = "time"))]
 fn dated(text: &str) -> Param {
     match text.strip_prefix('-') {
-        Some(_) => Param::invalid("is before the year 1: bind it as text, with BC"),
+        Some(_) => Param::invalid("is before the year 1: bind it as text with BC"),
         None => Param::text(text.trim_start_matches('+')),
     }
 }
 
-/// A list of bytes is one value, and not an array of numbers.
+/// A list of bytes is one value of type `bytea`, not an array of numbers.
 impl sealed::Sealed for u8 {}
 impl ToParam for u8 {
     fn to_param(&self) -> Param {
@@ -195,7 +207,7 @@ impl<T: Serialize> ToParam for Json<T> {
     }
 }
 
-/// `None` is NULL. In SQL, `= NULL` matches nothing: ask `is not distinct from $1`.
+/// `None` is NULL. In SQL, `= NULL` matches nothing: use `is not distinct from $1`.
 impl<T: ToParam> sealed::Sealed for Option<T> {}
 impl<T: ToParam> ToParam for Option<T> {
     fn to_param(&self) -> Param {
@@ -235,20 +247,20 @@ fn bytea(bytes: &[u8]) -> Param {
     let mut text = String::with_capacity(2 + 2 * bytes.len());
     text.push_str("\\x");
     for byte in bytes {
-        // Writing to a String does not fail.
+        // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02x}");
     }
     Param::text(text)
 }
 
-/// Days and a time of day, by Howard Hinnant's `civil_from_days`: Postgres reads years of up to six
-/// digits, and BC.
+/// Formats a date and a time of day, with the algorithm of Howard Hinnant's `civil_from_days`.
+/// Postgres accepts years of up to six digits, and BC.
 fn timestamp(time: SystemTime) -> Param {
     let micros = match time.duration_since(UNIX_EPOCH) {
         Ok(after) => i128::try_from(after.as_micros()),
         Err(e) => i128::try_from(e.duration().as_micros()).map(|micros| -micros),
     };
-    let Ok(micros) = micros else { return Param::invalid("is too far from 1970") };
+    let Ok(micros) = micros else { return Param::invalid("is out of the range of dates") };
     let (days, of_day) = (micros.div_euclid(86_400_000_000), micros.rem_euclid(86_400_000_000));
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
@@ -269,7 +281,7 @@ fn timestamp(time: SystemTime) -> Param {
     ))
 }
 
-/// Values are data of the user's: never shown.
+/// Does not show the value, because values are user data.
 impl fmt::Debug for Param {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.value {
@@ -288,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn arrays_are_quoted_element_by_element() {
+    fn array_quotes_each_element() {
         assert_eq!(
             sent(vec!["a", "b\"\\{},", "NULL", ""]).unwrap(),
             r#"{"a","b\"\\{},","NULL",""}"#
@@ -301,15 +313,15 @@ mod tests {
     }
 
     #[test]
-    fn bytes_are_one_value() {
+    fn bytes_are_sent_as_one_bytea_value() {
         assert_eq!(sent(vec![0u8, 255]).unwrap(), r"\x00ff");
         assert_eq!(sent(&b"\x01"[..]).unwrap(), r"\x01");
         assert_eq!(sent(vec![vec![1u8], vec![]]).unwrap(), r#"{"\\x01","\\x"}"#);
     }
 
-    /// As GNU date counts, which calls 1 BC the year 0.
+    /// The expected dates are from GNU date, for which 1 BC is the year 0.
     #[test]
-    fn times_have_their_date_on_either_side_of_every_epoch() {
+    fn system_time_before_and_after_1970_and_year_1_has_the_correct_date() {
         for (seconds, expected) in [
             (0, "1970-01-01 00:00:00"),
             (-1, "1969-12-31 23:59:59"),
@@ -327,9 +339,9 @@ mod tests {
         assert_eq!(sent(before).unwrap(), "1969-12-31 23:59:59.999999+00");
     }
 
-    /// Months are counted one by one, through more than the 400 years after which the calendar repeats.
+    /// Counts months one by one for more than 400 years, after which the calendar repeats.
     #[test]
-    fn every_month_begins_and_ends_on_its_days() {
+    fn system_time_has_the_correct_date_on_the_first_and_last_day_of_every_month() {
         let mut day = 0;
         for year in 1970..=2410 {
             let is_leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
@@ -347,15 +359,15 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_never_shown() {
+    fn debug_never_shows_the_value() {
         assert_eq!(format!("{:?}", "planted".to_param()), "Param(..)");
         assert_eq!(format!("{:?}", None::<i32>.to_param()), "Param(NULL)");
     }
 
     #[test]
-    fn what_does_not_serialize_says_so() {
+    fn json_that_does_not_serialize_is_an_error() {
         let map = std::collections::HashMap::from([((1, 2), 3)]);
         let error = Json(map).to_param().sent(2).unwrap_err().to_string();
-        assert!(error.contains("$2 does not serialize"), "{error}");
+        assert!(error.contains("$2 cannot be serialized"), "{error}");
     }
 }

@@ -1,19 +1,20 @@
 use super::param::Param;
 use crate::error::{Error, Result};
 
-/// The maximum number of parameters of one statement in the protocol.
+/// The maximum number of parameters that the protocol allows in one statement.
 const MAX_PARAMETERS: usize = u16::MAX as usize;
 
-/// How many values one array has. The server reads an array from its start for each element.
+/// The maximum number of values in one array. The server scans an array from its start to access an
+/// element, so longer arrays would be slow.
 const ARRAY_LEN: usize = 1000;
 
-/// The parameters of a statement in the making.
+/// Collects the parameters of a statement while its SQL is built.
 #[derive(Default)]
 pub(super) struct Parameters {
     list: Vec<Param>,
-    /// Puts values into arrays, because they are more than a statement has parameters.
+    /// Sends values in arrays, because a statement cannot have enough parameters.
     uses_arrays: bool,
-    /// The array that is being filled, and which parameter it will be.
+    /// The array that is being filled, and its index in `list`.
     open_array: Vec<Param>,
     open_index: usize,
 }
@@ -23,7 +24,7 @@ impl Parameters {
         Self { list: bound.to_vec(), uses_arrays, ..Self::default() }
     }
 
-    /// Adds a value whose type the server infers, and returns its SQL.
+    /// Adds a value of a type that the server infers, and returns its SQL.
     pub(super) fn add(&mut self, param: Param) -> String {
         self.list.push(param);
         format!("${}", self.list.len())
@@ -36,7 +37,7 @@ impl Parameters {
         }
         if self.open_array.is_empty() {
             self.open_index = self.list.len();
-            self.list.push(Param::text("")); // its place
+            self.list.push(Param::text("")); // replaced by close()
         }
         self.open_array.push(param.into_element());
         let sql = format!("(${}::text[])[{}]", self.open_index + 1, self.open_array.len());
@@ -65,8 +66,8 @@ impl Parameters {
         self.close();
         if self.is_too_long() {
             return Err(Error::config(format!(
-                "the query has {} parameters, but the protocol allows {MAX_PARAMETERS}: use in_() or an \
-                 array instead of one value for each",
+                "the query has {} parameters, but the protocol allows at most {MAX_PARAMETERS}: \
+                 use in_() or an array instead of one parameter for each value",
                 self.list.len()
             )));
         }

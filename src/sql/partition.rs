@@ -1,62 +1,65 @@
-//! A query in parts, which several sessions read in one snapshot.
+//! The SQL of parallel queries: several sessions each read one partition of the rows, in one
+//! snapshot.
 
 use std::time::Duration;
 
 use super::{field::literal, ident::quote_relation, placeholders::highest_parameter};
 use crate::error::{Error, Result};
 
-/// The rows that one session reads. Together, the parts have every row once.
+/// The rows that one session reads. Together, the partitions contain each row exactly once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Partition {
-    /// The rows in a range of blocks, which holds for each table of a tree: a [TID Range Scan]
-    /// since Postgres 14. The last part has no end.
+    /// The rows in a range of blocks. If the relation has child tables, by partitioning or
+    /// inheritance, the range applies to each table. The last range has no end. Postgres 14 and
+    /// later use a [TID Range Scan].
     ///
     /// [TID Range Scan]: https://www.postgresql.org/docs/14/release-14.html
     Blocks { from: u64, to: Option<u64> },
-    /// The rows with this remainder of an expression's hash.
+    /// The rows for which the hash of an expression, modulo `parts`, is `index`.
     Hash { expression: String, parts: usize, index: usize },
 }
 
-/// Begins a transaction in which every statement sees what the first one saw. It takes no lock and
-/// no snapshot yet.
+/// Begins a transaction whose statements all use one snapshot. It does not take the snapshot or any
+/// lock yet.
 pub(crate) const BEGIN: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
 pub(crate) const ROLLBACK: &str = "ROLLBACK";
 
-/// Ends a transaction that has only read.
+/// Ends a read-only transaction.
 pub(crate) const COMMIT: &str = "COMMIT";
 
-/// Asks for a value, to see whether a session is still in its transaction.
+/// Checks whether a session is still in its transaction.
 pub(crate) const PROBE: &str = "SELECT 1";
 
-/// A first statement without effect. pgpool judges a message by its first statement: after SET or
-/// LOCK TABLE it collects all rows of a later query before it sends them.
+/// A statement without effect, sent first. pgpool classifies a message by its first statement:
+/// after SET or LOCK TABLE, it buffers all rows of a later query before it forwards them.
 const LEADING_STATEMENT: &str = "SHOW lock_timeout";
 
-/// Advice if the role may not read `ctid`.
-pub(crate) const CTID_HINT: &str = "parallel() splits a table by ctid, which needs SELECT on the whole table: grant it, or name an \
-                         expression of columns that can be read with partition_by()";
+/// Advice for a role that is not allowed to read `ctid`.
+pub(crate) const CTID_HINT: &str = "parallel() splits a table by ctid, which requires SELECT on \
+                                    the whole table: grant it, or call partition_by() with an \
+                                    expression of readable columns";
 
-/// Separates the fields of an answer.
+/// Separates the fields of a response.
 const SEPARATOR: char = '\u{1f}';
 
-/// The relations that this session has locked, and so every one that its query reads: `LOCK TABLE`
-/// locks tables with their children and the tables of views, and planning a query locks all that is
-/// in the plan. Postgres's own relations (up to 16383) are left out, because these statements lock
-/// some of them.
+/// Selects the relations that this session has locked, which include all that its query reads:
+/// `LOCK TABLE` locks tables, their children and the tables of views, and planning a query locks
+/// every relation in the plan. System relations (OIDs up to 16383) are excluded, because these
+/// statements lock some of them.
 const LOCKED_RELATIONS: &str = "SELECT l.relation AS oid FROM pg_catalog.pg_locks l \
      WHERE l.pid = pg_catalog.pg_backend_pid() AND l.locktype = 'relation' AND l.relation > 16383 \
      AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d \
      WHERE d.datname = pg_catalog.current_database()) \
      GROUP BY l.relation";
 
-/// Relations that an exported snapshot does not cover, so several sessions must not read them.
-/// Temporary tables of other sessions may be children of a table, but are never read.
+/// Whether an exported snapshot does not cover a relation, so that several sessions must not read
+/// it. Temporary tables of other sessions can be children of a table, but are never read.
 const UNCOVERED: &str = "c.relkind = 'f' OR c.relpersistence = 't' \
      AND NOT pg_catalog.pg_is_other_temp_schema(c.relnamespace)";
 
-/// The state that two sessions must share to see the same rows. The first three have their own
-/// errors.
+/// The state that must be equal in all sessions, so that they see the same rows. The first three
+/// entries have their own results in [`SessionView::compare`].
 const COMPARED_STATE: [(&str, &str); 14] = [
     (
         "server",
@@ -67,7 +70,8 @@ const COMPARED_STATE: [(&str, &str); 14] = [
         "relations",
         "coalesce((SELECT pg_catalog.string_agg(pg_catalog.concat(o.oid, '.', \
          pg_catalog.pg_relation_filenode(o.oid)), ' ' ORDER BY o.oid) FROM locked o \
-         LEFT JOIN pg_catalog.pg_class c USING (oid) WHERE c.relkind IS NULL OR c.relkind NOT IN ('i', 'I')), '')",
+         LEFT JOIN pg_catalog.pg_class c USING (oid) WHERE c.relkind IS NULL OR c.relkind NOT IN \
+         ('i', 'I')), '')",
     ),
     ("database", "pg_catalog.current_database()"),
     ("session_user", "session_user"),
@@ -85,61 +89,64 @@ const COMPARED_STATE: [(&str, &str); 14] = [
 /// The relation of a parallel query.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct RelationInfo {
-    /// As it is written in SQL.
+    /// Its name, quoted.
     name: String,
     /// Its `pg_class.relkind`.
     kind: String,
-    /// The server's `lock_timeout` or `statement_timeout`, the shorter one, if it has one.
+    /// The session's `lock_timeout` or `statement_timeout`, whichever is shorter, if one is set.
     lock_timeout: Option<Duration>,
-    /// Citus's list of its tables exists.
+    /// Whether Citus's catalog of distributed tables exists.
     has_citus: bool,
-    /// `LOCK TABLE` can lock it: it has no lock for materialized views, and wants privileges on the
-    /// whole table.
+    /// Whether `LOCK TABLE` can lock it. It does not support materialized views, and requires
+    /// privileges on the whole table.
     pub(crate) is_lockable: bool,
 }
 
-/// The snapshot that the first session of a parallel query has exported, and what it covers.
+/// The snapshot that the first session of a parallel query has exported.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ExportedSnapshot {
     snapshot: String,
-    /// The size of the relation, or of each table of its tree.
+    /// The number of blocks of the relation, or of each of its tables.
     blocks: Vec<u64>,
 }
 
-/// The state that a session sees after it has planned its part.
+/// The state that a session sees after it has planned its partition, in the order of
+/// [`COMPARED_STATE`] after two fields of its own.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct SessionView(Vec<String>);
 
-/// How what two sessions see compares.
+/// The result of comparing two session views.
 #[derive(Debug)]
 pub(crate) enum Comparison {
     Same,
-    /// Another session has changed the relation meanwhile.
+    /// Another session has changed the relation in the meantime.
     Changed,
-    /// Trying again does not help.
+    /// The sessions can never see the same rows, so a retry does not help.
     Refused(Error),
 }
 
 impl RelationInfo {
-    /// Asks what the relation is, outside of a transaction.
+    /// Returns the query for the description of the relation. It runs outside a transaction.
     pub(crate) fn describe(entity: &str) -> Result<String> {
         let name = literal(&quote_relation(entity)?)?;
         Ok(format!(
-            "SELECT pg_catalog.concat_ws({SQL_SEPARATOR}, c.relkind, (1000 * extract(epoch FROM \
-             (SELECT coalesce(min(t), '0') FROM (SELECT pg_catalog.current_setting(name)::pg_catalog.interval \
-             AS t FROM (VALUES ('lock_timeout'), ('statement_timeout')) names (name)) times WHERE t > '0')\
-             ))::pg_catalog.int8, \
+            "SELECT pg_catalog.concat_ws({SQL_SEPARATOR}, c.relkind, \
+             (1000 * extract(epoch FROM (SELECT coalesce(min(t), '0') \
+             FROM (SELECT pg_catalog.current_setting(name)::pg_catalog.interval AS t \
+             FROM (VALUES ('lock_timeout'), ('statement_timeout')) names (name)) times \
+             WHERE t > '0')))::pg_catalog.int8, \
              EXISTS (SELECT FROM pg_catalog.pg_attribute a WHERE a.attname = 'logicalrelid' \
              AND a.attrelid = pg_catalog.to_regclass('pg_dist_partition')), {UNCOVERED}) \
              FROM pg_catalog.pg_class c WHERE c.oid = {name}::regclass"
         ))
     }
 
-    /// Reads the server's answer. `by_blocks`: the relation is to be split by its blocks.
+    /// Parses the response to [`describe`](Self::describe). `by_blocks`: the relation will be split
+    /// by its blocks.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`]: it cannot be split.
+    /// [`Error::Config`]: the relation cannot be split.
     pub(crate) fn parse(entity: &str, answer: &str, by_blocks: bool) -> Result<Self> {
         let fields: Vec<_> = answer.split(SEPARATOR).collect();
         let [kind, lock_timeout, has_citus, refused] = fields[..] else {
@@ -154,15 +161,15 @@ impl RelationInfo {
             "r" | "m" | "p" => {}
             "v" if by_blocks => {
                 return Err(Error::config(
-                    "parallel() splits tables and materialized views by their blocks, and a view has none: name an \
-                     expression with partition_by(), such as its key",
+                    "parallel() splits tables and materialized views by their blocks, but a view \
+                     has none: call partition_by() with an expression, such as its key",
                 ));
             }
             "v" => {}
             _ => {
                 return Err(Error::config(
-                    "parallel() reads tables, materialized views and, with partition_by(), views: this is another \
-                     kind of relation",
+                    "parallel() supports only tables, materialized views and, with partition_by(), \
+                     views",
                 ));
             }
         }
@@ -175,23 +182,25 @@ impl RelationInfo {
         })
     }
 
-    /// For how long a query of this session would wait for a lock, if there is a limit.
+    /// The time for which a query of this session would wait for a lock, if it is limited.
     pub(crate) fn lock_timeout(&self) -> Option<Duration> {
         self.lock_timeout
     }
 
-    /// Bounds every later wait for a lock in the transaction.
+    /// Returns the statement that limits each later wait for a lock in the transaction to `wait`,
+    /// or to the session's own limit if that is shorter.
     pub(crate) fn set_lock_timeout(&self, wait: Duration) -> String {
         let wait = self.lock_timeout.map_or(wait, |own| own.min(wait));
         format!("SET LOCAL lock_timeout = {}", wait.as_millis().max(1))
     }
 
-    /// Locks the relation and exports a snapshot. `LOCK TABLE` runs [before there is a
-    /// snapshot][lock]: a snapshot taken while waiting for `TRUNCATE` and `INSERT` would see
-    /// neither the old rows nor the new ones.
+    /// Returns the statements that lock the relation and export a snapshot.
     ///
-    /// Waits for the first lock for `wait`, holding no other one but those of the relation's
-    /// parents, and for later ones for `rest`.
+    /// `LOCK TABLE` runs [before the snapshot is taken][lock]. Otherwise a snapshot taken while
+    /// waiting for `TRUNCATE` and `INSERT` would see neither the old rows nor the new ones.
+    ///
+    /// The session waits for the first lock for at most `wait`; until then, it holds no locks
+    /// except on the relation's parents. It waits for each later lock for at most `rest`.
     ///
     /// [lock]: https://www.postgresql.org/docs/current/sql-lock.html
     pub(crate) fn lock_and_export(&self, wait: Duration, rest: Duration) -> Result<String> {
@@ -202,12 +211,15 @@ impl RelationInfo {
             self.lock_by_reading()
         };
         Ok(format!(
-            "{LEADING_STATEMENT}; {wait}; {stable}{lock}; {rest}; WITH locked AS MATERIALIZED ({LOCKED_RELATIONS}), tables AS (\
-             SELECT c.oid, pg_catalog.pg_relation_size(c.oid) AS size FROM pg_catalog.pg_class c \
-             WHERE c.relkind IN ('r', 'm') AND NOT pg_catalog.pg_is_other_temp_schema(c.relnamespace) \
+            "{LEADING_STATEMENT}; {wait}; {stable}{lock}; {rest}; \
+             WITH locked AS MATERIALIZED ({LOCKED_RELATIONS}), \
+             tables AS (SELECT c.oid, pg_catalog.pg_relation_size(c.oid) AS size \
+             FROM pg_catalog.pg_class c WHERE c.relkind IN ('r', 'm') \
+             AND NOT pg_catalog.pg_is_other_temp_schema(c.relnamespace) \
              AND (c.oid IN (SELECT oid FROM locked) OR c.oid = {literal}::regclass)) \
-             SELECT pg_catalog.concat_ws({SQL_SEPARATOR}, pg_catalog.pg_export_snapshot(), {refused}, \
-             (SELECT pg_catalog.string_agg((size / pg_catalog.current_setting('block_size')::pg_catalog.int8)::text, ' ') \
+             SELECT pg_catalog.concat_ws({SQL_SEPARATOR}, pg_catalog.pg_export_snapshot(), \
+             {refused}, (SELECT pg_catalog.string_agg(\
+             (size / pg_catalog.current_setting('block_size')::pg_catalog.int8)::text, ' ') \
              FROM tables))",
             wait = self.set_lock_timeout(wait),
             stable = self.stable_scans(),
@@ -217,8 +229,11 @@ impl RelationInfo {
         ))
     }
 
-    /// Joins a snapshot on another session, which takes its own locks on the relation without
-    /// waiting for them: a session that waits for an exclusive lock waits for the first one.
+    /// Returns the statements by which another session locks the relation and imports the snapshot.
+    ///
+    /// The session does not wait for its lock. Another session that waits for an exclusive lock
+    /// would wait for the first session, and this one would queue behind it: a deadlock that the
+    /// server cannot detect.
     pub(crate) fn join_snapshot(
         &self,
         exported: &ExportedSnapshot,
@@ -229,25 +244,27 @@ impl RelationInfo {
         let join = format!("SET TRANSACTION SNAPSHOT {}", literal(&exported.snapshot)?);
         Ok(if self.is_lockable {
             format!(
-                "{LEADING_STATEMENT}; {bound}; {stable}LOCK TABLE {name} IN ACCESS SHARE MODE NOWAIT; {join}"
+                "{LEADING_STATEMENT}; {bound}; {stable}\
+                 LOCK TABLE {name} IN ACCESS SHARE MODE NOWAIT; {join}"
             )
         } else {
             format!("{LEADING_STATEMENT}; {join}; {bound}; {stable}{}", self.lock_by_reading())
         })
     }
 
-    /// Reading nothing locks a relation too, but has a snapshot by then.
+    /// Returns an empty query, which also locks the relation, but only after its snapshot is taken.
     fn lock_by_reading(&self) -> String {
         format!("SELECT FROM {} LIMIT 0", self.name)
     }
 
-    /// A view may have LIMIT without an order. Scans that begin at the same place make it more
-    /// likely that it has the same rows each time.
+    /// Returns a setting for views, which can contain LIMIT without ORDER BY. If all scans start at
+    /// the same block, such a view is more likely to return the same rows in each session.
     fn stable_scans(&self) -> &'static str {
         if self.kind == "v" { "SET LOCAL synchronize_seqscans = off; " } else { "" }
     }
 
-    /// The first relation that the snapshot does not cover, or an empty text.
+    /// Returns an expression for the first locked relation that the snapshot does not cover, or an
+    /// empty text.
     fn uncovered_relation(&self) -> String {
         let citus = if self.has_citus {
             "WHEN c.oid IN (SELECT d.logicalrelid::oid FROM pg_dist_partition d) THEN 'Citus'"
@@ -255,47 +272,52 @@ impl RelationInfo {
             ""
         };
         format!(
-            "coalesce((SELECT pg_catalog.min(pg_catalog.concat('the ', kind, ' table ', oid::regclass)) FROM (\
-             SELECT c.oid, CASE WHEN {UNCOVERED} THEN CASE c.relkind WHEN 'f' THEN 'foreign' ELSE 'temporary' END \
-             {citus} END AS kind FROM pg_catalog.pg_class c JOIN locked USING (oid)) kinds \
-             WHERE kind IS NOT NULL), '')"
+            "coalesce((SELECT pg_catalog.min(\
+             pg_catalog.concat('the ', kind, ' table ', oid::regclass)) \
+             FROM (SELECT c.oid, CASE WHEN {UNCOVERED} \
+             THEN CASE c.relkind WHEN 'f' THEN 'foreign' ELSE 'temporary' END {citus} END AS kind \
+             FROM pg_catalog.pg_class c JOIN locked USING (oid)) kinds WHERE kind IS NOT NULL), '')"
         )
     }
 
-    /// Asks for a [`SessionView`], when the part of the query has been planned. A relation that is not in
-    /// the snapshot, or was rewritten after it, was changed before it was locked. To refresh a
-    /// materialized view is no such change: every snapshot sees its new rows.
+    /// Returns the query for a [`SessionView`], which runs after the session has planned its
+    /// partition.
+    ///
+    /// A relation that is missing in the snapshot, or was rewritten since, was changed before this
+    /// session locked it. A refresh of a materialized view does not count as such a change, because
+    /// every snapshot sees the new rows.
     pub(crate) fn session_view(&self) -> String {
         let compared: Vec<_> = COMPARED_STATE.iter().map(|(_, expression)| *expression).collect();
         format!(
-            "WITH locked AS MATERIALIZED ({LOCKED_RELATIONS}) SELECT pg_catalog.concat_ws({SQL_SEPARATOR}, \
-             EXISTS (SELECT FROM locked o LEFT JOIN pg_catalog.pg_class c USING (oid) WHERE c.oid IS NULL \
-             OR c.relkind = 'r' AND c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(o.oid)), \
-             {}, {})",
+            "WITH locked AS MATERIALIZED ({LOCKED_RELATIONS}) \
+             SELECT pg_catalog.concat_ws({SQL_SEPARATOR}, \
+             EXISTS (SELECT FROM locked o LEFT JOIN pg_catalog.pg_class c USING (oid) \
+             WHERE c.oid IS NULL OR c.relkind = 'r' \
+             AND c.relfilenode IS DISTINCT FROM pg_catalog.pg_relation_filenode(o.oid)), {}, {})",
             self.uncovered_relation(),
             compared.join(", ")
         )
     }
 }
 
-/// The separator as SQL has it.
+/// The separator as an SQL expression.
 const SQL_SEPARATOR: &str = "pg_catalog.chr(31)";
 
 fn not_in_snapshot(what: &str) -> Error {
     Error::config(format!(
-        "parallel() cannot read {what}: its rows are not in the snapshot that the connections share, so each \
-         would see different rows, also with partition_by(); remove parallel()"
+        "parallel() cannot read {what}: the snapshot that the connections share does not cover it, \
+         so they could see different rows, even with partition_by(); remove parallel()"
     ))
 }
 
 fn malformed_answer() -> Error {
     Error::protocol(
-        "the server's answer about the relation of a parallel query has an unexpected form",
+        "unexpected format of the server's response about the relation of a parallel query",
     )
 }
 
 impl ExportedSnapshot {
-    /// Reads the server's answer.
+    /// Parses the response to [`RelationInfo::lock_and_export`].
     ///
     /// # Errors
     ///
@@ -308,22 +330,23 @@ impl ExportedSnapshot {
         if !refused.is_empty() {
             return Err(not_in_snapshot(refused));
         }
-        // Without a table there is no such field.
+        // The field is missing if the relation has no tables.
         let blocks = fields.next().unwrap_or_default().split_whitespace();
-        // A block has a number of 32 bits.
+        // Block numbers have 32 bits.
         let blocks =
             blocks.map(|b| b.parse().map(|b: u32| b.into()).map_err(|_| malformed_answer()));
         Ok(Self { snapshot: snapshot.to_owned(), blocks: blocks.collect::<Result<_>>()? })
     }
 
-    /// Splits by blocks. The ranges are the same for each table of a tree, and as many blocks of
-    /// the whole tree are in each, so that one large partition is split as well as many small ones.
+    /// Splits the rows by blocks. The ranges are the same for each table, and each range contains
+    /// the same number of blocks of all tables together. So one large table is split as evenly as
+    /// many small ones.
     pub(crate) fn split_by_blocks(&self, parts: usize) -> Vec<Partition> {
         let total: u64 = self.blocks.iter().sum();
         let before = |block: u64| self.blocks.iter().map(|blocks| block.min(*blocks)).sum::<u64>();
         let start = |part: usize| {
             let wanted = (u128::from(total) * part as u128).div_ceil(parts as u128);
-            // The first block with that many before it.
+            // Find the first block number with `wanted` blocks before it.
             let (mut low, mut high) = (0, self.blocks.iter().copied().max().unwrap_or(0));
             while low < high {
                 let middle = low + (high - low) / 2;
@@ -345,11 +368,11 @@ impl ExportedSnapshot {
 }
 
 impl SessionView {
-    /// Reads the server's answer.
+    /// Parses the response to [`RelationInfo::session_view`].
     ///
     /// # Errors
     ///
-    /// [`Error::Config`]: the snapshot does not cover what the session has planned to read.
+    /// [`Error::Config`]: the snapshot does not cover a relation that the session's plan reads.
     pub(crate) fn parse(answer: &str) -> Result<Self> {
         let fields: Vec<String> = answer.split(SEPARATOR).map(str::to_owned).collect();
         match fields.get(1) {
@@ -361,7 +384,7 @@ impl SessionView {
         }
     }
 
-    /// Whether the relation was changed between the snapshot and the locks.
+    /// Whether the relation was changed after the snapshot and before it was locked.
     fn has_changed(&self) -> bool {
         self.0.first().is_none_or(|changed| changed != "f")
     }
@@ -377,13 +400,13 @@ impl SessionView {
                     continue;
                 }
                 "server" => {
-                    "the connections of parallel() have reached different servers, which cannot share a snapshot: \
-                     connect to one server, without a balancer in between"
+                    "the connections of parallel() are connected to different servers, which \
+                     cannot share a snapshot: connect to one server, without a load balancer"
                         .to_owned()
                 }
                 name => format!(
-                    "the connections of parallel() differ in {name}, so they could see different rows: connect \
-                     again, and through a pooler leave no settings on its connections"
+                    "the connections of parallel() differ in {name}, so they could see different \
+                     rows: reconnect, and do not change settings on connections of a pooler"
                 ),
             };
             return Comparison::Refused(Error::config(refused));
@@ -392,25 +415,27 @@ impl SessionView {
     }
 }
 
-/// Splits anything by the hash of an expression in trusted SQL, which must not be volatile.
+/// Splits the rows of any relation by the hash of an expression in raw SQL, which must not be
+/// volatile.
 pub(crate) fn split_by_hash(expression: &str, parts: usize) -> Result<Vec<Partition>> {
     if highest_parameter(expression)? > 0 {
-        return Err(Error::config("partition_by() takes no parameters: write what it is about"));
+        return Err(Error::config("partition_by() does not support parameters such as $1"));
     }
     let part = |index| Partition::Hash { expression: expression.to_owned(), parts, index };
     Ok((0..parts).map(part).collect())
 }
 
 impl Partition {
-    /// The condition on a row.
+    /// Returns the condition that selects the rows of the partition.
     pub(super) fn to_sql(&self) -> String {
         match self {
             Self::Blocks { from, to: Some(to) } => {
                 format!("ctid >= '({from},0)'::tid AND ctid < '({to},0)'::tid")
             }
             Self::Blocks { from, to: None } => format!("ctid >= '({from},0)'::tid"),
-            // As text, which every type has, and in a collation that tells all texts apart; what is NULL belongs
-            // to a part too. Without its sign, for a remainder has that of what is divided.
+            // The hash of the text, which every type has, in a collation in which different texts
+            // are never equal. NULL belongs to a partition too. The sign bit is cleared, because
+            // the remainder of a negative number is negative.
             Self::Hash { expression, parts, index } => format!(
                 "(coalesce(hashtextextended(({expression}\n)::text COLLATE \"C\", 0), 0) \
                  & 9223372036854775807) % {parts} = {index}"
@@ -432,9 +457,9 @@ mod tests {
         exported.split_by_blocks(parts).into_iter().map(range).collect()
     }
 
-    /// One table, many, and of very different sizes: no block is missing, and the parts are level.
+    /// For one table and for many tables of very different sizes.
     #[test]
-    fn blocks_are_split_without_a_gap_into_equal_parts() {
+    fn split_by_blocks_covers_every_block_in_equal_ranges() {
         let trees: [&[u64]; 10] = [
             &[],
             &[0],
@@ -460,7 +485,7 @@ mod tests {
                     let within =
                         |blocks: &u64| to.unwrap_or(*blocks).min(*blocks).saturating_sub(*from);
                     let size: u64 = blocks.iter().map(within).sum();
-                    // A block of each table is the least that a border can move by.
+                    // A boundary can move only by whole blocks of each table.
                     assert!(
                         size <= total / parts as u64 + blocks.len() as u64 + 1,
                         "{split:?} of {blocks:?}"
@@ -471,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_blocks_is_split_by_an_expression() {
+    fn view_is_split_by_an_expression_only() {
         let read = |kind: &str, by_blocks| {
             RelationInfo::parse("app.v", &format!("{kind}\u{1f}0\u{1f}f\u{1f}f"), by_blocks)
         };
@@ -492,7 +517,7 @@ mod tests {
     }
 
     #[test]
-    fn the_servers_own_lock_timeout_is_not_exceeded() {
+    fn set_lock_timeout_does_not_exceed_the_sessions_own_limit() {
         let read = |millis: &str| {
             RelationInfo::parse("t", &format!("r\u{1f}{millis}\u{1f}f\u{1f}f"), true).unwrap()
         };
@@ -505,7 +530,7 @@ mod tests {
     }
 
     #[test]
-    fn what_sessions_see_is_compared() {
+    fn session_views_are_compared_by_every_field() {
         let sight = |change: usize, value: &str| {
             let mut fields = vec!["x".to_owned(); COMPARED_STATE.len() + 2];
             (fields[0], fields[1]) = ("f".into(), String::new());
@@ -531,12 +556,12 @@ mod tests {
     }
 
     #[test]
-    fn an_export_is_read_with_its_tables() {
+    fn exported_snapshot_is_parsed_with_the_blocks_of_its_tables() {
         let read = |blocks: &str| ExportedSnapshot::parse(&format!("3-1B-1\u{1f}{blocks}"));
         assert_eq!(read("\u{1f}7 0 12").unwrap().blocks, [7, 0, 12]);
         assert_eq!(read("").unwrap().blocks, [0; 0]);
         assert!(read("\u{1f}x").is_err());
-        // More blocks than a table can have; their sum would be beyond any number.
+        // More blocks than a table can have. Their sum would overflow.
         assert!(read("\u{1f}18446744073709551615 1").is_err());
         assert!(read("the Citus table t").unwrap_err().to_string().contains("the Citus table t"));
         assert!(ExportedSnapshot::parse("").is_err());

@@ -1,36 +1,39 @@
-//! Finds the parameters that a text of trusted SQL uses.
+//! Finds the parameter placeholders in raw SQL.
 //!
-//! Follows Postgres's lexer ([scan.l]) token by token, because `$1` is a parameter only where a
-//! token begins. Like the lexer, it works on bytes: every byte of a non-ASCII character belongs to
-//! an identifier. It assumes `standard_conforming_strings = on`, the server's default. Versions
-//! differ only in texts that newer ones reject, such as `0x1F$1`, which Postgres 16 reads as a
-//! number and a parameter.
+//! Follows Postgres's lexer ([scan.l]) token by token, because `$1` is a parameter only at the
+//! start of a token. Like the lexer, it works on bytes: every byte of a non-ASCII character belongs
+//! to an identifier. It assumes `standard_conforming_strings = on`, the server's default. Server
+//! versions differ only in texts that newer versions reject, such as `0x1F$1`, which Postgres 16
+//! parses as a number and a parameter.
 //!
 //! [scan.l]: https://github.com/postgres/postgres/blob/master/src/backend/parser/scan.l
 
 use crate::error::{Error, Result};
 
-/// Returns the highest `n` of all `$n` in the text; 0 if there is none.
+/// Returns the highest `n` of all `$n` in the text, or 0 if it contains none.
 ///
 /// # Errors
 ///
-/// [`Error::Config`]: the text ends within a string, a quoted identifier or a comment. The SQL after it
-/// would become a part of that.
+/// [`Error::Config`]: a string, a quoted identifier or a comment is not terminated. It would
+/// include the SQL that follows the text.
 pub(super) fn highest_parameter(sql: &str) -> Result<usize> {
-    let unclosed = |what| Error::config(format!("the SQL text ends within a {what}: close it"));
+    let unterminated = |what| Error::config(format!("unterminated {what} in the SQL text"));
     let mut highest = 0;
     let mut rest = sql.as_bytes();
     while let Some(first) = rest.first() {
         let length = match first {
-            b'\'' => string(rest, false).ok_or_else(|| unclosed("string"))?,
-            // A doubled quote is the end of one identifier and the start of the next: same bytes.
-            b'"' => until(rest, 1, b"\"").ok_or_else(|| unclosed("quoted identifier"))?,
+            b'\'' => string(rest, false).ok_or_else(|| unterminated("string"))?,
+            // A doubled quote counts as the end of one identifier and the start of another, which
+            // skips the same bytes.
+            b'"' => until(rest, 1, b"\"").ok_or_else(|| unterminated("quoted identifier"))?,
             b'-' if rest.starts_with(b"--") => line(rest),
-            b'/' if rest.starts_with(b"/*") => comment(rest).ok_or_else(|| unclosed("comment"))?,
+            b'/' if rest.starts_with(b"/*") => {
+                comment(rest).ok_or_else(|| unterminated("comment"))?
+            }
             b'$' => match run(rest, 1, u8::is_ascii_digit) {
                 1 => match tag(rest) {
                     Some(tag) => until(rest, tag.len(), tag)
-                        .ok_or_else(|| unclosed("dollar-quoted string"))?,
+                        .ok_or_else(|| unterminated("dollar-quoted string"))?,
                     None => 1,
                 },
                 end => {
@@ -43,7 +46,7 @@ pub(super) fn highest_parameter(sql: &str) -> Result<usize> {
             b'0'..=b'9' => number(rest),
             b if starts_word(b) => match rest {
                 [b, text @ ..] if b.eq_ignore_ascii_case(&b'e') && text.starts_with(b"'") => {
-                    1 + string(text, true).ok_or_else(|| unclosed("string"))?
+                    1 + string(text, true).ok_or_else(|| unterminated("string"))?
                 }
                 _ => run(rest, 1, |b| starts_word(b) || b.is_ascii_digit() || *b == b'$'),
             },
@@ -58,25 +61,25 @@ fn starts_word(byte: &u8) -> bool {
     byte.is_ascii_alphabetic() || *byte == b'_' || !byte.is_ascii()
 }
 
-/// The end of the bytes from `start` on that belong to a class.
+/// Returns the end of the bytes from `start` that satisfy `belongs`.
 fn run(text: &[u8], start: usize, belongs: impl Fn(&u8) -> bool) -> usize {
     start + text.iter().skip(start).take_while(|b| belongs(b)).count()
 }
 
-/// The end of the first `delimiter` from `start` on.
+/// Returns the end of the first `delimiter` at or after `start`.
 fn until(text: &[u8], start: usize, delimiter: &[u8]) -> Option<usize> {
     let body = text.get(start..)?;
     let at = body.windows(delimiter.len()).position(|window| window == delimiter)?;
     Some(start + at + delimiter.len())
 }
 
-/// The length of a comment that a line break ends.
+/// Returns the length of a comment that ends before a line break.
 fn line(text: &[u8]) -> usize {
     run(text, 0, |b| !matches!(b, b'\n' | b'\r'))
 }
 
-/// The length of `'...'`. With escapes, a backslash takes the next byte with it, and a string that
-/// continues after a line break still has escapes.
+/// Returns the length of `'...'`. With `escapes`, a backslash escapes the next byte, also in a
+/// string that continues after a line break.
 fn string(text: &[u8], escapes: bool) -> Option<usize> {
     let mut at = 1;
     loop {
@@ -93,7 +96,8 @@ fn string(text: &[u8], escapes: bool) -> Option<usize> {
     }
 }
 
-/// The length of what is between two parts of a string: white space and comments with a line break.
+/// Returns the length of the gap between two parts of a string: white space, including a line
+/// break, and comments.
 fn continued(text: &[u8]) -> Option<usize> {
     let mut at = 0;
     let mut breaks = false;
@@ -115,7 +119,7 @@ fn continued(text: &[u8]) -> Option<usize> {
     }
 }
 
-/// The length of `/* ... */`; comments nest.
+/// Returns the length of `/* ... */`. Comments nest.
 fn comment(text: &[u8]) -> Option<usize> {
     let mut depth = 0;
     let mut at = 0;
@@ -137,7 +141,7 @@ fn comment(text: &[u8]) -> Option<usize> {
     }
 }
 
-/// The delimiter that a dollar-quoted string begins with: `$$` or `$tag$`.
+/// Returns the delimiter at the start of a dollar-quoted string: `$$` or `$tag$`.
 fn tag(text: &[u8]) -> Option<&[u8]> {
     let end = match text.get(1) {
         Some(b) if starts_word(b) => run(text, 2, |b| starts_word(b) || b.is_ascii_digit()),
@@ -146,8 +150,8 @@ fn tag(text: &[u8]) -> Option<&[u8]> {
     (text.get(end) == Some(&b'$')).then(|| text.get(..=end))?
 }
 
-/// The length of a number. Letters that follow begin an identifier, where the server does not
-/// reject them.
+/// Returns the length of a number. Letters directly after it start an identifier, unless the server
+/// rejects them.
 fn number(text: &[u8]) -> usize {
     let digits = |start, belongs: fn(&u8) -> bool| {
         let mut end = run(text, start, belongs);
@@ -188,7 +192,7 @@ mod tests {
     use super::highest_parameter;
 
     #[test]
-    fn only_parameters_count() {
+    fn highest_parameter_ignores_strings_identifiers_and_comments() {
         for (sql, expected) in [
             ("", 0),
             ("a = $1 and b = $12", 12),
@@ -216,9 +220,9 @@ mod tests {
         }
     }
 
-    /// tests/query.rs compares more of them with a server.
+    /// tests/query.rs compares more texts with a server.
     #[test]
-    fn a_token_decides_what_the_next_character_means() {
+    fn highest_parameter_follows_the_tokens_of_the_server() {
         for (sql, expected) in [
             (r"case when a then b else'\' end = $1", 1),
             (r"a like'\' and b = $1", 1),
@@ -262,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_closed_is_an_error() {
+    fn unterminated_token_is_an_error() {
         for (sql, what) in [
             ("a = 'open $3", "string"),
             (r"a = e'open\'", "string"),

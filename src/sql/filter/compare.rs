@@ -1,4 +1,4 @@
-//! Comparison, sets, null.
+//! Comparison, sets and null.
 
 use super::{
     Filter,
@@ -51,9 +51,9 @@ impl CompareOp {
 
 /// # Comparison
 ///
-/// With a value of the field's own type; a field of another type is unknown. Numbers are compared as
-/// numbers, exactly; strings as strings, for `gt` and so on in the database's order; arrays and objects
-/// can only be equal or not.
+/// A field is compared with a value of its own type; if their types differ, the result is unknown.
+/// Numbers are compared exactly. Strings are compared as strings, and ordered by the database's
+/// collation. Arrays and objects support only `eq`, `ne`, `in_` and `not_in`.
 ///
 /// | operator | SQL on a string | SQL on another type | index |
 /// |---|---|---|---|
@@ -62,74 +62,75 @@ impl CompareOp {
 /// | `is_null`, `is_not_null` | `("data"->>'a') IS NULL` | | `on t (("data"->>'a'))` |
 /// | `exists` | `(("data"->'a')::jsonb) IS NOT NULL` | | `on t (("data"->'a'))` |
 ///
-/// For equality a GIN index on the document serves more fields at once:
+/// For equality, one GIN index on the document serves all fields:
 /// `Field::column("data").contains_json(json!({"a": 1}))`.
 ///
-/// In a column of type `json`, some documents cannot be read: see
+/// In a column of type `json`, some documents make the query fail: see
 /// [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
-    /// Matches if the field equals the value. JSON's `null` equals only itself; with a column, it
-    /// equals NULL.
+    /// Matches if the field equals the value. JSON's `null` equals only itself. In a comparison
+    /// with a column, it equals NULL.
     pub fn eq(self, value: impl Into<Operand>) -> Filter {
         self.compare(CompareOp::Eq, value)
     }
 
-    /// Matches if the field is another value of the same type. A missing field, null, or a field of
-    /// another type does not match: add [`is_null`](Self::is_null) to ask for those. With a column,
-    /// `ne(Value::Null)` matches every value that is not NULL.
+    /// Matches if the field is of the value's type and differs from the value. A field that is
+    /// missing, null or of another type does not match: add [`is_null`](Self::is_null) to match
+    /// fields that are missing or null. With a column, `ne(Value::Null)` matches every value that
+    /// is not NULL.
     pub fn ne(self, value: impl Into<Operand>) -> Filter {
         self.compare(CompareOp::Ne, value)
     }
 
-    /// Matches where the field is greater.
+    /// Matches if the field is greater than the value.
     pub fn gt(self, value: impl Into<Operand>) -> Filter {
         self.compare(CompareOp::Gt, value)
     }
 
-    /// Matches where the field is greater or equal.
+    /// Matches if the field is greater than or equal to the value.
     pub fn gte(self, value: impl Into<Operand>) -> Filter {
         self.compare(CompareOp::Gte, value)
     }
 
-    /// Matches where the field is less.
+    /// Matches if the field is less than the value.
     pub fn lt(self, value: impl Into<Operand>) -> Filter {
         self.compare(CompareOp::Lt, value)
     }
 
-    /// Matches where the field is less or equal.
+    /// Matches if the field is less than or equal to the value.
     pub fn lte(self, value: impl Into<Operand>) -> Filter {
         self.compare(CompareOp::Lte, value)
     }
 
-    /// Matches where the field lies between two values of one type, or is one of them.
+    /// Matches if the field is between `low` and `high`, inclusive. Both must be of the same type.
     pub fn between(self, low: impl Into<Operand>, high: impl Into<Operand>) -> Filter {
         Filter::leaf(self, Between { low: low.into(), high: high.into() })
     }
 
     /// Matches if the field equals one of the values. An empty list matches nothing. With a column,
-    /// a null among the values equals NULL.
+    /// a null in the list equals NULL.
     pub fn in_<V: Into<Operand>>(self, values: impl IntoIterator<Item = V>) -> Filter {
         Filter::leaf(self, In(values.into_iter().map(Into::into).collect()))
     }
 
-    /// Matches if the field is of the type of one of the values and equals none of them. An empty
-    /// list matches everything. A column that is NULL does not match, whether or not a null is
-    /// among the values.
+    /// Matches if the field has the type of at least one of the values and equals none of them. An
+    /// empty list matches everything. A column that is NULL does not match, whether or not the list
+    /// contains a null.
     pub fn not_in<V: Into<Operand>>(self, values: impl IntoIterator<Item = V>) -> Filter {
         self.in_(values).not()
     }
 
-    /// Matches where the field is missing or null.
+    /// Matches if the field is missing or null.
     pub fn is_null(self) -> Filter {
         Filter::leaf(self, IsNull)
     }
 
-    /// Matches where the field is there and not null.
+    /// Matches if the field exists and is not null.
     pub fn is_not_null(self) -> Filter {
         self.is_null().not()
     }
 
-    /// Matches where the field is there, be it null.
+    /// Matches if the field exists, even if it is null.
     pub fn exists(self) -> Filter {
         Filter::leaf(self, Exists)
     }
@@ -150,7 +151,7 @@ impl Predicate for Compare {
         let has_order = matches!(kind, "string" | "number" | "boolean");
         if !has_order && !matches!(self.op, CompareOp::Eq | CompareOp::Ne) {
             return Err(Error::config(format!(
-                "{} is asked of a value of type {kind}, which can only be equal or not",
+                "{} cannot compare a value of type {kind}, which supports only eq() and ne()",
                 self.op.as_str()
             )));
         }
@@ -173,8 +174,8 @@ impl Predicate for Between {
         let kind = self.low.type_name()?;
         if self.high.type_name()? != kind || !matches!(kind, "string" | "number" | "boolean") {
             return Err(Error::config(format!(
-                "between a value of type {kind} and one of type {}: they must be of one type that has \
-                 an order",
+                "between() needs two strings, two numbers or two booleans, not values of type \
+                 {kind} and {}",
                 self.high.type_name()?
             )));
         }
@@ -185,7 +186,7 @@ impl Predicate for Between {
     }
 }
 
-/// `value = $n`, as text for strings and as `jsonb` for the rest.
+/// Returns `value = $n`, compared as text for strings and as `jsonb` for other types.
 fn operand_test(operand: &Operand, sql: &mut Render<'_>, sign: &str) -> Result<String> {
     if sql.is_column() && !sql.is_document() {
         let value = sql.json()?;
@@ -203,7 +204,8 @@ fn operand_test(operand: &Operand, sql: &mut Render<'_>, sign: &str) -> Result<S
     })
 }
 
-/// Whether a column is NULL, which no SQL comparison tests. The document may also be JSON's null.
+/// Returns a test of whether a column is NULL, which SQL's comparison operators cannot express. The
+/// JSON column also counts as NULL if the document is JSON's null.
 fn null_test(sql: &Render<'_>, is_null: bool) -> Result<String> {
     let value = if sql.is_document() {
         format!("({}#>>'{{}}')", sql.document_as_jsonb())
@@ -221,7 +223,7 @@ struct IsNull;
 
 impl Predicate for IsNull {
     fn render(&self, sql: &mut Render<'_>) -> Result<String> {
-        // The text of a JSON null is NULL too.
+        // `->>` returns NULL for a JSON null as well as for a missing field.
         Ok(is_null_sql(&sql.text()?, !sql.negated))
     }
 }
@@ -242,7 +244,7 @@ impl Predicate for In {
         if operands.is_empty() {
             return Ok(if sql.negated { "TRUE" } else { "FALSE" }.to_owned());
         }
-        // An error in any of them is one of the whole.
+        // One invalid value makes the whole list invalid.
         let mut kinds = operands.iter().map(Operand::type_name).collect::<Result<Vec<_>>>()?;
         if sql.is_column() {
             return self.render_column(sql);
@@ -268,7 +270,7 @@ impl Predicate for In {
 }
 
 impl In {
-    /// In SQL, a NULL in the list turns every answer other than yes into unknown: it is tested
+    /// In SQL, a NULL in the list makes every result unknown that is not true. So nulls are tested
     /// separately.
     fn render_column(&self, sql: &mut Render<'_>) -> Result<String> {
         let (nulls, values): (Vec<&Operand>, Vec<&Operand>) =

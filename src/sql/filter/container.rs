@@ -1,4 +1,4 @@
-//! Arrays and objects.
+//! Arrays, objects and SQL/JSON paths.
 
 use serde_json::Value;
 
@@ -18,7 +18,6 @@ use crate::{
 };
 
 enum Containment {
-    /// The field contains the value.
     Contains(Operand),
     ContainedBy(Operand),
     Key(String),
@@ -31,57 +30,59 @@ enum Containment {
 
 /// # Containers
 ///
-/// | operator | SQL, where `a` is `(("data"->'a')::jsonb)` | asked of | index |
+/// | operator | SQL, where `a` is `(("data"->'a')::jsonb)` | applies to | index |
 /// |---|---|---|---|
-/// | `contains_json` | `a @> $1::jsonb` | the value's type | `using gin (("data"->'a'))`, also with `jsonb_path_ops` |
-/// | `contained_by` | `a <@ $1::jsonb` | the value's type | |
-/// | `has_key`, `has_any_key`, `has_all_keys` | `a ? $1`, <code>a ?\| $1</code>, `a ?& $1` | objects; arrays, for their strings | `using gin (("data"->'a'))` |
-/// | `array_contains` | `a @> $1::jsonb`, with the value in an array | arrays | as `contains_json` |
-/// | `array_contained_by` | `a <@ $1::jsonb`, with a list of the elements if a value is a container | arrays | |
-/// | `array_overlaps` | `a @> $1::jsonb OR a @> $2::jsonb ...`, the same | arrays | as `contains_json` |
-/// | `len_...` | `CASE WHEN jsonb_typeof(a) = 'array' THEN jsonb_array_length(a) END = $1` | arrays | on that expression |
-/// | `jsonpath_exists`, `jsonpath_match` | `a @? $1::jsonpath`, `a @@ $1::jsonpath` | anything | as `contains_json` |
-/// | the same, with `datetime()`, `date()`, `time()` and so on in the path | `jsonb_path_exists_tz(a, $1::jsonpath, '{}', true)`, `jsonb_path_match_tz(...)` | anything | |
+/// | `contains_json` | `a @> $1::jsonb` | fields of the value's type | `using gin (("data"->'a'))`, also with `jsonb_path_ops` |
+/// | `contained_by` | `a <@ $1::jsonb` | fields of the value's type | |
+/// | `has_key`, `has_any_key`, `has_all_keys` | `a ? $1`, <code>a ?\| $1</code>, `a ?& $1` | keys of objects, strings in arrays | `using gin (("data"->'a'))` |
+/// | `array_contains` | `a @> $1::jsonb`, with the value wrapped in an array | arrays | as for `contains_json` |
+/// | `array_contained_by` | `a <@ $1::jsonb`; also compares each element if a value is an array or an object | arrays | |
+/// | `array_overlaps` | `a @> $1::jsonb OR a @> $2::jsonb ...`; also compares each element with values that are arrays or objects | arrays | as for `contains_json` |
+/// | `len_...` | `CASE WHEN jsonb_typeof(a) = 'array' THEN jsonb_array_length(a) END = $1` | arrays | on this expression |
+/// | `jsonpath_exists`, `jsonpath_match` | `a @? $1::jsonpath`, `a @@ $1::jsonpath` | fields of any type | as for `contains_json` |
+/// | the same, with `datetime()`, `date()`, `time()` and so on in the path | `jsonb_path_exists_tz(a, $1::jsonpath, '{}', true)`, `jsonb_path_match_tz(...)` | fields of any type | |
 ///
-/// A GIN index on the whole document serves `Field::column("data").contains_json(...)`. Columns are
-/// of type `jsonb` or `json`.
+/// A GIN index on the whole document serves `Field::column("data").contains_json(...)`. Columns
+/// must be of type `jsonb` or `json`.
 ///
-/// In a column of type `json`, some documents cannot be read: see
+/// In a column of type `json`, some documents make the query fail: see
 /// [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
-    /// Matches where the field [contains](https://www.postgresql.org/docs/current/datatype-json.html#JSON-CONTAINMENT)
-    /// the value, of the same type: an object with these entries, an array with these elements.
+    /// Matches if the field is of the value's type and [contains] the value: an object contains the
+    /// value's entries, an array contains the value's elements.
+    ///
+    /// [contains]: https://www.postgresql.org/docs/current/datatype-json.html#JSON-CONTAINMENT
     pub fn contains_json(self, value: impl Into<Operand>) -> Filter {
         self.containment(Containment::Contains(value.into()))
     }
 
-    /// Matches where the value contains the field, of the same type.
+    /// Matches if the field is of the value's type and the value contains the field.
     pub fn contained_by(self, value: impl Into<Operand>) -> Filter {
         self.containment(Containment::ContainedBy(value.into()))
     }
 
-    /// Matches an object with this key, or an array with this string.
+    /// Matches an object that has the key, or an array that has the key as a string element.
     pub fn has_key(self, key: &str) -> Filter {
         self.containment(Containment::Key(key.to_owned()))
     }
 
-    /// Matches where there is one of these keys; of none, nowhere.
+    /// Matches if at least one of the keys is present. An empty list matches nothing.
     pub fn has_any_key<K: Into<String>>(self, keys: impl IntoIterator<Item = K>) -> Filter {
         self.containment(Containment::AnyKey(keys.into_iter().map(Into::into).collect()))
     }
 
-    /// Matches where there are all of these keys.
+    /// Matches if all of the keys are present.
     pub fn has_all_keys<K: Into<String>>(self, keys: impl IntoIterator<Item = K>) -> Filter {
         self.containment(Containment::AllKeys(keys.into_iter().map(Into::into).collect()))
     }
 
-    /// Matches an array with an element that equals the value, or contains it, if that is an array or
-    /// an object.
+    /// Matches an array with an element that equals the value. If the value is an array or an
+    /// object, an element that contains it is enough.
     pub fn array_contains(self, value: impl Into<Operand>) -> Filter {
         self.containment(Containment::Element(value.into()))
     }
 
-    /// Matches an array each of whose elements equals one of the values.
+    /// Matches an array in which each element equals one of the values.
     pub fn array_contained_by<V: Into<Operand>>(
         self,
         values: impl IntoIterator<Item = V>,
@@ -90,62 +91,64 @@ impl Field {
         self.containment(Containment::AllElementsIn(values))
     }
 
-    /// Matches an array at least one of whose elements equals one of the values. An empty list
+    /// Matches an array in which at least one element equals one of the values. An empty list
     /// matches nothing.
     pub fn array_overlaps<V: Into<Operand>>(self, values: impl IntoIterator<Item = V>) -> Filter {
         let values = values.into_iter().map(Into::into).collect();
         self.containment(Containment::AnyElementIn(values))
     }
 
-    /// Matches an array of so many elements.
+    /// Matches an array of exactly `len` elements.
     pub fn len_eq(self, len: usize) -> Filter {
         self.length(CompareOp::Eq, len)
     }
 
-    /// Matches an array of another number of elements.
+    /// Matches an array whose number of elements is not `len`.
     pub fn len_ne(self, len: usize) -> Filter {
         self.length(CompareOp::Ne, len)
     }
 
-    /// Matches an array of more elements.
+    /// Matches an array of more than `len` elements.
     pub fn len_gt(self, len: usize) -> Filter {
         self.length(CompareOp::Gt, len)
     }
 
-    /// Matches an array of at least so many elements.
+    /// Matches an array of at least `len` elements.
     pub fn len_gte(self, len: usize) -> Filter {
         self.length(CompareOp::Gte, len)
     }
 
-    /// Matches an array of fewer elements.
+    /// Matches an array of fewer than `len` elements.
     pub fn len_lt(self, len: usize) -> Filter {
         self.length(CompareOp::Lt, len)
     }
 
-    /// Matches an array of at most so many elements.
+    /// Matches an array of at most `len` elements.
     pub fn len_lte(self, len: usize) -> Filter {
         self.length(CompareOp::Lte, len)
     }
 
-    /// Matches where an
-    /// [SQL/JSON path](https://www.postgresql.org/docs/current/functions-json.html#FUNCTIONS-SQLJSON-PATH)
-    /// finds something in the field. Errors of the path in a document, such as a missing key in
-    /// strict mode, are unknown. Dates and times with and without a time zone are compared in the
-    /// session's `TimeZone`.
+    /// Matches if an [SQL/JSON path] returns at least one item for the field.
     ///
-    /// One exception: the recursive `.**`, in a document that is nested deeper than the server's
-    /// `max_stack_depth` lets it follow (thousands of levels), fails the query (54001). With a
-    /// bound, as in `.**{0 to 100}`, it does not.
+    /// The result is unknown if the path fails for a document, for example because a key is missing
+    /// in strict mode. Dates and times with and without a time zone are compared in the session's
+    /// `TimeZone`.
     ///
-    /// A path that is not valid is an error of the server. Some parts are checked only when a
-    /// document reaches them: the template of `datetime("...")` (22007), and on recent versions a
+    /// There is one exception: the recursive `.**` makes the query fail (54001) if a document is
+    /// nested too deeply for the server's `max_stack_depth` (thousands of levels). With a bound, as
+    /// in `.**{0 to 100}`, it does not.
+    ///
+    /// An invalid path is a server error. The server checks some parts of a path only when
+    /// it evaluates them: the template of `datetime("...")` (22007), and in recent versions a
     /// `$variable` (42704).
+    ///
+    /// [SQL/JSON path]: https://www.postgresql.org/docs/current/functions-json.html#FUNCTIONS-SQLJSON-PATH
     pub fn jsonpath_exists(self, path: &str) -> Filter {
         Filter::leaf(self, JsonPath { path: path.to_owned(), exists: true })
     }
 
-    /// Matches if an SQL/JSON path that is a predicate, such as `$.a > 1`, is true. Errors are
-    /// those of [`jsonpath_exists`](Self::jsonpath_exists).
+    /// Matches if an SQL/JSON path that is a predicate, such as `$.a > 1`, is true. The errors are
+    /// the same as for [`jsonpath_exists`](Self::jsonpath_exists).
     pub fn jsonpath_match(self, path: &str) -> Filter {
         Filter::leaf(self, JsonPath { path: path.to_owned(), exists: false })
     }
@@ -163,15 +166,15 @@ impl Predicate for Containment {
     fn render(&self, sql: &mut Render<'_>) -> Result<String> {
         const KEYED: &[&str] = &["object", "array"];
         let value = sql.jsonb()?;
-        let own = |operand: &Operand| operand.type_name().map(|t| [t]);
+        let own_type = |operand: &Operand| operand.type_name().map(|t| [t]);
         match self {
             Self::Contains(operand) => {
                 let test = format!("({value} @> {}::jsonb)", sql.bind(operand.json_param()));
-                sql.condition(&own(operand)?, &test)
+                sql.condition(&own_type(operand)?, &test)
             }
             Self::ContainedBy(operand) => {
                 let test = format!("({value} <@ {}::jsonb)", sql.bind(operand.json_param()));
-                sql.condition(&own(operand)?, &test)
+                sql.condition(&own_type(operand)?, &test)
             }
             Self::Key(key) => {
                 let test = format!("({value} ? {})", sql.bind(key.to_param()));
@@ -208,7 +211,8 @@ impl Predicate for Containment {
                     let test = format!("{value} @> {list}::jsonb");
                     tests.push(if is_container(operand) {
                         format!(
-                            "({test} AND EXISTS (SELECT FROM {} WHERE e.element = {list}::jsonb->0))",
+                            "({test} AND EXISTS (SELECT FROM {} WHERE e.element = \
+                             {list}::jsonb->0))",
                             elements(&value)
                         )
                     } else {
@@ -222,20 +226,21 @@ impl Predicate for Containment {
     }
 }
 
-/// For an array or an object, `@>` tests whether it is contained in an element, not whether it
-/// equals one.
+/// Whether the value is an array or an object. For these, `@>` tests whether an element contains
+/// the value, not whether an element equals it.
 fn is_container(operand: &Operand) -> bool {
     matches!(operand.0, OperandKind::Container(_))
 }
 
-/// The elements of an array; of anything else, none.
+/// Returns the elements of an array as a relation, which is empty for other types.
 fn elements(value: &str) -> String {
     format!(
-        "jsonb_array_elements(CASE WHEN jsonb_typeof({value}) = 'array' THEN {value} END) AS e(element)"
+        "jsonb_array_elements(CASE WHEN jsonb_typeof({value}) = 'array' THEN {value} END) \
+         AS e(element)"
     )
 }
 
-/// A JSON array of the values, digit by digit.
+/// Returns a JSON array of the values. Numbers keep all of their digits.
 fn list<'a>(operands: impl IntoIterator<Item = &'a Operand>) -> Result<Param> {
     let mut texts = Vec::new();
     for operand in operands {
@@ -256,17 +261,17 @@ impl Predicate for Length {
         let value = sql.jsonb()?;
         let sign = self.op.negated_if(sql.negated).as_str();
         let len = sql.bind(Param::text(self.len.to_string()));
-        // Of anything else jsonb_array_length is an error, which CASE keeps from being asked.
+        // jsonb_array_length fails for other types, and CASE prevents its evaluation.
         Ok(format!(
-            "(CASE WHEN jsonb_typeof({value}) = 'array' THEN jsonb_array_length({value}) END {sign} \
-             {len}::numeric)"
+            "(CASE WHEN jsonb_typeof({value}) = 'array' THEN jsonb_array_length({value}) END \
+             {sign} {len}::numeric)"
         ))
     }
 }
 
 struct JsonPath {
     path: String,
-    /// Whether the path must find something, or must be a predicate that is true.
+    /// Whether the path must return an item. Otherwise it is a predicate that must be true.
     exists: bool,
 }
 
@@ -277,7 +282,7 @@ impl Predicate for JsonPath {
         let test = match (has_times(&self.path), self.exists) {
             (false, true) => format!("({value} @? {path}::jsonpath)"),
             (false, false) => format!("({value} @@ {path}::jsonpath)"),
-            // The operators raise an error when they compare a time with a zone to one without.
+            // The operators fail if they compare a time with a time zone and one without.
             (true, true) => {
                 format!("jsonb_path_exists_tz({value}, {path}::jsonpath, '{{}}', true)")
             }
@@ -289,10 +294,11 @@ impl Predicate for JsonPath {
     }
 }
 
-/// Whether a path has a method that makes a date or a time. Yes is safe, but no index serves it.
+/// Whether a path calls a method that returns a date or a time. A wrong `true` is safe, but
+/// prevents the use of an index.
 fn has_times(path: &str) -> bool {
     const METHODS: &[&str] = &["datetime", "date", "time", "time_tz", "timestamp", "timestamp_tz"];
-    // An escape may stand for any letter.
+    // An escape can encode any letter of a method's name.
     if path.contains('\\') && path.contains('(') {
         return true;
     }
@@ -303,7 +309,7 @@ fn has_times(path: &str) -> bool {
         let (word, after) = word.split_at(end);
         rest = after;
         if METHODS.iter().any(|method| method.eq_ignore_ascii_case(word)) {
-            // Between a method and its parenthesis there may be white space and comments.
+            // White space and comments are allowed before the parenthesis.
             let mut next = after.trim_ascii_start();
             while let Some(comment) = next.strip_prefix("/*") {
                 next = comment.split_once("*/").map_or("", |(_, next)| next).trim_ascii_start();
@@ -316,12 +322,12 @@ fn has_times(path: &str) -> bool {
     false
 }
 
-/// Makes `json!` values fit where an [`Operand`] is wanted by reference.
+/// Converts a reference to a `json!` value.
 impl From<&Value> for Operand {
     fn from(value: &Value) -> Self {
         match nesting::check_depth(value) {
             Ok(()) => value.clone().into(),
-            // Not even a copy can be made of it.
+            // Cloning a value recurses into it, and would overflow the stack.
             Err(_) => Self(OperandKind::Invalid(format!("a value {}", nesting::too_deep()))),
         }
     }
@@ -332,7 +338,7 @@ mod tests {
     use super::has_times;
 
     #[test]
-    fn a_path_with_times_is_found() {
+    fn has_times_finds_methods_that_return_times() {
         for path in [
             "$.datetime()",
             "$.a ? (@.datetime() > \"2020-01-01\".datetime())",

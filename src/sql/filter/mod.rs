@@ -1,4 +1,4 @@
-//! Typed predicates: a tree of conditions on fields, made into SQL whose values are parameters.
+//! Typed filters: a tree of conditions on fields, rendered as SQL with the values as parameters.
 
 mod compare;
 mod container;
@@ -15,46 +15,50 @@ use self::predicate::{Predicate, Render};
 use super::{field::Field, parameters::Parameters};
 use crate::error::{Error, Result};
 
-/// The maximum depth of groups in groups. Every recursion over a filter ends there: making its SQL,
-/// cloning and dropping it.
+/// The maximum nesting of groups. It bounds every recursion over a filter: rendering, cloning and
+/// dropping it.
 const MAX_DEPTH: usize = 256;
 
-/// A condition on documents, made of [`Field`]'s operators and put together with `and`, `or` and
-/// `not`.
+/// A condition on documents, built from the operators of [`Field`] and combined with `and`, `or`
+/// and `not`.
 ///
-/// Its values are always sent as parameters. A document never makes the server raise an error,
-/// whatever it contains. Exceptions are listed below and at the operators of [`Field`]. If a field
-/// is missing, null, or of a type that the operator does not apply to, the answer is *unknown*. A
-/// row is returned only if the answer is yes; `not` turns yes into no and no into yes, and leaves
-/// unknown as it is. So neither `eq("paid")` nor its negation matches a row whose status is
-/// missing: add [`is_null`](Field::is_null) to ask for those.
+/// Values are always sent as parameters. No document makes the server raise an error, whatever it
+/// contains; the exceptions are listed below and at the operators of [`Field`].
 ///
-/// A filter can be of any length: chains of `and`, and chains of `or`, do not nest, and `not` of
-/// `not` cancels out. Groups within groups, such as `and` within `or` within `and`, may be nested
-/// 256 deep; a deeper filter is [`Error::Config`](crate::Error::Config) when the query is executed.
-/// A statement has at most 65,535 parameters. If more values are compared with fields of documents,
-/// they are sent in arrays. Values compared with columns cannot be sent in arrays, so more of those
-/// are an `Error::Config`.
+/// A condition is true, false or *unknown*. It is unknown if the field is missing, null, or of a
+/// type that the operator does not apply to. A row is returned only if the condition is true. `not`
+/// swaps true and false and leaves unknown unchanged. So neither `eq("paid")` nor its negation
+/// matches a row whose status is missing: add [`is_null`](Field::is_null) to match those rows.
 ///
-/// A value with a character that the database's encoding does not have, such as `日` in LATIN1, is
-/// an error of the server (22P05), regardless of the documents.
+/// # Limits
+///
+/// * A filter can have any length: chains of `and`, and chains of `or`, do not nest, and `not` of
+///   `not` cancels out.
+/// * Groups within groups, such as `and` within `or` within `and`, can be nested at most 256 deep.
+///   A deeper filter is [`Error::Config`](crate::Error::Config) when the query is executed.
+/// * A statement has at most 65,535 parameters. If more values are compared with fields of
+///   documents, they are sent in arrays. Values that are compared with columns cannot be sent in
+///   arrays, so more of them are an `Error::Config`.
+///
+/// A value with a character that the database's encoding does not support, such as `日` in LATIN1,
+/// is a server error (22P05), regardless of the documents.
 ///
 /// # Columns of type `json`
 ///
-/// Postgres stores any JSON text in a column of type `json`, and reads it when a field is
-/// extracted. The query then fails if a document contains one of the following, in any of its
+/// Postgres stores any JSON text in a column of type `json` and parses it when a field is
+/// extracted. The query then fails if a document contains one of the following in any of its
 /// fields:
 ///
 /// * the escape of a lone surrogate, such as `"\ud800"` (22P02);
 /// * the escape `\u0000` (22P05);
-/// * the escape of a character that the database's encoding does not have (22P05), in a database
-///   that is not UTF-8, such as LATIN1;
-/// * a number beyond Postgres's `numeric`, such as `1e200000` (22003), in the field or in a
-///   container that is the field, if the operator reads the field as `jsonb`;
-/// * more than `jsonb` holds (54000): a string, or the elements of a container, of more than 256
-///   MiB.
+/// * the escape of a character that the database's encoding does not support (22P05), in a database
+///   whose encoding is not UTF-8, such as LATIN1;
+/// * a number out of the range of Postgres's `numeric`, such as `1e200000` (22003), in the field or
+///   in a container that is the field, if the operator reads the field as `jsonb`;
+/// * a value that exceeds the limits of `jsonb` (54000): a string, or the elements of a container,
+///   of more than 256 MiB.
 ///
-/// This is true of every operator on such a column, of [`OrderBy`](crate::OrderBy),
+/// This applies to every operator on such a column, to [`OrderBy`](crate::OrderBy),
 /// [`select_fields`](crate::QueryBuilder::select_fields) and
 /// [`resume_by`](crate::QueryBuilder::resume_by). A column of type `jsonb` cannot contain any of
 /// these.
@@ -65,13 +69,16 @@ const MAX_DEPTH: usize = 256;
 /// let filter = field("status")
 ///     .eq("paid")
 ///     .and(field("total").gte(100))
-///     .or(Filter::all([field("customer.name").istarts_with("an"), field("tags").has_key("vip").not()]));
+///     .or(Filter::all([
+///         field("customer.name").istarts_with("an"),
+///         field("tags").has_key("vip").not(),
+///     ]));
 /// ```
 #[derive(Clone)]
-#[must_use = "a filter does nothing until it is given to a query"]
+#[must_use = "a filter does nothing until it is passed to a query"]
 pub struct Filter {
     node: Node,
-    /// How many groups and negations lie within each other.
+    /// The number of nested groups and negations.
     depth: usize,
 }
 
@@ -80,7 +87,7 @@ enum Node {
     Group(Connective, VecDeque<Filter>),
     Not(Box<Filter>),
     Leaf(Arc<Leaf>),
-    /// In place of what was nested too deeply.
+    /// Replaces a node that was nested too deeply.
     TooDeep,
 }
 
@@ -95,12 +102,12 @@ enum Connective {
     Or,
 }
 
-/// The statement that a filter becomes a part of.
+/// The statement that a filter is rendered into.
 pub(super) struct SqlContext<'a> {
     /// The JSON column, quoted.
     pub(super) document: &'a str,
-    /// Whether its values are selected as documents, and so are of type `json` or `jsonb`. With a
-    /// projection in SQL it may be any column.
+    /// Whether the JSON column is selected, and so must be of type `json` or `jsonb`. With a
+    /// projection in raw SQL it may be a column of any type.
     pub(super) is_json: bool,
     pub(super) parameters: &'a mut Parameters,
 }
@@ -131,7 +138,7 @@ impl Filter {
         Self::any([self, other])
     }
 
-    /// Matches if this filter answers no. If it answers unknown, neither matches.
+    /// Matches if this filter is false. If it is unknown, its negation is unknown too.
     #[allow(clippy::should_implement_trait)]
     pub fn not(self) -> Self {
         match self.node {
@@ -144,13 +151,13 @@ impl Filter {
         }
     }
 
-    /// A group of the same word within the group becomes a part of it.
-    fn group(word: Connective, filters: impl IntoIterator<Item = Self>) -> Self {
+    /// Builds a group. Inner groups with the same connective are merged into it.
+    fn group(connective: Connective, filters: impl IntoIterator<Item = Self>) -> Self {
         let mut parts = VecDeque::new();
         let mut depth = 0;
         for filter in filters {
             match filter.node {
-                Node::Group(same, inner) if same == word => {
+                Node::Group(same, inner) if same == connective => {
                     depth = depth.max(filter.depth.saturating_sub(1));
                     append(&mut parts, inner);
                 }
@@ -161,12 +168,12 @@ impl Filter {
             }
         }
         match parts.len() {
-            1 => parts.pop_front().unwrap_or(Self { node: Node::Group(word, parts), depth }),
-            _ => Self::nested(Node::Group(word, parts), depth + 1),
+            1 => parts.pop_front().unwrap_or(Self { node: Node::Group(connective, parts), depth }),
+            _ => Self::nested(Node::Group(connective, parts), depth + 1),
         }
     }
 
-    /// Drops what is too deep here, before anything recurses into it.
+    /// Builds a node, or drops it if it is too deep, before any function recurses into it.
     fn nested(node: Node, depth: usize) -> Self {
         if depth > MAX_DEPTH {
             Self { node: Node::TooDeep, depth: 0 }
@@ -175,13 +182,13 @@ impl Filter {
         }
     }
 
-    /// Makes the condition; adds its values to the parameters.
+    /// Returns the SQL of the filter, and adds its values to the parameters.
     pub(super) fn to_sql(&self, sql: &mut SqlContext<'_>) -> Result<String> {
         self.render(sql, false)
     }
 
-    /// A negation goes down to the operators, so that each asks for its type in both cases: unknown
-    /// stays unknown, and what the server sees has no NOT around what an index could serve.
+    /// Pushes negations down to the predicates. So each predicate keeps the guard for its type,
+    /// unknown stays unknown, and no NOT surrounds a condition that an index could serve.
     fn render(&self, sql: &mut SqlContext<'_>, negated: bool) -> Result<String> {
         match &self.node {
             Node::Leaf(leaf) => leaf.predicate.render(&mut Render {
@@ -192,8 +199,8 @@ impl Filter {
                 negated,
             }),
             Node::Not(filter) => filter.render(sql, !negated),
-            Node::Group(word, filters) => {
-                let (word, if_empty) = match (word, negated) {
+            Node::Group(connective, filters) => {
+                let (separator, if_empty) = match (connective, negated) {
                     (Connective::And, false) | (Connective::Or, true) => (" AND ", "TRUE"),
                     (Connective::Or, false) | (Connective::And, true) => (" OR ", "FALSE"),
                 };
@@ -201,17 +208,17 @@ impl Filter {
                     return Ok(if_empty.to_owned());
                 }
                 let parts = filters.iter().map(|f| f.render(sql, negated));
-                Ok(format!("({})", parts.collect::<Result<Vec<_>>>()?.join(word)))
+                Ok(format!("({})", parts.collect::<Result<Vec<_>>>()?.join(separator)))
             }
             Node::TooDeep => Err(Error::config(format!(
-                "a filter is nested more than {MAX_DEPTH} deep, with and() and or() within each other: \
-                 only chains of one of them can have any length"
+                "a filter has and() and or() nested more than {MAX_DEPTH} deep: only a chain of \
+                 one of them can have any length"
             ))),
         }
     }
 }
 
-/// Moves the shorter list, so that a chain is built in linear time from either end.
+/// Appends `more`, and moves the shorter list. So a chain is built in linear time from either end.
 fn append(parts: &mut VecDeque<Filter>, mut more: VecDeque<Filter>) {
     if parts.len() < more.len() {
         for part in parts.drain(..).rev() {
@@ -223,7 +230,7 @@ fn append(parts: &mut VecDeque<Filter>, mut more: VecDeque<Filter>) {
     }
 }
 
-/// The SQL that it makes, without the values.
+/// The SQL of the filter, without the values.
 impl fmt::Debug for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let parameters = &mut Parameters::default();
@@ -240,7 +247,7 @@ mod tests {
     use crate::sql::{Filter, field};
 
     #[test]
-    fn its_sql_is_shown_and_never_its_values() {
+    fn debug_shows_the_sql_without_values() {
         let shown = format!("{:?}", field("status").eq("planted"));
         assert!(shown.contains("(\"data\"->>'status') = $1"), "{shown}");
         assert!(!shown.contains("planted"), "{shown}");
@@ -248,9 +255,9 @@ mod tests {
         assert!(shown.contains("path is empty"), "{shown}");
     }
 
-    /// The documented limits, at their edges.
+    /// At and just beyond the documented limits.
     #[test]
-    fn only_groups_of_different_words_nest() {
+    fn only_groups_with_different_connectives_nest() {
         let leaf = || field("a").is_null();
         let alternating = |depth| {
             (0..depth).fold(leaf(), |filter: Filter, i| match i % 2 {
@@ -276,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_keeps_the_order_of_its_parts() {
+    fn chain_keeps_the_order_of_its_parts() {
         let leaf = |i| field(&format!("f{i}")).is_null();
         let group = |from, to| Filter::all((from..to).map(leaf));
         let shown = format!("{:?}", group(0, 9));

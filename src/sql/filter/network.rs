@@ -10,18 +10,18 @@ use crate::{
 };
 
 enum NetworkTest {
-    /// An operator of `inet`, and its right side.
+    /// An operator of `inet` and its right operand.
     Operator(&'static str, String),
     Family(u8),
-    /// Within one of these networks.
+    /// Inside one of these networks.
     Within(&'static [&'static str]),
 }
 
 /// # Networks
 ///
-/// On strings that hold an address or a network, such as `10.1.2.3`, `10.0.0.0/8` or `2001:db8::1`; a
-/// string that is neither, or an IPv6 address that is written with an IPv4 part, is unknown. Columns are
-/// of type `inet` or `cidr`.
+/// These operators apply to strings that contain an address or a network, such as `10.1.2.3`,
+/// `10.0.0.0/8` or `2001:db8::1`. For any other field, and for an IPv6 address with an embedded
+/// IPv4 address, the result is unknown. Columns must be of type `inet` or `cidr`.
 ///
 /// | operator | SQL, where `a` is `CASE WHEN ("data"->>'a') ~ '^...$' THEN ("data"->>'a')::inet END` |
 /// |---|---|
@@ -29,29 +29,30 @@ enum NetworkTest {
 /// | `contains_subnet`, `contains_ip` | `a >>= $1::inet` |
 /// | `ip_range_overlaps` | `a && $1::inet` |
 /// | `is_ipv4`, `is_ipv6` | `family(a) = 4` |
-/// | the others | `a <<= ANY('{...}'::inet[])`, with the networks of the RFC |
+/// | all others | `a <<= ANY('{...}'::inet[])`, with the networks of the RFC |
 ///
-/// On a column of type `inet`, `using gist (ip inet_ops)` serves the first three.
+/// On a column of type `inet`, an index `using gist (ip inet_ops)` serves the operators of the
+/// first three rows.
 ///
-/// In a column of type `json`, some documents cannot be read: see
+/// In a column of type `json`, some documents make the query fail: see
 /// [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
-    /// Matches an address within the network, or a network within it or the same.
+    /// Matches an address or a network inside `network`, and `network` itself.
     pub fn in_subnet(self, network: &str) -> Filter {
         self.network(NetworkTest::Operator("<<=", network.to_owned()))
     }
 
-    /// Matches a network that the other one lies in, or the same.
+    /// Matches a network that contains `network`, and `network` itself.
     pub fn contains_subnet(self, network: &str) -> Filter {
         self.network(NetworkTest::Operator(">>=", network.to_owned()))
     }
 
-    /// Matches a network that the address lies in, or the same address.
+    /// Matches a network that contains `address`, and `address` itself.
     pub fn contains_ip(self, address: &str) -> Filter {
         self.network(NetworkTest::Operator(">>=", address.to_owned()))
     }
 
-    /// Matches a network that has an address in common with the other one.
+    /// Matches a network that has at least one address in common with `network`.
     pub fn ip_range_overlaps(self, network: &str) -> Filter {
         self.network(NetworkTest::Operator("&&", network.to_owned()))
     }
@@ -72,7 +73,7 @@ impl Field {
         self.network(NetworkTest::Within(PRIVATE))
     }
 
-    /// Matches an address of the host itself: RFC 1122, section 3.2.1.3, and RFC 4291.
+    /// Matches a loopback address: RFC 1122, section 3.2.1.3, and RFC 4291.
     pub fn is_loopback(self) -> Filter {
         self.network(NetworkTest::Within(&["127.0.0.0/8", "::1/128"]))
     }
@@ -87,14 +88,14 @@ impl Field {
         self.network(NetworkTest::Within(&["169.254.0.0/16", "fe80::/10"]))
     }
 
-    /// Matches an address for documentation: RFC 5737 and RFC 3849.
+    /// Matches an address reserved for documentation: RFC 5737 and RFC 3849.
     pub fn is_documentation(self) -> Filter {
         const DOCUMENTATION: &[&str] =
             &["192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32"];
         self.network(NetworkTest::Within(DOCUMENTATION))
     }
 
-    /// Matches an address shared behind a carrier's NAT: RFC 6598.
+    /// Matches an address of the shared space for carrier-grade NAT: RFC 6598.
     pub fn is_carrier_grade(self) -> Filter {
         self.network(NetworkTest::Within(&["100.64.0.0/10"]))
     }
@@ -104,12 +105,12 @@ impl Field {
     }
 }
 
-/// What the server reads as `inet` without an error, and not a byte more. IPv4 with four decimal
-/// parts; IPv6 in each place where `::` may stand; with a prefix or without. X stands for a part of
-/// IPv6.
+/// Matches only texts that the server accepts as `inet`: IPv4 with four decimal parts, or IPv6 with
+/// `::` in any position, with or without a prefix length. `X` is replaced by a group of IPv6.
 ///
-/// Classes name their characters: `\d`, and ignoring case, depend on the database's collation. With
-/// one of ICU's, `\d` matches the digits of other scripts, which `inet` rejects.
+/// Character classes list their characters, because `\d` and case-insensitive matching depend on
+/// the database's collation. With an ICU collation, `\d` matches digits of other scripts, which
+/// `inet` rejects.
 const ADDRESS_PATTERN: &str = concat!(
     "^((25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])",
     "([.](25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])){3}(/(3[0-2]|[12]?[0-9]))?|(",

@@ -2,8 +2,8 @@
 //!
 //! On a field of the document, a predicate consists of a test and a guard: the test is the
 //! condition, and the guard checks that the field has the type that the test applies to. A document
-//! matches if both hold. A negated predicate negates the test and keeps the guard. On a column there
-//! is no guard, because a column has only one type.
+//! matches if both hold. A negated predicate negates the test and keeps the guard. On a column
+//! there is no guard, because a column has only one type.
 
 use std::panic::{RefUnwindSafe, UnwindSafe};
 

@@ -1,4 +1,4 @@
-//! Full text search.
+//! Full-text search.
 
 use super::{
     Filter,
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// How the text of a query is read.
+/// The syntax of a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SearchKind {
     Operators,
@@ -21,66 +21,74 @@ enum SearchKind {
     Web,
 }
 
-/// The longest query of each kind, in bytes. The server recurses into a query once for each word,
-/// with a larger step for a phrase: twice as many words are beyond its default `max_stack_depth`.
+/// The maximum length of a query, in bytes. The server recurses once for each word of a query, and
+/// needs more stack for each word of a phrase. Twice as many words exceed its default
+/// `max_stack_depth`.
 const MAX_QUERY: usize = 16 * 1024;
 const MAX_PHRASE: usize = 8 * 1024;
 
-/// The longest text that makes a `tsvector` in any case, in bytes. Words with hyphens are indexed
-/// as a whole and in parts, but not even of those alone does a `tsvector` come to eight times the
-/// length of its text.
+/// The maximum length of a text, in bytes, whose `tsvector` fits without counting its words. Words
+/// with hyphens are indexed as a whole and in parts, but even the `tsvector` of a text that
+/// consists only of such words is less than eight times as long as the text.
 const MAX_UNCOUNTED_TEXT: usize = 128 * 1024;
 
-/// The longest text that is counted word by word, in bytes. Beyond it the words in the server's
-/// memory could come to its limit for one allocation.
+/// The maximum length of a text, in bytes, whose words are counted. The words of a longer text
+/// could exceed the server's limit for one memory allocation.
 const MAX_COUNTED_TEXT: usize = 16 * 1024 * 1024;
 
-/// The largest `tsvector`, in bytes.
+/// The maximum size of a `tsvector`, in bytes.
 const MAX_TSVECTOR: usize = 1024 * 1024 - 1;
 
-/// The last position that is kept of a word; those after it have the same one.
+/// The maximum position of a word in a `tsvector`. Later words get the same position.
 const MAX_POSITION: usize = 16_383;
 
-/// # Full text
+/// # Full-text search
 ///
-/// On strings, in the [`language`](Self::language) of the field. Default: `simple`. The condition
-/// is
-/// `to_tsvector('english'::regconfig, "data"->>'a') @@ plainto_tsquery('english'::regconfig, $1)`,
-/// and the index that serves it `using gin (to_tsvector('english', "data"->>'a'))`. A column is of
-/// a text type or `jsonb`.
+/// These operators apply to strings; for a field of another type, the result is unknown. Columns
+/// must be of a text type or `jsonb`. The text search configuration is the field's
+/// [`language`](Self::language). Default: `simple`.
 ///
-/// A text whose words and their positions come to more than 1 MiB, the largest `tsvector`, is
-/// unknown, and so is one of more than 16 MiB; such a text cannot be in the index either. The SQL
-/// therefore has the condition twice: for texts of at most 128 KiB, which always fit, and for
-/// longer ones after their words are counted.
+/// The condition is
+/// `to_tsvector('english'::regconfig, "data"->>'a') @@ plainto_tsquery('english'::regconfig, $1)`.
+/// An index `using gin (to_tsvector('english', "data"->>'a'))` serves it.
 ///
-/// One exception: dictionaries that make words longer, or several of one (a thesaurus, `ispell` for
-/// compound words, your own), are not counted. With them a text that is just below the limit fails
-/// the query (54000).
+/// The result is unknown for a text whose words and positions exceed 1 MiB, the maximum size of a
+/// `tsvector`, and for a text of more than 16 MiB. The index cannot contain such a text either. So
+/// the SQL contains the condition twice: once for texts of at most 128 KiB, which always fit, and
+/// once for longer texts, after their words are counted.
 ///
-/// In a column of type `json`, some documents cannot be read: see
+/// There is one exception. The count does not include dictionaries that lengthen words or turn one
+/// word into several (a thesaurus, `ispell` for compound words, custom dictionaries). With them, a
+/// text just below the limit makes the query fail (54000).
+///
+/// In a column of type `json`, some documents make the query fail: see
 /// [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
-    /// Matches a query of at most 16 KiB with
-    /// [operators](https://www.postgresql.org/docs/current/textsearch-controls.html#TEXTSEARCH-PARSING-QUERIES):
-    /// `fat & (rat | cat)`. One that is not valid is an error of the server.
+    /// Matches texts that satisfy a query with [operators], such as `fat & (rat | cat)`.
+    ///
+    /// The query has at most 16 KiB. An invalid query is a server error.
+    ///
+    /// [operators]: https://www.postgresql.org/docs/current/textsearch-controls.html#TEXTSEARCH-PARSING-QUERIES
     pub fn matches(self, query: &str) -> Filter {
         self.search(SearchKind::Operators, query)
     }
 
-    /// Matches texts with all of the words. Any text of at most 16 KiB is a valid query.
+    /// Matches texts that contain all of the words. Any text of at most 16 KiB is a valid query.
     pub fn plain_query(self, words: &str) -> Filter {
         self.search(SearchKind::Plain, words)
     }
 
-    /// Matches texts with the words one after the other. Any text of at most 8 KiB is a valid
+    /// Matches texts that contain the words as a phrase. Any text of at most 8 KiB is a valid
     /// query.
     pub fn phrase_query(self, phrase: &str) -> Filter {
         self.search(SearchKind::Phrase, phrase)
     }
 
-    /// Matches a query as people type it: `"fat rat" or cat -dog`. Any text of at most 16 KiB is a
-    /// valid query; a phrase in it should be as short as in [`phrase_query`](Self::phrase_query).
+    /// Matches texts that satisfy a query in the syntax of web search engines, such as
+    /// `"fat rat" or cat -dog`.
+    ///
+    /// Any text of at most 16 KiB is a valid query. A phrase in it should not exceed the limit of
+    /// [`phrase_query`](Self::phrase_query).
     pub fn websearch_query(self, query: &str) -> Filter {
         self.search(SearchKind::Web, query)
     }
@@ -92,22 +100,22 @@ impl Field {
         };
         if query.len() > max {
             let len = query.len();
-            let message = format!("a full text query of {len} bytes: at most {max} are supported");
+            let message = format!("a full-text query has {len} bytes: at most {max} are supported");
             return Filter::invalid(self, message);
         }
         Filter::leaf(self, Search { kind, query: cancel_negations(kind, query) })
     }
 }
 
-/// In a web search, each dash before a word negates it once more, and the server has room for 32 at
-/// a time. Two cancel out, so two or three of many have the same meaning: for instance of a line of
-/// dashes.
+/// Shortens long runs of negations in a web search, such as a line of dashes. Each dash before a
+/// word negates it once more, and the server supports 32 in a row. Two negations cancel out, so a
+/// long run means the same as two or three dashes.
 fn cancel_negations(kind: SearchKind, query: &str) -> String {
     const MANY: usize = 16;
     if kind != SearchKind::Web {
         return query.to_owned();
     }
-    // Between dashes, the server skips white space and operators.
+    // The server skips white space and operators between dashes.
     let is_skipped = |c: char| c.is_whitespace() || "-!&|()<".contains(c);
     let mut kept = String::with_capacity(query.len());
     let mut rest = query;
@@ -143,22 +151,24 @@ impl Predicate for Search {
             SearchKind::Web => "websearch_to_tsquery",
         };
         let value = sql.text()?;
-        // A column may be of type jsonb.
+        // A column can be of type jsonb.
         let text = if sql.is_column() { format!("{value}::text") } else { value.clone() };
-        // In the text of the statement, for an index is made for one language: with a parameter, a
-        // prepared statement would not use it.
+        // A literal, because an index is built for one language: a prepared statement could not use
+        // it if the language were a parameter.
         let language =
             format!("{}::regconfig", literal(sql.field.language.as_deref().unwrap_or("simple"))?);
         let query = format!("{function}({language}, {})", sql.bind(self.query.to_param()));
         let vector = format!("to_tsvector({language}, {value})");
         let is_short = format!("octet_length({text}) <= {MAX_UNCOUNTED_TEXT}");
-        // An upper bound: for each word its length, padding, a count, its last position, and two bytes
-        // in case a dictionary makes it longer; and two bytes for each position before the last one
-        // there is.
+        // An upper bound of the size. Each word needs its length, padding, a count, its last
+        // position, and two bytes in case a dictionary lengthens it. Each position before the
+        // maximum needs two more bytes.
         let fits = format!(
-            "octet_length({text}) BETWEEN {MAX_UNCOUNTED_TEXT} + 1 AND {MAX_COUNTED_TEXT} AND (SELECT coalesce(sum(octet_length(word) + 7), 0) \
-             FROM (SELECT DISTINCT lower(t.token) AS word FROM \
-             ts_parse((SELECT c.cfgparser FROM pg_catalog.pg_ts_config c WHERE c.oid = {language}), {text}) t \
+            "octet_length({text}) BETWEEN {MAX_UNCOUNTED_TEXT} + 1 AND {MAX_COUNTED_TEXT} \
+             AND (SELECT coalesce(sum(octet_length(word) + 7), 0) \
+             FROM (SELECT DISTINCT lower(t.token) AS word \
+             FROM ts_parse((SELECT c.cfgparser FROM pg_catalog.pg_ts_config c \
+             WHERE c.oid = {language}), {text}) t \
              WHERE t.tokid IN (SELECT m.maptokentype FROM pg_catalog.pg_ts_config_map m \
              WHERE m.mapcfg = {language})) AS words) <= {MAX_TSVECTOR} - 2 * {MAX_POSITION}"
         );
@@ -166,9 +176,10 @@ impl Predicate for Search {
             let test = format!("CASE WHEN {is_short} OR ({fits}) THEN {vector} @@ {query} END");
             return sql.condition(STRING, &format!("({test})"));
         }
-        // An index serves conditions, not a CASE. Within OR, they are evaluated from left to right,
-        // until one is false. A condition that both sides have would be moved in front of them, and no
-        // longer be guarded: so the second one has its operands in the other order.
+        // No CASE here, because an index can serve only plain conditions. The server evaluates the
+        // conditions of each AND from left to right and stops at the first one that is false. It
+        // would move a condition that both sides of OR share in front of the guards, so the second
+        // side has its operands in reverse order.
         let test =
             format!("(({is_short} AND {vector} @@ {query}) OR ({fits} AND {query} @@ {vector}))");
         sql.guarded(STRING, &test)

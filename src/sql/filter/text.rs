@@ -11,20 +11,21 @@ use crate::{
 
 /// # Strings
 ///
-/// On strings; a field of another type is unknown. The operators that begin with `i` ignore case.
+/// These operators apply to strings; for a field of another type, the result is unknown. The
+/// operators whose names begin with `i` ignore case.
 ///
 /// | operator | SQL | index |
 /// |---|---|---|
 /// | `starts_with` | `("data"->>'a') LIKE $1` | `on t (("data"->>'a') text_pattern_ops)` |
-/// | `contains`, `ends_with`, `like`, and those that ignore case | `("data"->>'a') LIKE $1`, `ILIKE` | `using gin (("data"->>'a') gin_trgm_ops)`, of the extension `pg_trgm` |
-/// | `matches_regex` | `("data"->>'a') ~ $1` | the same |
+/// | `contains`, `ends_with`, `like` and the operators that ignore case | `("data"->>'a') LIKE $1`, `ILIKE` | `using gin (("data"->>'a') gin_trgm_ops)`, with the extension `pg_trgm` |
+/// | `matches_regex` | `("data"->>'a') ~ $1` | the same index |
 ///
-/// Each with ` AND jsonb_typeof(("data"->'a')::jsonb) = 'string'`.
+/// Each condition ends in ` AND jsonb_typeof(("data"->'a')::jsonb) = 'string'`.
 ///
-/// In a column of type `json`, some documents cannot be read: see
+/// In a column of type `json`, some documents make the query fail: see
 /// [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
-    /// Matches where the string holds the text, whatever that is: `%` and `_` stand for themselves.
+    /// Matches if the string contains the text. In the text, `%` and `_` have no special meaning.
     pub fn contains(self, text: &str) -> Filter {
         self.pattern(format!("%{}%", escape(text)), false)
     }
@@ -34,7 +35,7 @@ impl Field {
         self.pattern(format!("%{}%", escape(text)), true)
     }
 
-    /// Matches where the string begins with the text.
+    /// Matches if the string starts with the text.
     pub fn starts_with(self, text: &str) -> Filter {
         self.pattern(format!("{}%", escape(text)), false)
     }
@@ -44,7 +45,7 @@ impl Field {
         self.pattern(format!("{}%", escape(text)), true)
     }
 
-    /// Matches where the string ends with the text.
+    /// Matches if the string ends with the text.
     pub fn ends_with(self, text: &str) -> Filter {
         self.pattern(format!("%{}", escape(text)), false)
     }
@@ -54,8 +55,9 @@ impl Field {
         self.pattern(format!("%{}", escape(text)), true)
     }
 
-    /// Matches a pattern of SQL's `LIKE`: `%` is any text, `_` any character, `\` takes the next one as
-    /// it is. A pattern that ends in the middle of an escape is an error when the query is executed.
+    /// Matches if the string matches a pattern of SQL's `LIKE`: `%` matches any text, `_` matches
+    /// any character, and `\` escapes the next character. A pattern that ends in an incomplete
+    /// escape is an error when the query is executed.
     pub fn like(self, pattern: &str) -> Filter {
         self.pattern(pattern.to_owned(), false)
     }
@@ -65,7 +67,8 @@ impl Field {
         self.pattern(pattern.to_owned(), true)
     }
 
-    /// Matches a [POSIX regular expression]. One that is not valid is an error of the server.
+    /// Matches if the string matches a [POSIX regular expression]. An invalid expression is a
+    /// server error.
     ///
     /// [POSIX regular expression]: https://www.postgresql.org/docs/current/functions-matching.html#FUNCTIONS-POSIX-REGEXP
     pub fn matches_regex(self, pattern: &str) -> Filter {
@@ -75,14 +78,14 @@ impl Field {
     fn pattern(self, pattern: String, ignore_case: bool) -> Filter {
         let trailing = pattern.chars().rev().take_while(|c| *c == '\\').count();
         if trailing % 2 == 1 {
-            let message = "a LIKE pattern ends with a backslash that escapes nothing: double it";
+            let message = "a LIKE pattern ends with an incomplete escape: double the backslash";
             return Filter::invalid(self, message);
         }
         Filter::leaf(self, Like { pattern, ignore_case })
     }
 }
 
-/// The text as a pattern that matches only itself.
+/// Returns a pattern that matches only the text itself.
 fn escape(text: &str) -> String {
     let mut pattern = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,4 +1,4 @@
-//! Label paths, of the extension `ltree`.
+//! Label paths of the extension `ltree`.
 
 use super::{
     Filter,
@@ -14,7 +14,7 @@ use crate::{
 };
 
 enum TreeTest {
-    /// An operator, its right side, and the type of that.
+    /// An operator, its right operand, and the type of that operand.
     Operator(&'static str, String, &'static str),
     AnyQuery(Vec<String>),
     Depth(CompareOp, u32),
@@ -23,9 +23,10 @@ enum TreeTest {
 
 /// # Label paths
 ///
-/// With the extension [`ltree`](https://www.postgresql.org/docs/current/ltree.html), on strings such as
-/// `top.science.astronomy`: labels of ASCII letters, digits and `_`, of at most 255 bytes each. A string
-/// of another form is unknown. Columns are of type `ltree`.
+/// These operators need the extension
+/// [`ltree`](https://www.postgresql.org/docs/current/ltree.html). They apply to strings such as
+/// `top.science.astronomy`: labels of ASCII letters, digits and `_`, of at most 255 bytes each. For
+/// any other field, the result is unknown. Columns must be of type `ltree`.
 ///
 /// | operator | SQL, where `a` is `CASE WHEN ("data"->>'a') ~ '^...$' THEN ("data"->>'a')::ltree END` |
 /// |---|---|
@@ -35,34 +36,36 @@ enum TreeTest {
 /// | `depth_...` | `nlevel(a) = $1` |
 /// | `lca_of` | `a = lca($1::ltree[])` |
 ///
-/// `using gist (...)` on that expression, or on a column of type `ltree`, serves all but `depth_...`.
+/// An index `using gist (...)` on the expression `a`, or on a column of type `ltree`, serves all of
+/// these operators except `depth_...`.
 ///
-/// In a column of type `json`, some documents cannot be read: see
+/// In a column of type `json`, some documents make the query fail: see
 /// [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
-    /// Matches the path itself and those above it.
+    /// Matches the ancestors of `path`, and `path` itself.
     pub fn ancestor_of(self, path: &str) -> Filter {
         self.tree(TreeTest::Operator("@>", path.to_owned(), "ltree"))
     }
 
-    /// Matches the path itself and those below it.
+    /// Matches the descendants of `path`, and `path` itself.
     pub fn descendant_of(self, path: &str) -> Filter {
         self.tree(TreeTest::Operator("<@", path.to_owned(), "ltree"))
     }
 
-    /// Matches a pattern of labels, such as `top.*.astro*`. One that is not valid is an error of the
-    /// server.
+    /// Matches if the path matches a pattern of labels, such as `top.*.astro*`. An invalid pattern
+    /// is a server error.
     pub fn matches_lquery(self, pattern: &str) -> Filter {
         self.tree(TreeTest::Operator("~", pattern.to_owned(), "lquery"))
     }
 
-    /// Matches words in labels in any order, such as `science & !books`. One that is not valid is an
-    /// error of the server.
+    /// Matches if the labels of the path match a query, such as `science & !books`, in any order.
+    /// An invalid query is a server error.
     pub fn matches_ltxtquery(self, query: &str) -> Filter {
         self.tree(TreeTest::Operator("@", query.to_owned(), "ltxtquery"))
     }
 
-    /// Matches one of several patterns of labels; of none, nowhere.
+    /// Matches if the path matches at least one of the patterns of labels. An empty list matches
+    /// nothing.
     pub fn matches_any_lquery<P: Into<String>>(
         self,
         patterns: impl IntoIterator<Item = P>,
@@ -70,37 +73,37 @@ impl Field {
         self.tree(TreeTest::AnyQuery(patterns.into_iter().map(Into::into).collect()))
     }
 
-    /// Matches a path of so many labels.
+    /// Matches a path of exactly `depth` labels.
     pub fn depth_eq(self, depth: u32) -> Filter {
         self.tree(TreeTest::Depth(CompareOp::Eq, depth))
     }
 
-    /// Matches a path of another number of labels.
+    /// Matches a path whose number of labels is not `depth`.
     pub fn depth_ne(self, depth: u32) -> Filter {
         self.tree(TreeTest::Depth(CompareOp::Ne, depth))
     }
 
-    /// Matches a path of more labels.
+    /// Matches a path of more than `depth` labels.
     pub fn depth_gt(self, depth: u32) -> Filter {
         self.tree(TreeTest::Depth(CompareOp::Gt, depth))
     }
 
-    /// Matches a path of at least so many labels.
+    /// Matches a path of at least `depth` labels.
     pub fn depth_gte(self, depth: u32) -> Filter {
         self.tree(TreeTest::Depth(CompareOp::Gte, depth))
     }
 
-    /// Matches a path of fewer labels.
+    /// Matches a path of fewer than `depth` labels.
     pub fn depth_lt(self, depth: u32) -> Filter {
         self.tree(TreeTest::Depth(CompareOp::Lt, depth))
     }
 
-    /// Matches a path of at most so many labels.
+    /// Matches a path of at most `depth` labels.
     pub fn depth_lte(self, depth: u32) -> Filter {
         self.tree(TreeTest::Depth(CompareOp::Lte, depth))
     }
 
-    /// Matches the longest path that is above all of these.
+    /// Matches the lowest common ancestor of `paths`: the longest path that is above all of them.
     pub fn lca_of<P: Into<String>>(self, paths: impl IntoIterator<Item = P>) -> Filter {
         self.tree(TreeTest::LowestCommonAncestor(paths.into_iter().map(Into::into).collect()))
     }
@@ -110,7 +113,7 @@ impl Field {
     }
 }
 
-/// What every version reads as `ltree` without an error.
+/// Matches only texts that every server version accepts as `ltree`.
 const PATH_PATTERN: &str = r"^[A-Za-z0-9_]{1,255}(\.[A-Za-z0-9_]{1,255})*$";
 
 impl Predicate for TreeTest {

@@ -1,4 +1,4 @@
-//! Distances of vectors, of the extension `vector` (pgvector).
+//! Vector distances of the extension `vector` (pgvector).
 
 use super::{
     Filter,
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// How far two vectors are apart.
+/// The metric by which a distance is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum DistanceMetric {
     L2,
@@ -38,47 +38,48 @@ impl DistanceMetric {
 
 /// # Vectors
 ///
-/// With the extension [`vector`](https://github.com/pgvector/pgvector), on arrays of numbers of the same
-/// length as the given one, and for `hamming_distance` and `jaccard_distance` on strings of the same number
-/// of `0` and `1`; anything else is unknown. Columns are of type `vector` or `bit`.
+/// These operators need the extension [`vector`](https://github.com/pgvector/pgvector). They apply
+/// to arrays of numbers of the same length as the given vector. `hamming_distance` and
+/// `jaccard_distance` apply to strings of `0` and `1` of the same length as the given one. For any
+/// other field, the result is unknown. Columns must be of type `vector` or `bit`.
 ///
 /// | operator | SQL, where `a` is `CASE WHEN ... THEN ("data"->'a')::text::vector END` |
 /// |---|---|
 /// | `l2_distance`, `cosine_distance`, `l1_distance` | `a <-> $1::vector < $2`, `<=>`, `<+>` |
-/// | `inner_product` | `a <#> $1::vector < $2`: the *negative* inner product, as pgvector has it |
+/// | `inner_product` | `a <#> $1::vector < $2`: the *negative* inner product, as in pgvector |
 /// | `hamming_distance`, `jaccard_distance` | `a <~> $1::varbit < $2`, `<%>` |
 ///
-/// pgvector's indexes serve ordering by a distance, and none serves a threshold.
+/// No index serves a threshold: pgvector's indexes serve only ordering by a distance.
 ///
-/// In a column of type `json`, some documents cannot be read: see
+/// In a column of type `json`, some documents make the query fail: see
 /// [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
-    /// Matches where the Euclidean distance is below the threshold.
+    /// Matches if the Euclidean distance is less than `below`.
     pub fn l2_distance(self, vector: impl IntoIterator<Item = f32>, below: f64) -> Filter {
         self.distance(DistanceMetric::L2, vector, below)
     }
 
-    /// Matches where the cosine distance is below the threshold.
+    /// Matches if the cosine distance is less than `below`.
     pub fn cosine_distance(self, vector: impl IntoIterator<Item = f32>, below: f64) -> Filter {
         self.distance(DistanceMetric::Cosine, vector, below)
     }
 
-    /// Matches where the negative inner product is below the threshold.
+    /// Matches if the negative inner product is less than `below`.
     pub fn inner_product(self, vector: impl IntoIterator<Item = f32>, below: f64) -> Filter {
         self.distance(DistanceMetric::InnerProduct, vector, below)
     }
 
-    /// Matches where the taxicab distance is below the threshold.
+    /// Matches if the taxicab (Manhattan) distance is less than `below`.
     pub fn l1_distance(self, vector: impl IntoIterator<Item = f32>, below: f64) -> Filter {
         self.distance(DistanceMetric::L1, vector, below)
     }
 
-    /// Matches where fewer bits differ than the threshold says.
+    /// Matches if the number of bits that differ is less than `below`.
     pub fn hamming_distance(self, bits: &str, below: f64) -> Filter {
         self.bit_distance(DistanceMetric::Hamming, bits, below)
     }
 
-    /// Matches where the Jaccard distance of the bits is below the threshold.
+    /// Matches if the Jaccard distance of the bits is less than `below`.
     pub fn jaccard_distance(self, bits: &str, below: f64) -> Filter {
         self.bit_distance(DistanceMetric::Jaccard, bits, below)
     }
@@ -91,7 +92,10 @@ impl Field {
     ) -> Filter {
         let numbers: Vec<f32> = vector.into_iter().collect();
         if numbers.is_empty() || !numbers.iter().all(|n| n.is_finite()) {
-            return Filter::invalid(self, "a vector is empty, or has a number that is not finite");
+            return Filter::invalid(
+                self,
+                "a vector is empty or contains a number that is not finite",
+            );
         }
         let texts: Vec<_> = numbers.iter().map(f32::to_string).collect();
         let vector = format!("[{}]", texts.join(","));
@@ -100,7 +104,7 @@ impl Field {
 
     fn bit_distance(self, metric: DistanceMetric, bits: &str, below: f64) -> Filter {
         if bits.is_empty() || !bits.chars().all(|c| matches!(c, '0' | '1')) {
-            let message = "a bit string is empty, or holds something other than 0 and 1";
+            let message = "a bit string is empty or contains characters other than 0 and 1";
             return Filter::invalid(self, message);
         }
         let vector = bits.to_owned();
@@ -127,11 +131,12 @@ impl Predicate for Distance {
             (false, true) => {
                 let text = sql.text()?;
                 format!(
-                    "CASE WHEN {text} ~ '^[01]+$' AND length({text}) = {size} THEN {text}::varbit END"
+                    "CASE WHEN {text} ~ '^[01]+$' AND length({text}) = {size} \
+                 THEN {text}::varbit END"
                 )
             }
-            // One after the other: each question is an error where the one before says no. Strict, for lax
-            // looks into arrays in the array.
+            // Nested, because each test would fail if the one before it were false. Strict mode,
+            // because lax mode unwraps arrays inside the array.
             (false, false) => {
                 let json = sql.json()?;
                 format!(
