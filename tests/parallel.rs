@@ -777,6 +777,57 @@ async fn a_child_that_is_dropped_while_it_is_locked_is_tried_again() {
     assert_eq!(error.sqlstate(), Some(&sqlstate::OUT_OF_MEMORY), "{error}");
 }
 
+/// A session is silent after an error of one of its requests, so its other answers may still come:
+/// nothing more is sent to it, because those answers would be taken for the answers to that.
+#[tokio::test]
+async fn session_silent_after_an_error_is_not_used_again() {
+    let answers = |with: Vec<u8>| Step::Echo(Box::new(move |_| with.clone()));
+    let ended = |status: &[u8]| [scripted::complete(), scripted::message(b'Z', status)].concat();
+    let value = |fields: &[&str], status: &[u8]| {
+        let columns = scripted::begin(&[("concat_ws", 25)]);
+        [columns, scripted::row(&fields.join("\u{1f}")), ended(status)].concat()
+    };
+    let failed =
+        |code: &str| [scripted::error("ERROR", code, "no"), scripted::message(b'Z', b"E")].concat();
+    let mut sight = ["same"; 16];
+    (sight[0], sight[1]) = ("f", "");
+    // Parse and Bind are answered with Sync.
+    let mut first = scripted::login();
+    first.extend([
+        answers(value(&["r", "0", "f", "f"], b"I")),
+        answers(ended(b"T")),
+        answers(value(&["00000003-1", "", "10"], b"T")),
+        answers(Vec::new()),
+        answers(Vec::new()),
+        answers(ended(b"T")),
+        answers(value(&sight, b"T")),
+        answers(ended(b"I")),
+    ]);
+    let mut second = scripted::login();
+    second.extend([
+        answers(ended(b"T")),
+        answers(failed("55P03")),
+        answers(Vec::new()),
+        answers(Vec::new()),
+        answers(failed("25P02")),
+        answers(Vec::new()),
+        Step::ExpectEnd,
+    ]);
+    let server = Scripted::start(vec![first, second]).await;
+    let config = ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(server.address.port())
+        .ssl_mode(SslMode::Disable)
+        .user("postgres")
+        .read_timeout(Duration::from_secs(1))
+        .build();
+    let client = FraiseClient::connect_with_config(config.unwrap()).await.unwrap();
+    let error = client.query::<RawJson>("t").parallel(2).fetch_all().await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { phase: TimeoutPhase::Read, .. }), "{error:?}");
+    drop(client);
+    server.done().await;
+}
+
 async fn scripted_client(server: &Scripted) -> FraiseClient {
     let config = ConnectionConfig::builder()
         .host("127.0.0.1")

@@ -355,9 +355,11 @@ impl Connection {
                 // Its handler has run: check the caller's deadline.
                 Taken::Absorbed => yield_now().await,
                 Taken::Message(other) => return unexpected(&other, "the answer to a simple query"),
-                // The server's own word is worth more than that it hung up behind it.
+                // Prefer the server's error over the end of the connection that followed it. After a
+                // timeout the connection is open, and not all of its answers have come.
                 Taken::Incomplete => match (self.fill().await, failure.take()) {
                     (Ok(()), earlier) => failure = earlier,
+                    (Err(e @ Error::Timeout { .. }), _) => return Err(e),
                     (Err(_), Some(earlier)) => return Err(earlier),
                     (Err(e), None) => return Err(e),
                 },
