@@ -365,6 +365,7 @@ impl Channel {
                 self.watchers.notify_waiters();
             }
         }
+        let mut has_woken = false;
         loop {
             let stopped = self.watchers.notified();
             {
@@ -375,7 +376,11 @@ impl Channel {
                     return Ok(());
                 }
             }
-            self.wake_readers();
+            // Once: a reader that has stopped notifies the watchers each time it is woken, so that
+            // they would wake each other until the last reader has stopped.
+            if !std::mem::replace(&mut has_woken, true) {
+                self.wake_readers();
+            }
             stopped.await;
         }
     }
@@ -861,6 +866,27 @@ mod tests {
         assert_eq!(seat.permission(true), Permission::Paused);
         assert!(pause.as_mut().poll(&mut cx).is_pending(), "it holds rows");
         assert_eq!(seat.permission(false), Permission::Paused);
+        assert!(pause.as_mut().poll(&mut cx).is_ready());
+        channel.end(StreamState::Cancelled, true);
+    }
+
+    /// A reader that is ending its transaction stops late. Until then, the others and the pause must
+    /// not wake each other.
+    #[test]
+    fn pause_that_waits_for_one_reader_does_not_wake_the_others_again() {
+        let mut cx = Context::from_waker(Waker::noop());
+        let channel = channel(2);
+        let (ending, paused) = (channel.seat(0), channel.seat(1));
+        for seat in [&ending, &paused] {
+            assert_eq!(seat.permission(false), Permission::Granted);
+        }
+        let mut pause = pin!(channel.pause(None));
+        assert!(pause.as_mut().poll(&mut cx).is_pending());
+        assert!(pin!(paused.changed()).as_mut().poll(&mut cx).is_ready());
+        assert_eq!(paused.permission(false), Permission::Paused);
+        assert!(pause.as_mut().poll(&mut cx).is_pending());
+        assert!(pin!(paused.changed()).as_mut().poll(&mut cx).is_pending());
+        ending.finish(Ok(()));
         assert!(pause.as_mut().poll(&mut cx).is_ready());
         channel.end(StreamState::Cancelled, true);
     }
