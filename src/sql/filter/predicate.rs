@@ -115,3 +115,58 @@ impl Render<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::sql::{Field, Filter, field};
+
+    fn sql(filter: Filter) -> String {
+        format!("{filter:?}")
+    }
+
+    #[test]
+    fn negation_negates_the_test_and_keeps_the_guard() {
+        let is_string = "jsonb_typeof((\"data\"->'a')::jsonb) = 'string'";
+        let like = "((\"data\"->>'a') LIKE $1)";
+        let filter = field("a").contains("x");
+        assert_eq!(sql(filter.clone()), format!("Filter(({like} AND {is_string}))"));
+        assert_eq!(sql(filter.clone().not()), format!("Filter((NOT {like} AND {is_string}))"));
+        assert_eq!(sql(filter.clone().not().not()), sql(filter));
+        let is_keyed = "jsonb_typeof((\"data\"->'a')::jsonb) IN ('object', 'array')";
+        assert_eq!(
+            sql(field("a").has_key("x").not()),
+            format!("Filter((NOT (((\"data\"->'a')::jsonb) ? $1) AND {is_keyed}))")
+        );
+    }
+
+    /// Comparisons and null tests invert their operator instead.
+    #[test]
+    fn negation_inverts_comparisons() {
+        for (filter, inverse) in [
+            (field("a").eq(1), field("a").ne(1)),
+            (field("a").gt(1), field("a").lte(1)),
+            (field("a").lt("x"), field("a").gte("x")),
+            (field("a").len_gte(2), field("a").len_lt(2)),
+            (field("a").is_null(), field("a").is_not_null()),
+            (field("a").in_([1, 2]), field("a").not_in([1, 2])),
+        ] {
+            assert_eq!(sql(filter.clone().not()), sql(inverse.clone()));
+            assert_eq!(sql(filter), sql(inverse.not()));
+        }
+        assert_eq!(sql(field("a").is_null()), "Filter(((\"data\"->>'a') IS NULL))");
+        assert_eq!(sql(field("a").exists()), "Filter((((\"data\"->'a')::jsonb) IS NOT NULL))");
+    }
+
+    #[test]
+    fn predicate_on_a_column_has_no_guard() {
+        let filter = Field::column("c").contains("x");
+        assert_eq!(sql(filter.clone()), "Filter(((\"c\" LIKE $1)))");
+        assert_eq!(sql(filter.not()), "Filter((NOT (\"c\" LIKE $1)))");
+    }
+
+    #[test]
+    fn invalid_arguments_are_an_error_with_their_reason() {
+        let shown = sql(field("a").l2_distance([], 1.0).and(field("b").eq(1)).not());
+        assert!(shown.contains("vector is empty"), "{shown}");
+    }
+}
