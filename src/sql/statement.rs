@@ -12,10 +12,10 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// The largest LIMIT and OFFSET Postgres knows: they are of type bigint.
+/// The maximum LIMIT and OFFSET in Postgres, where they are of type bigint.
 const MAX_COUNT: u64 = i64::MAX as u64;
 
-/// Appended to a document to test its type: an operator that only `json` and `jsonb` have.
+/// Appended to a document to check its type: only `json` and `jsonb` have this operator.
 pub(crate) const TYPE_TEST: &str = "#> '{}' AS \"data\"";
 
 /// `SELECT data FROM {entity} [WHERE ...] [ORDER BY ...] [LIMIT n] [OFFSET m]`
@@ -25,26 +25,26 @@ pub(crate) struct Select {
     /// The JSON column.
     pub(crate) column: String,
     pub(crate) projection: Projection,
-    /// All of them must hold.
+    /// Joined with AND.
     pub(crate) conditions: Vec<Condition>,
-    /// The first sorts first.
+    /// The most significant first.
     pub(crate) order: Vec<Order>,
     pub(crate) limit: Option<u64>,
     pub(crate) offset: Option<u64>,
-    /// The values of `$1`, `$2`, ... in trusted SQL.
+    /// The values of `$1`, `$2`, ... in raw SQL.
     pub(crate) parameters: Vec<Param>,
-    /// Only these of the rows.
+    /// The rows to which a session of a parallel query is limited.
     pub(crate) partition: Option<Partition>,
 }
 
 /// What is selected.
 #[derive(Debug, Clone)]
 pub(crate) enum Projection {
-    /// The JSON column as it is.
+    /// The JSON column, unchanged.
     Document,
-    /// An expression of trusted SQL.
+    /// An expression in raw SQL.
     Sql(String),
-    /// An object with these fields only.
+    /// An object that contains only these fields.
     Fields(Vec<Field>),
 }
 
@@ -88,13 +88,14 @@ impl Select {
         }
     }
 
-    /// Whether it can be shown: no value is in its text, as far as can be known. Trusted SQL may hold
-    /// values as literals; that to which values are bound is taken to hold no others.
+    /// Whether the text of the statement can be shown in traces, because it should contain no
+    /// values. Raw SQL can contain values as literals. If values are bound to it, it is assumed to
+    /// contain no others.
     pub(crate) fn is_parameterized(&self) -> bool {
-        let trusted = matches!(self.projection, Projection::Sql(_))
+        let has_raw_sql = matches!(self.projection, Projection::Sql(_))
             || self.conditions.iter().any(|condition| matches!(condition, Condition::Sql(_)))
             || self.order.iter().any(|order| matches!(order, Order::Sql(_)));
-        !trusted || !self.parameters.is_empty()
+        !has_raw_sql || !self.parameters.is_empty()
     }
 
     /// What is left when so many rows were read, up to the one whose key is `last`, as JSON.
@@ -115,7 +116,7 @@ impl Select {
         rest
     }
 
-    /// The rows themselves.
+    /// Returns the query for the rows.
     pub(crate) fn rows(&self) -> Result<Statement> {
         self.check_parameters()?;
         let document = self.document()?;
@@ -129,19 +130,19 @@ impl Select {
         self.select(&projection, &document)
     }
 
-    /// How many rows there are.
+    /// Returns the query for the number of rows.
     pub(crate) fn count(&self) -> Result<Statement> {
         self.aggregate("to_jsonb(count(*))")
     }
 
-    /// Whether there is any row.
+    /// Returns the query for whether at least one row exists.
     pub(crate) fn exists(&self) -> Result<Statement> {
         let Statement { sql, parameters } = self.subquery()?;
         let sql = format!("SELECT to_jsonb(EXISTS ({sql})) AS \"data\"");
         Ok(Statement { sql, parameters })
     }
 
-    /// How the server would run it, or did.
+    /// Returns the query for the plan. With `analyze`, the server also runs the query.
     pub(crate) fn explain(&self, analyze: bool) -> Result<Statement> {
         let Statement { sql, parameters } = self.rows()?;
         let analyze = if analyze { ", ANALYZE" } else { "" };
@@ -154,13 +155,14 @@ impl Select {
         Ok(Statement { sql, parameters })
     }
 
-    /// The rows without what is in them, and in no order unless that decides which they are.
+    /// Returns the rows for an aggregate, without their documents. They are sorted only if the
+    /// order decides which rows they are.
     fn subquery(&self) -> Result<Statement> {
         self.check_parameters()?;
         let document = self.document()?;
         let bounded = self.limit.is_some() || self.offset.is_some();
         let ordered = self.order.iter().any(|o| matches!(o, Order::Sql(_)));
-        // Trusted SQL may hold parameters, which must all be used.
+        // A sort order in raw SQL can contain parameters, and the server requires all of them.
         let plain = match (bounded || ordered, &self.projection) {
             (false, Projection::Document | Projection::Fields(_)) => {
                 Self { order: Vec::new(), ..self.clone() }
@@ -171,8 +173,8 @@ impl Select {
             Projection::Sql(sql) => in_parentheses(sql),
             _ => document.clone(),
         };
-        // What is not used of it is not computed. It is an error, as in the query itself, if there
-        // is no such column or it is not JSON.
+        // The server checks the projection but does not compute it. So a missing column, or one of
+        // another type, is an error as in the query itself.
         let projection = format!("{projection} {TYPE_TEST}");
         plain.select(&projection, &document)
     }
@@ -238,7 +240,7 @@ impl Select {
             let Some(count) = count else { continue };
             if count > MAX_COUNT {
                 return Err(Error::config(format!(
-                    "{keyword} {count} is more than Postgres can count: at most {MAX_COUNT}"
+                    "{keyword} {count} is out of range: the maximum is {MAX_COUNT}"
                 )));
             }
             sql.push_str(&format!(" {keyword} {count}"));
@@ -246,8 +248,8 @@ impl Select {
         Ok(sql)
     }
 
-    /// As many values as the trusted SQL has parameters: one too few or too many is a mistake, and the
-    /// values of typed filters come behind them.
+    /// Checks that as many values are bound as the raw SQL has parameters. The parameters of typed
+    /// filters follow them, so a missing value would be replaced by the value of a filter.
     fn check_parameters(&self) -> Result<()> {
         let conditions = self.conditions.iter().filter_map(|c| match c {
             Condition::Sql(sql) => Some(sql),
@@ -270,31 +272,33 @@ impl Select {
             return Ok(());
         }
         Err(Error::config(format!(
-            "the SQL uses parameters up to ${highest}, but {bound} values are bound: call bind() once \
-             for each"
+            "the SQL uses parameters up to ${highest}, but {bound} values are bound: call bind() \
+             once for each parameter"
         )))
     }
 }
 
-/// On a line of its own: a comment at the end of the text must not swallow the parenthesis.
+/// Adds parentheses. After a comment, the closing one is on a new line, so that it is not a part of
+/// the comment.
 fn in_parentheses(sql: &str) -> String {
     let end = if sql.contains("--") { "\n)" } else { ")" };
     format!("({sql}{end}")
 }
 
-/// An object with the fields at their places; what is missing is null.
+/// Returns an expression for an object that contains the fields at their paths. Missing fields are
+/// null.
 fn build_object(fields: &[Field], document: &str) -> Result<String> {
     let mut root = FieldTree::default();
     for field in fields {
         root.add(field.keys()?)?;
     }
     if root.0.is_empty() {
-        return Err(Error::config("select_fields names no field"));
+        return Err(Error::config("select_fields() needs at least one field"));
     }
     root.to_sql(document)
 }
 
-/// Fields by their keys; without children it is a field.
+/// A tree of keys. A node without children is a selected field.
 #[derive(Default)]
 struct FieldTree<'a>(BTreeMap<&'a str, FieldTree<'a>>);
 
@@ -303,10 +307,10 @@ impl<'a> FieldTree<'a> {
         let Some((key, rest)) = keys.split_first() else { return Ok(()) };
         let is_new = !self.0.contains_key(key.as_str());
         let child = self.0.entry(key).or_default();
-        // A field and a part of it: which one is meant?
+        // A field and a field inside it cannot both be selected.
         if !is_new && (rest.is_empty() != child.0.is_empty()) {
             return Err(Error::config(format!(
-                "select_fields names {key:?} and a field within it: leave one of them out"
+                "select_fields() has both {key:?} and a field inside it: remove one of them"
             )));
         }
         child.add(rest)
@@ -320,10 +324,10 @@ impl<'a> FieldTree<'a> {
             let value = if child.0.is_empty() { value } else { child.to_sql(&value)? };
             parts.push(format!("{key}, {value}"));
         }
-        // A function takes at most 100 arguments: 50 fields.
+        // A function has at most 100 arguments, which is 50 fields.
         let mut objects: Vec<_> =
             parts.chunks(50).map(|p| format!("jsonb_build_object({})", p.join(", "))).collect();
-        // In pairs, for the server recurses into what is joined one by one.
+        // Joined in pairs, because the server would recurse once for each object of a chain.
         while objects.len() > 1 {
             objects = objects
                 .chunks(2)
@@ -347,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn the_clauses_come_in_order() {
+    fn rows_has_its_clauses_in_order() {
         let select = Select {
             conditions: vec![
                 Condition::Sql("a = $1 or b".into()),
@@ -364,7 +368,8 @@ mod tests {
         assert_eq!(
             statement.sql,
             "SELECT \"data\" FROM \"app\".\"v_order\" WHERE (a = $1 or b) AND \
-             (((\"data\"->'x')::jsonb) = $2::jsonb AND jsonb_typeof((\"data\"->'x')::jsonb) = 'number') \
+             (((\"data\"->'x')::jsonb) = $2::jsonb \
+             AND jsonb_typeof((\"data\"->'x')::jsonb) = 'number') \
              AND (c -- why\n) \
              ORDER BY x desc, ((\"data\"->'y')::jsonb) DESC NULLS LAST LIMIT 10 OFFSET 0"
         );
@@ -374,13 +379,14 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_put_together_at_their_places() {
+    fn selected_fields_keep_their_paths() {
         let fields = ["id", "address.city", "address.zip"].map(field).to_vec();
         let select = Select { projection: Projection::Fields(fields), ..Select::new("v") };
         assert_eq!(
             sql(&select),
             "SELECT jsonb_build_object('address', jsonb_build_object('city', \
-             \"data\"->'address'->'city', 'zip', \"data\"->'address'->'zip'), 'id', \"data\"->'id') AS \
+             \"data\"->'address'->'city', 'zip', \"data\"->'address'->'zip'), 'id', \
+             \"data\"->'id') AS \
              \"data\" FROM \"v\""
         );
         for fields in [vec!["a", "a.b"], vec!["a.b", "a"], vec![], vec![""]] {
@@ -391,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_beyond_bigint_is_an_error() {
+    fn limit_and_offset_beyond_bigint_are_errors() {
         for (limit, offset) in [(Some(1 << 63), None), (None, Some(u64::MAX))] {
             assert!(Select { limit, offset, ..Select::new("v") }.rows().is_err());
         }
@@ -399,17 +405,17 @@ mod tests {
         assert!(sql(&largest).ends_with(" LIMIT 9223372036854775807"));
     }
 
-    /// What a count or an existence does not depend on, the server need not do.
+    /// The server does no work that the result does not depend on.
     #[test]
-    fn rows_are_counted_without_what_is_in_them_and_in_no_order() {
+    fn count_and_exists_omit_documents_and_order() {
         let order = vec![Order::Field(field("x").asc())];
         let select = Select { order, ..Select::new("v") };
-        // An output that nothing uses: the server checks its type and does not compute it.
+        // The server checks the type of an unused expression and does not compute it.
         let inner = "SELECT \"data\" #> '{}' AS \"data\" FROM \"v\"";
         let sorted = "ORDER BY ((\"data\"->'x')::jsonb)";
         for (select, inner) in [
             (select.clone(), inner.to_owned()),
-            // Then the order decides which they are.
+            // The order decides which rows they are.
             (Select { limit: Some(5), ..select.clone() }, format!("{inner} {sorted} LIMIT 5")),
             (Select { offset: Some(5), ..select.clone() }, format!("{inner} {sorted} OFFSET 5")),
         ] {
@@ -424,9 +430,9 @@ mod tests {
         }
     }
 
-    /// The server refuses a statement that does not use them all.
+    /// The server rejects a statement that does not use all of its parameters.
     #[test]
-    fn parameters_are_used_where_rows_are_counted_too() {
+    fn count_and_exists_use_every_parameter() {
         for select in [
             Select { projection: Projection::Sql("f($1)".into()), ..Select::new("v") },
             Select { order: vec![Order::Sql("f($1)".into())], ..Select::new("v") },
@@ -439,9 +445,9 @@ mod tests {
         }
     }
 
-    /// Trusted SQL without a bound value may hold one as a literal.
+    /// Raw SQL without bound values can contain values as literals.
     #[test]
-    fn a_statement_is_shown_where_no_value_can_be_in_it() {
+    fn is_parameterized_is_false_for_raw_sql_without_bound_values() {
         let literal = || "a = 'planted'".to_owned();
         let plain = Select::new("v");
         let filtered = Condition::Filter(field("a").eq("planted"));
@@ -463,7 +469,7 @@ mod tests {
     }
 
     #[test]
-    fn values_and_parameters_must_agree() {
+    fn number_of_bound_values_must_equal_the_highest_parameter() {
         for (text, values) in [("a = $1", 0), ("a = $2", 1), ("a", 1), ("a = '$1'", 1)] {
             let select = Select {
                 conditions: vec![Condition::Sql(text.into())],
