@@ -916,7 +916,7 @@ async fn what_is_not_in_the_snapshot_is_refused() {
         (by("t_shard"), "Citus table t_shard"),
         (by("v_shard"), "Citus table t_shard"),
         (near().where_sql("id in (select id from t_shard)"), "Citus table t_shard"),
-        (by("s_one"), "another kind of relation"),
+        (by("s_one"), "this kind of relation"),
     ] {
         let error = query.execute().await.unwrap_err();
         assert_eq!(error.category(), ErrorCategory::Config, "{error}");

@@ -168,8 +168,8 @@ impl RelationInfo {
             "v" => {}
             _ => {
                 return Err(Error::config(
-                    "parallel() supports only tables, materialized views and, with partition_by(), \
-                     views",
+                    "parallel() cannot read this kind of relation: it supports only tables, \
+                     materialized views and, with partition_by(), views",
                 ));
             }
         }
