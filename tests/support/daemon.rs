@@ -33,13 +33,18 @@ impl Daemon {
     /// The same in this mode. The superuser and its password are required here as they are at the
     /// server, and administer the pooler in the database `pgbouncer`.
     pub fn pgbouncer_in(mode: &str, server: u16) -> Self {
+        Self::pgbouncer_with(mode, "", server)
+    }
+
+    /// The same with these further settings.
+    pub fn pgbouncer_with(mode: &str, settings: &str, server: u16) -> Self {
         let start = |port: u16, folder: &Path| {
             let ini = format!(
                 "[databases]\n* = host=127.0.0.1 port={server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n\
                  listen_port = {port}\nunix_socket_dir = {folder}\nauth_type = md5\nauth_file = users.txt\nadmin_users = postgres\n\
                  pool_mode = {mode}\n\
                  default_pool_size = 4\nserver_lifetime = 600\nserver_login_retry = 0.1\nlogfile = {folder}/log\n\
-                 [users]\npostgres =\n",
+                 {settings}\n[users]\npostgres =\n",
                 folder = folder.display()
             );
             let users = format!("\"postgres\" \"{}\"\n", password());

@@ -3,7 +3,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
@@ -40,6 +40,8 @@ struct Faults {
     /// Behind a cut, what the client still says passes.
     half_cut: AtomicBool,
     from_server: AtomicU64,
+    /// Bytes of the clients, while they are recorded.
+    from_clients: Mutex<Option<Vec<u8>>>,
     connections: AtomicUsize,
 }
 
@@ -57,6 +59,7 @@ impl Proxy {
             client_shut: watch::Sender::new(false),
             half_cut: AtomicBool::new(false),
             from_server: AtomicU64::new(0),
+            from_clients: Mutex::new(None),
             connections: AtomicUsize::new(0),
         });
         let shared = Arc::clone(&faults);
@@ -125,6 +128,11 @@ impl Proxy {
         self.faults.from_server.load(SeqCst)
     }
 
+    /// Records the bytes of the clients from now on. Returns what was recorded before.
+    pub fn record(&self) -> Vec<u8> {
+        self.faults.from_clients.lock().unwrap().replace(Vec::new()).unwrap_or_default()
+    }
+
     /// Connections that were made.
     pub fn connections(&self) -> usize {
         self.faults.connections.load(SeqCst)
@@ -191,6 +199,9 @@ async fn pass(
         }
         if to.write_all(&buffer[..allowed]).await.is_err() {
             return;
+        }
+        if !from_server && let Some(recorded) = &mut *faults.from_clients.lock().unwrap() {
+            recorded.extend_from_slice(&buffer[..allowed]);
         }
         if from_server {
             faults.from_server.fetch_add(allowed as u64, SeqCst);
