@@ -14,12 +14,13 @@ use super::{
 use crate::error::{Error, Result};
 
 impl ConnectionConfig {
-    /// Begins a configuration in code.
+    /// Returns a builder for a configuration in code.
     pub fn builder() -> ConnectionConfigBuilder {
         ConnectionConfigBuilder::default()
     }
 
-    /// Goes on from this configuration in code: to give a connection string what no string can say.
+    /// Returns a builder initialized from this configuration, for settings that a connection string
+    /// cannot express.
     ///
     /// ```
     /// use std::time::Duration;
@@ -39,20 +40,21 @@ impl ConnectionConfig {
     }
 }
 
-/// Puts a [`ConnectionConfig`] together, setting by setting.
+/// A builder for a [`ConnectionConfig`].
 ///
-/// Made by [`ConnectionConfig::builder`], or by [`ConnectionConfig::to_builder`] of one that is there. What is
-/// not set comes from the environment (`PGHOST`, `PGSERVICE` and so on) or its default, as in a connection string.
-/// Everything is checked by [`build`](Self::build).
+/// Created by [`ConnectionConfig::builder`], or by [`ConnectionConfig::to_builder`] from an
+/// existing configuration. As with a connection string, settings that are not set come from the
+/// environment (`PGHOST`, `PGSERVICE` and so on) or their defaults. [`build`](Self::build)
+/// validates all settings.
 #[derive(Clone, Default)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct ConnectionConfigBuilder {
-    /// Those of the configuration that it began with.
+    /// The values of the base configuration.
     base: Values,
     hosts: Vec<String>,
     addresses: Vec<String>,
     ports: Vec<String>,
-    /// By libpq's keywords.
+    /// By keyword of libpq.
     settings: Vec<(&'static str, Zeroizing<String>)>,
     client_options: ClientOptions,
 }
@@ -62,51 +64,54 @@ impl ConnectionConfigBuilder {
         Self { base, client_options, ..Self::default() }
     }
 
-    /// Adds a host: a name, an IP address, or the directory of a Unix socket (it begins with `/`,
-    /// or with `@` for Linux's abstract namespace). Several are tried in order. The
-    /// hosts, addresses and ports of a configuration that was begun with are gone then.
+    /// Adds a host: a name, an IP address, or the directory of a Unix socket. A directory begins
+    /// with `/`, or with `@` in the abstract namespace of Linux.
     ///
-    /// One call adds one host: a comma in it, which separates hosts in a connection string, is an
-    /// error of [`build`](Self::build).
+    /// Several hosts are tried in order. They replace any hosts, addresses and ports of the base
+    /// configuration. Each call adds one host; [`build`](Self::build) rejects a host that contains
+    /// a comma.
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.hosts.push(host.into());
         self
     }
 
-    /// Adds an address to connect to without resolving the name of the same position. Like
-    /// [`host`](Self::host), it takes the place of what was begun with.
+    /// Adds an address to connect to, instead of resolving the host at the same position. Like
+    /// [`host`](Self::host), it replaces the values of the base configuration.
     pub fn hostaddr(mut self, address: impl Into<IpAddr>) -> Self {
         self.addresses.push(address.into().to_string());
         self
     }
 
-    /// Adds a port: one for all hosts, or one for each, in order. 5432 by default.
+    /// Adds a port: either one for all hosts, or one for each in order. Default: 5432.
     pub fn port(mut self, port: u16) -> Self {
         self.ports.push(port.to_string());
         self
     }
 
-    /// Sets the database. The user's name by default.
+    /// Sets the database. Default: the name of the user.
     pub fn database(self, name: impl Into<String>) -> Self {
         self.set("dbname", name)
     }
 
-    /// Sets the role that logs in. The operating system's user by default.
+    /// Sets the role that logs in. Default: the user of the operating system.
     pub fn user(self, name: impl Into<String>) -> Self {
         self.set("user", name)
     }
 
-    /// Sets the password. By default it is looked up in the password file.
+    /// Sets the password. Default: looked up in the password file.
     pub fn password(self, password: impl Into<String>) -> Self {
         self.set("password", password)
     }
 
-    /// Sets where to ask for the password: once for each connection that the server asks one for,
-    /// for tokens that expire. It comes before [`password`](Self::password) and the password file.
+    /// Sets a callback that returns the password, for tokens that expire. It takes precedence over
+    /// [`password`](Self::password) and the password file.
     ///
-    /// It is called within `connect_timeout`. If the server refuses the password, it is called once
-    /// more for that host, for a new connection. The same password is not sent again. Its error
-    /// ends the attempt; return [`Error::Authentication`], whose message is shown.
+    /// The callback runs once for each connection for which the server requests a password, within
+    /// `connect_timeout`. If the server rejects the password, the callback runs once more, for a
+    /// new connection to that host. A password that was rejected is not sent again.
+    ///
+    /// An error of the callback ends the attempt. Return [`Error::Authentication`]; its message is
+    /// shown.
     pub fn password_provider<F, P>(mut self, provider: F) -> Self
     where
         F: Fn() -> P + Send + Sync + 'static,
@@ -121,15 +126,15 @@ impl ConnectionConfigBuilder {
         self.set("application_name", name)
     }
 
-    /// Sets command-line options for the server, such as `-c search_path=app`. A pooler may refuse
+    /// Sets command-line options for the server, such as `-c search_path=app`. Some poolers reject
     /// them.
     pub fn options(self, options: impl Into<String>) -> Self {
         self.set("options", options)
     }
 
-    /// Sets the time for one address: connecting, TLS and logging in together, and for the first
-    /// address of a host resolving its name. It starts again for each further address. Without it
-    /// an attempt can take as long as the operating system lets it.
+    /// Sets the maximum time for one address: connecting, TLS and login together. For the first
+    /// address of a host it includes name resolution. It restarts for each further address.
+    /// Default: none; the operating system limits the attempt.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.client_options.connect_timeout = Some(timeout);
         self
@@ -144,50 +149,51 @@ impl ConnectionConfigBuilder {
         self
     }
 
-    /// Sets the server's `statement_timeout`, in whole milliseconds; sent as a start-up parameter,
-    /// which PgBouncer refuses unless it is in its `ignore_startup_parameters`. The server counts
-    /// the time in which nobody reads the stream too.
+    /// Sets the `statement_timeout` of the server, in whole milliseconds. The server also counts
+    /// the time during which the stream is not read.
     ///
-    /// Some poolers and engines (PgCat, PGlite) ignore start-up parameters silently. To check this,
-    /// run `show statement_timeout` through them; or set the limit for the role.
+    /// It is sent as a startup parameter. PgBouncer rejects it unless it is listed in
+    /// `ignore_startup_parameters`. Some poolers and engines (PgCat, PGlite) silently ignore
+    /// startup parameters: run `show statement_timeout` through them to check, or set the limit for
+    /// the role.
     pub fn statement_timeout(mut self, timeout: Duration) -> Self {
         self.client_options.statement_timeout = Some(timeout);
         self
     }
 
-    /// Sets whether TCP keepalives are sent. On by default.
+    /// Sets whether TCP keepalives are sent. Default: on.
     pub fn keepalive(self, on: bool) -> Self {
         self.set("keepalives", if on { "1" } else { "0" })
     }
 
-    /// Sets how long a connection is idle before the first keepalive; in seconds, rounded up. The
-    /// operating system's default otherwise, often two hours.
+    /// Sets the idle time before the first keepalive, rounded up to seconds. Default: the operating
+    /// system's, often two hours.
     pub fn keepalive_idle(self, idle: Duration) -> Self {
         self.set("keepalives_idle", ceil_seconds(idle))
     }
 
-    /// Sets the time between keepalives; in seconds, rounded up.
+    /// Sets the time between keepalives, rounded up to seconds.
     pub fn keepalive_interval(self, interval: Duration) -> Self {
         self.set("keepalives_interval", ceil_seconds(interval))
     }
 
-    /// Sets how many keepalives may be lost before the connection counts as dead.
+    /// Sets how many keepalives can be lost before the connection is considered dead.
     pub fn keepalive_count(self, count: u32) -> Self {
         self.set("keepalives_count", count.to_string())
     }
 
-    /// Sets how long what was sent may stay unacknowledged (`TCP_USER_TIMEOUT`, where the system
-    /// has it); in milliseconds.
+    /// Sets how long sent data can stay unacknowledged, rounded up to milliseconds. It has an
+    /// effect only on systems that support `TCP_USER_TIMEOUT`.
     pub fn tcp_user_timeout(self, timeout: Duration) -> Self {
         self.set("tcp_user_timeout", timeout.as_nanos().div_ceil(1_000_000).to_string())
     }
 
-    /// Sets whether the session is encrypted.
+    /// Sets whether the session is encrypted and how the server is verified.
     pub fn ssl_mode(self, mode: SslMode) -> Self {
         self.set("sslmode", mode.as_str())
     }
 
-    /// Sets how encryption is agreed upon.
+    /// Sets how encryption is negotiated.
     pub fn ssl_negotiation(self, negotiation: SslNegotiation) -> Self {
         self.set("sslnegotiation", negotiation.as_str())
     }
@@ -197,53 +203,54 @@ impl ConnectionConfigBuilder {
         self.set("channel_binding", binding.as_str())
     }
 
-    /// Sets which ways to log in are acceptable, as libpq's
-    /// [`require_auth`](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-REQUIRE-AUTH):
-    /// `scram-sha-256`, or `!password,!none`.
+    /// Sets the accepted authentication methods, for example `scram-sha-256` or `!password,!none`.
+    /// The syntax is that of
+    /// [`require_auth`](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-REQUIRE-AUTH)
+    /// of libpq.
     pub fn require_auth(self, methods: impl Into<String>) -> Self {
         self.set("require_auth", methods)
     }
 
-    /// Sets which servers of several will do.
+    /// Sets which servers are accepted if there are several.
     pub fn target_session_attrs(self, attrs: TargetSessionAttrs) -> Self {
         self.set("target_session_attrs", attrs.as_str())
     }
 
-    /// Sets in which order several hosts are tried.
+    /// Sets the order in which several hosts are tried.
     pub fn load_balance_hosts(self, order: LoadBalanceHosts) -> Self {
         self.set("load_balance_hosts", order.as_str())
     }
 
-    /// Sets how TLS is done, in place of every `ssl...` setting but
-    /// [`ssl_negotiation`](Self::ssl_negotiation): the session is always encrypted then, but over a Unix
-    /// socket, which never is.
+    /// Sets the TLS settings. They replace all `ssl...` settings except
+    /// [`ssl_negotiation`](Self::ssl_negotiation). The session is then always encrypted, except
+    /// over a Unix socket.
     pub fn tls(mut self, tls: TlsConfig) -> Self {
         self.client_options.tls = Some(tls);
         self
     }
 
-    /// Adds a run-time parameter that is sent at the start of the session, such as `work_mem`. A
-    /// pooler may refuse it.
+    /// Adds a run-time parameter that is sent at the start of the session, such as `work_mem`. Some
+    /// poolers reject it.
     pub fn param(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.client_options.params.push((name.into(), value.into()));
         self
     }
 
-    /// Sets the largest message that is read from the server, in bytes, up to 1 GiB, which is the
-    /// default. A larger row ends its stream with [`Error::Protocol`] before it is read.
+    /// Sets the maximum size of a message from the server, in bytes. Maximum and default: 1 GiB. A
+    /// larger row ends its stream with [`Error::Protocol`] before it is read.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.client_options.max_message_size = bytes;
         self
     }
 
-    /// Sets how many SCRAM iterations a server may ask for. 100,000 by default, some 50 ms of
-    /// computing.
+    /// Sets the maximum number of SCRAM iterations that a server can request. Default: 100,000,
+    /// about 50 ms of CPU time.
     pub fn max_scram_iterations(mut self, iterations: u32) -> Self {
         self.client_options.max_scram_iterations = iterations;
         self
     }
 
-    /// Sets how a lost connection is replaced.
+    /// Sets the policy for replacing a lost connection.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.client_options.retry = policy;
         self
@@ -257,8 +264,8 @@ impl ConnectionConfigBuilder {
         self
     }
 
-    /// Sets how many bytes of a stopped query may be drained to keep the connection. 16 MiB by
-    /// default.
+    /// Sets the maximum number of bytes that are drained from a stopped query to keep its
+    /// connection. Default: 16 MiB.
     pub fn drain_limit(mut self, bytes: usize) -> Self {
         self.client_options.drain_limit = bytes;
         self
@@ -280,22 +287,20 @@ impl ConnectionConfigBuilder {
         self
     }
 
-    /// Checks everything, and takes what is not set from the service file, the environment, or its
-    /// default.
+    /// Validates all settings. Settings that are not set come from the service file, the
+    /// environment, or their defaults.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] names the setting that is not valid; [`Error::Tls`] says that TLS is asked
-    /// for and this build has none.
+    /// * [`Error::Config`] names the invalid setting.
+    /// * [`Error::Tls`]: TLS is required, and this build does not support it.
     pub fn build(self) -> Result<ConnectionConfig> {
-        // Several hosts would receive the password, though the caller named one.
+        // A comma would send the password to several hosts although the caller named one.
         if self.hosts.iter().any(|host| host.contains([',', '\0'])) {
-            return Err(Error::config(
-                "host(...) adds one host, without a comma: call it for each",
-            ));
+            return Err(Error::config("a host contains a comma: call host() once for each host"));
         }
         let mut values = self.base;
-        // A name with the address of another would go to the other.
+        // Otherwise a new host would be combined with the address of an old one.
         if !(self.hosts.is_empty() && self.addresses.is_empty()) {
             ["host", "hostaddr", "port"].into_iter().for_each(|name| values.remove(name));
         }
@@ -308,7 +313,7 @@ impl ConnectionConfigBuilder {
         }
         for (name, value) in self.settings {
             if value.contains('\0') {
-                return Err(Error::config(format!("{name} holds a NUL character")));
+                return Err(Error::config(format!("{name} contains a NUL character")));
             }
             values.set(name, value)?;
         }
@@ -321,7 +326,7 @@ impl ConnectionConfigBuilder {
     }
 }
 
-/// Not one of the secrets.
+/// Shows no secrets.
 impl fmt::Debug for ConnectionConfigBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown = self

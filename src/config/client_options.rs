@@ -3,11 +3,11 @@ use std::time::Duration;
 use super::{password::PasswordProvider, retry::RetryPolicy, tls::TlsConfig};
 use crate::error::{Error, Result};
 
-/// What libpq has no keyword for.
+/// Settings that have no keyword in libpq.
 #[derive(Debug, Clone)]
 pub(crate) struct ClientOptions {
     pub(crate) password_provider: Option<PasswordProvider>,
-    /// Finer than the keyword's whole seconds.
+    /// More precise than the keyword, which has whole seconds.
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) read_timeout: Option<Duration>,
     pub(crate) statement_timeout: Option<Duration>,
@@ -30,73 +30,77 @@ impl Default for ClientOptions {
             statement_timeout: None,
             tls: None,
             params: Vec::new(),
-            // Postgres builds a message in a `StringInfo`, which cannot grow beyond that.
+            // The maximum size of a `StringInfo`, in which Postgres builds messages.
             max_message_size: 1 << 30,
-            // Some 50 ms of computing: a hostile server could ask for 2^31.
+            // About 50 ms of CPU time. A malicious server could request 2^31.
             max_scram_iterations: 100_000,
             retry: RetryPolicy::default(),
-            // npgsql allows the same; on a loopback a few milliseconds are used.
+            // The default of npgsql. On a loopback it takes a few milliseconds.
             cancel_timeout: Duration::from_secs(2),
-            // What socket buffers hold many times over, and is read faster than a new connection
-            // with its login is made.
+            // Many times the size of socket buffers. Reading this much is faster than connecting
+            // and logging in again.
             drain_limit: 16 << 20,
-            // sqlx keeps the same number.
+            // The default of sqlx.
             statement_cache_capacity: 100,
         }
     }
 }
 
-/// The server flushes 8 KiB at a time, and its own messages fit well into that.
+/// The server's send buffer. Messages other than rows are smaller.
 const MIN_MESSAGE_SIZE: usize = 8 << 10;
 
 impl ClientOptions {
     /// Checks that each option is within its range.
     pub(super) fn validate(&self) -> Result<()> {
         for (name, value) in &self.params {
-            // As the server sees it, whatever its case.
-            let own = match name.to_ascii_lowercase().as_str() {
-                "" => Some("a name"),
+            // The names of parameters are case-insensitive.
+            let problem = match name.to_ascii_lowercase().as_str() {
+                "" => Some("the name is empty"),
                 "user" | "database" | "options" | "application_name" => {
-                    Some("the setter of that name")
+                    Some("use the builder's method of that name instead")
                 }
-                "replication" => Some("nothing: this client only reads rows"),
-                "client_encoding" => Some("nothing: it is always UTF8"),
-                protocol if protocol.starts_with("_pq_.") => Some("nothing: it is the protocol's"),
+                "replication" => Some("replication is not supported"),
+                "client_encoding" => Some("the encoding is always UTF8"),
+                protocol if protocol.starts_with("_pq_.") => {
+                    Some("the name is reserved for the protocol")
+                }
                 _ => None,
             };
-            if let Some(instead) = own {
-                return Err(Error::config(format!("param({name:?}, ...): use {instead} instead")));
+            if let Some(problem) = problem {
+                return Err(Error::config(format!("invalid param({name:?}, ...): {problem}")));
             }
             if name.contains('\0') || value.contains('\0') {
-                return Err(Error::config("a param holds a NUL character"));
+                return Err(Error::config("a param contains a NUL character"));
             }
         }
         if !(MIN_MESSAGE_SIZE..=1 << 30).contains(&self.max_message_size) {
             return Err(Error::config(format!(
-                "max_message_size is not from {MIN_MESSAGE_SIZE} to {} bytes",
+                "invalid max_message_size: expected {MIN_MESSAGE_SIZE} to {} bytes",
                 1 << 30
             )));
         }
         if self.max_scram_iterations == 0 {
-            return Err(Error::config(
-                "max_scram_iterations is 0, so no password could ever be proved",
-            ));
+            return Err(Error::config("invalid max_scram_iterations: expected at least 1"));
         }
         if self.cancel_timeout.is_zero() {
-            return Err(Error::config("cancel_timeout is 0, so no query could ever be stopped"));
+            return Err(Error::config("invalid cancel_timeout: expected more than 0"));
         }
         if self.connect_timeout.is_some_and(|t| t.is_zero()) {
-            return Err(Error::config("connect_timeout is 0: leave it out for no limit"));
+            return Err(Error::config(
+                "invalid connect_timeout: expected more than 0; omit it for no limit",
+            ));
         }
         let millis =
             |t: Duration| u128::try_from(i32::MAX).map(|max| (1..=max).contains(&t.as_millis()));
         if !self.statement_timeout.is_none_or(|t| millis(t).unwrap_or(false)) {
             return Err(Error::config(
-                "statement_timeout is not from 1 ms to 2147483647 ms: leave it out for no limit",
+                "invalid statement_timeout: expected 1 ms to 2147483647 ms; omit it for no limit",
             ));
         }
         if self.read_timeout.is_some_and(|t| t.is_zero()) {
-            return Err(Error::config("read_timeout is 0, so no row could ever be read"));
+            return Err(Error::config(
+                "invalid read_timeout: expected more than 0; omit it for no limit",
+            ));
         }
         Ok(())
     }

@@ -19,34 +19,40 @@ use crate::{
     secret::{Key, Password},
 };
 
-/// Where the server is, who logs in, and how: what libpq calls the connection info.
+/// The settings of a connection: server, login and options.
 ///
-/// Made from a connection string, which is a URI (`postgres://user:password@host:port/database?keyword=value`)
-/// or a list (`host=... user=... dbname=...`), or by a [`builder`](Self::builder). Every parameter of
-/// [libpq 18] is known and means the same here; any other is an error, never ignored. What is not
-/// given comes from the service file (`service`, `PGSERVICE`), then from the environment (`PGHOST`,
-/// `PGUSER`, `PGPASSWORD` and so on), then from its default. Passwords are looked up in the password
-/// file (`~/.pgpass`) too.
+/// A configuration is made from a connection string or by a [`builder`](Self::builder). A
+/// connection string is a URI (`postgres://user:password@host:port/database?keyword=value`) or a
+/// list (`host=... user=... dbname=...`).
 ///
-/// These parameters of libpq cannot apply here. They are accepted as long as they ask for nothing:
+/// Every parameter of [libpq 18] is supported and has the same meaning. Any other parameter is an
+/// error. Settings that are not given come from, in this order:
 ///
-/// * `gssencmode`, `krbsrvname`, `gsslib`, `gssdelegation`: there is no GSSAPI; `gssencmode=require`
-///   is an error.
-/// * `oauth_...`: a server that asks for OAuth is refused.
-/// * `replication`: anything but off is an error.
-/// * `client_encoding`: `UTF8` and `auto`; it is always UTF8.
-/// * `sslcompression`: nothing is ever compressed.
-/// * `sslkeylogfile`: an error.
+/// 1. the service file (`service`, `PGSERVICE`),
+/// 2. the environment (`PGHOST`, `PGUSER`, `PGPASSWORD` and so on),
+/// 3. their defaults.
+///
+/// A password that is not given is also looked up in the password file (`~/.pgpass`).
+///
+/// Some parameters of libpq have no effect here. They are accepted with these values:
+///
+/// * `gssencmode`: `disable` and `prefer`. `require` is an error, because GSSAPI is not supported.
+/// * `krbsrvname`, `gsslib`, `gssdelegation`: any.
+/// * `oauth_...`: any. A server that requests OAuth is rejected.
+/// * `replication`: off. Anything else is an error.
+/// * `client_encoding`: `UTF8` and `auto`. The encoding is always UTF-8.
+/// * `sslcompression`: any. Nothing is ever compressed.
+/// * `sslkeylogfile`: empty. Anything else is an error.
 ///
 /// Differences from libpq:
 ///
-/// * Settings must be valid UTF-8. An environment variable, a line of a service, or a password of a
-///   password file that is not is an error.
+/// * Settings must be valid UTF-8. Otherwise the environment variable, the line of the service, or
+///   the password in the password file is an error.
 /// * An invalid port or address is an error even if another host in the list is valid.
-/// * `connect_timeout` limits the resolution of names too.
-/// * In a URI, an `@` in the host or the database must be written as `%40`: an unescaped one
+/// * `connect_timeout` also limits name resolution.
+/// * In a URI, an `@` in the host or the database must be written as `%40`. An unescaped one
 ///   indicates that the user or the password was not escaped.
-/// * A connection string in place of the name of the database is an error.
+/// * A connection string in place of the database name is an error.
 ///
 /// `Debug` and `Display` never show a password.
 ///
@@ -78,7 +84,7 @@ pub struct ConnectionConfig {
     pub(crate) protocol: ProtocolRange,
     pub(crate) scram_client_key: Option<Key>,
     pub(crate) scram_server_key: Option<Key>,
-    /// Shared by all copies, so that every connection of a pool profits.
+    /// Shared by all clones, so that all connections of a pool benefit.
     pub(crate) scram_cache: ScramCache,
     /// Shared by all copies: see [`StatementsLost`].
     pub(crate) statements_lost: StatementsLost,
@@ -86,8 +92,9 @@ pub struct ConnectionConfig {
 }
 
 impl ConnectionConfig {
-    /// Returns the effective value of any parameter of libpq, as text: `get("sslmode")`. `None` when
-    /// it has none, when it is a secret, and for what is no parameter.
+    /// Returns the effective value of a libpq parameter as text, for example `get("sslmode")`.
+    ///
+    /// Returns `None` if the parameter has no value, is a secret, or does not exist.
     pub fn get(&self, keyword: &str) -> Option<String> {
         match keyword {
             secret if keyword::is_secret(secret) => None,
@@ -101,17 +108,20 @@ impl ConnectionConfig {
         }
     }
 
-    /// Returns the places that are tried, in order; with
-    /// [`load_balance_hosts`](Self::load_balance_hosts), before they are shuffled.
+    /// Returns the targets in the order in which they are tried. With
+    /// [`load_balance_hosts`](Self::load_balance_hosts), this is the order before shuffling.
     ///
-    /// Where no host is given, it looks for the socket of a local server, and else takes `localhost`.
+    /// If no host is given, the target is the default Unix socket, or `localhost` on systems
+    /// without Unix sockets.
     pub fn targets(&self) -> Vec<Target> {
         self.hosts.targets()
     }
 
-    /// Returns the password for one of the [`targets`](Self::targets): the one that was given, or
-    /// that of the password file, which is read each time. A password provider is not asked.
-    /// `None` also if the file cannot be read.
+    /// Returns the password for one of the [`targets`](Self::targets).
+    ///
+    /// This is the configured password; otherwise the one in the password file, which is read on
+    /// each call. The password provider is not called. Also returns `None` if the file cannot be
+    /// read.
     pub fn password_for(&self, target: &Target) -> Option<String> {
         self.find_password(target).ok()?.map(|p| p.reveal().to_owned())
     }
@@ -134,8 +144,8 @@ impl ConnectionConfig {
         passfile::look_up(Path::new(file), &wanted)
     }
 
-    /// The role that logs in: asked of the operating system only when it is needed, because that
-    /// can be slow or fail in a container.
+    /// Returns the role that logs in. The operating system is queried only when the name is needed,
+    /// because the query can be slow, or fail in a container.
     pub(crate) fn user_name(&self) -> Result<String> {
         match self.values.non_empty("user") {
             Some(user) => Ok(user.to_owned()),
@@ -143,28 +153,28 @@ impl ConnectionConfig {
                 let e = std::io::Error::from(e);
                 Error::unreadable("the name of the operating system's user", e).unwrap_or_else(|e| {
                     Error::config(format!(
-                        "no user is given, and the operating system returns none ({e}): write user in \
-                         the connection string"
+                        "user is not set, and the operating system does not report a name ({e}): \
+                         set user in the connection string"
                     ))
                 })
             }),
         }
     }
 
-    /// The password file that is looked into.
+    /// Returns the path of the password file.
     pub(crate) fn passfile(&self) -> Option<&str> {
         self.values.non_empty("passfile")
     }
 }
 
-/// The effective values of the builder's settings.
+/// Effective values of the settings of the builder.
 impl ConnectionConfig {
-    /// Returns the hosts, in order; an empty name stands for the default.
+    /// Returns the hosts in order. An empty name means the default host.
     pub fn host(&self) -> Vec<&str> {
         self.hosts.names().collect()
     }
 
-    /// Returns the addresses that were given.
+    /// Returns the configured addresses.
     pub fn hostaddr(&self) -> Vec<IpAddr> {
         self.hosts.addresses().collect()
     }
@@ -184,7 +194,7 @@ impl ConnectionConfig {
         self.values.non_empty("dbname").map(str::to_owned).or_else(|| self.user())
     }
 
-    /// Returns the password that was given. See [`password_for`](Self::password_for) for that of the
+    /// Returns the configured password. [`password_for`](Self::password_for) also reads the
     /// password file.
     pub fn password(&self) -> Option<&str> {
         self.values.non_empty("password")
@@ -197,7 +207,7 @@ impl ConnectionConfig {
 
     /// Returns the name shown in `pg_stat_activity`.
     pub fn application_name(&self) -> Option<&str> {
-        // An empty one is a name too: none, and no other instead.
+        // An explicitly empty name disables the fallback.
         match self.values.get("application_name") {
             Some(name) => Some(name).filter(|n| !n.is_empty()),
             None => self.values.non_empty("fallback_application_name"),
@@ -209,17 +219,17 @@ impl ConnectionConfig {
         self.values.non_empty("options")
     }
 
-    /// Returns the time for one address; `None` is without limit.
+    /// Returns the time limit for connecting to one address. `None`: no limit.
     pub fn connect_timeout(&self) -> Option<Duration> {
         self.connect_timeout
     }
 
-    /// Returns how long a stream may hear nothing; `None` is without limit.
+    /// Returns the maximum time to wait for the server while reading a result. `None`: no limit.
     pub fn read_timeout(&self) -> Option<Duration> {
         self.client_options.read_timeout
     }
 
-    /// Returns the server's `statement_timeout`, if it was set here.
+    /// Returns the `statement_timeout` of the server, if it is set here.
     pub fn statement_timeout(&self) -> Option<Duration> {
         self.client_options.statement_timeout
     }
@@ -229,32 +239,32 @@ impl ConnectionConfig {
         self.sockets.keepalive
     }
 
-    /// Returns the time before the first keepalive; `None` is the operating system's.
+    /// Returns the idle time before the first keepalive. `None`: the operating system's default.
     pub fn keepalive_idle(&self) -> Option<Duration> {
         self.sockets.keepalive_idle
     }
 
-    /// Returns the time between keepalives; `None` is the operating system's.
+    /// Returns the time between keepalives. `None`: the operating system's default.
     pub fn keepalive_interval(&self) -> Option<Duration> {
         self.sockets.keepalive_interval
     }
 
-    /// Returns how many keepalives may be lost; `None` is the operating system's.
+    /// Returns the number of keepalives that can be lost. `None`: the operating system's default.
     pub fn keepalive_count(&self) -> Option<u32> {
         self.sockets.keepalive_count
     }
 
-    /// Returns how long what was sent may stay unacknowledged; `None` is the operating system's.
+    /// Returns how long sent data can stay unacknowledged. `None`: the operating system's default.
     pub fn tcp_user_timeout(&self) -> Option<Duration> {
         self.sockets.user_timeout
     }
 
-    /// Returns whether the session is encrypted.
+    /// Returns whether the session is encrypted and how the server is verified.
     pub fn ssl_mode(&self) -> SslMode {
         self.ssl_mode
     }
 
-    /// Returns how encryption is agreed upon.
+    /// Returns how encryption is negotiated.
     pub fn ssl_negotiation(&self) -> SslNegotiation {
         self.ssl_negotiation
     }
@@ -264,22 +274,22 @@ impl ConnectionConfig {
         self.channel_binding
     }
 
-    /// Returns which ways to log in are acceptable; `None` is any.
+    /// Returns the accepted authentication methods. `None`: any method.
     pub fn require_auth(&self) -> Option<&str> {
         self.require_auth.as_ref().map(RequireAuth::as_str)
     }
 
-    /// Returns which servers of several will do.
+    /// Returns which servers are accepted if there are several.
     pub fn target_session_attrs(&self) -> TargetSessionAttrs {
         self.target_session_attrs
     }
 
-    /// Returns in which order several hosts are tried.
+    /// Returns the order in which several hosts are tried.
     pub fn load_balance_hosts(&self) -> LoadBalanceHosts {
         self.load_balance_hosts
     }
 
-    /// Returns how TLS is done, if that was set in code.
+    /// Returns the TLS settings, if they are set in code.
     pub fn tls(&self) -> Option<&TlsConfig> {
         self.client_options.tls.as_ref()
     }
@@ -290,27 +300,27 @@ impl ConnectionConfig {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// Returns the largest message that is read, in bytes.
+    /// Returns the maximum size of a message from the server, in bytes.
     pub fn max_message_size(&self) -> usize {
         self.client_options.max_message_size
     }
 
-    /// Returns how many SCRAM iterations a server may ask for.
+    /// Returns the maximum number of SCRAM iterations.
     pub fn max_scram_iterations(&self) -> u32 {
         self.client_options.max_scram_iterations
     }
 
-    /// Returns how a lost connection is replaced.
+    /// Returns the policy for replacing a lost connection.
     pub fn retry(&self) -> RetryPolicy {
         self.client_options.retry
     }
 
-    /// Returns how long stopping a query may take.
+    /// Returns the maximum time for stopping a query.
     pub fn cancel_timeout(&self) -> Duration {
         self.client_options.cancel_timeout
     }
 
-    /// Returns how many bytes of a stopped query may be drained.
+    /// Returns the maximum number of bytes that are drained from a stopped query.
     pub fn drain_limit(&self) -> usize {
         self.client_options.drain_limit
     }
@@ -328,7 +338,7 @@ impl ConnectionConfig {
     }
 }
 
-/// For people: like a URI, without the password; not to be parsed again.
+/// Like a URI without the password. For logs; it is not a valid connection string.
 impl fmt::Display for ConnectionConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("postgresql://")?;

@@ -1,21 +1,21 @@
-//! What libpq takes from the process around it: variables, the home folder, files.
+//! The environment of the process: variables, the home directory, files.
 
 use std::{fs, io, path::PathBuf};
 
 use zeroize::Zeroizing;
 
-/// Where settings come from that the connection string does not hold.
+/// Where settings come from that are not in the connection string.
 pub(super) struct Environment<'a> {
     pub(super) variable: &'a dyn Fn(&str) -> Option<String>,
     pub(super) home: Option<PathBuf>,
 }
 
 impl Environment<'_> {
-    /// Variables that are asked for besides those of the keywords.
+    /// Variables that do not belong to a keyword.
     pub(super) const VARIABLES: &'static [&'static str] =
         &["PGREQUIRESSL", "PGSERVICEFILE", "PGSYSCONFDIR", "PGDATESTYLE", "PGTZ", "PGGEQO"];
 
-    /// Run-time parameters that libpq sends when these variables are set.
+    /// Returns the run-time parameters that libpq sends if these variables are set.
     pub(super) fn startup_parameters(&self) -> Vec<(String, String)> {
         [("PGDATESTYLE", "datestyle"), ("PGTZ", "timezone"), ("PGGEQO", "geqo")]
             .into_iter()
@@ -24,7 +24,7 @@ impl Environment<'_> {
             .collect()
     }
 
-    /// Returns a file's content, which may hold a password; `None` if there is no such file.
+    /// Returns the content of a file, which may contain a password; `None` if it does not exist.
     pub(super) fn read_file(path: &PathBuf) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
         match fs::read(path) {
             Ok(bytes) => Ok(Some(Zeroizing::new(bytes))),

@@ -1,11 +1,11 @@
-//! Parameters of other drivers' connection strings, and what to write in their place.
+//! Parameters of other drivers' connection strings, and their replacements.
 //!
-//! A string that was made for another program fails here by a name that libpq does not know. The
-//! names of this table are public words of those programs, so they can be shown.
+//! A connection string of another driver fails on a name that libpq does not know. The names in
+//! this table are public, so errors can show them.
 
 /// Returns the replacement for a parameter that libpq does not have; `None` for an unknown name.
 ///
-/// The value is not looked at: it may be a secret.
+/// The value is not considered: it may be a secret.
 pub(super) fn advice(name: &str) -> Option<String> {
     let plain: String =
         name.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect();
@@ -16,24 +16,24 @@ pub(super) fn advice(name: &str) -> Option<String> {
     if let Some((_, name)) = RENAMED.iter().find(|(words, _)| words.iter().any(same)) {
         return Some(format!("libpq's name for it is {name}"));
     }
-    // The name of libpq's parameter in another spelling: sslMode, ssl-root-cert.
+    // A different spelling of a libpq parameter: sslMode, ssl-root-cert.
     let known = super::keyword::KEYWORDS.iter().find(|k| k.name.replace('_', "") == plain);
     if let Some(known) = known {
         return Some(format!("libpq's name for it is {}", known.name));
     }
-    // A parameter of the server, as sqlx writes one: options[search_path].
+    // A server parameter in the syntax of sqlx: options[search_path].
     let is_option = name.starts_with("options[") || SERVER.iter().any(same);
     is_option.then(|| {
         "it is a parameter of the server: write options=-cNAME=VALUE, or set it for the role".into()
     })
 }
 
-/// Names without case, `-` and `_`, and what to do.
+/// Lowercase names without `-` and `_`, and the advice.
 const TABLE: &[(&[&str], &str)] = &[
     (
         &["schema", "currentschema", "searchpath"],
-        "write the schema in the query (query(\"schema.view\")), or set search_path: for the role, or by \
-         options=-csearch_path=NAME",
+        "write the schema in the query (query(\"schema.view\")), or set search_path for the role \
+         or by options=-csearch_path=NAME",
     ),
     (&["pgbouncer"], "remove it: nothing has to be set for PgBouncer"),
     (
@@ -67,7 +67,7 @@ const TABLE: &[(&[&str], &str)] = &[
             "checkouttimeout",
             "reapingfrequency",
         ],
-        "remove it: a pool is set up in code (fraiseql_wire::pool), not in the connection string",
+        "remove it: a pool is configured in code (fraiseql_wire::pool), not in the connection string",
     ),
     (
         &["sockettimeout", "commandtimeout", "querytimeout", "readtimeout"],
@@ -100,7 +100,7 @@ const TABLE: &[(&[&str], &str)] = &[
             "uselibpqcompat",
             "workaround",
         ],
-        "remove it: it is another driver's, and has no meaning here",
+        "remove it: it belongs to another driver and has no meaning here",
     ),
     (
         &["ssl", "usessl", "tls", "sslenabled", "encrypt"],
@@ -122,11 +122,11 @@ const TABLE: &[(&[&str], &str)] = &[
     ),
     (
         &["sslidentity", "sslclientcert", "sslcertificate", "clientcert"],
-        "set sslcert and sslkey to files of PEM",
+        "set sslcert and sslkey to PEM files",
     ),
     (
         &["endpoint", "project"],
-        "write options=endpoint%3DID, or leave it out: TLS sends the host name (sslsni)",
+        "write options=endpoint%3DID, or remove it: TLS sends the host name (sslsni)",
     ),
     (
         &["statementtimeout"],
@@ -135,11 +135,11 @@ const TABLE: &[(&[&str], &str)] = &[
     (&["timezone"], "use the variable PGTZ, or options=-ctimezone=NAME"),
     (
         &["socketfactory", "cloudsqlinstance", "unixsocketpath", "instance"],
-        "set host to the folder of the socket",
+        "set host to the directory of the socket",
     ),
 ];
 
-/// Names of other drivers for what libpq has.
+/// Names that other drivers use for parameters of libpq.
 const RENAMED: &[(&[&str], &str)] = &[
     (&["username", "userid", "uid", "login"], "user"),
     (&["pass", "passwd", "pwd"], "password"),
@@ -155,7 +155,7 @@ const RENAMED: &[(&[&str], &str)] = &[
     (&["passwordfile", "pgpass"], "passfile"),
 ];
 
-/// Parameters of the server that connection strings of other drivers carry.
+/// Server parameters that connection strings of other drivers can contain.
 const SERVER: &[&str] = &[
     "locktimeout",
     "idleintransactionsessiontimeout",

@@ -7,10 +7,12 @@ use std::{
 use super::keyword::Values;
 use crate::error::{Error, OneLine, Result};
 
-/// Where servers keep their sockets: Debian's and Fedora's place, or else Postgres's own default.
+/// The directory of the server's socket: that of Debian's and Fedora's packages if it exists;
+/// otherwise the default of Postgres.
 ///
-/// The directory decides and not the socket in it: where only Postgres may put a socket, nobody else
-/// must be asked while it is away. For the same reason it is never followed by TCP.
+/// It is chosen by directory, not by socket: if the packaged directory exists, the client must not
+/// fall back to `/tmp`, where any user could create a socket. For the same reason it never falls
+/// back to TCP.
 fn default_directory() -> Option<&'static str> {
     const PACKAGED: &str = "/var/run/postgresql";
     match (cfg!(unix), Path::new(PACKAGED).is_dir()) {
@@ -20,26 +22,25 @@ fn default_directory() -> Option<&'static str> {
     }
 }
 
-/// One place to connect to: a host of the configuration, before its name is resolved.
+/// A host of the configuration, before its name is resolved.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Target {
-    /// The name, for which a certificate is checked and a password looked up. `None` when only an
-    /// address or a directory was given.
+    /// The host name, which the certificate must contain and by which the password is looked up.
+    /// `None` if only an address or a directory is configured.
     pub host: Option<String>,
-    /// The address, when one was given: then the name is not resolved.
+    /// The configured address. If it is set, the name is not resolved.
     pub hostaddr: Option<IpAddr>,
-    /// The socket's path, when it is a Unix socket; in Linux's abstract namespace, it begins with
-    /// `@`.
+    /// The path of the Unix socket. It begins with `@` in the abstract namespace of Linux.
     pub unix_socket: Option<PathBuf>,
-    /// The port, which for a Unix socket is part of its name.
+    /// The port. It is part of the name of a Unix socket.
     pub port: u16,
 }
 
 impl Target {
     fn new(host: &str, hostaddr: Option<IpAddr>, port: u16) -> Self {
         let named = Some(host).filter(|h| !h.is_empty());
-        // An address has the last word, whatever the name looks like.
+        // An address takes precedence, whatever the name looks like.
         if hostaddr.is_some() {
             return Self { host: named.map(str::to_owned), hostaddr, unix_socket: None, port };
         }
@@ -55,7 +56,7 @@ impl Target {
         Self { host, hostaddr, unix_socket, port }
     }
 
-    /// What a password file knows it by.
+    /// The host name by which a password file refers to this target.
     pub(super) fn passfile_host(&self) -> String {
         let directory = self.unix_socket.as_ref().and_then(|p| p.parent()).and_then(Path::to_str);
         match (&self.host, self.hostaddr, directory) {
@@ -69,13 +70,13 @@ impl Target {
     }
 }
 
-/// As in a URI, or the path of the socket.
+/// As in a URI, or the path of the Unix socket.
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let port = self.port;
         match (&self.unix_socket, &self.host, self.hostaddr) {
             (Some(path), ..) => write!(f, "{}", path.display()),
-            // A name may come from outside, and this is shown in errors and logs.
+            // A name may be untrusted input, and errors and logs show it.
             (None, Some(host), _) if host.contains(':') => {
                 write!(f, "[{}]:{port}", OneLine::name(host))
             }
@@ -87,32 +88,32 @@ impl fmt::Display for Target {
     }
 }
 
-/// The path of the socket of the server on `port`, by the server's naming rule.
+/// Returns the path of the socket of the server on `port`.
 fn socket_path(directory: &Path, port: u16) -> PathBuf {
     directory.join(format!(".s.PGSQL.{port}"))
 }
 
-/// Hosts, addresses and ports as lists of the same length.
+/// The hosts, each with its name, address and port.
 #[derive(Debug, Clone)]
 pub(super) struct Hosts(Vec<(String, Option<IpAddr>, u16)>);
 
 impl Hosts {
-    /// Reads `host`, `hostaddr` and `port`, by libpq's rules: the address list, or else the list of
-    /// names, says how many there are; one port is for all.
+    /// Parses `host`, `hostaddr` and `port` by libpq's rules: the list of addresses, or otherwise
+    /// the list of names, determines the number of hosts. A single port applies to all of them.
     pub(super) fn parse(values: &Values) -> Result<Self> {
         let list = |name| values.non_empty(name).map(|v| v.split(',').collect::<Vec<_>>());
         let (names, addresses) = (list("host"), list("hostaddr"));
         let count = addresses.as_ref().or(names.as_ref()).map_or(1, Vec::len);
         if let Some(names) = names.as_ref().filter(|names| names.len() != count) {
             return Err(Error::config(format!(
-                "host has {} elements and hostaddr {count}: give one for each",
+                "host has {} elements and hostaddr has {count}: they must have the same number",
                 names.len()
             )));
         }
         let ports = list("port").unwrap_or_default();
         if ports.len() > 1 && ports.len() != count {
             return Err(Error::config(format!(
-                "port has {} elements for {count} hosts: give one for all, or one for each",
+                "port has {} elements for {count} hosts: set one port for all hosts or one for each",
                 ports.len()
             )));
         }
@@ -148,11 +149,11 @@ impl Hosts {
 }
 
 fn check_name(name: String) -> Result<String> {
-    // No name holds these, but a URI whose password was not escaped leads here: do not show it.
+    // No host name contains these. An unescaped password in a URI can end up here: do not show it.
     if !name.starts_with(['/', '@']) && name.contains(['@', '/']) {
         return Err(Error::config(
-            "host holds @ or /, which no name does; if the user or password of a URI holds one \
-             of / @ : write it as %2F %40 %3A",
+            "invalid host: it contains @ or /; if the user or password of a URI contains / @ or :, \
+             write %2F %40 or %3A",
         ));
     }
     Ok(name)
@@ -163,7 +164,7 @@ fn parse_address(value: &str) -> Result<Option<IpAddr>> {
         return Ok(None);
     }
     let address = value.parse().map_err(|_| {
-        Error::config("hostaddr is not an IP address: names belong in host, which resolves them")
+        Error::config("hostaddr is not an IP address: set host to the name instead")
     })?;
     Ok(Some(address))
 }
@@ -175,10 +176,10 @@ fn parse_port(value: &str) -> Result<u16> {
     match value.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b').parse() {
         _ if value.is_empty() => Ok(DEFAULT_PORT),
         Ok(port) if port > 0 => Ok(port),
-        // The value is not shown: behind an unescaped / it is part of the password.
+        // The value is not shown: after an unescaped / it is part of the password.
         _ => Err(Error::config(
-            "port is not a number from 1 to 65535; if the user or password of a URI holds one of \
-             / @ : write it as %2F %40 %3A",
+            "port is not a number from 1 to 65535; if the user or password of a URI contains / @ \
+             or :, write %2F %40 or %3A",
         )),
     }
 }

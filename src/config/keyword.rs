@@ -1,7 +1,7 @@
-//! The parameters libpq 18 knows, in its order, and the values that some of them have.
+//! The parameters of libpq 18, in its order, and their values.
 //!
-//! The table is `PQconninfoOptions` of libpq's fe-connect.c: a parameter that cannot apply here is
-//! known all the same, so that a string which libpq takes is not refused for its name.
+//! The table is `PQconninfoOptions` of libpq's fe-connect.c. It contains parameters that have no
+//! effect here, so that every connection string that libpq accepts is accepted.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -13,9 +13,9 @@ use crate::error::{Error, Result};
 /// One parameter.
 pub(super) struct Keyword {
     pub(super) name: &'static str,
-    /// The environment variable that is asked when neither the string nor a service says anything.
+    /// The environment variable used if neither the connection string nor a service sets it.
     pub(super) env: Option<&'static str>,
-    /// What holds when nobody says anything.
+    /// The value used if nothing sets it.
     pub(super) default: Option<&'static str>,
 }
 
@@ -64,7 +64,7 @@ pub(super) const KEYWORDS: &[Keyword] = &[
     keyword("max_protocol_version", Some("PGMAXPROTOCOLVERSION"), None),
     keyword("ssl_min_protocol_version", Some("PGSSLMINPROTOCOLVERSION"), Some("TLSv1.2")),
     keyword("ssl_max_protocol_version", Some("PGSSLMAXPROTOCOLVERSION"), None),
-    // As in a libpq without GSSAPI.
+    // The default of a libpq without GSSAPI.
     keyword("gssencmode", Some("PGGSSENCMODE"), Some("disable")),
     keyword("krbsrvname", Some("PGKRBSRVNAME"), Some("postgres")),
     keyword("gsslib", Some("PGGSSLIB"), None),
@@ -81,7 +81,7 @@ pub(super) const KEYWORDS: &[Keyword] = &[
     keyword("sslkeylogfile", None, None),
 ];
 
-/// Parameters whose value is never shown.
+/// Parameters whose values are never shown.
 const SECRETS: &[&str] =
     &["password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"];
 
@@ -93,13 +93,12 @@ pub(super) fn is_secret(name: &str) -> bool {
     SECRETS.contains(&name)
 }
 
-/// Values by keyword. An empty value is one that was given. Some are secrets, so all are overwritten
-/// in the end.
+/// Values by keyword. An empty value counts as set. Some are secrets, so all are zeroized on drop.
 #[derive(Clone, Default)]
 pub(super) struct Values(BTreeMap<&'static str, Zeroizing<String>>);
 
 impl Values {
-    /// Sets a value, in place of an earlier one.
+    /// Sets a value and replaces an earlier one.
     pub(super) fn set(&mut self, name: &str, value: impl Into<Zeroizing<String>>) -> Result<()> {
         let keyword = find(name).ok_or_else(|| unknown(name))?;
         self.0.insert(keyword.name, value.into());
@@ -110,7 +109,7 @@ impl Values {
         self.0.remove(name);
     }
 
-    /// Sets a value where none was given.
+    /// Sets a value if there is none.
     pub(super) fn fill(&mut self, keyword: &Keyword, value: impl Into<String>) {
         self.0.entry(keyword.name).or_insert_with(|| Zeroizing::new(value.into()));
     }
@@ -119,28 +118,28 @@ impl Values {
         self.0.get(name).map(|v| v.as_str())
     }
 
-    /// The value, unless it is empty, which for most parameters means the same as none.
+    /// Returns the value unless it is empty, which for most parameters means unset.
     pub(super) fn non_empty(&self, name: &str) -> Option<&str> {
         self.get(name).filter(|v| !v.is_empty())
     }
 
-    /// A whole number by libpq's rules; a negative one counts as 0.
+    /// Parses an integer by libpq's rules. Negative numbers become 0.
     pub(super) fn integer(&self, name: &str) -> Result<Option<u32>> {
         let Some(text) = self.get(name) else { return Ok(None) };
         let number =
             text.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b').parse::<i32>();
-        let number = number.map_err(|_| Error::config(format!("{name} is not a whole number")))?;
+        let number = number.map_err(|_| Error::config(format!("{name} is not an integer")))?;
         Ok(Some(u32::try_from(number).unwrap_or(0)))
     }
 
-    /// A whole number of seconds; `None` also for 0 and less.
+    /// Parses a number of seconds. `None` also for 0 and negative numbers.
     pub(super) fn seconds(&self, name: &str) -> Result<Option<Duration>> {
         let seconds = self.integer(name)?.filter(|s| *s > 0);
         Ok(seconds.map(|s| Duration::from_secs(s.into())))
     }
 }
 
-/// Not one of the secrets.
+/// Shows no secrets.
 impl fmt::Debug for Values {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let shown =
@@ -149,8 +148,8 @@ impl fmt::Debug for Values {
     }
 }
 
-/// The name is shown only if it is known from another driver or looks like a misspelled parameter:
-/// it may be part of a password that was not escaped or quoted.
+/// The error for an unknown name. The name is shown only if it is known from another driver or
+/// looks like a misspelled parameter: it may be part of an unescaped or unquoted password.
 fn unknown(name: &str) -> Error {
     if let Some(advice) = foreign::advice(name) {
         return Error::config(format!("{name:?} is not a parameter of libpq; {advice}"));
@@ -160,15 +159,15 @@ fn unknown(name: &str) -> Error {
     match KEYWORDS.iter().any(is_like) && name.len() <= 32 {
         true => unknown_and_shown(name),
         false => Error::config(format!(
-            "something that is not a connection parameter (and may be a part of a password, so it \
-             is not shown) stands where one is expected; {PARAMETERS}"
+            "unknown connection parameter; its name is not shown, because it may be part of a \
+             password; {PARAMETERS}"
         )),
     }
 }
 
-/// The error for a name that is no part of a password.
+/// The error for an unknown name that is not part of a password.
 pub(super) fn unknown_and_shown(name: &str) -> Error {
-    Error::config(format!("{name:?} is not a connection parameter; {PARAMETERS}"))
+    Error::config(format!("unknown connection parameter {name:?}; {PARAMETERS}"))
 }
 
 const PARAMETERS: &str =

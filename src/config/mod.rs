@@ -1,4 +1,4 @@
-//! Connection settings: where the server is, who logs in, and how.
+//! Connection settings: server, login and options.
 
 mod builder;
 mod client_options;

@@ -1,8 +1,8 @@
-//! Settings that are one of a few words.
+//! Settings with a fixed set of values.
 
 use crate::error::{Error, Result};
 
-/// Makes an enum of the words that libpq knows for a parameter.
+/// Defines an enum of the values that libpq accepts for a parameter.
 macro_rules! keyword_enum {
     (
         $(#[$doc:meta])* $name:ident, $keyword:literal,
@@ -16,7 +16,7 @@ macro_rules! keyword_enum {
         }
 
         impl $name {
-            /// Returns libpq's word for it.
+            /// Returns the value as libpq writes it.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word,)+
@@ -33,47 +33,49 @@ macro_rules! keyword_enum {
     };
 }
 
-/// The error for any other word. The word is not shown: it may be a password that was not escaped.
+/// The message for an invalid value. The value is not shown: it may be part of an unescaped
+/// password.
 fn expected(keyword: &str, words: &[&str]) -> String {
     let (last, others) = words.split_last().unwrap_or((&"", &[]));
     format!("invalid {keyword}: expected {} or {last}", others.join(", "))
 }
 
 keyword_enum! {
-    /// Whether a session is encrypted, and how far the server's certificate is checked:
+    /// Whether a session is encrypted, and how the server's certificate is verified:
     /// [`sslmode`](https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-PROTECTION).
     SslMode, "sslmode",
-    /// Never encrypted.
+    /// Never use TLS.
     Disable = "disable",
-    /// In the clear; encrypted if the server refuses that.
+    /// Connect without TLS; if the server rejects that, use TLS.
     Allow = "allow",
-    /// Encrypted if the server can; else in the clear. Protects against nobody who can change
-    /// what is on the wire.
+    /// Use TLS if the server supports it; otherwise plaintext. Does not protect against an active
+    /// attacker.
     #[default]
     Prefer = "prefer",
-    /// Encrypted. The certificate's chain is checked if there is a root file, and not at all if
-    /// there is none.
+    /// Require TLS. The certificate chain is verified if a root file exists; otherwise nothing is
+    /// verified.
     Require = "require",
-    /// Encrypted, and the certificate's chain ends in a known root.
+    /// Require TLS, and a certificate chain that ends in a trusted root.
     VerifyCa = "verify-ca",
-    /// Encrypted, the chain ends in a known root, and the certificate is for this host.
+    /// Require TLS, a certificate chain that ends in a trusted root, and a certificate for this
+    /// host.
     VerifyFull = "verify-full",
 }
 
 keyword_enum! {
-    /// How encryption is agreed upon:
+    /// How encryption is negotiated:
     /// [`sslnegotiation`](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-SSLNEGOTIATION).
     SslNegotiation, "sslnegotiation",
-    /// The client asks first: one round trip more, and every server knows it.
+    /// The client requests TLS in plaintext first. Costs a round trip; all servers support it.
     #[default]
     Postgres = "postgres",
-    /// TLS from the first byte: Postgres 17 and later.
+    /// TLS from the first byte. Requires Postgres 17 or later.
     Direct = "direct",
 }
 
 keyword_enum! {
-    /// Whether a login is bound to the encrypted channel that it goes through, which keeps anybody
-    /// in between from passing it on:
+    /// Whether the login is bound to its TLS channel, which prevents a man in the middle from
+    /// relaying it:
     /// [`channel_binding`](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-CHANNEL-BINDING).
     ChannelBinding, "channel_binding",
     /// Never.
@@ -81,36 +83,37 @@ keyword_enum! {
     /// If the session is encrypted and the server offers it.
     #[default]
     Prefer = "prefer",
-    /// Always; a server that cannot is refused.
+    /// Always. A server that does not support it is rejected.
     Require = "require",
 }
 
 keyword_enum! {
-    /// Which servers of several will do:
+    /// Which servers are accepted if there are several:
     /// [`target_session_attrs`](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-TARGET-SESSION-ATTRS).
     TargetSessionAttrs, "target_session_attrs",
-    /// Any.
+    /// Any server.
     #[default]
     Any = "any",
-    /// One that takes writes: a primary whose sessions do not begin read-only.
+    /// A server that accepts writes: a primary whose sessions are not read-only by default.
     ReadWrite = "read-write",
-    /// One that does not: a standby, or one whose sessions begin read-only.
+    /// A server that does not accept writes: a standby, or one whose sessions are read-only by
+    /// default.
     ReadOnly = "read-only",
-    /// One that is not in recovery.
+    /// A server that is not in recovery.
     Primary = "primary",
-    /// One that is in recovery.
+    /// A server that is in recovery.
     Standby = "standby",
-    /// A standby if any host is one, else any.
+    /// A standby if any host is one; otherwise any server.
     PreferStandby = "prefer-standby",
 }
 
 keyword_enum! {
-    /// In which order several hosts are tried:
+    /// The order in which several hosts are tried:
     /// [`load_balance_hosts`](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-LOAD-BALANCE-HOSTS).
     LoadBalanceHosts, "load_balance_hosts",
-    /// As they are written.
+    /// In the order of the list.
     #[default]
     Disable = "disable",
-    /// In a random order, and the addresses of each host too.
+    /// In random order, also for the addresses of each host.
     Random = "random",
 }

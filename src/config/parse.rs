@@ -1,9 +1,8 @@
-//! Connection strings as libpq reads them: [Connection Strings] in the Postgres manual, and
+//! Parses connection strings like libpq: see [Connection Strings] in the Postgres manual, and
 //! `conninfo_uri_parse_options` and `conninfo_parse` in libpq 18.
 //!
-//! What comes out are keywords and values in the order they were written; what they mean is not
-//! decided here. No error shows a value, because a misplaced `@` or `/` can make any part of a URI
-//! hold the password.
+//! The result is the keywords and values in their order. They are not interpreted here. No error
+//! shows a value, because a misplaced `@` or `/` can move the password to any part of a URI.
 //!
 //! [Connection Strings]: https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNSTRING
 
@@ -12,7 +11,7 @@ use zeroize::Zeroizing;
 use super::{foreign, keyword};
 use crate::error::{Error, Result};
 
-/// Keywords and values; the last of a repeated keyword counts.
+/// Keywords and values. If a keyword is repeated, the last value counts.
 pub(super) type Pairs = Vec<(String, Zeroizing<String>)>;
 
 /// Parses a URI or a list of keywords and values.
@@ -46,13 +45,14 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
 
     let (hosts, query) = split_at_char(hosts, '?');
     let (hosts, database) = split_at_char(hosts, '/');
-    // libpq accepts such names. No host contains an @, and few databases do: it usually ends a user
-    // or password with an unescaped / or @, and the rest of that would be looked up and shown.
+    // libpq accepts such names. No host name contains an @, and few database names do. It usually
+    // follows a user or password with an unescaped / or @, the rest of which would be resolved and
+    // shown.
     for (name, part) in [("host", hosts), ("dbname", database.unwrap_or_default())] {
         if part.contains('@') {
             return Err(Error::config(format!(
-                "{name} holds @ after the end of the user and password of the URI: if one of them \
-                 holds / or @, write it as %2F or %40; if the {name} does, write %40"
+                "{name} contains @ after the end of the user and password of the URI: if one of \
+                 them contains / or @, write %2F or %40; if the {name} contains @, write %40"
             )));
         }
     }
@@ -65,7 +65,7 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
     // An unescaped password ends up here only together with the @ after it, or if it is given as a
     // parameter and contains a &.
     let mut may_be_secret = query.contains('@');
-    // One & at the end is taken; another one begins a parameter that is not there.
+    // One & at the end is allowed. A second one would begin an empty parameter.
     for pair in query.strip_suffix('&').unwrap_or(query).split('&') {
         let (keyword, value) = pair
             .split_once('=')
@@ -73,7 +73,7 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
             .ok_or_else(|| Error::config("a URI parameter is not of the form keyword=value"))?;
         let keyword = decode(keyword, "a keyword")?;
         let value = decode(value, shown(&keyword))?;
-        // requiressl is one from before sslmode.
+        // requiressl is the predecessor of sslmode.
         let is_known = keyword.as_str() == "requiressl" || keyword::find(&keyword).is_some();
         if !is_known && !may_be_secret && is_name(&keyword) && foreign::advice(&keyword).is_none() {
             return Err(keyword::unknown_and_shown(&keyword));
@@ -87,13 +87,13 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
     Ok(pairs)
 }
 
-/// Splits `host:port,[v6]:port,...` into a list of hosts and one of ports, by position.
+/// Splits `host:port,[v6]:port,...` into a list of hosts and a list of ports.
 fn parse_hosts(mut rest: &str) -> Result<(String, String)> {
     let (mut hosts, mut ports) = (String::new(), String::new());
     loop {
         if let Some(inner) = rest.strip_prefix('[') {
             let (address, tail) = inner.split_once(']').ok_or_else(|| {
-                Error::config("an IPv6 address in the URI lacks its closing bracket ]")
+                Error::config("an IPv6 address in the URI has no closing bracket ]")
             })?;
             if address.is_empty() {
                 return Err(Error::config("an IPv6 address in the URI is empty: []"));
@@ -124,16 +124,16 @@ fn parse_hosts(mut rest: &str) -> Result<(String, String)> {
     }
 }
 
-/// Percent-decodes one part of a URI; blanks around it do not count.
+/// Percent-decodes a part of a URI, without surrounding spaces.
 fn decode(part: &str, name: &str) -> Result<Zeroizing<String>> {
     let bad = |why: &str| Error::config(format!("in the URI, {name} {why}"));
     let part = part.trim_matches(is_space);
-    // Allocated at its maximum size: a vector that grows leaves copies in freed memory.
+    // Allocated at its maximum size, because a growing vector leaves copies in freed memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(part.len()));
     let mut rest = part.as_bytes().iter();
     while let Some(&byte) = rest.next() {
         if byte == b' ' {
-            return Err(bad("holds a blank: write %20"));
+            return Err(bad("contains a space: write %20"));
         }
         if byte != b'%' {
             bytes.push(byte);
@@ -141,12 +141,12 @@ fn decode(part: &str, name: &str) -> Result<Zeroizing<String>> {
         }
         let mut digit = || rest.next().and_then(|b| char::from(*b).to_digit(16));
         let (Some(high), Some(low)) = (digit(), digit()) else {
-            return Err(bad("holds a % that two hexadecimal digits do not follow: write % as %25"));
+            return Err(bad("contains a % without two hexadecimal digits: write %25 for %"));
         };
         match u8::try_from(high * 16 + low) {
-            Ok(0) => return Err(bad("holds %00, which no setting can hold")),
+            Ok(0) => return Err(bad("contains %00, which no setting can contain")),
             Ok(byte) => bytes.push(byte),
-            Err(_) => return Err(bad("holds an impossible escape")),
+            Err(_) => return Err(bad("contains an invalid escape")),
         }
     }
     let text = std::str::from_utf8(&bytes).map_err(|_| bad("is not UTF-8"))?;
@@ -160,10 +160,10 @@ fn parse_keywords(text: &str) -> Result<Pairs> {
         let end = rest.find(|c| c == '=' || is_space(c)).unwrap_or(rest.len());
         let (keyword, tail) = rest.split_at(end);
         let Some(tail) = tail.trim_start_matches(is_space).strip_prefix('=') else {
-            // Not shown: what looks like a keyword may be the end of an unquoted password.
+            // Not shown: the keyword may be the end of an unquoted password.
             return Err(Error::config(
                 "the connection string is neither a URI (postgres://user@host/database) nor a list \
-                 of keyword=value; values with blanks need single quotes",
+                 of keyword=value; put values with spaces in single quotes",
             ));
         };
         let (value, tail) = parse_value(tail.trim_start_matches(is_space), keyword)?;
@@ -173,7 +173,7 @@ fn parse_keywords(text: &str) -> Result<Pairs> {
     Ok(pairs)
 }
 
-/// A value and what follows it. A backslash takes the next character as it is.
+/// Parses a value and returns it with the rest of the text. A backslash escapes the next character.
 fn parse_value<'a>(text: &'a str, keyword: &str) -> Result<(Zeroizing<String>, &'a str)> {
     let inner = text.strip_prefix('\'');
     let start = inner.unwrap_or(text);
@@ -183,7 +183,7 @@ fn parse_value<'a>(text: &'a str, keyword: &str) -> Result<(Zeroizing<String>, &
         match chars.next() {
             None if inner.is_some() => {
                 let keyword = shown(keyword);
-                return Err(Error::config(format!("the value of {keyword} lacks its closing '")));
+                return Err(Error::config(format!("the value of {keyword} has no closing '")));
             }
             None => break rest,
             Some('\'') if inner.is_some() => break rest,
@@ -193,7 +193,7 @@ fn parse_value<'a>(text: &'a str, keyword: &str) -> Result<(Zeroizing<String>, &
         }
     };
     let raw = start.get(..start.len() - rest.len()).unwrap_or_default();
-    // Allocated at its maximum size: a string that grows leaves copies in freed memory.
+    // Allocated at its maximum size, because a growing string leaves copies in freed memory.
     let mut value = Zeroizing::new(String::with_capacity(raw.len()));
     let mut chars = raw.chars();
     while let Some(c) = chars.next() {
@@ -205,7 +205,7 @@ fn parse_value<'a>(text: &'a str, keyword: &str) -> Result<(Zeroizing<String>, &
     Ok((value, rest.strip_prefix('\'').filter(|_| inner.is_some()).unwrap_or(rest)))
 }
 
-/// Whether it may be meant as the name of a parameter.
+/// Returns whether the text could be the name of a parameter.
 fn is_name(keyword: &str) -> bool {
     let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     keyword.len() <= 64
@@ -213,7 +213,7 @@ fn is_name(keyword: &str) -> bool {
         && keyword.chars().all(is_part)
 }
 
-/// What is not the name of a parameter may be a part of a password.
+/// Returns the name for an error. An unknown name is not shown: it may be part of a password.
 fn shown(keyword: &str) -> &str {
     match keyword::find(keyword) {
         Some(_) => keyword,
@@ -226,7 +226,7 @@ fn is_space(c: char) -> bool {
     c.is_ascii_whitespace() || c == '\x0b'
 }
 
-/// The text before the first `separator`, and the text after it if there is one.
+/// Returns the text before the first `separator`, and the text after it if there is one.
 fn split_at_char(text: &str, separator: char) -> (&str, Option<&str>) {
     match text.split_once(separator) {
         Some((before, after)) => (before, Some(after)),
@@ -289,27 +289,27 @@ mod tests {
     #[test]
     fn errors_name_the_part_and_never_show_a_value() {
         for (text, part) in [
-            ("postgres://u:sec%zzret@h", "password holds a %"),
-            ("postgres://u:secret%@h", "password holds a %"),
-            ("postgres://u:sec%00ret@h", "password holds %00"),
-            ("postgres://u:sec ret@h", "password holds a blank"),
+            ("postgres://u:sec%zzret@h", "password contains a %"),
+            ("postgres://u:secret%@h", "password contains a %"),
+            ("postgres://u:sec%00ret@h", "password contains %00"),
+            ("postgres://u:sec ret@h", "password contains a space"),
             ("postgres://u:secret@[::1", "closing bracket"),
             ("postgres://u:secret@[]", "empty"),
             ("postgres://u:secret@[::1]x", "IPv6"),
             ("postgres://h?password", "keyword=value"),
             ("postgres://h?password=a=secret", "keyword=value"),
-            ("password='secret", "password lacks its closing"),
+            ("password='secret", "password has no closing"),
             ("POSTGRES://u:secret@h", "neither a URI"),
             ("user=u password=my secret", "neither a URI"),
-            // libpq takes these: the password would be a host or a database.
-            ("postgres://u:p@secret@h/db", "host holds @"),
-            ("postgres://u:secret@@h/db", "host holds @"),
-            ("postgres://u:a@secret,@h/db", "host holds @"),
-            ("postgres://u:a/secret@h/db", "dbname holds @"),
-            ("postgres://us/er:secret@h/db", "dbname holds @"),
-            ("postgres://u:,/secret@h", "dbname holds @"),
-            ("postgres://u:1/secret@h", "dbname holds @"),
-            ("postgres://u:a@secret:1/x@h", "dbname holds @"),
+            // libpq accepts these: the password would become a host or a database.
+            ("postgres://u:p@secret@h/db", "host contains @"),
+            ("postgres://u:secret@@h/db", "host contains @"),
+            ("postgres://u:a@secret,@h/db", "host contains @"),
+            ("postgres://u:a/secret@h/db", "dbname contains @"),
+            ("postgres://us/er:secret@h/db", "dbname contains @"),
+            ("postgres://u:,/secret@h", "dbname contains @"),
+            ("postgres://u:1/secret@h", "dbname contains @"),
+            ("postgres://u:a@secret:1/x@h", "dbname contains @"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains(part), "{text}: {error}");

@@ -11,7 +11,7 @@ use crate::{
     secret::Password,
 };
 
-/// What a line must match.
+/// The values that a line must match.
 pub(super) struct Wanted<'a> {
     pub(super) host: &'a str,
     pub(super) port: u16,
@@ -19,21 +19,22 @@ pub(super) struct Wanted<'a> {
     pub(super) user: &'a str,
 }
 
-/// The password of the first line that matches.
+/// Returns the password of the first line that matches.
 ///
-/// A missing file means no password. As in libpq, a file that other users may read is ignored with
-/// a warning.
+/// Returns `None` if the file does not exist. As in libpq, a file that other users can read is
+/// ignored with a warning.
 ///
 /// # Errors
 ///
-/// The file exists, or may exist, and cannot be read: it may contain the password. (libpq ignores
-/// such a file.) Or the password is not UTF-8, which libpq sends unchanged.
+/// * The file cannot be read although it may exist and contain the password. libpq ignores such a
+///   file.
+/// * The password is not UTF-8. libpq sends it unchanged.
 pub(super) fn look_up(file: &Path, wanted: &Wanted<'_>) -> Result<Option<Password>> {
     let unreadable =
         |e| match Error::unreadable(&format!("the password file {}", file.display()), e) {
             Ok(error) => error,
             Err(e) => Error::authentication(format!(
-                "no password is given, and the password file {} cannot be read: {e}",
+                "no password is set, and the password file {} cannot be read: {e}",
                 file.display()
             )),
         };
@@ -45,19 +46,19 @@ pub(super) fn look_up(file: &Path, wanted: &Wanted<'_>) -> Result<Option<Passwor
     };
     if !metadata.is_file() {
         tracing::warn!(target: "fraiseql_wire", file = %file.display(),
-            "the password file is ignored: it is not a plain file");
+            "ignored the password file: it is not a regular file");
         return Ok(None);
     }
     #[cfg(unix)]
     if std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o077 != 0 {
         tracing::warn!(target: "fraiseql_wire", file = %file.display(),
-            "the password file is ignored: others may read it; chmod it to 0600");
+            "ignored the password file: other users can read it; run chmod 0600 on it");
         return Ok(None);
     }
     let text = Zeroizing::new(fs::read(file).map_err(unreadable)?);
     let Some(found) = find(&text, wanted) else { return Ok(None) };
     let password = unescape(found);
-    // Replacement characters would make it another password, which would be sent to the server.
+    // A lossy conversion would send a different password to the server.
     let password = std::str::from_utf8(&password).map_err(|_| {
         Error::authentication(format!(
             "the password in the password file {} is not UTF-8: save the file as UTF-8",
@@ -67,8 +68,8 @@ pub(super) fn look_up(file: &Path, wanted: &Wanted<'_>) -> Result<Option<Passwor
     Ok(Some(Password::new(password)))
 }
 
-/// The last field of the first line that matches. Bytes, as in libpq: lines that do not matter may
-/// be in any encoding.
+/// Returns the last field of the first line that matches. Bytes, as in libpq: other lines can be in
+/// any encoding.
 fn find<'a>(text: &'a [u8], wanted: &Wanted<'_>) -> Option<&'a [u8]> {
     let port = wanted.port.to_string();
     let fields = [wanted.host, &port, wanted.database, wanted.user];
@@ -83,7 +84,7 @@ fn find<'a>(text: &'a [u8], wanted: &Wanted<'_>) -> Option<&'a [u8]> {
         })
 }
 
-/// What follows the first field, if that is `*` or stands for `wanted`.
+/// Returns the rest of the line after its first field, if that field is `*` or equals `wanted`.
 fn matching<'a>(line: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
     if let Some(rest) = line.strip_prefix(b"*:") {
         return Some(rest);
@@ -96,7 +97,7 @@ fn matching<'a>(line: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
             byte => (byte, false),
         };
         match wanted.next() {
-            // As in libpq, a colon of the name need not be escaped.
+            // As in libpq, a colon in the name need not be escaped.
             Some(w) if w == byte => {}
             Some(_) => return None,
             None => return (*byte == b':' && !escaped).then_some(bytes.as_slice()),
@@ -104,9 +105,9 @@ fn matching<'a>(line: &'a [u8], wanted: &[u8]) -> Option<&'a [u8]> {
     }
 }
 
-/// The password: up to a colon that no backslash precedes, without its backslashes.
+/// Returns the password: the text before the first unescaped colon, with escapes removed.
 fn unescape(field: &[u8]) -> Zeroizing<Vec<u8>> {
-    // Allocated at its maximum size: a vector that grows leaves copies in freed memory.
+    // Allocated at its maximum size, because a growing vector leaves copies in freed memory.
     let mut password = Zeroizing::new(Vec::with_capacity(field.len()));
     let mut bytes = field.iter();
     while let Some(byte) = bytes.next() {

@@ -2,7 +2,7 @@ use std::{fmt, pin::Pin, sync::Arc};
 
 use crate::error::Result;
 
-/// Who is asked for a password.
+/// A callback that returns the password for a new connection.
 #[derive(Clone)]
 pub(crate) struct PasswordProvider(Arc<Provider>);
 

@@ -1,14 +1,14 @@
 use super::keyword::Values;
 use crate::error::{Error, Result};
 
-/// The protocol versions that will do.
+/// The accepted protocol versions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ProtocolRange {
     pub(crate) min: ProtocolVersion,
     pub(crate) max: ProtocolVersion,
 }
 
-/// A version of the protocol. There is no 3.1.
+/// A version of the protocol. Version 3.1 does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum ProtocolVersion {
     V3_0,
@@ -24,7 +24,7 @@ impl ProtocolRange {
             Some(_) => Err(Error::config(format!("invalid {name}: expected 3.0, 3.2 or latest"))),
         };
         let min = version("min_protocol_version")?.unwrap_or(ProtocolVersion::V3_0);
-        // 3.0 unless more is asked for: older poolers fail on a newer one.
+        // Older poolers fail on newer versions.
         let max = version("max_protocol_version")?.unwrap_or(min);
         if min > max {
             return Err(Error::config("min_protocol_version is greater than max_protocol_version"));

@@ -1,8 +1,8 @@
-//! `require_auth`: which ways to log in are acceptable, by libpq's `pqConnectOptions2`.
+//! `require_auth`: the accepted authentication methods, as in `pqConnectOptions2` of libpq.
 
 use crate::error::{Error, Result};
 
-/// A way to log in, as a server asks for it.
+/// An authentication method that a server can request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Method {
     Password,
@@ -11,7 +11,7 @@ pub(crate) enum Method {
     Sspi,
     Scram,
     OAuth,
-    /// The server asks for nothing.
+    /// The server requests no authentication.
     None,
 }
 
@@ -32,8 +32,7 @@ impl Method {
     }
 }
 
-/// The ways that are acceptable. Unless `none` is among them, a server must go through one of them
-/// to its end.
+/// The accepted methods. Unless `none` is accepted, the server must complete one of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RequireAuth {
     text: String,
@@ -41,8 +40,7 @@ pub(crate) struct RequireAuth {
 }
 
 impl RequireAuth {
-    /// Reads a list: all of it ways that are acceptable, or all of it ways that are not, each with
-    /// a `!`.
+    /// Parses a list of accepted methods, or of rejected methods that all begin with `!`.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let negated = text.starts_with('!');
         let mut named = Vec::new();
@@ -53,19 +51,17 @@ impl RequireAuth {
             };
             if is_negated != negated {
                 return Err(Error::config(
-                    "require_auth has names with and without a !: it must be all or none",
+                    "require_auth mixes names with and without !: use ! for all of them or for none",
                 ));
             }
             let method = Method::ALL.into_iter().find(|m| m.as_str() == name).ok_or_else(|| {
                 Error::config(format!(
-                    "require_auth holds something other than {}",
+                    "invalid require_auth: expected a list of {}",
                     Method::ALL.map(Method::as_str).join(", ")
                 ))
             })?;
             if named.contains(&method) {
-                return Err(Error::config(format!(
-                    "require_auth names {name} more than once, which is most likely a mistake"
-                )));
+                return Err(Error::config(format!("require_auth contains {name} more than once")));
             }
             named.push(method);
         }
@@ -77,7 +73,7 @@ impl RequireAuth {
         self.allowed.contains(&method)
     }
 
-    /// The list as it was written.
+    /// Returns the list as written.
     pub(crate) fn as_str(&self) -> &str {
         &self.text
     }

@@ -1,4 +1,5 @@
-//! From what was set to a [`ConnectionConfig`]: libpq's order of precedence, and what the values mean.
+//! Resolves settings into a [`ConnectionConfig`]: libpq's order of precedence, and the meaning of
+//! the values.
 
 use std::{env::VarError, str::FromStr};
 
@@ -28,21 +29,21 @@ use crate::{
 };
 
 impl ConnectionConfig {
-    /// Parses a connection string, and takes what it does not say from the service file, the
-    /// environment, or its default.
+    /// Parses a connection string. Settings that it does not contain come from the service file,
+    /// the environment, or their defaults.
     ///
-    /// Reads no file but a service file, and only if a service is named: the password file and
-    /// certificates are read for each connection.
+    /// The service file is read only if a service is named. The password file and certificates are
+    /// read for each connection.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] names the part that is not valid, and never shows the password.
-    /// [`Error::Tls`] says that TLS is asked for and this build has none.
+    /// * [`Error::Config`] names the invalid part. It never shows the password.
+    /// * [`Error::Tls`]: TLS is required, and this build does not support it.
     pub fn parse(text: &str) -> Result<Self> {
         let mut values = Values::default();
         for (keyword, value) in parse::parse(text)? {
-            // From before sslmode.
             match keyword.as_str() {
+                // The predecessor of sslmode.
                 "requiressl" => {
                     let mode = if value.starts_with('1') { "require" } else { "prefer" };
                     values.set("sslmode", mode.to_owned())?;
@@ -53,17 +54,17 @@ impl ConnectionConfig {
         Self::resolve(values, ClientOptions::default())
     }
 
-    /// Takes everything from the environment: `PGHOST`, `PGUSER`, `PGSERVICE` and so on.
+    /// Reads all settings from the environment: `PGHOST`, `PGUSER`, `PGSERVICE` and so on.
     ///
     /// # Errors
     ///
-    /// As of [`parse`](Self::parse).
+    /// Same as [`parse`](Self::parse).
     pub fn from_env() -> Result<Self> {
         Self::resolve(Values::default(), ClientOptions::default())
     }
 
     pub(super) fn resolve(values: Values, client_options: ClientOptions) -> Result<Self> {
-        // One that cannot be read must not be taken for one that is not there.
+        // A variable that cannot be read must not be treated as unset.
         let of_keywords = KEYWORDS.iter().filter_map(|k| k.env);
         for name in Environment::VARIABLES.iter().copied().chain(of_keywords) {
             if let Err(VarError::NotUnicode(_)) = std::env::var(name) {
@@ -91,8 +92,8 @@ impl ConnectionConfig {
         let weak = matches!(ssl_mode, SslMode::Disable | SslMode::Allow | SslMode::Prefer);
         if ssl_negotiation == SslNegotiation::Direct && weak {
             return Err(Error::config(format!(
-                "sslnegotiation=direct goes with sslmode require, verify-ca or verify-full, and not \
-                 with {}, which could fall back to a session in the clear",
+                "sslnegotiation=direct requires sslmode require, verify-ca or verify-full: {} \
+                 could fall back to plaintext",
                 ssl_mode.as_str()
             )));
         }
@@ -104,7 +105,7 @@ impl ConnectionConfig {
         };
         if !weak && cfg!(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))) {
             return Err(Error::tls(format!(
-                "sslmode={} is asked for, but this build has no TLS: enable the feature \
+                "sslmode={} requires TLS, which this build does not support: enable the feature \
                  tls-ring or tls-aws-lc-rs of fraiseql-wire",
                 ssl_mode.as_str()
             )));
@@ -141,7 +142,7 @@ impl ConnectionConfig {
         })
     }
 
-    /// The same with TLS as given, in place of what was said about it.
+    /// Returns the configuration with its TLS settings replaced.
     pub(crate) fn with_tls(mut self, tls: TlsConfig) -> Result<Self> {
         self.client_options.tls = Some(tls);
         Self::resolve(self.values, self.client_options)
@@ -157,8 +158,8 @@ impl FromStr for ConnectionConfig {
     }
 }
 
-/// Fills in what `values` leaves open: from the service file, then from the environment, then
-/// by default. The order is that of libpq's `conninfo_add_defaults`.
+/// Sets missing values from the service file, then from the environment, then from the defaults.
+/// This is the order of `conninfo_add_defaults` of libpq.
 fn fill_defaults(values: &mut Values, environment: &Environment<'_>) -> Result<()> {
     service::fill(values, environment)?;
     let mut mode_is_default = false;
@@ -171,7 +172,7 @@ fn fill_defaults(values: &mut Values, environment: &Environment<'_>) -> Result<(
             continue;
         }
         if keyword.name == "sslmode" {
-            // From before sslmode; whatever else it says is ignored.
+            // The predecessor of sslmode. libpq ignores its other values.
             if (environment.variable)("PGREQUIRESSL").is_some_and(|v| v.starts_with('1')) {
                 values.fill(keyword, "require");
                 continue;
@@ -182,7 +183,7 @@ fn fill_defaults(values: &mut Values, environment: &Environment<'_>) -> Result<(
             values.fill(keyword, default);
         }
     }
-    // The system's roots sign for the whole world: without the name they prove nothing.
+    // Public authorities issue certificates to anyone: without the host name they prove nothing.
     if mode_is_default && values.get("sslrootcert") == Some("system") {
         values.set("sslmode", "verify-full".to_owned())?;
     }
@@ -195,37 +196,36 @@ fn fill_defaults(values: &mut Values, environment: &Environment<'_>) -> Result<(
     Ok(())
 }
 
-/// Parameters of libpq that ask for something this crate does not do.
+/// Rejects values of libpq parameters that request unsupported features.
 fn reject_unsupported(values: &Values) -> Result<()> {
-    let refuse = |what: &str| Err(Error::config(what));
+    let reject = |what: &str| Err(Error::config(what));
     match values.get("gssencmode") {
         Some("disable" | "prefer") | None => {}
         Some("require") => {
-            return refuse("gssencmode=require is asked for, but there is no GSSAPI here");
+            return reject("gssencmode=require is not supported: there is no GSSAPI");
         }
-        Some(_) => return refuse("invalid gssencmode: expected disable, prefer or require"),
+        Some(_) => return reject("invalid gssencmode: expected disable, prefer or require"),
     }
     if !matches!(values.get("replication"), None | Some("" | "false" | "off" | "no" | "0")) {
-        return refuse("replication is asked for, but this client only reads rows: leave it out");
+        return reject("replication is not supported: remove it");
     }
     if values.non_empty("sslkeylogfile").is_some() {
-        return refuse(
-            "sslkeylogfile would write the keys of sessions to a file, which is not done here",
-        );
+        return reject("sslkeylogfile is not supported: it would write session keys to a file");
     }
     let database = values.get("dbname").unwrap_or_default();
     let is_string = ["postgres://", "postgresql://"].iter().any(|p| database.starts_with(p));
     if is_string || database.contains("password=") {
-        // Not shown: it holds a password, which a name is not checked for.
-        return refuse(
-            "dbname (or PGDATABASE) is a connection string, not the name of a database: pass it to \
-             ConnectionConfig::parse",
+        // Not shown: it may contain a password.
+        return reject(
+            "dbname (or PGDATABASE) is a connection string instead of the name of a database: pass \
+             it to ConnectionConfig::parse",
         );
     }
     let encoding = values.get("client_encoding").unwrap_or_default();
     if !(encoding.is_empty() || encoding.eq_ignore_ascii_case("auto") || is_utf8(encoding)) {
-        return refuse(
-            "client_encoding (or PGCLIENTENCODING) can only be UTF8: JSON is decoded as UTF-8",
+        return reject(
+            "invalid client_encoding (or PGCLIENTENCODING): expected UTF8, because JSON is decoded \
+             as UTF-8",
         );
     }
     Ok(())
@@ -233,11 +233,11 @@ fn reject_unsupported(values: &Values) -> Result<()> {
 
 fn scram_key(values: &Values, name: &str) -> Result<Option<Key>> {
     let Some(text) = values.get(name) else { return Ok(None) };
-    // 44 characters of base64 are decoded in blocks.
+    // The decoder requires room for whole blocks.
     let mut bytes = Zeroizing::new([0; 48]);
     match BASE64.decode_slice(text, &mut *bytes) {
         Ok(32) => Ok(bytes.get(..32).map(Key::copy)),
-        _ => Err(Error::config(format!("{name} is not 32 bytes in base64"))),
+        _ => Err(Error::config(format!("invalid {name}: expected 32 bytes in base64"))),
     }
 }
 
@@ -247,7 +247,7 @@ mod tests {
 
     use super::*;
 
-    /// As libpq without SSL: the modes that allow a session in the clear are taken.
+    /// As in a libpq without SSL, the modes that allow plaintext are accepted.
     #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs")))]
     #[test]
     fn without_tls_the_modes_that_demand_it_are_errors() {
@@ -295,7 +295,7 @@ mod tests {
         assert_eq!(again.application_name(), Some("app"));
         assert_eq!(again.connect_timeout(), Some(Duration::from_secs(7)));
         assert_eq!(again.read_timeout(), Some(Duration::from_secs(3)));
-        // What has no keyword stays too, and what is set last counts.
+        // Settings without a keyword are kept too, and the last value counts.
         let third = again.to_builder().connect_timeout(Duration::from_millis(1)).user("v").build();
         let third = third.unwrap();
         assert_eq!(third.read_timeout(), Some(Duration::from_secs(3)));

@@ -1,12 +1,14 @@
 use std::time::Duration;
 
-/// How a connection that was lost is replaced, when the next query finds it gone.
+/// The policy for replacing a connection that the next query finds lost.
 ///
-/// Attempts that fail for a reason that may pass ([`Error::is_retriable`](crate::Error::is_retriable))
-/// are repeated after a pause: a random part of a bound that begins at
-/// [`initial_backoff`](Self::initial_backoff) and doubles up to [`max_backoff`](Self::max_backoff),
-/// so that many clients do not come back at once. The first connection of a client is not
-/// repeated: whoever starts a service wants to hear at once that its configuration is wrong.
+/// An attempt that fails with a [retriable](crate::Error::is_retriable) error is repeated after a
+/// pause. The pause is random, between zero and a bound. The bound starts at
+/// [`initial_backoff`](Self::initial_backoff) and doubles up to [`max_backoff`](Self::max_backoff).
+/// The randomness keeps many clients from reconnecting at the same time.
+///
+/// The first connection of a client is never retried, so that a wrong configuration is reported
+/// immediately.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
     pub(crate) max_attempts: u32,
@@ -15,30 +17,31 @@ pub struct RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// One attempt and no more.
+    /// Returns a policy of a single attempt.
     pub fn none() -> Self {
         Self { max_attempts: 1, ..Self::default() }
     }
 
-    /// Sets how often it is tried in all, at least once. 5 by default.
+    /// Sets the maximum number of attempts, at least 1. Default: 5.
     #[must_use]
     pub fn max_attempts(self, attempts: u32) -> Self {
         Self { max_attempts: attempts.max(1), ..self }
     }
 
-    /// Sets the bound of the first pause. 100 ms by default.
+    /// Sets the maximum of the first pause. Default: 100 ms.
     #[must_use]
     pub fn initial_backoff(self, backoff: Duration) -> Self {
         Self { initial_backoff: backoff, ..self }
     }
 
-    /// Sets the bound that pauses grow to. 2 s by default.
+    /// Sets the maximum of all pauses. Default: 2 s.
     #[must_use]
     pub fn max_backoff(self, backoff: Duration) -> Self {
         Self { max_backoff: backoff, ..self }
     }
 
-    /// The pause after this many failures, or `None` when it is enough; `random` lies in 0..1.
+    /// Returns the pause after this many failures, or `None` after the last attempt. `random` is in
+    /// `0..1`.
     pub(crate) fn pause(&self, failures: u32, random: f64) -> Option<Duration> {
         if failures >= self.max_attempts {
             return None;
@@ -49,7 +52,7 @@ impl RetryPolicy {
     }
 }
 
-/// Five attempts: with the default pauses, up to about 1.5 s in all.
+/// Five attempts, with pauses of at most 1.5 s in total.
 impl Default for RetryPolicy {
     fn default() -> Self {
         Self {

@@ -2,8 +2,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::secret::{Key, Password};
 
-/// What the last SCRAM login derived, so that the next one with the same password and salt need not
-/// compute it again.
+/// The keys derived by the last SCRAM login, for the next login with the same password and salt.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ScramCache(Arc<Mutex<Option<ScramCacheEntry>>>);
 

@@ -10,10 +10,10 @@ use super::{
 };
 use crate::error::{Error, Result};
 
-/// The longest line, as libpq's buffer.
+/// The maximum length of a line: the size of libpq's buffer.
 const MAX_LINE: usize = 1022;
 
-/// Fills in what the service says and `values` leaves open.
+/// Sets missing values from the service.
 pub(super) fn fill(values: &mut Values, environment: &Environment<'_>) -> Result<()> {
     let named = values.get("service").map(str::to_owned);
     let Some(service) = named.or_else(|| (environment.variable)("PGSERVICE")) else {
@@ -23,10 +23,10 @@ pub(super) fn fill(values: &mut Values, environment: &Environment<'_>) -> Result
     match (environment.variable)("PGSERVICEFILE") {
         Some(file) => {
             let file = PathBuf::from(file);
-            // Another failure is that of reading it.
+            // Any other failure is reported when the file is read.
             if matches!(file.try_exists(), Ok(false)) {
                 return Err(Error::config(format!(
-                    "the service file {} does not exist; PGSERVICEFILE names it",
+                    "the service file {} (PGSERVICEFILE) does not exist",
                     file.display()
                 )));
             }
@@ -36,7 +36,7 @@ pub(super) fn fill(values: &mut Values, environment: &Environment<'_>) -> Result
     }
     match (environment.variable)("PGSYSCONFDIR") {
         Some(folder) => files.push(PathBuf::from(folder).join("pg_service.conf")),
-        // Where Debian's libpq and where Fedora's looks.
+        // The defaults of Debian's and Fedora's libpq.
         None => files.extend(
             ["/etc/postgresql-common", "/etc"].map(|f| Path::new(f).join("pg_service.conf")),
         ),
@@ -55,14 +55,11 @@ pub(super) fn fill(values: &mut Values, environment: &Environment<'_>) -> Result
         }
     }
     let files: Vec<_> = files.iter().map(|f| f.display().to_string()).collect();
-    Err(Error::config(format!(
-        "the service {service:?} is not defined in any of {}",
-        files.join(", ")
-    )))
+    Err(Error::config(format!("service {service:?} is not defined in any of {}", files.join(", "))))
 }
 
-/// Takes the section of the service, and says whether there is one. The error has no value in it,
-/// which may be a password.
+/// Sets missing values from the section of the service, and returns whether the section exists. No
+/// error shows a value, because it may be a password.
 fn find_section(text: &[u8], service: &str, values: &mut Values) -> Result<bool, String> {
     let mut found = false;
     for (number, line) in text.split(|&byte| byte == b'\n').enumerate() {
@@ -87,8 +84,7 @@ fn find_section(text: &[u8], service: &str, values: &mut Values) -> Result<bool,
         if !found {
             continue;
         }
-        // Other services may be in another encoding. What is taken must not become another
-        // password.
+        // Only this section must be UTF-8: a lossy conversion would send a different password.
         let line = std::str::from_utf8(line).map_err(|_| format!("line {number}: not UTF-8"))?;
         let line = line.trim_end_matches(|c: char| c.is_ascii_whitespace() || c == '\x0b');
         let Some((name, value)) = line.split_once('=') else {
@@ -97,9 +93,9 @@ fn find_section(text: &[u8], service: &str, values: &mut Values) -> Result<bool,
         if name == "service" {
             return Err(format!("line {number}: a service cannot name another service"));
         }
-        // No blanks around the equals sign: they would belong to the keyword or the value.
+        // Spaces around the equals sign would be part of the keyword or the value.
         let keyword = keyword::find(name).ok_or_else(|| {
-            format!("line {number}: what stands before the = is no connection parameter")
+            format!("line {number}: the text before the = is not a connection parameter")
         })?;
         values.fill(keyword, value);
     }
@@ -132,7 +128,7 @@ mod tests {
         for (file, expected) in [
             (&b"[a]\nsecret"[..], "line 2: not of the form"),
             (b"[a]\nservice=b", "line 2: a service cannot"),
-            (b"[a]\npassword = secret", "line 2: what stands before"),
+            (b"[a]\npassword = secret", "line 2: the text before"),
             (b"[a]\npassword=secret\xfc", "line 2: not UTF-8"),
             (format!("[a]\nhost={}", "s".repeat(1100)).as_bytes(), "line 2: longer"),
         ] {

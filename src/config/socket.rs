@@ -3,7 +3,7 @@ use std::time::Duration;
 use super::keyword::Values;
 use crate::error::Result;
 
-/// What is asked of the operating system for a TCP socket.
+/// Options of a TCP socket.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct SocketSettings {
     pub(crate) keepalive: bool,

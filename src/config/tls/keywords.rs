@@ -1,4 +1,4 @@
-//! libpq's `ssl*` keywords, as `initialize_SSL` in fe-secure-openssl.c reads them.
+//! libpq's `ssl*` keywords, interpreted like `initialize_SSL` in fe-secure-openssl.c.
 
 use std::path::{Path, PathBuf};
 
@@ -10,17 +10,17 @@ use crate::{
     error::{Error, Result},
 };
 
-/// What libpq's keywords say about TLS.
+/// Returns the TLS settings for libpq's keywords.
 ///
-/// `get` answers with a keyword's effective value, and `None` when it was set nowhere. `home` is
-/// where the default files are looked for: the user's home directory, and on Windows
+/// `get` returns the effective value of a keyword, or `None` if it is not set. `home` is the
+/// directory of the default files: the home directory of the user, and on Windows
 /// `%APPDATA%\postgresql`.
 pub(crate) fn from_keywords<'a>(
     get: &dyn Fn(&str) -> Option<&'a str>,
     mode: SslMode,
     home: Option<&Path>,
 ) -> Result<TlsSettings> {
-    // An empty value is a default, as libpq has it.
+    // As in libpq, an empty value means the default.
     let value = |keyword| get(keyword).filter(|v| !v.is_empty());
     let default = |name: &str| {
         home.map(|h| if cfg!(windows) { h.join(name) } else { h.join(".postgresql").join(name) })
@@ -39,8 +39,8 @@ pub(crate) fn from_keywords<'a>(
         Some(file) if file.as_os_str() == "system" => {
             if mode != SslMode::VerifyFull {
                 return Err(Error::config(format!(
-                    "sslmode={} is too weak for sslrootcert=system: anyone can have a certificate \
-                     of a public authority, so write sslmode=verify-full",
+                    "sslmode={} is too weak for sslrootcert=system, because public authorities \
+                     issue certificates to anyone: set sslmode=verify-full",
                     mode.as_str()
                 )));
             }
@@ -52,7 +52,7 @@ pub(crate) fn from_keywords<'a>(
         }
         None if strict => {
             return Err(Error::config(format!(
-                "sslmode={} needs root certificates, and without a home directory there is no \
+                "sslmode={} requires root certificates, and without a home directory there is no \
                  default file: set sslrootcert to the file of the server's authority, or to system",
                 mode.as_str()
             )));
@@ -82,7 +82,7 @@ pub(crate) fn from_keywords<'a>(
         },
         min_version,
         max_version,
-        // Set to nothing is set, and anything but 1 is off.
+        // An empty value counts as set. Any value other than 1 means off.
         sni: get("sslsni").unwrap_or("1").starts_with('1'),
         server_name: None,
     })
@@ -98,18 +98,17 @@ fn crls<'a>(
     if !named.is_empty() {
         return Crls { paths: named, optional: false };
     }
-    // The default list goes with the default roots: a list of one authority says nothing about the
-    // system's.
+    // The default list belongs to the default roots. It does not cover the system's authorities.
     let default = default.filter(|_| !roots.contains(&RootSource::System));
     Crls { paths: default.into_iter().collect(), optional: true }
 }
 
-/// `sslVerifyProtocolVersion` and `sslVerifyProtocolRange` of fe-connect.c, over the versions that
-/// are spoken here.
+/// `sslVerifyProtocolVersion` and `sslVerifyProtocolRange` of fe-connect.c, for the supported
+/// versions.
 fn versions<'a>(
     value: &dyn Fn(&'static str) -> Option<&'a str>,
 ) -> Result<(TlsVersion, TlsVersion)> {
-    /// Ordered as the versions are.
+    /// Numbers in the order of the versions.
     fn number(keyword: &str, word: Option<&str>, default: u8) -> Result<u8> {
         let Some(word) = word else { return Ok(default) };
         let known = ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"];
@@ -128,7 +127,7 @@ fn versions<'a>(
     let max = number(max_key, value(max_key), TLS13)?;
     if max < TLS12 {
         return Err(Error::config(format!(
-            "{max_key} is below TLSv1.2, the oldest that is spoken here: set it to TLSv1.2 or remove it"
+            "{max_key} is below TLSv1.2, the minimum that is supported: set it to TLSv1.2 or remove it"
         )));
     }
     if min > max {

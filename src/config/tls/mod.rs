@@ -1,4 +1,4 @@
-//! TLS: what a program sets, and what it comes down to.
+//! TLS settings, from code and from libpq's keywords.
 
 mod keywords;
 pub(crate) mod settings;

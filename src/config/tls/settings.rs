@@ -2,7 +2,7 @@ use std::{fmt, path::PathBuf};
 
 use zeroize::Zeroizing;
 
-/// A version of TLS. Older ones than 1.2 are not spoken.
+/// A version of TLS. Versions before 1.2 are not supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum TlsVersion {
@@ -12,16 +12,15 @@ pub enum TlsVersion {
     Tls13,
 }
 
-/// What a [`TlsConfig`](super::tls_config::TlsConfig) and libpq's keywords both come down to.
+/// The settings made from a [`TlsConfig`](super::tls_config::TlsConfig) or from libpq's keywords.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TlsSettings {
     pub(crate) verify: Verify,
     pub(crate) roots: Vec<RootSource>,
-    /// libpq's rule for the modes below `verify-ca`: when the file of roots does not exist, nothing
-    /// is verified. Whether it exists shows when it is read.
+    /// libpq's rule for the modes below `verify-ca`: if the root file does not exist when a
+    /// connection is opened, nothing is verified.
     pub(crate) roots_optional: bool,
-    /// Whether the file of roots is set, and not libpq's default: that it is missing is then a
-    /// mistake.
+    /// Whether the root file is set explicitly. If it is then missing, a warning is logged.
     pub(crate) roots_named: bool,
     pub(crate) client: Option<ClientCertificate>,
     pub(crate) send_certificate: SendCertificate,
@@ -29,7 +28,7 @@ pub(crate) struct TlsSettings {
     pub(crate) min_version: TlsVersion,
     pub(crate) max_version: TlsVersion,
     pub(crate) sni: bool,
-    /// In place of the host, for both SNI and verification.
+    /// Replaces the host name, for both SNI and verification.
     pub(crate) server_name: Option<String>,
 }
 
@@ -39,7 +38,7 @@ impl TlsSettings {
     }
 }
 
-/// What must be true of the server's certificate.
+/// Which properties of the server's certificate are verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verify {
     Nothing,
@@ -47,16 +46,16 @@ pub(crate) enum Verify {
     ChainAndName,
 }
 
-/// Where trusted certificates come from. Several add up.
+/// A source of trusted certificates. The certificates of all sources are trusted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum RootSource {
     Certificates(Source),
     System,
-    /// Mozilla's, compiled in.
+    /// Mozilla's root certificates, compiled in.
     Webpki,
 }
 
-/// A file, or what would be in it.
+/// A file, or its content.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Source {
     File(PathBuf),
@@ -76,28 +75,28 @@ impl fmt::Debug for Source {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ClientCertificate {
     pub(crate) certificate: Source,
-    /// `None` only when libpq's default file cannot be named, because there is no home directory.
+    /// `None` only if libpq's default file has no path, because there is no home directory.
     pub(crate) key: Option<Source>,
-    /// A certificate file that does not exist means no certificate, as in libpq.
+    /// As in libpq: if the certificate file does not exist, no certificate is sent.
     pub(crate) optional: bool,
 }
 
 /// libpq's `sslcertmode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SendCertificate {
-    /// Even if there is one and the server asks.
+    /// Never send a certificate.
     Never,
-    /// If there is one and the server asks.
+    /// Send the certificate if there is one and the server requests it.
     Allow,
-    /// A server that does not ask, or cannot be answered, is refused.
+    /// Reject a server that does not request a certificate, or to which none can be sent.
     Require,
 }
 
-/// Files of revocation lists, or directories of such files.
+/// Files of revocation lists, or directories that contain them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Crls {
     pub(crate) paths: Vec<PathBuf>,
-    /// They are libpq's default, and ignored when missing. One that somebody named is not: without
-    /// it a revoked certificate would pass.
+    /// They are libpq's default, which is ignored if missing. A list that is set explicitly must
+    /// exist; otherwise a revoked certificate would be accepted.
     pub(crate) optional: bool,
 }

@@ -8,11 +8,11 @@ use crate::{
     error::{Error, Result},
 };
 
-/// How TLS sessions are made: whom to trust, and who the client is.
+/// TLS settings: trusted roots and the client certificate.
 ///
-/// Without any setting, the certificate of the server must come from an authority that the
-/// operating system trusts, and must name the host of the connection string. Files are read at each
-/// new connection, so a certificate that was renewed is picked up.
+/// By default, the server's certificate must be issued by an authority that the operating system
+/// trusts, and must contain the host of the connection string. Files are read for each new
+/// connection, so renewed certificates take effect without a restart.
 ///
 /// `Debug` shows neither certificates nor keys.
 ///
@@ -31,12 +31,12 @@ pub struct TlsConfig {
 }
 
 impl TlsConfig {
-    /// Starts with the system's authorities, and chain and name verified.
+    /// Returns a builder that trusts the system root certificates and verifies chain and host name.
     pub fn builder() -> TlsConfigBuilder {
         TlsConfigBuilder::default()
     }
 
-    /// What `sslmode` would be.
+    /// Returns the equivalent `sslmode`.
     pub(crate) fn mode(&self) -> SslMode {
         match self.settings.verify {
             Verify::Nothing => SslMode::Require,
@@ -50,8 +50,9 @@ impl TlsConfig {
     }
 }
 
-/// Makes a [`TlsConfig`]. Nothing is checked before [`build`](Self::build), and no file is read
-/// before a connection is opened.
+/// A builder for a [`TlsConfig`].
+///
+/// [`build`](Self::build) validates the settings. Files are read when a connection is opened.
 #[derive(Debug, Clone, Default)]
 #[must_use = "it does nothing until build() is called"]
 pub struct TlsConfigBuilder {
@@ -73,36 +74,38 @@ pub struct TlsConfigBuilder {
 }
 
 impl TlsConfigBuilder {
-    /// Trusts the certificates in a PEM file, in place of the system's.
+    /// Trusts the certificates in a PEM file instead of the system root certificates.
     ///
-    /// A chain ends in one of them that has signed itself. A server's own certificate is trusted as
-    /// it is if it is among them and has signed itself.
+    /// A certificate chain must end in a self-signed certificate of the file. A self-signed server
+    /// certificate that is in the file is trusted directly.
     pub fn ca_cert_path(mut self, path: impl Into<PathBuf>) -> Self {
         self.ca_path = Some(path.into());
         self
     }
 
-    /// Trusts the certificates in a PEM text, in place of the system's.
+    /// Trusts the certificates in PEM text instead of the system root certificates.
     pub fn ca_cert_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.ca_pem = Some(Source::Pem(pem.into().into()));
         self
     }
 
-    /// Whether the operating system's authorities are trusted. Default: only when no other is
-    /// named.
+    /// Sets whether the system root certificates are trusted. Default: only if no others are set.
     ///
-    /// The host must be in the certificate's `subjectAltName`: its common name does not count.
+    /// With these roots, the host must be in the `subjectAltName` of the certificate. Its common
+    /// name does not count.
     ///
-    /// They are found where OpenSSL looks, which the environment's `SSL_CERT_FILE` and
-    /// `SSL_CERT_DIR` change.
+    /// The certificates are read from the locations of OpenSSL, which the environment variables
+    /// `SSL_CERT_FILE` and `SSL_CERT_DIR` override.
     pub fn system_roots(mut self, on: bool) -> Self {
         self.system_roots = Some(on);
         self
     }
 
-    /// Whether Mozilla's authorities, as compiled into this program, are trusted. Default: no.
+    /// Sets whether Mozilla's root certificates are trusted, which are compiled into the program.
+    /// Default: no.
     ///
-    /// The host must be in the certificate's `subjectAltName`: its common name does not count.
+    /// With these roots, the host must be in the `subjectAltName` of the certificate. Its common
+    /// name does not count.
     #[cfg(feature = "webpki-roots")]
     #[cfg_attr(docsrs, doc(cfg(feature = "webpki-roots")))]
     pub fn webpki_roots(mut self, on: bool) -> Self {
@@ -110,70 +113,74 @@ impl TlsConfigBuilder {
         self
     }
 
-    /// The client's certificate, and those between it and its authority: a PEM file. It needs a
-    /// key.
+    /// Sets the PEM file of the client certificate and its intermediates. It requires a key.
     pub fn client_cert_path(mut self, path: impl Into<PathBuf>) -> Self {
         self.cert_path = Some(path.into());
         self
     }
 
-    /// The client's private key: a file, PEM or DER, not encrypted. It needs a certificate.
+    /// Sets the file of the client's private key, unencrypted PEM or DER. It requires a
+    /// certificate.
     ///
-    /// On Unix others must not be able to read it: at most 0600, or 0640 if it belongs to root.
+    /// On Unix, other users must not be able to read it. The maximum permissions are 0600, or 0640
+    /// if root owns the file.
     pub fn client_key_path(mut self, path: impl Into<PathBuf>) -> Self {
         self.key_path = Some(path.into());
         self
     }
 
-    /// The client's certificate, like [`client_cert_path`](Self::client_cert_path), as PEM text.
+    /// Sets the client certificate like [`client_cert_path`](Self::client_cert_path), from PEM
+    /// text.
     pub fn client_cert_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.cert_pem = Some(Source::Pem(pem.into().into()));
         self
     }
 
-    /// The client's private key, like [`client_key_path`](Self::client_key_path), as PEM text.
+    /// Sets the client's private key like [`client_key_path`](Self::client_key_path), from PEM
+    /// text.
     pub fn client_key_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.key_pem = Some(Source::Pem(pem.into().into()));
         self
     }
 
-    /// Refuses the certificates that are revoked in a file of PEM revocation lists, or in the files
-    /// of a directory.
+    /// Rejects certificates that are on a revocation list. The path is a file of PEM lists or a
+    /// directory of such files.
     ///
-    /// Every certificate of the server's chain, the root's too, then needs a list of its issuer
-    /// that is valid now. The newest list that the issuer's key has signed counts.
+    /// Every certificate of the server's chain, including the root, then requires a valid list from
+    /// its issuer. The newest list that is signed by the issuer's key is used.
     pub fn crl_path(mut self, path: impl Into<PathBuf>) -> Self {
         self.crl_path = Some(path.into());
         self
     }
 
-    /// Whether the certificate must name the host. Default: yes. `false` is libpq's `verify-ca`.
+    /// Sets whether the certificate must contain the host name. Default: yes. `false` is libpq's
+    /// `verify-ca`.
     pub fn verify_hostname(mut self, on: bool) -> Self {
         self.verify_hostname = Some(on);
         self
     }
 
-    /// The oldest version of TLS that is spoken. Default: 1.2.
+    /// Sets the minimum version of TLS. Default: 1.2.
     pub fn min_version(mut self, version: TlsVersion) -> Self {
         self.min_version = Some(version);
         self
     }
 
-    /// The newest version of TLS that is spoken. Default: 1.3.
+    /// Sets the maximum version of TLS. Default: 1.3.
     pub fn max_version(mut self, version: TlsVersion) -> Self {
         self.max_version = Some(version);
         self
     }
 
-    /// The name that the certificate must have, and that is sent as SNI, in place of the host: for
-    /// a tunnel or an address.
+    /// Sets the name that the certificate must contain and that is sent as SNI. Default: the host.
+    /// It is useful if the connection goes through a tunnel or to an address.
     pub fn server_name(mut self, name: impl Into<String>) -> Self {
         self.server_name = Some(name.into());
         self
     }
 
-    /// Whether the server is told which host is meant (SNI), in the clear. Default: yes. An IP
-    /// address is never sent.
+    /// Sets whether the host name is sent to the server in plaintext (SNI). Default: yes. IP
+    /// addresses are never sent.
     pub fn sni(mut self, on: bool) -> Self {
         self.sni = Some(on);
         self
@@ -181,20 +188,25 @@ impl TlsConfigBuilder {
 
     /// Accepts any certificate. Default: no.
     ///
-    /// The session is encrypted, but anyone in between can be the server. It contradicts authorities,
-    /// revocation lists and `verify_hostname(true)`.
+    /// The session is encrypted, but a man in the middle can impersonate the server. It cannot be
+    /// combined with root certificates, revocation lists or `verify_hostname(true)`.
     pub fn danger_accept_invalid_certs(mut self, on: bool) -> Self {
         self.accept_invalid = on;
         self
     }
 
-    /// Checks that the settings fit together. Reads no file.
+    /// Checks that the settings are consistent. Reads no files.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`]: a certificate without a key or the other way round, a path and a PEM text
-    /// for the same thing, no authority at all, an empty server name, `min_version` above
-    /// `max_version`, or verification both set up and switched off.
+    /// [`Error::Config`] if the settings contain:
+    ///
+    /// * a certificate without a key, or a key without a certificate;
+    /// * both a path and PEM text for the same item;
+    /// * no root certificates;
+    /// * an empty server name;
+    /// * a `min_version` above `max_version`;
+    /// * verification that is both configured and disabled.
     pub fn build(self) -> Result<TlsConfig> {
         let mut roots = Vec::new();
         if let Some(ca) = path_or_pem("ca_cert", self.ca_path, self.ca_pem)? {
@@ -207,8 +219,8 @@ impl TlsConfigBuilder {
         let checks = names_system || !roots.is_empty() || self.crl_path.is_some();
         if self.accept_invalid && (checks || self.verify_hostname == Some(true)) {
             return Err(Error::config(
-                "danger_accept_invalid_certs(true) verifies nothing, and authorities, revocation \
-                 lists or verify_hostname(true) are set too: remove the one or the other",
+                "danger_accept_invalid_certs(true) cannot be combined with root certificates, \
+                 revocation lists or verify_hostname(true): remove one or the other",
             ));
         }
         if self.system_roots.unwrap_or(roots.is_empty()) && !self.accept_invalid {
@@ -216,7 +228,7 @@ impl TlsConfigBuilder {
         }
         if roots.is_empty() && !self.accept_invalid {
             return Err(Error::config(
-                "system_roots(false) leaves no authority to trust: set ca_cert_path or ca_cert_pem",
+                "system_roots(false) leaves no root certificates: set ca_cert_path or ca_cert_pem",
             ));
         }
         let verify = match (self.accept_invalid, self.verify_hostname) {
@@ -243,10 +255,10 @@ impl TlsConfigBuilder {
             self.max_version.unwrap_or(TlsVersion::Tls13),
         );
         if min_version > max_version {
-            return Err(Error::config("min_version of TLS is above max_version"));
+            return Err(Error::config("the min_version of TLS is above max_version"));
         }
         if self.server_name.as_deref() == Some("") {
-            return Err(Error::config("server_name of TLS is empty"));
+            return Err(Error::config("the server_name of TLS is empty"));
         }
         let settings = TlsSettings {
             verify,
@@ -265,12 +277,12 @@ impl TlsConfigBuilder {
     }
 }
 
-/// The one of two ways to say the same thing that was used.
+/// Returns the path or the PEM text, whichever is set.
 fn path_or_pem(what: &str, path: Option<PathBuf>, pem: Option<Source>) -> Result<Option<Source>> {
     match (path, pem) {
-        (Some(_), Some(_)) => {
-            Err(Error::config(format!("{what}_path and {what}_pem are both set: keep one of them")))
-        }
+        (Some(_), Some(_)) => Err(Error::config(format!(
+            "{what}_path and {what}_pem are both set: remove one of them"
+        ))),
         (path, pem) => Ok(path.map(Source::File).or(pem)),
     }
 }
@@ -316,7 +328,7 @@ mod tests {
             (b().client_key_pem("k"), "without its certificate"),
             (b().ca_cert_path("a").ca_cert_pem("a"), "ca_cert_path and ca_cert_pem"),
             (b().client_key_path("a").client_key_pem("a"), "client_key_path and"),
-            (b().system_roots(false), "no authority"),
+            (b().system_roots(false), "no root certificates"),
             (b().min_version(TlsVersion::Tls13).max_version(TlsVersion::Tls12), "min_version"),
             (b().server_name(""), "server_name"),
             (b().danger_accept_invalid_certs(true).ca_cert_path("a"), "danger"),
