@@ -1,8 +1,12 @@
-//! Secrets in memory: never shown, and overwritten when they are dropped. Overwriting is of little
-//! use if copies remain. A move copies a value on the stack, so secrets are on the heap. A vector
-//! or string that grows leaves its earlier buffer in freed memory, so theirs have their final size
-//! from the start. Intermediate values of a function stay on the stack after it has returned, so
-//! [`wipe_stack`] overwrites them.
+//! Secrets in memory: never shown, and zeroized on drop.
+//!
+//! Zeroizing is of little use if copies remain:
+//!
+//! * A move copies a value on the stack, so secrets are on the heap.
+//! * A growing vector or string leaves its old buffer in freed memory, so buffers of secrets are
+//!   allocated at their final size.
+//! * Intermediate values of a function remain on the stack after it returns, so [`wipe_stack`]
+//!   overwrites them.
 
 use std::{fmt, ops::Deref, sync::Arc};
 
@@ -33,7 +37,7 @@ impl fmt::Debug for Password {
 pub(crate) struct Key(Arc<Zeroizing<Vec<u8>>>);
 
 impl Key {
-    /// Copies a key. The caller overwrites the original.
+    /// Copies a key. The caller must zeroize the original.
     pub(crate) fn copy(bytes: &[u8]) -> Self {
         Self(Arc::new(Zeroizing::new(bytes.to_vec())))
     }
@@ -53,9 +57,9 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Overwrites the stack that functions called by the caller have used.
+/// Overwrites the stack that was used by functions the caller has called.
 ///
-/// They must not be inlined into it, and must not have used more than this.
+/// These functions must not be inlined into the caller, and must use at most `SIZE` bytes.
 #[inline(never)]
 pub(crate) fn wipe_stack() {
     const SIZE: usize = 32 << 10;

@@ -38,7 +38,7 @@ async fn typed() {
         "#1 of 2026-01-05 08:30:00.250 UTC, Ada in Lyon: 23.00",
         "paid by card ...4242, delivered: 07 January, [\"gift\"]",
         "paid by transfer, not yet here from Erste, delivered: no, []",
-        "row 3 does not fit typed::Order at `lines[1].price`",
+        "row 3 does not match typed::Order at `lines[1].price`",
         "#4 of 2026-01-08 12:00:00 UTC, Ève in Gent: 36.00 for [\"C-3\"], paid in some way",
         "3 rows, 1 that do not fit",
         "#3 to Oslo: None",
@@ -91,7 +91,7 @@ async fn errors_and_retry() {
         "category cancelled, retriable: false, advice: Never",
         "category memory_limit, retriable: false, advice: Never",
         "category connection, retriable: true, advice: AfterDelay",
-        "49950 good rows, 50 bad ones, of which the first: row 1000 does not fit \
+        "49950 good rows, 50 bad ones, of which the first: row 1000 does not match \
          errors_and_retry::Reading at `celsius`",
         "in the end: warm",
         "given up: timed out running the query after 100ms",

@@ -108,7 +108,7 @@ fn seeds_of_sessions_reach_their_ends() {
         ("recorded_read_write", 2, 6, ""),
         ("recorded_two_columns", 1, 3, "2 columns"),
         ("replaced", 1, 3, "before the result was complete"),
-        ("row_beyond_memory", 0, 1, "5000 bytes do not fit"),
+        ("row_beyond_memory", 0, 1, "5000 bytes exceed"),
         ("row_too_large", 0, 1, "a row of 9010 bytes"),
         ("rows_that_are_no_documents", 2, 8, ""),
         ("rows_that_are_no_text", 2, 6, ""),

@@ -160,7 +160,7 @@ async fn the_servers_refusals_say_what_to_do_and_leave_the_client_usable() {
 
     let error = refused(&client, "v_no_data").await;
     assert_eq!(error.sqlstate(), Some(&sqlstate::UNDEFINED_COLUMN));
-    assert!(error.to_string().contains("column called data"), "{error}");
+    assert!(error.to_string().contains("column named data"), "{error}");
 
     let error = refused(&client, "v_text").await;
     assert_eq!(error.category(), ErrorCategory::InvalidSchema);

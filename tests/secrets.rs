@@ -914,9 +914,9 @@ async fn tls_shows_no_key_and_no_password() {
     std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o644)).unwrap();
     file("ca.crt", &authority.pem);
     for (key, part) in [
-        (file("encrypted.key", &encrypted), "encrypted keys are not read"),
+        (file("encrypted.key", &encrypted), "is encrypted, which is not supported"),
         (open, "group or world access"),
-        (file("other.key", &other.key), "not a pair"),
+        (file("other.key", &other.key), "does not match"),
         (file("no.key", "Pl4nted, and no key"), "no private key"),
         (folder.path().to_owned(), "not a regular file"),
         (file("own.key", &own.key), ""),

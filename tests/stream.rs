@@ -124,7 +124,7 @@ async fn databases_in_other_encodings_are_converted_or_fail_row_by_row() {
     assert_eq!(rows, ["a"]);
     let error = error.unwrap();
     assert_eq!(error.sqlstate(), Some(&sqlstate::CHARACTER_NOT_IN_REPERTOIRE));
-    assert!(error.to_string().contains("JSON has to be UTF-8"), "{error}");
+    assert!(error.to_string().contains("JSON must be UTF-8"), "{error}");
     let stream = client.query::<String>("v").limit(1).execute().await.unwrap();
     assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap(), ["a"]);
 }

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 
 use crate::secret::wipe_stack;
 
-/// The answer to the server's salt: `"md5" + md5(md5(password + user) + salt)`.
+/// Returns the response to the server's salt: `"md5" + md5(md5(password + user) + salt)`.
 pub(crate) fn response(user: &str, password: &str, salt: [u8; 4]) -> String {
     let response = compute(user, password, salt);
     wipe_stack();
@@ -28,7 +28,7 @@ fn hex_digest(parts: &[&[u8]]) -> Zeroizing<String> {
     for part in parts {
         hash.update(part);
     }
-    // 32 digits: a string that grows leaves copies in freed memory.
+    // Allocated at its final size, because a growing string leaves copies in freed memory.
     let mut hex = Zeroizing::new(String::with_capacity(32));
     for byte in hash.finalize() {
         let _ = write!(hex, "{byte:02x}");
@@ -40,10 +40,10 @@ fn hex_digest(parts: &[&[u8]]) -> Zeroizing<String> {
 mod tests {
     use super::*;
 
-    /// The salt and answer of a login by libpq 15: user `role_md5`, password `md5-secret`.
+    /// The salt and response of a login by libpq 15: user `role_md5`, password `md5-secret`.
     #[test]
-    fn the_answer_is_the_one_of_libpq() {
-        let answer = response("role_md5", "md5-secret", [1, 2, 3, 4]);
-        assert_eq!(answer, "md5c110f332b870780f6b6e8e669dad3353");
+    fn the_response_equals_that_of_libpq() {
+        let response = response("role_md5", "md5-secret", [1, 2, 3, 4]);
+        assert_eq!(response, "md5c110f332b870780f6b6e8e669dad3353");
     }
 }

@@ -1,4 +1,4 @@
-//! The messages of password logins, without I/O.
+//! Password authentication: the client's messages, without I/O.
 
 pub(crate) mod md5;
 pub(crate) mod scram;

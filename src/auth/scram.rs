@@ -1,9 +1,8 @@
-//! SCRAM-SHA-256 and SCRAM-SHA-256-PLUS by [RFC 5802] and [RFC 7677], the client's side, without
-//! I/O.
+//! The client side of SCRAM-SHA-256 and SCRAM-SHA-256-PLUS ([RFC 5802], [RFC 7677]), without I/O.
 //!
-//! Each step consumes the state before it and returns the next, so that no step can be left out or
-//! repeated. Only [`ServerFinal::verify`] ends an exchange well: then the server has proved that it
-//! knows the password too.
+//! Each step consumes the previous state and returns the next one, so that no step can be skipped
+//! or repeated. An exchange succeeds only with [`ServerFinal::verify`]: the server has then proved
+//! that it also knows the password.
 //!
 //! [RFC 5802]: https://www.rfc-editor.org/rfc/rfc5802
 //! [RFC 7677]: https://www.rfc-editor.org/rfc/rfc7677
@@ -23,22 +22,22 @@ use crate::{
     secret::{Key, wipe_stack},
 };
 
-/// The name of the mechanism, as in the server's list.
+/// The name of the mechanism in the server's list.
 pub(crate) const MECHANISM: &str = "SCRAM-SHA-256";
 
-/// Random bytes in a nonce, 18 as in libpq (`SCRAM_RAW_NONCE_LEN`).
+/// The number of random bytes in a nonce, as in libpq (`SCRAM_RAW_NONCE_LEN`).
 pub(crate) const NONCE_BYTES: usize = 18;
 
 /// The name of the mechanism that binds the login to a TLS channel.
 pub(crate) const MECHANISM_PLUS: &str = "SCRAM-SHA-256-PLUS";
 
-/// What the client says about channel binding: the gs2-cbind-flag of RFC 5802, section 7.
+/// The channel binding of the client: the gs2-cbind-flag of RFC 5802, section 7.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Binding {
-    /// "n": the client does not do it.
+    /// "n": the client does not support channel binding.
     No,
-    /// "y": the client does it, and thinks that the server does not. A server that does knows then
-    /// that somebody in between has changed its list of mechanisms.
+    /// "y": the client supports it, but the server does not offer it. A server that does offer it
+    /// then detects that a man in the middle has changed its list of mechanisms.
     NotOffered,
     /// "p": bound by `tls-server-end-point` (RFC 5929), the hash of the server's certificate.
     EndPoint(Vec<u8>),
@@ -64,8 +63,8 @@ impl Binding {
     }
 }
 
-/// What a password comes down to, for one salt and number of iterations: as good as the password
-/// itself for logging in.
+/// The keys derived from a password, for one salt and number of iterations. They are sufficient to
+/// log in without the password.
 #[derive(Clone)]
 pub(crate) struct Keys {
     pub(crate) client: Key,
@@ -73,7 +72,7 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    /// Computes the keys. 4096 iterations, the server's default, take milliseconds.
+    /// Derives the keys. The server's default of 4096 iterations takes about a millisecond.
     pub(crate) fn derive(password: &str, salt: &[u8], iterations: u32) -> Result<Self> {
         let keys = Self::compute(password, salt, iterations);
         wipe_stack();
@@ -82,7 +81,7 @@ impl Keys {
 
     #[inline(never)]
     fn compute(password: &str, salt: &[u8], iterations: u32) -> Result<Self> {
-        // Postgres prepares the password like this, and takes one that cannot be prepared as it is.
+        // As in Postgres, a password that SASLprep rejects is used unchanged.
         let prepared = stringprep::saslprep(password).unwrap_or(password.into());
         // SaltedPassword := Hi(Normalize(password), salt, i)
         let mut salted = Zeroizing::new([0; 32]);
@@ -106,14 +105,14 @@ fn key(salted: &[u8], label: &[u8]) -> Result<Key> {
     Ok(key)
 }
 
-/// The client has spoken first.
+/// The state after the client-first-message.
 pub(crate) struct ClientFirst {
     binding: Binding,
     nonce: String,
     bare: String,
 }
 
-/// The server has answered with its challenge; the proof costs `iterations` rounds of hashing.
+/// The state after the server's challenge. The proof requires `iterations` rounds of hashing.
 pub(crate) struct Challenge {
     binding: Binding,
     pub(crate) salt: Vec<u8>,
@@ -123,16 +122,16 @@ pub(crate) struct Challenge {
     auth_message_start: String,
 }
 
-/// The client has sent its proof and waits for the server's.
+/// The state after the client's proof, before the server's signature.
 pub(crate) struct ServerFinal {
-    /// The expected answer of the server. Compared in constant time.
+    /// The expected signature of the server. Compared in constant time.
     signature: CtOutput<Hmac<Sha256>>,
 }
 
 impl ClientFirst {
-    /// Begins an exchange with a nonce of fresh random bytes.
+    /// Begins an exchange with a nonce of new random bytes.
     ///
-    /// The name is left empty: Postgres takes the one of the start-up message.
+    /// The user name is empty: Postgres uses the one from the startup message.
     pub(crate) fn new(random: [u8; NONCE_BYTES], binding: Binding) -> Self {
         Self::with("", BASE64.encode(random), binding)
     }
@@ -143,12 +142,12 @@ impl ClientFirst {
         Self { binding, nonce, bare }
     }
 
-    /// The client-first-message.
+    /// Returns the client-first-message.
     pub(crate) fn message(&self) -> String {
         format!("{}{}", self.binding.gs2_header(), self.bare)
     }
 
-    /// Takes the server-first-message, which may ask for so many iterations at most.
+    /// Parses the server-first-message, which can request at most `max_iterations`.
     pub(crate) fn challenge(self, server_first: &[u8], max_iterations: u32) -> Result<Challenge> {
         let text = std::str::from_utf8(server_first).map_err(|_| malformed("it is not UTF-8"))?;
         // server-first-message = [reserved-mext ","] nonce "," salt "," iteration-count
@@ -172,9 +171,9 @@ impl ClientFirst {
             .ok_or_else(|| malformed("its iteration count is not a positive number"))?;
         if iterations > max_iterations {
             return Err(Error::authentication(format!(
-                "the server asks for {iterations} SCRAM iterations, more than the {max_iterations} \
-                 that are accepted: set scram_iterations on the server lower and set the password \
-                 again, or raise max_scram_iterations"
+                "the server requests {iterations} SCRAM iterations, but at most {max_iterations} \
+                 are accepted: lower scram_iterations on the server and set the password again, or \
+                 raise max_scram_iterations"
             )));
         }
         Ok(Challenge {
@@ -188,7 +187,7 @@ impl ClientFirst {
 }
 
 impl Challenge {
-    /// Answers the challenge: the client-final-message.
+    /// Responds to the challenge with the client-final-message.
     pub(crate) fn prove(self, keys: &Keys) -> Result<(String, ServerFinal)> {
         let proved = self.compute(keys);
         wipe_stack();
@@ -217,14 +216,14 @@ impl Challenge {
 }
 
 impl ServerFinal {
-    /// Takes the server-final-message and checks that the server knows the password.
+    /// Verifies the server-final-message, which proves that the server knows the password.
     pub(crate) fn verify(self, server_final: &[u8]) -> Result<()> {
         let text = std::str::from_utf8(server_final).map_err(|_| malformed("it is not UTF-8"))?;
         // server-final-message = (server-error / verifier) ["," extensions]
         let first = text.split(',').next();
         if let Ok(error) = attribute(first, "e=") {
             let error = OneLine::name(error);
-            return Err(Error::authentication(format!("the server says \"{error}\"")));
+            return Err(Error::authentication(format!("the server reports \"{error}\"")));
         }
         let signature = BASE64
             .decode(attribute(first, "v=")?)
@@ -234,13 +233,13 @@ impl ServerFinal {
             Some(signature) if signature == self.signature => Ok(()),
             _ => Err(Error::authentication(
                 "the server's signature is wrong: it does not know the password, so it is not the \
-                 server it pretends to be",
+                 expected server",
             )),
         }
     }
 }
 
-/// The value of the attribute that must come next.
+/// Returns the value of the attribute, which must be the next one.
 fn attribute<'a>(next: Option<&'a str>, name: &str) -> Result<&'a str> {
     next.and_then(|a| a.strip_prefix(name))
         .ok_or_else(|| malformed(&format!("the attribute {name:?} is missing")))
@@ -257,7 +256,7 @@ fn malformed(why: &str) -> Error {
     Error::authentication(format!("the server's SCRAM message is malformed: {why}"))
 }
 
-// Secrets and what could be computed back to them are never shown.
+// Secrets, and values from which they could be recovered, are never shown.
 macro_rules! opaque {
     ($($state:ident)*) => {$(
         impl fmt::Debug for $state {
@@ -305,7 +304,7 @@ mod tests {
         server_final.verify(SERVER_FINAL).unwrap();
     }
 
-    /// What RFC 5802 says of the flag and of what "c=" carries; the data as a server would check it.
+    /// The flag and the content of "c=" by RFC 5802, checked like a server does.
     #[test]
     fn the_binding_is_said_first_and_repeated_under_the_proof() {
         for (binding, header, repeated) in [
@@ -360,7 +359,7 @@ mod tests {
             ("r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i=+4", "not a positive number"),
             ("r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i=04096", "not a positive number"),
             ("r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i= 4096", "not a positive number"),
-            ("r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i=100001", "more than the 100000"),
+            ("r=rOprNGfwEbeRWgbNEkqOx,s=QQ==,i=100001", "at most 100000"),
         ] {
             let error = challenge(bad.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(why), "{bad}: {error}");

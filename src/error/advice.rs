@@ -1,4 +1,4 @@
-//! What an error means for the caller: its category, whether to retry, what to do about it.
+//! The category of an error, its retry advice, and hints for its message.
 
 use std::{borrow::Cow, fmt, io};
 
@@ -7,7 +7,7 @@ use super::{
     UNREADABLE, WRONG_ROLE, sqlstate,
 };
 
-/// The kind of an error, one for each variant of [`Error`]; a small, fixed set made for labels.
+/// The category of an error, one for each variant of [`Error`]. Suitable as a label of metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorCategory {
@@ -82,16 +82,17 @@ impl fmt::Display for ErrorCategory {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RetryAdvice {
-    /// It will fail again: something has to be changed first.
+    /// The query would fail again unless something is changed first.
     Never,
-    /// It lost against another session or a connection that had ended: it can succeed at once.
+    /// The query lost a conflict with another session, or its connection: it can succeed
+    /// immediately.
     Immediately,
-    /// The server, the network or the client is not ready: wait, longer each time, and try again.
+    /// The server, the network or the client is not ready: retry with increasing delays.
     AfterDelay,
 }
 
 impl Error {
-    /// Returns the kind of the error.
+    /// Returns the category of the error.
     pub fn category(&self) -> ErrorCategory {
         match self {
             Self::Config { .. } => ErrorCategory::Config,
@@ -116,8 +117,8 @@ impl Error {
 
     /// Returns whether and when to run the same query again.
     ///
-    /// By [SQLSTATE] for what the server reported; lost connections and timeouts can be retried;
-    /// a wrong setting, login, schema or document cannot.
+    /// For errors of the server it depends on the [SQLSTATE]. Lost connections and timeouts can be
+    /// retried. A wrong setting, login, schema or document cannot.
     ///
     /// [SQLSTATE]: crate::sqlstate
     pub fn retry_advice(&self) -> RetryAdvice {
@@ -131,7 +132,7 @@ impl Error {
                 let hope = |a: &ConnectAttempt| a.error.is_retriable();
                 if attempts.iter().any(hope) { RetryAdvice::AfterDelay } else { RetryAdvice::Never }
             }
-            // Whoever stopped it does not want it run again.
+            // The caller that cancelled it does not want it to run again.
             Self::Cancelled
             | Self::Config { .. }
             | Self::Tls { .. }
@@ -153,7 +154,7 @@ fn for_server_error(e: &DbError) -> RetryAdvice {
         sqlstate::T_R_SERIALIZATION_FAILURE | sqlstate::T_R_DEADLOCK_DETECTED => {
             RetryAdvice::Immediately
         }
-        // A dropped database does not come back.
+        // A dropped database stays dropped.
         sqlstate::DATABASE_DROPPED => RetryAdvice::Never,
         sqlstate::QUERY_CANCELED
         | sqlstate::LOCK_NOT_AVAILABLE
@@ -170,15 +171,16 @@ fn for_server_error(e: &DbError) -> RetryAdvice {
     }
 }
 
-/// The functions of the server that report it; its messages may be translated.
+/// By the server function that reports it, because messages can be translated.
 pub(super) fn is_lost_snapshot(e: &DbError) -> bool {
     matches!(e.routine(), Some("ImportSnapshot" | "SetTransactionSnapshot"))
 }
 
-/// Advice for a server's error, if its text does not tell a user of this crate what to do.
+/// Returns advice for an error of the server, if its own text is not sufficient for users of this
+/// crate.
 ///
-/// Messages are translated (`lc_messages`), so what a code stands for is read from `routine`, the
-/// function of the server's source that reported it. Other engines send no routine, or their own.
+/// Messages can be translated (`lc_messages`), so cases are distinguished by `routine`, the
+/// function of the server that reported the error. Other engines send no routine, or their own.
 pub(super) fn hint_for(e: &DbError) -> &'static str {
     if e.hint().is_some() {
         return "";
@@ -187,45 +189,45 @@ pub(super) fn hint_for(e: &DbError) -> &'static str {
     let in_function = e.where_().is_some() || e.internal_query().is_some();
     match *e.code() {
         sqlstate::UNDEFINED_TABLE | sqlstate::UNDEFINED_COLUMN if in_function => {
-            "; a function that the query calls names it, as_db_error().where_() says which"
+            "; a function called by the query refers to it: see as_db_error().where_()"
         }
         sqlstate::UNDEFINED_TABLE if routine == "errorMissingRTE" => {
-            "; where_sql(), order_by() and select_projection() may name columns of the relation only"
+            "; where_sql(), order_by() and select_projection() can only use columns of the relation"
         }
         sqlstate::UNDEFINED_TABLE => {
-            "; check the name, whose case counts, or write it with its schema: \
+            "; check the name, which is case-sensitive, or qualify it with its schema: \
              query(\"schema.view\")"
         }
         sqlstate::UNDEFINED_COLUMN => {
-            "; the relation needs a json or jsonb column called data, or the one that column() names; \
-             where_sql() and order_by() may name its columns only"
+            "; the relation needs a json or jsonb column named data, or the one set by column(); \
+             where_sql() and order_by() can only use its columns"
         }
         // A type that a typed filter casts to: ltree, vector.
         sqlstate::UNDEFINED_OBJECT if routine == "typenameType" => {
-            "; create the extension that has the type, or put its schema into the search_path of the \
-             role"
+            "; create the extension that provides the type, or add its schema to the search_path \
+             of the role"
         }
         sqlstate::CHARACTER_NOT_IN_REPERTOIRE => {
-            "; the text is not valid in the encoding of the database (SQL_ASCII takes any bytes), or \
-             a function converts bytes that are no text: JSON has to be UTF-8"
+            "; the text is invalid in the encoding of the database (SQL_ASCII accepts any bytes), \
+             or a function converts bytes that are not text: JSON must be UTF-8"
         }
         sqlstate::INVALID_CATALOG_NAME => {
-            "; create the database or correct the connection string: without dbname, it is the name \
+            "; create the database or correct the connection string: dbname defaults to the name \
              of the user"
         }
         sqlstate::INSUFFICIENT_PRIVILEGE => match routine {
             "CheckMyDatabase" => "; grant connect on the database to the role",
             "check_enable_rls" => {
-                "; the session runs with row_security = off, which row-level security of the table \
-                 does not allow: switch it on, or use a role with bypassrls"
+                "; the session has row_security = off, but the table has row-level security: set \
+                 it to on, or use a role with bypassrls"
             }
             set if set.starts_with("set_config") => {
-                "; options or a start-up parameter sets it, which the role may not: remove it, or \
-                 have a superuser set it for the role"
+                "; options or a startup parameter sets it, which the role is not allowed to do: \
+                 remove it, or have a superuser set it for the role"
             }
             _ => {
-                "; grant the privilege: to the role, or, for what a view reads, to the owner of the \
-                 view"
+                "; grant the privilege to the role, or to the owner of a view for what the view \
+                 reads"
             }
         },
         sqlstate::TOO_MANY_CONNECTIONS => match routine {
@@ -236,70 +238,72 @@ pub(super) fn hint_for(e: &DbError) -> &'static str {
                 "; use fewer clients or raise the connection limit of the database"
             }
             "InitProcess" | "InitPostgres" => {
-                "; use fewer clients, a pooler in front of the server, or raise max_connections"
+                "; use fewer clients, use a pooler in front of the server, or raise max_connections"
             }
-            _ => "; use fewer clients or raise the limit that the message names",
+            _ => "; use fewer clients or raise the limit in the message",
         },
-        // Only while logging in it ends the session.
+        // It is fatal only during login.
         sqlstate::QUERY_CANCELED if e.severity() == "FATAL" => {
-            "; the login took longer than authentication_timeout of the server"
+            "; the login took longer than the server's authentication_timeout"
         }
         sqlstate::LOCK_NOT_AVAILABLE => {
-            "; another session has locked the relation or wants it exclusively: run the query again"
+            "; another session has locked the relation or waits for an exclusive lock: run the \
+             query again"
         }
         sqlstate::QUERY_CANCELED => {
-            "; statement_timeout or another session ended it, or a proxy that was late with the cancel \
-             request of an earlier query: raise the first, ask the second, run the query again after \
-             the third"
+            "; statement_timeout or another session cancelled it, or a proxy forwarded the cancel \
+             request of an earlier query late: raise statement_timeout, find the other session, or \
+             run the query again"
         }
         // 22023 or 55000; 42704 in Postgres 18.
         _ if is_lost_snapshot(e) => {
-            "; the connection that exported the snapshot has ended, or a balancer spread the \
-             connections over several servers: all of parallel() must reach the same one"
+            "; the connection that exported the snapshot has ended, or a balancer distributed the \
+             connections over several servers: all connections of parallel() must reach the same \
+             one"
         }
         _ => "",
     }
 }
 
-/// Advice for a refused login (class 28), by the server function that refused it.
+/// Returns advice for a rejected login (class 28), by the server function that rejected it.
 pub(crate) fn for_refusal(e: &DbError, user: &str) -> String {
     match (*e.code(), e.routine().unwrap_or_default()) {
         // The same error for a role that does not exist or has no password.
         (sqlstate::INVALID_PASSWORD, _) => format!(
-            "check the user {user:?}, its password, and its entry in pg_hba.conf on the server; a role \
-             that does not exist, has no password, or an expired one, is refused so too, and the \
-             server's log says which"
+            "check the user {user:?}, its password, and its entry in pg_hba.conf on the server; \
+             the error is the same for a role that does not exist or has no password or an expired \
+             one, and the server's log has the reason"
         ),
         // The name of the file is not translated.
         (_, "ClientAuthentication") if e.message().contains("pg_hba.conf") => format!(
-            "give the user {user:?} an entry in pg_hba.conf on the server for this address, database \
-             and encryption"
+            "give the user {user:?} an entry in pg_hba.conf on the server for this address, \
+             database and encryption"
         ),
         (_, "ClientAuthentication") => {
             "set sslcert and sslkey to a certificate that the server accepts, over TLS".into()
         }
         (_, "InitializeSessionUserId") => format!(
-            "create the role {user:?} or let it log in; without user, it is the name of the \
+            "create the role {user:?} or allow it to log in; user defaults to the name of the \
              operating system's user"
         ),
         (_, "auth_failed") => format!(
-            "check which method pg_hba.conf on the server has for the user {user:?}, and what that \
-             method asks: pg_ident.conf for peer and cert, the directory for ldap, pam and radius"
+            "check the method in pg_hba.conf on the server for the user {user:?}, and what that \
+             method uses: pg_ident.conf for peer and cert, the directory for ldap, pam and radius"
         ),
         _ => format!(
-            "check the user {user:?}, its password, and who may log in at the server or the pooler \
-             (pg_hba.conf)"
+            "check the user {user:?}, its password, and the access rules of the server or the \
+             pooler (pg_hba.conf)"
         ),
     }
 }
 
-/// The reasons of several attempts in one line.
+/// Joins the reasons of several attempts in one line.
 pub(super) fn join(attempts: &[ConnectAttempt]) -> String {
     let reasons: Vec<String> = attempts.iter().map(ToString::to_string).collect();
     reasons.join("; ")
 }
 
-/// Advice for attempts to connect whose errors have none of their own, each advice once.
+/// Returns advice for connection attempts whose errors have none of their own, without duplicates.
 pub(super) fn for_attempts(attempts: &[ConnectAttempt]) -> String {
     let mut advice: Vec<&str> = attempts.iter().filter_map(for_attempt).collect();
     let mut seen = Vec::new();
@@ -320,28 +324,30 @@ fn for_attempt(attempt: &ConnectAttempt) -> Option<&'static str> {
             "wait until a host has that role, add the host that has it, or change \
              target_session_attrs"
         }
-        (NOT_STARTED, _) => "wait, and see the server's log: it lacks memory or processes",
-        (UNREADABLE, _) => "wait, and see what this process lacks: file descriptors or memory",
-        (RESOLVING, _) => "check the host name, and the name server",
+        (NOT_STARTED, _) => "wait, and see the server's log: it may be out of memory or processes",
+        (UNREADABLE, _) => {
+            "wait, and check whether this process is out of file descriptors or memory"
+        }
+        (RESOLVING, _) => "check the host name and the name server",
         _ if is_one_of(source, errno::DESCRIPTORS) => {
-            "close what is not used, use fewer clients, or raise the limit of open files (ulimit -n)"
+            "close unused files, use fewer clients, or raise the limit of open files (ulimit -n)"
         }
         (_, K::AddrNotAvailable) => {
-            "no local port is left for this address: keep connections (a pool) instead of opening new \
-             ones"
+            "there is no free local port for this address: reuse connections (a pool) instead of \
+             opening new ones"
         }
         (_, K::OutOfMemory) => "free memory",
         (_, K::NotFound) => {
-            "check host (the folder of the socket) and port, and that the server is running on this \
-             machine"
+            "check host (the directory of the socket) and port, and that the server is running on \
+             this machine"
         }
         (_, K::PermissionDenied) => {
-            "check who may use the server's socket, and the firewall of this machine"
+            "check the permissions of the server's socket, and the firewall of this machine"
         }
         (_, K::TimedOut | K::HostUnreachable | K::NetworkUnreachable | K::NetworkDown) => {
-            "check the address, the route to it, and the firewalls in between"
+            "check the address, the route to it, and firewalls"
         }
-        (_, K::WouldBlock) => "the server accepts no more connections at the moment: wait",
+        (_, K::WouldBlock) => "the server does not accept more connections at the moment: wait",
         _ => "check host and port, and that the server is running there",
     })
 }
@@ -358,33 +364,34 @@ pub(super) fn io(during: &str) -> Cow<'_, str> {
 pub(super) fn closed(during: &str, source: Option<&io::Error>) -> String {
     let what = match source.and_then(lost) {
         Some(reason) => format!("the connection was lost {during} ({reason})"),
-        None => format!("the other side closed the connection {during}"),
+        None => format!("the server closed the connection {during}"),
     };
     let advice = match during {
         LOGGING_IN => "see the log of the server, or of the pooler in front of it",
-        LOGGING_IN_BY_3_2 => "if it supports 3.0 only, set max_protocol_version=3.0",
+        LOGGING_IN_BY_3_2 => "if it supports only 3.0, set max_protocol_version=3.0",
         _ => "run the query again",
     };
     format!("{what}; {advice}")
 }
 
-/// Why a session's network or peer is gone without having closed the connection: keepalives,
-/// retransmissions or `tcp_user_timeout` without an answer, or a network that is away.
+/// Returns why the peer of a session can no longer be reached although it has not closed the
+/// connection: unanswered keepalives or retransmissions, `tcp_user_timeout`, or a network failure.
 pub(super) fn lost(e: &io::Error) -> Option<&'static str> {
     use io::ErrorKind as K;
     Some(match e.kind() {
-        K::TimedOut => "timed out: the server or the network stopped answering",
+        K::TimedOut => "timed out: the server or the network stopped responding",
         K::HostUnreachable => "the host is unreachable",
         K::NetworkUnreachable => "the network is unreachable",
         K::NetworkDown => "the network is down",
-        // The session was open: this is the answer of a router, or of the host without its server.
+        // The session was open, so this comes from a router or from a host whose server is gone.
         K::ConnectionRefused => "the host refuses it",
         _ if is_one_of(e, errno::HOST_DOWN) => "the host is down",
         _ => return None,
     })
 }
 
-/// Whether reading a file failed for a reason that passes: neither the file nor its name is wrong.
+/// Returns whether reading a file failed for a transient reason: the file and its name are not the
+/// problem.
 pub(super) fn is_transient(e: &io::Error) -> bool {
     use io::ErrorKind as K;
     let resources = is_one_of(e, errno::DESCRIPTORS) || is_one_of(e, errno::STORAGE);
@@ -395,18 +402,18 @@ fn is_one_of(e: &io::Error, codes: &[i32]) -> bool {
     e.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
-/// Errors that the standard library has no name for.
+/// Errors without an `ErrorKind` in the standard library.
 #[cfg(unix)]
 mod errno {
     use nix::errno::Errno;
 
     pub(super) const DESCRIPTORS: &[i32] = &[Errno::EMFILE as i32, Errno::ENFILE as i32];
-    /// The second is that of a network file system.
+    /// The second is specific to network file systems.
     pub(super) const STORAGE: &[i32] = &[Errno::EIO as i32, Errno::ESTALE as i32];
     pub(super) const HOST_DOWN: &[i32] = &[Errno::EHOSTDOWN as i32];
 }
 
-/// Errors that the standard library has no name for: `ERROR_TOO_MANY_OPEN_FILES`, `WSAEMFILE`,
+/// Errors without an `ErrorKind` in the standard library: `ERROR_TOO_MANY_OPEN_FILES`, `WSAEMFILE`,
 /// `ERROR_IO_DEVICE`, `WSAEHOSTDOWN`.
 #[cfg(not(unix))]
 mod errno {
@@ -415,7 +422,7 @@ mod errno {
     pub(super) const HOST_DOWN: &[i32] = &[10_064];
 }
 
-/// The causes of an error, each after a colon.
+/// Writes the causes of an error, each after a colon.
 pub(super) fn write_causes(
     f: &mut fmt::Formatter<'_>,
     error: &dyn std::error::Error,

@@ -3,8 +3,8 @@ use std::io;
 use super::{ConnectAttempt, Error};
 
 impl Error {
-    /// Returns the same error for another caller that waits for the same thing. A cause from a
-    /// decoder or the operating system is copied as text.
+    /// Returns a copy for another caller that waits for the same operation. A source from a decoder
+    /// or the operating system is copied as text.
     pub(crate) fn copy(&self) -> Self {
         match self {
             Self::Config { message } => Self::Config { message: message.clone() },

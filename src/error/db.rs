@@ -2,11 +2,11 @@ use std::fmt;
 
 use super::{OneLine, sqlstate::SqlState};
 
-/// An error or notice as the server reported it, with every field it sent.
+/// An error or notice reported by the server, with all its fields.
 ///
 /// The fields are those of [Error and Notice Message Fields] in the Postgres manual. Texts are in
-/// the language the server is set to (`lc_messages`); decide by [`code`](Self::code). Of a text beyond
-/// 8 KiB the beginning is kept, up to the last character that is whole.
+/// the language of the server (`lc_messages`), so match on [`code`](Self::code). Texts of more than
+/// 8 KiB are truncated at a character boundary.
 ///
 /// [Error and Notice Message Fields]: https://www.postgresql.org/docs/current/protocol-error-fields.html
 #[derive(Clone, PartialEq, Eq)]
@@ -32,8 +32,8 @@ pub struct DbError {
 }
 
 impl DbError {
-    /// Returns the severity, never translated: `ERROR`, `FATAL` or `PANIC` in an error; `WARNING`,
-    /// `NOTICE`, `DEBUG`, `INFO` or `LOG` in a notice.
+    /// Returns the severity, which is never translated. It is `ERROR`, `FATAL` or `PANIC` for an
+    /// error; `WARNING`, `NOTICE`, `DEBUG`, `INFO` or `LOG` for a notice.
     pub fn severity(&self) -> &str {
         &self.severity
     }
@@ -48,17 +48,17 @@ impl DbError {
         &self.message
     }
 
-    /// Returns the detail: more about the problem, possibly several lines.
+    /// Returns the details of the problem, possibly several lines.
     pub fn detail(&self) -> Option<&str> {
         self.detail.as_deref()
     }
 
-    /// Returns the server's suggestion what to do about the problem.
+    /// Returns the server's suggestion for solving the problem.
     pub fn hint(&self) -> Option<&str> {
         self.hint.as_deref()
     }
 
-    /// Returns where in the statement the error is: a count of characters, not bytes, from 1.
+    /// Returns the position of the error in the statement, in characters, starting at 1.
     pub fn position(&self) -> Option<u32> {
         self.position
     }
@@ -69,43 +69,43 @@ impl DbError {
         self.internal_position
     }
 
-    /// Returns the text of the failed command that the server made itself, for example a query
-    /// inside a PL/pgSQL function.
+    /// Returns the text of an internally generated command that failed, for example a query inside
+    /// a PL/pgSQL function.
     pub fn internal_query(&self) -> Option<&str> {
         self.internal_query.as_deref()
     }
 
-    /// Returns the context of the error: a call stack, one entry a line, the newest first.
+    /// Returns the context of the error: a call stack with one entry per line, most recent first.
     pub fn where_(&self) -> Option<&str> {
         self.where_.as_deref()
     }
 
-    /// Returns the schema the error is about.
+    /// Returns the schema that the error refers to.
     pub fn schema(&self) -> Option<&str> {
         self.schema.as_deref()
     }
 
-    /// Returns the table the error is about.
+    /// Returns the table that the error refers to.
     pub fn table(&self) -> Option<&str> {
         self.table.as_deref()
     }
 
-    /// Returns the column the error is about.
+    /// Returns the column that the error refers to.
     pub fn column(&self) -> Option<&str> {
         self.column.as_deref()
     }
 
-    /// Returns the data type the error is about.
+    /// Returns the data type that the error refers to.
     pub fn data_type(&self) -> Option<&str> {
         self.data_type.as_deref()
     }
 
-    /// Returns the constraint the error is about.
+    /// Returns the constraint that the error refers to.
     pub fn constraint(&self) -> Option<&str> {
         self.constraint.as_deref()
     }
 
-    /// Returns the file of the server's source code that reported the error.
+    /// Returns the source file of the server that reported the error.
     pub fn file(&self) -> Option<&str> {
         self.file.as_deref()
     }
@@ -115,14 +115,14 @@ impl DbError {
         self.line
     }
 
-    /// Returns the function of the server's source code that reported the error.
+    /// Returns the function in the server's source code that reported the error.
     pub fn routine(&self) -> Option<&str> {
         self.routine.as_deref()
     }
 }
 
 impl DbError {
-    /// Writes the fields that `Display` leaves out, as far as the server sent them.
+    /// Writes the fields that the server sent and `Display` omits.
     pub(super) fn write_rest(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let numbers = [
             ("position", self.position),
@@ -154,7 +154,7 @@ impl DbError {
     }
 }
 
-/// The line of `Display`, then the other fields that the server sent.
+/// The output of `Display`, then the other fields that the server sent.
 impl fmt::Debug for DbError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self} [DbError")?;
@@ -163,8 +163,8 @@ impl fmt::Debug for DbError {
     }
 }
 
-/// One line: severity, message, detail, hint and SQLSTATE. Control characters, marks of direction
-/// and invisible characters become blanks.
+/// One line: severity, message, detail, hint and SQLSTATE. Control characters, bidirectional
+/// controls and invisible characters become spaces.
 impl fmt::Display for DbError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", one_line(&self.severity), one_line(&self.message))?;
@@ -177,7 +177,7 @@ impl fmt::Display for DbError {
     }
 }
 
-/// A text of the server's, which must not forge lines in a log. It is in bounds already.
+/// Displays text of the server so that it cannot forge log lines. Its length is already limited.
 fn one_line(text: &str) -> OneLine<'_> {
     OneLine { text, max: usize::MAX }
 }

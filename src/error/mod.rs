@@ -1,4 +1,4 @@
-//! The one error type of the crate, and what to do about an error.
+//! The error type of the crate, and its retry advice.
 
 mod advice;
 mod copy;
@@ -16,16 +16,17 @@ pub use self::{
     db::DbError,
 };
 
-/// A result whose error is [`Error`] unless said otherwise.
+/// A result with [`Error`] as the default error type.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Everything that can go wrong.
+/// An error of this crate.
 ///
-/// `Display` is one line: what failed, where, and what to do about it, with the server's words and
-/// SQLSTATE where the server said something. [`source`](std::error::Error::source) holds a cause
-/// that `Display` does not repeat, except for [`JsonDecode`](Self::JsonDecode). No variant ever
-/// shows a password. `Debug`, which `main` and `unwrap` print, is the same line with its causes,
-/// the category, and the fields of the server's error that `Display` leaves out.
+/// `Display` is one line: what failed, where, and what to do about it. It includes the message and
+/// SQLSTATE of the server if there are any. [`source`](std::error::Error::source) is a cause that
+/// `Display` does not repeat, except for [`JsonDecode`](Self::JsonDecode).
+///
+/// `Debug`, which `main` and `unwrap` print, is the same line with its causes, the category, and
+/// the fields of the server's error that `Display` omits. Neither ever shows a password.
 ///
 /// ```
 /// use fraiseql_wire::{Error, RetryAdvice, sqlstate};
@@ -33,67 +34,67 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// fn describe(error: &Error) -> &'static str {
 ///     match error {
 ///         Error::Server(e) if *e.code() == sqlstate::UNDEFINED_TABLE => "deploy the view first",
-///         e if e.is_row_error() => "one bad document: the stream goes on",
+///         e if e.is_row_error() => "one bad document: the stream continues",
 ///         e if e.retry_advice() == RetryAdvice::Immediately => "run it again",
-///         e if e.is_retriable() => "wait a little and run it again",
-///         _ => "a person has to look at it",
+///         e if e.is_retriable() => "run it again after a delay",
+///         _ => "notify an operator",
 ///     }
 /// }
 /// ```
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting, a name or an argument is not valid. Nothing was sent.
+    /// A setting, a name or an argument is invalid. Nothing was sent.
     #[error("invalid configuration: {message}")]
     Config {
-        /// Which one, why, and what to write in its place.
+        /// Which one, why, and what to write instead.
         message: String,
     },
 
-    /// No connection could be made: every address was tried.
+    /// No connection could be established to any address.
     #[error("could not connect to {}{}", advice::join(attempts), advice::for_attempts(attempts))]
     Connection {
-        /// What was tried, in order.
+        /// The attempts, in order.
         attempts: Vec<ConnectAttempt>,
     },
 
-    /// The connection ended before the answer was complete: the peer closed it, or it stopped
-    /// answering, or the network to it was lost.
+    /// The connection ended before the response was complete: the peer closed it or stopped
+    /// responding, or the network failed.
     #[error("{}", advice::closed(during, source.as_ref()))]
     ConnectionClosed {
-        /// What was going on.
+        /// The operation in progress.
         during: &'static str,
-        /// The operating system's reason, when it is more than an orderly end.
+        /// The error of the operating system; `None` if the peer closed the connection normally.
         source: Option<io::Error>,
     },
 
-    /// The client already runs a query.
+    /// The client is already running a query.
     #[error(
-        "the client is busy: a query, stream or ping of it is going on; read the stream to its end or \
-         drop it, or use another client"
+        "the client is busy: another query, stream or ping is in progress; finish or drop it, or \
+         use another client"
     )]
     ConnectionBusy,
 
-    /// TLS was asked for and cannot be had.
+    /// TLS is required and could not be established.
     #[error("TLS: {message}")]
     Tls {
         /// What failed, and what to do.
         message: String,
     },
 
-    /// The server refused the login, or the server itself could not be trusted.
+    /// The server rejected the login, or the client rejected the server.
     #[error("authentication failed: {message}")]
     Authentication {
-        /// Who refused whom and why, with the server's words.
+        /// Which side rejected the other and why, with the server's message.
         message: String,
-        /// The server's error, when it was the server that refused.
+        /// The server's error, if the server rejected the login.
         server: Option<Box<DbError>>,
     },
 
-    /// The other side does not speak the protocol as documented.
+    /// The server violated the protocol.
     #[error("protocol error: {message}")]
     Protocol {
-        /// What came, and what was expected.
+        /// What was received, and what was expected.
         message: String,
     },
 
@@ -101,122 +102,126 @@ pub enum Error {
     #[error("the server reported {}{}", .0, advice::hint_for(.0))]
     Server(Box<DbError>),
 
-    /// The query was stopped by a [`CancelToken`](crate::CancelToken) of its client, or by a
+    /// The query was cancelled by a [`CancelToken`](crate::CancelToken) of its client or a
     /// [`StreamControl`](crate::StreamControl) of its stream.
-    #[error("the query was cancelled, by a cancel token of its client or a control of its stream")]
+    #[error("the query was cancelled by a cancel token of its client or a control of its stream")]
     Cancelled,
 
-    /// A deadline passed.
+    /// A timeout expired.
     #[error("timed out {phase} after {after:?}; {}", phase.hint())]
     Timeout {
-        /// Which deadline.
+        /// Which timeout.
         phase: TimeoutPhase,
-        /// How long it was.
+        /// The duration of the timeout.
         after: Duration,
     },
 
-    /// The query does not return what this crate can stream: exactly one column of type `json` or
-    /// `jsonb`.
+    /// The query does not return exactly one column of type `json` or `jsonb`.
     #[error("the query must return exactly one column, json or jsonb, but it returns {found}")]
     InvalidSchema {
-        /// The columns that came, with their types, and what to do.
+        /// The columns that the query returns, with their types, and what to do.
         found: String,
     },
 
-    /// A row cannot be read as JSON: it is not JSON or not UTF-8, or it is JSON beyond what the
-    /// decoder reads (nesting of more than 128 levels, a number beyond `f64`, half a surrogate
-    /// pair, a fraction for an integer of 128 bits); `source` says which. Only this row is lost:
-    /// the stream goes on.
+    /// A row cannot be decoded as JSON. Only this row is lost: the stream continues.
     ///
-    /// JSON that the decoder can read but that does not fit `T` is [`Error::Deserialization`].
+    /// It is not JSON, not UTF-8, or beyond the limits of the decoder: nesting of more than 128
+    /// levels, a number beyond `f64`, half of a surrogate pair, or a fraction for a 128-bit
+    /// integer. `source` is the reason.
+    ///
+    /// Valid JSON that does not match `T` is [`Error::Deserialization`].
     #[error("row {row} cannot be decoded at `{path}`: {source}")]
     JsonDecode {
-        /// The type asked for.
+        /// The requested type.
         type_name: &'static str,
-        /// Which row the server sent it as, counted from 1.
+        /// The number of the row, in the order of the server, starting at 1.
         row: u64,
-        /// Where in the document, as far as it could be read.
+        /// The path in the document, as far as it could be decoded.
         path: String,
-        /// What the decoder said.
+        /// The error of the decoder.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
-    /// A row is JSON but does not fit the type asked for. Only this row is lost: the stream goes
-    /// on.
-    #[error("row {row} does not fit {type_name} at `{path}`")]
+    /// A row is JSON but does not match the requested type. Only this row is lost: the stream
+    /// continues.
+    #[error("row {row} does not match {type_name} at `{path}`")]
     Deserialization {
-        /// The type asked for.
+        /// The requested type.
         type_name: &'static str,
-        /// Which row the server sent it as, counted from 1.
+        /// The number of the row, in the order of the server, starting at 1.
         row: u64,
-        /// Where in the document, for example `lines[0].price`; `.` is the document itself.
+        /// The path in the document, for example `lines[0].price`; `.` is the document itself.
         path: String,
-        /// What serde said.
+        /// The error of serde.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
-    /// One row, or another message, is larger than the memory the stream may use, and was not read.
+    /// A row or another message exceeds the memory limit of the stream, and was not read.
     #[error(
-        "{required} bytes do not fit into the memory limit of {limit} bytes; raise max_memory() or \
-         select less of the document"
+        "{required} bytes exceed the memory limit of {limit} bytes; raise max_memory() or select \
+         less of the document"
     )]
     MemoryLimitExceeded {
-        /// The limit that was set, in bytes.
+        /// The configured limit, in bytes.
         limit: usize,
-        /// What would have been needed, in bytes.
+        /// The required memory, in bytes.
         required: usize,
     },
 
-    /// The consumer read more slowly than the server sent, and
-    /// [`memory_soft_limits`](crate::QueryBuilder::memory_soft_limits) ends such a stream. No row
-    /// is too large.
+    /// The consumer is slower than the server, and
+    /// [`memory_soft_limits`](crate::QueryBuilder::memory_soft_limits) ended the stream. No row is
+    /// too large.
     ///
-    /// Not retriable: the same consumer would start again from the first row.
+    /// Not retriable: the same consumer would start again at the first row.
     #[error(
-        "the consumer is too slow: {buffered} bytes are buffered, and memory_soft_limits() ends the \
-         stream at {limit}; read faster, run fewer streams at once, raise max_memory(), or let the \
-         server wait (a second limit of 1.0)"
+        "the consumer is too slow: {buffered} bytes are buffered, and memory_soft_limits() ends \
+         the stream at {limit}; read faster, run fewer concurrent streams, raise max_memory(), or \
+         apply backpressure to the server (a second limit of 1.0)"
     )]
     ConsumerLagged {
-        /// The number of buffered bytes at which the stream ends: the second share of
-        /// `memory_soft_limits`, of `max_memory`.
+        /// The number of buffered bytes at which the stream ends: `max_memory` times the second
+        /// value of `memory_soft_limits`.
         limit: usize,
-        /// The number of bytes that were buffered when the next read would have exceeded `limit`.
+        /// The number of buffered bytes when the next read would have exceeded `limit`.
         buffered: usize,
     },
 
-    /// The call makes no sense at this point, for example pausing a stream that has ended.
+    /// The call is invalid in the current state, for example pausing a stream that has ended.
     #[error("{message}")]
     InvalidState {
-        /// What was called when.
+        /// The call and the state.
         message: &'static str,
     },
 
-    /// The operating system reported an error: on the connection, or for a file that the
-    /// configuration names. As an attempt of [`Error::Connection`], also a server that could not
-    /// start a session or that has the wrong role.
+    /// The operating system reported an error, for the connection or for a file of the
+    /// configuration.
+    ///
+    /// As an attempt of [`Error::Connection`], also a server that could not start a session or that
+    /// has the wrong role.
     #[error("{}", advice::io(during))]
     Io {
         /// The operation in progress, or the failure.
         during: &'static str,
-        /// The reason: the operating system's, or the server's.
+        /// The error of the operating system or the server.
         source: io::Error,
     },
 }
 
-/// `during` of an [`Error::Io`] that is not about I/O on a connection: it is the whole message.
+/// Values of `during` that are the whole message of an [`Error::Io`], because it is not an I/O
+/// error of a connection.
 pub(crate) const WRONG_ROLE: &str =
-    "the server does not have the role that target_session_attrs asks for";
+    "the server does not have the role that target_session_attrs requires";
 pub(crate) const NOT_STARTED: &str = "the server could not start a session";
 pub(crate) const UNREADABLE: &str = "a file of the configuration could not be read";
 
 pub(crate) const RESOLVING: &str = "while resolving the name";
 pub(crate) const LOGGING_IN: &str = "while logging in";
-/// In place of [`LOGGING_IN`] if a newer version was asked for and nothing was answered to it.
+/// Replaces [`LOGGING_IN`] if a newer version was requested and the server did not respond.
 pub(crate) const LOGGING_IN_BY_3_2: &str =
-    "while logging in by protocol 3.2, which max_protocol_version asks for";
+    "while logging in by protocol 3.2, which max_protocol_version requests";
 
-/// One line first: `Display` and the causes. Then the category and what else the server sent.
+/// The output of `Display` with the causes, then the category and the other fields that the server
+/// sent.
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")?;
@@ -229,20 +234,20 @@ impl fmt::Debug for Error {
     }
 }
 
-/// The deadline that passed, in [`Error::Timeout`].
+/// The timeout that expired, in [`Error::Timeout`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TimeoutPhase {
-    /// `connect_timeout`: resolving the name, connecting, authenticating and starting up together.
+    /// `connect_timeout`: name resolution, connecting, authentication and startup together.
     Connect,
-    /// `cancel_timeout`: stopping a query on the server and draining what was in flight. The
-    /// connection was closed; the next query opens another one.
+    /// `cancel_timeout`: stopping a query on the server and draining in-flight data. The connection
+    /// was closed; the next query opens a new one.
     Cancel,
-    /// `read_timeout`: the server sent nothing at all while the stream wanted rows.
+    /// `read_timeout`: the server sent nothing while the stream was waiting for rows.
     Read,
-    /// `first_row_timeout`: no row had come so long after `execute()` was called.
+    /// `first_row_timeout`: no row arrived within this time after the call of `execute()`.
     FirstRow,
-    /// `timeout`: the last row had not come so long after `execute()` was called.
+    /// `timeout`: the last row did not arrive within this time after the call of `execute()`.
     Query,
     /// The start of a [`parallel`](crate::QueryBuilder::parallel) query. Not all of its connections
     /// could begin a transaction within `connect_timeout` (10 seconds if it is not set), or other
@@ -250,7 +255,7 @@ pub enum TimeoutPhase {
     Parallel {
         /// The number of connections that had begun a transaction.
         connections: usize,
-        /// The number of connections that were needed.
+        /// The number of required connections.
         of: usize,
     },
 }
@@ -259,28 +264,29 @@ impl TimeoutPhase {
     fn hint(self) -> &'static str {
         match self {
             Self::Connect => {
-                "the server or the network did not answer: check host and port, whether a firewall \
-                 drops the packets, and the server's load, or raise connect_timeout"
+                "the server or the network did not respond: check host and port, whether a \
+                 firewall drops the packets, and the server's load, or raise connect_timeout"
             }
             Self::Cancel => {
-                "the server may still run it; its connection is not used again, and the next query \
-                 opens a new one"
+                "the server may still be running it; its connection is not reused, and the next \
+                 query opens a new one"
             }
             Self::Read => {
-                "the server sent nothing: look at the plan (explain()) and at locks, check the server \
-                 and the network in between, or raise read_timeout"
+                "the server sent nothing: check the plan (explain()), locks, the server and the \
+                 network, or raise read_timeout"
             }
             Self::FirstRow => {
-                "look at the plan (explain()) for an index or a sort that comes first, and at locks, \
+                "check the plan (explain()) for a missing index or an initial sort, check locks, \
                  or raise first_row_timeout"
             }
             Self::Parallel { connections, of } if connections < of => {
-                "a stream needs all of them at once: (streams at once) x n must not exceed the pool"
+                "a stream needs all of them at the same time: (concurrent streams) x n must not \
+                 exceed the size of the pool"
             }
             Self::Parallel { .. } => {
                 "other sessions kept changing the relation or its partitions: run the query again"
             }
-            Self::Query => "ask for less (limit(), filter()), read faster, or raise timeout",
+            Self::Query => "select less (limit(), filter()), read faster, or raise timeout",
         }
     }
 }
@@ -303,11 +309,11 @@ impl fmt::Display for TimeoutPhase {
     }
 }
 
-/// One address that was tried, and why it did not work.
+/// A failed attempt to connect to one address.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct ConnectAttempt {
-    /// The host as configured, and the address it stands for: `localhost:5432 ([::1]:5432)`.
+    /// The configured host and its resolved address: `localhost:5432 ([::1]:5432)`.
     pub target: String,
     /// Why it failed.
     pub error: Box<Error>,
@@ -321,24 +327,24 @@ impl fmt::Display for ConnectAttempt {
 }
 
 impl Error {
-    /// Returns whether running the same query again, on a new connection if need be, can succeed.
+    /// Returns whether running the same query again can succeed, on a new connection if necessary.
     ///
-    /// A stream that failed after its first rows starts again from the first row.
+    /// A stream that failed after its first rows starts again at the first row.
     pub fn is_retriable(&self) -> bool {
         self.retry_advice() != RetryAdvice::Never
     }
 
-    /// Returns the server's SQLSTATE, when the error came from the server.
+    /// Returns the SQLSTATE, if the server reported the error.
     pub fn sqlstate(&self) -> Option<&SqlState> {
         self.as_db_error().map(DbError::code)
     }
 
-    /// Returns the server's error whole, when the error came from the server.
+    /// Returns the server's error with all its fields, if the server reported the error.
     pub fn as_db_error(&self) -> Option<&DbError> {
         match self {
             Self::Server(e) => Some(e),
             Self::Authentication { server, .. } => server.as_deref(),
-            // One address: its reason is the reason. Of several, none speaks for the others.
+            // With several addresses, no single error represents them all.
             Self::Connection { attempts } => match attempts.as_slice() {
                 [only] => only.error.as_db_error(),
                 _ => None,
@@ -347,20 +353,20 @@ impl Error {
         }
     }
 
-    /// Returns whether the error is about one row only, after which the stream goes on.
+    /// Returns whether the error affects only one row, after which the stream continues.
     pub fn is_row_error(&self) -> bool {
         matches!(self, Self::JsonDecode { .. } | Self::Deserialization { .. })
     }
 
-    /// Whether the connection is lost, or the server has ended the session with this error.
+    /// Returns whether the connection is lost, or the server ended the session with this error.
     pub(crate) fn ends_session(&self) -> bool {
         let is_fatal = |e: &DbError| matches!(e.severity(), "FATAL" | "PANIC");
         matches!(self, Self::ConnectionClosed { .. } | Self::Io { .. })
             || self.as_db_error().is_some_and(is_fatal)
     }
 
-    /// Whether a session could not import a snapshot: the session that exported it has ended, or is
-    /// one of another server.
+    /// Returns whether a session could not import a snapshot, because the session that exported it
+    /// has ended or is on another server.
     pub(crate) fn is_lost_snapshot(&self) -> bool {
         self.as_db_error().is_some_and(advice::is_lost_snapshot)
     }
@@ -381,8 +387,8 @@ impl Error {
         Self::Authentication { message: message.into(), server: None }
     }
 
-    /// An I/O error on an established connection: the ways in which a peer goes away, or can no
-    /// longer be reached, are one case.
+    /// Converts an I/O error of an established connection. All errors of a peer that has closed it
+    /// or can no longer be reached become [`Error::ConnectionClosed`].
     pub(crate) fn io(during: &'static str, source: io::Error) -> Self {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
         match source.kind() {
@@ -397,16 +403,14 @@ impl Error {
         }
     }
 
-    /// A file that exists, or may exist, but cannot be read at the moment: the process has no file
-    /// descriptor left, for one. Returns the error if another attempt would not help.
+    /// The error for a file that cannot be read at the moment, for example because the process has
+    /// no file descriptors left. Returns `source` if another attempt would not help.
     pub(crate) fn unreadable(what: &str, source: io::Error) -> Result<Self, io::Error> {
-        match advice::is_transient(&source) {
-            true => {
-                let source = io::Error::new(source.kind(), format!("{what}: {source}"));
-                Ok(Self::Io { during: UNREADABLE, source })
-            }
-            false => Err(source),
+        if !advice::is_transient(&source) {
+            return Err(source);
         }
+        let source = io::Error::new(source.kind(), format!("{what}: {source}"));
+        Ok(Self::Io { during: UNREADABLE, source })
     }
 }
 
@@ -442,10 +446,10 @@ mod tests {
             assert!(format!("{error:?}").contains(&reason), "{error:?}");
             assert!(error.ends_session() && error.retry_advice() == RetryAdvice::Immediately);
         }
-        // An orderly close is the peer's decision, and a resource that the process lacks is no
-        // network error.
+        // A close is the peer's decision, and a missing resource of the process is not a network
+        // error.
         let closed = error(K::ConnectionReset.into()).to_string();
-        assert!(closed.starts_with("the other side closed"), "{closed}");
+        assert!(closed.starts_with("the server closed"), "{closed}");
         assert!(matches!(error(K::OutOfMemory.into()), Error::Io { .. }));
     }
 

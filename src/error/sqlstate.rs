@@ -15,14 +15,14 @@
 
 use std::fmt;
 
-/// A SQLSTATE: five characters that say what kind of error the server reports.
+/// A SQLSTATE: five characters that identify the kind of error.
 ///
 /// Match on it rather than on the message, which is translated and reworded between versions.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SqlState([u8; 5]);
 
 impl SqlState {
-    /// Reads a code as the server sends it: five ASCII digits or capital letters.
+    /// Parses a code: five ASCII digits or uppercase letters.
     pub(crate) fn from_code(code: &str) -> Option<Self> {
         let bytes: [u8; 5] = code.as_bytes().try_into().ok()?;
         bytes.iter().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase()).then_some(Self(bytes))
@@ -30,7 +30,7 @@ impl SqlState {
 
     /// Returns the five characters of the code, for example `40P01`.
     pub fn code(&self) -> &str {
-        // Only ASCII gets in, so the fallback never shows.
+        // A code is always ASCII, so the default is never used.
         std::str::from_utf8(&self.0).unwrap_or_default()
     }
 
@@ -376,7 +376,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_code_is_five_digits_or_capitals() {
+    fn from_code_accepts_five_digits_or_uppercase_letters() {
         for bad in ["", "4000", "400011", "40p01", "4000\u{e9}", "40 01"] {
             assert_eq!(SqlState::from_code(bad), None, "{bad:?}");
         }

@@ -1,17 +1,17 @@
 use std::fmt;
 
-/// A text from outside (of a server, a certificate, a document), shown so that it cannot mislead
-/// the reader of a log or a terminal: on one line, without escape sequences, invisible characters
-/// and changes of direction, and at most `max` bytes of it.
+/// Displays untrusted text (from a server, a certificate, a document) so that it cannot mislead the
+/// reader of a log or a terminal: on one line, without escape sequences, invisible characters and
+/// changes of direction, and at most `max` bytes.
 ///
-/// A run of such characters becomes one blank, so that two words stay two.
+/// A run of such characters becomes one space, so that words stay separated.
 pub(crate) struct OneLine<'a> {
     pub(crate) text: &'a str,
     pub(crate) max: usize,
 }
 
 impl<'a> OneLine<'a> {
-    /// For a name: of a parameter, a mechanism, an authority.
+    /// For names, for example of a parameter, a mechanism or an authority.
     pub(crate) fn name(text: &'a str) -> Self {
         Self { text, max: 256 }
     }
@@ -32,9 +32,9 @@ impl fmt::Display for OneLine<'_> {
     }
 }
 
-/// Whether a character is not itself to be seen: control characters (C0 and C1), separators of
-/// lines, Unicode's Default_Ignorable_Code_Point (marks and overrides of direction, characters
-/// without width, fillers, tags), and the marks of interlinear annotations.
+/// Returns whether a character is invisible or changes how others are displayed: control characters
+/// (C0 and C1), line separators, Unicode's Default_Ignorable_Code_Point (bidirectional controls,
+/// zero-width characters, fillers, tags), and interlinear annotation marks.
 fn misleads(c: char) -> bool {
     c.is_control()
         || matches!(
@@ -64,9 +64,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_misleads_a_reader_becomes_a_blank() {
+    fn one_line_replaces_misleading_characters_by_a_space() {
         let shown = |text: &str| OneLine { text, max: 1000 }.to_string();
-        // The characters of CVE-2021-42574, those without width, and those that end a line.
+        // The characters of CVE-2021-42574, zero-width characters, and line terminators.
         for c in "\u{202a}\u{202b}\u{202c}\u{202d}\u{202e}\u{2066}\u{2067}\u{2068}\u{2069}\u{200e}\
                   \u{200f}\u{61c}\u{200b}\u{200c}\u{200d}\u{2060}\u{feff}\u{ad}\u{180e}\u{2028}\
                   \u{2029}\u{85}\n\r\t\0\u{1b}\u{7f}\u{80}\u{9b}\u{9f}\u{e0041}\u{3164}\u{fff9}"
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_text_is_cut_between_two_characters() {
+    fn one_line_truncates_long_text_between_characters() {
         assert_eq!(OneLine { text: "aé", max: 2 }.to_string(), "a...");
         assert_eq!(OneLine { text: "aé", max: 3 }.to_string(), "aé");
         assert_eq!(OneLine::name(&"x".repeat(300)).to_string().len(), 259);

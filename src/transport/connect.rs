@@ -10,7 +10,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use super::address::Address;
 use crate::config::{SocketSettings, Target};
 
-/// The addresses of a target, in the order in which the system gives them.
+/// Resolves a target to its addresses, in the order of the operating system.
 pub(crate) async fn resolve(target: &Target) -> io::Result<Vec<Address>> {
     if let Some(path) = &target.unix_socket {
         #[cfg(unix)]
@@ -18,7 +18,7 @@ pub(crate) async fn resolve(target: &Target) -> io::Result<Vec<Address>> {
         #[cfg(not(unix))]
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
-            format!("this system has no Unix sockets such as {}", path.display()),
+            format!("this system does not support Unix sockets such as {}", path.display()),
         ));
     }
     if let Some(address) = target.hostaddr {
@@ -29,10 +29,10 @@ pub(crate) async fn resolve(target: &Target) -> io::Result<Vec<Address>> {
     Ok(addresses.map(Address::Tcp).collect())
 }
 
-/// Connects with the options set before, so that they count while it connects too.
+/// Connects by TCP. The options are set first, so that they apply while connecting.
 pub(super) async fn tcp(address: SocketAddr, settings: &SocketSettings) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-    // Every request is written in one piece: waiting to fill a packet only delays it.
+    // Every request is written at once, so Nagle's algorithm would only delay it.
     socket.set_nodelay(true)?;
     let options = SockRef::from(&socket);
     if settings.keepalive {
@@ -48,7 +48,7 @@ pub(super) async fn tcp(address: SocketAddr, settings: &SocketSettings) -> io::R
             keepalive = keepalive.with_retries(count);
         }
         options.set_tcp_keepalive(&keepalive)?;
-        // As in libpq, a part of keepalives, and without effect where the system has no such option.
+        // As in libpq, it depends on keepalives, and has no effect on other systems.
         #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
         if settings.user_timeout.is_some() {
             options.set_tcp_user_timeout(settings.user_timeout)?;
@@ -57,13 +57,13 @@ pub(super) async fn tcp(address: SocketAddr, settings: &SocketSettings) -> io::R
     socket.connect(address).await
 }
 
-/// Connects to a Unix socket; a path that begins with `@` is a name in Linux's abstract namespace.
+/// Connects to a Unix socket. A path that begins with `@` is in the abstract namespace of Linux.
 #[cfg(unix)]
 pub(super) async fn unix(path: &Path) -> io::Result<UnixStream> {
     use std::os::unix::ffi::{OsStrExt, OsStringExt};
     match path.as_os_str().as_bytes() {
         [b'@', name @ ..] => {
-            // tokio knows such a name by its NUL.
+            // tokio expects a leading NUL.
             let name = [b"\0", name].concat();
             UnixStream::connect(std::ffi::OsString::from_vec(name)).await
         }

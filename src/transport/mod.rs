@@ -1,4 +1,4 @@
-//! Sockets: where a server is reached, and the bytes to and from it.
+//! Sockets: name resolution, TCP, Unix sockets and TLS.
 
 mod address;
 mod connect;
@@ -37,19 +37,19 @@ use crate::{
     protocol::frontend::SSL_REQUEST,
 };
 
-/// How TLS is begun and what it demands.
+/// How TLS is negotiated.
 #[derive(Debug, Clone)]
 pub(crate) struct Tls {
     connector: TlsConnector,
-    /// From the first byte, without asking.
+    /// TLS from the first byte, without an SSLRequest.
     direct: bool,
 }
 
 impl Tls {
-    /// Whether this build has TLS.
+    /// Whether this build supports TLS.
     pub(crate) const AVAILABLE: bool = cfg!(any(feature = "tls-ring", feature = "tls-aws-lc-rs"));
 
-    /// Reads the certificates, on a thread where that may block.
+    /// Reads the certificates on a blocking thread.
     pub(crate) async fn load(
         settings: &TlsSettings,
         host: Option<&str>,
@@ -57,20 +57,20 @@ impl Tls {
     ) -> Result<Self> {
         let (settings, host) = (settings.clone(), host.map(str::to_owned));
         let load = move || TlsConnector::new(&settings, host.as_deref());
-        let connector = tokio::task::spawn_blocking(load)
-            .await
-            .map_err(|_| Error::tls("the runtime was shut down while certificates were read"))??;
-        // Here, not on the thread that read the files: that one is in no span.
+        let connector = tokio::task::spawn_blocking(load).await.map_err(|_| {
+            Error::tls("the runtime was shut down while certificates were being read")
+        })??;
+        // Not on the blocking thread, which is outside the span.
         if let Some(file) = connector.missing_roots() {
             tracing::warn!(target: "fraiseql_wire", file = %file.display(),
                 "the root certificate file does not exist, so the server's certificate is not \
-                 verified: correct sslrootcert, or set sslmode=verify-full, which requires the file");
+                 verified: correct sslrootcert, or set sslmode=verify-full to require the file");
         }
         Ok(Self { connector, direct })
     }
 }
 
-/// What an error of a transport means: something about TLS, or about the connection.
+/// Converts an I/O error of a transport into an error of TLS or of the connection.
 pub(crate) fn from_io_error(during: &'static str, error: io::Error) -> Error {
     #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
     if let Some(error) = tls::tls_error(&error) {
@@ -79,26 +79,26 @@ pub(crate) fn from_io_error(during: &'static str, error: io::Error) -> Error {
     Error::io(during, error)
 }
 
-/// What became of a wish for TLS.
+/// The result of negotiating TLS.
 pub(crate) enum Encrypted {
     Yes(Transport),
-    /// The server has none, and the connection can go on without.
+    /// The server does not support TLS. The connection can be used without it.
     No(Transport),
 }
 
-/// A connected socket.
+/// A connected socket, with or without TLS.
 #[derive(Debug)]
 pub(crate) enum Transport {
     Tcp(TcpStream),
     #[cfg(unix)]
     Unix(UnixStream),
     Tls(Box<TlsStream>),
-    /// Nothing is left of it.
+    /// The socket has been closed.
     Closed,
 }
 
 impl Transport {
-    /// Connects to one address. Dropping the future gives the attempt up.
+    /// Connects to one address. Dropping the future abandons the attempt.
     pub(crate) async fn connect(address: &Address, settings: &SocketSettings) -> io::Result<Self> {
         match address {
             Address::Tcp(address) => connect::tcp(*address, settings).await.map(Self::Tcp),
@@ -107,12 +107,12 @@ impl Transport {
         }
     }
 
-    /// Begins TLS.
+    /// Negotiates TLS.
     pub(crate) async fn encrypt(self, tls: &Tls) -> Result<Encrypted> {
         let Self::Tcp(mut tcp) = self else { return Ok(Encrypted::No(self)) };
         if !tls.direct {
             tcp.write_all(SSL_REQUEST).await.map_err(|e| Error::io(DURING, e))?;
-            // One byte and no more: whatever follows in the clear is read as TLS, and is not
+            // Read a single byte: any further plaintext is then read as TLS, and rejected
             // (CVE-2021-23222).
             match tcp.read_u8().await.map_err(|e| Error::io(DURING, e))? {
                 b'S' => {}
@@ -120,14 +120,13 @@ impl Transport {
                 // Usually the server could not start a process for the session. The text is not
                 // shown: it is unauthenticated (CVE-2024-10977).
                 ERROR_RESPONSE => {
-                    let text =
-                        "it answered the request for TLS with an error; its log has the reason";
+                    let text = "it responded to the TLS request with an error; see its log";
                     let source = io::Error::other(text);
                     return Err(Error::Io { during: NOT_STARTED, source });
                 }
                 other => {
                     return Err(Error::protocol(format!(
-                        "{:?} came in answer to the request for TLS, where 'S' or 'N' is expected",
+                        "unexpected {:?} in response to the TLS request: expected 'S' or 'N'",
                         char::from(other)
                     )));
                 }
@@ -137,7 +136,7 @@ impl Transport {
         Ok(Encrypted::Yes(Self::Tls(Box::new(stream))))
     }
 
-    /// What TLS has agreed upon, if it is in use.
+    /// Returns the negotiated parameters of TLS, if it is in use.
     pub(crate) fn tls_info(&self) -> Option<TlsInfo> {
         match self {
             Self::Tls(stream) => Some(stream.info()),
@@ -145,14 +144,14 @@ impl Transport {
         }
     }
 
-    /// The name of the user at the other end of a Unix socket; `None` for other sockets.
+    /// Returns the user of the peer of a Unix socket; `None` for other sockets.
     #[cfg(unix)]
     pub(crate) fn peer_user(&self) -> io::Result<Option<String>> {
         let Self::Unix(stream) = self else { return Ok(None) };
         let uid = nix::unistd::Uid::from_raw(stream.peer_cred()?.uid());
         match nix::unistd::User::from_uid(uid)? {
             Some(user) => Ok(Some(user.name)),
-            None => Ok(Some(format!("of id {uid}, which has no name"))),
+            None => Ok(Some(format!("with id {uid}, which has no name"))),
         }
     }
 
@@ -161,8 +160,10 @@ impl Transport {
         Ok(None)
     }
 
-    /// Has the system wake who waits for bytes only when so many have arrived, or the other end has closed;
-    /// what there is can be read all the same. Says whether the system does so: only Linux does, for TCP.
+    /// Makes the operating system signal readability only when this many bytes have arrived, or the
+    /// peer has closed the connection. A read still returns whatever has arrived.
+    ///
+    /// Returns whether the system supports it: only Linux does, for TCP.
     #[cfg(target_os = "linux")]
     pub(crate) fn set_rcvlowat(&self, bytes: usize) -> bool {
         match self {
@@ -177,7 +178,7 @@ impl Transport {
         false
     }
 
-    /// Writes a last message, as much of it as the socket takes at once.
+    /// Writes a last message, as far as the socket accepts it without waiting.
     pub(crate) fn try_write_last(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.try_write(bytes).map(drop),
@@ -188,8 +189,10 @@ impl Transport {
         }
     }
 
-    /// Looks for bytes that have arrived, without waiting and without taking them: how many, where
-    /// 0 is the end of the stream, or `None` if there are none. Of TLS, bytes on the wire.
+    /// Returns the number of bytes that have arrived, without waiting and without reading them.
+    ///
+    /// 0 means the end of the stream, and `None` that nothing has arrived. With TLS, these are
+    /// bytes on the wire.
     pub(crate) fn peek(&self) -> io::Result<Option<usize>> {
         let mut byte = [MaybeUninit::new(0)];
         let peeked = match self {
@@ -221,12 +224,12 @@ impl Transport {
         matches!(self, Self::Closed)
     }
 
-    /// Closes the socket, and frees its descriptor.
+    /// Closes the socket and releases its file descriptor.
     pub(crate) fn close(&mut self) {
         *self = Self::Closed;
     }
 
-    /// Closes the socket with a reset, if it supports one: its port is free immediately.
+    /// Closes the socket with a reset if it supports one, which frees the local port immediately.
     pub(crate) fn abort(&mut self) {
         let tcp = match self {
             Self::Tcp(stream) => Some(&*stream),
@@ -234,15 +237,15 @@ impl Transport {
             _ => None,
         };
         if let Some(tcp) = tcp {
-            // Without it the port waits for a while, and the rest is the same.
+            // If this fails, only the port is not freed immediately.
             let _ = SockRef::from(tcp).set_linger(Some(Duration::ZERO));
         }
         self.close();
     }
 }
 
-const DURING: &str = "while TLS was being agreed upon";
-/// The tag of an ErrorResponse, in place of the one byte that is due.
+const DURING: &str = "while negotiating TLS";
+/// The tag of an ErrorResponse, which some servers send instead of 'S' or 'N'.
 const ERROR_RESPONSE: u8 = 0x45;
 
 macro_rules! each {

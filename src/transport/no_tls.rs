@@ -1,4 +1,4 @@
-//! In place of TLS, in a build without it.
+//! Replaces TLS in a build without it.
 
 use std::{
     io,
@@ -18,17 +18,17 @@ use crate::{
     error::{Error, Result},
 };
 
-/// There is none.
+/// Cannot be constructed.
 #[derive(Debug, Clone)]
 pub(super) enum TlsConnector {}
 
-/// There is none.
+/// Cannot be constructed.
 #[derive(Debug)]
 pub(crate) enum TlsStream {}
 
 impl TlsConnector {
     pub(super) fn new(_settings: &TlsSettings, _host: Option<&str>) -> Result<Self> {
-        Err(Error::tls("this build has no TLS"))
+        Err(Error::tls("this build does not support TLS"))
     }
 
     pub(super) fn missing_roots(&self) -> Option<&Path> {

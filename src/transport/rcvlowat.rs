@@ -1,6 +1,8 @@
-//! `SO_RCVLOWAT`: how many bytes must have arrived before the system wakes who waits for them
-//! ([socket(7)](https://man7.org/linux/man-pages/man7/socket.7.html)). Fewer are still read by who asks, and
-//! so is what has arrived when the stream ends or its window is full.
+//! `SO_RCVLOWAT`: the minimum number of bytes before the system reports a socket as readable
+//! ([socket(7)](https://man7.org/linux/man-pages/man7/socket.7.html)).
+//!
+//! A read still returns fewer bytes. The socket is also readable when the stream has ended or its
+//! receive window is full.
 
 use std::{io, sync::OnceLock};
 
@@ -19,8 +21,8 @@ pub(super) fn set(socket: &TcpStream, bytes: usize) -> io::Result<()> {
     Ok(ReceiveLowWater.set(socket, &bytes)?)
 }
 
-/// Since Linux 4.18 who lowers it is woken for what has already arrived (`tcp_set_rcvlowat`). Before that
-/// the end of a result might wait for ever.
+/// Since Linux 4.18, lowering the value wakes a waiter for data that has already arrived
+/// (`tcp_set_rcvlowat`). Before that, the end of a result could wait forever.
 fn is_reliable() -> bool {
     static RELIABLE: OnceLock<bool> = OnceLock::new();
     *RELIABLE.get_or_init(|| {
@@ -39,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_release_of_the_system_is_read() {
+    fn kernel_release_is_parsed() {
         for (release, reliable) in [
             ("6.12.3-amd64", true),
             ("5.4.0-1", true),

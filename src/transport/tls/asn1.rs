@@ -1,4 +1,4 @@
-//! Values of DER.
+//! DER values.
 
 use rustls::pki_types::CertificateDer;
 use x509_cert::{
@@ -6,17 +6,17 @@ use x509_cert::{
     der::{Decode as _, Reader as _, SliceReader, asn1::AnyRef},
 };
 
-/// A certificate's fields, without the checks that OpenSSL does not make either.
+/// Decodes a certificate, without checks that OpenSSL does not make either.
 pub(super) fn parse_certificate(certificate: &CertificateDer<'_>) -> Option<CertificateInner<Raw>> {
     CertificateInner::from_der(certificate).ok()
 }
 
-/// The content of a value.
+/// Returns the content of a value.
 pub(super) fn content(der: &[u8]) -> Option<&[u8]> {
     AnyRef::from_der(der).ok().map(|value| value.value())
 }
 
-/// The values in a SEQUENCE, of any tags.
+/// Returns the values in a SEQUENCE, with any tags.
 pub(super) fn elements(content: &[u8]) -> Option<Vec<AnyRef<'_>>> {
     let mut reader = SliceReader::new(content).ok()?;
     let mut elements = Vec::new();

@@ -7,10 +7,11 @@ use x509_cert::{
 
 use super::asn1::{elements, parse_certificate};
 
-/// RFC 5929, section 4.1, as `pgtls_get_peer_certificate_hash` computes it: the certificate hashed
-/// with the hash of its own signature, and with SHA-256 where that is MD5 or SHA-1.
+/// Returns the channel binding tls-server-end-point of RFC 5929, section 4.1, computed like
+/// `pgtls_get_peer_certificate_hash`. It is the certificate, hashed with the hash function of its
+/// signature; SHA-256 replaces MD5 and SHA-1.
 ///
-/// `None` where the signature has no such hash (Ed25519), and where it is one that nobody uses.
+/// Returns `None` if the signature has no such hash function (Ed25519), or an unknown one.
 pub(super) fn hash(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
     let der: &[u8] = certificate;
     Some(match signature_hash(parse_certificate(certificate)?.signature_algorithm())? {

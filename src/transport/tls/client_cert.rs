@@ -1,4 +1,4 @@
-//! The client's certificate and key.
+//! The client certificate and its key.
 
 use std::{
     io,
@@ -27,7 +27,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// Answers the server's request for a certificate, and remembers that there was one.
+/// Responds to the server's request for a certificate, and records it.
 #[derive(Debug)]
 pub(super) struct ClientAuth {
     certificate: Option<Arc<CertifiedKey>>,
@@ -42,8 +42,8 @@ impl ClientAuth {
 }
 
 impl ResolvesClientCert for ClientAuth {
-    /// The authorities that the server names do not matter: there is one certificate, and OpenSSL
-    /// sends it too.
+    /// Ignores the authorities that the server lists. Like OpenSSL, it sends the only certificate
+    /// that there is.
     fn resolve(&self, _: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         self.requested.store(true, Ordering::Relaxed);
         let certificate = self.certificate.as_ref()?;
@@ -81,7 +81,7 @@ pub(super) fn load(
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| Error::tls(format!("{what} is not PEM: {e}")))?;
     let Some(first) = chain.first() else {
-        return Err(Error::tls(format!("{what} holds no PEM certificate")));
+        return Err(Error::tls(format!("{what} contains no PEM certificate")));
     };
     let certificate =
         parse_certificate(first).ok_or_else(|| Error::tls(format!("{what} cannot be parsed")))?;
@@ -97,28 +97,28 @@ pub(super) fn load(
         }
         None => {
             return Err(Error::tls(format!(
-                "{what} is present, but no private key, and without a home directory there is no \
-                 default file: set sslkey"
+                "{what} has no private key, and without a home directory there is no default file: \
+                 set sslkey"
             )));
         }
     };
     let key =
         provider.key_provider.load_private_key(parse_key(&bytes, &key_what)?).map_err(|_| {
             Error::tls(format!(
-                "{key_what} holds a key that cannot be used: it must be RSA of at least 2048 bits, \
+                "{key_what} contains an unusable key: it must be RSA of at least 2048 bits, \
              ECDSA on P-256 or P-384, or Ed25519"
             ))
         })?;
-    // Only the key itself is compared: RSA has several identifiers for the same key.
+    // Compare only the key itself: RSA has several identifiers for the same key.
     let public = key.public_key().and_then(|k| SubjectPublicKeyInfo::from_der(&k).ok());
     let certified = certificate.tbs_certificate().subject_public_key_info();
     if public.is_some_and(|p| p.subject_public_key != certified.subject_public_key) {
-        return Err(Error::tls(format!("{what} does not match {key_what}: they are not a pair")));
+        return Err(Error::tls(format!("{what} does not match {key_what}")));
     }
     Ok(Some(Arc::new(CertifiedKey::new(chain, key))))
 }
 
-/// PEM first, then DER, as libpq does. An error shows nothing of what was read.
+/// Parses PEM, then DER, like libpq. Errors show nothing of the content.
 fn parse_key(bytes: &[u8], what: &str) -> Result<PrivateKeyDer<'static>> {
     if let Ok(key) = PrivateKeyDer::from_pem_slice(bytes) {
         return Ok(key);
@@ -126,18 +126,18 @@ fn parse_key(bytes: &[u8], what: &str) -> Result<PrivateKeyDer<'static>> {
     let contains = |word: &[u8]| bytes.windows(word.len()).any(|w| w == word);
     if contains(b"BEGIN ENCRYPTED PRIVATE KEY") || contains(b"Proc-Type: 4,ENCRYPTED") {
         return Err(Error::tls(format!(
-            "{what} is encrypted, and encrypted keys are not read (nor is sslpassword used): \
-             decrypt it with openssl pkey -in KEY -out NEWKEY, and chmod 0600 the new file"
+            "{what} is encrypted, which is not supported (sslpassword is ignored): decrypt it with \
+             openssl pkey -in KEY -out NEWKEY, and chmod 0600 the new file"
         )));
     }
     PrivateKeyDer::try_from(bytes.to_vec()).map_err(|_| {
         Error::tls(format!(
-            "{what} holds no private key: it must be PEM or DER of PKCS#8, PKCS#1 or SEC1"
+            "{what} contains no private key: it must be PEM or DER of PKCS#8, PKCS#1 or SEC1"
         ))
     })
 }
 
-/// The checks of `initialize_SSL`: nobody else may have read the key.
+/// Performs the checks of `initialize_SSL`: other users must not have access to the key.
 fn check_key_file(path: &Path) -> Result<()> {
     let shown = path.display();
     let metadata = std::fs::metadata(path).map_err(|e| match e.kind() {
@@ -155,9 +155,9 @@ fn check_key_file(path: &Path) -> Result<()> {
         use std::os::unix::fs::MetadataExt as _;
         if has_access_of_others(metadata.mode(), metadata.uid()) {
             return Err(Error::tls(format!(
-                "private key file \"{shown}\" has group or world access; file must have permissions \
-                 u=rw (0600) or less if owned by the current user, or permissions u=rw,g=r (0640) \
-                 or less if owned by root"
+                "private key file \"{shown}\" has group or world access; file must have \
+                 permissions u=rw (0600) or less if owned by the current user, or permissions \
+                 u=rw,g=r (0640) or less if owned by root"
             )));
         }
     }

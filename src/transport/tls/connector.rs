@@ -29,10 +29,10 @@ use crate::{
     transport::tls_info::TlsInfo,
 };
 
-/// What the client wants to speak inside TLS, by its registered name.
+/// The registered name of the protocol inside TLS.
 pub(super) const ALPN: &[u8] = b"postgresql";
 
-/// Everything that a TLS session needs, read from its files once.
+/// The configuration of a TLS session, with its files already read.
 #[derive(Clone)]
 pub(crate) struct TlsConnector {
     shared: Arc<Shared>,
@@ -53,9 +53,9 @@ impl fmt::Debug for TlsConnector {
 }
 
 impl TlsConnector {
-    /// Reads all files. This blocks: it is for `spawn_blocking`.
+    /// Reads all files. This blocks, so call it in `spawn_blocking`.
     ///
-    /// `host` is the name as configured, not the address that it stands for.
+    /// `host` is the name as configured, not the address that it resolves to.
     pub(crate) fn new(settings: &TlsSettings, host: Option<&str>) -> Result<Self> {
         let provider = provider();
         let host = settings.server_name.as_deref().or(host).filter(|h| !h.is_empty());
@@ -72,8 +72,8 @@ impl TlsConnector {
             (Verify::ChainAndName, Some(host)) => Some(host.to_owned()),
             (Verify::ChainAndName, None) => {
                 return Err(Error::tls(
-                    "a host name is needed to verify the server's certificate: set host beside \
-                     hostaddr, or use sslmode=verify-ca",
+                    "verifying the server's certificate requires a host name: set host in addition \
+                     to hostaddr, or use sslmode=verify-ca",
                 ));
             }
             (Verify::Chain | Verify::Nothing, _) => None,
@@ -93,26 +93,27 @@ impl TlsConnector {
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_no_client_auth();
         config.alpn_protocols = vec![ALPN.to_vec()];
-        // Every connection reads its files again, and Postgres keeps no sessions.
+        // Each connection reads its files again, and Postgres does not support resumption.
         config.resumption = Resumption::disabled();
         let sni = host.filter(|_| settings.sni).and_then(sni);
         config.enable_sni = sni.is_some();
-        // rustls wants a name even where none is sent. The verifier has its own.
+        // rustls requires a name even if none is sent. The verifier has its own.
         let name = sni.map_or_else(|| Ipv4Addr::UNSPECIFIED.into(), ServerName::DnsName);
         let send = settings.send_certificate;
         let shared = Shared { config, missing_roots, name, certificate, send };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// The file of roots that is set and does not exist, so that nothing is verified.
+    /// Returns the root file that is set explicitly but does not exist, so that nothing is
+    /// verified.
     pub(crate) fn missing_roots(&self) -> Option<&Path> {
         self.shared.missing_roots.as_deref()
     }
 
-    /// Makes the handshake. Dropping the future closes the connection.
+    /// Performs the handshake. Dropping the future closes the connection.
     ///
-    /// `require_alpn` is for a session that begins with TLS: without ALPN, the server could be
-    /// talked into taking it for another protocol.
+    /// `require_alpn` is set for direct TLS: without ALPN, an attacker could redirect the session
+    /// to a server of another protocol.
     pub(crate) async fn connect(&self, tcp: TcpStream, require_alpn: bool) -> Result<TlsStream> {
         let shared = &self.shared;
         let auth = Arc::new(ClientAuth::new(shared.certificate.clone()));
@@ -125,7 +126,7 @@ impl TlsConnector {
         let (_, session) = stream.get_ref();
         if require_alpn && session.alpn_protocol() != Some(ALPN) {
             return Err(Error::tls(
-                "the server did not agree to speak PostgreSQL by ALPN, which \
+                "the server did not select PostgreSQL by ALPN, which \
                  sslnegotiation=direct demands: it is older than 17, or something is in between; \
                  use sslnegotiation=postgres",
             ));
@@ -157,21 +158,21 @@ impl TlsConnector {
 fn check_certificate_was_sent(info: &TlsInfo, has_certificate: bool) -> Result<()> {
     let problem = match (info.certificate_requested, info.certificate_sent) {
         (true, true) => return Ok(()),
-        (false, _) => "the server did not ask for one: set ssl_ca_file there",
+        (false, _) => "the server did not request one: set ssl_ca_file there",
         (true, false) if has_certificate => {
-            "the server takes no signature that its key can make: use another kind of key"
+            "the server accepts no signature that its key supports: use another type of key"
         }
         (true, false) => "there is none to send: set sslcert and sslkey",
     };
-    // No error of TLS, which may be followed by an attempt in the clear.
+    // Not Error::Tls, after which a plaintext attempt may follow.
     Err(Error::authentication(format!(
-        "sslcertmode=require demands a client certificate, and {problem}"
+        "sslcertmode=require requires a client certificate, but {problem}"
     )))
 }
 
-/// The cryptography: aws-lc-rs where it is compiled in, because `tls-ring` is on by default and
-/// `tls-aws-lc-rs` only when somebody chose it. The process's own choice is not asked for: rustls
-/// panics where there is none, or more than one.
+/// Returns the cryptography provider: aws-lc-rs if it is compiled in, because `tls-ring` is a
+/// default feature and `tls-aws-lc-rs` an explicit choice. The default provider of the process is
+/// not used: rustls panics if there is none or more than one.
 pub(super) fn provider() -> Arc<CryptoProvider> {
     #[cfg(feature = "tls-aws-lc-rs")]
     let provider = rustls::crypto::aws_lc_rs::default_provider();
@@ -180,7 +181,7 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-/// The name for SNI, by libpq's test: no literal address.
+/// Returns the name for SNI. As in libpq, there is none for a literal address.
 pub(super) fn sni(host: &str) -> Option<DnsName<'static>> {
     let is_address = host.chars().all(|c| c.is_ascii_digit() || c == '.') || host.contains(':');
     if is_address { None } else { DnsName::try_from(host.to_owned()).ok() }

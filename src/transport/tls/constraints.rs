@@ -1,5 +1,7 @@
-//! Name constraints and common names. webpki checks subjectAltName only, and libpq takes a common
-//! name for the host, so it must be checked too.
+//! Checks common names against name constraints.
+//!
+//! webpki checks only subjectAltName. libpq also matches the host against the common name, so it
+//! must be checked too.
 
 use x509_cert::der::{Tag, TagNumber};
 
@@ -19,17 +21,19 @@ const DNS_NAME: Tag = context(false, 2);
 const PERMITTED: Tag = context(true, 0);
 const EXCLUDED: Tag = context(true, 1);
 
-/// Checks the names in the subject of a server's certificate against the constraints of all
-/// authorities above it, as `check_name_constraints` of OpenSSL does. `path` begins with the
-/// server's certificate.
+/// Checks the names in the subject of a server's certificate against the constraints of all its
+/// authorities, like `check_name_constraints` of OpenSSL. `path` begins with the server's
+/// certificate.
 pub(super) fn check(path: &[Certificate], constraints: &[&[u8]]) -> Result<(), String> {
     let Some(leaf) = path.first() else { return Ok(()) };
-    // E-mail addresses are not compared: they do not identify a server.
+    // Email addresses do not identify a server, so comparing them is not supported.
     let with_emails = path.iter().any(fields::has_email_in_subject);
     if with_emails && constraints.iter().any(|c| bases(c).is_none_or(|b| b.has(RFC822_NAME))) {
-        return Err("an authority is constrained to some e-mail addresses, and a certificate has \
-                    one in its subject, which is not supported: reissue it without"
-            .to_owned());
+        return Err(
+            "an authority has name constraints for email addresses, and a certificate has \
+                    an email address in its subject, which is not supported: reissue it without one"
+                .to_owned(),
+        );
     }
     let alternative = names::alternative_names(leaf).unwrap_or_default();
     if alternative.iter().any(|name| matches!(name, Name::Dns(_))) {
@@ -43,9 +47,8 @@ pub(super) fn check(path: &[Certificate], constraints: &[&[u8]]) -> Result<(), S
         };
         if !is_permitted {
             return Err(format!(
-                "the common name {} of the server's certificate is not one that its authority \
-                 may vouch for (name constraints): reissue the certificate, or use another \
-                 authority",
+                "the name constraints of an authority do not permit the common name {} of the \
+                 server's certificate: reissue the certificate, or use another authority",
                 show::host(name.value())
             ));
         }
@@ -53,8 +56,8 @@ pub(super) fn check(path: &[Certificate], constraints: &[&[u8]]) -> Result<(), S
     Ok(())
 }
 
-/// Whether a common name has been checked by [`check`]: only what looks like a DNS name of two
-/// labels is.
+/// Returns whether [`check`] has checked a common name. It checks only what looks like a DNS name
+/// of at least two labels.
 pub(super) fn is_checked(common: &[u8]) -> bool {
     is_dns_id(common)
 }
@@ -65,18 +68,18 @@ enum DnsId {
     Malformed,
 }
 
-/// The common name as a DNS name, if it looks like one: `cn2dnsid` of OpenSSL.
+/// Returns the common name as a DNS name, if it looks like one: `cn2dnsid` of OpenSSL.
 fn dns_id(name: &x509_cert::der::Any) -> DnsId {
     let width = match name.header().tag() {
         Tag::BmpString => 2,
-        // UniversalString, which der does not know by name, cannot be decoded either.
+        // The crate der does not support UniversalString.
         _ => 1,
     };
     let mut text = Vec::new();
     for character in name.value().chunks(width) {
         match character.split_last() {
             Some((byte, above)) if above.iter().all(|b| *b == 0) => text.push(*byte),
-            // Beyond Latin-1: no part of a DNS name.
+            // A character beyond Latin-1 is not part of a DNS name.
             _ => return DnsId::No,
         }
     }
@@ -99,7 +102,7 @@ fn is_dns_id(text: &[u8]) -> bool {
     text.contains(&b'.') && text.split(|b| *b == b'.').all(is_label)
 }
 
-/// Whether constraints let an authority vouch for a DNS name. Malformed ones let it vouch for none.
+/// Returns whether the constraints permit a DNS name. Malformed constraints permit nothing.
 fn permits(constraints: &[u8], name: &[u8]) -> bool {
     let Some(bases) = bases(constraints) else { return false };
     let of_dns = |list: &[(Tag, Vec<u8>)]| {
@@ -112,7 +115,7 @@ fn permits(constraints: &[u8], name: &[u8]) -> bool {
     !is_excluded && (is_permitted || !is_limited)
 }
 
-/// Whether a name is the base, or ends with it after a dot.
+/// Returns whether a name equals the base or ends with it after a dot.
 fn is_within(name: &[u8], base: &[u8]) -> bool {
     let Some((before, end)) =
         name.len().checked_sub(base.len()).and_then(|at| name.split_at_checked(at))
@@ -135,7 +138,7 @@ impl Bases {
     }
 }
 
-/// The names in the content of a NameConstraints; `None` if it is malformed.
+/// Decodes the content of a NameConstraints. Returns `None` if it is malformed.
 fn bases(constraints: &[u8]) -> Option<Bases> {
     let mut bases = Bases { permitted: Vec::new(), excluded: Vec::new() };
     for subtrees in elements(constraints)? {
@@ -152,8 +155,8 @@ fn bases(constraints: &[u8]) -> Option<Bases> {
     Some(bases)
 }
 
-/// The content of a certificate's name constraints, if it has any: of malformed ones, nothing that
-/// can be decoded.
+/// Returns the content of a certificate's name constraints, if it has any. If they are malformed,
+/// decoding the returned content fails.
 pub(super) fn name_constraints(certificate: &Certificate) -> Option<&[u8]> {
     let value = fields::extension(certificate, fields::NAME_CONSTRAINTS)?;
     Some(content(value).unwrap_or(value))

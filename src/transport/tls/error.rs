@@ -5,10 +5,11 @@ use rustls::{AlertDescription as Alert, CertificateError, OtherError};
 use super::verify::Refused;
 use crate::error::Error;
 
-/// What an I/O error of a TLS stream says about TLS; `None` when it comes from the socket.
+/// Converts an I/O error of a TLS stream. Returns `None` if it comes from the socket.
 ///
-/// Not only for the handshake: with TLS 1.3 the client's part of it is over before the server has
-/// looked at the client's certificate, and its refusal comes with the first read.
+/// It applies to reads too, not only to the handshake. With TLS 1.3, the client's handshake ends
+/// before the server has verified the client certificate, so a rejection arrives with the first
+/// read.
 pub(crate) fn tls_error(error: &io::Error) -> Option<Error> {
     let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
     Some(Error::tls(describe(error)))
@@ -26,30 +27,28 @@ fn describe(error: &rustls::Error) -> String {
         E::InvalidCertificate(e) => format!("the server's certificate cannot be used: {e}"),
         E::AlertReceived(alert) => describe_alert(*alert),
         E::PeerIncompatible(reason) => format!(
-            "the server speaks no TLS that is allowed here ({reason:?}): it must speak 1.2 or 1.3 \
-             within ssl_min_protocol_version and ssl_max_protocol_version"
+            "the server supports no TLS version that is allowed ({reason:?}): it must support 1.2 \
+             or 1.3, within ssl_min_protocol_version and ssl_max_protocol_version"
         ),
         E::InvalidMessage(reason) => format!(
-            "what the server sent is not TLS ({reason:?}): is it a Postgres server, and does it \
-             know this sslnegotiation?"
+            "the server's response is not TLS ({reason:?}): check that it is a Postgres server \
+             that supports this sslnegotiation"
         ),
         E::NoApplicationProtocol => {
-            "the server speaks another protocol than PostgreSQL inside TLS".into()
+            "the server selected a protocol other than PostgreSQL by ALPN".into()
         }
         other => format!("the session failed: {other}"),
     }
 }
 
-/// The reasons are the server's, and its log has them in full.
+/// The reasons are the server's. Its log has the details.
 fn describe_alert(alert: Alert) -> String {
     match alert {
-        Alert::ProtocolVersion => {
-            "the server speaks none of the TLS versions allowed here: compare \
+        Alert::ProtocolVersion => "the server supports none of the allowed TLS versions: compare \
              ssl_min_protocol_version and ssl_max_protocol_version on both sides"
-                .into()
-        }
+            .into(),
         Alert::CertificateRequired => {
-            "the server demands a client certificate: set sslcert and sslkey".into()
+            "the server requires a client certificate: set sslcert and sslkey".into()
         }
         Alert::BadCertificate
         | Alert::UnsupportedCertificate
@@ -58,23 +57,23 @@ fn describe_alert(alert: Alert) -> String {
         | Alert::CertificateUnknown
         | Alert::UnknownCA
         | Alert::AccessDenied => format!(
-            "the server refused the client's certificate ({alert:?}): check sslcert against the \
-             server's ssl_ca_file and ssl_crl_file; its log says more"
+            "the server rejected the client certificate ({alert:?}): check sslcert against the \
+             server's ssl_ca_file and ssl_crl_file; see its log"
         ),
         Alert::HandshakeFailure => {
-            "the server broke off the handshake (HandshakeFailure): it shares no cipher with this \
-             client, has a key that this client does not support (RSASSA-PSS or an unusual curve), \
-             or demands a client certificate; its log says more"
+            "the server aborted the handshake (HandshakeFailure): it has no cipher in common with \
+             this client, has a key that this client does not support (RSASSA-PSS or an unusual \
+             curve), or requires a client certificate; see its log"
                 .into()
         }
         Alert::NoApplicationProtocol => {
-            "the server does not speak PostgreSQL inside TLS (NoApplicationProtocol)".into()
+            "the server does not support PostgreSQL by ALPN (NoApplicationProtocol)".into()
         }
         Alert::UnrecognisedName => {
-            "the server does not know the host name it was asked for (SNI): set sslsni=0, or the \
-             name it knows"
+            "the server does not recognize the host name (SNI): set sslsni=0, or a host name that \
+             it recognizes"
                 .into()
         }
-        other => format!("the server broke off the session ({other:?}); its log says why"),
+        other => format!("the server aborted the session ({other:?}); see its log"),
     }
 }

@@ -1,4 +1,4 @@
-//! The permitted uses of a certificate, following OpenSSL's reading of its extensions.
+//! The fields of a certificate: its permitted uses, by OpenSSL's rules, and its key.
 
 use rustls::pki_types::{AlgorithmIdentifier, SubjectPublicKeyInfoDer};
 use webpki::RawPublicKeyEntity;
@@ -13,10 +13,10 @@ use x509_cert::{
 
 use super::asn1::{content, elements};
 
-/// A certificate that has been decoded.
+/// A decoded certificate.
 pub(super) type Certificate = CertificateInner<Raw>;
 
-/// Algorithms that can be verified.
+/// The supported signature algorithms.
 pub(super) type Algorithms =
     &'static [&'static dyn rustls::pki_types::SignatureVerificationAlgorithm];
 
@@ -35,8 +35,8 @@ const PURPOSES: ObjectIdentifier = oid("2.5.29.37");
 const NETSCAPE_TYPE: ObjectIdentifier = oid("2.16.840.1.113730.1.1");
 const EMAIL_ADDRESS: ObjectIdentifier = oid("1.2.840.113549.1.9.1");
 
-/// Extensions that OpenSSL knows, and so may be critical: also those about policies, which libpq
-/// sets no requirement for.
+/// Extensions that OpenSSL supports, so that they may be critical. Policies are among them,
+/// although libpq sets no requirements for them.
 const KNOWN: [ObjectIdentifier; 11] = [
     KEY_USAGE,
     ALTERNATIVE_NAMES,
@@ -54,7 +54,7 @@ const KNOWN: [ObjectIdentifier; 11] = [
 /// `id-kp-serverAuth`, 1.3.6.1.5.5.7.3.1.
 const SERVER_AUTH: [u8; 8] = [0x2b, 6, 1, 5, 5, 7, 3, 1];
 
-/// Bits of keyUsage, by RFC 5280, section 4.2.1.3.
+/// Bits of keyUsage (RFC 5280, section 4.2.1.3).
 const DIGITAL_SIGNATURE: usize = 0;
 const KEY_ENCIPHERMENT: usize = 2;
 const KEY_AGREEMENT: usize = 4;
@@ -68,7 +68,7 @@ pub(super) fn extension(certificate: &Certificate, id: ObjectIdentifier) -> Opti
     extensions.find(|e| e.extn_id == id).map(|e| e.extn_value.as_bytes())
 }
 
-/// Why the extensions cannot be relied on: one is there twice, or is critical and unknown.
+/// Returns why the extensions are unusable: one is repeated, or is critical and unknown.
 pub(super) fn unusable_extension(certificate: &Certificate) -> Option<String> {
     let extensions = certificate.tbs_certificate().extensions()?;
     extensions.iter().enumerate().find_map(|(i, e)| {
@@ -81,8 +81,8 @@ pub(super) fn unusable_extension(certificate: &Certificate) -> Option<String> {
     })
 }
 
-/// Whether one of these bits is set in an extension that is a BIT STRING. An extension that is not
-/// there allows everything, and a malformed one nothing.
+/// Returns whether one of these bits is set in a BIT STRING extension. A missing extension allows
+/// everything, a malformed one nothing.
 fn allows(certificate: &Certificate, id: ObjectIdentifier, bits: &[usize]) -> bool {
     let Some(value) = extension(certificate, id) else { return true };
     let Ok(value) = AnyRef::from_der(value) else { return false };
@@ -92,15 +92,15 @@ fn allows(certificate: &Certificate, id: ObjectIdentifier, bits: &[usize]) -> bo
     value.header().tag() == Tag::BitString && bits.iter().any(|bit| is_set(*bit))
 }
 
-/// Whether extendedKeyUsage, if there is one, names servers. "Any purpose" does not, for OpenSSL
-/// neither.
+/// Returns whether extendedKeyUsage, if present, contains serverAuth. As for OpenSSL, "any purpose"
+/// is not sufficient.
 fn names_servers(certificate: &Certificate) -> bool {
     let Some(value) = extension(certificate, PURPOSES) else { return true };
     let purposes = AnyRef::from_der(value).ok().and_then(|s| elements(s.value()));
     purposes.is_some_and(|p| p.iter().any(|purpose| purpose.value() == SERVER_AUTH))
 }
 
-/// Why it is no server's certificate: `check_purpose_ssl_server` of OpenSSL.
+/// Returns why it is not a server certificate: `check_purpose_ssl_server` of OpenSSL.
 pub(super) fn not_for_servers(certificate: &Certificate) -> Option<&'static str> {
     if !names_servers(certificate) {
         return Some("extendedKeyUsage without serverAuth");
@@ -114,7 +114,7 @@ pub(super) fn not_for_servers(certificate: &Certificate) -> Option<&'static str>
     None
 }
 
-/// Why it must not sign servers' certificates: `check_ca` and `check_ssl_ca` of OpenSSL.
+/// Returns why it must not sign server certificates: `check_ca` and `check_ssl_ca` of OpenSSL.
 pub(super) fn not_an_authority(certificate: &Certificate) -> Option<&'static str> {
     let is_old = certificate.tbs_certificate().version() == Version::V1;
     let says_nothing = extension(certificate, BASIC_CONSTRAINTS).is_none();
@@ -124,7 +124,7 @@ pub(super) fn not_an_authority(certificate: &Certificate) -> Option<&'static str
     if !names_servers(certificate) {
         return Some("extendedKeyUsage without serverAuth");
     }
-    // Version 1 has no extension to declare it, and keyCertSign declares it too.
+    // Version 1 has no extensions, and keyCertSign is sufficient too.
     if says_nothing && (is_old || extension(certificate, KEY_USAGE).is_some()) {
         return None;
     }
@@ -139,7 +139,7 @@ pub(super) fn is_authority(certificate: &Certificate) -> bool {
     basic_constraints(certificate).is_authority
 }
 
-/// How many authorities there may be between it and a server.
+/// Returns the maximum number of intermediates between it and a server.
 pub(super) fn path_length(certificate: &Certificate) -> Option<usize> {
     basic_constraints(certificate).path_length
 }
@@ -158,7 +158,7 @@ fn basic_constraints(certificate: &Certificate) -> BasicConstraints {
     for field in fields {
         match (field.header().tag(), field.value()) {
             (Tag::Boolean, value) => constraints.is_authority = value == [0xff],
-            // Negative.
+            // A negative number.
             (Tag::Integer, [first, ..]) if *first >= 0x80 => constraints.path_length = Some(0),
             (Tag::Integer, value) => {
                 let number = value
@@ -177,20 +177,20 @@ pub(super) fn is_self_issued(certificate: &Certificate) -> bool {
     fields.issuer() == fields.subject()
 }
 
-/// Whether it claims to be self-signed, by its names and, if present, by its key identifiers.
+/// Returns whether it claims to be self-signed, by its names and, if present, its key identifiers.
 pub(super) fn is_self_signed(certificate: &Certificate) -> bool {
     is_self_issued(certificate)
         && is_issuer_by_key_id(certificate, extension(certificate, AUTHORITY_KEY_ID))
 }
 
-/// Whether one may have signed the other, by its name and by key identifiers.
+/// Returns whether `issuer` may have signed `certificate`, by names and key identifiers.
 pub(super) fn may_be_issuer(issuer: &Certificate, certificate: &Certificate) -> bool {
     issuer.tbs_certificate().subject() == certificate.tbs_certificate().issuer()
         && is_issuer_by_key_id(issuer, extension(certificate, AUTHORITY_KEY_ID))
 }
 
-/// Whether an authorityKeyIdentifier is about this issuer, by `X509_check_akid` of OpenSSL: what
-/// one of them lacks is not compared.
+/// Returns whether an authorityKeyIdentifier matches this issuer: `X509_check_akid` of OpenSSL.
+/// Fields that are missing on either side are not compared.
 pub(super) fn is_issuer_by_key_id(issuer: &Certificate, authority_key_id: Option<&[u8]>) -> bool {
     const KEY_ID: Tag = Tag::ContextSpecific { constructed: false, number: TagNumber(0) };
     const NAMES: Tag = Tag::ContextSpecific { constructed: true, number: TagNumber(1) };
@@ -206,7 +206,7 @@ pub(super) fn is_issuer_by_key_id(issuer: &Certificate, authority_key_id: Option
         (Some(named), Some(own)) => named == own.value(),
         _ => true,
     };
-    // authorityCertIssuer names the one who has signed the issuer's certificate.
+    // authorityCertIssuer is the issuer of the issuer's certificate.
     let names = field(NAMES).and_then(elements).unwrap_or_default();
     let directory = names.iter().find(|name| name.header().tag() == DIRECTORY_NAME);
     let is_named = directory.is_none_or(|name| {
@@ -218,7 +218,7 @@ pub(super) fn is_issuer_by_key_id(issuer: &Certificate, authority_key_id: Option
         && field(SERIAL).is_none_or(|s| without_zeros(s) == without_zeros(serial.as_bytes()))
 }
 
-/// An integer without the zeros that only make it positive.
+/// Returns an integer without its leading zeros.
 pub(super) fn without_zeros(mut number: &[u8]) -> &[u8] {
     while let [0, rest @ ..] = number {
         number = rest;
@@ -234,16 +234,16 @@ pub(super) fn public_key(certificate: &Certificate) -> Option<SubjectPublicKeyIn
     certificate.tbs_certificate().subject_public_key_info().to_der().ok().map(Into::into)
 }
 
-/// Whether a key has made a signature.
+/// The result of verifying a signature.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Signature {
     Right,
     Wrong,
-    /// This build has no such algorithm.
+    /// This build does not support the algorithm.
     Unsupported,
 }
 
-/// `algorithm` is the content of the AlgorithmIdentifier.
+/// Verifies a signature. `algorithm` is the content of the AlgorithmIdentifier.
 pub(super) fn verify_signature(
     algorithms: Algorithms,
     key: &SubjectPublicKeyInfoDer<'_>,
@@ -264,18 +264,18 @@ pub(super) fn verify_signature(
     result
 }
 
-/// Whether a certificate's own key has signed it.
+/// Verifies the signature of a certificate with its own key.
 pub(super) fn own_signature(der: &[u8], algorithms: Algorithms) -> Option<Signature> {
     let mut parts = SliceReader::new(content(der)?).ok()?;
     let signed = parts.tlv_bytes().ok()?;
     let algorithm = content(parts.tlv_bytes().ok()?)?;
-    // No bits are left out at its end.
+    // The number of unused bits must be 0.
     let [0, signature @ ..] = content(parts.tlv_bytes().ok()?)? else { return None };
     let key = public_key(&Certificate::from_der(der).ok()?)?;
     Some(verify_signature(algorithms, &key, algorithm, signed, signature))
 }
 
-/// Why a key cannot be used to verify signatures.
+/// Returns why a key cannot be used to verify signatures.
 pub(super) fn unsupported_key(certificate: &Certificate, algorithms: Algorithms) -> Option<String> {
     const RSA: ObjectIdentifier = oid("1.2.840.113549.1.1.1");
     let info = certificate.tbs_certificate().subject_public_key_info();
@@ -312,7 +312,7 @@ fn key_type(certificate: &Certificate) -> String {
     known.to_owned()
 }
 
-/// The name of an old algorithm of signatures: it is not only unsupported here.
+/// Returns the name of the signature's hash function, if it is broken and not just unsupported.
 pub(super) fn broken_hash(certificate: &Certificate) -> Option<&'static str> {
     match certificate.signature_algorithm().oid.to_string().as_str() {
         "1.2.840.113549.1.1.5" | "1.2.840.10045.4.1" | "1.2.840.10040.4.3" | "1.3.14.3.2.29" => {
@@ -329,7 +329,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zeros_in_front_do_not_count() {
+    fn without_zeros_removes_only_leading_zeros() {
         assert_eq!(without_zeros(&[0, 0, 1, 0]), [1, 0]);
         assert!(without_zeros(&[0]).is_empty());
     }

@@ -1,4 +1,5 @@
-//! Whether a certificate names a host: fe-secure-common.c and fe-secure-openssl.c of libpq 18.
+//! Matches the names in a certificate against the host, like fe-secure-common.c and
+//! fe-secure-openssl.c of libpq 18.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -9,27 +10,27 @@ use super::{
     show,
 };
 
-/// Which names count.
+/// Which names are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Accepts {
-    /// As with libpq.
+    /// All names, like libpq.
     Anything,
-    /// Only what was checked against name constraints: libpq compares an address with DNS names
-    /// too, and takes common names that nothing has checked.
+    /// Only names that were checked against name constraints. libpq also compares an address with
+    /// DNS names, and accepts unchecked common names.
     Constrained,
-    /// Not the common name: public authorities do not check it.
+    /// No common names, because public authorities do not validate them.
     AlternativeNames { is_constrained: bool },
 }
 
-/// Checks that one of the certificate's names is the host; else says which names there are.
+/// Checks that the certificate contains the host. The error lists its names.
 pub(super) fn check(certificate: &Certificate, host: &str, accepts: Accepts) -> Result<(), String> {
     let names = alternative_names(certificate)
         .ok_or("the alternative names in the server's certificate are malformed: reissue it")?;
     check_names(&names, common_name(certificate), host, accepts)
 }
 
-/// The rules, in libpq's order: alternative names of both kinds, and the common name only when
-/// there is none of the host's own kind.
+/// Checks the names in libpq's order: all alternative names, then the common name if there is no
+/// alternative name of the host's own kind (address or DNS name).
 fn check_names(
     alternative: &[Name],
     common: Option<Name>,
@@ -46,16 +47,18 @@ fn check_names(
                 (4, Some(IpAddr::V4(ip))) => ip.octets() == bytes[..],
                 (16, Some(IpAddr::V6(ip))) => ip.octets() == bytes[..],
                 (4 | 16, _) => false,
-                // Leniency would be wrong here, says libpq.
+                // As in libpq.
                 _ => return Err("an IP address in the server's certificate is malformed".into()),
             },
             Name::Dns(bytes) | Name::Common(bytes) => {
                 if bytes.contains(&0) {
-                    return Err("a name in the server's certificate holds a zero byte: somebody \
-                                may be posing as the server"
-                        .into());
+                    return Err(
+                        "a name in the server's certificate contains a zero byte: something \
+                                may be impersonating the server"
+                            .into(),
+                    );
                 }
-                // A wildcard stands for a label, and an address has no labels.
+                // A wildcard matches a label, and an address has no labels.
                 bytes.eq_ignore_ascii_case(host.as_bytes())
                     || address.is_none() && wildcard(bytes, host.as_bytes())
             }
@@ -83,13 +86,13 @@ fn check_names(
     if let Some(name) = not_counted {
         let reason = match accepts {
             Accepts::AlternativeNames { is_constrained: false } => {
-                "the authorities of the system and of Mozilla do not check it"
+                "public authorities (the system's, Mozilla's) do not validate it"
             }
             _ => "an authority has name constraints, which do not apply to it",
         };
         return Err(format!(
-            "{} in the server's certificate is the host but does not count, because {reason}: \
-             reissue the certificate with the host in subjectAltName",
+            "{} in the server's certificate matches the host but is not accepted, because \
+             {reason}: reissue the certificate with the host in subjectAltName",
             shown(name)
         ));
     }
@@ -101,13 +104,13 @@ fn check_names(
         (false, more) => format!("{} and {more} more", first.join(", ")),
     };
     Err(format!(
-        "the server's certificate is for {names}, not for {host:?}: connect by a name that it has, \
-         reissue it with subjectAltName, or use sslmode=verify-ca if any server of this authority \
-         will do"
+        "the server's certificate is for {names}, not for {host:?}: connect by a name that it \
+         contains, reissue it with subjectAltName, or use sslmode=verify-ca to accept any server \
+         of this authority"
     ))
 }
 
-/// One `*.` at the left stands for one label.
+/// Matches a wildcard: `*.` at the beginning matches one label.
 fn wildcard(pattern: &[u8], host: &[u8]) -> bool {
     let Some(suffix) = pattern.strip_prefix(b"*").filter(|s| s.len() > 1 && s.starts_with(b"."))
     else {
@@ -134,13 +137,13 @@ fn shown(name: &Name) -> String {
     }
 }
 
-/// `is_ip_address` of libpq: what `inet_aton` or `inet_pton` take.
+/// Parses an address in the forms that `inet_aton` or `inet_pton` accept: `is_ip_address` of libpq.
 fn parse_address(host: &str) -> Option<IpAddr> {
     inet_aton(host).map(IpAddr::V4).or_else(|| host.parse().ok().map(IpAddr::V6))
 }
 
-/// An IPv4 address in any of the forms that the resolver takes too: one to four numbers, decimal,
-/// octal or hexadecimal, the last of which fills the rest.
+/// Parses an IPv4 address in all forms that resolvers accept: one to four decimal, octal or
+/// hexadecimal numbers, of which the last fills the remaining bytes.
 fn inet_aton(text: &str) -> Option<Ipv4Addr> {
     let mut numbers = Vec::new();
     for part in text.split('.') {

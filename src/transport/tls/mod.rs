@@ -1,7 +1,7 @@
-//! TLS by rustls, with libpq's rules about whom to trust.
+//! TLS by rustls, with libpq's rules for verifying the server.
 //!
-//! rustls's own verifier is not used: it knows neither certificates without a verified name, nor
-//! common names, nor a server's self-signed certificate as its own root.
+//! The verifier of rustls is not used, because it supports neither verification without a host
+//! name, nor common names, nor a server's self-signed certificate as its own root.
 
 mod asn1;
 mod channel_binding;
@@ -19,7 +19,7 @@ mod roots;
 mod show;
 mod stream;
 mod trust;
-// They set permissions of files.
+// The tests set file permissions.
 #[cfg(all(test, unix))]
 mod tests;
 mod verify;

@@ -7,7 +7,7 @@ use super::{
     fields::{self, ALTERNATIVE_NAMES, Certificate},
 };
 
-/// A name in a certificate. Bytes, because nothing has checked that they are text.
+/// A name in a certificate. Bytes, because they may not be valid text.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Name {
     Dns(Vec<u8>),
@@ -15,7 +15,7 @@ pub(super) enum Name {
     Common(Vec<u8>),
 }
 
-/// The dNSName and iPAddress entries of subjectAltName.
+/// Returns the dNSName and iPAddress entries of subjectAltName, or `None` if it is malformed.
 pub(super) fn alternative_names(certificate: &Certificate) -> Option<Vec<Name>> {
     const DNS_NAME: Tag = Tag::ContextSpecific { constructed: false, number: TagNumber(2) };
     const IP_ADDRESS: Tag = Tag::ContextSpecific { constructed: false, number: TagNumber(7) };
@@ -34,13 +34,13 @@ pub(super) fn alternative_names(certificate: &Certificate) -> Option<Vec<Name>> 
     Some(names.collect())
 }
 
-/// The common names of the subject.
+/// Returns the common names of the subject.
 pub(super) fn common_names(certificate: &Certificate) -> impl Iterator<Item = &Any> {
     let subject = certificate.tbs_certificate().subject();
     subject.iter().filter(|a| a.oid.to_string() == "2.5.4.3").map(|a| &a.value)
 }
 
-/// The first one, as `X509_NAME_get_index_by_NID` finds it.
+/// Returns the first common name, like `X509_NAME_get_index_by_NID`.
 pub(super) fn common_name(certificate: &Certificate) -> Option<Name> {
     common_names(certificate).next().map(|value| Name::Common(value.value().to_vec()))
 }

@@ -1,4 +1,4 @@
-//! From a server's certificate to the roots: which certificates may have signed which.
+//! Finds certification paths from a server's certificate to the roots.
 
 use std::sync::Arc;
 
@@ -11,26 +11,27 @@ use super::{
     trust::{Root, Trust},
 };
 
-/// The maximum certificates between a server's and its root, which is webpki's limit.
+/// The maximum number of intermediates in a path, which is webpki's limit.
 const DEPTH: usize = 6;
-/// The maximum signatures that are checked for one server.
+/// The maximum number of signatures that are verified for one server.
 const SIGNATURES: usize = 64;
-/// The maximum steps from a certificate to one that may be its issuer's.
+/// The maximum number of steps from a certificate to a possible issuer.
 const STEPS: usize = 256;
 
-/// One way to a root, not yet verified.
+/// A path to a root, not yet verified.
 pub(super) struct Path<'a> {
     /// From the server's issuer upwards.
     pub(super) intermediates: Vec<CertificateDer<'a>>,
-    /// `None`: the issuer of the last one is not known. Verification finds any other fault.
+    /// `None`: the issuer of the last certificate is unknown. Verifying such a path finds other
+    /// problems.
     pub(super) root: Option<&'a Root>,
 }
 
-/// Finds the ways to roots, by names and key identifiers, until a limit is reached.
+/// Finds the paths to roots, by names and key identifiers, until a limit is reached.
 ///
-/// webpki looks for them too, but its limits are 200,000 steps, each through all certificates. A
-/// server that sends many certificates which all could have signed each other would block the
-/// runtime's thread for seconds.
+/// webpki can search too, but its limit is 200,000 steps, each over all certificates. A server that
+/// sends many certificates that could all have signed each other would block the runtime's thread
+/// for seconds.
 pub(super) fn find<'a>(
     leaf: &Certificate,
     sent: &'a [CertificateDer<'a>],
@@ -58,8 +59,9 @@ struct Search<'a> {
     candidates: Vec<Candidate<'a>>,
     roots: &'a [Root],
     found: Vec<Path<'a>>,
-    /// How many more there may be.
+    /// The remaining budget of signatures.
     signatures: usize,
+    /// The remaining budget of steps.
     steps: usize,
 }
 
@@ -69,7 +71,7 @@ struct Candidate<'a> {
 }
 
 impl<'a> Search<'a> {
-    /// Adds the paths that begin with these candidates, the last of which is `last`.
+    /// Adds the paths that begin with the candidates `below`, the last of which is `last`.
     fn climb(&mut self, last: &Certificate, below: &mut Vec<usize>) {
         let roots = self.roots;
         let issuer = last.tbs_certificate().issuer().to_der().unwrap_or_default();
@@ -107,7 +109,7 @@ impl<'a> Search<'a> {
     }
 
     fn add(&mut self, below: &[usize], root: Option<&'a Root>) {
-        // The server's own, and one of each in between.
+        // One for the server's certificate, and one for each intermediate.
         let Some(signatures) = self.signatures.checked_sub(below.len() + 1) else { return };
         self.signatures = signatures;
         let between = below.iter().filter_map(|i| self.candidates.get(*i));

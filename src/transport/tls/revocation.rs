@@ -1,6 +1,7 @@
-//! Certificate revocation lists: which list counts, and whether a certificate is on it. webpki uses
-//! the first list of an issuer. This module follows OpenSSL: among the lists that are signed by the
-//! issuer's key, cover this certificate and are valid now, the newest one counts.
+//! Certificate revocation lists.
+//!
+//! webpki uses the first list of an issuer. This module follows OpenSSL: it uses the newest list
+//! that is signed by the issuer's key, covers the certificate and is valid now.
 
 use std::{ops::Range, time::Duration};
 
@@ -28,24 +29,23 @@ const DISTRIBUTION_POINT: ObjectIdentifier = ObjectIdentifier::new_unwrap("2.5.2
 
 const FIELD_0: Tag = Tag::ContextSpecific { constructed: true, number: TagNumber(0) };
 
-/// A revocation list that can be decoded.
+/// A well-formed revocation list.
 pub(super) struct RevocationList {
     der: CertificateRevocationListDer<'static>,
-    /// Where the serial numbers lie in it, sorted by what they are.
+    /// The positions of the serial numbers in `der`, sorted by serial number.
     serials: Vec<Range<usize>>,
-    /// A critical extension of an entry changes what the entry means, such as whose certificate it
-    /// is about.
+    /// A critical extension of an entry changes its meaning, for example whose certificate it is.
     has_critical_entry: bool,
 }
 
-/// The one who has signed a certificate and must have signed the list about it.
+/// The issuer of a certificate, which must also have signed the list.
 pub(super) struct Issuer<'a> {
     pub(super) key: &'a SubjectPublicKeyInfoDer<'a>,
-    /// `None`: an authority of Mozilla's.
+    /// `None` for Mozilla's roots.
     pub(super) certificate: Option<&'a Certificate>,
 }
 
-/// Why a list of the right issuer does not count, the most likely reason first.
+/// Why a list of the right issuer cannot be used, the most likely reason first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Unusable {
     Expired(Duration),
@@ -59,8 +59,8 @@ enum Unusable {
 }
 
 impl RevocationList {
-    /// Decodes all of a list; `None` if it is malformed. Lists may be long, so this is for a thread
-    /// that may block.
+    /// Decodes a list. Returns `None` if it is malformed. Lists can be long, so call it on a
+    /// blocking thread.
     pub(super) fn new(der: CertificateRevocationListDer<'static>) -> Option<Self> {
         let fields = Fields::decode(&der).ok()?;
         let start = der.as_ptr() as usize;
@@ -84,8 +84,7 @@ impl RevocationList {
     }
 }
 
-/// Checks that a certificate is not revoked: that there is a list about it, and that it is not on
-/// it.
+/// Checks that a certificate is not revoked: a usable list must exist and not contain it.
 pub(super) fn check(
     lists: &[RevocationList],
     certificate: &Certificate,
@@ -95,8 +94,8 @@ pub(super) fn check(
 ) -> Result<(), String> {
     if !issuer.certificate.is_none_or(fields::may_sign_lists) {
         return Err(format!(
-            "the authority{} must not sign revocation lists (keyUsage without cRLSign), so nothing \
-             says whether its certificates are revoked: reissue its certificate",
+            "the authority{} must not sign revocation lists (keyUsage without cRLSign), so its \
+             certificates cannot be checked for revocation: reissue its certificate",
             show::name(certificate.tbs_certificate().issuer())
         ));
     }
@@ -105,7 +104,7 @@ pub(super) fn check(
     let mut deltas = Vec::new();
     let mut unusable = None;
     for list in lists {
-        // It has been decoded before.
+        // It was decoded successfully when it was loaded.
         let Ok(fields) = Fields::decode(&list.der) else { continue };
         if fields.issuer != *certificate.tbs_certificate().issuer() {
             continue;
@@ -118,13 +117,14 @@ pub(super) fn check(
             unusable = unusable.into_iter().chain([reason]).min();
             continue;
         }
-        // It only adds to a complete list. OpenSSL, as libpq sets it up, takes it for one.
+        // A delta list only extends a complete list. OpenSSL, as configured by libpq, treats it as
+        // a complete one.
         if fields.is_delta {
             unusable = unusable.into_iter().chain([Unusable::Delta]).min();
             deltas.push((fields.this_update, list));
             continue;
         }
-        // Lists of the same second all count: their order must not decide.
+        // Use all lists of the same second, so that their order does not matter.
         if fields.this_update > newest_time {
             newest.clear();
         }
@@ -151,12 +151,12 @@ fn missing(unusable: Option<Unusable>, certificate: &Certificate) -> String {
     let reason = match unusable {
         None => {
             return format!(
-                "a certificate of the server's chain has no revocation list of its issuer{issuer}: \
-                 add the lists of all its authorities (sslcrl, sslcrldir, crl_path)"
+                "there is no revocation list of the issuer{issuer} of a certificate of the \
+                 server's chain: add the lists of all its authorities (sslcrl, sslcrldir, crl_path)"
             );
         }
         Some(Unusable::Expired(end)) => {
-            format!("it has expired on {}: get a new one, and check the clocks", show::time(end))
+            format!("it expired on {}: get a new one, and check the clocks", show::time(end))
         }
         Some(Unusable::NotYetValid(start)) => {
             format!(
@@ -165,7 +165,7 @@ fn missing(unusable: Option<Unusable>, certificate: &Certificate) -> String {
             )
         }
         Some(Unusable::WrongKey) => {
-            "it is not signed by the authority's present key: get the list of that key".to_owned()
+            "it is not signed by the authority's current key: get the list of that key".to_owned()
         }
         Some(Unusable::UnsupportedSignature) => {
             "its signature is of an unsupported type: have it signed with SHA-256".to_owned()
@@ -174,7 +174,7 @@ fn missing(unusable: Option<Unusable>, certificate: &Certificate) -> String {
             "it is a delta list, which is not supported: use complete lists".to_owned()
         }
         Some(Unusable::Indirect) => {
-            "it is an indirect list or only about some reasons, which is not supported: use \
+            "it is an indirect list or covers only some reasons, which is not supported: use \
              complete lists"
                 .to_owned()
         }
@@ -182,17 +182,17 @@ fn missing(unusable: Option<Unusable>, certificate: &Certificate) -> String {
             "it has a critical extension that is not supported: use plain lists".to_owned()
         }
         Some(Unusable::OtherScope) => {
-            "it is about other certificates of its authority: add the list of the certificate's \
+            "it covers other certificates of its authority: add the list of the certificate's \
              distribution point"
                 .to_owned()
         }
     };
-    format!("no certificate revocation list of the issuer{issuer} can be used; {reason}")
+    format!("no revocation list of the issuer{issuer} can be used; {reason}")
 }
 
-/// A list's fields, where they lie.
+/// The fields of a list, borrowed from its encoding.
 struct Fields<'a> {
-    /// All that is signed.
+    /// The signed part.
     signed: &'a [u8],
     /// The content of the AlgorithmIdentifier.
     algorithm: &'a [u8],
@@ -213,7 +213,7 @@ struct Entry<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// `CertificateList` of RFC 5280, section 5.1; also of version 1, as OpenSSL takes it.
+    /// Decodes `CertificateList` of RFC 5280, section 5.1. Like OpenSSL, it accepts version 1.
     fn decode(der: &'a [u8]) -> der::Result<Self> {
         let mut outer = content(der, Tag::Sequence)?;
         let signed = outer.tlv_bytes()?;
@@ -278,12 +278,12 @@ impl<'a> Fields<'a> {
         };
         match place.replace(extension.value) {
             None => Ok(()),
-            // Twice.
+            // A repeated extension.
             Some(_) => Err(Tag::Sequence.value_error().into()),
         }
     }
 
-    /// Whether it counts for a certificate: `get_crl_score` of OpenSSL.
+    /// Checks that the list can be used for a certificate: `get_crl_score` of OpenSSL.
     fn check_usable(
         &self,
         certificate: &Certificate,
@@ -325,8 +325,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Whether a list with this issuingDistributionPoint is about a certificate, and about every
-/// reason.
+/// Checks that a list with this issuingDistributionPoint covers a certificate, and all reasons.
 fn check_scope(point: &[u8], certificate: &Certificate) -> Result<(), Unusable> {
     let fields = AnyRef::from_der(point).ok().and_then(|s| elements(s.value()));
     let fields = fields.ok_or(Unusable::Indirect)?;
@@ -352,8 +351,8 @@ fn check_scope(point: &[u8], certificate: &Certificate) -> Result<(), Unusable> 
     Ok(())
 }
 
-/// Whether one of the certificate's distribution points has one of the list's names, and is neither
-/// another issuer's nor only about some reasons.
+/// Returns whether one of the certificate's distribution points has one of the list's names. Points
+/// of another issuer, or for only some reasons, do not match.
 fn is_of_point(name: &[u8], certificate: &Certificate) -> bool {
     let wanted = full_names(name);
     let points = fields::extension(certificate, DISTRIBUTION_POINTS)
@@ -369,7 +368,7 @@ fn is_of_point(name: &[u8], certificate: &Certificate) -> bool {
     })
 }
 
-/// The names of a DistributionPointName; none of one that is relative to its issuer.
+/// Returns the full names of a DistributionPointName; none if it is relative to its issuer.
 fn full_names(name: &[u8]) -> Vec<AnyRef<'_>> {
     match AnyRef::from_der(name) {
         Ok(names) if names.header().tag() == FIELD_0 => elements(names.value()).unwrap_or_default(),
@@ -411,7 +410,7 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// The content of a value that must have this tag.
+/// Returns the content of a value, which must have this tag.
 fn value(der: &[u8], tag: Tag) -> der::Result<&[u8]> {
     let any = AnyRef::from_der(der)?;
     any.header().tag().assert_eq(tag)?;

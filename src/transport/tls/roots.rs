@@ -1,4 +1,4 @@
-//! Trusted certificates and revocation lists, read from where the settings say.
+//! Loads trusted certificates and revocation lists from the configured sources.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use crate::{
     error::{Error, Result},
 };
 
-/// `None`: any certificate will do.
+/// Returns the trusted certificates, or `None` if any certificate is accepted.
 pub(super) fn load(settings: &TlsSettings) -> Result<Option<Trust>> {
     if settings.verify == Verify::Nothing {
         return Ok(None);
@@ -62,15 +62,15 @@ impl Trust {
             let certificate =
                 certificate.map_err(|e| Error::tls(format!("{what} is not PEM: {e}")))?;
             self.add(certificate, false)
-                .map_err(|e| Error::tls(format!("{what} holds an unusable certificate: {e}")))?;
+                .map_err(|e| Error::tls(format!("{what} contains an unusable certificate: {e}")))?;
             any = true;
         }
-        if any { Ok(()) } else { Err(Error::tls(format!("{what} holds no PEM certificate"))) }
+        if any { Ok(()) } else { Err(Error::tls(format!("{what} contains no PEM certificate"))) }
     }
 
     fn add_system(&mut self) -> Result<()> {
         let found = rustls_native_certs::load_native_certs();
-        // A part of the authorities would refuse good servers, and for good.
+        // With only some of the authorities, valid servers would be rejected without a retry.
         for e in found.errors.iter() {
             if let rustls_native_certs::ErrorKind::Io { inner, path } = &e.kind {
                 let inner = inner.raw_os_error().map(std::io::Error::from_raw_os_error);
@@ -82,7 +82,7 @@ impl Trust {
         }
         let before = self.roots.len();
         for certificate in found.certs {
-            // One that cannot be read vouches for nobody, and is no reason to refuse the others.
+            // An unusable certificate must not disable the others.
             let _ = self.add(certificate, true);
         }
         if self.roots.len() > before {
@@ -90,13 +90,13 @@ impl Trust {
         }
         let reason = found.errors.first().map(|e| format!(" ({e})")).unwrap_or_default();
         Err(Error::tls(format!(
-            "the operating system has no trusted certificates{reason}: install its package of CA \
-             certificates, set SSL_CERT_FILE, or set sslrootcert to the authority's own file"
+            "the operating system has no trusted certificates{reason}: install its CA certificates \
+             package, set SSL_CERT_FILE, or set sslrootcert to the file of the authority"
         )))
     }
 }
 
-/// The revocation lists; `None` if none are configured.
+/// Loads the revocation lists. Returns `None` if none are configured.
 fn lists(settings: &Crls) -> Result<Option<Vec<RevocationList>>> {
     let mut lists = Vec::new();
     for path in &settings.paths {
@@ -109,22 +109,22 @@ fn lists(settings: &Crls) -> Result<Option<Vec<RevocationList>>> {
             let what = format!("certificate revocation list \"{}\"", path.display());
             let pem = read_file("certificate revocation list", path)?;
             if add_lists(&mut lists, &pem, &what)? == 0 {
-                return Err(Error::tls(format!("{what} holds no PEM list (X509 CRL)")));
+                return Err(Error::tls(format!("{what} contains no PEM list (X509 CRL)")));
             }
         }
     }
-    // A file or directory without any list is an error, so this means that there are no files.
+    // A file or directory without a list is an error, so empty means that there are no files.
     Ok((!lists.is_empty()).then_some(lists))
 }
 
-/// OpenSSL finds the files of a directory by hashed names; here every file counts.
+/// Adds the lists of all files of a directory. OpenSSL only reads files with hashed names.
 fn add_directory(lists: &mut Vec<RevocationList>, directory: &Path) -> Result<()> {
     let shown = directory.display();
     let unreadable = |e| unreadable(&format!("directory of revocation lists \"{shown}\""), e);
     let before = lists.len();
     for entry in std::fs::read_dir(directory).map_err(unreadable)? {
         let path = entry.map_err(unreadable)?.path();
-        // A link to nowhere is no list; what cannot be looked at may be one.
+        // Skip dangling links. Report files that cannot be inspected: they may be lists.
         if !is_missing(&path) && std::fs::metadata(&path).map_err(unreadable)?.is_file() {
             let pem = read_file("certificate revocation list", &path)?;
             let what = format!("certificate revocation list \"{}\"", path.display());
@@ -134,10 +134,10 @@ fn add_directory(lists: &mut Vec<RevocationList>, directory: &Path) -> Result<()
     if lists.len() > before {
         return Ok(());
     }
-    Err(Error::tls(format!("directory \"{shown}\" holds no PEM certificate revocation list")))
+    Err(Error::tls(format!("directory \"{shown}\" contains no PEM certificate revocation list")))
 }
 
-/// Returns how many lists there were.
+/// Returns the number of lists that were added.
 fn add_lists(lists: &mut Vec<RevocationList>, pem: &[u8], what: &str) -> Result<usize> {
     let mut count = 0;
     for list in CertificateRevocationListDer::pem_slice_iter(pem) {

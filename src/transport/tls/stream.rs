@@ -32,7 +32,7 @@ impl TlsStream {
         self.inner.get_ref().0
     }
 
-    /// Writes a farewell as far as the socket takes it at once, and ends TLS.
+    /// Writes a last message, as far as the socket accepts it without waiting, and closes TLS.
     pub(crate) fn try_write_last(&mut self, bytes: &[u8]) -> io::Result<()> {
         let (socket, session) = self.inner.get_mut();
         session.writer().write_all(bytes)?;
@@ -44,7 +44,7 @@ impl TlsStream {
     }
 }
 
-/// Writes what the socket takes without waiting.
+/// Writes what the socket accepts without waiting.
 struct AtOnce<'a>(&'a TcpStream);
 
 impl Write for AtOnce<'_> {

@@ -67,7 +67,7 @@ impl Ca {
         params
     }
 
-    /// An authority below this one.
+    /// An intermediate authority that this one has signed.
     fn intermediate(&self, name: &str) -> Self {
         let (params, key) = (Self::params(name), KeyPair::generate().unwrap());
         let pem = params.signed_by(&key, &self.issuer).unwrap().pem();
@@ -153,7 +153,7 @@ impl Server {
         config
     }
 
-    /// A handshake, and a byte from the server, whose refusal may come only with that.
+    /// Performs a handshake and reads a byte, because a rejection may arrive only with the read.
     async fn meet(&self, settings: &TlsSettings, host: &str, direct: bool) -> Result<TlsInfo> {
         let connector = TlsConnector::new(settings, Some(host))?;
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -166,7 +166,7 @@ impl Server {
                     let _ = stream.write_all(b"x").await;
                     let _ = stream.shutdown().await;
                 }
-                // Closing with bytes unread would take the alert away from the client.
+                // Closing with unread bytes would reset the connection and lose the alert.
                 Err((_, mut tcp)) => drop(tcp.read_to_end(&mut Vec::new()).await),
             }
         };
@@ -258,7 +258,7 @@ async fn each_mode_verifies_what_it_says() {
     server.accepts(trusting(&ca).server_name("db.example"), "10.0.0.1").await;
     server.accepts(trusting(&ca).sni(false), "db.example").await;
 
-    // Where the names stand.
+    // Alternative names and common names.
     let server = |names: &[&str]| Server::new(&ca.issue(named(names)));
     server(&["*.example"]).accepts(trusting(&ca), "DB.example").await;
     server(&["*.example"]).refuses(trusting(&ca), "a.db.example", "*.example").await;
@@ -291,7 +291,7 @@ async fn dates_and_purpose_count() {
     let mut client = named(&["db"]);
     client.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let server = Server::new(&ca.issue(client));
-    server.refuses(trusting(&ca), "db", "not one for servers").await;
+    server.refuses(trusting(&ca), "db", "not a server certificate").await;
 }
 
 #[tokio::test]
@@ -313,7 +313,7 @@ async fn a_certificate_among_the_roots_is_its_own_root() {
     }
     let expired = self_signed(authority(), 2020);
     Server::new(&expired).refuses(pinning(&expired), "db", "expired on 2020").await;
-    // One that merely has the same name is not.
+    // A different certificate with the same name is rejected.
     let (ours, theirs) = (self_signed(authority(), 2100), self_signed(authority(), 2100));
     Server::new(&theirs).refuses(pinning(&ours), "db", "CA:TRUE").await;
 }
@@ -324,7 +324,7 @@ async fn intermediates_come_from_the_server() {
     let middle = ca.intermediate("Middle");
     let mut identity = middle.issue(named(&["db"]));
     Server::new(&identity).refuses(trusting(&ca), "db", "CN=Middle) is not trusted").await;
-    // As for OpenSSL, a root has signed itself; what else is in the file may stand between.
+    // As in OpenSSL, roots are self-signed; other certificates of the file can be intermediates.
     Server::new(&identity).refuses(trusting(&middle), "db", "is not trusted").await;
     let both = TlsConfig::builder().ca_cert_pem(format!("{}{}", middle.pem, ca.pem));
     Server::new(&identity).accepts(both, "db").await;
@@ -348,7 +348,7 @@ async fn only_an_authority_in_date_vouches_for_others() {
     params.not_after = date_time_ymd(2021, 1, 1);
     let key = KeyPair::generate().unwrap();
     let old = Ca { pem: params.self_signed(&key).unwrap().pem(), issuer: Issuer::new(params, key) };
-    Server::new(&old.issue(named(&["db"]))).refuses(trusting(&old), "db", "has expired").await;
+    Server::new(&old.issue(named(&["db"]))).refuses(trusting(&old), "db", "expired on").await;
 }
 
 #[tokio::test]
@@ -366,10 +366,10 @@ async fn revoked_certificates_are_refused() {
     Server::new(&identity(&ca, 7)).refuses(with(&crl), "db", "revoked").await;
     Server::new(&identity(&ca, 7)).refuses(with(&crl).verify_hostname(false), "x", "revoked").await;
 
-    // Every certificate of the chain needs a list.
+    // Every certificate of the chain requires a list.
     let mut below = identity(&middle, 8);
     below.chain += &middle.pem;
-    Server::new(&below).refuses(with(&crl), "db", "no revocation list of its issuer").await;
+    Server::new(&below).refuses(with(&crl), "db", "no revocation list of the issuer").await;
     let lists = tempfile::tempdir_in(&folder).unwrap();
     write(&lists, "a.r0", ca.crl(&[7], 2100));
     write(&lists, "b.r0", middle.crl(&[7], 2100));
@@ -385,12 +385,12 @@ async fn revoked_certificates_are_refused() {
     let none = write(&folder, "none.crl", "");
     for (path, part) in [
         (folder.path().join("missing"), "cannot be read"),
-        (empty.path().to_owned(), "holds no PEM"),
-        (none, "holds no PEM list"),
+        (empty.path().to_owned(), "contains no PEM"),
+        (none, "contains no PEM list"),
     ] {
         Server::new(&identity(&ca, 8)).refuses(with(&path), "db", part).await;
     }
-    // A list by default may be missing, and one that is there counts.
+    // The default list can be missing, and is used if it exists.
     let server = Server::new(&identity(&ca, 7));
     let mut settings = trusting(&ca).build().unwrap().settings().clone();
     settings.crls = Crls { paths: vec![folder.path().join("missing")], optional: true };
@@ -421,7 +421,7 @@ async fn libpqs_default_root_file_decides_whether_to_verify() {
         server.meet(&settings(mode), "x", false).await.unwrap();
     }
     check(server.meet(&settings(SslMode::VerifyFull), "x", false).await, "not for \"x\"");
-    check(TlsConnector::new(&settings(SslMode::VerifyFull), None), "host name is needed");
+    check(TlsConnector::new(&settings(SslMode::VerifyFull), None), "requires a host name");
     server.meet(&settings(SslMode::VerifyFull), "db", false).await.unwrap();
 }
 
@@ -443,7 +443,7 @@ async fn client_certificates_are_sent_when_asked_for() {
         server.clients = Some((clients.pem.clone(), true));
         assert_eq!(sent(&server.accepts(with(&identity), "db").await), (true, true));
         server.refuses(trusting(&ca), "db", "client certificate").await;
-        server.refuses(with(&stranger), "db", "refused the client's certificate").await;
+        server.refuses(with(&stranger), "db", "rejected the client certificate").await;
     }
 }
 
@@ -461,11 +461,11 @@ async fn certificate_mode_is_libpqs() {
         .clone();
     settings.send_certificate = SendCertificate::Require;
     let demand = |result: Result<TlsInfo>, part: &str| match result.unwrap_err() {
-        // No error of TLS, which may be followed by an attempt in the clear.
+        // Not Error::Tls, after which a plaintext attempt may follow.
         Error::Authentication { message, .. } => assert!(message.contains(part), "{message}"),
         other => panic!("{other:?}"),
     };
-    demand(server.meet(&settings, "db", false).await, "did not ask for one");
+    demand(server.meet(&settings, "db", false).await, "did not request one");
     server.clients = Some((ca.pem.clone(), false));
     server.meet(&settings, "db", false).await.unwrap();
     settings.send_certificate = SendCertificate::Never;
@@ -522,7 +522,7 @@ async fn keys_are_read_in_every_form_but_encrypted() {
         ("rsa.crt", "rsa.encrypted", "openssl pkey -in"),
         ("rsa.crt", "rsa.legacy", "openssl pkey -in"),
         ("rsa.crt", "rsa.crt", "no private key"),
-        ("ec.crt", "rsa.pem", "not a pair"),
+        ("ec.crt", "rsa.pem", "does not match"),
         ("rsa.pem", "rsa.pem", "no PEM certificate"),
     ] {
         server.refuses(with(certificate, key), "db", part).await;
@@ -556,7 +556,7 @@ fn key_files_are_checked() {
     let mut settings = settings(&key, false);
     settings.client.as_mut().unwrap().key = None;
     check(new(&settings), "no private key");
-    // A certificate that is not there means none at all, when it is libpq's, and an error when not.
+    // A missing default certificate means none; any other missing certificate is an error.
     let client = settings.client.as_mut().unwrap();
     client.certificate = Source::File(missing);
     check(new(&settings), "cannot be read");
@@ -616,8 +616,9 @@ async fn what_is_not_tls_is_an_error() {
     }
 }
 
-/// As Postgres's manual makes them, with versions of openssl that add no extensions by themselves.
-/// One that has signed itself can be pinned, one of an authority only be left unverified.
+/// The commands of the Postgres manual create these with versions of openssl that add no
+/// extensions. A self-signed one can be pinned; one signed by an authority works only without
+/// verification.
 #[tokio::test]
 async fn certificates_of_version_1_can_be_pinned_or_left_unverified() {
     let (ca, dir) = (Ca::new("CA"), folder());
@@ -652,7 +653,7 @@ async fn certificates_of_version_1_can_be_pinned_or_left_unverified() {
             server.accepts(pin(&own), "db").await;
             server.refuses(pin(&own), "other", "not for \"other\"").await;
         }
-        // Another key than the certificate's is found out.
+        // A key that does not match the certificate is detected.
         let mut server = Server::new(&issued);
         server.identity.key = KeyPair::generate().unwrap().serialize_pem();
         for versions in [vec![&TLS12], vec![&TLS13]] {
@@ -663,7 +664,7 @@ async fn certificates_of_version_1_can_be_pinned_or_left_unverified() {
     }
 }
 
-/// The verifier of these settings, and what it makes of a chain, as PEM.
+/// Verifies a PEM chain with these settings.
 fn verify(settings: &TlsSettings, host: Option<&str>, chain: &str) -> Result<(), String> {
     let algorithms = provider().signature_verification_algorithms;
     let trust = roots::load(settings).unwrap();
@@ -699,7 +700,7 @@ fn keys_and_signatures_that_cannot_be_verified_are_named() {
         ("a", good, "good", "-sha256", ""),
         ("b", good, "old", "-sha256", ""),
         ("c", weak, "good", "-sha256", "the server's certificate has an RSA key of 1024 bits"),
-        ("d", good, "good", "-sha1", "(CN=d) is signed with SHA-1, which is broken"),
+        ("d", good, "good", "-sha1", "(CN=d) is signed with SHA-1, which is insecure"),
         ("e", good, "weak", "-sha256", "an authority (CN=weak) has an RSA key of 1024 bits"),
         ("f", "RSA-PSS -pkeyopt rsa_keygen_bits:2048", "good", "-sha256", "the type RSASSA-PSS"),
         ("g", "EC -pkeyopt ec_paramgen_curve:secp256k1", "good", "-sha256", "the curve secp256k1"),
@@ -722,7 +723,7 @@ fn keys_and_signatures_that_cannot_be_verified_are_named() {
                 assert!(!error.contains("wrong"), "{name}: {error}");
             }
         }
-        // Where nothing is verified, a key still must sign the handshake.
+        // Even without verification, the key must sign the handshake.
         let any = TlsConfig::builder().danger_accept_invalid_certs(true).build().unwrap();
         let result = verify(any.settings(), None, &chain);
         assert_eq!(
@@ -753,7 +754,7 @@ fn errors_show_names_of_certificates_on_one_short_line() {
     }
 }
 
-/// A common name counts only for an authority of the user's own.
+/// A common name is accepted only from an authority that the user has configured.
 #[test]
 fn public_authorities_vouch_for_no_common_name() {
     let ca = Ca::new("CA");
@@ -764,7 +765,7 @@ fn public_authorities_vouch_for_no_common_name() {
     let leaf = CertificateDer::from_pem_slice(ca.issue(common).chain.as_bytes()).unwrap();
     let named_leaf =
         CertificateDer::from_pem_slice(ca.issue(named(&["db"])).chain.as_bytes()).unwrap();
-    // The same root as the user's and the system's, in both orders.
+    // The same root as both the user's and the system's, in both orders.
     for (public, is_accepted) in [
         (vec![false], true),
         (vec![true], false),
@@ -794,12 +795,12 @@ fn public_authorities_vouch_for_no_common_name() {
     }
 }
 
-/// A server that sends many certificates, each of which could have signed each other one, is
-/// refused after few steps.
+/// A server that sends many certificates that could all have signed each other is rejected after a
+/// limited number of steps.
 #[test]
 fn mazes_of_certificates_are_given_up_early() {
     let ca = Ca::new("CA");
-    // The same name for all, and six layers of eight; with others around them that lead nowhere.
+    // Six layers of eight certificates with the same name, and others that are dead ends.
     let key = KeyPair::generate().unwrap();
     let layer = |i: usize| format!("layer {i}");
     let issuers: Vec<_> =
@@ -829,7 +830,7 @@ fn mazes_of_certificates_are_given_up_early() {
     assert!(error.contains("is not trusted"), "{error}");
 }
 
-/// The handshake proves that the server has the key, also where the certificate is not verified.
+/// The handshake proves that the server has the key, even if the certificate is not verified.
 #[tokio::test]
 async fn a_server_without_its_key_is_refused_in_every_mode() {
     let ca = Ca::new("CA");

@@ -9,25 +9,25 @@ use super::{
     revocation::RevocationList,
 };
 
-/// What a server's certificate is held against.
+/// The trusted certificates and revocation lists.
 pub(super) struct Trust {
     pub(super) roots: Vec<Root>,
-    /// Certificates that are no roots but may be used as intermediates.
+    /// Certificates that are not roots but can be used as intermediates.
     pub(super) intermediates: Vec<CertificateDer<'static>>,
-    /// `None`: nothing is checked for revocation.
+    /// `None`: revocation is not checked.
     pub(super) lists: Option<Vec<RevocationList>>,
 }
 
-/// A certificate that has signed itself. Whether it may sign others is decided when it has.
+/// A self-signed certificate. Whether it may sign others is checked when it has signed one.
 pub(super) struct Root {
     /// `None` for Mozilla's roots, because only their keys are compiled in.
     pub(super) certificate: Option<Decoded>,
     pub(super) anchor: TrustAnchor<'static>,
-    /// One of the system's or Mozilla's, which signs for any applicant.
+    /// Whether it is one of the system's or Mozilla's, which issue certificates to anyone.
     pub(super) is_public: bool,
 }
 
-/// A certificate, as it came and decoded.
+/// A certificate, both encoded and decoded.
 #[derive(Clone)]
 pub(super) struct Decoded {
     pub(super) der: CertificateDer<'static>,
@@ -35,17 +35,16 @@ pub(super) struct Decoded {
 }
 
 impl Trust {
-    /// The root that is this very certificate.
+    /// Returns the root that is identical to this certificate.
     pub(super) fn pin(&self, certificate: &CertificateDer<'_>) -> Option<&Root> {
         let is_same =
             |root: &&Root| root.certificate.as_ref().is_some_and(|c| c.der == *certificate);
         let same = self.roots.iter().filter(is_same);
-        // A certificate that is both in the user's file and among the system's counts as the
-        // user's.
+        // If it is both in the user's file and among the system roots, prefer the user's.
         same.min_by_key(|root| root.is_public)
     }
 
-    /// Adds a certificate of a file of roots.
+    /// Adds a certificate from a root file.
     pub(super) fn add(
         &mut self,
         certificate: CertificateDer<'static>,

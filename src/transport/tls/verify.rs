@@ -1,9 +1,8 @@
-//! Whether the server's certificate is to be trusted, as OpenSSL decides it for libpq.
+//! Verifies the server's certificate, like OpenSSL does for libpq.
 //!
 //! webpki checks one path at a time: signatures, dates, the purpose, and the names in
-//! subjectAltName against name constraints. What it does not know is checked here: what roots may
-//! do, keyUsage, certificates that are trusted as they are, revocation by the newest list, and
-//! names.
+//! subjectAltName against name constraints. This module does the rest: permitted uses of roots,
+//! keyUsage, pinned certificates, revocation by the newest list, and host names.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -31,14 +30,14 @@ use super::{
 };
 
 pub(super) struct Verifier {
-    /// `None`: any certificate will do.
+    /// `None`: any certificate is accepted.
     trust: Option<Trust>,
-    /// The host that the certificate must name.
+    /// The host that the certificate must contain.
     name: Option<String>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-/// Why a certificate was refused, on its way through rustls and tokio.
+/// Why a certificate was rejected, as an error that passes through rustls and tokio.
 #[derive(Debug)]
 pub(super) struct Refused(String);
 
@@ -72,7 +71,7 @@ impl Verifier {
         now: UnixTime,
     ) -> Result<(), String> {
         let leaf = parse_certificate(certificate);
-        // Checked in every mode: otherwise the handshake's signature would appear to be wrong.
+        // Checked in every mode; otherwise the handshake would report a wrong signature.
         let unsupported =
             leaf.as_ref().and_then(|leaf| fields::unsupported_key(leaf, self.algorithms.all));
         if let Some(key) = unsupported {
@@ -86,7 +85,7 @@ impl Verifier {
         }
     }
 
-    /// Checks a certificate that signed itself and is in the file of roots: it is trusted as it is.
+    /// Checks a self-signed certificate that is in the root file and therefore trusted directly.
     fn check_pin(
         &self,
         trust: &Trust,
@@ -95,12 +94,11 @@ impl Verifier {
         now: UnixTime,
     ) -> Result<(), String> {
         let der = &root.certificate.as_ref().ok_or(MALFORMED)?.der;
-        // As with any root, a signature that cannot be verified (SHA-1) does not matter.
+        // As with any root, an unsupported signature (SHA-1) is accepted.
         if fields::own_signature(der, self.algorithms.all).ok_or(MALFORMED)? == Signature::Wrong {
             return Err(
-                "the server's certificate is in the file of roots (sslrootcert) and has not \
-                        signed itself, though it names itself as its issuer: put the certificate \
-                        of its authority there"
+                "the server's certificate is in the root file (sslrootcert) and names itself as \
+                 its issuer, but is not self-signed: put the certificate of its authority there"
                     .to_owned(),
             );
         }
@@ -108,7 +106,7 @@ impl Verifier {
         self.check_path(trust, std::slice::from_ref(pin), root, now)
     }
 
-    /// Tries the paths from the certificate to a root until one can be trusted.
+    /// Tries the paths from the certificate to a root until one is valid.
     fn check_paths(
         &self,
         trust: &Trust,
@@ -160,8 +158,8 @@ impl Verifier {
         Err(refused.unwrap_or_else(|| describe(unverified)))
     }
 
-    /// Checks what webpki does not: `path` goes from the server's certificate to that of the root,
-    /// which lacks only where the root is a bare key of Mozilla's.
+    /// Performs the checks that webpki does not. `path` goes from the server's certificate to the
+    /// root's; the latter is absent if the root is one of Mozilla's.
     fn check_path(
         &self,
         trust: &Trust,
@@ -179,8 +177,8 @@ impl Verifier {
             let shown = show::name(authority.tbs_certificate().subject());
             if let Some(problem) = fields::not_an_authority(authority) {
                 return Err(format!(
-                    "the certificate of an authority{shown} is not one that may sign certificates \
-                     of servers ({problem}): reissue it, or trust another authority"
+                    "the certificate of an authority{shown} must not sign server certificates \
+                     ({problem}): reissue it, or trust another authority"
                 ));
             }
         }
@@ -189,9 +187,9 @@ impl Verifier {
             let length = between.iter().filter(|c| !fields::is_self_issued(c)).count();
             if fields::path_length(last).is_some_and(|limit| length > limit) {
                 return Err(format!(
-                    "there are {length} authorities between the server's certificate and its \
-                     root{}, more than the root allows (pathlen in basicConstraints): reissue the \
-                     root",
+                    "there are {length} intermediate certificates between the server's certificate \
+                     and its root{}, more than the root allows (pathlen in basicConstraints): \
+                     reissue the root",
                     show::name(last.tbs_certificate().subject())
                 ));
             }
@@ -210,7 +208,7 @@ impl Verifier {
         hostname::check(leaf, host, accepts)
     }
 
-    /// OpenSSL's CRL_CHECK_ALL: every certificate of the path, the root's too, needs a list.
+    /// OpenSSL's CRL_CHECK_ALL: every certificate of the path, including the root, requires a list.
     fn check_revocation(
         &self,
         trust: &Trust,
@@ -222,7 +220,7 @@ impl Verifier {
         let now = Duration::from_secs(now.as_secs());
         let bare_key = webpki::spki_for_anchor(&root.anchor);
         for (i, certificate) in path.iter().enumerate() {
-            // A root has signed itself.
+            // A root is self-signed.
             let issuer = path.get(i + 1).or(root.certificate.is_some().then_some(certificate));
             let key = match issuer {
                 Some(issuer) => fields::public_key(issuer),
@@ -285,8 +283,9 @@ impl ServerCertVerifier for Verifier {
 }
 
 impl Verifier {
-    /// rustls's `verify_tls12_signature` for a key without a certificate, which it only has for TLS
-    /// 1.3: a scheme of TLS 1.2 does not tell the curve, so each that it may mean is tried.
+    /// Does the work of rustls's `verify_tls12_signature` for a key without a certificate, which
+    /// rustls supports only for TLS 1.3. A scheme of TLS 1.2 does not determine the curve, so all
+    /// candidates are tried.
     fn verify_tls12_signature_with_key(
         &self,
         message: &[u8],
@@ -311,8 +310,9 @@ impl Verifier {
     }
 }
 
-/// The public key of a certificate of X.509 version 1, which `openssl x509 -req` makes when it is
-/// given no extensions, and webpki does not read. Whether it is trusted has been decided by then.
+/// Returns the public key of a certificate of X.509 version 1, which webpki does not support.
+/// `openssl x509 -req` creates such certificates if it is given no extensions. Whether the
+/// certificate is trusted has been decided before.
 fn key_of_old_certificate(
     certificate: &CertificateDer<'_>,
 ) -> Option<SubjectPublicKeyInfoDer<'static>> {
@@ -323,11 +323,11 @@ fn key_of_old_certificate(
     Some(SubjectPublicKeyInfoDer::from(key))
 }
 
-/// Checks of a root, or of a pin, what webpki checks of other certificates.
+/// Performs the checks on a root, or a pinned certificate, that webpki performs on others.
 fn check_root(root: &Certificate, now: UnixTime) -> Result<(), String> {
     if let Some(problem) = fields::unusable_extension(root) {
         return Err(format!(
-            "the root certificate{} {problem}: trust another one",
+            "the root certificate{} {problem}: use another one",
             show::name(root.tbs_certificate().subject())
         ));
     }
@@ -346,14 +346,14 @@ fn check_root(root: &Certificate, now: UnixTime) -> Result<(), String> {
 
 const MALFORMED: &str = "a certificate of the server is malformed";
 
-/// After what is wrong with a key.
-const KEY_ADVICE: &str = ", which this client cannot verify: issue one with another key (RSA of \
-                          2048 to 8192 bits, or EC on the curve P-256 or P-384); SECURITY.md lists \
-                          what is supported";
+/// Follows the description of an unsupported key.
+const KEY_ADVICE: &str = ", which is not supported: issue one with another key (RSA of 2048 to \
+                          8192 bits, or EC on the curve P-256 or P-384); SECURITY.md lists what is \
+                          supported";
 
 fn expired(end: Duration) -> String {
     format!(
-        "a certificate of the server has expired on {}: renew it, and check the clocks",
+        "a certificate of the server expired on {}: renew it, and check the clocks",
         show::time(end)
     )
 }
@@ -367,12 +367,12 @@ fn not_yet_valid(start: Duration) -> String {
 
 fn not_for_servers(problem: &str) -> String {
     format!(
-        "the server's certificate is not one for servers ({problem}): reissue it with \
+        "the server's certificate is not a server certificate ({problem}): reissue it with \
          extendedKeyUsage=serverAuth and keyUsage=digitalSignature"
     )
 }
 
-/// What webpki's verdict means, and what to do.
+/// Describes an error of webpki, and what to do about it.
 fn describe_webpki_error(
     error: &webpki::Error,
     certificate: &CertificateDer<'_>,
@@ -382,8 +382,8 @@ fn describe_webpki_error(
 ) -> String {
     use webpki::Error as E;
     let since_1970 = |t: &UnixTime| Duration::from_secs(t.as_secs());
-    // webpki reports weak keys and hashes as wrong signatures. They are no attack, and the error
-    // must not suggest one.
+    // webpki reports weak keys and hashes as wrong signatures. They are not an attack, and the
+    // error must not suggest one.
     if matches!(
         error,
         E::InvalidSignatureForPublicKey
@@ -399,7 +399,7 @@ fn describe_webpki_error(
                 fields::broken_hash(&certificate).filter(|_| !fields::is_self_issued(&certificate))
             {
                 return format!(
-                    "a certificate of the server{shown} is signed with {hash}, which is broken: \
+                    "a certificate of the server{shown} is signed with {hash}, which is insecure: \
                      reissue it with SHA-256"
                 );
             }
@@ -421,8 +421,8 @@ fn describe_webpki_error(
                 .unwrap_or_default();
             format!(
                 "the issuer of the server's certificate{issuer} is not trusted: set sslrootcert \
-                 (or ca_cert_path) to the file of its authority, and let the server send the \
-                 certificates in between"
+                 (or ca_cert_path) to the file of its authority, and configure the server to send \
+                 the intermediate certificates"
             )
         }
         E::CertExpired { not_after, .. } => expired(since_1970(not_after)),
@@ -440,31 +440,30 @@ fn describe_webpki_error(
         }
         E::CaUsedAsEndEntity => {
             "the server's certificate is that of an authority (CA:TRUE): reissue it with \
-             basicConstraints=CA:FALSE, or put it into the file of roots (sslrootcert) if it has \
-             signed itself"
+             basicConstraints=CA:FALSE, or put it into the root file (sslrootcert) if it is \
+             self-signed"
                 .to_owned()
         }
         E::RequiredEkuNotFoundContext(_) => not_for_servers("extendedKeyUsage without serverAuth"),
         E::NameConstraintViolation => {
-            "a name in the server's certificate is not one that its authority may vouch for (name \
-             constraints): reissue the certificate, or use another authority"
+            "the name constraints of an authority do not permit a name in the server's \
+             certificate: reissue the certificate, or use another authority"
                 .to_owned()
         }
         E::PathLenConstraintViolated => {
-            "there are more authorities between the server's certificate and its root than one of \
-             them allows (pathlen in basicConstraints): reissue that one"
+            "there are more intermediate certificates between the server's certificate and its \
+             root than an authority allows (pathlen in basicConstraints): reissue its certificate"
                 .to_owned()
         }
         E::InvalidSignatureForPublicKey => {
-            "a signature in the server's certificates is wrong: is sslrootcert an older authority \
-             of the same name?"
+            "a signature in the server's certificate chain is wrong: check that sslrootcert is not \
+             an older authority with the same name"
                 .to_owned()
         }
         E::UnsupportedSignatureAlgorithmContext(_)
         | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_) => {
-            "a certificate of the server is signed with an algorithm that this client cannot \
-             verify: reissue it with SHA-256 and RSA or ECDSA; SECURITY.md lists what is \
-             supported"
+            "a certificate of the server is signed with an algorithm that is not supported: \
+             reissue it with SHA-256 and RSA or ECDSA; SECURITY.md lists what is supported"
                 .to_owned()
         }
         other => format!("the server's certificate cannot be verified: {other}"),

@@ -11,11 +11,11 @@ use super::{
 const STRICTER: [&str; 8] = [
     "is that of an authority (CA:TRUE)",
     "only X.509 certificates of version 3",
-    "does not count, because an authority has name constraints",
+    "is not accepted, because an authority has name constraints",
     // Constraints on names that webpki does not compare, and wildcards.
     "name constraints",
     "MalformedDnsIdentifier",
-    "constrained to some e-mail addresses",
+    "name constraints for email addresses",
     "UnsupportedCriticalExtension",
     // The path length of one in between, where one below is self-issued.
     "EndEntityUsedAsCa",

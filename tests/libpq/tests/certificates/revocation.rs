@@ -306,8 +306,8 @@ async fn the_newest_list_of_the_issuers_key_counts() {
     for (what, text, expect, part) in [
         ("text around", format!("A list\n{clean_pem}and more\n"), Accepted, ""),
         ("a certificate beside", pem("CERTIFICATE", from_ref(&root)) + &clean_pem, Accepted, ""),
-        ("empty", String::new(), Stricter, "holds no PEM list"),
-        ("no list", pem("CERTIFICATE", from_ref(&root)), Refused, "holds no PEM list"),
+        ("empty", String::new(), Stricter, "contains no PEM list"),
+        ("no list", pem("CERTIFICATE", from_ref(&root)), Refused, "contains no PEM list"),
         ("cut", cut.clone(), Stricter, "malformed"),
         ("cut beside", clean_pem.clone() + &cut, Stricter, "malformed"),
         ("not even PEM", "-----BEGIN X509 CRL-----\n!!\n".to_owned(), Stricter, "not PEM"),
@@ -315,13 +315,13 @@ async fn the_newest_list_of_the_issuers_key_counts() {
         cases.check_error(&format!("file: {what}"), &with(text), expect, part).await;
     }
     for (what, list, part) in [
-        ("expired", &expired, "has expired on 2023-01-01"),
+        ("expired", &expired, "expired on 2023-01-01"),
         ("future", &future, "not valid before 2100-01-01"),
-        ("another key", &forged_without_id, "not signed by the authority's present key"),
+        ("another key", &forged_without_id, "not signed by the authority's current key"),
         ("indirect", &indirect, "indirect"),
         ("critical", &critical, "critical extension"),
         ("scope", &elsewhere, "distribution point"),
-        ("another authority", &of_middle, "no revocation list of its issuer (CN=CA)"),
+        ("another authority", &of_middle, "no revocation list of the issuer (CN=CA)"),
     ] {
         cases.check_error(what, &case.clone().lists(&[list]), Refused, part).await;
     }
