@@ -293,7 +293,7 @@ mod tests {
 
     /// RFC 7677, section 3.
     #[test]
-    fn the_exchange_of_the_rfc() {
+    fn scram_exchange_equals_the_example_of_rfc_7677() {
         assert_eq!(first().message(), "n,,n=user,r=rOprNGfwEbeRWgbNEkqO");
         let (client_final, server_final) = prove("pencil");
         assert_eq!(
@@ -306,7 +306,7 @@ mod tests {
 
     /// The flag and the content of "c=" by RFC 5802, checked like a server does.
     #[test]
-    fn the_binding_is_said_first_and_repeated_under_the_proof() {
+    fn channel_binding_is_sent_first_and_covered_by_the_proof() {
         for (binding, header, repeated) in [
             (Binding::No, "n,,", "n,,".as_bytes()),
             (Binding::NotOffered, "y,,", b"y,,"),
@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_does_not_know_the_password_is_refused() {
+    fn wrong_server_signature_is_rejected() {
         for wrong in ["v=7rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=", "v=", "v=6rriTRBi", "v"] {
             let (_, server_final) = prove("pencil");
             assert!(server_final.verify(wrong.as_bytes()).is_err(), "{wrong}");
@@ -337,14 +337,14 @@ mod tests {
     }
 
     #[test]
-    fn the_servers_own_error_is_passed_on() {
+    fn scram_error_of_the_server_is_reported() {
         let (_, server_final) = prove("x");
         let error = server_final.verify(b"e=invalid-proof").unwrap_err().to_string();
         assert!(error.contains("invalid-proof"), "{error}");
     }
 
     #[test]
-    fn a_malformed_challenge_is_refused() {
+    fn malformed_challenge_is_rejected() {
         for (bad, why) in [
             ("", "\"r=\" is missing"),
             ("r=rOprNGfwEbeRWgbNEkqO", "\"s=\" is missing"),

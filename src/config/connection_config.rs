@@ -360,7 +360,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_from_outside_are_shown_on_one_line() {
+    fn display_shows_untrusted_names_on_one_line() {
         let config = ConnectionConfig::builder()
             .host("a\u{202e}b\nc")
             .port(5432)

@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_foreign_name_says_what_to_write_instead() {
+    fn parameters_of_other_drivers_get_advice() {
         for (name, part) in [
             ("schema", "search_path"),
             ("currentSchema", "query(\"schema.view\")"),
@@ -212,7 +212,7 @@ mod tests {
 
     /// A name that libpq knows never comes here.
     #[test]
-    fn no_name_of_libpq_is_foreign() {
+    fn no_libpq_parameter_is_in_the_table() {
         let words =
             TABLE.iter().map(|(words, _)| words).chain(RENAMED.iter().map(|(words, _)| words));
         for word in words.flat_map(|words| words.iter()).chain(SERVER) {

@@ -246,7 +246,7 @@ mod tests {
 
     /// Expectations are what libpq makes of these strings (`PQconninfoParse`).
     #[test]
-    fn uris_are_read_as_libpq_reads_them() {
+    fn uris_are_parsed_like_libpq() {
         check("postgres://", &[]);
         check(
             "postgresql://u:p@h:1/d",
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn keywords_are_read_as_libpq_reads_them() {
+    fn keyword_lists_are_parsed_like_libpq() {
         check("", &[]);
         check(" host = h  port=1 ", &[("host", "h"), ("port", "1")]);
         check("host= port=1", &[("host", "port=1")]);
@@ -287,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_name_the_part_and_never_show_a_value() {
+    fn parse_errors_name_the_part_and_never_show_a_value() {
         for (text, part) in [
             ("postgres://u:sec%zzret@h", "password contains a %"),
             ("postgres://u:secret%@h", "password contains a %"),

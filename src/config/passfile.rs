@@ -132,7 +132,7 @@ mod tests {
 
     /// Bytes that are not UTF-8 affect only the line that contains them.
     #[test]
-    fn bytes_are_not_replaced() {
+    fn password_that_is_not_utf8_is_an_error() {
         let wanted = Wanted { host: "h", port: 1, database: "d", user: "u" };
         let text = b"# k\xfcche\n*:*:*:\xfc:no\n*:*:*:\xef\xbf\xbd:no\nh:1:d:u:gr\xfcn\n";
         assert_eq!(
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_line_that_matches_counts() {
+    fn first_matching_line_of_the_password_file_is_used() {
         assert_eq!(password("x:*:*:*:no\n*:5432:*:*:yes\n*:*:*:*:no"), Some("yes".into()));
         assert_eq!(password(r"h\:1:5432:d:u\\:a\:b\\c:rest"), Some(r"a:b\c".into()));
         assert_eq!(password("#*:*:*:*:no"), None);

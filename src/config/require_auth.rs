@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_is_of_what_is_acceptable_or_of_what_is_not() {
+    fn require_auth_accepts_or_rejects_the_listed_methods() {
         let scram = RequireAuth::parse("scram-sha-256").unwrap();
         assert!(scram.allows(Method::Scram) && !scram.allows(Method::None));
         assert!(!scram.allows(Method::Password));

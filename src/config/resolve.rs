@@ -250,7 +250,7 @@ mod tests {
     /// As in a libpq without SSL, the modes that allow plaintext are accepted.
     #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs")))]
     #[test]
-    fn without_tls_the_modes_that_demand_it_are_errors() {
+    fn without_tls_sslmodes_that_require_it_are_errors() {
         for mode in ["disable", "allow", "prefer"] {
             ConnectionConfig::parse(&format!("host=h sslmode={mode}")).unwrap();
         }
@@ -275,14 +275,14 @@ mod tests {
 
     /// libpq's `EnvironmentOptions`; `default` leaves it to the server.
     #[test]
-    fn the_environment_can_set_parameters_of_the_session() {
+    fn environment_variables_set_startup_parameters() {
         let config = resolve("host=h", &[("PGTZ", "Asia/Tokyo"), ("PGDATESTYLE", "DEFAULT")]);
         assert_eq!(config.param("timezone"), Some("Asia/Tokyo"));
         assert_eq!(config.param("datestyle"), None);
     }
 
     #[test]
-    fn a_configuration_goes_on_as_it_was_but_for_what_is_set() {
+    fn to_builder_keeps_settings_that_are_not_replaced() {
         let begun = resolve(
             "host=a,b hostaddr=127.0.0.1,127.0.0.2 port=1,2 user=u password=Pl4nted connect_timeout=7",
             &[("PGAPPNAME", "app"), ("PGTZ", "Asia/Tokyo")],
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_timeout_of_nothing_is_none() {
+    fn connect_timeout_of_zero_or_less_is_none() {
         for text in ["connect_timeout=0", "connect_timeout=-1", ""] {
             assert_eq!(resolve(text, &[]).connect_timeout(), None);
         }

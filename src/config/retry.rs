@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_their_bound_and_end() {
+    fn retry_pauses_double_up_to_max_backoff() {
         let policy = RetryPolicy::default().max_backoff(Duration::from_millis(300));
         let pauses: Vec<_> = (1..=5).map(|n| policy.pause(n, 1.0)).collect();
         let ms = |n| Some(Duration::from_millis(n));

@@ -109,7 +109,7 @@ mod tests {
     const FILE: &str = "# comment\n\n[a]\nhost=db\n port=6432 \npassword=se cret\n[ab]\nhost=no\n";
 
     #[test]
-    fn the_section_of_the_service_fills_in_what_is_open() {
+    fn service_section_sets_missing_values() {
         let mut values = Values::default();
         values.set("port", "1".to_owned()).unwrap();
         assert!(find_section(FILE.as_bytes(), "a", &mut values).unwrap());
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_name_the_line_and_no_value() {
+    fn service_file_errors_name_the_line_and_no_value() {
         for (file, expected) in [
             (&b"[a]\nsecret"[..], "line 2: not of the form"),
             (b"[a]\nservice=b", "line 2: a service cannot"),

@@ -419,7 +419,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_network_that_is_lost_closes_the_session_and_says_why() {
+    fn lost_network_is_connection_closed_with_its_reason() {
         use io::ErrorKind as K;
         let error = |source: io::Error| Error::io("before the result was complete", source);
         let kinds = [K::TimedOut, K::HostUnreachable, K::NetworkUnreachable, K::NetworkDown]
@@ -455,7 +455,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn only_what_passes_makes_a_file_unreadable_for_the_moment() {
+    fn unreadable_is_retriable_only_for_transient_errors() {
         use nix::errno::Errno::{
             EACCES, EINTR, EIO, EISDIR, ELOOP, EMFILE, ENFILE, ENOENT, ENOMEM, ENOTDIR, EPERM,
         };

@@ -152,7 +152,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn default_files_are_libpqs() {
+    fn default_tls_files_equal_those_of_libpq() {
         let s = read("prefer", Some("/home/u"), &[]).unwrap();
         let root = RootSource::Certificates(file("/home/u/.postgresql/root.crt"));
         assert_eq!((s.roots, s.roots_optional, s.verify), (vec![root], true, Verify::Chain));
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn the_systems_roots_demand_verify_full() {
+    fn system_roots_require_verify_full() {
         let system = [("sslrootcert", "system")];
         for mode in ["disable", "allow", "prefer", "require", "verify-ca"] {
             let error = read(mode, None, &system).unwrap_err().to_string();
@@ -204,13 +204,13 @@ mod tests {
     }
 
     #[test]
-    fn lists_that_somebody_named_must_be_there() {
+    fn explicit_revocation_lists_are_not_optional() {
         let s = read("require", Some("/h"), &[("sslcrl", "a"), ("sslcrldir", "b")]).unwrap();
         assert_eq!(s.crls, Crls { paths: vec!["a".into(), "b".into()], optional: false });
     }
 
     #[test]
-    fn words_are_checked() {
+    fn sslcertmode_and_sslsni_values_are_checked() {
         for (word, mode) in [
             ("disable", SendCertificate::Never),
             ("allow", SendCertificate::Allow),
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn versions_are_libpqs() {
+    fn tls_version_range_is_checked_like_libpq() {
         use TlsVersion::{Tls12, Tls13};
         for (min, max, expected) in [
             ("", "", Some((Tls12, Tls13))),

@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_is_the_systems_authorities_with_everything_verified() {
+    fn default_tls_config_trusts_system_roots_and_verifies_everything() {
         let s = settings(TlsConfig::builder());
         assert_eq!(s.verify, Verify::ChainAndName);
         assert_eq!(s.roots, [RootSource::System]);
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn authorities_add_up_and_displace_only_the_default() {
+    fn root_sources_are_combined_and_replace_the_default() {
         let file = RootSource::Certificates(Source::File("ca.pem".into()));
         let b = || TlsConfig::builder().ca_cert_path("ca.pem");
         assert_eq!(settings(b().system_roots(true)).roots, [file.clone(), RootSource::System]);
@@ -313,7 +313,7 @@ mod tests {
     }
 
     #[test]
-    fn verification_can_be_weakened_only_in_so_many_words() {
+    fn verification_is_weakened_only_explicitly() {
         let b = TlsConfig::builder;
         assert_eq!(settings(b().verify_hostname(false)).verify, Verify::Chain);
         let s = settings(b().danger_accept_invalid_certs(true));
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn contradictions_are_refused() {
+    fn contradictory_tls_settings_are_rejected() {
         let b = TlsConfig::builder;
         for (builder, part) in [
             (b().client_cert_path("c"), "without its key"),

@@ -174,7 +174,7 @@ fn has_access_of_others(mode: u32, owner: u32) -> bool {
 mod tests {
     #[cfg(unix)]
     #[test]
-    fn permissions_are_libpqs() {
+    fn key_file_permissions_are_checked_like_libpq() {
         for (mode, owner, refused) in [
             (0o100_600, 1000, false),
             (0o100_400, 1000, false),

@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dns_names_are_within_their_base_by_whole_labels() {
+    fn dns_constraints_match_whole_labels() {
         for (name, base, expected) in [
             ("db.example", "example", true),
             ("db.example", "db.example", true),
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn only_names_of_two_labels_are_taken_for_dns_names() {
+    fn dns_names_have_at_least_two_labels() {
         for name in ["db.example", "a.b.c", "10.0.0.1", "a_b.c-d.e"] {
             assert!(is_dns_id(name.as_bytes()), "{name}");
         }

@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn names_match_whatever_their_case() {
+    fn host_names_match_case_insensitively() {
         assert!(matches(&[dns("x"), dns("DB.example")], None, "db.EXAMPLE"));
         assert!(!matches(&[dns("db.example")], None, "db.example.com"));
         assert!(!matches(&[], None, "db"));
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wildcard_stands_for_one_label_on_the_left() {
+    fn wildcard_matches_one_leftmost_label() {
         for (pattern, host, expected) in [
             ("*.example.com", "a.example.com", true),
             ("*.Example.com", "ab.eXample.com", true),
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn the_common_name_counts_only_without_a_name_of_the_hosts_own_kind() {
+    fn common_name_is_used_only_without_an_alternative_name_of_the_hosts_kind() {
         let ip = || Name::Ip(vec![10, 0, 0, 1]);
         assert!(matches(&[], Some("db"), "db"));
         assert!(!matches(&[dns("other")], Some("db"), "db"));
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_match_by_value_and_by_text() {
+    fn addresses_match_by_value_and_as_text() {
         let v6 = Name::Ip(Ipv6Addr::LOCALHOST.octets().into());
         assert!(matches(&[v6], None, "0:0::1"));
         assert!(matches(&[Name::Ip(vec![127, 0, 0, 1])], None, "127.1"));
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zero_byte_never_matches() {
+    fn name_with_a_zero_byte_never_matches() {
         let host = "db.example";
         assert!(!matches(&[dns("db.example\0.evil")], None, host));
         assert!(!matches(&[dns("\0"), dns(host)], None, host));
@@ -240,14 +240,14 @@ mod tests {
     }
 
     #[test]
-    fn the_error_lists_names() {
+    fn hostname_error_lists_the_names() {
         let names: Vec<_> = (0..7).map(|i| dns(&format!("n{i}"))).collect();
         let error = check_names(&names, None, "db", Accepts::Anything).unwrap_err();
         assert!(error.contains("\"n4\" and 2 more") && error.contains("\"db\""), "{error}");
     }
 
     #[test]
-    fn inet_aton_is_the_c_librarys() {
+    fn inet_aton_parses_like_the_c_library() {
         for (text, expected) in [
             ("127.0.0.1", Some([127, 0, 0, 1])),
             ("127.1", Some([127, 0, 0, 1])),

@@ -229,7 +229,7 @@ fn restrict(path: &Path, mode: u32) {
 }
 
 #[tokio::test]
-async fn a_good_certificate_is_taken_and_the_session_described() {
+async fn valid_certificate_is_accepted_and_tls_info_reported() {
     let ca = Ca::new("CA");
     let mut server = Server::new(&ca.issue(named(&["db.example"])));
     let info = server.accepts(trusting(&ca), "db.example").await;
@@ -244,7 +244,7 @@ async fn a_good_certificate_is_taken_and_the_session_described() {
 }
 
 #[tokio::test]
-async fn each_mode_verifies_what_it_says() {
+async fn each_mode_verifies_chain_and_name_as_documented() {
     let (ca, other) = (Ca::new("CA"), Ca::new("Other"));
     let server = Server::new(&ca.issue(named(&["db.example"])));
     let weak = |b: TlsConfigBuilder| b.verify_hostname(false);
@@ -276,7 +276,7 @@ async fn each_mode_verifies_what_it_says() {
 }
 
 #[tokio::test]
-async fn dates_and_purpose_count() {
+async fn certificate_dates_and_purpose_are_verified() {
     let ca = Ca::new("CA");
     let dates = |from, to| {
         let mut params = named(&["db"]);
@@ -334,7 +334,7 @@ async fn intermediates_come_from_the_server() {
 
 /// A pinned certificate is trusted only for itself, and an authority only within its validity.
 #[tokio::test]
-async fn only_an_authority_in_date_vouches_for_others() {
+async fn only_a_valid_authority_can_sign_other_certificates() {
     let ca = Ca::new("CA");
     // A server's certificate whose key signs another one.
     let key = KeyPair::generate().unwrap();
@@ -352,7 +352,7 @@ async fn only_an_authority_in_date_vouches_for_others() {
 }
 
 #[tokio::test]
-async fn revoked_certificates_are_refused() {
+async fn revoked_certificates_are_rejected() {
     let (ca, folder) = (Ca::new("CA"), folder());
     let middle = ca.intermediate("Middle");
     let identity = |ca: &Ca, serial: u8| {
@@ -400,7 +400,7 @@ async fn revoked_certificates_are_refused() {
 }
 
 #[tokio::test]
-async fn libpqs_default_root_file_decides_whether_to_verify() {
+async fn default_root_file_enables_verification_if_it_exists() {
     let (ca, other, home) = (Ca::new("CA"), Ca::new("Other"), folder());
     std::fs::create_dir(home.path().join(".postgresql")).unwrap();
     let server = Server::new(&ca.issue(named(&["db"])));
@@ -426,7 +426,7 @@ async fn libpqs_default_root_file_decides_whether_to_verify() {
 }
 
 #[tokio::test]
-async fn client_certificates_are_sent_when_asked_for() {
+async fn client_certificate_is_sent_on_request() {
     let (ca, clients) = (Ca::new("CA"), Ca::new("Clients"));
     let identity = clients.issue(named(&["app"]));
     let stranger = ca.issue(named(&["app"]));
@@ -448,7 +448,7 @@ async fn client_certificates_are_sent_when_asked_for() {
 }
 
 #[tokio::test]
-async fn certificate_mode_is_libpqs() {
+async fn sslcertmode_works_like_libpq() {
     let ca = Ca::new("CA");
     let mut server = Server::new(&ca.issue(named(&["db"])));
     let identity = ca.issue(named(&["app"]));
@@ -476,7 +476,7 @@ async fn certificate_mode_is_libpqs() {
 }
 
 #[tokio::test]
-async fn keys_are_read_in_every_form_but_encrypted() {
+async fn private_keys_are_read_in_all_unencrypted_formats() {
     let (ca, dir) = (Ca::new("CA"), folder());
     let mut server = Server::new(&ca.issue(named(&["db"])));
     server.clients = Some((ca.pem.clone(), true));
@@ -565,7 +565,7 @@ fn key_files_are_checked() {
 }
 
 #[tokio::test]
-async fn alpn_is_offered_always_and_demanded_for_direct_tls() {
+async fn alpn_is_always_offered_and_required_for_direct_tls() {
     let ca = Ca::new("CA");
     let mut server = Server::new(&ca.issue(named(&["db"])));
     let settings = trusting(&ca).build().unwrap().settings().clone();
@@ -576,7 +576,7 @@ async fn alpn_is_offered_always_and_demanded_for_direct_tls() {
 }
 
 #[tokio::test]
-async fn versions_are_bounded() {
+async fn tls_versions_are_limited_to_the_configured_range() {
     let ca = Ca::new("CA");
     let mut server = Server::new(&ca.issue(named(&["db"])));
     let info = server.accepts(trusting(&ca).max_version(TlsVersion::Tls12), "db").await;
@@ -589,7 +589,7 @@ async fn versions_are_bounded() {
 }
 
 #[tokio::test]
-async fn what_is_not_tls_is_an_error() {
+async fn response_that_is_not_tls_is_an_error() {
     let connector =
         TlsConnector::new(trusting(&Ca::new("CA")).build().unwrap().settings(), Some("db"));
     let connector = connector.unwrap();
@@ -676,7 +676,7 @@ fn verify(settings: &TlsSettings, host: Option<&str>, chain: &str) -> Result<(),
 
 /// The error names a weak or unsupported key and does not mention a wrong signature.
 #[test]
-fn keys_and_signatures_that_cannot_be_verified_are_named() {
+fn unsupported_keys_and_signatures_are_named() {
     let dir = folder();
     write(&dir, "ca.cnf", "basicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign");
     write(&dir, "db.cnf", "subjectAltName=DNS:db");
@@ -740,7 +740,7 @@ fn keys_and_signatures_that_cannot_be_verified_are_named() {
 /// An attacker chooses the names in a certificate: errors show them on one line, short, and
 /// escaped.
 #[test]
-fn errors_show_names_of_certificates_on_one_short_line() {
+fn errors_show_certificate_names_on_one_short_line() {
     let hostile = format!("a\u{202e}b\r\n\u{1b}[2J{}", "x".repeat(10_000));
     let (ca, hostile_ca) = (Ca::new("CA"), Ca::new(&hostile));
     let tls = trusting(&ca).build().unwrap();
@@ -756,7 +756,7 @@ fn errors_show_names_of_certificates_on_one_short_line() {
 
 /// A common name is accepted only from an authority that the user has configured.
 #[test]
-fn public_authorities_vouch_for_no_common_name() {
+fn common_names_from_public_authorities_are_rejected() {
     let ca = Ca::new("CA");
     let settings = trusting(&ca).build().unwrap().settings().clone();
     let algorithms = provider().signature_verification_algorithms;
@@ -798,7 +798,7 @@ fn public_authorities_vouch_for_no_common_name() {
 /// A server that sends many certificates that could all have signed each other is rejected after a
 /// limited number of steps.
 #[test]
-fn mazes_of_certificates_are_given_up_early() {
+fn path_search_in_certificate_mazes_is_limited() {
     let ca = Ca::new("CA");
     // Six layers of eight certificates with the same name, and others that are dead ends.
     let key = KeyPair::generate().unwrap();
@@ -832,7 +832,7 @@ fn mazes_of_certificates_are_given_up_early() {
 
 /// The handshake proves that the server has the key, even if the certificate is not verified.
 #[tokio::test]
-async fn a_server_without_its_key_is_refused_in_every_mode() {
+async fn server_without_its_key_is_rejected_in_every_mode() {
     let ca = Ca::new("CA");
     let mut identity = ca.issue(named(&["db"]));
     identity.key = KeyPair::generate().unwrap().serialize_pem();
@@ -845,7 +845,7 @@ async fn a_server_without_its_key_is_refused_in_every_mode() {
 }
 
 #[test]
-fn the_channel_binding_is_the_hash_of_the_certificates_own_signature() {
+fn channel_binding_uses_the_hash_of_the_certificates_signature() {
     let dir = folder();
     openssl(&dir, "genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out rsa.pem");
     openssl(&dir, "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out ec.pem");
@@ -880,7 +880,7 @@ fn the_channel_binding_is_the_hash_of_the_certificates_own_signature() {
 }
 
 #[test]
-fn names_for_sni_are_no_addresses() {
+fn sni_is_never_an_address() {
     for (host, name) in [
         ("db.example", Some("db.example")),
         ("my_db", Some("my_db")),
@@ -894,7 +894,7 @@ fn names_for_sni_are_no_addresses() {
 }
 
 #[test]
-fn the_systems_roots_are_found_or_their_absence_reported() {
+fn system_roots_are_loaded_or_reported_missing() {
     let settings = TlsConfig::builder().build().unwrap().settings().clone();
     assert_eq!(settings.roots, [RootSource::System]);
     match TlsConnector::new(&settings, Some("db")) {
