@@ -156,13 +156,13 @@ fn unknown(name: &str) -> Error {
     }
     let start = |text: &str| text.get(..4).map(str::to_ascii_lowercase);
     let is_like = |k: &Keyword| start(k.name).is_some_and(|s| start(name) == Some(s));
-    match KEYWORDS.iter().any(is_like) && name.len() <= 32 {
-        true => unknown_and_shown(name),
-        false => Error::config(format!(
-            "unknown connection parameter; its name is not shown, because it may be part of a \
-             password; {PARAMETERS}"
-        )),
+    if KEYWORDS.iter().any(is_like) && name.len() <= 32 {
+        return unknown_and_shown(name);
     }
+    Error::config(format!(
+        "unknown connection parameter; its name is not shown, because it may be part of a password; \
+         {PARAMETERS}"
+    ))
 }
 
 /// The error for an unknown name that is not part of a password.

@@ -1,7 +1,7 @@
 //! Resolves settings into a [`ConnectionConfig`]: libpq's order of precedence, and the meaning of
 //! the values.
 
-use std::{env::VarError, str::FromStr};
+use std::{env::VarError, path::Path, str::FromStr};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use zeroize::Zeroizing;
@@ -21,7 +21,7 @@ use super::{
     service,
     socket::SocketSettings,
     statements_lost::StatementsLost,
-    tls::{self, TlsConfig},
+    tls::{self, TlsConfig, TlsSettings},
 };
 use crate::{
     error::{Error, Result},
@@ -84,32 +84,8 @@ impl ConnectionConfig {
         fill_defaults(&mut values, environment)?;
         reject_unsupported(&values)?;
         let word = |name| values.get(name).unwrap_or_default();
-        let ssl_mode = match &client_options.tls {
-            Some(tls) => tls.mode(),
-            None => SslMode::parse(word("sslmode"))?,
-        };
-        let ssl_negotiation = SslNegotiation::parse(word("sslnegotiation"))?;
-        let weak = matches!(ssl_mode, SslMode::Disable | SslMode::Allow | SslMode::Prefer);
-        if ssl_negotiation == SslNegotiation::Direct && weak {
-            return Err(Error::config(format!(
-                "sslnegotiation=direct requires sslmode require, verify-ca or verify-full: {} \
-                 could fall back to plaintext",
-                ssl_mode.as_str()
-            )));
-        }
-        let tls = match &client_options.tls {
-            Some(tls) => tls.settings().clone(),
-            None => {
-                tls::from_keywords(&|name| values.get(name), ssl_mode, environment.home.as_deref())?
-            }
-        };
-        if !weak && cfg!(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))) {
-            return Err(Error::tls(format!(
-                "sslmode={} requires TLS, which this build does not support: enable the feature \
-                 tls-ring or tls-aws-lc-rs of fraiseql-wire",
-                ssl_mode.as_str()
-            )));
-        }
+        let (ssl_mode, ssl_negotiation, tls) =
+            resolve_tls(&values, client_options.tls.as_ref(), environment.home.as_deref())?;
         let connect_timeout = values.seconds("connect_timeout")?;
         let sockets = SocketSettings::from_values(&values)?;
         let require_auth = values.non_empty("require_auth").map(RequireAuth::parse).transpose()?;
@@ -156,6 +132,40 @@ impl FromStr for ConnectionConfig {
     fn from_str(text: &str) -> Result<Self> {
         Self::parse(text)
     }
+}
+
+/// Returns the TLS settings: those set in code, or otherwise those of the keywords.
+fn resolve_tls(
+    values: &Values,
+    in_code: Option<&TlsConfig>,
+    home: Option<&Path>,
+) -> Result<(SslMode, SslNegotiation, TlsSettings)> {
+    let word = |name| values.get(name).unwrap_or_default();
+    let mode = match in_code {
+        Some(tls) => tls.mode(),
+        None => SslMode::parse(word("sslmode"))?,
+    };
+    let negotiation = SslNegotiation::parse(word("sslnegotiation"))?;
+    let allows_plaintext = matches!(mode, SslMode::Disable | SslMode::Allow | SslMode::Prefer);
+    if negotiation == SslNegotiation::Direct && allows_plaintext {
+        return Err(Error::config(format!(
+            "sslnegotiation=direct requires sslmode require, verify-ca or verify-full: {} could \
+             fall back to plaintext",
+            mode.as_str()
+        )));
+    }
+    let settings = match in_code {
+        Some(tls) => tls.settings().clone(),
+        None => tls::from_keywords(&|name| values.get(name), mode, home)?,
+    };
+    if !allows_plaintext && cfg!(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))) {
+        return Err(Error::tls(format!(
+            "sslmode={} requires TLS, which this build does not support: enable the feature \
+             tls-ring or tls-aws-lc-rs of fraiseql-wire",
+            mode.as_str()
+        )));
+    }
+    Ok((mode, negotiation, settings))
 }
 
 /// Sets missing values from the service file, then from the environment, then from the defaults.

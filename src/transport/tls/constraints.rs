@@ -85,10 +85,12 @@ fn dns_id(name: &x509_cert::der::Any) -> DnsId {
     }
     let end = text.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1);
     text.truncate(end);
-    match text.contains(&0) {
-        true => DnsId::Malformed,
-        false if is_dns_id(&text) => DnsId::Yes(text),
-        false => DnsId::No,
+    if text.contains(&0) {
+        DnsId::Malformed
+    } else if is_dns_id(&text) {
+        DnsId::Yes(text)
+    } else {
+        DnsId::No
     }
 }
 

@@ -109,9 +109,10 @@ pub(super) fn check(
         if fields.issuer != *certificate.tbs_certificate().issuer() {
             continue;
         }
-        let checked = match list.has_critical_entry {
-            true => Err(Unusable::CriticalExtension),
-            false => fields.check_usable(certificate, issuer, algorithms, now),
+        let checked = if list.has_critical_entry {
+            Err(Unusable::CriticalExtension)
+        } else {
+            fields.check_usable(certificate, issuer, algorithms, now)
         };
         if let Err(reason) = checked {
             unusable = unusable.into_iter().chain([reason]).min();

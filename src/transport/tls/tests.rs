@@ -683,9 +683,10 @@ fn unsupported_keys_and_signatures_are_named() {
     let make = |name: &str, key: &str, by: &str, options: &str| {
         openssl(&dir, &format!("genpkey -algorithm {key} -out {name}.key"));
         openssl(&dir, &format!("req -new -key {name}.key -subj /CN={name} -out {name}.csr"));
-        let (sign, extensions) = match name == by {
-            true => (format!("-signkey {by}.key"), "ca.cnf"),
-            false => (format!("-CA {by}.pem -CAkey {by}.key -set_serial 7"), "db.cnf"),
+        let (sign, extensions) = if name == by {
+            (format!("-signkey {by}.key"), "ca.cnf")
+        } else {
+            (format!("-CA {by}.pem -CAkey {by}.key -set_serial 7"), "db.cnf")
         };
         let common = format!("-days 9 -extfile {extensions} {options} -out {name}.pem");
         openssl(&dir, &format!("x509 -req -in {name}.csr {sign} {common}"));
@@ -784,12 +785,11 @@ fn common_names_from_public_authorities_are_rejected() {
             .collect();
         let verifier = Verifier::new(Some(trust), Some("db".into()), algorithms);
         let result = verifier.verify(&leaf, &[], UnixTime::now());
-        match is_accepted {
-            true => result.unwrap(),
-            false => {
-                let error = result.unwrap_err();
-                assert!(error.contains("\"db\"") && error.contains("subjectAltName"), "{error}");
-            }
+        if is_accepted {
+            result.unwrap();
+        } else {
+            let error = result.unwrap_err();
+            assert!(error.contains("\"db\"") && error.contains("subjectAltName"), "{error}");
         }
         verifier.verify(&named_leaf, &[], UnixTime::now()).unwrap();
     }
