@@ -199,3 +199,90 @@ fn every_dependency_has_its_reason() {
         .collect();
     assert_eq!(used, explained);
 }
+
+/// The paths in `use` lines, each with the module that it is relative to: `["super", "host", "Target"]`.
+fn use_paths(code: &str) -> Vec<Vec<String>> {
+    let mut paths = Vec::new();
+    for statement in code.split("use ").skip(1) {
+        let statement = statement.split(';').next().unwrap();
+        // The path before each open brace, and what has been read of the current one.
+        let (mut outer, mut path) = (Vec::<Vec<String>>::new(), Vec::<String>::new());
+        let mut word = String::new();
+        for c in statement.chars() {
+            match c {
+                c if c.is_alphanumeric() || c == '_' => word.push(c),
+                ':' if !word.is_empty() => path.push(std::mem::take(&mut word)),
+                '{' => outer.push(path.clone()),
+                ',' | '}' => {
+                    if !word.is_empty() {
+                        path.push(std::mem::take(&mut word));
+                        paths.push(path.clone());
+                    }
+                    if c == '}' {
+                        outer.pop();
+                    }
+                    path = outer.last().cloned().unwrap_or_default();
+                }
+                _ => {}
+            }
+        }
+        path.push(word);
+        paths.push(path);
+    }
+    paths
+}
+
+/// The module of `files` that a path in `file` refers to: `config/mod` for what `config` re-exports.
+fn resolve(file: &str, path: &[String], files: &BTreeSet<String>) -> Option<String> {
+    let mut at: Vec<&str> = file.split('/').collect();
+    if at.pop() != Some("mod") {
+        at.push(file.rsplit('/').next().unwrap());
+    }
+    let mut rest = path;
+    match path.first()?.as_str() {
+        "crate" => at.clear(),
+        "super" => drop(at.pop()),
+        "self" => {}
+        _ => return None,
+    }
+    rest = &rest[1..];
+    let mut found = None;
+    loop {
+        let module = at.join("/");
+        for candidate in [format!("{module}/mod"), module] {
+            found = files.get(&candidate).cloned().or(found);
+        }
+        let Some((next, after)) = rest.split_first() else { return found };
+        at.push(next);
+        rest = after;
+    }
+}
+
+/// No file of these modules imports one that imports it, directly or through others.
+#[test]
+fn files_do_not_import_each_other_in_circles() {
+    let sources = sources();
+    let files: BTreeSet<String> = sources.iter().map(|(file, _)| file.clone()).collect();
+    for module in ["auth", "config", "transport"] {
+        let mut imports = BTreeMap::<&str, BTreeSet<String>>::new();
+        for (file, code) in sources.iter().filter(|(f, _)| f.starts_with(&format!("{module}/"))) {
+            let found = use_paths(code).iter().filter_map(|p| resolve(file, p, &files)).collect();
+            imports.insert(file, found);
+        }
+        assert!(imports.values().map(BTreeSet::len).sum::<usize>() > 0, "no import was found");
+        // Take away what imports nothing that is left, until there is only a circle.
+        loop {
+            let leaves: Vec<_> = imports
+                .iter()
+                .filter(|(_, found)| !found.iter().any(|f| imports.contains_key(f.as_str())))
+                .map(|(file, _)| *file)
+                .collect();
+            if leaves.is_empty() {
+                break;
+            }
+            leaves.iter().for_each(|file| drop(imports.remove(file)));
+        }
+        let left: Vec<_> = imports.keys().collect();
+        assert!(left.is_empty(), "files of {module} import each other: some of {left:?}");
+    }
+}
