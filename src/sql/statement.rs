@@ -37,7 +37,7 @@ pub(crate) struct Select {
     pub(crate) partition: Option<Partition>,
 }
 
-/// What is selected.
+/// The value that is selected for each row.
 #[derive(Debug, Clone)]
 pub(crate) enum Projection {
     /// The JSON column, unchanged.
@@ -50,18 +50,20 @@ pub(crate) enum Projection {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Condition {
-    /// Trusted SQL.
+    /// Raw SQL.
     Sql(String),
     Filter(Filter),
-    /// The field is behind this value of JSON, as `jsonb` sorts: like [`OrderBy`] without a collation.
+    /// The field sorts after this JSON value, in the order of `jsonb`, like [`OrderBy`] without a
+    /// collation.
     Behind(Field, String),
-    /// The document has no such field. These rows sort last, and are behind no value.
+    /// The document has no such field. These rows sort last, but the field is not greater than any
+    /// value.
     Without(Field),
 }
 
 #[derive(Debug, Clone)]
 pub(crate) enum Order {
-    /// Trusted SQL.
+    /// Raw SQL.
     Sql(String),
     Field(OrderBy),
 }
@@ -98,7 +100,8 @@ impl Select {
         !has_raw_sql || !self.parameters.is_empty()
     }
 
-    /// What is left when so many rows were read, up to the one whose key is `last`, as JSON.
+    /// Returns the rest of the query after `rows` rows, the last of which has the key `last` (JSON
+    /// text).
     pub(crate) fn behind(&self, key: &Field, last: &str, rows: u64) -> Self {
         let mut rest = self.clone();
         rest.conditions.push(Condition::Behind(key.clone(), last.to_owned()));
@@ -107,7 +110,8 @@ impl Select {
         rest
     }
 
-    /// One of the rows without the key, of what is left when so many rows were read.
+    /// Returns a query for at most one of the rows without the key, if the rest of the query after
+    /// `rows` rows includes them.
     pub(crate) fn without(&self, key: &Field, rows: u64) -> Self {
         let mut rest = self.clone();
         rest.conditions.push(Condition::Without(key.clone()));
