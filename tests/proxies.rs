@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use fraiseql_wire::{Error, ErrorCategory, FraiseClient, RawJson, sqlstate};
+use fraiseql_wire::{Error, ErrorCategory, FraiseClient, RawJson, TimeoutPhase, sqlstate};
 use futures_util::{StreamExt, TryStreamExt, future::join_all};
 use serde_json::Value;
 use support::{
@@ -125,6 +125,46 @@ async fn pgbouncer_in_transaction_mode_passes_everything() {
     let error = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap_err();
     assert_eq!(error.category(), ErrorCategory::Server, "{error}");
     assert!(error.to_string().contains("statement_timeout"), "{error}");
+}
+
+/// A pooler that ignores start-up parameters answers as if the server had them. Only the server's
+/// own setting shows that. Limits that the client applies itself hold.
+#[tokio::test]
+async fn statement_timeout_ignored_by_a_pooler_does_not_limit_queries_and_timeout_does() {
+    sql("create view v_limit as select to_json(current_setting('statement_timeout')) as data;
+         create view v_nap as select to_json(pg_sleep(0.5)::text) as data")
+    .await;
+    let server = support::cluster().port();
+    let ignored = "ignore_startup_parameters = statement_timeout";
+    let pooler = Daemon::pgbouncer_with("transaction", ignored, server);
+    let client_at = async |port| {
+        let config = fraiseql_wire::ConnectionConfig::builder()
+            .host("127.0.0.1")
+            .port(port)
+            .user("postgres")
+            .database("postgres")
+            .password(support::cluster::password())
+            .statement_timeout(Duration::from_millis(50));
+        FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap()
+    };
+    let limit =
+        async |client: &FraiseClient| client.query::<String>("v_limit").fetch_one().await.unwrap();
+
+    let direct = client_at(server).await;
+    assert_eq!(limit(&direct).await, "50ms");
+    let error = direct.query::<Value>("v_nap").fetch_all().await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some(&sqlstate::QUERY_CANCELED), "{error}");
+
+    let client = client_at(pooler.port).await;
+    assert_eq!(limit(&client).await, "0");
+    assert_eq!(client.query::<Value>("v_nap").fetch_all().await.unwrap().len(), 1);
+    let query = client.query::<Value>("v_asleep").timeout(Duration::from_millis(50));
+    let error = query.fetch_all().await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { phase: TimeoutPhase::Query, .. }), "{error:?}");
+    // The same session: the server has ended the query.
+    let pid = client.backend_pid();
+    assert_eq!(limit(&client).await, "0");
+    assert_eq!(client.backend_pid(), pid);
 }
 
 #[tokio::test]

@@ -152,10 +152,10 @@ impl ConnectionConfigBuilder {
     /// Sets the `statement_timeout` of the server, in whole milliseconds. The server also counts
     /// the time during which the stream is not read.
     ///
-    /// It is sent as a startup parameter. PgBouncer rejects it unless it is listed in
-    /// `ignore_startup_parameters`. Some poolers and engines (PgCat, PGlite) silently ignore
-    /// startup parameters: run `show statement_timeout` through them to check, or set the limit for
-    /// the role.
+    /// It is sent as a startup parameter. PgBouncer rejects it, or silently ignores it if it is
+    /// listed in `ignore_startup_parameters`. Some poolers and engines (PgCat, PGlite) silently
+    /// ignore startup parameters: run `show statement_timeout` through them to check, or set the
+    /// limit for the role.
     pub fn statement_timeout(mut self, timeout: Duration) -> Self {
         self.client_options.statement_timeout = Some(timeout);
         self
