@@ -135,13 +135,14 @@ impl Parallel {
         let connecting = (1..self.parts).map(|_| access.connect_beside(&session));
         let connecting = try_all(connecting);
         let describing = async {
-            let began = Instant::now();
+            let mut missing = None;
             loop {
                 if let Some(answer) = first.query_value(&describe, running).await? {
                     return RelationInfo::parse(entity, &answer, self.partition_by.is_none());
                 }
                 // Its name is that of a relation which was created after the statement's snapshot.
-                if began.elapsed() >= CONTENTION_TIMEOUT {
+                let since = *missing.get_or_insert_with(Instant::now);
+                if since.elapsed() >= CONTENTION_TIMEOUT {
                     return Err(Error::protocol("the relation has no description"));
                 }
                 sleep(PAUSE).await;
