@@ -6,13 +6,35 @@
 //!
 //! turmoil would simulate a network too, with sockets of its own, but the crate's are tokio's, with what it sets on
 //! them (`SO_RCVLOWAT`). These are Unix sockets: behind TCP are timers of the kernel, whose clock does not stop.
+//!
+//! Some queries are parallel ones, of relations that other sessions change. Each of these faults was
+//! planted in the crate's parallel queries, and was found within the seeds of CI:
+//!
+//! * a part whose session is lost before its last rows counts as complete;
+//! * the stream is complete when the first of its parts is;
+//! * rows received before the loss of a part's session are not delivered;
+//! * a partition that was attached between two plans is not noticed;
+//! * rows that were replaced between the snapshot and the lock are not noticed;
+//! * the other sessions do not import the snapshot;
+//! * the last range of blocks has an end;
+//! * all sessions read the same part;
+//! * a lost snapshot is reported instead of the loss of the session that exported it;
+//! * the first session ends its transaction before the others have joined it;
+//! * the client gets its connection back in a transaction, after an error at the start or after the
+//!   rows;
+//! * `cancel()` does not wait for the other sessions;
+//! * a session that was silent after an error is used again;
+//! * `pause()` and a reader that has stopped wake each other.
 
+#[path = "simulation/relation.rs"]
+mod relation;
 #[path = "simulation/server.rs"]
 mod server;
 mod support;
 
 use std::{
     cell::Cell,
+    collections::BTreeSet,
     env,
     future::Future,
     hash::Hasher,
@@ -36,7 +58,11 @@ use fraiseql_wire::{
     StreamControl, StreamState, StreamStats, TimeoutPhase,
 };
 use futures_util::StreamExt;
-use server::{DIVISION, Fate, IDLE, PORT, Query, SHUTDOWN, TOO_MANY, Tally, World, listen};
+use relation::Kind;
+use server::{
+    CHANGED, CHILD_DROPPED, DIFFERENT, DIVISION, Fate, IDLE, LOCKED, LOST, PORT, Query, SHUTDOWN,
+    SLOW, TOO_MANY, Tally, World, listen,
+};
 use support::random::Random;
 use tokio::{
     runtime::{Builder, Handle, Runtime},
@@ -49,16 +75,24 @@ use tokio::{
 const SEEDS: u64 = 5000;
 
 /// What must have happened in so many seeds: else they test less than they seem to.
-const OUTCOMES: [&str; 44] = [
+const OUTCOMES: [&str; 63] = [
+    "FATAL before the rows of a part",
     "FATAL in the middle",
     "a cancel request arrived when it was given up",
     "a cancel request found nothing to stop",
     "a cancel request was late",
     "a cancel request was lost",
     "a connection was used behind a query that was stopped",
+    "a child was dropped",
+    "a lock was not available",
+    "a lock was refused to the role",
     "a new session ended",
     "a query was stopped",
+    "a relation had no description yet",
+    "a relation was changed before its lock",
+    "a session ended in a transaction",
     "a session ended while idle",
+    "a snapshot was lost",
     "body dropped",
     "body whole",
     "cancel timed out",
@@ -69,8 +103,11 @@ const OUTCOMES: [&str; 44] = [
     "closed while logging in",
     "connecting timed out",
     "could not connect",
+    "cut before the rows of a part",
     "cut in the middle",
     "error of the server",
+    "error of the server before the rows of parts",
+    "error of the server in a part",
     "execute() dropped",
     "first row timed out",
     "lost while pinging",
@@ -83,17 +120,25 @@ const OUTCOMES: [&str; 44] = [
     "reset at once",
     "resumed by itself",
     "row beyond memory",
+    "session lost before the rows of parts",
+    "session lost in a part",
+    "sessions that differ were refused",
+    "several sessions did not come together",
+    "silence before the rows of a part",
     "silence while logging in",
     "soft limit of memory",
     "something was said behind an answer",
     "something was said while idle",
     "token of an earlier checkout",
     "token without a query",
+    "stopped before the rows of a part",
     "stream cancelled",
     "stream dropped",
+    "the relation of several sessions was locked",
     "the server was held up",
     "too much to drain",
     "whole result",
+    "whole result of several sessions",
 ];
 
 #[test]
@@ -215,6 +260,9 @@ fn runtime(moves: Arc<AtomicU64>, idle: Arc<Notify>) -> Runtime {
 /// Longer than anything takes.
 const HOUR: Duration = Duration::from_secs(3600);
 
+/// How long a parallel query tries to begin while others change the relation.
+const CONTENTION: Duration = ms(3000);
+
 /// By how much a deadline may be late: timers are rounded up.
 const SLACK: Duration = ms(5);
 
@@ -260,7 +308,8 @@ async fn live(world: &Arc<World>, folder: &Path, mut random: Chance) {
             Err(e) => return check_connecting(world, &e, world.began),
         },
     };
-    let mut life = Life { world: Arc::clone(world), client, limits, random, void: Vec::new() };
+    let (world, cancel_limit) = (Arc::clone(world), limits.cancel);
+    let mut life = Life { world, client, limits, cancel_limit, random, void: Vec::new() };
     for _ in 0..1 + life.random.below(4) {
         match life.random.below(8) {
             0 => life.ping().await,
@@ -274,14 +323,14 @@ async fn live(world: &Arc<World>, folder: &Path, mut random: Chance) {
             let began = Instant::now();
             let result = within(client.cancel_token().cancel()).await;
             life.cancelled(began, &result);
-            world.count("token without a query");
+            life.world.count("token without a query");
         }
     }
     if let (true, Client::Own(client)) = (life.random.one_in(2), life.client) {
         let began = Instant::now();
         within(client.close()).await.unwrap();
-        in_time(began, life.limits.cancel, "close()");
-        world.count("closed in order");
+        in_time(began, life.cancel_limit, "close()");
+        life.world.count("closed in order");
     }
 }
 
@@ -309,6 +358,8 @@ struct Life {
     world: Arc<World>,
     client: Client,
     limits: Limits,
+    /// How long it may take to stop the last query.
+    cancel_limit: Duration,
     random: Chance,
     /// Of a pooled client that was returned.
     void: Vec<CancelToken>,
@@ -335,10 +386,22 @@ async fn take(pool: &deadpool::Pool) -> Result<impl Pooled + Deref<Target = Pool
     }
 }
 
+/// The rows that were read of a query.
+#[derive(Default)]
+struct Read {
+    count: u64,
+    /// Those of a parallel query, which come in any order.
+    numbers: BTreeSet<u64>,
+    /// Which rows the relation of a parallel query had.
+    generation: Option<u64>,
+}
+
 /// One query, as it was asked for.
 struct Asked {
     id: usize,
     rows: u64,
+    /// How many read it.
+    connections: usize,
     called: Instant,
     timeout: Option<Duration>,
     first_row: Option<Duration>,
@@ -350,9 +413,18 @@ struct Asked {
 }
 
 impl Asked {
+    fn is_parallel(&self) -> bool {
+        self.connections > 1
+    }
+
     /// But for `timeout` and a handle.
     fn ends_only_by_cancel(&self, limits: &Limits) -> bool {
         limits.read.is_none() && self.first_row.is_none() && self.memory.is_none()
+    }
+
+    /// How long the end of a transaction may take: that of a query without one takes no time.
+    fn transaction_end(&self, limits: &Limits) -> Duration {
+        if self.is_parallel() { limits.cancel } else { Duration::ZERO }
     }
 
     fn is_over(&self) -> bool {
@@ -371,7 +443,7 @@ impl Life {
                 let cancels = self.random.one_in(6).then(|| self.random.delay(0, 5000));
                 let canceller = cancels.map(|after| {
                     let flag = Arc::clone(&by_token);
-                    tokio::spawn(cancel_later(after, token.clone(), flag, self.limits.cancel))
+                    tokio::spawn(cancel_later(after, token.clone(), flag, self.cancel_limit))
                 });
                 let result = timeout(patience, client.ping()).await;
                 if let Some(canceller) = canceller.filter(|_| !by_token.load(Relaxed)) {
@@ -405,7 +477,19 @@ impl Life {
         let Self { world, client, random, .. } = self;
         let rows = [0, 1, 30, 300, 1500][random.below(5) as usize];
         let rows = random.below(rows + 1);
-        let id = world.plan(rows, [20, 100, 2000][random.below(3) as usize]);
+        let size = [20, 100, 2000][random.below(3) as usize];
+        let connections = if random.one_in(4) { 2 + random.below(3) as usize } else { 1 };
+        let kind = match random.below(8) {
+            0..3 => Kind::Table,
+            3 => Kind::Unlockable,
+            4..6 => Kind::Partitioned,
+            6 => Kind::Materialized,
+            _ => Kind::View,
+        };
+        let id = match connections {
+            1 => world.plan(rows, size),
+            _ => world.plan_parallel(rows, size, kind, connections),
+        };
         let entity = format!("q{id}");
         let (query, token) = match client {
             Client::Own(client) => (client.query::<RawJson>(&entity), client.cancel_token()),
@@ -417,19 +501,31 @@ impl Life {
                 Err(e) => return check_connecting(world, &e, began),
             },
         };
+        // The end of a transaction has a deadline of its own.
+        self.cancel_limit = self.limits.cancel * if connections > 1 { 2 } else { 1 };
         let mut asked = Asked {
             id,
             rows,
+            connections,
             called: Instant::now(),
             timeout: (self.limits.read.is_none() || random.one_in(3))
                 .then(|| random.delay(10, 60_000)),
             first_row: random.one_in(6).then(|| random.delay(10, 30_000)),
-            memory: random.one_in(2).then(|| (1024 << random.below(9), random.one_in(8))),
+            memory: random.one_in(2).then(|| {
+                let least = if connections > 1 { 4096 * connections } else { 1024 };
+                (least << random.below(9), random.one_in(8))
+            }),
             token: token.clone(),
             by_token: Arc::default(),
             by_handle: Arc::default(),
         };
         let mut query = query;
+        if connections > 1 {
+            query = query.parallel(connections);
+            if kind == Kind::View || random.one_in(3) {
+                query = query.partition_by("data->>'row'");
+            }
+        }
         if random.one_in(2) {
             query = query.chunk_size(1 + random.below(300) as usize);
         }
@@ -449,7 +545,9 @@ impl Life {
         if let Some(limit) = pause_timeout {
             query = query.pause_timeout(limit);
         }
-        world.note(|| format!("query {id} is executed: {rows} rows, {:?}", asked.memory));
+        world.note(|| {
+            format!("query {id} by {connections} is executed: {rows} rows, {:?}", asked.memory)
+        });
         let patience = if random.one_in(8) { random.delay(0, 5000) } else { HOUR };
         let cancels = random.one_in(8).then(|| random.delay(0, 20_000));
         // Otherwise it may have ended before, and its cleanup failed.
@@ -457,7 +555,7 @@ impl Life {
             asked.ends_only_by_cancel(&self.limits) && cancels < asked.timeout;
         let has_begun = Arc::new(AtomicBool::new(false));
         let canceller = cancels.map(|after| {
-            let (world, token, limit) = (Arc::clone(world), token.clone(), self.limits.cancel);
+            let (world, token, limit) = (Arc::clone(world), token.clone(), self.cancel_limit);
             let (flag, by_token) = (Arc::clone(&has_begun), Arc::clone(&asked.by_token));
             tokio::spawn(async move {
                 sleep(after).await;
@@ -473,7 +571,8 @@ impl Life {
             world.count("cancelled while starting");
         }
         for limit in [asked.timeout, asked.first_row].into_iter().flatten() {
-            in_time(asked.called, limit, "execute()");
+            // It also ends the transaction of the client's session, if that is answered.
+            in_time(asked.called, limit + asked.transaction_end(&self.limits), "execute()");
         }
         match opened {
             Err(_) => {
@@ -490,7 +589,7 @@ impl Life {
         }
         self.void.push(token);
         if let (Client::Own(client), true) = (&self.client, self.random.one_in(3)) {
-            sleep(self.limits.cancel + SLACK).await;
+            sleep(self.cancel_limit + SLACK).await;
             assert!(!client.is_busy(), "it is still cleaned up");
         }
     }
@@ -508,7 +607,7 @@ impl Life {
     /// Reads a body of lines, or some of it.
     async fn body(&mut self, asked: &Asked, stream: QueryStream<RawJson>) {
         let mut body = stream.into_ndjson();
-        let mut read = 0;
+        let mut read = Read::default();
         let leaves = self.random.one_in(4);
         loop {
             if leaves && self.random.one_in(4) {
@@ -522,11 +621,11 @@ impl Life {
                     }
                 }
                 Some(Err(e)) => {
-                    self.failed(asked, Some(read), Duration::ZERO, &e);
+                    self.failed(asked, Some(&read), Duration::ZERO, &e);
                     break;
                 }
                 None => {
-                    self.whole(asked, read);
+                    self.whole(asked, &read);
                     self.world.count("body whole");
                     break;
                 }
@@ -546,15 +645,15 @@ impl Life {
         if is_handled {
             let (random, flag) =
                 (Chance::of(self.random.below(1 << 32)), Arc::clone(&asked.by_handle));
-            tokio::spawn(steer(stream.control(), random, flag, self.limits.cancel));
+            tokio::spawn(steer(stream.control(), random, flag, self.cancel_limit));
         }
         let last = asked.rows >> self.random.below(8);
         let leaves_at = self.random.one_in(2).then(|| self.random.below(last + 1));
         let (is_slow, pauses) = (self.random.one_in(3), self.random.one_in(3));
         let slowness = [10, 100, 10_000][self.random.below(3) as usize];
-        let mut read = 0;
+        let mut read = Read::default();
         loop {
-            if leaves_at.is_some_and(|at| read >= at) {
+            if leaves_at.is_some_and(|at| read.count >= at) {
                 match self.random.below(6) {
                     0 => return self.world.count("stream dropped"),
                     1 => return self.cancel(asked, stream).await,
@@ -595,34 +694,54 @@ impl Life {
             let stats = stream.stats();
             if let Some(limit) = asked.timeout.filter(|_| stats.pauses == 0) {
                 let at = asked_at.max(asked.called + limit) + SLACK;
+                let at = at + asked.transaction_end(&self.limits);
                 assert!(Instant::now() <= at, "it ends {:?} late", Instant::now() - at);
             }
             match item {
                 Err(_) => assert!(patience < HOUR, "the stream does not go on"),
                 Ok(Some(Ok(()))) => {}
                 Ok(Some(Err(e))) => {
-                    self.failed(asked, Some(read), stats.paused_for, &e);
+                    self.failed(asked, Some(&read), stats.paused_for, &e);
                     break;
                 }
                 Ok(None) => {
                     assert_eq!(stream.state(), StreamState::Completed);
-                    self.whole(asked, read);
+                    self.whole(asked, &read);
                     break;
                 }
             }
-            self.check(asked, read, &stats);
+            self.check(asked, read.count, &stats);
         }
         assert!(within(stream.next()).await.is_none(), "something is behind the end");
         assert!(within(stream.next_chunk()).await.is_none(), "something is behind the end");
-        self.check(asked, read, &stream.stats());
+        self.check(asked, read.count, &stream.stats());
     }
 
-    /// A row has come: it must be the next one of this query.
-    fn row(&self, asked: &Asked, read: &mut u64, json: &[u8]) {
-        *read += 1;
-        let expected = self.world.document(asked.id, *read);
-        assert!(json == expected.as_bytes(), "{} came, not {expected}", json.escape_ascii());
-        assert!(*read <= self.world.query(asked.id).sent, "{expected} was not sent yet");
+    /// A row has come: it must be the next one of this query, or another one of a parallel query.
+    fn row(&self, asked: &Asked, read: &mut Read, json: &[u8]) {
+        read.count += 1;
+        if !asked.is_parallel() {
+            let expected = self.world.document(asked.id, read.count, 0);
+            assert!(json == expected.as_bytes(), "{} came, not {expected}", json.escape_ascii());
+            let sent = self.world.query(asked.id).progress.sent;
+            assert!(read.count <= sent, "{expected} was not sent yet");
+            return;
+        }
+        let text = std::str::from_utf8(json).unwrap();
+        let number = |key: &str| {
+            let (_, rest) = text.split_once(key).unwrap();
+            rest.split(',').next().unwrap().parse::<u64>().unwrap()
+        };
+        let (number, generation) = (number("\"row\":"), number("\"of\":"));
+        let expected = self.world.document(asked.id, number, generation);
+        assert_eq!(text, expected);
+        assert!(read.numbers.insert(number), "{expected} came twice");
+        let first = *read.generation.get_or_insert(generation);
+        assert_eq!(first, generation, "rows of two times");
+        let is_sent = self.world.relation(asked.id, |relation| {
+            relation.parts.iter().any(|part| part.sent().binary_search(&number).is_ok())
+        });
+        assert!(is_sent, "{expected} was not sent yet");
     }
 
     fn check(&self, asked: &Asked, read: u64, stats: &StreamStats) {
@@ -639,28 +758,88 @@ impl Life {
     }
 
     /// Every row was read, as the stream says.
-    fn whole(&self, asked: &Asked, read: u64) {
-        let fate = self.world.query(asked.id).fate;
-        assert!(
-            fate == Fate::Whole && read == asked.rows,
-            "{fate:?}, but it ended behind row {read}"
-        );
+    fn whole(&self, asked: &Asked, read: &Read) {
         self.world.count("whole result");
+        if asked.is_parallel() {
+            let count = read.count;
+            let is_right = self.world.relation(asked.id, |relation| {
+                relation.parts.len() == relation.connections
+                    && relation.parts.iter().all(|part| part.progress.fate == Fate::Whole)
+                    && relation.allows(count)
+            });
+            assert!(is_right, "it ended behind {count} rows");
+            let numbers = read.numbers.iter().copied();
+            assert!(numbers.eq(1..=count), "rows of two times, or none of some");
+            return self.world.count("whole result of several sessions");
+        }
+        let (fate, count) = (self.world.query(asked.id).progress.fate, read.count);
+        assert!(
+            fate == Fate::Whole && count == asked.rows,
+            "{fate:?}, but it ended behind row {count}"
+        );
+    }
+
+    /// Whether a parallel query may fail like that.
+    fn is_explained(&self, asked: &Asked, read: Option<&Read>, error: &Error) -> bool {
+        let is_stopped = asked.by_handle.load(Relaxed);
+        let since = asked.called.elapsed() + SLACK;
+        self.world.relation(asked.id, |relation| {
+            let by = |cause: &str| read.is_none() && relation.causes.contains(cause);
+            // What that session has sent was read.
+            let by_part = |fate| {
+                relation.parts.iter().any(|part| {
+                    let is_read = |read: &Read| {
+                        is_stopped || part.sent().iter().all(|row| read.numbers.contains(row))
+                    };
+                    part.progress.fate == fate && read.is_none_or(is_read)
+                })
+            };
+            match error {
+                Error::Server(e) => match e.code().code() {
+                    DIVISION => by(DIVISION) || by_part(Fate::Error),
+                    SHUTDOWN => by(SHUTDOWN) || by_part(Fate::Fatal),
+                    code @ (LOCKED | CHILD_DROPPED | IDLE) => by(code),
+                    _ => false,
+                },
+                // A session may also have ended between its plan and its rows.
+                Error::ConnectionClosed { .. } => {
+                    by_part(Fate::Cut) || relation.causes.contains(LOST)
+                }
+                Error::Config { .. } => by(DIFFERENT),
+                Error::Timeout { phase: TimeoutPhase::Parallel { connections, of }, after } => {
+                    assert!(since >= *after && connections <= of, "{error:?}");
+                    assert_eq!(*of, relation.connections);
+                    *after == self.limits.connect && by(SLOW) || *after == CONTENTION && by(CHANGED)
+                }
+                _ => false,
+            }
+        })
     }
 
     /// Every error has its reason, and what came before it was read.
-    fn failed(&self, asked: &Asked, read: Option<u64>, paused: Duration, error: &Error) {
-        let Query { fate, sent, .. } = self.world.query(asked.id);
+    fn failed(&self, asked: &Asked, read: Option<&Read>, paused: Duration, error: &Error) {
+        let Query { progress, .. } = self.world.query(asked.id);
+        let (fate, sent, count) = (progress.fate, progress.sent, read.map_or(0, |read| read.count));
         self.world
-            .note(|| format!("query {} fails behind {read:?}: {}", asked.id, error.category()));
+            .note(|| format!("query {} fails behind {count}: {}", asked.id, error.category()));
         let is_stopped = asked.by_handle.load(Relaxed);
         let all_sent = |what| {
-            assert!(
-                is_stopped || read.unwrap_or(0) == sent,
-                "{sent} were sent, {read:?} read: {error:?}"
-            );
+            assert!(is_stopped || count == sent, "{sent} were sent, {count} read: {error:?}");
             self.world.count(what);
         };
+        if asked.is_parallel() && self.is_explained(asked, read, error) {
+            return self.world.count(match (error, read) {
+                (Error::Server(e), None) if e.code().code() == LOCKED => {
+                    "the relation of several sessions was locked"
+                }
+                (Error::Config { .. }, _) => "sessions that differ were refused",
+                (Error::Timeout { .. }, _) => "several sessions did not come together",
+                (Error::Server(_), None) => "error of the server before the rows of parts",
+                (Error::Server(_), Some(_)) => "error of the server in a part",
+                (_, None) => "session lost before the rows of parts",
+                (_, Some(_)) => "session lost in a part",
+            });
+        }
         let since = asked.called.elapsed() + SLACK;
         match (error, fate) {
             (Error::Server(e), Fate::Error) if e.code().code() == DIVISION => {
@@ -687,7 +866,7 @@ impl Life {
                 };
                 assert!(limit == Some(*after) && since >= *after, "behind {since:?}: {error:?}");
                 if *phase == TimeoutPhase::FirstRow {
-                    assert_eq!(read.unwrap_or(0), 0, "behind the first row: {error:?}");
+                    assert_eq!(count, 0, "behind the first row: {error:?}");
                     // In a pause it could not come.
                     assert!(since >= *after + paused, "paused for {paused:?}: {error:?}");
                 }
@@ -725,7 +904,7 @@ impl Life {
         asked.by_token.store(true, Relaxed);
         self.world.count("asked a token to cancel");
         let token = asked.token.clone();
-        let (began, limit) = (Instant::now(), self.limits.cancel);
+        let (began, limit) = (Instant::now(), self.cancel_limit);
         match self.random.below(3) {
             0 => {
                 let result = within(token.cancel()).await;
@@ -753,7 +932,7 @@ impl Life {
     }
 
     fn cancelled(&self, began: Instant, result: &Result<(), Error>) {
-        in_time(began, self.limits.cancel, "cancel()");
+        in_time(began, self.cancel_limit, "cancel()");
         match result {
             Ok(()) => {}
             Err(Error::Timeout { phase: TimeoutPhase::Cancel, .. }) => {
@@ -764,6 +943,14 @@ impl Life {
             }
             Err(Error::ConnectionClosed { .. } | Error::Connection { .. }) => {
                 self.world.count("lost while cancelling")
+            }
+            // A parallel query has been stopped by then, and the end of its transaction fails.
+            Err(Error::Server(e)) if [SHUTDOWN, IDLE].contains(&e.code().code()) => {
+                self.world.count("transaction ended while cancelling");
+            }
+            Err(Error::Timeout { phase: TimeoutPhase::Read, after }) => {
+                assert_eq!(Some(*after), self.limits.read);
+                self.world.count("transaction ended while cancelling");
             }
             Err(e) => panic!("{e:?}"),
         }
@@ -784,11 +971,11 @@ impl Life {
             assert!(is_handled, "it has not ended");
             return;
         }
-        in_time(began, Duration::ZERO, "pause()");
+        // A session whose part is done may be ending its transaction.
+        in_time(began, asked.transaction_end(&self.limits), "pause()");
         let before = stream.stats();
-        let lasts = self.random.delay(0, 30_000);
-        sleep(lasts).await;
-        let after = stream.stats();
+        sleep(self.random.delay(0, 30_000)).await;
+        let (lasts, after) = (began.elapsed(), stream.stats());
         match pause_timeout {
             _ if is_handled => {}
             Some(limit) if lasts > limit + SLACK => {

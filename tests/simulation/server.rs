@@ -1,5 +1,7 @@
 //! A model of a Postgres server, as far as a client can tell, with every fault that one may have.
 
+mod transaction;
+
 use std::{
     collections::BTreeMap,
     fs,
@@ -19,12 +21,15 @@ use tokio::{
     net::{UnixListener, UnixStream},
     select,
     sync::Notify,
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
+
+use transaction::{Step, Transaction};
 
 use super::{
     Chance, HOUR, SLACK, ms,
-    support::scripted::{auth_ok, begin_json, complete, error, fields, message, ready, row},
+    relation::{Kind, Relation},
+    support::scripted::{auth_ok, begin, begin_json, complete, error, fields, message, ready, row},
 };
 
 /// How often what happened.
@@ -36,6 +41,16 @@ pub const DIVISION: &str = "22012";
 pub const SHUTDOWN: &str = "57P01";
 pub const TOO_MANY: &str = "53300";
 pub const IDLE: &str = "57P05";
+pub const LOCKED: &str = "55P03";
+
+/// A child that has just been dropped: "cache lookup failed".
+pub const CHILD_DROPPED: &str = "XX000";
+
+/// Reasons for a parallel query to fail, in addition to the SQLSTATEs that were sent.
+pub const LOST: &str = "lost";
+pub const SLOW: &str = "slow";
+pub const CHANGED: &str = "changed";
+pub const DIFFERENT: &str = "different";
 
 /// What the model knows.
 pub struct World {
@@ -52,6 +67,8 @@ pub struct State {
     /// By their process ids, from 1.
     sessions: Vec<Session>,
     queries: Vec<Query>,
+    /// Those of parallel queries, by the numbers of the queries.
+    relations: BTreeMap<usize, Relation>,
     /// Connections of the server that have not ended.
     pub open: u64,
     /// Up to when something was in the way of connecting.
@@ -62,8 +79,14 @@ pub struct State {
 
 struct Session {
     secret: u32,
-    /// The query that runs.
-    running: Option<usize>,
+    /// It works on a request.
+    is_running: bool,
+    /// The last query that was named here.
+    query: Option<usize>,
+    /// How many queries were named here before that one.
+    earlier: usize,
+    /// It works on the rows of the query, or it is the client's own session.
+    is_to_stop: bool,
     /// It is to be stopped,
     signalled: bool,
     /// and is to look.
@@ -74,19 +97,36 @@ struct Session {
 
 #[derive(Clone, Copy)]
 pub struct Query {
+    /// At most.
     rows: u64,
     usual_size: u64,
-    /// Rows that were sent whole, when it ran last.
+    /// Unless it is a parallel one.
+    pub progress: Progress,
+}
+
+/// How far the answer to a query has got, or to a part of one.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Progress {
+    /// Rows that were sent whole.
     pub sent: u64,
     pub fate: Fate,
     /// Something was answered that is no error.
     is_answered: bool,
 }
 
+/// What a session sends rows of.
+#[derive(Debug, Clone, Copy)]
+struct Target {
+    id: usize,
+    /// Of a parallel query.
+    part: Option<usize>,
+}
+
 /// How an answer ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Fate {
     /// It has not run.
+    #[default]
     None,
     Whole,
     Error,
@@ -119,6 +159,7 @@ impl World {
             random: Chance::of(seed | 1 << 32),
             sessions: Vec::new(),
             queries: Vec::new(),
+            relations: BTreeMap::new(),
             open: 0,
             trouble_until: None,
             tally: Tally::new(),
@@ -176,33 +217,80 @@ impl World {
     /// A query that will be asked, of so many rows, most of which are no larger than that; returns its number.
     pub fn plan(&self, rows: u64, usual_size: u64) -> usize {
         let mut state = self.state();
-        let query = Query { rows, usual_size, sent: 0, fate: Fate::None, is_answered: false };
+        let query = Query { rows, usual_size, progress: Progress::default() };
         state.queries.push(query);
         state.queries.len() - 1
+    }
+
+    /// The same for a parallel query of a relation that others change.
+    pub fn plan_parallel(
+        &self,
+        rows: u64,
+        usual_size: u64,
+        kind: Kind,
+        connections: usize,
+    ) -> usize {
+        let id = self.plan(Relation::most_rows(rows), usual_size);
+        self.state().relations.insert(id, Relation::new(kind, rows, connections));
+        id
     }
 
     pub fn query(&self, id: usize) -> Query {
         self.state().queries[id]
     }
 
-    /// A row of a query, by its number from 1.
-    pub fn document(&self, id: usize, number: u64) -> String {
-        let size = self.query(id).text_size(number);
-        format!(r#"{{"query":{id},"row":{number},"text":"{:x<size$}"}}"#, "")
+    /// The relation of a parallel query.
+    pub fn relation<T>(&self, id: usize, look: impl FnOnce(&mut Relation) -> T) -> T {
+        look(self.state().relations.get_mut(&id).unwrap())
     }
 
-    /// A backend begins a query.
-    fn begin(&self, pid: usize, id: usize, fate: Fate) -> Arc<Notify> {
+    /// A reason for a parallel query to fail.
+    fn cause(&self, id: usize, what: &'static str) {
+        self.relation(id, |relation| relation.causes.insert(what));
+    }
+
+    fn progress<T>(&self, target: Target, look: impl FnOnce(&mut Progress) -> T) -> T {
+        let mut state = self.state();
+        match target.part {
+            Some(part) => {
+                look(&mut state.relations.get_mut(&target.id).unwrap().parts[part].progress)
+            }
+            None => look(&mut state.queries[target.id].progress),
+        }
+    }
+
+    /// A row of a query, by its number from 1, and the generation of its relation.
+    pub fn document(&self, id: usize, number: u64, generation: u64) -> String {
+        let size = self.query(id).text_size(number);
+        format!(r#"{{"query":{id},"row":{number},"of":{generation},"text":"{:x<size$}"}}"#, "")
+    }
+
+    /// A backend begins a query, or a part of one.
+    fn begin(&self, pid: usize, target: Target, fate: Fate) -> Arc<Notify> {
+        let Target { id, .. } = target;
+        let signal = self.work(pid, Some(id), true);
+        self.progress(target, |progress| {
+            assert!(!progress.is_answered, "query {id} was answered already");
+            assert_eq!(progress.fate, Fate::None, "query {id} was begun before");
+            (progress.fate, progress.sent) = (fate, 0);
+        });
+        signal
+    }
+
+    /// A backend begins a request. `named`: of that query. `is_to_stop`: no backend works on it
+    /// any more when its query has been cancelled.
+    fn work(&self, pid: usize, named: Option<usize>, is_to_stop: bool) -> Arc<Notify> {
         let mut state = self.state();
         let session = &mut state.sessions[pid - 1];
-        assert_eq!(session.running, None, "query {id} came before the answer to that was sent");
-        session.running = Some(id);
+        assert!(!session.is_running, "a request came before the answer to the last was sent");
+        session.is_running = true;
+        session.is_to_stop |= is_to_stop;
+        if let Some(id) = named {
+            session.earlier += usize::from(session.query.is_some_and(|query| query != id));
+            session.query = Some(id);
+        }
         let was_stopped = mem::take(&mut session.was_stopped);
         let signal = Arc::clone(&session.signal);
-        let query = &mut state.queries[id];
-        assert!(!query.is_answered, "query {id} was answered already");
-        assert_eq!(query.fate, Fate::None, "query {id} was begun before");
-        (query.fate, query.sent) = (fate, 0);
         drop(state);
         if was_stopped {
             self.count("a connection was used behind a query that was stopped");
@@ -210,47 +298,59 @@ impl World {
         signal
     }
 
+    /// The parallel query that a session works for. Until it has named one, the last one.
+    fn parallel_query(&self, pid: usize) -> usize {
+        let state = self.state();
+        let named = state.sessions[pid - 1].query.filter(|id| state.relations.contains_key(id));
+        named.or_else(|| state.relations.keys().last().copied()).unwrap()
+    }
+
     fn is_signalled(&self, pid: usize) -> bool {
         self.state().sessions[pid - 1].signalled
     }
 
     fn running(&self, pid: usize) -> Option<usize> {
-        self.state().sessions[pid - 1].running
+        let session = &self.state().sessions[pid - 1];
+        session.query.filter(|_| session.is_running)
     }
 
     /// No backend works on a query any more.
     pub fn assert_ended(&self, id: usize) {
-        let runs = self.state().sessions.iter().any(|session| session.running == Some(id));
-        assert!(!runs, "query {id} still runs");
+        let works = |session: &Session| {
+            session.is_running && session.is_to_stop && session.query == Some(id)
+        };
+        assert!(!self.state().sessions.iter().any(works), "query {id} still runs");
     }
 
     /// A query is stopped, which ends it.
-    fn stopped(&self, pid: usize, id: usize) {
-        {
-            let mut state = self.state();
-            state.queries[id].fate = Fate::Stopped;
-            state.sessions[pid - 1].was_stopped = true;
-        }
+    fn stopped(&self, pid: usize) {
+        self.state().sessions[pid - 1].was_stopped = true;
         self.count("a query was stopped");
     }
 
     /// A backend waits for the next query, or has ended.
     fn idle(&self, pid: usize) {
         let session = &mut self.state().sessions[pid - 1];
-        (session.running, session.signalled) = (None, false);
+        (session.is_running, session.signalled) = (false, false);
     }
 
-    /// The signal of a cancel request that was sent when a query ran.
-    fn signal(&self, pid: usize, meant: Option<usize>) {
+    /// Which query a cancel request to a session means that arrives now.
+    fn meant(&self, pid: usize) -> usize {
+        self.state().sessions[pid - 1].earlier
+    }
+
+    /// The signal of a cancel request.
+    fn signal(&self, pid: usize, meant: usize) {
         let running = self.running(pid);
         self.note(|| format!("signal to {pid}, which runs {running:?}"));
-        if running.is_none() {
-            return self.count("a cancel request found nothing to stop");
+        if self.state().sessions[pid - 1].is_running {
+            let session = &mut self.state().sessions[pid - 1];
+            assert_eq!(session.earlier, meant, "a cancel request hits another query");
+            session.signalled = true;
+            session.signal.notify_one();
+            return;
         }
-        assert_eq!(running, meant, "a cancel request hits another query");
-        let session = &mut self.state().sessions[pid - 1];
-        session.signalled = true;
-        session.signal.notify_one();
+        self.count("a cancel request found nothing to stop");
     }
 }
 
@@ -276,7 +376,14 @@ pub async fn listen(world: Arc<World>, folder: PathBuf) {
             }
             let pace = Pace { piece: 64 << world.below(11), delay: world.below(4) as usize };
             tokio::spawn(
-                Peer { world: Arc::clone(&world), socket, inbox: Vec::new(), pace }.serve(),
+                Peer {
+                    world: Arc::clone(&world),
+                    socket,
+                    inbox: Vec::new(),
+                    pace,
+                    transaction: None,
+                }
+                .serve(),
             );
         }
         drop(listener);
@@ -293,6 +400,7 @@ struct Peer {
     /// What has come and was not looked at.
     inbox: Vec<u8>,
     pace: Pace,
+    transaction: Option<Transaction>,
 }
 
 /// How an answer is sent.
@@ -314,7 +422,17 @@ impl Pace {
 enum Request {
     Query(usize),
     Ping,
+    /// What begins and ends a part of a parallel query.
+    Steps(Vec<Step>),
+    /// A portal's rows.
+    Execute(String),
     Terminate,
+}
+
+/// The query whose relation is named in a statement.
+fn query_named(sql: &str) -> Option<usize> {
+    let (_, name) = sql.split_once("\"q")?;
+    name.split('"').next()?.parse().ok()
 }
 
 impl Peer {
@@ -361,8 +479,16 @@ impl Peer {
             let mut state = self.world.state();
             let secret = state.random.below(1 << 32) as u32;
             let signal = Arc::default();
-            let session =
-                Session { secret, running: None, signalled: false, signal, was_stopped: false };
+            let session = Session {
+                secret,
+                is_running: false,
+                query: None,
+                earlier: 0,
+                is_to_stop: false,
+                signalled: false,
+                signal,
+                was_stopped: false,
+            };
             state.sessions.push(session);
             (state.sessions.len(), secret)
         };
@@ -377,6 +503,7 @@ impl Peer {
         self.world.note(|| format!("session {pid} begins"));
         let ended = self.session(pid).await;
         self.world.note(|| format!("session {pid} ends"));
+        self.end_transaction(pid);
         self.world.idle(pid);
         ended
     }
@@ -393,10 +520,14 @@ impl Peer {
                         self.send(&aside(&self.world)).await?;
                         continue;
                     }
-                    match is_new {
-                        true => drop(self.world.trouble("a new session ended", Duration::ZERO)),
-                        false => self.world.count("a session ended while idle"),
+                    match (is_new, &self.transaction) {
+                        (true, _) => {
+                            self.world.trouble("a new session ended", Duration::ZERO);
+                        }
+                        (false, None) => self.world.count("a session ended while idle"),
+                        (false, Some(_)) => self.world.count("a session ended in a transaction"),
                     }
+                    self.may_fail(pid, &[LOST, IDLE]);
                     if self.world.one_in(2) {
                         self.send(&error("FATAL", IDLE, "idle for too long")).await?;
                     }
@@ -408,7 +539,20 @@ impl Peer {
             is_new = false;
             match request {
                 Request::Query(id) => {
-                    if !self.answer(pid, id).await? {
+                    let (target, begin) = (Target { id, part: None }, begin_json());
+                    let numbers = 1..=self.world.query(id).rows;
+                    let rows = numbers.map(|number| self.world.document(id, number, 0)).collect();
+                    if !self.answer(pid, target, begin, rows).await? {
+                        return Ok(());
+                    }
+                }
+                Request::Steps(steps) => {
+                    if !self.steps(pid, &steps).await? {
+                        return Ok(());
+                    }
+                }
+                Request::Execute(portal) => {
+                    if !self.execute(pid, &portal).await? {
                         return Ok(());
                     }
                 }
@@ -424,9 +568,24 @@ impl Peer {
         }
     }
 
+    /// The parallel query that this session works for, if any, may fail for these reasons.
+    fn may_fail(&self, pid: usize, causes: &[&'static str]) {
+        let is_parallel = {
+            let state = self.world.state();
+            match state.sessions[pid - 1].query {
+                Some(id) => state.relations.contains_key(&id),
+                None => self.transaction.is_some(),
+            }
+        };
+        for cause in causes.iter().filter(|_| is_parallel) {
+            self.world.cause(self.world.parallel_query(pid), cause);
+        }
+    }
+
     async fn request(&mut self) -> io::Result<Request> {
         let mut tags = Vec::new();
-        let mut query = None;
+        let (mut sql, mut portal) = (String::new(), String::new());
+        let texts = |body: Vec<u8>| String::from_utf8_lossy(&body).into_owned();
         loop {
             let [tag] = self.take().await?;
             let len = u32::from_be_bytes(self.take().await?) as usize;
@@ -434,23 +593,38 @@ impl Peer {
             tags.push(tag);
             match (tag, &tags[..]) {
                 (b'X', b"X") => return Ok(Request::Terminate),
-                (b'Q', b"Q") => return Ok(Request::Ping),
-                (b'P', _) => {
-                    let text = String::from_utf8(body).unwrap();
-                    let (_, name) = text.split_once("\"q").unwrap();
-                    query = name.split('"').next().unwrap().parse().ok();
+                (b'Q', b"Q") => {
+                    let text = texts(body);
+                    let statements = text.trim_end_matches('\0').split("; ");
+                    let steps: Vec<_> = statements.map(|sql| Step::Simple(sql.into())).collect();
+                    return Ok(match &steps[..] {
+                        [Step::Simple(sql)] if sql.is_empty() => Request::Ping,
+                        _ => Request::Steps(steps),
+                    });
                 }
-                (b'S', b"PBDES") => return Ok(Request::Query(query.unwrap())),
-                (_, b"PB" | b"PBD" | b"PBDE") => {}
+                (b'P', b"P") => sql = texts(body).split('\0').nth(1).unwrap().to_owned(),
+                (b'B', b"PB") => portal = texts(body).split('\0').next().unwrap().to_owned(),
+                (b'D', b"D") => portal = texts(body)[1..].trim_end_matches('\0').to_owned(),
+                (b'S', b"PBS") => return Ok(Request::Steps(vec![Step::Plan { portal, sql }])),
+                (b'S', b"DES") => return Ok(Request::Execute(portal)),
+                (b'S', b"PBDES") => return Ok(Request::Query(query_named(&sql).unwrap())),
+                (_, b"PBD" | b"PBDE" | b"DE") => {}
                 _ => panic!("{tags:?} was sent"),
             }
         }
     }
 
-    /// Answers a query; returns whether the session goes on.
-    async fn answer(&mut self, pid: usize, id: usize) -> io::Result<bool> {
-        let (fate, mut answer) = Answer::make(&self.world, id);
-        let signal = self.world.begin(pid, id, fate);
+    /// Answers a query, or a part of one; returns whether the session continues.
+    async fn answer(
+        &mut self,
+        pid: usize,
+        target: Target,
+        begin: Vec<u8>,
+        rows: Vec<String>,
+    ) -> io::Result<bool> {
+        let id = target.id;
+        let (fate, mut answer) = Answer::make(&self.world, begin, rows, target.part.is_some());
+        let signal = self.world.begin(pid, target, fate);
         let world = Arc::clone(&self.world);
         world.note(|| format!("session {pid} runs query {id}: {fate:?}"));
         if world.one_in(12) {
@@ -461,13 +635,21 @@ impl Peer {
                 () = sleep(long) => {}
             }
         }
+        if fate == Fate::Error {
+            self.fail_transaction();
+        }
+        if answer.goes_on {
+            answer.end(&self.ready(), &world);
+        }
         // At most so many pieces.
         let piece = self.pace.piece.max(answer.bytes.len() as u64 / 40);
         let mut at = 0;
         loop {
             if at < answer.stoppable && world.is_signalled(pid) {
-                world.stopped(pid, id);
-                answer.stop(at);
+                world.progress(target, |progress| progress.fate = Fate::Stopped);
+                world.stopped(pid);
+                self.fail_transaction();
+                answer.stop(at, &self.ready());
             }
             let end = answer.bytes.len().min(at + 1 + world.below(piece) as usize);
             // At ReadyForQuery, after which other messages may follow.
@@ -475,11 +657,10 @@ impl Peer {
                 self.expect_nothing();
                 world.idle(pid);
             }
-            {
-                let query = &mut world.state().queries[id];
-                query.sent = answer.rows_within(end);
-                query.is_answered |= end >= 5 && answer.bytes[0] != b'E';
-            }
+            world.progress(target, |progress| {
+                progress.sent = answer.rows_within(end);
+                progress.is_answered |= end >= 5 && answer.bytes[0] != b'E';
+            });
             let began = Instant::now();
             self.send(&answer.bytes[at..end]).await?;
             if began.elapsed() > SLACK {
@@ -492,7 +673,7 @@ impl Peer {
             }
             self.breathe(Some(&signal)).await;
         }
-        match self.world.query(id).fate {
+        match world.progress(target, |progress| progress.fate) {
             Fate::Silence => {
                 let _ = self.silence().await;
                 self.expect_nothing();
@@ -514,8 +695,8 @@ impl Peer {
         let pid = u32::from_be_bytes(pid.try_into().unwrap()) as usize;
         let session_secret = world.state().sessions[pid - 1].secret;
         assert_eq!(secret, session_secret.to_be_bytes(), "a key that nobody was given");
-        let meant = world.running(pid);
-        world.note(|| format!("cancel request to {pid}, which runs {meant:?}"));
+        let (meant, running) = (world.meant(pid), world.running(pid));
+        world.note(|| format!("cancel request to {pid}, which runs {running:?}"));
         match world.below(12) {
             0 => {
                 world.count("a cancel request was lost");
@@ -538,19 +719,22 @@ impl Peer {
         Ok(())
     }
 
+    /// For how long it waits between pieces, if it does.
+    fn pause(&self) -> Option<Duration> {
+        let waits = self.world.one_in([1, 4, 2, 16][self.pace.delay]);
+        waits.then(|| self.world.delay(0, self.pace.longest()))
+    }
+
     /// Waits a little, as it does; a signal ends that.
     async fn breathe(&mut self, signal: Option<&Notify>) {
-        if !self.world.one_in([1, 4, 2, 16][self.pace.delay]) {
-            return;
-        }
-        let pause = sleep(self.world.delay(0, self.pace.longest()));
+        let Some(pause) = self.pause() else { return };
         match signal {
             Some(signal) => select! {
                 biased;
                 () = signal.notified() => {}
-                () = pause => {}
+                () = sleep(pause) => {}
             },
-            None => pause.await,
+            None => sleep(pause).await,
         }
     }
 
@@ -611,7 +795,7 @@ struct Answer {
 }
 
 impl Answer {
-    fn make(world: &World, id: usize) -> (Fate, Self) {
+    fn make(world: &World, begin: Vec<u8>, rows: Vec<String>, is_part: bool) -> (Fate, Self) {
         let mut answer = Self {
             bytes: Vec::new(),
             ends: vec![0],
@@ -620,12 +804,12 @@ impl Answer {
             goes_on: true,
             ready: 0,
         };
-        answer.push(&begin_json());
-        for number in 1..=world.query(id).rows {
+        answer.push(&begin);
+        for document in rows {
             if world.one_in(30) {
                 answer.push(&aside(world));
             }
-            answer.push(&row(&world.document(id, number)));
+            answer.push(&row(&document));
             answer.row_ends.push(answer.bytes.len());
         }
         answer.stoppable = answer.bytes.len();
@@ -633,7 +817,8 @@ impl Answer {
         // Between messages, or anywhere.
         let boundary = answer.ends[world.below(answer.ends.len() as u64) as usize];
         let anywhere = world.below(answer.bytes.len() as u64) as usize;
-        let fate = match world.below(100) {
+        // A query has several parts.
+        let fate = match world.below(if is_part { 200 } else { 100 }) {
             0..10 => Fate::Error,
             10..16 => Fate::Fatal,
             16..24 => Fate::Cut,
@@ -655,13 +840,6 @@ impl Answer {
             _ => {}
         }
         answer.goes_on = matches!(fate, Fate::Whole | Fate::Error);
-        if answer.goes_on {
-            answer.end();
-            if world.one_in(20) {
-                world.count("something was said behind an answer");
-                answer.bytes.extend(aside(world));
-            }
-        }
         (fate, answer)
     }
 
@@ -670,9 +848,14 @@ impl Answer {
         self.ends.push(self.bytes.len());
     }
 
-    fn end(&mut self) {
-        self.bytes.extend(ready());
+    /// ReadyForQuery with this status.
+    fn end(&mut self, status: &[u8], world: &World) {
+        self.bytes.extend(status);
         self.ready = self.bytes.len();
+        if world.one_in(20) {
+            world.count("something was said behind an answer");
+            self.bytes.extend(aside(world));
+        }
     }
 
     fn truncate(&mut self, at: usize) {
@@ -683,11 +866,12 @@ impl Answer {
     }
 
     /// Stops it behind the message in which it is.
-    fn stop(&mut self, at: usize) {
+    fn stop(&mut self, at: usize, status: &[u8]) {
         let end = *self.ends.iter().find(|end| **end >= at).unwrap();
         self.truncate(end);
         self.bytes.extend(error("ERROR", "57014", "canceling statement due to user request"));
-        self.end();
+        self.bytes.extend(status);
+        self.ready = self.bytes.len();
         (self.stoppable, self.goes_on) = (0, true);
     }
 
