@@ -215,7 +215,7 @@ mod tests {
         }
     }
 
-    /// A name that libpq knows never comes here.
+    /// Names of libpq parameters are never looked up here.
     #[test]
     fn no_libpq_parameter_is_in_the_table() {
         let words =

@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(pairs, expected, "{text}");
     }
 
-    /// Expectations are what libpq makes of these strings (`PQconninfoParse`).
+    /// The expected values are those of libpq (`PQconninfoParse`).
     #[test]
     fn uris_are_parsed_like_libpq() {
         check("postgres://", &[]);
