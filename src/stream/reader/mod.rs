@@ -12,7 +12,11 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use tokio::{join, select, task::yield_now, time::sleep};
+use tokio::{
+    join, select,
+    task::yield_now,
+    time::{Instant, sleep, sleep_until},
+};
 use tracing::{debug, warn};
 
 use self::read_threshold::LowWater;
@@ -68,6 +72,8 @@ pub(super) struct Reader {
     rows_left: u64,
     /// How many bytes it waits for.
     low_water: LowWater,
+    /// Until when it keeps memory that it had lent.
+    keeps_until: Option<Instant>,
     settings: StreamSettings,
 }
 
@@ -142,6 +148,7 @@ impl Reader {
             chunk_rows: settings.chunk_size().next(),
             rows_left: settings.row_limit.unwrap_or(u64::MAX),
             low_water: LowWater::new(settings.read_size()),
+            keeps_until: None,
             settings,
         }
     }
@@ -558,6 +565,7 @@ impl Reader {
     fn lends_memory(&self) -> bool {
         self.settings.readers > 1
             && self.connection.buffer.capacity() <= self.settings.read_size()
+            && self.keeps_until.is_none()
             && self.seat.is_memory_short()
     }
 
@@ -587,11 +595,12 @@ impl Reader {
                 // memory.
                 Poll::Pending if self.lends_memory() => {
                     self.next_block(HEADER, 0).await?;
+                    self.keeps_until = Some(Instant::now() + LEND_AGAIN);
                     continue;
                 }
                 Poll::Pending => {}
             }
-            let Self { connection, low_water, .. } = self;
+            let Self { connection, low_water, keeps_until, .. } = self;
             self.seat.waiting();
             let timeout = connection.bounds.read_timeout;
             // A deadline that is nearer than the patience would pass in vain.
@@ -604,6 +613,10 @@ impl Reader {
                 read = connection.read() => Some(read),
                 () = sleep(PATIENCE), if waits_for_more => {
                     low_water.in_vain();
+                    None
+                }
+                () = until(*keeps_until) => {
+                    *keeps_until = None;
                     None
                 }
                 error = silence(timeout) => return Err(error.into()),
@@ -621,6 +634,17 @@ fn cut(buffer: &mut BytesMut, run: &mut Run, block: &Arc<Block>) -> Chunk {
     let Run { rows, frame_bytes, value_bytes } = std::mem::take(run);
     let frames = buffer.split_to(frame_bytes).freeze();
     Chunk { frames, rows, value_bytes, at: 0, _block: Arc::clone(block) }
+}
+
+/// How long a reader keeps memory that it had lent: two that wait for their servers would pass it
+/// to each other without a pause.
+const LEND_AGAIN: Duration = Duration::from_millis(10);
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
 }
 
 /// For how long more than one byte is waited for.
