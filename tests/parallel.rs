@@ -689,7 +689,7 @@ async fn a_session_that_waits_for_a_lock_holds_none() {
     holder.batch_execute("begin; lock table t_wanted").await.unwrap();
     let error = client.query::<RawJson>("t_wanted").parallel(3).execute().await.unwrap_err();
     assert_eq!(error.sqlstate(), Some(&sqlstate::LOCK_NOT_AVAILABLE), "{error}");
-    assert!(error.is_retriable() && error.to_string().contains("exclusively"), "{error}");
+    assert!(error.is_retriable() && error.to_string().contains("exclusive lock"), "{error}");
 }
 
 /// A lock that is never given up: the limits that end one query end a parallel one, though it waits in attempts that are

@@ -40,7 +40,7 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Every source file: its module's path (`stream/channel/pause`), and its code without tests and comments.
+/// Every source file: its module's path (`stream/channel/pause_state`), and its code without tests and comments.
 fn sources() -> Vec<(String, String)> {
     let mut files = Vec::new();
     let mut folders = vec![PathBuf::from("src")];
@@ -49,6 +49,9 @@ fn sources() -> Vec<(String, String)> {
             let path = folder.join(entry.unwrap().file_name());
             if path.extension().is_none() {
                 folders.push(path);
+                continue;
+            }
+            if path.ends_with("tests.rs") {
                 continue;
             }
             let text = read(&path);
@@ -148,8 +151,8 @@ fn what_is_absent_stays_absent() {
     let rules: [(&[&str], &[&str]); 6] = [
         (&["SELECT ", "WHERE "], &["sql"]),
         (
-            &["tokio::spawn", "task::spawn(", "JoinSet", ".spawn(async"],
-            &["connection/transaction", "stream/reader"],
+            &["tokio::spawn", "task::spawn(", "JoinSet", ".spawn("],
+            &["connection/transaction", "stream/reader", "stream/teardown", "stream/channel/pause"],
         ),
         (&["TcpStream", "UnixStream", "lookup_host"], &["transport"]),
         (&["rustls::", "webpki::"], &["transport"]),
@@ -263,7 +266,7 @@ fn resolve(file: &str, path: &[String], files: &BTreeSet<String>) -> Option<Stri
 fn files_do_not_import_each_other_in_circles() {
     let sources = sources();
     let files: BTreeSet<String> = sources.iter().map(|(file, _)| file.clone()).collect();
-    for module in ["auth", "config", "transport"] {
+    for module in ["auth", "config", "query", "sql", "stream", "transport"] {
         let mut imports = BTreeMap::<&str, BTreeSet<String>>::new();
         for (file, code) in sources.iter().filter(|(f, _)| f.starts_with(&format!("{module}/"))) {
             let found = use_paths(code).iter().filter_map(|p| resolve(file, p, &files)).collect();

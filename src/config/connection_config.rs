@@ -332,7 +332,6 @@ impl ConnectionConfig {
 
     /// Whether a connection of this configuration or of a copy of it has lost a prepared statement.
     /// From then on, queries use the unnamed statement.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no query uses prepared statements yet"))]
     pub(crate) fn prepared_statements_lost(&self) -> &StatementsLost {
         &self.statements_lost
     }

@@ -11,7 +11,6 @@ use std::sync::{
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StatementsLost(Arc<AtomicBool>);
 
-#[cfg_attr(not(test), expect(dead_code, reason = "no query uses prepared statements yet"))]
 impl StatementsLost {
     pub(crate) fn get(&self) -> bool {
         self.0.load(Ordering::Relaxed)

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// How long to wait before a query that goes on is cancelled again; doubled each time.
-const FIRST_REPEAT: Duration = Duration::from_millis(50);
+pub(super) const FIRST_REPEAT: Duration = Duration::from_millis(50);
 
 /// In how many parts what may be drained is drained: before each the query is cancelled again.
 const ROUNDS: usize = 4;
@@ -104,9 +104,15 @@ async fn clean_up(
         None => Ok(()),
     };
     let settled = async {
-        // Usually all of it has arrived.
+        // Often all of it has arrived.
         if unsent.is_empty() && drain.take_all_arrived(connection).await? {
             return Ok(());
+        }
+        if unsent.is_empty() && connection.read_arrived().await? {
+            let is_ready = drain.take_all_arrived(connection).await?;
+            if is_ready {
+                return Ok(());
+            }
         }
         if query.is_running() && session.cancel.is_none() {
             return Err(Error::InvalidState {
@@ -138,6 +144,12 @@ async fn clean_up(
             _ => Ok(()),
         }
     };
+    let settled = async {
+        settled.await?;
+        // A cancel token may have sent one of its own, which must not hit the next query.
+        session.requests_ended().await;
+        Ok(())
+    };
     match Instant::now().checked_add(cancel_timeout) {
         Some(at) => timeout_at(at, settled).await.map_err(|_| timed_out(cancel_timeout))?,
         None => settled.await,
@@ -157,8 +169,9 @@ pub(crate) async fn stop_lost(session: Arc<Session>, cancel_timeout: Duration) {
     }
 }
 
-/// Cancels a query whose answer can no longer be read.
-async fn stop_without_answer(session: &Session) -> Result<()> {
+/// Cancels a query whose answer is not read: its connection is lost, or the future that reads it is
+/// not polled.
+pub(super) async fn stop_without_answer(session: &Session) -> Result<()> {
     let Some(key) = &session.cancel else { return Ok(()) };
     let mut pause = FIRST_REPEAT;
     for _ in 1..REPEATS_FOR_LOST {

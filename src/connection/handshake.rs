@@ -14,6 +14,7 @@ use super::{
     establish::ways_to_cancel,
     random,
     session::{ConnectionInfo, Heard, Notices, Session},
+    statement_cache::StatementCache,
     take_message, told_wrong, unexpected,
 };
 use crate::{
@@ -161,6 +162,7 @@ pub(super) async fn handshake(
         buffer: wire.buffer,
         long: wire.long,
         session: Session::new(wire.heard, info, cancel).into(),
+        statements: StatementCache::new(config.statement_cache_capacity()),
         bounds: Bounds {
             max_message_size: config.client_options.max_message_size,
             read_timeout: config.client_options.read_timeout,

@@ -8,7 +8,6 @@ mod random;
 mod running_query;
 mod session;
 mod slot;
-#[cfg_attr(not(test), expect(dead_code, reason = "no query uses prepared statements yet"))]
 mod statement_cache;
 mod transaction;
 
@@ -32,8 +31,9 @@ pub(crate) use self::{
     running_query::{QuerySession, RunningQuery},
     session::Session,
     slot::{Access, Lease, Slot, StreamGuard},
+    statement_cache::Choice,
 };
-use self::{session::Heard, transaction::Unanswered};
+use self::{session::Heard, statement_cache::StatementCache, transaction::Unanswered};
 pub use self::{
     session::{ConnectionInfo, ServerVersion},
     slot::CancelToken,
@@ -64,6 +64,8 @@ pub(crate) struct Connection {
     /// A message that is read as it arrives: what is in the buffer continues it.
     long: Option<Long>,
     pub(crate) session: Arc<Session>,
+    /// The statements that the server has prepared for this connection.
+    pub(crate) statements: StatementCache,
     pub(crate) bounds: Bounds,
     /// Bytes of a message that is being drained and that have not arrived yet.
     skip: usize,
@@ -127,6 +129,37 @@ impl Connection {
         bytes == self.low_water
     }
 
+    /// Makes the read buffer about `size` bytes large. Its content is kept. Memory that earlier
+    /// chunks have released is used again.
+    pub(crate) fn set_read_buffer(&mut self, size: usize) {
+        if self.buffer.capacity() > 2 * size {
+            let mut buffer = BytesMut::with_capacity(size.max(self.buffer.len()));
+            buffer.extend_from_slice(&self.buffer);
+            self.buffer = buffer;
+        }
+        self.buffer.reserve(size.saturating_sub(self.buffer.len()));
+    }
+
+    /// Makes room for a message of this size at the front of the read buffer.
+    pub(crate) fn reserve(&mut self, size: usize) {
+        self.buffer.reserve(size.saturating_sub(self.buffer.len()).max(1));
+    }
+
+    /// How many bytes can be read without another buffer.
+    pub(crate) fn free(&self) -> usize {
+        self.buffer.capacity() - self.buffer.len()
+    }
+
+    /// Releases the memory of the read buffer. Its content is kept.
+    pub(crate) fn release_read_buffer(&mut self) {
+        self.buffer = BytesMut::from(self.buffer.as_ref());
+    }
+
+    /// Closes a connection whose work is done.
+    pub(crate) fn finished(mut self) {
+        self.closes(Closed::Close);
+    }
+
     /// Says why it will end, for those who count.
     pub(crate) fn closes(&mut self, why: Closed) {
         self.open.closes(why);
@@ -185,7 +218,7 @@ impl Connection {
 
     /// A step of [`is_clean`](Self::is_clean); `None` after a message that may come at any time.
     fn look_for_rest(&mut self) -> Option<bool> {
-        if self.skip > 0 || self.transport.is_closed() || self.session.has_request_astray() {
+        if self.skip > 0 || self.transport.is_closed() || self.session.may_be_cancelled() {
             return Some(false);
         }
         match self.take_message() {
@@ -262,6 +295,17 @@ impl Connection {
         match self.transport.write_buf(bytes).await? {
             0 if !bytes.is_empty() => Err(io::ErrorKind::WriteZero.into()),
             _ => Ok(()),
+        }
+    }
+
+    /// Reads a few messages that have arrived, without waiting. Returns whether there were any bytes.
+    async fn read_arrived(&mut self) -> Result<bool> {
+        self.buffer.reserve(SMALL_READ);
+        match poll_fn(|cx| Poll::Ready(self.poll_read(cx))).await {
+            // The end is found by whoever needs more.
+            Poll::Ready(Ok(bytes)) => Ok(bytes > 0),
+            Poll::Ready(Err(e)) => Err(Error::io(DURING, e)),
+            Poll::Pending => Ok(false),
         }
     }
 
@@ -393,7 +437,10 @@ impl Drop for Connection {
 }
 
 /// Runs a step that waits for the server once, within `read_timeout`.
-async fn within<T>(read_timeout: Option<Duration>, step: impl Future<Output = T>) -> Result<T> {
+pub(crate) async fn within<T>(
+    read_timeout: Option<Duration>,
+    step: impl Future<Output = T>,
+) -> Result<T> {
     let Some(after) = read_timeout else { return Ok(step.await) };
     let phase = TimeoutPhase::Read;
     timeout(after, step).await.map_err(|_| Error::Timeout { phase, after })
@@ -451,9 +498,10 @@ fn take_message(
             if buffer.len() < header.size {
                 return Ok(Taken::Incomplete);
             }
-            let frame = buffer.split_to(header.size);
-            let body = frame.get(HEADER..).unwrap_or_default();
-            told_wrong(name, Message::read(header.tag, body))?
+            let body = buffer.get(HEADER..header.size).unwrap_or_default();
+            let message = Message::read(header.tag, body);
+            buffer.advance(header.size);
+            told_wrong(name, message)?
         }
     };
     let message = match heard {

@@ -1,10 +1,17 @@
 //! The unit that a [`CancelToken`](super::CancelToken) cancels: one query, from the call that
 //! starts it until no session works on it.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::{
+    future::pending,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+};
 
-use tokio::{select, sync::Notify};
+use tokio::{select, sync::Notify, time::sleep};
 
+use super::{
+    cancel::{FIRST_REPEAT, stop_without_answer},
+    session::Session,
+};
 use crate::error::{Error, Result};
 
 /// A query that is being started or runs, or a ping.
@@ -25,8 +32,10 @@ pub(super) struct Shared {
 #[derive(Debug, Default)]
 struct State {
     is_cancelled: bool,
-    /// Tasks whose session may work on the query.
+    /// How many sessions may work on the query.
     sessions: usize,
+    /// Those of them whose answer is read by a future of the caller, which may not be polled.
+    in_futures: Vec<Arc<Session>>,
     /// Why a session may still work on it though its task has ended.
     failure: Option<Error>,
 }
@@ -57,13 +66,13 @@ impl RunningQuery {
 
     /// Runs a step of the query that ends when the query is cancelled. A query that is cancelled
     /// already does not begin the step.
-    pub(crate) async fn unless_cancelled<T>(
+    pub(crate) async fn unless_cancelled<T, E: From<Error>>(
         &self,
-        step: impl Future<Output = Result<T>>,
-    ) -> Result<T> {
+        step: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         select! {
             biased;
-            () = self.cancelled() => Err(Error::Cancelled),
+            () = self.cancelled() => Err(Error::Cancelled.into()),
             done = step => done,
         }
     }
@@ -74,12 +83,36 @@ impl RunningQuery {
         QuerySession(self.clone())
     }
 
-    /// Waits until no session works on the query.
+    /// Waits until no session works on the query, after it was marked.
+    ///
+    /// A task, or a future that is polled, stops its session itself. For a future that is not
+    /// polled, this sends cancel requests: several, because nothing shows whether one was too early.
     ///
     /// # Errors
     ///
-    /// Why a session may still do so: it could not be stopped, and its connection was closed.
-    pub(super) async fn stopped(&self) -> Result<()> {
+    /// Why a session may still work on the query: it could not be stopped, and its connection was
+    /// closed.
+    pub(super) async fn stop(&self) -> Result<()> {
+        let stop_unpolled = async {
+            sleep(FIRST_REPEAT).await;
+            let sessions = self.0.lock().in_futures.clone();
+            if sessions.is_empty() {
+                return pending().await;
+            }
+            for session in &sessions {
+                stop_without_answer(session).await?;
+            }
+            self.0.until(|state| state.sessions == state.in_futures.len()).await;
+            Ok(())
+        };
+        select! {
+            biased;
+            stopped = self.stopped() => stopped,
+            stopped = stop_unpolled => stopped,
+        }
+    }
+
+    async fn stopped(&self) -> Result<()> {
         self.0.until(|state| state.sessions == 0).await;
         self.0.lock().failure.as_ref().map_or(Ok(()), |error| Err(error.copy()))
     }
@@ -108,6 +141,16 @@ impl Shared {
 pub(crate) struct QuerySession(RunningQuery);
 
 impl QuerySession {
+    /// The session's answer is read by a future of the caller, until
+    /// [`left_future`](Self::left_future).
+    pub(crate) fn in_future(&self, session: &Arc<Session>) {
+        self.0.0.lock().in_futures.push(Arc::clone(session));
+    }
+
+    pub(crate) fn left_future(&self, session: &Arc<Session>) {
+        self.0.0.lock().in_futures.retain(|other| !Arc::ptr_eq(other, session));
+    }
+
     /// See [`RunningQuery::cancelled`].
     pub(crate) async fn cancelled(&self) {
         self.0.cancelled().await;

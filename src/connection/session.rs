@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tracing::{debug, warn};
 
 use super::{TARGET, cancel::CancelKey, told_wrong};
@@ -212,6 +212,7 @@ pub(crate) struct Session {
     /// Without it, no query can be stopped but by closing the connection.
     pub(super) cancel: Option<CancelKey>,
     requests: Mutex<Requests>,
+    request_ended: Notify,
 }
 
 /// Cancel requests that were sent to this session.
@@ -219,13 +220,15 @@ pub(crate) struct Session {
 struct Requests {
     /// When the last one ended, as far as the client can tell.
     last: Option<Instant>,
+    /// Requests that have not ended.
+    in_flight: usize,
     /// A request was abandoned before it ended: it may still arrive and would cancel any query.
-    is_astray: bool,
+    is_undelivered: bool,
 }
 
 impl Session {
     pub(super) fn new(heard: Heard, info: ConnectionInfo, cancel: Option<CancelKey>) -> Self {
-        Self { heard, info, cancel, requests: Mutex::default() }
+        Self { heard, info, cancel, requests: Mutex::default(), request_ended: Notify::new() }
     }
 
     pub(crate) fn backend_pid(&self) -> Option<u32> {
@@ -266,6 +269,7 @@ impl Session {
     /// The request may not have arrived, and may still do so: the session must not run another
     /// query.
     pub(super) async fn send_cancel(&self, key: &CancelKey) -> Result<()> {
+        lock(&self.requests).in_flight += 1;
         let mut request = RequestInFlight { session: self, has_ended: false };
         let sent = key.send().await;
         request.has_ended = sent.is_ok();
@@ -273,8 +277,20 @@ impl Session {
     }
 
     /// Whether a cancel request may still arrive.
-    pub(super) fn has_request_astray(&self) -> bool {
-        lock(&self.requests).is_astray
+    pub(super) fn may_be_cancelled(&self) -> bool {
+        let requests = lock(&self.requests);
+        requests.in_flight > 0 || requests.is_undelivered
+    }
+
+    /// Waits until no cancel request is in flight.
+    pub(super) async fn requests_ended(&self) {
+        loop {
+            let ended = self.request_ended.notified();
+            if lock(&self.requests).in_flight == 0 {
+                return;
+            }
+            ended.await;
+        }
     }
 
     /// Whether a cancel request has ended so recently that a proxy may still be holding it: some
@@ -297,7 +313,10 @@ impl Drop for RequestInFlight<'_> {
     fn drop(&mut self) {
         let mut requests = lock(&self.session.requests);
         requests.last = Some(Instant::now());
-        requests.is_astray |= !self.has_ended;
+        requests.in_flight -= 1;
+        requests.is_undelivered |= !self.has_ended;
+        drop(requests);
+        self.session.request_ended.notify_waiters();
     }
 }
 

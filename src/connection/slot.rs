@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::BytesMut;
 use tokio::{
     sync::Notify,
     time::{sleep, timeout},
@@ -71,6 +70,9 @@ pub(crate) struct Access {
 
 type Kept = Arc<dyn Any + Send + Sync>;
 
+/// The right to run a query, the right to the connection, and the connection, if there is one.
+type Acquired = (StreamGuard, Lease, Option<Box<Connection>>);
+
 impl Access {
     /// Takes the connection for a query, or opens one, and the right to run it.
     ///
@@ -79,7 +81,7 @@ impl Access {
     /// # Errors
     ///
     /// [`Error::ConnectionBusy`] at once, when a stream is alive; those of connecting.
-    pub(crate) async fn acquire(&self) -> Result<(StreamGuard, Lease, Connection)> {
+    pub(crate) async fn acquire(&self) -> Result<(StreamGuard, Lease, Box<Connection>)> {
         let (guard, lease, idle) = self.take().await?;
         if let Some(mut connection) = idle {
             // Before the request is sent, because afterwards the server may have begun it.
@@ -114,12 +116,12 @@ impl Access {
     /// # Errors
     ///
     /// [`Error::ConnectionBusy`] at once, when a stream is alive.
-    pub(crate) async fn take_idle(&self) -> Result<Option<Connection>> {
+    pub(crate) async fn take_idle(&self) -> Result<Option<Box<Connection>>> {
         let (_guard, _lease, idle) = self.take().await?;
         Ok(idle)
     }
 
-    async fn take(&self) -> Result<(StreamGuard, Lease, Option<Connection>)> {
+    async fn take(&self) -> Result<Acquired> {
         loop {
             // Before the look at the state, so that no notification falls in between.
             let freed = self.freed.notified();
@@ -131,14 +133,14 @@ impl Access {
     }
 
     /// Takes what is there, which may be no connection; `None` while one is being cleaned up.
-    fn try_take(&self) -> Result<Option<(StreamGuard, Lease, Option<Connection>)>> {
+    fn try_take(&self) -> Result<Option<Acquired>> {
         let mut state = self.lock();
         if state.stream_alive {
             return Err(Error::ConnectionBusy);
         }
         let idle = match mem::replace(&mut state.work, Work::Out) {
             Work::Out => return Ok(None),
-            Work::Idle(connection) => Some(*connection),
+            Work::Idle(connection) => Some(connection),
             Work::None => None,
         };
         state.stream_alive = true;
@@ -147,7 +149,7 @@ impl Access {
     }
 
     /// Opens the client's connection.
-    async fn open(&self) -> Result<Connection> {
+    async fn open(&self) -> Result<Box<Connection>> {
         // The client must not report the old one meanwhile.
         self.lock().session = None;
         self.connecting.begin();
@@ -157,7 +159,7 @@ impl Access {
         let mut state = self.lock();
         state.session = Some(Arc::clone(&connection.session));
         state.connected_before = true;
-        Ok(connection)
+        Ok(Box::new(connection))
     }
 
     /// Makes a connection; one in place of another by the retry policy.
@@ -254,7 +256,7 @@ impl Slot {
         }
         let stopped = async {
             for query in &queries {
-                query.stopped().await?;
+                query.stop().await?;
             }
             Ok(())
         };
@@ -269,12 +271,12 @@ impl Slot {
     }
 
     /// Ends a lease, with the connection or without one.
-    fn end_lease(&self, connection: Option<Connection>) {
+    fn end_lease(&self, connection: Option<Box<Connection>>) {
         let unwanted = {
             let mut state = self.lock();
             match connection {
                 Some(connection) if !state.closed => {
-                    state.work = Work::Idle(Box::new(connection));
+                    state.work = Work::Idle(connection);
                     None
                 }
                 other => {
@@ -384,35 +386,33 @@ pub(crate) struct StreamGuard {
     access: Access,
 }
 
+impl StreamGuard {
+    /// The timeout that the server was given at the start of the session.
+    pub(crate) fn statement_timeout(&self) -> Option<Duration> {
+        self.access.config.statement_timeout()
+    }
+}
+
 impl Drop for StreamGuard {
     fn drop(&mut self) {
         self.access.lock().stream_alive = false;
     }
 }
 
-/// The right to work on the client's connection. Dropped without giving one back, the connection is lost.
+/// The right to work on the client's connection. Dropped without the connection, the client has
+/// none.
 pub(crate) struct Lease {
-    /// Until the lease ends. From then on the connection may be out on another one, which must not
-    /// be touched.
+    /// Until the lease ends. From then on the connection may be in use by another one, which must
+    /// not be affected.
     access: Option<Access>,
 }
 
 impl Lease {
-    /// That of a connection which is nobody's: given back, it ends.
-    pub(crate) fn none() -> Self {
-        Self { access: None }
-    }
-
-    /// What the server was told at the start of the session.
-    pub(crate) fn statement_timeout(&self) -> Option<Duration> {
-        self.access.as_ref()?.config.statement_timeout()
-    }
-
-    /// The pause before it is tried once more, by the policy for that; `None` when it is enough.
+    /// The pause before another attempt to connect, by the retry policy; `None` if there is none.
     ///
     /// # Errors
     ///
-    /// There is no chance to be had.
+    /// The system has no random number.
     pub(crate) fn pause_before_retry(&self, failures: u32) -> Result<Option<Duration>> {
         match (&self.access, failures) {
             (_, 0) => Ok(Some(Duration::ZERO)),
@@ -425,16 +425,15 @@ impl Lease {
     /// this error. Cancel-safe.
     ///
     /// # Errors
+    ///
     /// The errors of connecting.
     pub(crate) async fn replace(
         &self,
         lost: &Session,
         error: &Error,
         pause: Duration,
-    ) -> Result<Connection> {
-        let Some(access) = &self.access else {
-            return Err(Error::InvalidState { message: "a connection beside is not replaced" });
-        };
+    ) -> Result<Box<Connection>> {
+        let Some(access) = &self.access else { return Err(error.copy()) };
         // A deadline that passes in the pause is about the lost connection.
         access.connecting.begin();
         access.connecting.failed(&ConnectAttempt {
@@ -455,17 +454,14 @@ impl Lease {
         }
     }
 
-    /// Gives the connection back for the next query.
-    pub(crate) fn give_back(mut self, mut connection: Connection) {
-        // From now on it may end unseen.
+    /// Returns the connection to the client, for the next query. It keeps its read buffer.
+    pub(crate) fn give_back(mut self, mut connection: Box<Connection>) {
+        // From now on it may end unnoticed.
         connection.reused = true;
-        // What the last query needed, the next one need not.
-        connection.buffer = BytesMut::from(connection.buffer.as_ref());
-        // The handler of notices may panic here: the lease then ends as it does in mid-result.
+        // The handler of notices may panic here: then the lease ends without the connection.
         let is_clean = connection.is_clean();
-        match self.access.take() {
-            Some(access) => access.end_lease(Some(connection).filter(|_| is_clean)),
-            None => connection.closes(Closed::Close),
+        if let Some(access) = self.access.take() {
+            access.end_lease(Some(connection).filter(|_| is_clean));
         }
     }
 }

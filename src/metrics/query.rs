@@ -1,10 +1,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -156,7 +153,6 @@ impl QueryMetricsCache {
 /// The metrics of one query.
 pub(crate) struct QueryMetrics {
     metrics: Arc<EntityMetrics>,
-    over: AtomicBool,
 }
 
 /// Measurements of a chunk at the time of its delivery.
@@ -203,7 +199,7 @@ impl QueryMetrics {
     pub(crate) fn begin(cache: &QueryMetricsCache, labels: QueryLabels<'_>) -> Self {
         let metrics = cache.entity(labels.entity);
         metrics.count_query(&labels);
-        Self { metrics, over: AtomicBool::new(false) }
+        Self { metrics }
     }
 
     fn entity(&self) -> SharedString {
@@ -239,11 +235,8 @@ impl QueryMetrics {
         self.metrics.streams_active.decrement(1);
     }
 
-    /// The query is over; only the first time counts.
-    pub(crate) fn over(&self, outcome: Outcome, elapsed: Duration, rows: u64, bytes: u64) {
-        if self.over.swap(true, Ordering::Relaxed) {
-            return;
-        }
+    /// The query has finished. Called once.
+    pub(crate) fn finish(&self, outcome: Outcome, elapsed: Duration, rows: u64, bytes: u64) {
         let status = match outcome {
             Outcome::Success => {
                 let new = || self.count(QUERY_SUCCESS_TOTAL);
@@ -377,7 +370,6 @@ impl QueryMetrics {
 }
 
 /// Prepared statements.
-#[cfg_attr(not(test), expect(dead_code, reason = "no query uses prepared statements yet"))]
 impl QueryMetrics {
     /// The server has the statement already.
     pub(crate) fn statement_hit(&self) {

@@ -10,6 +10,7 @@ use crate::error::{
 
 /// The tag of a row. Rows are read by [`rows`](super::rows), in place and many at once.
 pub(crate) const DATA_ROW: u8 = b'D';
+pub(crate) const ERROR_RESPONSE: u8 = b'E';
 
 /// A message from the server.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -29,7 +29,6 @@ pub(crate) struct ExtendedQuery {
     /// Close messages that are not answered yet.
     closes: usize,
     describes: bool,
-    has_parsed: bool,
     has_bound: bool,
 }
 
@@ -75,7 +74,7 @@ impl ExtendedQuery {
     pub(crate) fn with(steps: Steps) -> Self {
         let Steps { closes, parses, describes } = steps;
         let state = if parses { State::Sent } else { State::Parsed };
-        Self { state, closes, describes, has_parsed: false, has_bound: false }
+        Self { state, closes, describes, has_bound: false }
     }
 
     /// A query whose portal has been bound: the server is to describe and execute it.
@@ -93,14 +92,7 @@ impl ExtendedQuery {
         matches!(self.state, State::Sent | State::Parsed | State::Bound | State::Rows)
     }
 
-    /// Whether the server has confirmed the Parse of this request.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no query uses prepared statements yet"))]
-    pub(crate) fn has_parsed(self) -> bool {
-        self.has_parsed
-    }
-
     /// Whether the server has bound the portal. An error after that is not about the statement.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no query uses prepared statements yet"))]
     pub(crate) fn has_bound(self) -> bool {
         self.has_bound
     }
@@ -117,7 +109,6 @@ impl ExtendedQuery {
                 (state, Progress::Continue)
             }
             (State::Sent, Message::ParseComplete) if self.closes == 0 => {
-                self.has_parsed = true;
                 (State::Parsed, Progress::Continue)
             }
             (State::Parsed, Message::BindComplete) if self.closes == 0 => {
@@ -196,7 +187,6 @@ mod tests {
                 assert!(query.is_running());
                 assert_eq!(query.takes_rows(), count == messages.len(), "{steps:?} {count}");
                 let seen = |message| messages[..count].contains(&message);
-                assert_eq!(query.has_parsed(), seen(ParseComplete), "{steps:?} {count}");
                 assert_eq!(query.has_bound(), seen(BindComplete), "{steps:?} {count}");
                 // No message can be left out, repeated, or replaced by the end of the rows.
                 for wrong in [CloseComplete, ParseComplete, BindComplete, NoData, CommandComplete] {
@@ -223,7 +213,7 @@ mod tests {
         let failed = after(bare, &[error()]).unwrap();
         assert!(!failed.is_running() && !failed.has_bound() && !failed.takes_rows());
         let failed = after(Steps::WHOLE, &[Message::ParseComplete, error()]).unwrap();
-        assert!(failed.has_parsed() && !failed.has_bound());
+        assert!(!failed.has_bound());
         let rows = after(bare, &[Message::BindComplete, error()]).unwrap();
         assert!(rows.has_bound());
     }

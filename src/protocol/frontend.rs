@@ -86,13 +86,6 @@ pub(crate) fn sasl_response(data: &[u8]) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// One query by the extended protocol in one piece: Parse, Bind, Describe, Execute, Sync, all of
-/// the unnamed statement.
-pub(crate) fn extended_query(sql: &str, parameters: &[Option<&str>]) -> Result<Vec<u8>> {
-    let (request, _) = Query::new(sql, parameters)?.request(Statement::Unnamed, NO_CLOSES)?;
-    Ok(request.into())
-}
-
 /// For a request that closes no statements.
 pub(crate) const NO_CLOSES: &[&str] = &[];
 
@@ -165,14 +158,12 @@ impl Query {
     }
 
     /// The text, which identifies a prepared statement.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no query uses prepared statements yet"))]
     pub(crate) fn sql(&self) -> &str {
         &self.sql
     }
 
     /// Whether its messages have room for the name of a statement. Otherwise only
     /// [`Statement::Unnamed`] can execute it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no query uses prepared statements yet"))]
     pub(crate) fn has_room_for_name(&self) -> bool {
         has_room(parse_length(&self.sql, "")) && has_room(bind_length("", "", self.values.len()))
     }
@@ -395,6 +386,11 @@ fn nul(what: &str) -> Error {
 mod tests {
     use super::*;
 
+    fn unnamed(sql: &str, parameters: &[Option<&str>]) -> Result<Vec<u8>> {
+        let query = Query::new(sql, parameters)?;
+        query.request(Statement::Unnamed, NO_CLOSES).map(|(request, _)| request.into())
+    }
+
     /// As recorded from libpq 15: `user=role_md5 dbname=d client_encoding=UTF8`.
     #[test]
     fn startup_is_what_libpq_sends() {
@@ -409,7 +405,7 @@ mod tests {
     #[test]
     fn a_query_is_what_libpq_sends() {
         assert_eq!(
-            extended_query("select $1, $2", &[Some("a"), None]).unwrap(),
+            unnamed("select $1, $2", &[Some("a"), None]).unwrap(),
             b"P\0\0\0\x15\0select $1, $2\0\0\0\
               B\0\0\0\x17\0\0\0\0\0\x02\0\0\0\x01a\xff\xff\xff\xff\0\x01\0\0\
               D\0\0\0\x06P\0E\0\0\0\x09\0\0\0\0\0S\0\0\0\x04"
@@ -441,8 +437,8 @@ mod tests {
             assert_eq!(steps, Steps { closes: 2, parses, describes });
         }
         let (request, steps) = query.request(Statement::Unnamed, &["x", "x_2"]).unwrap();
-        let unnamed = extended_query("select $1, $2", &[Some("a"), None]).unwrap();
-        assert_eq!(request, [close, &unnamed].concat());
+        let whole = unnamed("select $1, $2", &[Some("a"), None]).unwrap();
+        assert_eq!(request, [close, &whole].concat());
         assert_eq!(steps, Steps { closes: 2, ..Steps::WHOLE });
     }
 
@@ -518,9 +514,9 @@ mod tests {
     #[test]
     fn what_the_protocol_cannot_carry_is_an_error_before_anything_is_sent() {
         let error = |r: Result<Vec<u8>>| r.unwrap_err().to_string();
-        assert!(error(extended_query("select '\0'", &[])).contains("the SQL text"));
-        assert!(error(extended_query("$1 $2", &[None, Some("a\0b")])).contains("parameter $2"));
-        assert!(error(extended_query("", &vec![None; 65_536])).contains("65536 parameters"));
+        assert!(error(unnamed("select '\0'", &[])).contains("the SQL text"));
+        assert!(error(unnamed("$1 $2", &[None, Some("a\0b")])).contains("parameter $2"));
+        assert!(error(unnamed("", &vec![None; 65_536])).contains("65536 parameters"));
         let secret = error(password("se\0cret"));
         assert!(secret.contains("the password") && !secret.contains("cret "), "{secret}");
     }

@@ -1,24 +1,21 @@
 //! Saying what to read.
 
-mod scale;
+mod options;
 
 use std::{fmt, marker::PhantomData, pin::Pin, time::Duration};
 
-use bytes::Bytes;
 use futures_core::Stream;
 use serde_json::Value;
 use tracing::debug;
 
-use self::scale::Scale;
+use self::options::QueryOptions;
 use crate::{
     connection::{Access, TARGET},
     error::{DbError, Error, OneLine, Result, sqlstate},
-    metrics::QueryLabels,
-    protocol::frontend,
     sql::{
         Condition, Field, Filter, Order, OrderBy, Projection, Select, Statement, TYPE_TEST, ToParam,
     },
-    stream::{FromJsonRow, Predicates, QueryStream, QueryText, Request, StreamSettings},
+    stream::{Execution, FromJsonRow, Predicates, QueryPlan, QueryStream, StreamSettings, encode},
 };
 
 /// A query, put together step by step and run by [`execute`](Self::execute).
@@ -55,7 +52,8 @@ pub struct QueryBuilder<T> {
     select: Select,
     predicates: Predicates<T>,
     settings: StreamSettings,
-    scale: Scale,
+    options: QueryOptions,
+    is_persistent: bool,
     rows: PhantomData<fn() -> T>,
 }
 
@@ -66,7 +64,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
             select: Select::new(entity),
             predicates: Predicates::default(),
             settings: StreamSettings::default(),
-            scale: Scale::default(),
+            options: QueryOptions::default(),
+            is_persistent: true,
             rows: PhantomData,
         }
     }
@@ -301,7 +300,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// # }
     /// ```
     pub fn parallel(mut self, n: usize) -> Self {
-        self.scale.parallel = Some(n);
+        self.options.parallel = Some(n);
         self
     }
 
@@ -311,7 +310,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// or returned twice. Every backend reads all rows to find its own, so a view gains only where
     /// making its documents' text costs more than that.
     pub fn partition_by(mut self, expression: impl Into<String>) -> Self {
-        self.scale.partition_by = Some(expression.into());
+        self.options.partition_by = Some(expression.into());
         self
     }
 
@@ -356,7 +355,23 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// # }
     /// ```
     pub fn resume_by(mut self, key: impl Into<Field>) -> Self {
-        self.scale.resume_by = Some(key.into());
+        self.options.resume_by = Some(key.into());
+        self
+    }
+
+    /// Sets whether the server may keep the statement prepared. Default: true.
+    ///
+    /// The second use of a text on a connection prepares it; later uses are sent by its name and
+    /// neither parsed nor, in most cases, planned again. See
+    /// [`statement_cache_capacity`](crate::ConnectionConfigBuilder::statement_cache_capacity).
+    ///
+    /// With false, the query is parsed and planned for its values on each use. Use it if the plan
+    /// should depend on the values: after five executions the server may choose one plan for all of
+    /// them, unless `plan_cache_mode` is `force_custom_plan`. Queries with
+    /// [`parallel`](Self::parallel) or [`resume_by`](Self::resume_by) and
+    /// [`explain`](Self::explain) are never prepared.
+    pub fn persistent(mut self, on: bool) -> Self {
+        self.is_persistent = on;
         self
     }
 
@@ -366,9 +381,13 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// [`Error::Config`], as of [`execute`](Self::execute).
     pub fn to_sql(&self) -> Result<(String, Vec<Option<String>>)> {
-        let statement = self.scale.select(&self.select, &self.settings)?.rows()?;
-        let sent = sent(&statement)?;
-        let parameters = sent.iter().map(|p| p.map(str::to_owned)).collect();
+        let mut select = self.select.clone();
+        self.options.apply(&mut select, &self.settings)?;
+        let statement = select.rows()?;
+        let parameters = statement.parameters.iter().zip(1..);
+        let parameters =
+            parameters.map(|(parameter, number)| Ok(parameter.sent(number)?.map(str::to_owned)));
+        let parameters = parameters.collect::<Result<_>>()?;
         Ok((statement.sql, parameters))
     }
 
@@ -395,14 +414,18 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// Dropping the future stops the query, as dropping the stream does.
     pub async fn execute(self) -> Result<QueryStream<T>> {
-        self.settings.check()?;
-        let select = self.scale.select(&self.select, &self.settings)?;
-        let request = self.scale.request(&select)?;
-        let statement = select.rows()?;
-        let labels = labels(&select, !self.predicates.is_empty());
-        let text = text(&select, &statement);
-        let settings = StreamSettings { row_limit: self.select.limit, ..self.settings };
-        QueryStream::open(&self.access, request, settings, labels, text, self.predicates).await
+        let Self { access, mut select, predicates, settings, options, is_persistent, .. } = self;
+        settings.check()?;
+        options.apply(&mut select, &settings)?;
+        let plan = QueryPlan {
+            query: encode(select.rows()?)?,
+            execution: options.execution()?,
+            is_persistent,
+            has_predicates: !predicates.is_empty(),
+            settings: StreamSettings { row_limit: select.limit, ..settings },
+            select,
+        };
+        QueryStream::open(&access, plan, predicates).await
     }
 
     /// Runs the query and collects its rows, whatever memory they take.
@@ -486,7 +509,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     pub async fn count(self) -> Result<u64> {
         if self.predicates.is_empty() {
             let statement = self.select.count()?;
-            return self.ask(statement).await;
+            return self.fetch_scalar(statement).await;
         }
         let mut stream = self.execute().await?;
         let mut rows = 0;
@@ -509,7 +532,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     pub async fn exists(self) -> Result<bool> {
         if self.predicates.is_empty() {
             let statement = self.select.exists()?;
-            return self.ask(statement).await;
+            return self.fetch_scalar(statement).await;
         }
         Ok(self.fetch_optional().await?.is_some())
     }
@@ -526,24 +549,29 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Dropping the future stops the query.
     ///
     /// [`EXPLAIN (FORMAT JSON)`]: https://www.postgresql.org/docs/current/sql-explain.html
-    pub async fn explain(self, analyze: bool) -> Result<Value> {
-        let statement = self.scale.select(&self.select, &self.settings)?.explain(analyze)?;
-        self.ask(statement).await
+    pub async fn explain(mut self, analyze: bool) -> Result<Value> {
+        self.options.apply(&mut self.select, &self.settings)?;
+        let statement = self.select.explain(analyze)?;
+        self.is_persistent = false;
+        self.fetch_scalar(statement).await
     }
 
     /// Runs a statement that returns one document.
     ///
     /// By value: predicates need not be `Sync`, so a future that borrows them is not `Send`.
-    async fn ask<A: FromJsonRow>(self, statement: Statement) -> Result<A> {
-        let request = Request::Single { query: query(&statement)?, resume: None };
+    async fn fetch_scalar<A: FromJsonRow>(self, statement: Statement) -> Result<A> {
         self.settings.check()?;
-        let labels = labels(&self.select, false);
-        let text = text(&self.select, &statement);
-        let predicates = Predicates::default();
-        let settings = StreamSettings { row_limit: Some(1), ..self.settings };
-        let opened =
-            QueryStream::open(&self.access, request, settings, labels, text, predicates).await;
-        let mut stream = opened.map_err(|e| not_json(e, &statement.sql))?;
+        let plan = QueryPlan {
+            query: encode(statement)?,
+            execution: Execution::Single,
+            is_persistent: self.is_persistent,
+            has_predicates: false,
+            settings: StreamSettings { row_limit: Some(1), ..self.settings },
+            select: self.select,
+        };
+        let sql = plan.query.clone();
+        let opened = QueryStream::open(&self.access, plan, Predicates::default()).await;
+        let mut stream = opened.map_err(|e| not_json(e, sql.sql()))?;
         let answer = next(&mut stream).await;
         // Read to the end, so that the connection is free immediately. Another row (from another
         // server of a proxy) is an error: this row alone is not the answer.
@@ -578,36 +606,6 @@ fn not_json(error: Error, sql: &str) -> Error {
 /// The next item of a stream.
 async fn next<S: Stream + Unpin>(stream: &mut S) -> Option<S::Item> {
     std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_next(cx)).await
-}
-
-fn labels(select: &Select, has_where_rust: bool) -> QueryLabels<'_> {
-    let has = |sql: bool| select.conditions.iter().any(|c| matches!(c, Condition::Sql(_)) == sql);
-    QueryLabels {
-        entity: &select.entity,
-        has_where_sql: has(true),
-        has_filter: has(false),
-        has_where_rust,
-        has_order_by: !select.order.is_empty(),
-    }
-}
-
-fn text<'a>(select: &'a Select, statement: &'a Statement) -> QueryText<'a> {
-    QueryText {
-        entity: &select.entity,
-        sql: &statement.sql,
-        is_parameterized: select.is_parameterized(),
-    }
-}
-
-/// The messages that ask for the rows of a statement.
-fn query(statement: &Statement) -> Result<Bytes> {
-    frontend::extended_query(&statement.sql, &sent(statement)?).map(Into::into)
-}
-
-/// The parameters as they are sent.
-fn sent(statement: &Statement) -> Result<Vec<Option<&str>>> {
-    let parameters = statement.parameters.iter().enumerate();
-    parameters.map(|(i, parameter)| parameter.sent(i + 1)).collect()
 }
 
 /// The query, without the values of its parameters.

@@ -74,8 +74,8 @@ impl StreamControl {
     ///
     /// The query is stopped all the same when the future is dropped.
     pub async fn cancel(&self) -> Result<()> {
-        self.channel.end(StreamState::Cancelled, false);
-        self.channel.settled().await
+        self.channel.close(StreamState::Cancelled, false);
+        self.channel.released().await
     }
 
     /// Returns where the stream stands.

@@ -1,4 +1,4 @@
-//! What ends by time: the whole query, the wait for its first row, and pauses.
+//! The deadlines of a query: for the whole of it, and for its first row.
 
 use std::{
     future::{Future, pending},
@@ -6,13 +6,9 @@ use std::{
 };
 
 use tokio::{select, task::unconstrained, time::sleep_until};
-use tracing::warn;
 
-use super::channel::{Channel, PauseWatch};
-use crate::{
-    connection::TARGET,
-    error::{Error, TimeoutPhase},
-};
+use super::{channel::Channel, settings::StreamSettings};
+use crate::error::{Error, TimeoutPhase};
 
 /// When the query, and its first row, must be there.
 #[derive(Debug, Clone, Copy)]
@@ -29,32 +25,28 @@ struct Deadline {
 }
 
 impl Deadlines {
-    /// `called` is when the query was executed; a time that no clock reaches is none.
-    pub(super) fn new(
-        called: Instant,
-        query: Option<Duration>,
-        first_row: Option<Duration>,
-    ) -> Self {
+    /// A time that no clock reaches is no deadline.
+    pub(super) fn new(started_at: Instant, settings: &StreamSettings) -> Self {
         let deadline = |after: Option<Duration>, phase| {
             let after = after?;
-            Some(Deadline { at: called.checked_add(after)?, phase, after })
+            Some(Deadline { at: started_at.checked_add(after)?, phase, after })
         };
         Self {
-            query: deadline(query, TimeoutPhase::Query),
-            first_row: deadline(first_row, TimeoutPhase::FirstRow),
+            query: deadline(settings.timeout, TimeoutPhase::Query),
+            first_row: deadline(settings.first_row_timeout, TimeoutPhase::FirstRow),
         }
     }
 
-    /// Runs what must be done before there can be a row.
-    pub(super) async fn bound<T>(
+    /// Runs the step up to which there can be no row.
+    pub(super) async fn bound<T, E: From<Error>>(
         &self,
-        step: impl Future<Output = Result<T, Error>>,
-    ) -> Result<T, Error> {
+        step: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
         select! {
             biased;
             done = step => done,
-            error = expired(self.query, Duration::ZERO) => Err(error),
-            error = expired(self.first_row, Duration::ZERO) => Err(error),
+            error = expired(self.query, Duration::ZERO) => Err(error.into()),
+            error = expired(self.first_row, Duration::ZERO) => Err(error.into()),
         }
     }
 
@@ -92,46 +84,6 @@ async fn expired(deadline: Option<Deadline>, later: Duration) -> Error {
     Error::Timeout { phase, after }
 }
 
-/// Ends pauses that last too long, and warns of those that outlast the server's `statement_timeout`.
-/// Returns when the stream has ended.
-pub(super) async fn watch_pauses(channel: &Channel, statement_timeout: Option<Duration>) {
-    // The pause that was warned of.
-    let mut warned = None;
-    loop {
-        let changed = channel.changed_for_watchers();
-        let (since, timeout) = match channel.pause_watch() {
-            PauseWatch::Ended => return,
-            PauseWatch::Running => {
-                changed.await;
-                continue;
-            }
-            PauseWatch::Paused { since, timeout } => (since, timeout),
-        };
-        let after = |time: Option<Duration>| async move {
-            match time.and_then(|time| since.checked_add(time)) {
-                Some(at) => sleep_until(at.into()).await,
-                None => pending().await,
-            }
-        };
-        select! {
-            biased;
-            () = changed => {}
-            () = after(timeout) => channel.resume_late(since),
-            () = after(statement_timeout.filter(|_| warned != Some(since))) => {
-                warned = Some(since);
-                channel.span().in_scope(|| {
-                    warn!(
-                        target: TARGET,
-                        ?statement_timeout,
-                        "a stream has been paused for longer than the server's statement_timeout, which \
-                         goes on meanwhile: the query may fail when it is resumed"
-                    );
-                });
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -141,19 +93,20 @@ mod tests {
     use super::*;
     use crate::{
         metrics::{QueryLabels, QueryMetrics, QueryMetricsCache},
-        stream::{channel::now, settings::StreamSettings},
+        stream::observer::{QueryObserver, now},
     };
 
     #[tokio::test(start_paused = true)]
     async fn of_two_deadlines_at_once_that_of_the_query_counts() {
-        let (settings, second) = (StreamSettings::default(), Some(Duration::from_secs(1)));
+        let second = Some(Duration::from_secs(1));
+        let settings =
+            StreamSettings { timeout: second, first_row_timeout: second, ..Default::default() };
         for _ in 0..32 {
-            let metrics = Arc::new(QueryMetrics::begin(
-                &QueryMetricsCache::default(),
-                QueryLabels::default(),
-            ));
-            let channel = Channel::new(1, &settings, None, metrics, now(), Span::none());
-            let error = Deadlines::new(now(), second, second).expired(&channel).await;
+            let metrics =
+                QueryMetrics::begin(&QueryMetricsCache::default(), QueryLabels::default());
+            let observer = QueryObserver::new(metrics, Span::none(), now());
+            let channel = Arc::new(Channel::new(1, &settings, None, observer));
+            let error = Deadlines::new(now(), &settings).expired(&channel).await;
             assert!(
                 matches!(error, Error::Timeout { phase: TimeoutPhase::Query, .. }),
                 "{error:?}"

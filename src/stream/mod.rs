@@ -2,14 +2,18 @@
 
 mod body;
 mod channel;
+mod chunk;
 mod consumer;
 mod control;
 mod deadline;
+mod exchange;
+mod observer;
+mod open;
 mod parallel;
+mod plan;
 mod predicates;
 mod query_stream;
 mod reader;
-mod request;
 mod resume;
 mod row;
 mod row_chunk;
@@ -17,6 +21,7 @@ mod schema;
 mod settings;
 mod span;
 mod stats;
+mod teardown;
 
 pub use self::{
     control::StreamControl,
@@ -26,10 +31,8 @@ pub use self::{
     stats::{StreamState, StreamStats},
 };
 pub(crate) use self::{
-    parallel::{MAX_PARALLEL, MIN_MEMORY, Parallel},
+    parallel::{MAX_PARALLEL, MIN_MEMORY},
+    plan::{Execution, QueryPlan, encode},
     predicates::Predicates,
-    request::Request,
-    resume::{Rest, Resume},
     settings::StreamSettings,
-    span::QueryText,
 };

@@ -61,12 +61,12 @@ const CHILD_DROPPED: SqlState = sqlstate::INTERNAL_ERROR;
 static PORTALS: AtomicUsize = AtomicUsize::new(1);
 
 /// A query that several sessions work on, each on a part of its rows, in one snapshot.
-#[derive(Debug)]
-pub(crate) struct Parallel {
-    pub(crate) select: Select,
-    pub(crate) parts: usize,
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Parallel<'a> {
+    pub(super) select: &'a Select,
+    pub(super) parts: usize,
     /// Raw SQL; without it, the relation is split by its blocks.
-    pub(crate) partition_by: Option<String>,
+    pub(super) partition_by: Option<&'a str>,
 }
 
 /// Sessions that have planned their parts, and the request that executes a part.
@@ -95,7 +95,7 @@ enum Obstacle {
     Failed(Error),
 }
 
-impl Parallel {
+impl Parallel<'_> {
     /// Opens the other sessions and prepares all of them to execute their parts: each holds its own
     /// locks and the same snapshot, and has planned its part.
     ///
@@ -251,7 +251,7 @@ impl Parallel {
             _ => Obstacle::Failed(error),
         })?;
         let exported = ExportedSnapshot::parse(&some(exported)?)?;
-        let parts = match &self.partition_by {
+        let parts = match self.partition_by {
             Some(expression) => split_by_hash(expression, self.parts)?,
             None => exported.split_by_blocks(self.parts),
         };
@@ -364,7 +364,7 @@ fn some(answer: Option<String>) -> Result<String> {
 }
 
 /// Runs futures concurrently until all have ended or one has failed.
-async fn try_all<T, E>(
+pub(super) async fn try_all<T, E>(
     futures: impl Iterator<Item = impl Future<Output = Result<T, E>>>,
 ) -> Result<Vec<T>, E> {
     let mut running: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();

@@ -11,22 +11,18 @@ use futures_core::{FusedStream, Stream};
 use tokio::task::coop;
 
 use super::{
-    channel::Chunk,
+    channel::Delivery,
+    chunk::Chunk,
     consumer::Consumer,
     control::StreamControl,
+    open::open,
+    plan::QueryPlan,
     predicates::{Predicates, passes, read},
-    request::Request,
     row::FromJsonRow,
     row_chunk::RowChunk,
-    settings::StreamSettings,
-    span::QueryText,
     stats::{StreamState, StreamStats},
 };
-use crate::{
-    connection::Access,
-    error::Result,
-    metrics::{Outcome, QueryLabels},
-};
+use crate::{connection::Access, error::Result, metrics::Outcome};
 
 #[cfg(doc)]
 use crate::error::Error;
@@ -57,7 +53,7 @@ use crate::error::Error;
 pub struct QueryStream<T> {
     consumer: Consumer,
     /// The rows that are being read.
-    chunk: Option<Chunk>,
+    chunk: Option<Delivery>,
     /// How many they were, until the first is timed.
     untimed: Option<usize>,
     /// The next row is only decoded: it is not timed, and there are no predicates.
@@ -69,21 +65,15 @@ pub struct QueryStream<T> {
 }
 
 impl<T: FromJsonRow> QueryStream<T> {
-    /// Runs the request on the client's connection, up to where the first row can come.
-    ///
-    /// A connection that turns out to have ended while it was idle is replaced, once. Dropping the
-    /// future stops the query.
+    /// Runs a query up to its first rows. Dropping the future cancels it.
     pub(crate) async fn open(
         access: &Access,
-        request: Request,
-        settings: StreamSettings,
-        labels: QueryLabels<'_>,
-        text: QueryText<'_>,
+        plan: QueryPlan,
         predicates: Predicates<T>,
     ) -> Result<Self> {
-        let consumer = Consumer::open(access, request, settings, labels, text).await?;
+        let channel = open(access, plan).await?;
         Ok(Self {
-            consumer,
+            consumer: Consumer::new(channel),
             chunk: None,
             untimed: None,
             is_plain: false,
@@ -195,7 +185,7 @@ impl<T: FromJsonRow> QueryStream<T> {
     /// The query is stopped all the same when the future is dropped.
     pub async fn cancel(&mut self) -> Result<()> {
         self.stop();
-        self.consumer.channel.settled().await
+        self.consumer.channel.released().await
     }
 
     /// Returns where the stream stands.
@@ -225,7 +215,7 @@ impl<T: FromJsonRow> QueryStream<T> {
         if !self.is_plain {
             return self.next_selected();
         }
-        let row = self.chunk.as_mut()?.next_row(self.row + 1)?;
+        let row = self.chunk.as_mut()?.chunk.next_row(self.row + 1)?;
         self.row += 1;
         let consumed = &self.consumer.channel.consumed;
         consumed.bytes.add(row.value_bytes());
@@ -242,7 +232,7 @@ impl<T: FromJsonRow> QueryStream<T> {
 
     /// The same, where there are predicates or the row is to be timed.
     fn next_selected(&mut self) -> Option<Result<T>> {
-        let chunk = self.chunk.as_mut()?;
+        let chunk = &mut self.chunk.as_mut()?.chunk;
         self.is_plain = self.predicates.is_empty();
         let consumer = &mut self.consumer;
         let Predicates { on_documents, on_rows } = &self.predicates;
@@ -299,7 +289,7 @@ impl<T: FromJsonRow> QueryStream<T> {
 
     /// What is left of the present chunk.
     fn take_buffered(&mut self) -> Option<RowChunk> {
-        let chunk = self.chunk.take()?;
+        let Delivery { chunk, .. } = self.chunk.take()?;
         let frames = chunk.frames.slice(chunk.at..);
         let mut left = Chunk { at: 0, frames: frames.clone(), ..chunk };
         let (first, mut bytes) = (self.row + 1, 0);
@@ -316,7 +306,7 @@ impl<T: FromJsonRow> QueryStream<T> {
 
     /// Those rows of the present chunk that pass, up to one that fails.
     fn select_buffered(&mut self, as_text: bool) -> Option<Result<RowChunk>> {
-        let chunk = self.chunk.as_mut()?;
+        let chunk = &mut self.chunk.as_mut()?.chunk;
         let consumed = &self.consumer.channel.consumed;
         let mut selected = Vec::new();
         loop {
@@ -358,11 +348,11 @@ impl<T: FromJsonRow> QueryStream<T> {
         let next = ready!(self.consumer.channel.poll_chunk(cx));
         coop.made_progress();
         Poll::Ready(match next {
-            Some(Ok(chunk)) => {
-                self.consumer.chunk_taken();
-                self.untimed = Some(chunk.rows);
+            Some(Ok(delivery)) => {
+                self.consumer.chunk_received();
+                self.untimed = Some(delivery.chunk.rows);
                 self.is_plain = false;
-                self.chunk = Some(chunk);
+                self.chunk = Some(delivery);
                 Some(Ok(()))
             }
             Some(Err(error)) => {

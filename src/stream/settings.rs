@@ -1,9 +1,5 @@
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{
-    channel::{ChunkSize, share},
-    deadline::Deadlines,
-};
 use crate::error::{Error, Result};
 
 /// The most rows in a chunk, unless set otherwise: about one read of small documents.
@@ -18,6 +14,9 @@ const DEFAULT_MAX_MEMORY: usize = 1 << 20;
 /// The largest read, 64 KiB: the server flushes 8 KiB at a time, and larger reads measure the same.
 pub(super) const MAX_READ: usize = 64 << 10;
 pub(super) const MIN_READ: usize = 1 << 10;
+/// A page of 20 documents of 500 bytes fits. A connection keeps a buffer of this size between
+/// queries.
+const MAX_FIRST_READ: usize = 16 << 10;
 
 /// What the user has set for a stream.
 #[derive(Debug, Default, Clone, Copy)]
@@ -32,10 +31,8 @@ pub(crate) struct StreamSettings {
     pub(crate) timeout: Option<Duration>,
     pub(crate) first_row_timeout: Option<Duration>,
     pub(crate) pause_timeout: Option<Duration>,
-    /// The most rows that the statement asks for.
+    /// The maximum number of rows by the LIMIT of the statement.
     pub(crate) row_limit: Option<u64>,
-    /// How many read into the same memory, beyond one.
-    pub(crate) readers: usize,
 }
 
 impl StreamSettings {
@@ -96,19 +93,14 @@ impl StreamSettings {
         }
     }
 
-    pub(super) fn chunk_size(&self) -> ChunkSize {
+    /// The rows per chunk. If that adapts: the minimum and the maximum.
+    pub(super) fn chunk_rows(&self) -> (usize, Option<(usize, usize)>) {
         let rows = self.chunk_size.unwrap_or(DEFAULT_CHUNK_SIZE);
         if !self.adaptive {
-            return ChunkSize::fixed(rows);
+            return (rows, None);
         }
         let (min, max) = self.adaptive_bounds();
-        ChunkSize::adaptive(rows, min, max)
-    }
-
-    /// For one of so many readers that share the memory: each reads less at a time, so that together they leave room
-    /// for a large row.
-    pub(super) fn of_one(self, readers: usize) -> Self {
-        Self { readers, ..self }
+        (rows.clamp(min, max), Some((min, max)))
     }
 
     /// The most bytes held.
@@ -121,9 +113,28 @@ impl StreamSettings {
         self.max_memory.is_some()
     }
 
-    /// The share of the memory to warn at.
-    pub(super) fn warn_at(&self) -> f32 {
-        self.soft_limits.map_or(1.0, |(warn, _)| warn)
+    /// Whether a row that fits into the read buffer may exceed the memory. Any other row is found
+    /// before it is read.
+    pub(super) fn is_tiny(&self) -> bool {
+        self.is_strict() && self.memory() < 4 * MIN_READ
+    }
+
+    /// Checks the size of a message that is not a row.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MemoryLimitExceeded`], if it exceeds the memory by more than a read.
+    pub(super) fn admit_message(&self, bytes: usize) -> Result<()> {
+        let limit = self.memory();
+        if self.is_strict() && bytes > limit.max(MAX_READ) {
+            return Err(Error::MemoryLimitExceeded { limit, required: bytes });
+        }
+        Ok(())
+    }
+
+    /// The bytes above which the stream warns.
+    pub(super) fn warn_at(&self) -> usize {
+        self.soft_limits.map_or(self.memory(), |(warn, _)| share(self.memory(), warn))
     }
 
     /// The bytes at which the stream fails instead of waiting for its consumer.
@@ -139,16 +150,23 @@ impl StreamSettings {
         (self.memory() / (4 << 10)).max(64)
     }
 
-    /// A quarter of the memory, so that the next read can begin while earlier ones wait; of what
-    /// the stream may hold before it fails, if that is less.
-    pub(super) fn read_size(&self) -> usize {
+    /// The bytes of one read by one of `readers` that share the memory: a quarter of it, so that
+    /// the next read can begin while earlier ones wait for the consumer. If the stream is to fail
+    /// at less than its memory, a quarter of that.
+    pub(super) fn read_size(&self, readers: usize) -> usize {
         let memory = self.fail_at().map_or(self.memory(), |fail_at| fail_at.min(self.memory()));
-        (memory / 4 / self.readers.max(1)).clamp(MIN_READ, MAX_READ)
+        (memory / 4 / readers.max(1)).clamp(MIN_READ, MAX_READ)
     }
 
-    pub(super) fn deadlines(&self, called: Instant) -> Deadlines {
-        Deadlines::new(called, self.timeout, self.first_row_timeout)
+    /// The size of the buffer in which the caller of `execute()` reads the beginning of an answer.
+    pub(super) fn first_read_size(&self, readers: usize) -> usize {
+        self.read_size(readers).min(MAX_FIRST_READ)
     }
+}
+
+/// Returns the share `of` a limit; the limit itself from 1.0 on.
+fn share(limit: usize, of: f32) -> usize {
+    if of < 1.0 { (limit as f64 * f64::from(of)) as usize } else { limit }
 }
 
 #[cfg(test)]
@@ -190,25 +208,24 @@ mod tests {
         let settings = StreamSettings::default();
         settings.check().unwrap();
         assert_eq!((settings.memory(), settings.is_strict()), (1_048_576, false));
-        assert_eq!((settings.read_size(), settings.max_chunks()), (65_536, 256));
-        assert_eq!((settings.warn_at(), settings.fail_at()), (1.0, None));
-        let rows = |chunk_size, adaptive| {
-            StreamSettings { chunk_size, adaptive, ..settings }.chunk_size().next()
-        };
-        assert_eq!((rows(None, false), rows(None, true)), (256, 256));
-        assert_eq!((rows(Some(1), false), rows(Some(10_000), false)), (1, 10_000));
-        assert_eq!((rows(Some(1), true), rows(Some(10_000), true)), (16, 4096));
+        assert_eq!((settings.read_size(1), settings.max_chunks()), (65_536, 256));
+        assert_eq!((settings.warn_at(), settings.fail_at()), (1_048_576, None));
+        let rows =
+            |chunk_size, adaptive| StreamSettings { chunk_size, adaptive, ..settings }.chunk_rows();
+        assert_eq!(rows(None, false), (256, None));
+        assert_eq!(rows(None, true), (256, Some((16, 4096))));
+        assert_eq!((rows(Some(1), false), rows(Some(10_000), false)), ((1, None), (10_000, None)));
     }
 
     #[test]
     fn one_bound_moves_the_other() {
-        let rows = |adaptive_min, adaptive_max| {
+        let bounds = |adaptive_min, adaptive_max| {
             let settings = StreamSettings { adaptive_min, adaptive_max, ..Default::default() };
-            StreamSettings { adaptive: true, ..settings }.chunk_size().next()
+            StreamSettings { adaptive: true, ..settings }.chunk_rows().1.unwrap()
         };
-        assert_eq!((rows(Some(9000), None), rows(None, Some(8))), (9000, 8));
-        assert_eq!((rows(Some(300), None), rows(None, Some(200))), (300, 200));
-        assert_eq!(rows(Some(300), Some(400)), 300);
+        assert_eq!((bounds(Some(9000), None), bounds(None, Some(8))), ((9000, 9000), (8, 8)));
+        assert_eq!((bounds(Some(300), None), bounds(None, Some(200))), ((300, 4096), (16, 200)));
+        assert_eq!(bounds(Some(300), Some(400)), (300, 400));
     }
 
     #[test]
@@ -219,14 +236,14 @@ mod tests {
             let settings = StreamSettings { max_memory: Some(memory), ..Default::default() };
             assert!(settings.is_strict());
             assert_eq!(settings.memory(), memory);
-            assert_eq!((settings.read_size(), settings.max_chunks()), (read, chunks), "{memory}");
+            assert_eq!((settings.read_size(1), settings.max_chunks()), (read, chunks), "{memory}");
         }
         let shares = |soft_limits| {
             let settings = StreamSettings { max_memory: Some(1000), ..Default::default() };
             let settings = StreamSettings { soft_limits: Some(soft_limits), ..settings };
             (settings.warn_at(), settings.fail_at())
         };
-        assert_eq!(shares((0.5, 0.75)), (0.5, Some(750)));
-        assert_eq!(shares((0.5, 1.0)), (0.5, None));
+        assert_eq!(shares((0.5, 0.75)), (500, Some(750)));
+        assert_eq!(shares((0.5, 1.0)), (500, None));
     }
 }

@@ -2,6 +2,7 @@
 
 mod compare;
 mod container;
+mod invalid;
 mod network;
 mod predicate;
 mod search;

@@ -7,9 +7,8 @@
 
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
-use super::Filter;
 use crate::{
-    error::{Error, Result},
+    error::Result,
     sql::{field::Field, param::Param, parameters::Parameters},
 };
 
@@ -17,26 +16,10 @@ use crate::{
 pub(super) const STRING: &[&str] = &["string"];
 pub(super) const ARRAY: &[&str] = &["array"];
 
-/// A condition on one field: the leaf of a [`Filter`].
+/// A condition on one field: the leaf of a [`Filter`](super::Filter).
 pub(super) trait Predicate: Send + Sync + UnwindSafe + RefUnwindSafe {
     /// Returns the SQL of the condition, or of its negation if [`Render::negated`] is set.
     fn render(&self, sql: &mut Render<'_>) -> Result<String>;
-}
-
-/// A predicate that cannot be rendered, because its arguments are invalid.
-struct Invalid(String);
-
-impl Predicate for Invalid {
-    fn render(&self, _: &mut Render<'_>) -> Result<String> {
-        Err(Error::config(self.0.clone()))
-    }
-}
-
-impl Filter {
-    /// Returns a filter that fails with `message` when the query is executed.
-    pub(super) fn invalid(field: Field, message: impl Into<String>) -> Self {
-        Self::leaf(field, Invalid(message.into()))
-    }
 }
 
 /// The context in which a predicate is rendered.

@@ -15,16 +15,8 @@ pub(in crate::stream) struct Budget {
 }
 
 impl Budget {
-    /// `warn` is a share of `limit`; from 1.0 on nothing is ever above it.
-    pub(in crate::stream) fn new(limit: usize, warn: f32) -> Self {
-        Self {
-            limit,
-            warn: share(limit, warn),
-            warned: false,
-            held: 0,
-            peak: 0,
-            waiting: VecDeque::new(),
-        }
+    pub(in crate::stream) fn new(limit: usize, warn: usize) -> Self {
+        Self { limit, warn, warned: false, held: 0, peak: 0, waiting: VecDeque::new() }
     }
 
     /// Whether a reader may hold `size` more bytes now. Otherwise it waits, and has its turn after
@@ -89,18 +81,13 @@ impl Budget {
     }
 }
 
-/// So much of `limit`, and all of it from 1.0 on.
-pub(in crate::stream) fn share(limit: usize, of: f32) -> usize {
-    if of < 1.0 { (limit as f64 * f64::from(of)) as usize } else { limit }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn nothing_goes_beyond_the_limit_but_a_single_thing() {
-        let mut budget = Budget::new(100, 1.0);
+        let mut budget = Budget::new(100, 100);
         assert!(budget.admit(0, 1000), "the first, whatever its size");
         budget.take(60);
         assert!(budget.admit(0, 40));
@@ -113,7 +100,7 @@ mod tests {
 
     #[test]
     fn readers_that_wait_are_served_in_order() {
-        let mut budget = Budget::new(100, 1.0);
+        let mut budget = Budget::new(100, 100);
         assert!(budget.admit(0, 60));
         budget.take(60);
         assert!(!budget.admit(1, 70));
@@ -139,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_warning_comes_once_a_crossing() {
-        let mut budget = Budget::new(100, 0.5);
+        let mut budget = Budget::new(100, 50);
         assert!(!budget.take(50));
         assert!(budget.take(1));
         assert!(!budget.take(20));
@@ -147,6 +134,6 @@ mod tests {
         assert!(!budget.take(20), "it was above all the while");
         budget.give(21);
         assert!(budget.take(21));
-        assert!(!Budget::new(100, 1.0).take(100));
+        assert!(!Budget::new(100, 100).take(100));
     }
 }

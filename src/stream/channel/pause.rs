@@ -1,120 +1,155 @@
+//! Pauses: what the stream and its handles do, and what limits their time.
+
 use std::{
-    sync::Arc,
+    future::pending,
+    sync::{Arc, MutexGuard},
     time::{Duration, Instant},
 };
 
-/// Whether the stream is paused, why, for how long it has been, and until when at most.
-#[derive(Debug, Default)]
-pub(in crate::stream) struct Gate {
-    paused_since: Option<Instant>,
-    reason: Option<Arc<str>>,
-    /// How long a pause may last.
-    timeout: Option<Duration>,
-    earlier: Duration,
-    pauses: u64,
-}
+use tokio::{select, time::sleep_until};
+use tracing::{debug, warn};
 
-impl Gate {
-    /// Pauses, and returns whether it was running. In a second pause only a reason counts, which
-    /// replaces the first one's.
-    pub(in crate::stream) fn pause(&mut self, reason: Option<Arc<str>>, now: Instant) -> bool {
-        self.reason = reason.or_else(|| self.reason.take());
-        if self.paused_since.is_some() {
-            return false;
+use super::{Activity, Channel, RowsState, State, now, wake};
+use crate::{
+    connection::TARGET,
+    error::{Error, Result},
+};
+
+impl Channel {
+    /// Pauses, and waits until no reader reads its socket.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidState`]: the stream has ended.
+    pub(in crate::stream) async fn pause(self: &Arc<Self>, reason: Option<&str>) -> Result<()> {
+        {
+            let mut state = self.lock();
+            if state.closed.is_some() {
+                return Err(Error::InvalidState { message: "pause() on a stream that has ended" });
+            }
+            let now = now();
+            if state.pause.pause(reason.map(Into::into), now) {
+                state.all_unblocked(now);
+                let watch = state.pause.watch();
+                drop(state);
+                if let Some(runtime) = self.runtime.as_ref().filter(|_| watch) {
+                    runtime.spawn(watch_pauses(Arc::clone(self)));
+                }
+                let span = self.observer.span();
+                span.in_scope(|| debug!(target: TARGET, reason, "paused a stream"));
+                self.observer.metrics.paused(reason);
+                self.watchers.notify_waiters();
+            }
         }
-        self.paused_since = Some(now);
-        self.pauses += 1;
-        true
+        let mut has_woken = false;
+        loop {
+            let stopped = self.watchers.notified();
+            {
+                let state = self.lock();
+                let is_reading = |r: &super::ReaderState| r.activity == Activity::Reading;
+                // If it was resumed meanwhile, or has ended, there is nothing to wait for.
+                let is_paused = state.pause.is_paused() && !state.is_over();
+                if !is_paused || !state.readers.iter().any(is_reading) {
+                    return Ok(());
+                }
+            }
+            // Once: a reader that has stopped notifies the watchers each time it is woken, so they
+            // would wake each other until the last reader has stopped.
+            if !std::mem::replace(&mut has_woken, true) {
+                self.wake_all_readers();
+            }
+            stopped.await;
+        }
     }
 
-    /// Resumes, and returns for how long the pause was; without one nothing changes.
-    pub(in crate::stream) fn resume(&mut self, now: Instant) -> Option<Duration> {
-        let lasted = now.saturating_duration_since(self.paused_since.take()?);
-        self.earlier += lasted;
-        self.reason = None;
-        Some(lasted)
+    /// Resumes. Has no effect after the end: a task that only resumes a stream cannot know that it
+    /// has ended.
+    pub(in crate::stream) fn resume(&self) {
+        self.end_pause(self.lock(), "resume");
     }
 
-    /// Bounds every pause, the present one included; `None` bounds none.
-    pub(in crate::stream) fn set_timeout(&mut self, timeout: Option<Duration>) {
-        self.timeout = timeout;
+    /// Resumes because the pause that began at `since` has lasted too long.
+    fn expire_pause(&self, since: Instant) {
+        let state = self.lock();
+        if state.pause.paused_since() == Some(since) {
+            self.end_pause(state, "timeout");
+        }
     }
 
-    pub(in crate::stream) fn timeout(&self) -> Option<Duration> {
-        self.timeout
+    fn end_pause(&self, mut state: MutexGuard<'_, State>, cause: &'static str) {
+        let Some(lasted) = state.pause.resume(now()) else { return };
+        // The end of the rows is not reported during a pause.
+        let waker = state.consumer.take();
+        drop(state);
+        let span = self.observer.span();
+        span.in_scope(|| debug!(target: TARGET, cause, ?lasted, "resumed a stream"));
+        self.observer.metrics.resumed(Some(cause), lasted);
+        self.wake_all_readers();
+        self.watchers.notify_waiters();
+        wake(waker);
     }
 
-    pub(in crate::stream) fn paused_since(&self) -> Option<Instant> {
-        self.paused_since
+    pub(in crate::stream) fn set_pause_timeout(&self, timeout: Option<Duration>) {
+        self.lock().pause.set_timeout(timeout);
+        self.watchers.notify_waiters();
     }
 
-    pub(in crate::stream) fn is_paused(&self) -> bool {
-        self.paused_since.is_some()
-    }
-
-    /// Why it is paused, if that was said.
-    pub(in crate::stream) fn reason(&self) -> Option<Arc<str>> {
-        self.reason.clone()
-    }
-
-    /// How often it was paused.
-    pub(in crate::stream) fn pauses(&self) -> u64 {
-        self.pauses
-    }
-
-    /// For how long it was paused in all, the present pause included.
-    pub(in crate::stream) fn paused_for(&self, now: Instant) -> Duration {
-        let present = self.paused_since.map(|since| now.saturating_duration_since(since));
-        self.earlier + present.unwrap_or_default()
+    /// Waits for the end of a pause. If the first row is still missing and can come, returns the
+    /// total time of all pauses.
+    pub(in crate::stream) async fn first_row_missing(&self) -> Option<Duration> {
+        loop {
+            let changed = self.watchers.notified();
+            {
+                let state = self.lock();
+                let is_open = matches!(state.rows, RowsState::Open) && state.closed.is_none();
+                if !is_open || state.received.first_row.is_some() {
+                    return None;
+                }
+                if !state.pause.is_paused() {
+                    return Some(state.pause.paused_for(now()));
+                }
+            }
+            changed.await;
+        }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_add_up_and_repeats_do_not_count() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut gate = Gate::default();
-        assert_eq!(gate.resume(at(0)), None);
-        assert!(!gate.is_paused());
-        assert!(gate.pause(None, at(1)));
-        assert!(!gate.pause(None, at(2)));
-        assert!(gate.is_paused());
-        assert_eq!((gate.pauses(), gate.paused_for(at(4))), (1, Duration::from_secs(3)));
-        assert_eq!(gate.resume(at(5)), Some(Duration::from_secs(4)));
-        gate.resume(at(9));
-        gate.pause(None, at(10));
-        assert_eq!((gate.pauses(), gate.paused_for(at(11))), (2, Duration::from_secs(5)));
-    }
-
-    /// From when on it counts is what a watcher of pauses goes by.
-    #[test]
-    fn a_bound_holds_for_the_pause_that_is_going_on() {
-        let start = Instant::now();
-        let mut gate = Gate::default();
-        gate.pause(None, start);
-        gate.pause(None, start + Duration::from_secs(1));
-        gate.set_timeout(Some(Duration::from_secs(5)));
-        assert_eq!(gate.paused_since(), Some(start));
-        assert_eq!(gate.timeout(), Some(Duration::from_secs(5)));
-        gate.resume(start);
-        assert_eq!(gate.paused_since(), None);
-    }
-
-    #[test]
-    fn the_last_reason_counts_until_the_pause_ends() {
-        let now = Instant::now();
-        let mut gate = Gate::default();
-        gate.pause(Some("a".into()), now);
-        gate.pause(None, now);
-        assert_eq!(gate.reason().as_deref(), Some("a"));
-        gate.pause(Some("b".into()), now);
-        assert_eq!(gate.reason().as_deref(), Some("b"));
-        gate.resume(now);
-        gate.pause(None, now);
-        assert_eq!(gate.reason(), None);
+/// Ends a pause that exceeds its timeout, and warns of one that exceeds the server's
+/// `statement_timeout`. Returns when the stream is not paused.
+async fn watch_pauses(channel: Arc<Channel>) {
+    // The pause that the warning was for.
+    let mut warned = None;
+    loop {
+        let changed = channel.watchers.notified();
+        let (since, timeout) = {
+            let mut state = channel.lock();
+            match state.pause.paused_since() {
+                Some(since) if state.closed.is_none() => (since, state.pause.timeout()),
+                _ => return state.pause.unwatch(),
+            }
+        };
+        let after = |time: Option<Duration>| async move {
+            match time.and_then(|time| since.checked_add(time)) {
+                Some(at) => sleep_until(at.into()).await,
+                None => pending().await,
+            }
+        };
+        let statement_timeout = channel.statement_timeout;
+        select! {
+            biased;
+            () = changed => {}
+            () = after(timeout) => channel.expire_pause(since),
+            () = after(statement_timeout.filter(|_| warned != Some(since))) => {
+                warned = Some(since);
+                channel.observer.span().in_scope(|| {
+                    warn!(
+                        target: TARGET,
+                        ?statement_timeout,
+                        "a stream has been paused for longer than the server's statement_timeout, \
+                         which is not suspended by the pause: the query may fail when it is resumed"
+                    );
+                });
+            }
+        }
     }
 }

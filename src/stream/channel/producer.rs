@@ -1,15 +1,16 @@
 //! A reader's side of the channel.
 
-use std::sync::{Arc, MutexGuard};
+use std::{
+    sync::{Arc, MutexGuard},
+    time::{Duration, Instant},
+};
 
 use tokio::task::yield_now;
 use tracing::warn;
 
 use super::{
-    Block, Channel, Chunk, End, Interrupt, Permission, StartError, State,
-    blocked_time::{On, Waits},
-    chunk_size::Demand,
-    now, wake,
+    Activity, BlockedOn, Channel, Chunk, Delivery, Interrupt, MemoryPermit, Phase, ReaderState,
+    RowsState, State, chunk_size::Demand, now, wake,
 };
 use crate::{
     connection::TARGET,
@@ -17,220 +18,309 @@ use crate::{
     metrics::ChunkSeen,
 };
 
-/// One reader's place.
+/// The handle of one reader.
 #[derive(Debug, Clone)]
-pub(in crate::stream) struct Seat {
+pub(in crate::stream) struct Producer {
     channel: Arc<Channel>,
-    number: usize,
+    reader: usize,
+}
+
+/// Whether a reader may read the socket.
+#[derive(Debug, PartialEq, Eq)]
+pub(in crate::stream) enum ReadPermit {
+    Granted,
+    Paused,
+    Closed,
+}
+
+/// The rows that had arrived when the stream was created.
+#[derive(Debug)]
+pub(in crate::stream) struct FirstRows {
+    pub(in crate::stream) chunk: Chunk,
+    /// The bytes of the buffer that the chunk is a slice of.
+    pub(in crate::stream) memory: usize,
+    pub(in crate::stream) arrived_at: Instant,
 }
 
 impl Channel {
-    pub(in crate::stream) fn seat(self: &Arc<Self>, number: usize) -> Seat {
-        Seat { channel: Arc::clone(self), number }
+    pub(in crate::stream) fn producer(self: &Arc<Self>, reader: usize) -> Producer {
+        Producer { channel: Arc::clone(self), reader }
+    }
+
+    /// Enqueues the rows that arrived before the stream was created. `blocked` is how long the
+    /// query waited for the server until then.
+    pub(in crate::stream) fn start(self: &Arc<Self>, blocked: Duration, first: Option<FirstRows>) {
+        let mut state = self.lock();
+        state.blocked_before = blocked;
+        // Each has read something, which a pause that begins before its first turn must wait for.
+        state.readers.iter_mut().for_each(|reader| reader.activity = Activity::Reading);
+        let Some(FirstRows { chunk, memory, arrived_at }) = first else { return };
+        // Nothing is held yet, so any one chunk is admitted.
+        let memory = self.take_memory(state, memory);
+        let delivery = Delivery { chunk, _memory: memory };
+        self.enqueue(self.lock(), delivery, (Duration::ZERO, blocked), || arrived_at);
+    }
+
+    /// Takes memory that was admitted.
+    fn take_memory(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        size: usize,
+    ) -> Arc<MemoryPermit> {
+        let crossed = state.memory.take(size);
+        let (held, limit) = (state.memory.held(), state.memory.limit());
+        // There may be room for the next reader too.
+        self.room(state);
+        self.observer.metrics.memory_taken(size);
+        if crossed {
+            self.observer.metrics.soft_limit_crossed();
+            self.observer.span().in_scope(|| {
+                warn!(target: TARGET, held, limit, "a stream holds more than its soft limit");
+            });
+        }
+        Arc::new(MemoryPermit { size, channel: Arc::clone(self) })
+    }
+
+    /// Adds a chunk to the queue. Returns the maximum number of rows for the next one.
+    fn enqueue(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        delivery: Delivery,
+        (waited_for_consumer, waited_for_server): (Duration, Duration),
+        arrived_at: impl FnOnce() -> Instant,
+    ) -> usize {
+        let volume = delivery.volume();
+        let occupancy = state.memory.held() as f64 / state.memory.limit() as f64;
+        let seen = ChunkSeen {
+            rows: volume.rows,
+            bytes: volume.bytes,
+            waited_for_consumer,
+            waited_for_server,
+            occupancy,
+        };
+        let is_first = state.received.add(volume, arrived_at);
+        let first_row = state.received.first_row.filter(|_| is_first);
+        let next = state.chunk_size.next();
+        state.queue.push_back(delivery);
+        let waker = state.consumer.take();
+        drop(state);
+        let observer = &self.observer;
+        if let Some(at) = first_row {
+            observer.metrics.first_row(at.saturating_duration_since(observer.started_at));
+        }
+        observer.metrics.chunk(&seen);
+        wake(waker);
+        next
     }
 }
 
-impl Seat {
+impl Producer {
     pub(in crate::stream) fn channel(&self) -> &Arc<Channel> {
         &self.channel
     }
 
-    /// Says that the columns are right.
-    pub(in crate::stream) fn start(&self) {
-        self.channel.lock().started.add(self.number);
-        self.channel.watchers.notify_waiters();
-    }
-
-    /// Waits until the columns are known to be right, those of every reader, or that nobody wants the rows.
-    pub(in crate::stream) async fn all_started(&self) {
-        loop {
-            let changed = self.channel.watchers.notified();
-            {
-                let state = self.channel.lock();
-                if state.started.len() == self.channel.readers.len() || state.is_over() {
-                    return;
-                }
-            }
-            changed.await;
-        }
-    }
-
-    /// Ends this reader's rows, after everything that was handed over. The last reader's end is that of the
-    /// stream, or the first error. A reader's first end counts.
-    pub(in crate::stream) fn finish(&self, end: Result<(), StartError>) {
+    /// Ends this reader's rows, after everything that it has enqueued. The first error ends the
+    /// rows of the stream, otherwise the last reader does. The first call counts.
+    pub(in crate::stream) fn finish(&self, end: Result<()>) {
         let failed = end.is_err();
         let waker = {
             let mut state = self.channel.lock();
-            if state.finished.has(self.number) {
+            let Some(reader) = state.readers.get_mut(self.reader) else { return };
+            if reader.phase >= Phase::Finished {
                 return;
             }
-            state.finished.add(self.number);
-            state.reading.remove(self.number);
+            reader.phase = Phase::Finished;
             // A deadline may have ended it while it waited.
-            state.waiting.remove(self.number);
-            state.budget.leave(self.number);
-            state.blocked(self.number, None);
-            if !matches!(state.end, End::Open) {
+            reader.activity = Activity::Idle;
+            reader.set_blocked(None);
+            state.memory.leave(self.reader);
+            if !matches!(state.rows, RowsState::Open) {
                 return;
             }
-            state.end = match end {
-                Ok(()) if state.finished.len() < self.channel.readers.len() => End::Open,
-                Ok(()) => End::Complete,
-                Err(e) => End::Failed(Some(e)),
+            let is_last = state.readers.iter().all(|reader| reader.phase >= Phase::Finished);
+            state.rows = match end {
+                Ok(()) if is_last => RowsState::Complete,
+                Ok(()) => RowsState::Open,
+                Err(e) => RowsState::Failed(Some(e)),
             };
-            if !matches!(state.end, End::Open) {
+            if !matches!(state.rows, RowsState::Open) {
                 state.all_unblocked(now());
             }
             state.consumer.take()
         };
         if failed {
-            self.channel.wake_readers();
+            self.channel.wake_all_readers();
         }
         self.channel.watchers.notify_waiters();
         wake(waker);
     }
 
-    /// Says how the clean-up ended. The first result counts.
-    pub(in crate::stream) fn settle(&self, result: Result<()>) {
+    /// The connection is released, or closed because of an error. The first call counts.
+    pub(in crate::stream) fn release(&self, result: Result<()>) {
         {
             let mut state = self.channel.lock();
-            if state.settled.has(self.number) {
+            let Some(reader) = state.readers.get_mut(self.reader) else { return };
+            if reader.phase == Phase::Released {
                 return;
             }
-            state.settled.add(self.number);
+            reader.phase = Phase::Released;
             if let Err(e) = result {
-                state.unsettled.get_or_insert(e);
+                state.cleanup_error.get_or_insert(e);
             }
         }
         self.channel.watchers.notify_waiters();
     }
 
-    /// Asks to read the socket. In a pause whoever holds rows must hand them over first, and ask again.
-    pub(in crate::stream) fn permission(&self, holds_rows: bool) -> Permission {
+    /// Requests to read the socket. During a pause, a reader that holds rows must enqueue them
+    /// first, and request again.
+    pub(in crate::stream) fn permit_read(&self, holds_rows: bool) -> ReadPermit {
         let mut state = self.channel.lock();
         if state.is_over() {
-            return Permission::Abandoned;
+            return ReadPermit::Closed;
         }
-        if state.gate.is_paused() {
+        if state.pause.is_paused() {
             if !holds_rows {
-                self.rest(state);
+                self.stop_reading(state, Activity::Idle);
             }
-            return Permission::Paused;
+            return ReadPermit::Paused;
         }
-        state.reading.add(self.number);
-        Permission::Granted
+        if let Some(reader) = state.readers.get_mut(self.reader) {
+            reader.activity = Activity::Reading;
+        }
+        ReadPermit::Granted
     }
 
-    /// The reader reads no more for now: that is what a pause waits for.
-    fn rest(&self, mut state: MutexGuard<'_, State>) {
-        state.reading.remove(self.number);
-        let is_awaited = state.gate.is_paused();
-        if !is_awaited {
-            state.blocked(self.number, Some(On::Consumer));
+    /// The reader does not read until further notice. That is what `pause()` waits for.
+    fn stop_reading(&self, mut state: MutexGuard<'_, State>, activity: Activity) {
+        let is_paused = state.pause.is_paused();
+        if let Some(reader) = state.readers.get_mut(self.reader) {
+            reader.activity = activity;
+            if !is_paused {
+                reader.set_blocked(Some(BlockedOn::Consumer));
+            }
         }
         drop(state);
-        if is_awaited {
+        if is_paused {
             self.channel.watchers.notify_waiters();
         }
     }
 
-    /// There is no socket to be read for now: a pause need not wait.
+    /// There is no socket to read for now: a pause need not wait for this reader.
     pub(in crate::stream) fn stopped_reading(&self) {
-        {
-            let mut state = self.channel.lock();
-            state.reading.remove(self.number);
-            if !state.gate.is_paused() {
-                state.blocked(self.number, Some(On::Server));
+        self.update(|reader, is_paused| {
+            reader.activity = Activity::Idle;
+            if !is_paused {
+                reader.set_blocked(Some(BlockedOn::Server));
             }
-        }
+        });
         self.channel.watchers.notify_waiters();
     }
 
-    /// The query goes on on another connection.
-    pub(in crate::stream) fn resumed_elsewhere(&self) {
-        {
-            let mut state = self.channel.lock();
-            state.resumptions += 1;
-            state.blocked(self.number, None);
-        }
-        self.channel.metrics.resumed_elsewhere();
+    /// The query was resumed on another connection.
+    pub(in crate::stream) fn resumed(&self) {
+        self.channel.lock().resumptions += 1;
+        self.unblocked();
+        self.channel.observer.metrics.resumed_elsewhere();
     }
 
     /// The socket is empty, and the reader waits for the server.
-    pub(in crate::stream) fn waiting(&self) {
+    pub(in crate::stream) fn blocked_on_server(&self) {
+        self.update(|reader, is_paused| {
+            if !is_paused {
+                reader.set_blocked(Some(BlockedOn::Server));
+            }
+        });
+    }
+
+    /// Returns whether the consumer has not dequeued everything yet. If so, the reader is blocked
+    /// on it until [`unblocked`](Self::unblocked).
+    pub(in crate::stream) fn has_unread(&self) -> bool {
         let mut state = self.channel.lock();
-        if !state.gate.is_paused() {
-            state.blocked(self.number, Some(On::Server));
+        let has_unread = !state.queue.is_empty();
+        let is_paused = state.pause.is_paused();
+        if let Some(reader) = state.readers.get_mut(self.reader).filter(|_| !is_paused) {
+            if has_unread {
+                reader.set_blocked(Some(BlockedOn::Consumer));
+            }
+        }
+        has_unread
+    }
+
+    pub(in crate::stream) fn unblocked(&self) {
+        self.update(|reader, _| reader.set_blocked(None));
+    }
+
+    fn update(&self, change: impl FnOnce(&mut ReaderState, bool)) {
+        let mut state = self.channel.lock();
+        let is_paused = state.pause.is_paused();
+        if let Some(reader) = state.readers.get_mut(self.reader) {
+            change(reader, is_paused);
         }
     }
 
-    pub(in crate::stream) fn waited(&self) {
-        self.channel.lock().blocked(self.number, None);
-    }
-
-    /// Waits until something has changed that the reader may care for.
+    /// Waits until something has changed that may concern the reader.
     pub(in crate::stream) async fn changed(&self) {
-        if let Some(reader) = self.channel.readers.get(self.number) {
+        if let Some(reader) = self.channel.wake_readers.get(self.reader) {
             reader.notified().await;
         }
     }
 
-    /// Resolves when nobody wants the rest.
-    pub(in crate::stream) async fn abandoned(&self) {
+    /// Waits until the stream is not paused.
+    pub(in crate::stream) async fn readable(&self) -> Result<(), Interrupt> {
+        loop {
+            match self.permit_read(false) {
+                ReadPermit::Granted => return Ok(()),
+                ReadPermit::Closed => return Err(Interrupt::Closed),
+                ReadPermit::Paused => self.changed().await,
+            }
+        }
+    }
+
+    /// Resolves when the rest of the rows is not wanted.
+    pub(in crate::stream) async fn closed(&self) {
         while !self.channel.lock().is_over() {
             self.changed().await;
         }
     }
 
-    /// Waits for room, and hands over a chunk, which `make` cuts off the read buffer. Returns the
-    /// most rows for the next one.
+    /// Waits for room in the queue, and enqueues a chunk, which `make` cuts off the read buffer.
+    /// Returns the maximum number of rows for the next one.
     pub(in crate::stream) async fn push(
         &self,
-        make: impl FnOnce() -> Chunk,
+        make: impl FnOnce() -> (Chunk, Arc<MemoryPermit>),
     ) -> Result<usize, Interrupt> {
         let mut waited = false;
         loop {
             {
                 let state = self.channel.lock();
                 if state.is_over() {
-                    return Err(Interrupt::Abandoned);
+                    return Err(Interrupt::Closed);
                 }
                 if state.queue.len() < self.channel.max_chunks {
-                    return Ok(self.take(state, make(), waited));
+                    return Ok(self.deliver(state, make(), waited));
                 }
-                let mut state = state;
-                state.waiting.add(self.number);
                 waited = true;
-                self.rest(state);
+                self.stop_reading(state, Activity::WaitingForRoom);
             }
             self.changed().await;
         }
     }
 
-    /// Whether the consumer has not taken yet all that was handed over. Then the reader waits for it, up to
-    /// [`waited`](Self::waited).
-    pub(in crate::stream) fn has_unread(&self) -> bool {
-        let mut state = self.channel.lock();
-        let has_unread = !state.queue.is_empty();
-        if has_unread && !state.gate.is_paused() {
-            state.blocked(self.number, Some(On::Consumer));
-        }
-        has_unread
-    }
-
-    /// Hands over the last chunk, whether there is room or not: an error that follows it must not
+    /// Enqueues the last chunk, whether or not there is room: the error that follows it must not
     /// wait for the consumer.
-    pub(in crate::stream) fn push_last(&self, make: impl FnOnce() -> Chunk) {
+    pub(in crate::stream) fn push_last(&self, make: impl FnOnce() -> (Chunk, Arc<MemoryPermit>)) {
         let state = self.channel.lock();
-        if state.ended.is_none() {
-            self.take(state, make(), false);
+        if state.closed.is_none() {
+            self.deliver(state, make(), false);
         }
     }
 
-    fn take(&self, mut state: MutexGuard<'_, State>, chunk: Chunk, waited: bool) -> usize {
-        if waited {
-            state.blocked(self.number, None);
-        }
+    fn deliver(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        (chunk, memory): (Chunk, Arc<MemoryPermit>),
+        waited: bool,
+    ) -> usize {
         let demand = match (waited, &state.consumer) {
             (true, _) => Demand::Full,
             (false, Some(_)) => Demand::Empty,
@@ -238,35 +328,25 @@ impl Seat {
         };
         let before = state.chunk_size.next();
         state.chunk_size.record(demand);
-        let next = state.chunk_size.next();
-        let (waited_for_consumer, waited_for_server) =
-            state.waits.get_mut(self.number).map(Waits::since_last).unwrap_or_default();
-        let seen = ChunkSeen {
-            rows: chunk.rows as u64,
-            bytes: chunk.value_bytes as u64,
-            waited_for_consumer,
-            waited_for_server,
-            occupancy: state.budget.held() as f64 / state.budget.limit() as f64,
-        };
-        let is_first = state.received.add(&chunk);
-        state.queue.push_back(chunk);
-        let waker = state.consumer.take();
-        drop(state);
-        if let Some(at) = is_first {
-            self.channel.metrics.first_row(at.saturating_duration_since(self.channel.started_at));
-        }
-        self.channel.metrics.chunk(&seen);
+        let reader = state.readers.get_mut(self.reader);
+        let blocked = reader.map(|reader| {
+            if waited {
+                reader.set_blocked(None);
+            }
+            reader.blocked.since_last()
+        });
+        let delivery = Delivery { chunk, _memory: memory };
+        let next = self.channel.enqueue(state, delivery, blocked.unwrap_or_default(), now);
         if next != before {
-            self.channel.metrics.chunk_size_adjusted(next > before);
-            self.channel.metrics.chunk_size(next);
+            self.channel.observer.metrics.chunk_size_adjusted(next > before);
+            self.channel.observer.metrics.chunk_size(next);
         }
-        wake(waker);
         next
     }
 
-    /// Whether another reader waits for memory until others hold less.
+    /// Returns whether another reader waits for memory until others hold less.
     pub(in crate::stream) fn is_memory_short(&self) -> bool {
-        self.channel.lock().budget.is_short()
+        self.channel.lock().memory.is_short()
     }
 
     /// If the stream is to fail because its consumer lags and `size` more bytes are needed: the
@@ -274,18 +354,21 @@ impl Seat {
     fn beyond_soft_limit(&self, size: usize) -> Option<(usize, usize)> {
         let fail_at = self.channel.fail_at?;
         let state = self.channel.lock();
-        let held = state.budget.held();
+        let held = state.memory.held();
         (held + size > fail_at && state.consumer_lags()).then_some((fail_at, held))
     }
 
-    /// Waits until `size` more bytes may be held. Whoever waits must hold none: what it held would
-    /// never be given back.
+    /// Waits until `size` more bytes may be held. A reader that waits must hold none: it would wait
+    /// for itself.
     ///
     /// # Errors
     ///
-    /// [`Error::ConsumerLagged`], where the stream is to fail instead of waiting.
-    pub(in crate::stream) async fn reserve(&self, size: usize) -> Result<Arc<Block>, Interrupt> {
-        let mut has_asked = false;
+    /// [`Error::ConsumerLagged`], if the stream is to fail instead of waiting.
+    pub(in crate::stream) async fn reserve(
+        &self,
+        size: usize,
+    ) -> Result<Arc<MemoryPermit>, Interrupt> {
+        let mut has_requested = false;
         let mut consumer_had_turn = false;
         loop {
             if let Some((limit, buffered)) = self.beyond_soft_limit(size) {
@@ -300,35 +383,26 @@ impl Seat {
             let is_next = {
                 let mut state = self.channel.lock();
                 if state.is_over() {
-                    return Err(Interrupt::Abandoned);
+                    return Err(Interrupt::Closed);
                 }
-                if state.budget.admit(self.number, size) {
-                    let crossed = state.budget.take(size);
-                    let (held, limit) = (state.budget.held(), state.budget.limit());
-                    let span = Arc::clone(&state.span);
-                    state.blocked(self.number, None);
-                    // There may be room for the next one too.
-                    self.channel.wake_waiting_readers(state);
-                    self.channel.metrics.memory_taken(size);
-                    if crossed {
-                        self.channel.metrics.soft_limit_crossed();
-                        span.in_scope(|| {
-                            warn!(target: TARGET, held, limit, "a stream holds more than its soft limit");
-                        });
+                if state.memory.admit(self.reader, size) {
+                    if let Some(reader) = state.readers.get_mut(self.reader) {
+                        reader.set_blocked(None);
                     }
-                    return Ok(Arc::new(Block { size, channel: Arc::clone(&self.channel) }));
+                    return Ok(self.channel.take_memory(state, size));
                 }
-                state.waiting.add(self.number);
                 state.chunk_size.record(Demand::Full);
-                let is_next = state.budget.is_next(self.number);
-                self.rest(state);
+                let is_next = state.memory.is_next(self.reader);
+                self.stop_reading(state, Activity::WaitingForRoom);
                 is_next
             };
-            // Those that hold a buffer and wait for their servers. They lend it only if the next reader needs it, so one
-            // that is not the next yet would ask too early.
-            if is_next && self.channel.readers.len() > 1 && !std::mem::replace(&mut has_asked, true)
+            // Readers that hold a buffer and wait for their servers release it only if the next
+            // reader in the queue needs it, so one that is not the next must not wake them.
+            if is_next
+                && self.channel.wake_readers.len() > 1
+                && !std::mem::replace(&mut has_requested, true)
             {
-                self.channel.wake_readers();
+                self.channel.wake_all_readers();
             }
             self.changed().await;
         }

@@ -4,21 +4,21 @@
 /// Bytes that are fewer and stay so are read after a short time, which is the price: so it begins behind
 /// many bytes, and again behind many after it has been in vain.
 #[derive(Debug)]
-pub(super) struct LowWater {
+pub(super) struct ReadThreshold {
     mark: usize,
     /// Bytes that are to come before it pays.
     missing: usize,
 }
 
 /// 8 MiB, which take a server 10 to 60 ms: against these, 1 or 2 ms at the end of the result are small.
-const FIRST: usize = 8 << 20;
+const START_AFTER: usize = 8 << 20;
 
-const AGAIN: usize = 1 << 20;
+const RESTART_AFTER: usize = 1 << 20;
 
-impl LowWater {
+impl ReadThreshold {
     /// `mark`: how many bytes are a good read.
     pub(super) fn new(mark: usize) -> Self {
-        Self { mark, missing: FIRST }
+        Self { mark, missing: START_AFTER }
     }
 
     /// So many bytes were read.
@@ -27,8 +27,8 @@ impl LowWater {
     }
 
     /// They did not come in time.
-    pub(super) fn in_vain(&mut self) {
-        self.missing = AGAIN;
+    pub(super) fn timed_out(&mut self) {
+        self.missing = RESTART_AFTER;
     }
 
     /// How many bytes to wait for.
@@ -43,18 +43,18 @@ mod tests {
 
     #[test]
     fn one_byte_is_enough_until_rows_flow() {
-        let mut low_water = LowWater::new(64);
+        let mut threshold = ReadThreshold::new(64);
         for _ in 0..8 {
-            assert_eq!(low_water.next(), 1);
-            low_water.record(1 << 20);
+            assert_eq!(threshold.next(), 1);
+            threshold.record(1 << 20);
         }
-        assert_eq!(low_water.next(), 64);
-        low_water.record(usize::MAX);
-        assert_eq!(low_water.next(), 64);
-        low_water.in_vain();
-        low_water.record((1 << 20) - 1);
-        assert_eq!(low_water.next(), 1);
-        low_water.record(1);
-        assert_eq!(low_water.next(), 64);
+        assert_eq!(threshold.next(), 64);
+        threshold.record(usize::MAX);
+        assert_eq!(threshold.next(), 64);
+        threshold.timed_out();
+        threshold.record((1 << 20) - 1);
+        assert_eq!(threshold.next(), 1);
+        threshold.record(1);
+        assert_eq!(threshold.next(), 64);
     }
 }

@@ -1,62 +1,44 @@
 //! Going on behind the last row on another connection.
 
-use std::{borrow::Cow, cmp::Ordering, fmt, mem, sync::Arc};
+use std::{borrow::Cow, cmp::Ordering, fmt, mem};
 
 use bytes::Bytes;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use super::plan::{encode, unnamed};
 use crate::{
     error::{DbError, Error, Result, TimeoutPhase, sqlstate},
     protocol::rows::{self, Run},
+    sql::{Field, Select},
 };
 
-/// How a query goes on when its connection is lost.
-#[derive(Clone)]
-pub(crate) struct Resume {
-    /// Where in the document the key is by which the rows are sorted.
-    pub(crate) path: Vec<String>,
-    pub(crate) rest: Arc<MakeRest>,
-}
-
-/// Makes the request for what is left of a query that has had so many rows.
-type MakeRest = dyn Fn(Rest<'_>, u64) -> Result<Bytes> + Send + Sync;
-
-/// What is left of a query.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Rest<'k> {
-    /// All that is behind a key, as JSON.
-    Behind(&'k str),
-    /// A row without the key, which is behind none.
-    WithoutKey,
-}
-
 /// Where a query stands that can be resumed.
-pub(super) struct Position {
-    resume: Resume,
-    /// The whole query, as long as no row has come.
-    request: Bytes,
+pub(super) struct ResumeState {
+    select: Select,
+    /// By which the rows are sorted.
+    key: Field,
     /// The key of the last row, as JSON.
     last: Option<String>,
     rows: u64,
-    /// Rows without the key, which the present request leaves out, are still to be asked for.
-    owes_keyless: bool,
-    /// What of the present run has been looked at.
+    /// Rows without the key, which the present request leaves out, are still to be requested.
+    check_missing_key: bool,
+    /// The part of the present run that was checked.
     checked: Run,
-    /// How often it was resumed since a row came.
-    pub(super) in_vain: u32,
+    /// How often it was resumed since the last row.
+    pub(super) attempts_without_progress: u32,
 }
 
-impl Position {
-    pub(super) fn new(resume: Resume, request: Bytes) -> Self {
+impl ResumeState {
+    pub(super) fn new(select: &Select, key: &Field) -> Self {
         Self {
-            resume,
-            request,
+            select: select.clone(),
+            key: key.clone(),
             last: None,
             rows: 0,
-            owes_keyless: false,
+            check_missing_key: false,
             checked: Run::default(),
-            in_vain: 0,
+            attempts_without_progress: 0,
         }
     }
 
@@ -69,7 +51,7 @@ impl Position {
             };
             let bytes = value.as_ref().map_or(0, |range| range.len());
             let document = value.and_then(|range| buffer.get(range)).unwrap_or(b"null");
-            match self.key(document) {
+            match self.next_key(document) {
                 Ok(key) => self.last = Some(key),
                 Err(e) => {
                     *run = self.checked;
@@ -80,7 +62,7 @@ impl Position {
             self.checked.frame_bytes = next;
             self.checked.value_bytes += bytes;
             self.rows += 1;
-            self.in_vain = 0;
+            self.attempts_without_progress = 0;
         }
         Ok(())
     }
@@ -91,16 +73,16 @@ impl Position {
     }
 
     /// The key of the next row.
-    fn key(&self, document: &[u8]) -> Result<String> {
+    fn next_key(&self, document: &[u8]) -> Result<String> {
         let wrong = |what: String| {
             Error::config(format!(
                 "resume_by({:?}): row {} {what}; it must be a number or a string, and another one in each row",
-                self.resume.path.join("."),
+                self.key.keys().unwrap_or_default().join("."),
                 self.rows + 1
             ))
         };
         let mut json = serde_json::Deserializer::from_slice(document);
-        let key = Find(&self.resume.path).deserialize(&mut json);
+        let key = Find(self.key.keys()?).deserialize(&mut json);
         let key = match key.and_then(|key| json.end().map(|()| key)) {
             Ok(Some(key)) => key.get(),
             Ok(None) => return Err(wrong("has no such field".into())),
@@ -123,22 +105,22 @@ impl Position {
         }
     }
 
-    /// The request for the rest.
+    /// The request for the rows after the last one.
     pub(super) fn rest(&mut self) -> Result<Bytes> {
-        self.owes_keyless = self.last.is_some();
+        self.check_missing_key = self.last.is_some();
         match &self.last {
-            Some(last) => (self.resume.rest)(Rest::Behind(last), self.rows),
-            None => Ok(self.request.clone()),
+            Some(last) => request(&self.select.behind(&self.key, last, self.rows)),
+            None => request(&self.select),
         }
     }
 
-    /// The request behind one that has been answered to its end: for a row that has no key, which is an error
-    /// with and without a resumption.
-    pub(super) fn keyless(&mut self) -> Result<Option<Bytes>> {
-        match mem::take(&mut self.owes_keyless) {
-            true => (self.resume.rest)(Rest::WithoutKey, self.rows).map(Some),
-            false => Ok(None),
+    /// The request after one that has been answered to its end: for a row without the key, which is
+    /// an error with and without a resumption.
+    pub(super) fn missing_key_request(&mut self) -> Result<Option<Bytes>> {
+        if !mem::take(&mut self.check_missing_key) {
+            return Ok(None);
         }
+        request(&self.select.without(&self.key, self.rows)).map(Some)
     }
 
     pub(super) fn rows(&self) -> u64 {
@@ -147,12 +129,12 @@ impl Position {
 }
 
 /// Whether a query may go on behind this error, on another connection.
-pub(super) fn is_passing(error: &Error) -> bool {
+pub(super) fn is_transient(error: &Error) -> bool {
     match error {
         Error::Timeout { phase, .. } => *phase == TimeoutPhase::Read,
         // A standby's replay was in the way.
         Error::Server(e) if *e.code() == sqlstate::T_R_SERIALIZATION_FAILURE => true,
-        Error::Server(e) if is_word_of_pooler(e) => true,
+        Error::Server(e) if is_pooler_error(e) => true,
         error => error.ends_session() && error.is_retriable(),
     }
 }
@@ -160,16 +142,14 @@ pub(super) fn is_passing(error: &Error) -> bool {
 /// PgBouncer has one SQLSTATE for whatever it says itself, and no function of Postgres's source code. Of a query that was
 /// being answered, it is that the server is lost, or that something took too long. Elsewhere it may as well be that a
 /// login is refused, or a transaction: so such an error is not retriable in general.
-fn is_word_of_pooler(error: &DbError) -> bool {
+fn is_pooler_error(error: &DbError) -> bool {
     error.severity() == "FATAL"
         && *error.code() == sqlstate::PROTOCOL_VIOLATION
         && error.routine().is_none()
 }
 
-impl fmt::Debug for Resume {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Resume").field("path", &self.path).finish_non_exhaustive()
-    }
+fn request(select: &Select) -> Result<Bytes> {
+    unnamed(&encode(select.rows()?)?)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -330,6 +310,7 @@ impl Decimal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sql::field;
 
     #[test]
     fn numbers_are_compared_exactly() {
@@ -365,12 +346,10 @@ mod tests {
 
     #[test]
     fn a_string_that_is_written_in_another_way_is_the_same_key() {
-        let rest = Arc::new(|_: Rest<'_>, _| Ok(Bytes::new()));
-        let resume = Resume { path: vec!["id".into()], rest };
         let key = |last: &str, next: &str| {
-            let mut position = Position::new(resume.clone(), Bytes::new());
-            position.last = Some(last.to_owned());
-            position.key(format!("{{\"id\": {next}}}").as_bytes())
+            let mut state = ResumeState::new(&Select::new("v"), &field("id"));
+            state.last = Some(last.to_owned());
+            state.next_key(format!("{{\"id\": {next}}}").as_bytes())
         };
         for (last, next) in
             [(r#""\u00e9""#, "\"\u{e9}\""), (r#""a\/b""#, r#""a/b""#), (r#""a""#, r#""a""#)]

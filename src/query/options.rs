@@ -1,46 +1,49 @@
-//! Queries by several connections, at once or one after the other.
+//! How the rows are read: by one connection or several, with or without resumptions.
 
-use std::sync::Arc;
-
-use super::query;
 use crate::{
     error::{Error, Result},
     sql::{Field, Order, Select, split_by_hash},
-    stream::{MAX_PARALLEL, MIN_MEMORY, Parallel, Request, Rest, Resume, StreamSettings},
+    stream::{Execution, MAX_PARALLEL, MIN_MEMORY, StreamSettings},
 };
 
 #[derive(Debug, Default)]
-pub(super) struct Scale {
+pub(super) struct QueryOptions {
     pub(super) parallel: Option<usize>,
-    /// Trusted SQL.
+    /// Raw SQL.
     pub(super) partition_by: Option<String>,
     pub(super) resume_by: Option<Field>,
 }
 
-impl Scale {
-    /// The query, sorted by the key if it can be resumed.
+impl QueryOptions {
+    /// Sorts the query by its key, if it can be resumed.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`]: the settings contradict themselves.
-    pub(super) fn select(&self, select: &Select, settings: &StreamSettings) -> Result<Select> {
+    /// [`Error::Config`]: the settings contradict each other.
+    pub(super) fn apply(&self, select: &mut Select, settings: &StreamSettings) -> Result<()> {
         self.check(select, settings)?;
-        let key = self.resume_by.clone().map(|key| Order::Field(key.asc()));
-        let order = select.order.iter().cloned().chain(key).collect();
-        Ok(Select { order, ..select.clone() })
+        if let Some(key) = &self.resume_by {
+            select.order.push(Order::Field(key.clone().asc()));
+        }
+        Ok(())
     }
 
-    /// What is to be asked for to have the rows of such a [`select`](Self::select).
-    pub(super) fn request(&self, select: &Select) -> Result<Request> {
+    /// Returns how the rows are read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`]: the expression of `partition_by` or the key of `resume_by` is not valid.
+    pub(super) fn execution(self) -> Result<Execution> {
         if let Some(parts) = self.parallel.filter(|parts| *parts > 1) {
-            let (select, partition_by) = (select.clone(), self.partition_by.clone());
-            if let Some(expression) = &partition_by {
+            if let Some(expression) = &self.partition_by {
                 split_by_hash(expression, parts)?;
             }
-            return Ok(Request::Parallel(Parallel { select, parts, partition_by }));
+            return Ok(Execution::Parallel { parts, partition_by: self.partition_by });
         }
-        let resume = self.resume_by.as_ref().map(|key| resume(select.clone(), key)).transpose()?;
-        Ok(Request::Single { query: query(&select.rows()?)?, resume })
+        match self.resume_by {
+            Some(key) => key.keys().map(drop).map(|()| Execution::Resumable(key)),
+            None => Ok(Execution::Single),
+        }
     }
 
     fn check(&self, select: &Select, settings: &StreamSettings) -> Result<()> {
@@ -75,17 +78,4 @@ impl Scale {
         }
         Ok(())
     }
-}
-
-fn resume(select: Select, key: &Field) -> Result<Resume> {
-    let path = key.keys()?.to_vec();
-    let key = key.clone();
-    let rest = move |last: Rest<'_>, rows| {
-        let rest = match last {
-            Rest::Behind(last) => select.behind(&key, last, rows),
-            Rest::WithoutKey => select.without(&key, rows),
-        };
-        query(&rest.rows()?)
-    };
-    Ok(Resume { path, rest: Arc::new(rest) })
 }

@@ -1,0 +1,75 @@
+//! Numbers of rows, bytes and chunks.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Instant,
+};
+
+#[derive(Debug, Default, Clone, Copy)]
+pub(in crate::stream) struct Volume {
+    pub(in crate::stream) rows: u64,
+    pub(in crate::stream) bytes: u64,
+}
+
+impl Volume {
+    pub(super) fn add(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.bytes += other.bytes;
+    }
+
+    pub(super) fn since(self, earlier: Self) -> Self {
+        let rows = self.rows.saturating_sub(earlier.rows);
+        Self { rows, bytes: self.bytes.saturating_sub(earlier.bytes) }
+    }
+}
+
+/// What was enqueued.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Received {
+    pub(super) volume: Volume,
+    pub(super) chunks: u64,
+    pub(super) first_row: Option<Instant>,
+}
+
+impl Received {
+    /// Adds a chunk that arrived at `now`. Returns whether it is the first one.
+    pub(super) fn add(&mut self, chunk: Volume, now: impl FnOnce() -> Instant) -> bool {
+        let is_first = self.first_row.is_none();
+        self.first_row.get_or_insert_with(now);
+        self.volume.add(chunk);
+        self.chunks += 1;
+        is_first
+    }
+}
+
+/// What the stream has taken out of chunks. Only the stream writes, so additions need not be
+/// atomic.
+#[derive(Debug, Default)]
+pub(in crate::stream) struct Consumed {
+    pub(in crate::stream) yielded: Count,
+    pub(in crate::stream) filtered: Count,
+    pub(in crate::stream) failed: Count,
+    /// Bytes of JSON in all of these.
+    pub(in crate::stream) bytes: Count,
+}
+
+impl Consumed {
+    pub(super) fn volume(&self) -> Volume {
+        let rows = self.yielded.get() + self.filtered.get() + self.failed.get();
+        Volume { rows, bytes: self.bytes.get() }
+    }
+}
+
+#[derive(Debug, Default)]
+pub(in crate::stream) struct Count(AtomicU64);
+
+impl Count {
+    #[inline]
+    pub(in crate::stream) fn add(&self, n: u64) {
+        self.0.store(self.get() + n, Relaxed);
+    }
+
+    pub(in crate::stream) fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}

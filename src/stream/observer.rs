@@ -1,0 +1,114 @@
+//! What the outside sees of a query: its span, its metrics, and when it started.
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use tracing::Span;
+
+use super::span::{self, QueryText};
+use crate::{
+    connection::Access,
+    error::Error,
+    metrics::{Outcome, QueryLabels, QueryMetrics},
+};
+
+/// Reports one query to `tracing` and to the metrics recorder, from `execute()` to the end of the
+/// stream. Dropped before [`finish`](Self::finish), it reports that the query was dropped.
+#[derive(Debug)]
+pub(super) struct QueryObserver {
+    pub(super) metrics: QueryMetrics,
+    /// When `execute()` was called.
+    pub(super) started_at: Instant,
+    /// Replaced by a disabled span when the query has finished: the cleanup is not part of it.
+    span: Mutex<Span>,
+    is_finished: AtomicBool,
+}
+
+impl QueryObserver {
+    pub(super) fn begin(access: &Access, labels: QueryLabels<'_>, text: QueryText<'_>) -> Self {
+        let started_at = now();
+        let span = span::begin(access, text);
+        Self::new(QueryMetrics::begin(&access.query_metrics, labels), span, started_at)
+    }
+
+    pub(super) fn new(metrics: QueryMetrics, span: Span, started_at: Instant) -> Self {
+        Self { metrics, started_at, span: Mutex::new(span), is_finished: AtomicBool::new(false) }
+    }
+
+    pub(super) fn span(&self) -> Span {
+        self.span.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        now().saturating_duration_since(self.started_at)
+    }
+
+    /// Records which server runs the query.
+    pub(super) fn connected(&self, access: &Access) {
+        span::connected(&self.span(), access);
+    }
+
+    /// The stream is ready to be read.
+    pub(super) fn started(&self, chunk_size: usize) {
+        self.metrics.started(self.elapsed());
+        self.metrics.chunk_size(chunk_size);
+    }
+
+    /// Records an error in the span. A cancelled query has not failed.
+    pub(super) fn failed(&self, error: &Error) {
+        span::failed(&self.span(), error);
+    }
+
+    /// Ends the span. The first call counts.
+    pub(super) fn finish(&self, outcome: Outcome, rows: Rows) {
+        if self.is_finished.swap(true, Relaxed) {
+            return;
+        }
+        let mut span = self.span.lock().unwrap_or_else(PoisonError::into_inner);
+        let span = std::mem::replace(&mut *span, Span::none());
+        if let Some(yielded) = rows.yielded {
+            span::ended(&span, yielded);
+        }
+        self.metrics.finish(outcome, self.elapsed(), rows.received, rows.bytes);
+    }
+}
+
+impl Drop for QueryObserver {
+    fn drop(&mut self) {
+        self.finish(Outcome::Dropped, Rows::default());
+    }
+}
+
+/// The rows of a query that has finished.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Rows {
+    /// Rows that the stream yielded, if there was a stream.
+    pub(super) yielded: Option<u64>,
+    pub(super) received: u64,
+    pub(super) bytes: u64,
+}
+
+/// The outcome of a query that ended with this error.
+pub(super) fn outcome(error: &Error) -> Outcome {
+    match error {
+        Error::Cancelled => Outcome::Cancelled,
+        error => Outcome::Failed {
+            category: error.category().as_str(),
+            by_timeout: matches!(error, Error::Timeout { .. }),
+            by_memory: matches!(
+                error,
+                Error::MemoryLimitExceeded { .. } | Error::ConsumerLagged { .. }
+            ),
+        },
+    }
+}
+
+/// The time of tokio's clock, which a test may stop.
+pub(super) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}

@@ -1,0 +1,76 @@
+//! What a query asks for, and how its rows are read.
+
+use bytes::Bytes;
+
+use super::{settings::StreamSettings, span::QueryText};
+use crate::{
+    error::Result,
+    metrics::QueryLabels,
+    protocol::frontend::{self, NO_CLOSES, Query},
+    sql::{Condition, Field, Select, Statement},
+};
+
+/// A query that is ready to be sent: everything that can be checked without a server is checked.
+#[derive(Debug)]
+pub(crate) struct QueryPlan {
+    pub(crate) select: Select,
+    /// The whole query. The sessions of a parallel query have others.
+    pub(crate) query: Query,
+    pub(crate) execution: Execution,
+    /// Whether the server may keep the statement for the next use of its text.
+    pub(crate) is_persistent: bool,
+    pub(crate) has_predicates: bool,
+    pub(crate) settings: StreamSettings,
+}
+
+/// How the rows are read.
+#[derive(Debug)]
+pub(crate) enum Execution {
+    /// By one query.
+    Single,
+    /// By one query that is sorted by this field. If its connection is lost, it is resumed.
+    Resumable(Field),
+    /// By several sessions in one snapshot. `partition_by` is raw SQL; without it, the relation is
+    /// split by its blocks.
+    Parallel { parts: usize, partition_by: Option<String> },
+}
+
+impl QueryPlan {
+    pub(super) fn labels(&self) -> QueryLabels<'_> {
+        let conditions = &self.select.conditions;
+        let is_sql = |condition: &Condition| matches!(condition, Condition::Sql(_));
+        QueryLabels {
+            entity: &self.select.entity,
+            has_where_sql: conditions.iter().any(is_sql),
+            has_filter: !conditions.iter().all(is_sql),
+            has_where_rust: self.has_predicates,
+            has_order_by: !self.select.order.is_empty(),
+        }
+    }
+
+    pub(super) fn text(&self) -> QueryText<'_> {
+        QueryText {
+            entity: &self.select.entity,
+            sql: self.query.sql(),
+            is_parameterized: self.select.is_parameterized(),
+        }
+    }
+
+    /// Whether the caller of `execute()` reads the first rows. Otherwise a reader does, which looks
+    /// at each row.
+    pub(super) fn reads_first_rows(&self) -> bool {
+        matches!(self.execution, Execution::Single) && !self.settings.is_tiny()
+    }
+}
+
+/// Encodes a statement.
+pub(crate) fn encode(statement: Statement) -> Result<Query> {
+    let Statement { sql, parameters } = statement;
+    let parameters = parameters.iter().zip(1..).map(|(parameter, number)| parameter.sent(number));
+    Query::new(&sql, &parameters.collect::<Result<Vec<_>>>()?)
+}
+
+/// The request that executes a query as the unnamed statement.
+pub(super) fn unnamed(query: &Query) -> Result<Bytes> {
+    query.request(frontend::Statement::Unnamed, NO_CLOSES).map(|(request, _)| request)
+}

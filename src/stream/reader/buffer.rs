@@ -1,0 +1,339 @@
+//! The read buffer: rows are checked where they arrive, and cut off as chunks.
+
+use std::{
+    future::{pending, poll_fn},
+    io,
+    sync::Arc,
+    task::Poll,
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use tokio::{
+    select,
+    task::yield_now,
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::read_threshold::ReadThreshold;
+use crate::{
+    connection::Connection,
+    error::{Error, Result, TimeoutPhase},
+    protocol::{
+        frame::HEADER,
+        rows::{Incomplete, Run, Stop, value_at},
+    },
+    stream::{
+        channel::{Interrupt, MemoryPermit, Producer, ReadPermit},
+        chunk::Chunk,
+        exchange::closed,
+        resume::ResumeState,
+        settings::{MIN_READ, StreamSettings},
+    },
+};
+
+/// The rows at the front of a connection's read buffer, and the memory of that buffer.
+pub(super) struct ReadBuffer {
+    producer: Producer,
+    settings: StreamSettings,
+    /// How many readers share the memory of the stream.
+    readers: usize,
+    /// The maximum size of one read.
+    read_size: usize,
+    /// Complete rows that are not enqueued yet.
+    pub(super) run: Run,
+    /// The memory of the buffer.
+    memory: Option<Arc<MemoryPermit>>,
+    /// The maximum number of rows in the next chunk.
+    chunk_rows: usize,
+    /// How many rows may still come by the LIMIT of the statement.
+    rows_left: u64,
+    /// How many bytes a read waits for.
+    threshold: ReadThreshold,
+    /// Until when it keeps memory that it had lent.
+    keeps_until: Option<Instant>,
+}
+
+/// How long a read waits for more than one byte.
+const COALESCE_TIMEOUT: Duration = Duration::from_millis(1);
+
+impl ReadBuffer {
+    /// `rows`: how many were enqueued before there was a reader.
+    pub(super) fn new(
+        producer: Producer,
+        settings: StreamSettings,
+        readers: usize,
+        rows: u64,
+    ) -> Self {
+        let read_size = settings.read_size(readers);
+        Self {
+            producer,
+            settings,
+            readers,
+            read_size,
+            run: Run::default(),
+            memory: None,
+            chunk_rows: settings.chunk_rows().0,
+            rows_left: settings.row_limit.map_or(u64::MAX, |limit| limit.saturating_sub(rows)),
+            threshold: ReadThreshold::new(read_size),
+            keeps_until: None,
+        }
+    }
+
+    /// Looks for the next rows in the buffer.
+    pub(super) fn next_rows(&mut self, connection: &Connection) -> Stop {
+        self.run.extend(
+            &connection.buffer,
+            // More than `usize` holds do not fit into a chunk either.
+            self.chunk_rows.min(self.rows_left.try_into().unwrap_or(usize::MAX)),
+            connection.bounds.max_message_size,
+        )
+    }
+
+    /// Whether all rows have come that the statement requests.
+    pub(super) fn is_at_limit(&self) -> bool {
+        self.rows_left == 0
+    }
+
+    /// Begins to read another connection.
+    pub(super) fn reset(&mut self) {
+        self.threshold = ReadThreshold::new(self.read_size);
+    }
+
+    /// Enqueues the rows at the front of the buffer as one chunk.
+    pub(super) async fn enqueue(
+        &mut self,
+        connection: &mut Connection,
+        resume: &mut Option<ResumeState>,
+    ) -> Result<(), Interrupt> {
+        let checked = self.check(connection, resume);
+        let Self { memory, run, producer, .. } = self;
+        if let Some(memory) = memory.as_ref().filter(|_| run.rows > 0) {
+            let rows = run.rows as u64;
+            // Cut when there is room: a future that is dropped before that loses nothing.
+            let make = || cut(&mut connection.buffer, run, memory);
+            self.chunk_rows = producer.push(make).await?;
+            self.rows_left = self.rows_left.saturating_sub(rows);
+            if let Some(resume) = resume {
+                resume.next_run();
+            }
+        }
+        Ok(checked?)
+    }
+
+    /// Enqueues the rows before an error, without waiting for room.
+    pub(super) fn enqueue_last(
+        &mut self,
+        connection: &mut Connection,
+        resume: &mut Option<ResumeState>,
+    ) {
+        // A wrong row is cut off. Why the rows end is known already.
+        let _ = self.check(connection, resume);
+        let Self { memory, run, producer, .. } = self;
+        if let Some(memory) = memory.as_ref().filter(|_| run.rows > 0) {
+            producer.push_last(|| cut(&mut connection.buffer, run, memory));
+        }
+    }
+
+    /// Checks the rows of the run; at a wrong row it is cut off.
+    fn check(&mut self, connection: &Connection, resume: &mut Option<ResumeState>) -> Result<()> {
+        self.check_sizes(&connection.buffer)?;
+        resume.as_mut().map_or(Ok(()), |resume| resume.record(&connection.buffer, &mut self.run))
+    }
+
+    /// Cuts the run off at a row that exceeds the memory. Only with very little memory can such a
+    /// row be in the buffer.
+    fn check_sizes(&mut self, buffer: &[u8]) -> Result<()> {
+        if !self.settings.is_tiny() {
+            return Ok(());
+        }
+        let limit = self.settings.memory();
+        let mut checked = Run::default();
+        while checked.rows < self.run.rows {
+            let Some((value, next)) = value_at(buffer, checked.frame_bytes) else { break };
+            let required = value.map_or(0, |range| range.len());
+            if required > limit {
+                self.run = checked;
+                return Err(Error::MemoryLimitExceeded { limit, required });
+            }
+            checked.rows += 1;
+            checked.frame_bytes = next;
+            checked.value_bytes += required;
+        }
+        Ok(())
+    }
+
+    /// Makes sure that an incomplete frame fits into the buffer, with room for a good read.
+    pub(super) async fn make_room(
+        &mut self,
+        connection: &mut Connection,
+        resume: &mut Option<ResumeState>,
+        next: Incomplete,
+    ) -> Result<(), Interrupt> {
+        let free = connection.free();
+        let arrived = connection.buffer.len() - self.run.frame_bytes;
+        let missing = next.frame_bytes.saturating_sub(arrived);
+        // A row that has memory of its own is not moved for its last few bytes.
+        let large = next.frame_bytes >= self.read_size;
+        if free >= missing && (large || free >= self.read_size / 4) {
+            return Ok(());
+        }
+        // The complete rows first: then only the beginning of the next one is moved.
+        self.enqueue(connection, resume).await?;
+        self.replace(connection, next).await
+    }
+
+    /// Replaces the buffer by an empty one of the usual size.
+    pub(super) async fn renew(&mut self, connection: &mut Connection) -> Result<(), Interrupt> {
+        self.replace(connection, Incomplete { frame_bytes: HEADER, value_bytes: 0 }).await
+    }
+
+    /// Replaces the buffer by one with room for a frame, as soon as memory allows.
+    async fn replace(
+        &mut self,
+        connection: &mut Connection,
+        next: Incomplete,
+    ) -> Result<(), Interrupt> {
+        let limit = self.settings.memory();
+        if self.settings.is_strict() && next.value_bytes > limit {
+            return Err(Error::MemoryLimitExceeded { limit, required: next.value_bytes }.into());
+        }
+        let arrived = connection.buffer.len();
+        let size = next.frame_bytes.max(arrived + MIN_READ).max(self.read_size);
+        // The old one goes first: two at once might exceed the limit.
+        self.release(connection);
+        let memory = self.producer.reserve(size).await?;
+        let mut buffer = BytesMut::with_capacity(size);
+        buffer.extend_from_slice(&connection.buffer);
+        connection.buffer = buffer;
+        self.memory = Some(memory);
+        // The consumer's turn, while the rows are in the processor's cache. The memory that it
+        // releases is used for the next buffer, where a reader that ran ahead would need new pages.
+        if self.producer.has_unread() {
+            select! {
+                biased;
+                () = self.producer.changed() => {}
+                () = yield_now() => {}
+            }
+            self.producer.unblocked();
+        }
+        Ok(())
+    }
+
+    /// Releases the memory of the buffer. Its content is kept.
+    pub(super) fn release(&mut self, connection: &mut Connection) {
+        connection.release_read_buffer();
+        self.memory = None;
+    }
+
+    /// Whether to release the buffer, which holds no whole row, to another reader. A buffer for a
+    /// large row is kept.
+    fn lends_memory(&self, connection: &Connection) -> bool {
+        self.readers > 1
+            && connection.buffer.capacity() <= self.read_size
+            && self.keeps_until.is_none()
+            && self.producer.is_memory_short()
+    }
+
+    /// Reads some bytes. Complete rows do not wait for them: they are enqueued first.
+    pub(super) async fn fill(
+        &mut self,
+        connection: &mut Connection,
+        resume: &mut Option<ResumeState>,
+    ) -> Result<(), Interrupt> {
+        loop {
+            match self.producer.permit_read(self.run.rows > 0) {
+                ReadPermit::Closed => return Err(Interrupt::Closed),
+                // A change may have been noticed while the rows were enqueued.
+                ReadPermit::Paused if self.run.rows > 0 => {
+                    self.enqueue(connection, resume).await?;
+                    continue;
+                }
+                ReadPermit::Paused => {
+                    self.producer.changed().await;
+                    continue;
+                }
+                ReadPermit::Granted => {}
+            }
+            match poll_fn(|cx| Poll::Ready(connection.poll_read(cx))).await {
+                Poll::Ready(read) => return self.arrived(read),
+                Poll::Pending if self.run.rows > 0 => {
+                    self.enqueue(connection, resume).await?;
+                    continue;
+                }
+                // The server may send nothing for a long time while another reader waits for this
+                // one's memory.
+                Poll::Pending if self.lends_memory(connection) => {
+                    self.renew(connection).await?;
+                    self.keeps_until = Some(Instant::now() + LEND_AGAIN);
+                    continue;
+                }
+                Poll::Pending => {}
+            }
+            self.producer.blocked_on_server();
+            let timeout = connection.bounds.read_timeout;
+            // Not before a deadline that is close.
+            let in_time = timeout.is_none_or(|timeout| timeout > 4 * COALESCE_TIMEOUT);
+            let wanted = if in_time { self.threshold.next() } else { 1 };
+            let waits_for_more = connection.set_low_water(wanted) && wanted > 1;
+            let read = select! {
+                biased;
+                () = self.producer.changed() => None,
+                read = connection.read() => Some(read),
+                () = sleep(COALESCE_TIMEOUT), if waits_for_more => {
+                    self.threshold.timed_out();
+                    None
+                }
+                () = until(self.keeps_until) => {
+                    self.keeps_until = None;
+                    None
+                }
+                error = silence(timeout) => return Err(error.into()),
+            };
+            self.producer.unblocked();
+            if let Some(read) = read {
+                return self.arrived(read);
+            }
+        }
+    }
+
+    fn arrived(&mut self, read: io::Result<usize>) -> Result<(), Interrupt> {
+        match read {
+            Ok(0) => Err(closed(io::ErrorKind::UnexpectedEof.into()).into()),
+            Ok(bytes) => {
+                self.threshold.record(bytes);
+                Ok(())
+            }
+            Err(e) => Err(closed(e).into()),
+        }
+    }
+}
+
+/// Cuts the rows of `run` off the buffer.
+fn cut(
+    buffer: &mut BytesMut,
+    run: &mut Run,
+    memory: &Arc<MemoryPermit>,
+) -> (Chunk, Arc<MemoryPermit>) {
+    let Run { rows, frame_bytes, value_bytes } = std::mem::take(run);
+    let frames = buffer.split_to(frame_bytes).freeze();
+    (Chunk::new(frames, rows, value_bytes), Arc::clone(memory))
+}
+
+/// How long a reader keeps memory that it had lent: two that wait for their servers would pass it
+/// to each other without a pause.
+const LEND_AGAIN: Duration = Duration::from_millis(10);
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
+}
+
+/// Resolves when the server has sent nothing for too long.
+async fn silence(timeout: Option<Duration>) -> Error {
+    let Some(after) = timeout else { return pending().await };
+    sleep(after).await;
+    Error::Timeout { phase: TimeoutPhase::Read, after }
+}
