@@ -80,12 +80,9 @@ async fn every_number_is_what_happened() {
     let mut emitted = queries(&snapshotter).await;
     emitted.append(&mut connections(&snapshotter).await);
     emitted.append(&mut several_connections(&snapshotter).await);
+    emitted.append(&mut statements(&snapshotter).await);
     for metric in metrics::CATALOG {
         let name = metric.name.strip_prefix("fraiseql_wire_").unwrap();
-        // Queries do not prepare statements yet.
-        if name.starts_with("statement") {
-            continue;
-        }
         assert!(emitted.contains(name), "nothing emits {name}");
     }
 }
@@ -517,6 +514,46 @@ async fn connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
     assert_eq!(sum("cancel_requests_total", &[("outcome", "timeout")]), 1.0);
     assert!(numbers.values("drain_duration_seconds", &[]).len() >= 3);
     assert!(sum("drained_bytes_total", &[]) > 0.0);
+    numbers.names()
+}
+
+async fn statements(snapshotter: &Snapshotter) -> BTreeSet<String> {
+    sql("create view v_prepared as select '1'::json as data;
+         create function f_deallocate() returns jsonb language plpgsql as
+             $$ begin deallocate all; return 'true'; end $$;
+         create view v_deallocate as select f_deallocate() as data")
+    .await;
+    let config = ConnectionConfig::parse(&cluster().url()).unwrap().to_builder();
+    let config = config.statement_cache_capacity(1).build().unwrap();
+    let client = FraiseClient::connect_with_config(config).await.unwrap();
+    let fetch = async |entity: &str, times| {
+        for _ in 0..times {
+            client.query::<Value>(entity).fetch_all().await.unwrap();
+        }
+    };
+    // Two misses and a hit each; the second is prepared in place of the first.
+    fetch("v_prepared", 3).await;
+    fetch("v_one", 3).await;
+    // Two misses, in place of the other, and two hits, the second of which is none for the server.
+    fetch("v_prepared", 3).await;
+    sql("drop view v_prepared; create view v_prepared as select '1'::jsonb as data").await;
+    fetch("v_prepared", 1).await;
+    // Prepared again, and gone.
+    fetch("v_prepared", 2).await;
+    fetch("v_deallocate", 1).await;
+    fetch("v_prepared", 3).await;
+
+    let numbers = Numbers::of(snapshotter);
+    let sum = |name: &str, entity| numbers.sum(name, &[("entity", entity)]);
+    let cache = |entity| {
+        ["hits", "misses", "evictions"]
+            .map(|name| sum(&format!("statement_cache_{name}_total"), entity))
+    };
+    assert_eq!(cache("v_prepared"), [5.0, 5.0, 1.0]);
+    assert_eq!(cache("v_one"), [1.0, 2.0, 1.0]);
+    assert_eq!(cache("v_deallocate"), [0.0, 1.0, 0.0]);
+    let reprepared = |reason| numbers.sum("statements_reprepared_total", &[("reason", reason)]);
+    assert_eq!(["changed", "missing", "exists"].map(reprepared), [1.0, 1.0, 0.0]);
     numbers.names()
 }
 
