@@ -9,7 +9,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Bounds, Connection, Session, TARGET, Taken, establish::unreachable, told_wrong};
+use super::{Bounds, Connection, Session, TARGET, Taken, connect::unreachable, told_wrong};
 use crate::{
     config::{SocketSettings, TlsSettings},
     error::{ConnectAttempt, Error, Result, TimeoutPhase},

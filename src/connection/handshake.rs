@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 use super::{
     Bounds, Connection, SMALL_READ, Taken,
     cancel::CancelKey,
-    establish::ways_to_cancel,
+    connect::ways_to_cancel,
     random,
     session::{ConnectionInfo, Heard, Notices, Session},
     statement_cache::StatementCache,

@@ -2,7 +2,7 @@
 
 mod cancel;
 mod connecting;
-mod establish;
+mod connect;
 mod handshake;
 mod random;
 mod running_query;

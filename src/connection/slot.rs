@@ -16,7 +16,7 @@ use super::{
     Connection, TARGET,
     cancel::timed_out,
     connecting::Connecting,
-    establish::{connect, connect_to},
+    connect::{connect, connect_to},
     random,
     running_query::{RunningQuery, WeakQuery},
     session::{Notices, Session},
