@@ -2,7 +2,7 @@ use std::{fmt, sync::Arc};
 
 use crate::{
     config::{ConnectionConfig, TlsConfig},
-    connection::{Access, CancelToken, ConnectionInfo, ServerVersion, Slot},
+    connection::{CancelToken, ConnectionInfo, ServerVersion, Slot, SlotHandle},
     error::{DbError, Result},
     query::QueryBuilder,
     stream::FromJsonRow,
@@ -67,7 +67,7 @@ impl FraiseClient {
     /// Dropping the future gives the connection up.
     pub async fn connect_with_config(config: ConnectionConfig) -> Result<Self> {
         let client = Self::new(config);
-        let (_alone, lease, connection) = client.access().acquire().await?;
+        let (_alone, lease, connection) = client.slot_handle().acquire().await?;
         lease.give_back(connection);
         Ok(client)
     }
@@ -108,7 +108,7 @@ impl FraiseClient {
     ///
     /// The builder and its stream do not borrow from the client.
     pub fn query<T: FromJsonRow>(&self, entity: &str) -> QueryBuilder<T> {
-        QueryBuilder::new(self.access(), entity)
+        QueryBuilder::new(self.slot_handle(), entity)
     }
 
     /// See [`Slot::next_checkout`].
@@ -117,8 +117,8 @@ impl FraiseClient {
         self.slot.next_checkout();
     }
 
-    pub(crate) fn access(&self) -> Access {
-        self.slot.access()
+    pub(crate) fn slot_handle(&self) -> SlotHandle {
+        self.slot.handle()
     }
 
     /// Makes one round trip to the server, and connects first if there is no connection.
@@ -142,10 +142,10 @@ impl FraiseClient {
     ///
     /// Dropping the future closes the connection; the next query opens another one.
     pub async fn ping(&self) -> Result<()> {
-        let access = self.access();
-        let query = access.begin_query();
+        let slot = self.slot_handle();
+        let query = slot.begin_query();
         loop {
-            let acquired = query.unless_cancelled(access.acquire()).await?;
+            let acquired = query.unless_cancelled(slot.acquire()).await?;
             let (_alone, lease, mut connection) = acquired;
             match query.unless_cancelled(connection.ping()).await {
                 Ok(()) => {
@@ -181,7 +181,7 @@ impl FraiseClient {
     ///
     /// Dropping the future closes the connection all the same.
     pub async fn close(self) -> Result<()> {
-        match self.access().take_idle().await? {
+        match self.slot_handle().take_idle().await? {
             Some(connection) => connection.close().await,
             None => Ok(()),
         }

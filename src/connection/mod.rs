@@ -1,8 +1,8 @@
 //! A connection to a server: it exists only when it is ready for a query.
 
 mod cancel;
-mod connecting;
 mod connect;
+mod connecting;
 mod handshake;
 mod random;
 mod running_query;
@@ -30,7 +30,7 @@ pub(crate) use self::{
     cancel::{settle, stop_lost},
     running_query::{QuerySession, RunningQuery},
     session::Session,
-    slot::{Access, Lease, Slot, StreamGuard},
+    slot::{Lease, Slot, SlotHandle, StreamGuard},
     statement_cache::Choice,
 };
 use self::{session::Heard, statement_cache::StatementCache, transaction::Unanswered};

@@ -15,8 +15,8 @@ use tracing::debug;
 use super::{
     Connection, TARGET,
     cancel::timed_out,
-    connecting::Connecting,
     connect::{connect, connect_to},
+    connecting::Connecting,
     random,
     running_query::{RunningQuery, WeakQuery},
     session::{Notices, Session},
@@ -37,7 +37,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Slot {
     config: ConnectionConfig,
-    state: Mutex<State>,
+    state: Mutex<SlotState>,
     freed: Notify,
     pub(crate) notices: Notices,
     /// Handles of metrics that its queries share.
@@ -45,8 +45,8 @@ pub(crate) struct Slot {
 }
 
 #[derive(Debug, Default)]
-struct State {
-    work: Work,
+struct SlotState {
+    connection: ConnectionState,
     stream_alive: bool,
     /// That of the connection, wherever it is.
     session: Option<Arc<Session>>,
@@ -62,18 +62,18 @@ struct State {
 
 /// A slot, and what is kept as long as somebody works on it: its place in a pool.
 #[derive(Clone)]
-pub(crate) struct Access {
+pub(crate) struct SlotHandle {
     slot: Arc<Slot>,
     connecting: Arc<Connecting>,
-    _kept: Option<Kept>,
+    _pool_guard: Option<PoolGuard>,
 }
 
-type Kept = Arc<dyn Any + Send + Sync>;
+type PoolGuard = Arc<dyn Any + Send + Sync>;
 
 /// The right to run a query, the right to the connection, and the connection, if there is one.
 type Acquired = (StreamGuard, Lease, Option<Box<Connection>>);
 
-impl Access {
+impl SlotHandle {
     /// Takes the connection for a query, or opens one, and the right to run it.
     ///
     /// Waits for the clean-up of an earlier stream, which is bounded. Cancel-safe.
@@ -138,14 +138,14 @@ impl Access {
         if state.stream_alive {
             return Err(Error::ConnectionBusy);
         }
-        let idle = match mem::replace(&mut state.work, Work::Out) {
-            Work::Out => return Ok(None),
-            Work::Idle(connection) => Some(connection),
-            Work::None => None,
+        let idle = match mem::replace(&mut state.connection, ConnectionState::InUse) {
+            ConnectionState::InUse => return Ok(None),
+            ConnectionState::Idle(connection) => Some(connection),
+            ConnectionState::None => None,
         };
         state.stream_alive = true;
-        let guard = StreamGuard { access: self.clone() };
-        Ok(Some((guard, Lease { access: Some(self.clone()) }, idle)))
+        let guard = StreamGuard { slot: self.clone() };
+        Ok(Some((guard, Lease { slot: Some(self.clone()) }, idle)))
     }
 
     /// Opens the client's connection.
@@ -199,12 +199,12 @@ impl Access {
     }
 
     #[cfg(any(feature = "bb8", feature = "deadpool"))]
-    pub(crate) fn keeping(self, kept: Kept) -> Self {
-        Self { _kept: Some(kept), ..self }
+    pub(crate) fn with_pool_guard(self, guard: PoolGuard) -> Self {
+        Self { _pool_guard: Some(guard), ..self }
     }
 }
 
-impl Deref for Access {
+impl Deref for SlotHandle {
     type Target = Slot;
 
     fn deref(&self) -> &Slot {
@@ -214,13 +214,13 @@ impl Deref for Access {
 
 /// What the connection is doing.
 #[derive(Debug, Default)]
-enum Work {
+enum ConnectionState {
     /// There is none, or it was lost.
     #[default]
     None,
     Idle(Box<Connection>),
     /// Out on a [`Lease`].
-    Out,
+    InUse,
 }
 
 impl Slot {
@@ -231,8 +231,8 @@ impl Slot {
     }
 
     /// The way in.
-    pub(crate) fn access(self: &Arc<Self>) -> Access {
-        Access { slot: Arc::clone(self), connecting: Arc::default(), _kept: None }
+    pub(crate) fn handle(self: &Arc<Self>) -> SlotHandle {
+        SlotHandle { slot: Arc::clone(self), connecting: Arc::default(), _pool_guard: None }
     }
 
     pub(crate) fn config(&self) -> &ConnectionConfig {
@@ -276,11 +276,11 @@ impl Slot {
             let mut state = self.lock();
             match connection {
                 Some(connection) if !state.closed => {
-                    state.work = Work::Idle(connection);
+                    state.connection = ConnectionState::Idle(connection);
                     None
                 }
                 other => {
-                    state.work = Work::None;
+                    state.connection = ConnectionState::None;
                     state.session = None;
                     other
                 }
@@ -299,7 +299,7 @@ impl Slot {
 
     pub(crate) fn is_busy(&self) -> bool {
         let state = self.lock();
-        state.stream_alive || matches!(state.work, Work::Out)
+        state.stream_alive || matches!(state.connection, ConnectionState::InUse)
     }
 
     /// Ends the connection, now or when the work on it ends.
@@ -307,17 +307,17 @@ impl Slot {
         let idle = {
             let mut state = self.lock();
             state.closed = true;
-            match &state.work {
-                Work::Idle(_) => mem::take(&mut state.work),
-                _ => Work::None,
+            match &state.connection {
+                ConnectionState::Idle(_) => mem::take(&mut state.connection),
+                _ => ConnectionState::None,
             }
         };
-        if let Work::Idle(mut connection) = idle {
+        if let ConnectionState::Idle(mut connection) = idle {
             connection.closes(Closed::Close);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, SlotState> {
         // No code that can panic runs under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -383,19 +383,19 @@ impl CancelToken {
 /// Says that a stream is alive, until it is dropped.
 pub(crate) struct StreamGuard {
     /// What it keeps goes behind the last that it does.
-    access: Access,
+    slot: SlotHandle,
 }
 
 impl StreamGuard {
     /// The timeout that the server was given at the start of the session.
     pub(crate) fn statement_timeout(&self) -> Option<Duration> {
-        self.access.config.statement_timeout()
+        self.slot.config.statement_timeout()
     }
 }
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        self.access.lock().stream_alive = false;
+        self.slot.lock().stream_alive = false;
     }
 }
 
@@ -404,7 +404,7 @@ impl Drop for StreamGuard {
 pub(crate) struct Lease {
     /// Until the lease ends. From then on the connection may be in use by another one, which must
     /// not be affected.
-    access: Option<Access>,
+    slot: Option<SlotHandle>,
 }
 
 impl Lease {
@@ -414,9 +414,9 @@ impl Lease {
     ///
     /// The system has no random number.
     pub(crate) fn pause_before_retry(&self, failures: u32) -> Result<Option<Duration>> {
-        match (&self.access, failures) {
+        match (&self.slot, failures) {
             (_, 0) => Ok(Some(Duration::ZERO)),
-            (Some(access), failures) => Ok(access.config.retry().pause(failures, random::unit()?)),
+            (Some(slot), failures) => Ok(slot.config.retry().pause(failures, random::unit()?)),
             (None, _) => Ok(None),
         }
     }
@@ -433,23 +433,23 @@ impl Lease {
         error: &Error,
         pause: Duration,
     ) -> Result<Box<Connection>> {
-        let Some(access) = &self.access else { return Err(error.copy()) };
+        let Some(slot) = &self.slot else { return Err(error.copy()) };
         // A deadline that passes in the pause is about the lost connection.
-        access.connecting.begin();
-        access.connecting.failed(&ConnectAttempt {
+        slot.connecting.begin();
+        slot.connecting.failed(&ConnectAttempt {
             target: lost.server().to_string(),
             error: Box::new(error.copy()),
         });
         sleep(pause).await;
-        let opened = Box::pin(access.open()).await;
-        access.connecting.end();
+        let opened = Box::pin(slot.open()).await;
+        slot.connecting.end();
         opened
     }
 
     /// Returns the error of a deadline that has passed: see [`Connecting::explain`].
     pub(crate) fn explain(&self, error: Error) -> Error {
-        match &self.access {
-            Some(access) => access.connecting.explain(error),
+        match &self.slot {
+            Some(slot) => slot.connecting.explain(error),
             None => error,
         }
     }
@@ -460,16 +460,16 @@ impl Lease {
         connection.reused = true;
         // The handler of notices may panic here: then the lease ends without the connection.
         let is_clean = connection.is_clean();
-        if let Some(access) = self.access.take() {
-            access.end_lease(Some(connection).filter(|_| is_clean));
+        if let Some(slot) = self.slot.take() {
+            slot.end_lease(Some(connection).filter(|_| is_clean));
         }
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Some(access) = self.access.take() {
-            access.end_lease(None);
+        if let Some(slot) = self.slot.take() {
+            slot.end_lease(None);
         }
     }
 }

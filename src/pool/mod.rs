@@ -145,20 +145,20 @@ impl PooledClient {
         object: O,
         entity: &str,
     ) -> QueryBuilder<T> {
-        let kept = Kept { since: Instant::now(), object };
-        let client = &kept.object.as_ref().client;
-        let access = client.access();
-        QueryBuilder::new(access.keeping(Arc::new(kept)), entity)
+        let guard = PoolGuard { since: Instant::now(), object };
+        let client = &guard.object.as_ref().client;
+        let slot = client.slot_handle();
+        QueryBuilder::new(slot.with_pool_guard(Arc::new(guard)), entity)
     }
 }
 
 /// A client that is out of its pool.
-struct Kept<O: AsRef<PooledClient>> {
+struct PoolGuard<O: AsRef<PooledClient>> {
     since: Instant,
     object: O,
 }
 
-impl<O: AsRef<PooledClient>> Drop for Kept<O> {
+impl<O: AsRef<PooledClient>> Drop for PoolGuard<O> {
     fn drop(&mut self) {
         metrics::used(&self.object.as_ref().pool, self.since.elapsed());
     }

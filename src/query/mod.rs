@@ -10,7 +10,7 @@ use tracing::debug;
 
 use self::options::QueryOptions;
 use crate::{
-    connection::{Access, TARGET},
+    connection::{SlotHandle, TARGET},
     error::{DbError, Error, OneLine, Result, sqlstate},
     sql::{
         Condition, Field, Filter, Order, OrderBy, Projection, Select, Statement, TYPE_TEST, ToParam,
@@ -48,7 +48,7 @@ use crate::{
 /// ```
 #[must_use = "a query does nothing until it is executed"]
 pub struct QueryBuilder<T> {
-    access: Access,
+    slot: SlotHandle,
     select: Select,
     predicates: Predicates<T>,
     settings: StreamSettings,
@@ -58,9 +58,9 @@ pub struct QueryBuilder<T> {
 }
 
 impl<T: FromJsonRow> QueryBuilder<T> {
-    pub(crate) fn new(access: Access, entity: &str) -> Self {
+    pub(crate) fn new(slot: SlotHandle, entity: &str) -> Self {
         Self {
-            access,
+            slot,
             select: Select::new(entity),
             predicates: Predicates::default(),
             settings: StreamSettings::default(),
@@ -414,7 +414,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// Dropping the future stops the query, as dropping the stream does.
     pub async fn execute(self) -> Result<QueryStream<T>> {
-        let Self { access, mut select, predicates, settings, options, is_persistent, .. } = self;
+        let Self { slot, mut select, predicates, settings, options, is_persistent, .. } = self;
         settings.check()?;
         options.apply(&mut select, &settings)?;
         let plan = QueryPlan {
@@ -425,7 +425,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
             settings: StreamSettings { row_limit: select.limit, ..settings },
             select,
         };
-        QueryStream::open(&access, plan, predicates).await
+        QueryStream::open(&slot, plan, predicates).await
     }
 
     /// Runs the query and collects its rows, whatever memory they take.
@@ -570,7 +570,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
             select: self.select,
         };
         let sql = plan.query.clone();
-        let opened = QueryStream::open(&self.access, plan, Predicates::default()).await;
+        let opened = QueryStream::open(&self.slot, plan, Predicates::default()).await;
         let mut stream = opened.map_err(|e| not_json(e, sql.sql()))?;
         let answer = next(&mut stream).await;
         // Read to the end, so that the connection is free immediately. Another row (from another

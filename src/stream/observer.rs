@@ -12,7 +12,7 @@ use tracing::Span;
 
 use super::span::{self, QueryText};
 use crate::{
-    connection::Access,
+    connection::SlotHandle,
     error::Error,
     metrics::{Outcome, QueryLabels, QueryMetrics},
 };
@@ -30,10 +30,10 @@ pub(super) struct QueryObserver {
 }
 
 impl QueryObserver {
-    pub(super) fn begin(access: &Access, labels: QueryLabels<'_>, text: QueryText<'_>) -> Self {
+    pub(super) fn begin(slot: &SlotHandle, labels: QueryLabels<'_>, text: QueryText<'_>) -> Self {
         let started_at = now();
-        let span = span::begin(access, text);
-        Self::new(QueryMetrics::begin(&access.query_metrics, labels), span, started_at)
+        let span = span::begin(slot, text);
+        Self::new(QueryMetrics::begin(&slot.query_metrics, labels), span, started_at)
     }
 
     pub(super) fn new(metrics: QueryMetrics, span: Span, started_at: Instant) -> Self {
@@ -49,8 +49,8 @@ impl QueryObserver {
     }
 
     /// Records which server runs the query.
-    pub(super) fn connected(&self, access: &Access) {
-        span::connected(&self.span(), access);
+    pub(super) fn connected(&self, slot: &SlotHandle) {
+        span::connected(&self.span(), slot);
     }
 
     /// The stream is ready to be read.

@@ -16,7 +16,7 @@ use super::{
     teardown::{Held, InFlight, StartError, StartingTransaction, give_back},
 };
 use crate::{
-    connection::{Access, Choice, Connection, Lease, RunningQuery, StreamGuard, TARGET},
+    connection::{Choice, Connection, Lease, RunningQuery, SlotHandle, StreamGuard, TARGET},
     error::{Error, Result, TimeoutPhase},
     metrics::connection as metrics,
     protocol::{extended_query::ExtendedQuery, frontend::NO_CLOSES},
@@ -26,11 +26,11 @@ use crate::{
 ///
 /// If the whole answer has arrived by then, the connection is back in the client. Otherwise reader
 /// tasks read the rest. Dropping the future cancels the query, in the background.
-pub(super) async fn open(access: &Access, plan: QueryPlan) -> Result<Arc<Channel>> {
-    let observer = QueryObserver::begin(access, plan.labels(), plan.text());
+pub(super) async fn open(slot: &SlotHandle, plan: QueryPlan) -> Result<Arc<Channel>> {
+    let observer = QueryObserver::begin(slot, plan.labels(), plan.text());
     let deadlines = Deadlines::new(observer.started_at, &plan.settings);
-    let query = access.begin_query();
-    let opening = Opening { access, plan: &plan, query: &query, observer: &observer };
+    let query = slot.begin_query();
+    let opening = Opening { slot, plan: &plan, query: &query, observer: &observer };
     let opened = {
         // By reference: a future that takes another by value has room for it twice.
         let run = pin!(opening.run().instrument(observer.span()));
@@ -39,7 +39,7 @@ pub(super) async fn open(access: &Access, plan: QueryPlan) -> Result<Arc<Channel
     match opened {
         Ok(opened) => Ok(opened.into_channel(plan, observer, deadlines)),
         Err(OpenError { error, is_counted }) => {
-            let error = access.connecting().explain(error);
+            let error = slot.connecting().explain(error);
             let is_connecting = matches!(error, Error::Connection { .. });
             if !is_counted && !is_connecting && !matches!(error, Error::Cancelled) {
                 metrics::error(error.category().as_str(), "query");
@@ -53,7 +53,7 @@ pub(super) async fn open(access: &Access, plan: QueryPlan) -> Result<Arc<Channel
 
 /// A query that has no stream yet.
 struct Opening<'a> {
-    access: &'a Access,
+    slot: &'a SlotHandle,
     plan: &'a QueryPlan,
     query: &'a RunningQuery,
     observer: &'a QueryObserver,
@@ -91,9 +91,9 @@ impl Opening<'_> {
     async fn run(self) -> Result<Opened, OpenError> {
         let mut is_replaced = false;
         loop {
-            let acquired = self.access.acquire().await;
+            let acquired = self.slot.acquire().await;
             let (guard, lease, connection) = acquired.map_err(OpenError::of_acquire)?;
-            self.observer.connected(self.access);
+            self.observer.connected(self.slot);
             let started = match &self.plan.execution {
                 Execution::Single | Execution::Resumable(_) => self.start(lease, connection).await,
                 Execution::Parallel { parts, partition_by } => {
@@ -154,7 +154,7 @@ impl Opening<'_> {
 
     /// Chooses how the server finds the statement: by its text, or by its name.
     fn choose_statement(&self, connection: &mut Connection) -> Choice {
-        let (plan, config) = (self.plan, self.access.config());
+        let (plan, config) = (self.plan, self.slot.config());
         let is_cached = plan.is_persistent
             && config.statement_cache_capacity() > 0
             && !config.prepared_statements_lost().get()
@@ -189,7 +189,7 @@ impl Opening<'_> {
         if let Some(reason) = retry.reason {
             self.observer.metrics.statement_reprepared(reason);
         }
-        if retry.statements_lost && self.access.config().prepared_statements_lost().set() {
+        if retry.statements_lost && self.slot.config().prepared_statements_lost().set() {
             warn!(
                 target: TARGET,
                 "the server has lost a prepared statement, so statements are not cached any more: \
@@ -209,7 +209,7 @@ impl Opening<'_> {
         let running = self.query.session();
         let mut starting = StartingTransaction::new();
         let first = starting.hold(connection, lease, running.clone());
-        let planned = match parallel.begin(self.access, first, &running).await {
+        let planned = match parallel.begin(self.slot, first, &running).await {
             Ok(planned) => planned,
             Err(BeginError { error, is_counted }) => {
                 return Err(starting.failed(error, is_counted).await);

@@ -22,7 +22,7 @@ use tokio::{
 
 use super::settings::MIN_READ;
 use crate::{
-    connection::{Access, Connection, QuerySession},
+    connection::{Connection, QuerySession, SlotHandle},
     error::{Error, Result, TimeoutPhase, sqlstate, sqlstate::SqlState},
     protocol::frontend,
     sql::{
@@ -104,12 +104,12 @@ impl Parallel<'_> {
     /// If the first connection is answered, it can be used after its transaction has ended.
     pub(super) async fn begin(
         &self,
-        access: &Access,
+        slot: &SlotHandle,
         first: &mut Connection,
         running: &QuerySession,
     ) -> Result<Planned, BeginError> {
-        let (relation, mut others) = self.open(access, first, running).await?;
-        match self.bring_together(relation, access, first, &mut others, running).await {
+        let (relation, mut others) = self.open(slot, first, running).await?;
+        match self.bring_together(relation, slot, first, &mut others, running).await {
             Ok(execute) => Ok(Planned { others, execute }),
             Err(error) => {
                 // A pooler would close the server's connection if its client left it in a
@@ -125,14 +125,14 @@ impl Parallel<'_> {
     /// so a slow login blocks no other session.
     async fn open(
         &self,
-        access: &Access,
+        slot: &SlotHandle,
         first: &mut Connection,
         running: &QuerySession,
     ) -> Result<(RelationInfo, Vec<Connection>), BeginError> {
         let entity = &self.select.entity;
         let describe = RelationInfo::describe(entity)?;
         let session = Arc::clone(&first.session);
-        let connecting = (1..self.parts).map(|_| access.connect_beside(&session));
+        let connecting = (1..self.parts).map(|_| slot.connect_beside(&session));
         let connecting = try_all(connecting);
         let describing = async {
             let mut missing = None;
@@ -168,7 +168,7 @@ impl Parallel<'_> {
     async fn bring_together(
         &self,
         mut relation: RelationInfo,
-        access: &Access,
+        slot: &SlotHandle,
         first: &mut Connection,
         others: &mut [Connection],
         running: &QuerySession,
@@ -179,7 +179,7 @@ impl Parallel<'_> {
             since.zip(limit).is_some_and(|(since, limit)| since.elapsed() >= limit)
         };
         loop {
-            self.begin_transactions(access, first, others, running).await?;
+            self.begin_transactions(slot, first, others, running).await?;
             match self.attempt(&relation, first, others, running).await {
                 Ok(execute) => return Ok(execute),
                 Err(Obstacle::Failed(error)) => return Err(error),
@@ -218,13 +218,13 @@ impl Parallel<'_> {
     /// has a connection to the server then, or nothing is blocked by the wait for one.
     async fn begin_transactions(
         &self,
-        access: &Access,
+        slot: &SlotHandle,
         first: &mut Connection,
         others: &mut [Connection],
         running: &QuerySession,
     ) -> Result<()> {
         let begun = AtomicUsize::new(0);
-        let after = access.config().connect_timeout().unwrap_or(BEGIN_TIMEOUT);
+        let after = slot.config().connect_timeout().unwrap_or(BEGIN_TIMEOUT);
         let beginning =
             join_all(once(first).chain(others).map(|session| begin(session, &begun, running)));
         let beginning = timeout(after, beginning).await.map_err(|_| {

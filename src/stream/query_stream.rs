@@ -22,7 +22,7 @@ use super::{
     row_chunk::RowChunk,
     stats::{StreamState, StreamStats},
 };
-use crate::{connection::Access, error::Result, metrics::Outcome};
+use crate::{connection::SlotHandle, error::Result, metrics::Outcome};
 
 #[cfg(doc)]
 use crate::error::Error;
@@ -67,11 +67,11 @@ pub struct QueryStream<T> {
 impl<T: FromJsonRow> QueryStream<T> {
     /// Runs a query up to its first rows. Dropping the future cancels it.
     pub(crate) async fn open(
-        access: &Access,
+        slot: &SlotHandle,
         plan: QueryPlan,
         predicates: Predicates<T>,
     ) -> Result<Self> {
-        let channel = open(access, plan).await?;
+        let channel = open(slot, plan).await?;
         Ok(Self {
             consumer: Consumer::new(channel),
             chunk: None,
