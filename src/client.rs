@@ -154,7 +154,7 @@ impl FraiseClient {
                 }
                 // The next round opens a new connection, so there is no third. Nothing is lost if
                 // the server sees both.
-                Err(e) if connection.reused && e.ends_session() => connection.lost_idle(),
+                Err(e) if connection.reused && e.ends_session() => connection.discard_stale(),
                 Err(e) => {
                     if connection.is_answered() && !e.ends_session() {
                         lease.give_back(connection);

@@ -9,11 +9,13 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Bounds, Connection, Session, TARGET, Taken, connect::unreachable, told_wrong};
+use super::{
+    Connection, Limits, Session, TARGET, Taken, connect::unreachable, count_protocol_error,
+};
 use crate::{
     config::{SocketSettings, TlsSettings},
     error::{ConnectAttempt, Error, Result, TimeoutPhase},
-    metrics::connection::{self as metrics, CancelRequest, Closed},
+    metrics::connection::{self as metrics, CancelRequest, CloseReason},
     protocol::{
         backend::{Message, name_of},
         extended_query::ExtendedQuery,
@@ -67,12 +69,12 @@ pub(super) struct CancelKey {
 /// # Errors
 ///
 /// The connection cannot be used again and must be dropped.
-pub(crate) async fn settle(
+pub(crate) async fn cancel_and_drain(
     connection: &mut Connection,
     query: &ExtendedQuery,
     mut unsent: Bytes,
 ) -> Result<()> {
-    let Bounds { drain_limit, .. } = connection.bounds;
+    let Limits { drain_limit, .. } = connection.limits;
     let mut drain = Drain { limit: drain_limit, drained: 0 };
     let began = Instant::now();
     let settled = clean_up(connection, query, &mut unsent, &mut drain).await;
@@ -81,12 +83,12 @@ pub(crate) async fn settle(
     debug!(target: TARGET, bytes = drain.drained, ?took, "drained a query that ended early");
     settled.inspect_err(|e| {
         metrics::error(e.category().as_str(), "drain");
-        connection.closes(match e {
+        connection.set_close_reason(match e {
             // Not that of a cancel request.
-            Error::ConnectionClosed { during, .. } if *during == DURING => Closed::Server,
-            Error::Timeout { .. } => Closed::DrainLimit,
-            _ if drain.drained > drain_limit => Closed::DrainLimit,
-            _ => Closed::Broken,
+            Error::ConnectionClosed { during, .. } if *during == DURING => CloseReason::Server,
+            Error::Timeout { .. } => CloseReason::DrainLimit,
+            _ if drain.drained > drain_limit => CloseReason::DrainLimit,
+            _ => CloseReason::Broken,
         });
     })
 }
@@ -97,7 +99,7 @@ async fn clean_up(
     unsent: &mut Bytes,
     drain: &mut Drain,
 ) -> Result<()> {
-    let Bounds { cancel_timeout, drain_limit, .. } = connection.bounds;
+    let Limits { cancel_timeout, drain_limit, .. } = connection.limits;
     let session = Arc::clone(&connection.session);
     let cancel = async || match session.cancel.as_ref().filter(|_| query.is_running()) {
         Some(key) => session.send_cancel(key).await,
@@ -201,7 +203,7 @@ impl CancelKey {
         let mut attempts = Vec::new();
         let mut ways = self.encryption;
         while let Some((with_tls, others)) = ways.split_first() {
-            match self.try_way(*with_tls, others).await {
+            match self.try_encryption(*with_tls, others).await {
                 Ok(()) => return Ok(()),
                 Err(e) => attempts.push(ConnectAttempt {
                     target: format!("{}, to cancel a query", self.address),
@@ -213,7 +215,7 @@ impl CancelKey {
         Err(unreachable(attempts))
     }
 
-    async fn try_way(&self, with_tls: bool, others: &[bool]) -> Result<()> {
+    async fn try_encryption(&self, with_tls: bool, others: &[bool]) -> Result<()> {
         const DURING: &str = "while sending a cancel request";
         let request = frontend::cancel_request(self.process_id, &self.secret)?;
         let connected = Transport::connect(&self.address, &self.sockets).await;
@@ -316,7 +318,7 @@ impl Drain {
             if !connection.is_in_message() {
                 let buffer = &connection.buffer;
                 let tag = buffer.first().copied().unwrap_or_default();
-                let header = told_wrong(name_of(tag), Header::read(buffer, MAX_FRAME))?;
+                let header = count_protocol_error(name_of(tag), Header::read(buffer, MAX_FRAME))?;
                 let Some(header) = header else { return Ok(Arrived::Incomplete) };
                 let is_cut = buffer.len() < header.size && header.size > READ;
                 if is_cut && !Long::reads(tag) {
@@ -328,7 +330,7 @@ impl Drain {
             match connection.take_message_within(MAX_FRAME)? {
                 Taken::Message(Message::ReadyForQuery) => return Ok(Arrived::Ready),
                 Taken::Message(_) => {}
-                Taken::Absorbed => return Ok(Arrived::Async),
+                Taken::Async => return Ok(Arrived::Async),
                 Taken::Incomplete => return Ok(Arrived::Incomplete),
             }
         }

@@ -6,7 +6,7 @@ use tracing::{Instrument, Span, debug, field::Empty, info_span, warn};
 use super::{
     Connection, TARGET,
     connecting::Connecting,
-    handshake::{self, Rejection},
+    handshake::{HandshakeContext, Rejection, handshake},
     random,
     session::Notices,
 };
@@ -19,7 +19,7 @@ use crate::{
         ConnectAttempt, Error, LOGGING_IN_BY_3_2, NOT_STARTED, RESOLVING, Result, TimeoutPhase,
         WRONG_ROLE, sqlstate,
     },
-    metrics::connection::{Attempt, Closed, Phase, tls_agreed},
+    metrics::connection::{Attempt, CloseReason, Phase, tls_agreed},
     transport::{Address, Encrypted, Tls, Transport, resolve},
 };
 
@@ -66,7 +66,7 @@ pub(super) async fn connect_to(
     let mut attempts = Vec::new();
     for wanted in wanted {
         for target in &targets {
-            let mut host = Host {
+            let mut host = HostAttempt {
                 config,
                 target,
                 wanted: *wanted,
@@ -96,7 +96,7 @@ enum Next {
 }
 
 /// One host that is tried.
-struct Host<'a> {
+struct HostAttempt<'a> {
     config: &'a ConnectionConfig,
     target: &'a Target,
     wanted: TargetSessionAttrs,
@@ -113,7 +113,7 @@ struct Host<'a> {
     refused: Option<Password>,
 }
 
-impl Host<'_> {
+impl HostAttempt<'_> {
     async fn connect(&mut self, shuffle: bool) -> Result<Connection, Next> {
         let deadline = deadline(self.config);
         self.attempt.begins(Phase::Resolve);
@@ -166,13 +166,13 @@ impl Host<'_> {
         address: &Address,
         deadline: Option<Instant>,
     ) -> Result<Connection, After> {
-        let mut ways = ways(self.config, address);
+        let mut ways = encryption_modes(self.config, address);
         while let Some((with_tls, rest)) = ways.split_first() {
             let config = self.config;
-            let span = attempt(self.target, address, *with_tls);
+            let span = attempt_span(self.target, address, *with_tls);
             self.unanswered = false;
             self.connecting.tries(self.label(Some(address)));
-            let way = self.try_way(address, *with_tls, rest).instrument(span.clone());
+            let way = self.try_encryption(address, *with_tls, rest).instrument(span.clone());
             let failure = match within(config, deadline, way).await {
                 Ok(Ok(connection)) => {
                     self.attempt.succeeded();
@@ -210,7 +210,7 @@ impl Host<'_> {
     }
 
     /// Tries one way; `others` are left after it.
-    async fn try_way(
+    async fn try_encryption(
         &mut self,
         address: &Address,
         with_tls: bool,
@@ -262,7 +262,7 @@ impl Host<'_> {
             };
         }
         let refused_before = self.refused.clone();
-        let arrival = handshake::Arrival {
+        let context = HandshakeContext {
             config,
             target: self.target,
             address,
@@ -272,27 +272,26 @@ impl Host<'_> {
             unanswered: &mut self.unanswered,
             refused: refused_before.as_ref(),
         };
-        let mut connection =
-            handshake::handshake(transport, arrival).await.map_err(|rejection| {
-                let Rejection { error, by_server, password } = rejection;
-                // During a rotation the provider may have a newer password. Only once for each
-                // host, because some servers lock accounts after a few refusals.
-                if password.is_some() && refused_before.is_none() {
-                    self.refused = password;
-                    return Failure::new(error, After::SameWay);
+        let mut connection = handshake(transport, context).await.map_err(|rejection| {
+            let Rejection { error, by_server, password } = rejection;
+            // During a rotation the provider may have a newer password. Only once for each
+            // host, because some servers lock accounts after a few refusals.
+            if password.is_some() && refused_before.is_none() {
+                self.refused = password;
+                return Failure::new(error, After::SameWay);
+            }
+            match error.sqlstate() {
+                Some(code) if by_server && *code == sqlstate::CANNOT_CONNECT_NOW => {
+                    Failure::new(error, After::Host)
                 }
-                match error.sqlstate() {
-                    Some(code) if by_server && *code == sqlstate::CANNOT_CONNECT_NOW => {
-                        Failure::new(error, After::Host)
-                    }
-                    _ if by_server => Failure::new(error, refused),
-                    _ => Failure::lost_or(error, After::Stop),
-                }
-            })?;
-        match is_wanted(&mut connection, self.wanted).await {
+                _ if by_server => Failure::new(error, refused),
+                _ => Failure::lost_or(error, After::Stop),
+            }
+        })?;
+        match check_role(&mut connection, self.wanted).await {
             Ok(None) => Ok(connection),
             Ok(Some(other)) => {
-                connection.closes(Closed::Close);
+                connection.set_close_reason(CloseReason::Close);
                 let error = std::io::Error::other(other);
                 Err(Failure::new(Error::Io { during: WRONG_ROLE, source: error }, After::Host))
             }
@@ -362,7 +361,7 @@ fn is_lost(error: &Error) -> bool {
 }
 
 /// The span of an attempt.
-fn attempt(target: &Target, address: &Address, with_tls: bool) -> Span {
+fn attempt_span(target: &Target, address: &Address, with_tls: bool) -> Span {
     let peer = match address {
         Address::Tcp(address) => address.ip().to_string(),
         #[cfg(unix)]
@@ -384,7 +383,7 @@ fn attempt(target: &Target, address: &Address, with_tls: bool) -> Span {
 }
 
 /// Whether to encrypt, first to last.
-fn ways(config: &ConnectionConfig, address: &Address) -> &'static [bool] {
+fn encryption_modes(config: &ConnectionConfig, address: &Address) -> &'static [bool] {
     match (address, config.ssl_mode) {
         // A Unix socket is never encrypted, whatever was asked for: nobody is in between.
         #[cfg(unix)]
@@ -399,12 +398,12 @@ fn ways(config: &ConnectionConfig, address: &Address) -> &'static [bool] {
 
 /// Whether to encrypt a cancel request, first to last: as a new session would be, but for a session
 /// that TLS protects, TLS first.
-pub(super) fn ways_to_cancel(
+pub(super) fn cancel_encryption_modes(
     config: &ConnectionConfig,
     address: &Address,
     session_is_encrypted: bool,
 ) -> &'static [bool] {
-    match ways(config, address) {
+    match encryption_modes(config, address) {
         [false, true] if session_is_encrypted => &[true, false],
         ways => ways,
     }
@@ -425,7 +424,7 @@ fn check_peer(config: &ConnectionConfig, transport: &Transport) -> Result<()> {
 /// Whether the server has the role that is wanted: if not, which one it has.
 ///
 /// Since Postgres 14 a server reports it; an older one is asked.
-async fn is_wanted(
+async fn check_role(
     connection: &mut Connection,
     wanted: TargetSessionAttrs,
 ) -> Result<Option<&'static str>> {
@@ -440,7 +439,7 @@ async fn is_wanted(
                 reported(connection, "in_hot_standby"),
             ) {
                 (Some(by_default), Some(in_recovery)) => by_default || in_recovery,
-                _ => connection.ask("show transaction_read_only").await? == "on",
+                _ => connection.query_scalar("show transaction_read_only").await? == "on",
             };
             return Ok(match (wanted, read_only) {
                 (TargetSessionAttrs::ReadWrite, true) => Some("its sessions are read-only"),
@@ -451,7 +450,9 @@ async fn is_wanted(
         TargetSessionAttrs::Primary | TargetSessionAttrs::Standby => {
             match reported(connection, "in_hot_standby") {
                 Some(in_recovery) => in_recovery,
-                None => connection.ask("select pg_catalog.pg_is_in_recovery()").await? == "t",
+                None => {
+                    connection.query_scalar("select pg_catalog.pg_is_in_recovery()").await? == "t"
+                }
             }
         }
     };
@@ -564,7 +565,7 @@ mod tests {
             "host=several.example user=u sslmode=disable connect_timeout=2".parse().unwrap();
         let mut attempts = Vec::new();
         let (targets, notices) = (config.targets(), Notices::default());
-        let mut host = Host {
+        let mut host = HostAttempt {
             config: &config,
             target: &targets[0],
             wanted: TargetSessionAttrs::Any,

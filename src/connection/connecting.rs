@@ -29,7 +29,7 @@ impl Connecting {
     }
 
     /// The connection was opened, or the error is being returned. Not called if the future that
-    /// connects is dropped: [`explain`](Self::explain) is asked after that.
+    /// connects is dropped: [`deadline_error`](Self::deadline_error) is asked after that.
     pub(super) fn end(&self) {
         let mut state = self.lock();
         state.wanted -= 1;
@@ -56,7 +56,7 @@ impl Connecting {
 
     /// Returns the error of a query's deadline. While a connection is being opened that is the
     /// failed connection: a server that is down must not look like a slow query.
-    pub(crate) fn explain(&self, error: Error) -> Error {
+    pub(crate) fn deadline_error(&self, error: Error) -> Error {
         let Error::Timeout { phase: TimeoutPhase::Query | TimeoutPhase::FirstRow, after } = error
         else {
             return error;

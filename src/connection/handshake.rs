@@ -9,13 +9,13 @@ use tokio::{
 use zeroize::Zeroizing;
 
 use super::{
-    Bounds, Connection, SMALL_READ, Taken,
+    Connection, Limits, SMALL_READ, Taken,
     cancel::CancelKey,
-    connect::ways_to_cancel,
-    random,
-    session::{ConnectionInfo, Heard, Notices, Session},
+    connect::cancel_encryption_modes,
+    count_protocol_error, random,
+    session::{AsyncMessages, ConnectionInfo, Notices, Session},
     statement_cache::StatementCache,
-    take_message, told_wrong, unexpected,
+    take_message, unexpected,
 };
 use crate::{
     auth::{
@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// Who comes, and how they got here.
-pub(super) struct Arrival<'a> {
+pub(super) struct HandshakeContext<'a> {
     pub(super) config: &'a ConnectionConfig,
     pub(super) target: &'a Target,
     pub(super) address: &'a Address,
@@ -74,22 +74,23 @@ impl From<Error> for Rejection {
 /// Logs in and starts the session: consumes a socket, returns a connection ready for a query.
 pub(super) async fn handshake(
     transport: Transport,
-    arrival: Arrival<'_>,
+    context: HandshakeContext<'_>,
 ) -> Result<Connection, Rejection> {
-    let Arrival { config, target, address, notices, began, attempt, unanswered, refused } = arrival;
+    let HandshakeContext { config, target, address, notices, began, attempt, unanswered, refused } =
+        context;
     attempt.comes_to(Phase::Auth);
     let user = config.user_name()?;
     let tls_info = transport.tls_info();
-    let mut wire = Wire {
+    let mut stream = StartupStream {
         transport,
         buffer: BytesMut::new(),
         long: None,
-        heard: Heard::new(notices.clone()),
+        async_messages: AsyncMessages::new(notices.clone()),
         trusted: false,
         unanswered,
     };
-    *wire.unanswered = config.protocol.max > ProtocolVersion::V3_0;
-    wire.send(&startup_message(config, &user)?).await?;
+    *stream.unanswered = config.protocol.max > ProtocolVersion::V3_0;
+    stream.send(&startup_message(config, &user)?).await?;
     let mut login = Login {
         config,
         target,
@@ -101,27 +102,27 @@ pub(super) async fn handshake(
     };
     let asked = Instant::now();
     let mut counted = metrics::Login::begin();
-    let version = login.authenticate(&mut wire, &mut counted).await?;
+    let version = login.authenticate(&mut stream, &mut counted).await?;
     counted.succeeded(asked.elapsed());
     let auth_method = login.auth_method;
-    wire.trusted = true;
+    stream.trusted = true;
     attempt.comes_to(Phase::Startup);
 
     let mut cancel = None;
     loop {
-        match wire.receive().await? {
+        match stream.receive().await? {
             Message::BackendKeyData { process_id, secret } => {
                 if version == ProtocolVersion::V3_0 && secret.len() != 4 {
                     let error = Error::protocol(format!(
                         "a cancel key of {} bytes came, where protocol 3.0 has 4",
                         secret.len()
                     ));
-                    told_wrong("BackendKeyData", Err::<(), _>(error))?;
+                    count_protocol_error("BackendKeyData", Err::<(), _>(error))?;
                 }
                 cancel = Some(CancelKey {
                     address: address.clone(),
                     sockets: config.sockets,
-                    encryption: ways_to_cancel(config, address, tls_info.is_some()),
+                    encryption: cancel_encryption_modes(config, address, tls_info.is_some()),
                     tls: config.tls.clone(),
                     host: target.host.clone(),
                     direct: config.ssl_negotiation == SslNegotiation::Direct,
@@ -130,7 +131,7 @@ pub(super) async fn handshake(
                 });
             }
             Message::ReadyForQuery => {
-                wire.heard.end_login()?;
+                stream.async_messages.end_login()?;
                 break;
             }
             Message::ErrorResponse(e) => return Err(refusal(e, login.user).into()),
@@ -157,13 +158,13 @@ pub(super) async fn handshake(
         },
     };
     Ok(Connection {
-        transport: wire.transport,
+        transport: stream.transport,
         low_water: 1,
-        buffer: wire.buffer,
-        long: wire.long,
-        session: Session::new(wire.heard, info, cancel).into(),
+        buffer: stream.buffer,
+        long: stream.long,
+        session: Session::new(stream.async_messages, info, cancel).into(),
         statements: StatementCache::new(config.statement_cache_capacity()),
-        bounds: Bounds {
+        limits: Limits {
             max_message_size: config.client_options.max_message_size,
             read_timeout: config.client_options.read_timeout,
             cancel_timeout: config.client_options.cancel_timeout,
@@ -203,7 +204,7 @@ fn code(version: ProtocolVersion) -> u32 {
 }
 
 /// Where the login stands: what the server may say next.
-enum State {
+enum LoginState {
     /// Nothing has been asked yet. The server may let the user in, or ask for anything.
     Start,
     /// The password was sent, in clear or as MD5: the server says yes or no.
@@ -240,15 +241,15 @@ impl Login<'_> {
     /// Goes through the login, and returns the version that is spoken.
     async fn authenticate(
         &mut self,
-        wire: &mut Wire<'_>,
+        stream: &mut StartupStream<'_>,
         counted: &mut metrics::Login,
     ) -> Result<ProtocolVersion, Rejection> {
         let mut version = self.config.protocol.max;
         let mut negotiated = false;
-        let mut state = State::Start;
+        let mut state = LoginState::Start;
         loop {
             counted.may_fail_as("lost");
-            let message = wire.receive().await;
+            let message = stream.receive().await;
             if matches!(message, Err(Error::Protocol { .. })) {
                 counted.may_fail_as("malformed");
             }
@@ -262,8 +263,10 @@ impl Login<'_> {
                 }
                 Message::NegotiateProtocolVersion { newest, options } if !negotiated => {
                     counted.may_fail_as("malformed");
-                    version =
-                        told_wrong("NegotiateProtocolVersion", self.negotiate(newest, &options))?;
+                    version = count_protocol_error(
+                        "NegotiateProtocolVersion",
+                        self.negotiate(newest, &options),
+                    )?;
                     negotiated = true;
                     continue;
                 }
@@ -278,27 +281,30 @@ impl Login<'_> {
             counted.may_fail_as("refused_by_policy");
             self.check(&state, &request)?;
             state = match (state, request) {
-                (State::Start | State::PasswordSent | State::ScramVerified, Authentication::Ok) => {
+                (
+                    LoginState::Start | LoginState::PasswordSent | LoginState::ScramVerified,
+                    Authentication::Ok,
+                ) => {
                     return Ok(version);
                 }
-                (State::Start, Authentication::CleartextPassword) => {
+                (LoginState::Start, Authentication::CleartextPassword) => {
                     self.auth_method = "password";
                     counted.may_fail_as("no_password");
                     let password = self.password().await?;
                     counted.may_fail_as("lost");
-                    wire.send(&Zeroizing::new(frontend::password(password.reveal())?)).await?;
-                    State::PasswordSent
+                    stream.send(&Zeroizing::new(frontend::password(password.reveal())?)).await?;
+                    LoginState::PasswordSent
                 }
-                (State::Start, Authentication::Md5Password { salt }) => {
+                (LoginState::Start, Authentication::Md5Password { salt }) => {
                     self.auth_method = "md5";
                     counted.may_fail_as("no_password");
                     let password = self.password().await?;
                     counted.may_fail_as("lost");
                     let response = md5::response(self.user, password.reveal(), salt);
-                    wire.send(&frontend::password(&response)?).await?;
-                    State::PasswordSent
+                    stream.send(&frontend::password(&response)?).await?;
+                    LoginState::PasswordSent
                 }
-                (State::Start, Authentication::Sasl { mechanisms }) => {
+                (LoginState::Start, Authentication::Sasl { mechanisms }) => {
                     let (mechanism, binding) = self.choose(&mechanisms)?;
                     if let Binding::EndPoint(_) = binding {
                         counted.mechanism("scram_sha_256_plus");
@@ -306,11 +312,12 @@ impl Login<'_> {
                     counted.may_fail_as("lost");
                     let first = ClientFirst::new(random::bytes()?, binding);
                     let message = first.message();
-                    wire.send(&frontend::sasl_initial_response(mechanism, message.as_bytes())?)
+                    stream
+                        .send(&frontend::sasl_initial_response(mechanism, message.as_bytes())?)
                         .await?;
-                    State::ScramFirst(first)
+                    LoginState::ScramFirst(first)
                 }
-                (State::ScramFirst(first), Authentication::SaslContinue(data)) => {
+                (LoginState::ScramFirst(first), Authentication::SaslContinue(data)) => {
                     counted.may_fail_as("malformed");
                     let challenge =
                         first.challenge(&data, self.config.client_options.max_scram_iterations)?;
@@ -318,15 +325,15 @@ impl Login<'_> {
                     let keys = self.keys(&challenge.salt, challenge.iterations).await?;
                     counted.may_fail_as("lost");
                     let (message, verifier) = challenge.prove(&keys)?;
-                    wire.send(&frontend::sasl_response(message.as_bytes())?).await?;
-                    State::ScramFinal(verifier)
+                    stream.send(&frontend::sasl_response(message.as_bytes())?).await?;
+                    LoginState::ScramFinal(verifier)
                 }
-                (State::ScramFinal(verifier), Authentication::SaslFinal(data)) => {
+                (LoginState::ScramFinal(verifier), Authentication::SaslFinal(data)) => {
                     counted.may_fail_as("server_signature");
                     verifier.verify(&data)?;
-                    State::ScramVerified
+                    LoginState::ScramVerified
                 }
-                (State::ScramFirst(_) | State::ScramFinal(_), Authentication::Ok) => {
+                (LoginState::ScramFirst(_) | LoginState::ScramFinal(_), Authentication::Ok) => {
                     counted.may_fail_as("server_signature");
                     return Err(Error::authentication(
                         "the server let the user in before it had proved that it knows the \
@@ -334,7 +341,7 @@ impl Login<'_> {
                     )
                     .into());
                 }
-                (State::Start, Authentication::Unsupported { name }) => {
+                (LoginState::Start, Authentication::Unsupported { name }) => {
                     return Err(Error::authentication(format!(
                         "the server asks for {name}, which this client does not speak: give the \
                          role a password method (scram-sha-256) in pg_hba.conf"
@@ -382,7 +389,7 @@ impl Login<'_> {
 
     /// Refuses what the settings do not allow, before anything is given away. The rules are
     /// libpq's (`check_expected_areq`).
-    fn check(&self, state: &State, request: &Authentication) -> Result<()> {
+    fn check(&self, state: &LoginState, request: &Authentication) -> Result<()> {
         let config = self.config;
         let asked = match request {
             // By TLS, that was seen to in the handshake.
@@ -393,7 +400,7 @@ impl Login<'_> {
                 ));
             }
             Authentication::Ok => match state {
-                State::Start => Method::None,
+                LoginState::Start => Method::None,
                 // Checked when it was asked for.
                 _ => return self.check_binding(state),
             },
@@ -423,8 +430,8 @@ impl Login<'_> {
     }
 
     /// With channel_binding=require nothing else must be answered, and nobody be let in unbound.
-    fn check_binding(&self, state: &State) -> Result<()> {
-        let bound = matches!(state, State::ScramVerified) && self.auth_method == SCRAM_PLUS;
+    fn check_binding(&self, state: &LoginState) -> Result<()> {
+        let bound = matches!(state, LoginState::ScramVerified) && self.auth_method == SCRAM_PLUS;
         if self.config.channel_binding == ChannelBinding::Require && !bound {
             return Err(Error::authentication(
                 "channel_binding=require, but the server does not bind this login to the channel: \
@@ -466,7 +473,7 @@ impl Login<'_> {
         }
         self.auth_method = "scram-sha-256";
         if setting == ChannelBinding::Require {
-            self.check_binding(&State::Start)?;
+            self.check_binding(&LoginState::Start)?;
         }
         if !offered(scram::MECHANISM) {
             let names = mechanisms.iter().take(8).map(|name| OneLine::name(name).to_string());
@@ -559,18 +566,18 @@ fn refusal(e: Box<DbError>, user: &str) -> Error {
 }
 
 /// A socket before there is a session.
-struct Wire<'a> {
+struct StartupStream<'a> {
     transport: Transport,
     buffer: BytesMut,
     long: Option<Long>,
-    heard: Heard,
+    async_messages: AsyncMessages,
     /// The login is over: before that, nothing is believed but what belongs to it.
     trusted: bool,
     /// Nothing was answered to a version newer than 3.0.
     unanswered: &'a mut bool,
 }
 
-impl Wire<'_> {
+impl StartupStream<'_> {
     async fn send(&mut self, message: &[u8]) -> Result<()> {
         let sent = async {
             self.transport.write_all(message).await?;
@@ -583,13 +590,14 @@ impl Wire<'_> {
     /// The next message that belongs to the login.
     async fn receive(&mut self) -> Result<Message> {
         loop {
-            let heard = Some(&self.heard).filter(|_| self.trusted);
-            match take_message(&mut self.buffer, &mut self.long, MAX_STARTUP_FRAME, heard) {
+            let async_messages = Some(&self.async_messages).filter(|_| self.trusted);
+            match take_message(&mut self.buffer, &mut self.long, MAX_STARTUP_FRAME, async_messages)
+            {
                 Ok(Taken::Message(message)) => {
                     *self.unanswered = false;
                     return Ok(message);
                 }
-                Ok(Taken::Absorbed) => {
+                Ok(Taken::Async) => {
                     // Its handler has run: check connect_timeout.
                     yield_now().await;
                     continue;

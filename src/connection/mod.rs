@@ -27,20 +27,20 @@ use tokio::{
 };
 
 pub(crate) use self::{
-    cancel::{settle, stop_lost},
+    cancel::{cancel_and_drain, stop_lost},
     running_query::{QuerySession, RunningQuery},
     session::Session,
     slot::{Lease, Slot, SlotHandle, StreamGuard},
     statement_cache::Choice,
 };
-use self::{session::Heard, statement_cache::StatementCache, transaction::Unanswered};
+use self::{session::AsyncMessages, statement_cache::StatementCache, transaction::Unanswered};
 pub use self::{
     session::{ConnectionInfo, ServerVersion},
     slot::CancelToken,
 };
 use crate::{
     error::{Error, Result, TimeoutPhase},
-    metrics::connection::{Closed, OpenConnection, protocol_error},
+    metrics::connection::{CloseReason, OpenConnection, protocol_error},
     protocol::{
         backend::{Message, name_of},
         frame::{HEADER, Header, MAX_CONTROL_FRAME, MAX_FRAME},
@@ -66,7 +66,7 @@ pub(crate) struct Connection {
     pub(crate) session: Arc<Session>,
     /// The statements that the server has prepared for this connection.
     pub(crate) statements: StatementCache,
-    pub(crate) bounds: Bounds,
+    pub(crate) limits: Limits,
     /// Bytes of a message that is being drained and that have not arrived yet.
     skip: usize,
     /// Whether the server has answered a query on this connection before.
@@ -74,7 +74,7 @@ pub(crate) struct Connection {
     /// In a transaction that this client has begun. Whatever is in between may leave a connection in another
     /// one: that is not as clean as it seems, and an error.
     in_transaction: bool,
-    /// The answer to an [exchange](Self::exchange) has not come to its end.
+    /// The answer to a [round trip](Self::round_trip) has not come to its end.
     is_awaited: bool,
     /// How many ends of answers it still waits for; 0 if the requests were not sent completely.
     due: usize,
@@ -85,7 +85,7 @@ pub(crate) struct Connection {
 
 /// What is allowed on a connection.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Bounds {
+pub(crate) struct Limits {
     /// Bytes of one message.
     pub(crate) max_message_size: usize,
     /// How long a stream that wants rows may hear nothing.
@@ -157,17 +157,17 @@ impl Connection {
 
     /// Closes a connection whose work is done.
     pub(crate) fn finished(mut self) {
-        self.closes(Closed::Close);
+        self.set_close_reason(CloseReason::Close);
     }
 
     /// Says why it will end, for those who count.
-    pub(crate) fn closes(&mut self, why: Closed) {
-        self.open.closes(why);
+    pub(crate) fn set_close_reason(&mut self, reason: CloseReason) {
+        self.open.set_close_reason(reason);
     }
 
     /// Ends a connection that the server had ended while nobody used it.
-    pub(crate) fn lost_idle(mut self) {
-        self.closes(Closed::Idle);
+    pub(crate) fn discard_stale(mut self) {
+        self.set_close_reason(CloseReason::Idle);
     }
 
     /// Takes one message off the buffer.
@@ -177,10 +177,10 @@ impl Connection {
 
     /// The same, for messages of at most `max` bytes.
     fn take_message_within(&mut self, max: usize) -> Result<Taken> {
-        let heard = Some(&self.session.heard);
-        match take_message(&mut self.buffer, &mut self.long, max, heard)? {
+        let async_messages = Some(&self.session.async_messages);
+        match take_message(&mut self.buffer, &mut self.long, max, async_messages)? {
             Taken::Message(message) => self.check_state(message).map(Taken::Message),
-            Taken::Absorbed => self.session.heard.check_encoding().map(|()| Taken::Absorbed),
+            Taken::Async => self.session.async_messages.check_encoding().map(|()| Taken::Async),
             Taken::Incomplete => Ok(Taken::Incomplete),
         }
     }
@@ -194,13 +194,13 @@ impl Connection {
     /// transaction of this client a server is ready as it is outside of one.
     fn check_state(&self, message: Message) -> Result<Message> {
         if matches!(message, Message::ReadyForQuery | Message::ReadyInTransaction) {
-            self.session.heard.check_encoding()?;
+            self.session.async_messages.check_encoding()?;
         }
         match (message, self.in_transaction) {
             (Message::ReadyInTransaction, true) => Ok(Message::ReadyForQuery),
             (message @ Message::ReadyInTransaction, false) => {
                 let text = "ReadyForQuery says that a transaction is open, where none was begun";
-                told_wrong(message.name(), Err(Error::protocol(text)))
+                count_protocol_error(message.name(), Err(Error::protocol(text)))
             }
             (message, _) => Ok(message),
         }
@@ -222,7 +222,7 @@ impl Connection {
             return Some(false);
         }
         match self.take_message() {
-            Ok(Taken::Absorbed) => None,
+            Ok(Taken::Async) => None,
             Ok(Taken::Incomplete) => Some(true),
             Ok(Taken::Message(_)) | Err(_) => Some(false),
         }
@@ -275,7 +275,7 @@ impl Connection {
                 }
             }
         };
-        timeout(self.bounds.cancel_timeout, ended).await.unwrap_or(false)
+        timeout(self.limits.cancel_timeout, ended).await.unwrap_or(false)
     }
 
     /// Closes the connection without Terminate, and frees its descriptor and port immediately.
@@ -317,7 +317,7 @@ impl Connection {
     /// Waits for some bytes, for exchanges of a few small messages.
     async fn fill(&mut self) -> Result<()> {
         self.buffer.reserve(SMALL_READ);
-        let read_timeout = self.bounds.read_timeout;
+        let read_timeout = self.limits.read_timeout;
         match within(read_timeout, self.read()).await? {
             Ok(0) => Err(Error::ConnectionClosed { during: DURING, source: None }),
             Ok(_) => Ok(()),
@@ -328,7 +328,7 @@ impl Connection {
     /// One round trip to the server.
     pub(crate) async fn ping(&mut self) -> Result<()> {
         let empty = Bytes::from_static(frontend::EMPTY_QUERY);
-        self.exchange(empty, 1).await.map(drop)
+        self.round_trip(empty, 1).await.map(drop)
     }
 
     /// Runs a query by the simple protocol that returns one value.
@@ -336,11 +336,11 @@ impl Connection {
     /// # Errors
     ///
     /// [`Error::Protocol`] too, when no value comes.
-    async fn ask(&mut self, sql: &str) -> Result<String> {
+    async fn query_scalar(&mut self, sql: &str) -> Result<String> {
         let query = Bytes::from(frontend::simple_query(sql)?);
         let missing = || Error::protocol(format!("the server answers {sql:?} without a value"));
-        let answer = self.exchange(query, 1).await?;
-        told_wrong("ReadyForQuery", answer.ok_or_else(missing))
+        let answer = self.round_trip(query, 1).await?;
+        count_protocol_error("ReadyForQuery", answer.ok_or_else(missing))
     }
 
     /// Sends requests, each of which is answered up to a ReadyForQuery, and returns the value of
@@ -350,8 +350,8 @@ impl Connection {
     ///
     /// The first one of the server, after the last answer: what follows it is often its
     /// consequence.
-    async fn exchange(&mut self, mut requests: Bytes, answers: usize) -> Result<Option<String>> {
-        let read_timeout = self.bounds.read_timeout;
+    async fn round_trip(&mut self, mut requests: Bytes, answers: usize) -> Result<Option<String>> {
+        let read_timeout = self.limits.read_timeout;
         self.is_awaited = true;
         self.due = 0;
         while !requests.is_empty() {
@@ -375,7 +375,7 @@ impl Connection {
                     value = text.map(Into::into);
                     continue;
                 }
-                Stop::Malformed(error) => return told_wrong("DataRow", Err(error)),
+                Stop::Malformed(error) => return count_protocol_error("DataRow", Err(error)),
                 Stop::Incomplete(_) | Stop::Other => {}
             }
             match self.take_message()? {
@@ -397,7 +397,7 @@ impl Connection {
                     | Message::EmptyQueryResponse,
                 ) => {}
                 // Its handler has run: check the caller's deadline.
-                Taken::Absorbed => yield_now().await,
+                Taken::Async => yield_now().await,
                 Taken::Message(other) => return unexpected(&other, "the answer to a simple query"),
                 // Prefer the server's error over the end of the connection that followed it. After a
                 // timeout the connection is open, and not all of its answers have come.
@@ -414,8 +414,8 @@ impl Connection {
     /// Ends the session: Terminate, then the end of the stream. Bounded by `cancel_timeout`: a
     /// server that does not read has no room for the message.
     pub(crate) async fn close(mut self) -> Result<()> {
-        self.closes(Closed::Close);
-        let after = self.bounds.cancel_timeout;
+        self.set_close_reason(CloseReason::Close);
+        let after = self.limits.cancel_timeout;
         let ended = async {
             self.transport.write_all(frontend::TERMINATE).await?;
             self.transport.shutdown().await
@@ -459,23 +459,24 @@ pub(crate) enum Taken {
     Message(Message),
     /// A message that may come at any time, and has been dealt with. What follows may be anything:
     /// a row, for one, is not for [`take_message`].
-    Absorbed,
+    Async,
     /// Not a whole message yet.
     Incomplete,
 }
 
-/// Removes one message from a buffer. Without `heard`, only an expected message may arrive. `long`
+/// Removes one message from a buffer. Without `async_messages`, only an expected message may arrive.
+/// `long`
 /// keeps a message that has arrived only in part.
 fn take_message(
     buffer: &mut BytesMut,
     long: &mut Option<Long>,
     max: usize,
-    heard: Option<&Heard>,
+    async_messages: Option<&AsyncMessages>,
 ) -> Result<Taken> {
     let message = match long {
         Some(reading) => {
             let name = reading.name();
-            let Some(message) = told_wrong(name, reading.read(buffer))? else {
+            let Some(message) = count_protocol_error(name, reading.read(buffer))? else {
                 return Ok(Taken::Incomplete);
             };
             *long = None;
@@ -485,15 +486,15 @@ fn take_message(
             let tag = buffer.first().copied().unwrap_or_default();
             let name = name_of(tag);
             // Until the login has ended, the peer is not trusted to send that much.
-            let may_be_long = heard.is_some() && Long::reads(tag);
+            let may_be_long = async_messages.is_some() && Long::reads(tag);
             let max = if may_be_long { MAX_FRAME } else { max };
-            let Some(header) = told_wrong(name, Header::read(buffer, max))? else {
+            let Some(header) = count_protocol_error(name, Header::read(buffer, max))? else {
                 return Ok(Taken::Incomplete);
             };
             *long = Long::begin(header).filter(|_| may_be_long);
             if long.is_some() {
                 buffer.advance(HEADER);
-                return take_message(buffer, long, max, heard);
+                return take_message(buffer, long, max, async_messages);
             }
             if buffer.len() < header.size {
                 return Ok(Taken::Incomplete);
@@ -501,18 +502,18 @@ fn take_message(
             let body = buffer.get(HEADER..header.size).unwrap_or_default();
             let message = Message::read(header.tag, body);
             buffer.advance(header.size);
-            told_wrong(name, message)?
+            count_protocol_error(name, message)?
         }
     };
-    let message = match heard {
-        Some(heard) => heard.absorb(message),
+    let message = match async_messages {
+        Some(async_messages) => async_messages.handle(message),
         None => Some(message),
     };
-    Ok(message.map_or(Taken::Absorbed, Taken::Message))
+    Ok(message.map_or(Taken::Async, Taken::Message))
 }
 
 /// Counts what a server has said against the protocol, in a message of this name.
-pub(crate) fn told_wrong<T>(message: &'static str, result: Result<T>) -> Result<T> {
+pub(crate) fn count_protocol_error<T>(message: &'static str, result: Result<T>) -> Result<T> {
     if let Err(Error::Protocol { .. }) = result {
         protocol_error(message);
     }
@@ -521,7 +522,7 @@ pub(crate) fn told_wrong<T>(message: &'static str, result: Result<T>) -> Result<
 
 /// The error of a message that came where it must not.
 fn unexpected<T>(message: &Message, expected: &str) -> Result<T> {
-    told_wrong(message.name(), Err(message.unexpected(expected)))
+    count_protocol_error(message.name(), Err(message.unexpected(expected)))
 }
 
 /// The target of every event of this crate.

@@ -15,7 +15,7 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 use tracing::{debug, warn};
 
-use super::{TARGET, cancel::CancelKey, told_wrong};
+use super::{TARGET, cancel::CancelKey, count_protocol_error};
 use crate::{
     config::{Target, is_utf8},
     error::{DbError, Error, OneLine, Result, sqlstate},
@@ -108,7 +108,7 @@ impl fmt::Debug for Notices {
 
 /// What a server says at any time.
 #[derive(Debug, Default)]
-pub(super) struct Heard {
+pub(super) struct AsyncMessages {
     notices: Notices,
     parameters: Mutex<Parameters>,
     /// The server has announced that it ends the session.
@@ -132,13 +132,13 @@ const MAX_PARAMETERS: usize = 256;
 /// The longest name and the longest value that are remembered, in bytes.
 const MAX_VALUE: usize = 8 << 10;
 
-impl Heard {
+impl AsyncMessages {
     pub(super) fn new(notices: Notices) -> Self {
         Self { notices, parameters: Mutex::default(), is_ending: AtomicBool::new(false) }
     }
 
     /// Deals with what may come at any time; what belongs to an exchange is returned.
-    pub(super) fn absorb(&self, message: Message) -> Option<Message> {
+    pub(super) fn handle(&self, message: Message) -> Option<Message> {
         match message {
             Message::NoticeResponse(notice) => {
                 metrics::connection::notice(notice.severity());
@@ -200,14 +200,14 @@ impl Heard {
              what sets it (a function of the view, or another client of the same pooler) and have \
              it leave client_encoding alone; the connection was closed"
         );
-        told_wrong("ParameterStatus", Err(Error::protocol(message)))
+        count_protocol_error("ParameterStatus", Err(Error::protocol(message)))
     }
 }
 
 /// One session.
 #[derive(Debug)]
 pub(crate) struct Session {
-    pub(super) heard: Heard,
+    pub(super) async_messages: AsyncMessages,
     pub(super) info: ConnectionInfo,
     /// Without it, no query can be stopped but by closing the connection.
     pub(super) cancel: Option<CancelKey>,
@@ -227,8 +227,18 @@ struct Requests {
 }
 
 impl Session {
-    pub(super) fn new(heard: Heard, info: ConnectionInfo, cancel: Option<CancelKey>) -> Self {
-        Self { heard, info, cancel, requests: Mutex::default(), request_ended: Notify::new() }
+    pub(super) fn new(
+        async_messages: AsyncMessages,
+        info: ConnectionInfo,
+        cancel: Option<CancelKey>,
+    ) -> Self {
+        Self {
+            async_messages,
+            info,
+            cancel,
+            requests: Mutex::default(),
+            request_ended: Notify::new(),
+        }
     }
 
     pub(crate) fn backend_pid(&self) -> Option<u32> {
@@ -240,7 +250,7 @@ impl Session {
     }
 
     pub(crate) fn parameter(&self, name: &str) -> Option<String> {
-        self.heard.parameter(name)
+        self.async_messages.parameter(name)
     }
 
     pub(crate) fn server_version(&self) -> Option<ServerVersion> {
@@ -249,7 +259,7 @@ impl Session {
 
     /// Whether a notice of the server has announced the end of the session.
     pub(crate) fn is_ending(&self) -> bool {
-        self.heard.is_ending.load(Relaxed)
+        self.async_messages.is_ending.load(Relaxed)
     }
 
     /// The server, for another connection to it.
@@ -270,7 +280,7 @@ impl Session {
     /// query.
     pub(super) async fn send_cancel(&self, key: &CancelKey) -> Result<()> {
         lock(&self.requests).in_flight += 1;
-        let mut request = RequestInFlight { session: self, has_ended: false };
+        let mut request = CancelInFlight { session: self, has_ended: false };
         let sent = key.send().await;
         request.has_ended = sent.is_ok();
         sent
@@ -304,12 +314,12 @@ impl Session {
 const LATE_CANCEL: Duration = Duration::from_secs(1);
 
 /// A cancel request on its way.
-struct RequestInFlight<'a> {
+struct CancelInFlight<'a> {
     session: &'a Session,
     has_ended: bool,
 }
 
-impl Drop for RequestInFlight<'_> {
+impl Drop for CancelInFlight<'_> {
     fn drop(&mut self) {
         let mut requests = lock(&self.session.requests);
         requests.last = Some(Instant::now());
@@ -331,24 +341,26 @@ mod tests {
 
     #[test]
     fn parameters_are_remembered_within_bounds() {
-        let heard = Heard::default();
+        let async_messages = AsyncMessages::default();
         let tell = |name: &str, value: &str| {
             let (name, value) = (name.into(), value.into());
-            assert!(heard.absorb(Message::ParameterStatus { name, value }).is_none());
+            assert!(async_messages.handle(Message::ParameterStatus { name, value }).is_none());
         };
         let long = "x".repeat(MAX_VALUE + 1);
         tell(&long, "1");
         tell("long", &long);
-        assert!(heard.parameter(&long).is_none() && heard.parameter("long").is_none());
+        assert!(
+            async_messages.parameter(&long).is_none() && async_messages.parameter("long").is_none()
+        );
         tell("long", "short");
         tell("long", &long);
-        assert_eq!(heard.parameter("long"), None, "no value that is out of date");
+        assert_eq!(async_messages.parameter("long"), None, "no value that is out of date");
         for i in 0..=MAX_PARAMETERS {
             tell(&format!("p{i}"), "1");
         }
         tell("p0", "2");
-        assert_eq!(heard.parameter("p0").as_deref(), Some("2"));
-        assert!(heard.parameter(&format!("p{MAX_PARAMETERS}")).is_none());
+        assert_eq!(async_messages.parameter("p0").as_deref(), Some("2"));
+        assert!(async_messages.parameter(&format!("p{MAX_PARAMETERS}")).is_none());
     }
 
     #[test]

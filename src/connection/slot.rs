@@ -26,7 +26,7 @@ use crate::{
     error::{ConnectAttempt, Error, Result},
     metrics::{
         QueryMetricsCache,
-        connection::{Closed, reconnected},
+        connection::{CloseReason, reconnected},
     },
 };
 
@@ -88,7 +88,7 @@ impl SlotHandle {
             if connection.is_alive().await {
                 return Ok((guard, lease, connection));
             }
-            connection.lost_idle();
+            connection.discard_stale();
         }
         // On the heap: connecting is rare, its future is large, and every query would move it.
         let connection = Box::pin(self.open()).await?;
@@ -288,7 +288,7 @@ impl Slot {
         };
         // Behind the lock, for its last message goes to the socket.
         if let Some(mut connection) = unwanted {
-            connection.closes(Closed::Close);
+            connection.set_close_reason(CloseReason::Close);
         }
         self.freed.notify_waiters();
     }
@@ -313,7 +313,7 @@ impl Slot {
             }
         };
         if let ConnectionState::Idle(mut connection) = idle {
-            connection.closes(Closed::Close);
+            connection.set_close_reason(CloseReason::Close);
         }
     }
 
@@ -446,10 +446,10 @@ impl Lease {
         opened
     }
 
-    /// Returns the error of a deadline that has passed: see [`Connecting::explain`].
-    pub(crate) fn explain(&self, error: Error) -> Error {
+    /// Returns the error of a deadline that has passed: see [`Connecting::deadline_error`].
+    pub(crate) fn deadline_error(&self, error: Error) -> Error {
         match &self.slot {
-            Some(slot) => slot.connecting.explain(error),
+            Some(slot) => slot.connecting.deadline_error(error),
             None => error,
         }
     }

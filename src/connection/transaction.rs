@@ -5,7 +5,7 @@ use tokio::{runtime::Handle, time::timeout};
 
 use super::{
     Connection, QuerySession, Session,
-    cancel::{settle, stop_lost, timed_out},
+    cancel::{cancel_and_drain, stop_lost, timed_out},
 };
 use crate::{
     error::{Error, Result},
@@ -68,8 +68,8 @@ impl Connection {
         if !mem::take(&mut self.in_transaction) {
             return Ok(());
         }
-        let after = self.bounds.cancel_timeout;
-        let ended = self.exchange(frontend::simple_query(statement)?.into(), 1);
+        let after = self.limits.cancel_timeout;
+        let ended = self.round_trip(frontend::simple_query(statement)?.into(), 1);
         timeout(after, ended).await.map_err(|_| timed_out(after))?.map(drop)
     }
 
@@ -91,7 +91,7 @@ impl Connection {
             if self.due == 0 {
                 return Err(Error::InvalidState { message: "a request was sent in part" });
             }
-            settle(self, &ExtendedQuery::new(), Bytes::new()).await?;
+            cancel_and_drain(self, &ExtendedQuery::new(), Bytes::new()).await?;
             self.due -= 1;
             self.is_awaited = self.due > 0;
         }
@@ -113,9 +113,9 @@ impl Connection {
     ) -> Result<Option<String>> {
         self.unanswered = Some(Unanswered {
             session: Some((Arc::clone(&self.session), running.clone())),
-            cancel_timeout: self.bounds.cancel_timeout,
+            cancel_timeout: self.limits.cancel_timeout,
         });
-        let answer = self.exchange(requests, answers).await;
+        let answer = self.round_trip(requests, answers).await;
         // Kept if the connection is lost: the server may not have noticed, and may be waiting for a
         // lock.
         if matches!(answer, Ok(_) | Err(Error::Server(_))) {

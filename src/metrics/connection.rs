@@ -150,7 +150,7 @@ impl Drop for Login {
 
 /// Why a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Closed {
+pub(crate) enum CloseReason {
     /// The client wanted it.
     Close,
     /// The server ended it while it was in use.
@@ -167,7 +167,7 @@ pub(crate) enum Closed {
 #[derive(Debug)]
 pub(crate) struct OpenConnection {
     open: OpenGauge,
-    closed: Closed,
+    reason: CloseReason,
 }
 
 /// The handle that was incremented: a recorder that is installed later knows nothing of it.
@@ -182,23 +182,23 @@ impl OpenConnection {
         histogram!(CONNECT_DURATION_SECONDS, "transport" => transport).record(took);
         let open = gauge!(CONNECTIONS_OPEN);
         open.increment(1.0);
-        Self { open: OpenGauge(open), closed: Closed::Broken }
+        Self { open: OpenGauge(open), reason: CloseReason::Broken }
     }
 
     /// Says why it will end; without that, it is broken.
-    pub(crate) fn closes(&mut self, why: Closed) {
-        self.closed = why;
+    pub(crate) fn set_close_reason(&mut self, reason: CloseReason) {
+        self.reason = reason;
     }
 }
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        let reason = match self.closed {
-            Closed::Close => "close",
-            Closed::Server => "server",
-            Closed::Idle => "idle",
-            Closed::DrainLimit => "drain_limit",
-            Closed::Broken => "broken",
+        let reason = match self.reason {
+            CloseReason::Close => "close",
+            CloseReason::Server => "server",
+            CloseReason::Idle => "idle",
+            CloseReason::DrainLimit => "drain_limit",
+            CloseReason::Broken => "broken",
         };
         counter!(CONNECTIONS_CLOSED_TOTAL, "reason" => reason).increment(1);
         self.open.0.decrement(1.0);

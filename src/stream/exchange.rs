@@ -11,7 +11,7 @@ use super::{
     settings::StreamSettings,
 };
 use crate::{
-    connection::{Connection, TARGET, Taken, told_wrong, within},
+    connection::{Connection, TARGET, Taken, count_protocol_error, within},
     error::{Error, Result, sqlstate},
     protocol::{
         backend::{DATA_ROW, ERROR_RESPONSE},
@@ -119,7 +119,7 @@ impl Exchange {
             match self.next_message()? {
                 Next::Progress(Progress::Failed(error)) => return Err(self.failed(error).await),
                 Next::Progress(Progress::Columns(columns)) => {
-                    told_wrong("RowDescription", check_columns(&columns))?;
+                    count_protocol_error("RowDescription", check_columns(&columns))?;
                 }
                 Next::Progress(Progress::Continue | Progress::Ready) => {}
                 Next::Async => yield_now().await,
@@ -137,7 +137,7 @@ impl Exchange {
     /// silent.
     async fn send(&mut self) -> Result<()> {
         let Self { connection, unsent, not_begun, .. } = self;
-        let timeout = connection.bounds.read_timeout;
+        let timeout = connection.limits.read_timeout;
         let during = |e| Error::io("while sending the query", e);
         while !unsent.is_empty() {
             if let Err(e) = within(timeout, connection.write_some(unsent)).await? {
@@ -150,7 +150,7 @@ impl Exchange {
     }
 
     async fn wait_for_bytes(&mut self) -> Result<()> {
-        let timeout = self.connection.bounds.read_timeout;
+        let timeout = self.connection.limits.read_timeout;
         let since = now();
         let read = within(timeout, self.connection.read()).await;
         self.blocked += now().saturating_duration_since(since);
@@ -165,14 +165,14 @@ impl Exchange {
     pub(super) fn next_message(&mut self) -> Result<Next> {
         let message = match self.connection.take_message()? {
             Taken::Message(message) => message,
-            Taken::Absorbed => return Ok(Next::Async),
+            Taken::Async => return Ok(Next::Async),
             Taken::Incomplete => {
                 let header = Header::read(&self.connection.buffer, MAX_CONTROL_FRAME)?;
                 return Ok(Next::Incomplete(header.map_or(HEADER, |header| header.size)));
             }
         };
         let name = message.name();
-        let progress = told_wrong(name, self.query.advance(message))?;
+        let progress = count_protocol_error(name, self.query.advance(message))?;
         self.is_answered |= !matches!(progress, Progress::Failed(_));
         Ok(Next::Progress(progress))
     }
@@ -228,7 +228,7 @@ impl Exchange {
         let max_rows = settings.chunk_rows().0.min(row_limit.try_into().unwrap_or(usize::MAX));
         let mut run = Run::default();
         while first.is_none() && !self.connection.is_in_message() {
-            let max_bytes = self.connection.bounds.max_message_size;
+            let max_bytes = self.connection.limits.max_message_size;
             match run.extend(&self.connection.buffer, max_rows, max_bytes) {
                 Stop::Full if run.rows as u64 == row_limit => break,
                 Stop::Full | Stop::Malformed(_) => return Ok(self.cut(&mut run, first)),

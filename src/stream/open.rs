@@ -39,7 +39,7 @@ pub(super) async fn open(slot: &SlotHandle, plan: QueryPlan) -> Result<Arc<Chann
     match opened {
         Ok(opened) => Ok(opened.into_channel(plan, observer, deadlines)),
         Err(OpenError { error, is_counted }) => {
-            let error = slot.connecting().explain(error);
+            let error = slot.connecting().deadline_error(error);
             let is_connecting = matches!(error, Error::Connection { .. });
             if !is_counted && !is_connecting && !matches!(error, Error::Cancelled) {
                 metrics::error(error.category().as_str(), "query");

@@ -187,7 +187,7 @@ impl Parallel<'_> {
                 Err(Obstacle::Denied(_)) => relation.is_lockable = false,
                 Err(Obstacle::Locked(error)) => {
                     // One query would have heard nothing since then.
-                    let silence = first.bounds.read_timeout;
+                    let silence = first.limits.read_timeout;
                     if let Some(after) = silence.filter(|_| is_over(Some(began), silence)) {
                         return Err(Error::Timeout { phase: TimeoutPhase::Read, after });
                     }

@@ -7,9 +7,9 @@ use tracing::debug;
 
 use super::{exchange::Exchange, parallel::end_transaction};
 use crate::{
-    connection::{Connection, Lease, QuerySession, Session, TARGET, settle, stop_lost},
+    connection::{Connection, Lease, QuerySession, Session, TARGET, cancel_and_drain, stop_lost},
     error::{Error, Result},
-    metrics::connection::Closed,
+    metrics::connection::CloseReason,
 };
 
 /// A request in flight, held by a future of the user. Dropped, the query is cancelled, and its
@@ -52,7 +52,7 @@ impl InFlight {
     pub(super) fn failed(mut self, error: Error) -> StartError {
         let Some(held) = self.take() else { return error.into() };
         if held.exchange.is_stale(&error) {
-            held.exchange.connection.lost_idle();
+            held.exchange.connection.discard_stale();
             return StartError { is_stale: true, ..error.into() };
         }
         if error.ends_session() {
@@ -110,7 +110,7 @@ impl Held {
     pub(super) fn close_ended(self, error: &Error) {
         let Self { mut exchange, lease, running } = self;
         if !matches!(error, Error::Io { .. }) {
-            exchange.connection.closes(Closed::Server);
+            exchange.connection.set_close_reason(CloseReason::Server);
         }
         let may_run = is_lost(error) && !exchange.has_not_begun(error);
         let lost = may_run.then(|| LostSession::new(&exchange.connection));
@@ -163,7 +163,7 @@ impl StartingTransaction {
         };
         if let Some((connection, lease)) = self.take() {
             if is_stale {
-                connection.lost_idle();
+                connection.discard_stale();
             } else {
                 lease.give_back(connection);
             }
@@ -195,7 +195,7 @@ pub(super) fn cleanup_failed(error: &Error, running: &QuerySession) {
 pub(super) async fn cancel_and_release(mut exchange: Exchange, lease: Option<Lease>) -> Result<()> {
     if exchange.is_sent() {
         let unsent = exchange.take_unsent();
-        settle(&mut exchange.connection, &exchange.query, unsent).await?;
+        cancel_and_drain(&mut exchange.connection, &exchange.query, unsent).await?;
     }
     release(exchange.connection, lease).await
 }
@@ -226,7 +226,7 @@ pub(super) struct LostSession {
 impl LostSession {
     pub(super) fn new(connection: &Connection) -> Self {
         let session = Arc::clone(&connection.session);
-        Self { session, cancel_timeout: connection.bounds.cancel_timeout }
+        Self { session, cancel_timeout: connection.limits.cancel_timeout }
     }
 
     /// Cancels its query in a task: the server may not have noticed that the connection is lost.

@@ -86,7 +86,7 @@ impl ReadBuffer {
             &connection.buffer,
             // More than `usize` holds do not fit into a chunk either.
             self.chunk_rows.min(self.rows_left.try_into().unwrap_or(usize::MAX)),
-            connection.bounds.max_message_size,
+            connection.limits.max_message_size,
         )
     }
 
@@ -271,7 +271,7 @@ impl ReadBuffer {
                 Poll::Pending => {}
             }
             self.producer.blocked_on_server();
-            let timeout = connection.bounds.read_timeout;
+            let timeout = connection.limits.read_timeout;
             // Not before a deadline that is close.
             let in_time = timeout.is_none_or(|timeout| timeout > 4 * COALESCE_TIMEOUT);
             let wanted = if in_time { self.threshold.next() } else { 1 };

@@ -18,9 +18,9 @@ use super::{
     teardown::{Held, LostSession, cancel_and_release, cleanup_failed, is_lost, release},
 };
 use crate::{
-    connection::{Lease, QuerySession, TARGET, settle, told_wrong},
+    connection::{Lease, QuerySession, TARGET, cancel_and_drain, count_protocol_error},
     error::{Error, Result},
-    metrics::connection::Closed,
+    metrics::connection::CloseReason,
     protocol::{
         backend::DATA_ROW,
         extended_query::{ExtendedQuery, Progress},
@@ -101,7 +101,7 @@ impl Reader {
                 () = running.cancelled() => Err(Error::Cancelled.into()),
                 end = self.read_answers(lease.as_ref(), &running) => end,
                 error = deadlines.expired(producer.channel()) => {
-                    Err(lease.as_ref().map_or_else(|| error.copy(), |l| l.explain(error.copy())).into())
+                    Err(lease.as_ref().map_or_else(|| error.copy(), |l| l.deadline_error(error.copy())).into())
                 }
             },
         };
@@ -159,7 +159,7 @@ impl Reader {
             match stop {
                 Stop::Full => self.enqueue().await?,
                 Stop::Incomplete(row) => self.read_more(row).await?,
-                Stop::Malformed(error) => return Ok(told_wrong("DataRow", Err(error))?),
+                Stop::Malformed(error) => return Ok(count_protocol_error("DataRow", Err(error))?),
                 Stop::Other => {
                     self.enqueue().await?;
                     match self.exchange.next_message()? {
@@ -250,7 +250,7 @@ impl Reader {
     ) -> Result<Bytes, Interrupt> {
         let ended = error.ends_session();
         if ended && !matches!(error, Error::Io { .. }) {
-            self.exchange.connection.closes(Closed::Server);
+            self.exchange.connection.set_close_reason(CloseReason::Server);
         }
         self.is_replaced = ended;
         if ended {
@@ -274,7 +274,7 @@ impl Reader {
         if !ended {
             // Otherwise the server might continue to work on rows that are not read.
             let Exchange { connection, query, .. } = &mut self.exchange;
-            if let Err(error) = settle(connection, query, Bytes::new()).await {
+            if let Err(error) = cancel_and_drain(connection, query, Bytes::new()).await {
                 debug!(target: TARGET, %error, "could not stop the query that is resumed elsewhere");
             }
             self.is_replaced = true;
