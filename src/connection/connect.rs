@@ -4,16 +4,20 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument, Span, debug, field::Empty, info_span, warn};
 
 use super::{
-    Connection, TARGET,
+    async_messages::Notices,
+    attempts::{refused, unreachable},
     connecting::Connecting,
-    handshake::{HandshakeContext, Rejection, handshake},
+    encryption::encryption_modes,
+    handshake::{HandshakeContext, handshake},
     random,
-    session::Notices,
+    report::TARGET,
+    server_connection::Connection,
+    startup::Rejection,
+    target_session::check_role,
 };
 use crate::{
     config::{
-        ConnectionConfig, LoadBalanceHosts, Password, SslMode, SslNegotiation, Target,
-        TargetSessionAttrs,
+        ConnectionConfig, LoadBalanceHosts, Password, SslNegotiation, Target, TargetSessionAttrs,
     },
     error::{
         ConnectAttempt, Error, LOGGING_IN_BY_3_2, NOT_STARTED, RESOLVING, Result, TimeoutPhase,
@@ -382,33 +386,6 @@ fn attempt_span(target: &Target, address: &Address, with_tls: bool) -> Span {
     )
 }
 
-/// Whether to encrypt, first to last.
-fn encryption_modes(config: &ConnectionConfig, address: &Address) -> &'static [bool] {
-    match (address, config.ssl_mode) {
-        // A Unix socket is never encrypted, whatever was asked for: nobody is in between.
-        #[cfg(unix)]
-        (Address::Unix(_), _) => &[false],
-        (_, SslMode::Disable) => &[false],
-        (_, SslMode::Allow | SslMode::Prefer) if !Tls::AVAILABLE => &[false],
-        (_, SslMode::Allow) => &[false, true],
-        (_, SslMode::Prefer) => &[true, false],
-        (_, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull) => &[true],
-    }
-}
-
-/// Whether to encrypt a cancel request, first to last: as a new session would be, but for a session
-/// that TLS protects, TLS first.
-pub(super) fn cancel_encryption_modes(
-    config: &ConnectionConfig,
-    address: &Address,
-    session_is_encrypted: bool,
-) -> &'static [bool] {
-    match encryption_modes(config, address) {
-        [false, true] if session_is_encrypted => &[true, false],
-        ways => ways,
-    }
-}
-
 /// Whether the other end of a Unix socket belongs to the user it must.
 fn check_peer(config: &ConnectionConfig, transport: &Transport) -> Result<()> {
     let Some(required) = &config.require_peer else { return Ok(()) };
@@ -419,48 +396,6 @@ fn check_peer(config: &ConnectionConfig, transport: &Transport) -> Result<()> {
         ))),
         _ => Ok(()),
     }
-}
-
-/// Whether the server has the role that is wanted: if not, which one it has.
-///
-/// Since Postgres 14 a server reports it; an older one is asked.
-async fn check_role(
-    connection: &mut Connection,
-    wanted: TargetSessionAttrs,
-) -> Result<Option<&'static str>> {
-    let reported = |connection: &Connection, name| {
-        connection.session.parameter(name).map(|value| value == "on")
-    };
-    let in_recovery = match wanted {
-        TargetSessionAttrs::Any | TargetSessionAttrs::PreferStandby => return Ok(None),
-        TargetSessionAttrs::ReadWrite | TargetSessionAttrs::ReadOnly => {
-            let read_only = match (
-                reported(connection, "default_transaction_read_only"),
-                reported(connection, "in_hot_standby"),
-            ) {
-                (Some(by_default), Some(in_recovery)) => by_default || in_recovery,
-                _ => connection.query_scalar("show transaction_read_only").await? == "on",
-            };
-            return Ok(match (wanted, read_only) {
-                (TargetSessionAttrs::ReadWrite, true) => Some("its sessions are read-only"),
-                (TargetSessionAttrs::ReadOnly, false) => Some("its sessions are not read-only"),
-                _ => None,
-            });
-        }
-        TargetSessionAttrs::Primary | TargetSessionAttrs::Standby => {
-            match reported(connection, "in_hot_standby") {
-                Some(in_recovery) => in_recovery,
-                None => {
-                    connection.query_scalar("select pg_catalog.pg_is_in_recovery()").await? == "t"
-                }
-            }
-        }
-    };
-    Ok(match (wanted, in_recovery) {
-        (TargetSessionAttrs::Primary, true) => Some("it is a standby"),
-        (TargetSessionAttrs::Standby, false) => Some("it is a primary"),
-        _ => None,
-    })
 }
 
 /// Runs one step within the deadline.
@@ -479,56 +414,6 @@ async fn within<T>(
 fn deadline(config: &ConnectionConfig) -> Option<Instant> {
     let after: Duration = config.connect_timeout?;
     Instant::now().checked_add(after)
-}
-
-/// The error when an answer of the server has ended the search: that answer, with what was tried
-/// before it and after it, in order.
-///
-/// If a login is refused several times (with a second password, or without TLS), the first refusal
-/// counts: it belongs to the preferred way.
-fn refused(mut attempts: Vec<ConnectAttempt>) -> Error {
-    let Some(last) = attempts.last() else { return unreachable(attempts) };
-    let is_refusal = |e: &Error| matches!(e, Error::Authentication { server: Some(_), .. });
-    let first_refusal = match *last.error {
-        Error::Authentication { .. } => attempts.iter().position(|a| is_refusal(&a.error)),
-        _ => None,
-    };
-    let later = attempts.split_off(first_refusal.map_or(attempts.len(), |at| at + 1));
-    let Some(answer) = attempts.pop() else { return unreachable(attempts) };
-    let with_others = |mut message: String| {
-        for (when, others) in [("before", &attempts), ("after", &later)] {
-            let others: Vec<String> = others.iter().map(ToString::to_string).collect();
-            if !others.is_empty() {
-                message += &format!("; {when} that, {}", others.join("; "));
-            }
-        }
-        message
-    };
-    match *answer.error {
-        Error::Authentication { message, server } => {
-            Error::Authentication { message: with_others(message), server }
-        }
-        Error::Tls { message } => Error::Tls { message: with_others(message) },
-        Error::Protocol { message } => Error::Protocol { message: with_others(message) },
-        other => other,
-    }
-}
-
-/// What is said when nothing is left to be tried.
-pub(super) fn unreachable(mut attempts: Vec<ConnectAttempt>) -> Error {
-    match attempts.pop() {
-        // One failure speaks for itself, unless it is about reaching the place.
-        Some(ConnectAttempt { error, .. })
-            if attempts.is_empty()
-                && !matches!(*error, Error::Io { .. } | Error::ConnectionClosed { .. }) =>
-        {
-            *error
-        }
-        last => {
-            attempts.extend(last);
-            Error::Connection { attempts }
-        }
-    }
 }
 
 const CONNECTING: &str = "while connecting";

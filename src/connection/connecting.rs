@@ -1,6 +1,8 @@
 //! The attempts to connect that a query is waiting for.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use super::sync::lock;
 
 use crate::error::{ConnectAttempt, Error, TimeoutPhase};
 
@@ -74,7 +76,6 @@ impl Connecting {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No code that can panic runs under the lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }

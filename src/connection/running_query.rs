@@ -3,14 +3,14 @@
 
 use std::{
     future::pending,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, Weak},
 };
 
 use tokio::{select, sync::Notify, time::sleep};
 
 use super::{
-    cancel::{FIRST_REPEAT, stop_without_answer},
-    session::Session,
+    session::{FIRST_REPEAT, Session, stop_without_answer},
+    sync::lock,
 };
 use crate::error::{Error, Result};
 
@@ -131,8 +131,7 @@ impl Shared {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No code that can panic runs under the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -1,18 +1,19 @@
-use std::{mem, sync::Arc, time::Duration};
+//! Transactions of this client's own, in which several sessions share a snapshot.
+
+use std::{mem, sync::Arc};
 
 use bytes::Bytes;
-use tokio::{runtime::Handle, time::timeout};
+use tokio::time::timeout;
 
 use super::{
-    Connection, QuerySession, Session,
-    cancel::{cancel_and_drain, stop_lost, timed_out},
+    cancel::timed_out, drain::cancel_and_drain, running_query::QuerySession,
+    server_connection::Connection, unanswered::Unanswered,
 };
 use crate::{
     error::{Error, Result},
     protocol::{extended_query::ExtendedQuery, frontend},
 };
 
-/// Transactions of this client's own, in which several sessions share a snapshot.
 impl Connection {
     /// Runs a statement outside of a transaction, and returns its value, if it has a row.
     ///
@@ -125,27 +126,5 @@ impl Connection {
         // The connection works: a later failure did not happen while it was idle.
         self.reused = false;
         Ok(answer)
-    }
-}
-
-/// Statements on a session that are stopped when this is dropped.
-#[derive(Debug)]
-pub(super) struct Unanswered {
-    /// Until there is an answer.
-    session: Option<(Arc<Session>, QuerySession)>,
-    cancel_timeout: Duration,
-}
-
-impl Drop for Unanswered {
-    fn drop(&mut self) {
-        let Some((session, running)) = self.session.take() else { return };
-        let cancel_timeout = self.cancel_timeout;
-        // Without a runtime nothing can be sent.
-        if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(async move {
-                stop_lost(session, cancel_timeout).await;
-                drop(running);
-            });
-        }
     }
 }

@@ -1,0 +1,286 @@
+//! The rights to a client's connection: to run a query, and to use the connection.
+
+use std::{any::Any, fmt, mem, ops::Deref, sync::Arc, time::Duration};
+
+use tokio::time::sleep;
+use tracing::debug;
+
+use super::{
+    connect::{connect, connect_to},
+    connecting::Connecting,
+    random,
+    report::TARGET,
+    running_query::RunningQuery,
+    server_connection::Connection,
+    session::Session,
+    slot::{ConnectionState, Slot},
+};
+use crate::{
+    error::{ConnectAttempt, Error, Result},
+    metrics::connection::reconnected,
+};
+
+/// A slot, and what is kept as long as somebody works on it: its place in a pool.
+#[derive(Clone)]
+pub(crate) struct SlotHandle {
+    slot: Arc<Slot>,
+    connecting: Arc<Connecting>,
+    _pool_guard: Option<PoolGuard>,
+}
+
+type PoolGuard = Arc<dyn Any + Send + Sync>;
+
+/// The right to run a query, the right to the connection, and the connection, if there is one.
+type Acquired = (StreamGuard, Lease, Option<Box<Connection>>);
+
+impl SlotHandle {
+    /// Takes the connection for a query, or opens one, and the right to run it.
+    ///
+    /// Waits for the clean-up of an earlier stream, which is bounded. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConnectionBusy`] at once, when a stream is alive; those of connecting.
+    pub(crate) async fn acquire(&self) -> Result<(StreamGuard, Lease, Box<Connection>)> {
+        let (guard, lease, idle) = self.take().await?;
+        if let Some(mut connection) = idle {
+            // Before the request is sent, because afterwards the server may have begun it.
+            if connection.is_alive().await {
+                return Ok((guard, lease, connection));
+            }
+            connection.discard_stale();
+        }
+        // On the heap: connecting is rare, its future is large, and every query would move it.
+        let connection = Box::pin(self.open()).await?;
+        Ok((guard, lease, connection))
+    }
+
+    /// Begins a query that the client's tokens can cancel, until the value and its sessions are
+    /// dropped.
+    pub(crate) fn begin_query(&self) -> RunningQuery {
+        let query = RunningQuery::new();
+        let mut state = self.lock();
+        state.queries.retain(|query| query.strong_count() > 0);
+        state.queries.push(query.downgrade());
+        query
+    }
+
+    /// The attempts to connect of this query.
+    pub(crate) fn connecting(&self) -> &Connecting {
+        &self.connecting
+    }
+
+    /// Takes the connection to close it, if there is one. Waits for a clean-up, like
+    /// [`acquire`](Self::acquire).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConnectionBusy`] at once, when a stream is alive.
+    pub(crate) async fn take_idle(&self) -> Result<Option<Box<Connection>>> {
+        let (_guard, _lease, idle) = self.take().await?;
+        Ok(idle)
+    }
+
+    async fn take(&self) -> Result<Acquired> {
+        loop {
+            // Before the look at the state, so that no notification falls in between.
+            let freed = self.freed.notified();
+            if let Some(taken) = self.try_take()? {
+                return Ok(taken);
+            }
+            freed.await;
+        }
+    }
+
+    /// Takes what is there, which may be no connection; `None` while one is being cleaned up.
+    fn try_take(&self) -> Result<Option<Acquired>> {
+        let mut state = self.lock();
+        if state.stream_alive {
+            return Err(Error::ConnectionBusy);
+        }
+        let idle = match mem::replace(&mut state.connection, ConnectionState::InUse) {
+            ConnectionState::InUse => return Ok(None),
+            ConnectionState::Idle(connection) => Some(connection),
+            ConnectionState::None => None,
+        };
+        state.stream_alive = true;
+        let guard = StreamGuard { slot: self.clone() };
+        Ok(Some((guard, Lease { slot: Some(self.clone()) }, idle)))
+    }
+
+    /// Opens the client's connection.
+    async fn open(&self) -> Result<Box<Connection>> {
+        // The client must not report the old one meanwhile.
+        self.lock().session = None;
+        self.connecting.begin();
+        let opened = self.connect().await;
+        self.connecting.end();
+        let connection = opened?;
+        let mut state = self.lock();
+        state.session = Some(Arc::clone(&connection.session));
+        state.connected_before = true;
+        Ok(Box::new(connection))
+    }
+
+    /// Makes a connection; one in place of another by the retry policy.
+    async fn connect(&self) -> Result<Connection> {
+        let replaces = self.lock().connected_before;
+        let mut failures = 0;
+        loop {
+            self.connecting.begin_round();
+            let error = match connect(&self.config, &self.notices, &self.connecting).await {
+                Ok(connection) => {
+                    if replaces {
+                        reconnected();
+                    }
+                    return Ok(connection);
+                }
+                Err(e) if !replaces || !e.is_retriable() => return Err(e),
+                Err(e) => e,
+            };
+            failures += 1;
+            match self.config.retry().pause(failures, random::unit()?) {
+                Some(pause) => {
+                    debug!(target: TARGET, %error, ?pause, "will try again to connect");
+                    sleep(pause).await;
+                }
+                None => return Err(error),
+            }
+        }
+    }
+
+    /// Opens one more connection to the server of this session, for the caller alone.
+    pub(crate) async fn connect_beside(&self, session: &Session) -> Result<Connection> {
+        self.connecting.begin();
+        let opened =
+            connect_to(vec![session.server()], &self.config, &self.notices, &self.connecting).await;
+        self.connecting.end();
+        opened
+    }
+
+    #[cfg(any(feature = "bb8", feature = "deadpool"))]
+    pub(crate) fn with_pool_guard(self, guard: PoolGuard) -> Self {
+        Self { _pool_guard: Some(guard), ..self }
+    }
+}
+
+impl Deref for SlotHandle {
+    type Target = Slot;
+
+    fn deref(&self) -> &Slot {
+        &self.slot
+    }
+}
+
+impl Slot {
+    /// The way in.
+    pub(crate) fn handle(self: &Arc<Self>) -> SlotHandle {
+        SlotHandle { slot: Arc::clone(self), connecting: Arc::default(), _pool_guard: None }
+    }
+}
+
+/// Says that a stream is alive, until it is dropped.
+pub(crate) struct StreamGuard {
+    /// What it keeps goes behind the last that it does.
+    slot: SlotHandle,
+}
+
+impl StreamGuard {
+    /// The timeout that the server was given at the start of the session.
+    pub(crate) fn statement_timeout(&self) -> Option<Duration> {
+        self.slot.config.statement_timeout()
+    }
+}
+
+impl Drop for StreamGuard {
+    fn drop(&mut self) {
+        self.slot.lock().stream_alive = false;
+    }
+}
+
+/// The right to work on the client's connection. Dropped without the connection, the client has
+/// none.
+pub(crate) struct Lease {
+    /// Until the lease ends. From then on the connection may be in use by another one, which must
+    /// not be affected.
+    slot: Option<SlotHandle>,
+}
+
+impl Lease {
+    /// The pause before another attempt to connect, by the retry policy; `None` if there is none.
+    ///
+    /// # Errors
+    ///
+    /// The system has no random number.
+    pub(crate) fn pause_before_retry(&self, failures: u32) -> Result<Option<Duration>> {
+        match (&self.slot, failures) {
+            (_, 0) => Ok(Some(Duration::ZERO)),
+            (Some(slot), failures) => Ok(slot.config.retry().pause(failures, random::unit()?)),
+            (None, _) => Ok(None),
+        }
+    }
+
+    /// Opens another connection, after a pause, in place of one that was lost during the query with
+    /// this error. Cancel-safe.
+    ///
+    /// # Errors
+    ///
+    /// The errors of connecting.
+    pub(crate) async fn replace(
+        &self,
+        lost: &Session,
+        error: &Error,
+        pause: Duration,
+    ) -> Result<Box<Connection>> {
+        let Some(slot) = &self.slot else { return Err(error.copy()) };
+        // A deadline that passes in the pause is about the lost connection.
+        slot.connecting.begin();
+        slot.connecting.failed(&ConnectAttempt {
+            target: lost.server().to_string(),
+            error: Box::new(error.copy()),
+        });
+        sleep(pause).await;
+        let opened = Box::pin(slot.open()).await;
+        slot.connecting.end();
+        opened
+    }
+
+    /// Returns the error of a deadline that has passed: see [`Connecting::deadline_error`].
+    pub(crate) fn deadline_error(&self, error: Error) -> Error {
+        match &self.slot {
+            Some(slot) => slot.connecting.deadline_error(error),
+            None => error,
+        }
+    }
+
+    /// Returns the connection to the client, for the next query. It keeps its read buffer.
+    pub(crate) fn give_back(mut self, mut connection: Box<Connection>) {
+        // From now on it may end unnoticed.
+        connection.reused = true;
+        // The handler of notices may panic here: then the lease ends without the connection.
+        let is_clean = connection.is_clean();
+        if let Some(slot) = self.slot.take() {
+            slot.end_lease(Some(connection).filter(|_| is_clean));
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            slot.end_lease(None);
+        }
+    }
+}
+
+impl fmt::Debug for StreamGuard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StreamGuard")
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Lease")
+    }
+}

@@ -1,0 +1,380 @@
+//! The login: what the server asks for, and what it is answered.
+
+use tokio::task::spawn_blocking;
+use zeroize::Zeroizing;
+
+use super::{
+    random,
+    report::{count_protocol_error, unexpected},
+    startup::{Rejection, StartupStream, refusal},
+};
+use crate::{
+    auth::{
+        md5,
+        scram::{self, Binding, ClientFirst, Keys, ServerFinal},
+    },
+    config::{
+        ChannelBinding, ConnectionConfig, Method, Password, ProtocolVersion, ScramCacheEntry,
+        Target,
+    },
+    error::{Error, OneLine, Result},
+    metrics::connection as metrics,
+    protocol::{
+        backend::{Authentication, Message},
+        frontend,
+    },
+    transport::TlsInfo,
+};
+
+/// Where the login stands: what the server may say next.
+enum LoginState {
+    /// Nothing has been asked yet. The server may let the user in, or ask for anything.
+    Start,
+    /// The password was sent, in clear or as MD5: the server says yes or no.
+    PasswordSent,
+    ScramFirst(ClientFirst),
+    ScramFinal(ServerFinal),
+    /// The server has proved that it knows the password.
+    ScramVerified,
+}
+
+/// The label of what is asked for first. SCRAM may turn out to be bound to the channel.
+fn mechanism(request: &Authentication) -> Option<&'static str> {
+    match request {
+        Authentication::CleartextPassword => Some("cleartext"),
+        Authentication::Md5Password { .. } => Some("md5"),
+        Authentication::Sasl { .. } => Some("scram_sha_256"),
+        _ => None,
+    }
+}
+
+pub(super) struct Login<'a> {
+    pub(super) config: &'a ConnectionConfig,
+    pub(super) target: &'a Target,
+    pub(super) user: &'a str,
+    pub(super) tls: Option<&'a TlsInfo>,
+    pub(super) auth_method: &'static str,
+    /// What the password provider returned.
+    pub(super) provided: Option<Password>,
+    /// The refused password, which it must not return again.
+    pub(super) refused: Option<&'a Password>,
+}
+
+impl Login<'_> {
+    /// Goes through the login, and returns the version that is spoken.
+    pub(super) async fn authenticate(
+        &mut self,
+        stream: &mut StartupStream<'_>,
+        counted: &mut metrics::Login,
+    ) -> Result<ProtocolVersion, Rejection> {
+        let mut version = self.config.protocol.max;
+        let mut negotiated = false;
+        let mut state = LoginState::Start;
+        loop {
+            counted.may_fail_as("lost");
+            let message = stream.receive().await;
+            if matches!(message, Err(Error::Protocol { .. })) {
+                counted.may_fail_as("malformed");
+            }
+            let request = match message? {
+                Message::Authentication(request) => request,
+                Message::ErrorResponse(e) => {
+                    counted.may_fail_as("rejected");
+                    let password = self.provided.take().filter(|_| e.code().class() == "28");
+                    let error = refusal(e, self.user);
+                    return Err(Rejection { error, by_server: true, password });
+                }
+                Message::NegotiateProtocolVersion { newest, options } if !negotiated => {
+                    counted.may_fail_as("malformed");
+                    version = count_protocol_error(
+                        "NegotiateProtocolVersion",
+                        self.negotiate(newest, &options),
+                    )?;
+                    negotiated = true;
+                    continue;
+                }
+                other => {
+                    counted.may_fail_as("malformed");
+                    return Ok(unexpected(&other, "an authentication request")?);
+                }
+            };
+            if let Some(mechanism) = mechanism(&request) {
+                counted.mechanism(mechanism);
+            }
+            counted.may_fail_as("refused_by_policy");
+            self.check(&state, &request)?;
+            state = match (state, request) {
+                (
+                    LoginState::Start | LoginState::PasswordSent | LoginState::ScramVerified,
+                    Authentication::Ok,
+                ) => {
+                    return Ok(version);
+                }
+                (LoginState::Start, Authentication::CleartextPassword) => {
+                    self.auth_method = "password";
+                    counted.may_fail_as("no_password");
+                    let password = self.password().await?;
+                    counted.may_fail_as("lost");
+                    stream.send(&Zeroizing::new(frontend::password(password.reveal())?)).await?;
+                    LoginState::PasswordSent
+                }
+                (LoginState::Start, Authentication::Md5Password { salt }) => {
+                    self.auth_method = "md5";
+                    counted.may_fail_as("no_password");
+                    let password = self.password().await?;
+                    counted.may_fail_as("lost");
+                    let response = md5::response(self.user, password.reveal(), salt);
+                    stream.send(&frontend::password(&response)?).await?;
+                    LoginState::PasswordSent
+                }
+                (LoginState::Start, Authentication::Sasl { mechanisms }) => {
+                    let (mechanism, binding) = self.choose(&mechanisms)?;
+                    if let Binding::EndPoint(_) = binding {
+                        counted.mechanism("scram_sha_256_plus");
+                    }
+                    counted.may_fail_as("lost");
+                    let first = ClientFirst::new(random::bytes()?, binding);
+                    let message = first.message();
+                    stream
+                        .send(&frontend::sasl_initial_response(mechanism, message.as_bytes())?)
+                        .await?;
+                    LoginState::ScramFirst(first)
+                }
+                (LoginState::ScramFirst(first), Authentication::SaslContinue(data)) => {
+                    counted.may_fail_as("malformed");
+                    let challenge =
+                        first.challenge(&data, self.config.client_options.max_scram_iterations)?;
+                    counted.may_fail_as("no_password");
+                    let keys = self.keys(&challenge.salt, challenge.iterations).await?;
+                    counted.may_fail_as("lost");
+                    let (message, verifier) = challenge.prove(&keys)?;
+                    stream.send(&frontend::sasl_response(message.as_bytes())?).await?;
+                    LoginState::ScramFinal(verifier)
+                }
+                (LoginState::ScramFinal(verifier), Authentication::SaslFinal(data)) => {
+                    counted.may_fail_as("server_signature");
+                    verifier.verify(&data)?;
+                    LoginState::ScramVerified
+                }
+                (LoginState::ScramFirst(_) | LoginState::ScramFinal(_), Authentication::Ok) => {
+                    counted.may_fail_as("server_signature");
+                    return Err(Error::authentication(
+                        "the server let the user in before it had proved that it knows the \
+                         password: it is not to be trusted",
+                    )
+                    .into());
+                }
+                (LoginState::Start, Authentication::Unsupported { name }) => {
+                    return Err(Error::authentication(format!(
+                        "the server asks for {name}, which this client does not speak: give the \
+                         role a password method (scram-sha-256) in pg_hba.conf"
+                    ))
+                    .into());
+                }
+                (_, request) => {
+                    counted.may_fail_as("malformed");
+                    return Err(Error::authentication(format!(
+                        "the server asked for {} in the middle of another method",
+                        request.name()
+                    ))
+                    .into());
+                }
+            };
+        }
+    }
+
+    /// Takes an older version, if it will do. The checks are libpq's
+    /// (`pqGetNegotiateProtocolVersion3`).
+    fn negotiate(&self, newest: u32, options: &[String]) -> Result<ProtocolVersion> {
+        let range = self.config.protocol;
+        if let Some(option) = options.first() {
+            return Err(Error::protocol(format!(
+                "the server does not recognize the option \"{}\", which was not requested",
+                OneLine::name(option)
+            )));
+        }
+        match newest {
+            frontend::VERSION_3_0 if range.max > ProtocolVersion::V3_0 => {
+                if range.min > ProtocolVersion::V3_0 {
+                    return Err(Error::protocol(
+                        "the server speaks 3.0 only, and min_protocol_version asks for more",
+                    ));
+                }
+                Ok(ProtocolVersion::V3_0)
+            }
+            other => Err(Error::protocol(format!(
+                "the server wants to speak version {}.{}, which was not asked for",
+                other >> 16,
+                other & 0xffff
+            ))),
+        }
+    }
+
+    /// Refuses what the settings do not allow, before anything is given away. The rules are
+    /// libpq's (`check_expected_areq`).
+    fn check(&self, state: &LoginState, request: &Authentication) -> Result<()> {
+        let config = self.config;
+        let asked = match request {
+            // By TLS, that was seen to in the handshake.
+            Authentication::Ok if self.tls.is_none() && config.tls.requires_certificate() => {
+                return Err(Error::authentication(
+                    "sslcertmode=require, but the server did not ask for a certificate: the session \
+                     is not encrypted",
+                ));
+            }
+            Authentication::Ok => match state {
+                LoginState::Start => Method::None,
+                // Checked when it was asked for.
+                _ => return self.check_binding(state),
+            },
+            Authentication::CleartextPassword => Method::Password,
+            Authentication::Md5Password { .. } => Method::Md5,
+            Authentication::Sasl { mechanisms }
+                if !mechanisms.iter().any(|m| m.starts_with(scram::MECHANISM)) =>
+            {
+                Method::OAuth
+            }
+            Authentication::Sasl { .. } => Method::Scram,
+            Authentication::SaslContinue(_) | Authentication::SaslFinal(_) => return Ok(()),
+            Authentication::Unsupported { name } if name.starts_with("SSPI") => Method::Sspi,
+            Authentication::Unsupported { .. } => Method::Gss,
+        };
+        if let Some(required) = config.require_auth.as_ref().filter(|r| !r.allows(asked)) {
+            return Err(Error::authentication(format!(
+                "require_auth is {:?}, but the server asks for {}",
+                required.as_str(),
+                request.name()
+            )));
+        }
+        match request {
+            Authentication::Sasl { .. } => Ok(()),
+            _ => self.check_binding(state),
+        }
+    }
+
+    /// With channel_binding=require nothing else must be answered, and nobody be let in unbound.
+    fn check_binding(&self, state: &LoginState) -> Result<()> {
+        let bound = matches!(state, LoginState::ScramVerified) && self.auth_method == SCRAM_PLUS;
+        if self.config.channel_binding == ChannelBinding::Require && !bound {
+            return Err(Error::authentication(
+                "channel_binding=require, but the server does not bind this login to the channel: \
+                 it has to be a role with a scram-sha-256 password, over TLS",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Chooses a SASL mechanism, and what to say about channel binding.
+    fn choose(&mut self, mechanisms: &[String]) -> Result<(&'static str, Binding)> {
+        let offered = |name| mechanisms.iter().any(|m| m == name);
+        let setting = self.config.channel_binding;
+        if offered(scram::MECHANISM_PLUS) && self.tls.is_none() {
+            // Somebody in between has taken TLS away: the server would see a downgrade.
+            return Err(Error::authentication(
+                "the server offers SCRAM-SHA-256-PLUS over a connection that is not encrypted: \
+                 something in between has ended TLS",
+            ));
+        }
+        let end_point = self.tls.and_then(|tls| tls.server_end_point.clone());
+        // Never "n" for want of a hash: whoever is in between could choose such a certificate, and the
+        // server would not see that something is wrong.
+        let binding = match (setting, self.tls, end_point) {
+            (ChannelBinding::Disable, ..) | (_, None, _) => Binding::No,
+            _ if !offered(scram::MECHANISM_PLUS) => Binding::NotOffered,
+            (_, Some(_), Some(hash)) => Binding::EndPoint(hash),
+            (_, Some(_), None) => {
+                return Err(Error::authentication(
+                    "the signature of the server's certificate (Ed25519, perhaps) defines no hash to \
+                     bind the login to the channel with: give the server another certificate, or \
+                     set channel_binding=disable",
+                ));
+            }
+        };
+        if let Binding::EndPoint(_) = binding {
+            self.auth_method = SCRAM_PLUS;
+            return Ok((scram::MECHANISM_PLUS, binding));
+        }
+        self.auth_method = "scram-sha-256";
+        if setting == ChannelBinding::Require {
+            self.check_binding(&LoginState::Start)?;
+        }
+        if !offered(scram::MECHANISM) {
+            let names = mechanisms.iter().take(8).map(|name| OneLine::name(name).to_string());
+            return Err(Error::authentication(format!(
+                "the server offers {:?}; this client supports only {}",
+                names.collect::<Vec<_>>(),
+                scram::MECHANISM
+            )));
+        }
+        Ok((scram::MECHANISM, binding))
+    }
+
+    /// The keys for a salt: given, remembered, or computed on another thread, for that takes
+    /// milliseconds in which no other task of this one would run.
+    async fn keys(&mut self, salt: &[u8], iterations: u32) -> Result<Keys, Rejection> {
+        let config = self.config;
+        let (client, server) = (&config.scram_client_key, &config.scram_server_key);
+        if let (Some(client), Some(server)) = (client, server) {
+            return Ok(Keys { client: client.clone(), server: server.clone() });
+        }
+        let password = self.password().await?;
+        let cached = config.scram_cache.get().filter(|cached| {
+            cached.salt == salt && cached.iterations == iterations && cached.password == password
+        });
+        let mut keys = match cached {
+            Some(cached) => Keys { client: cached.client_key, server: cached.server_key },
+            None => {
+                let (secret, salt) = (password.clone(), salt.to_vec());
+                let derive = move || Keys::derive(secret.reveal(), &salt, iterations);
+                spawn_blocking(derive).await.map_err(|_| {
+                    Error::authentication("the runtime was shut down while logging in")
+                })??
+            }
+        };
+        config.scram_cache.set(ScramCacheEntry {
+            password,
+            salt: salt.to_vec(),
+            iterations,
+            client_key: keys.client.clone(),
+            server_key: keys.server.clone(),
+        });
+        if let Some(client) = client {
+            keys.client = client.clone();
+        }
+        if let Some(server) = server {
+            keys.server = server.clone();
+        }
+        Ok(keys)
+    }
+
+    async fn password(&mut self) -> Result<Password, Rejection> {
+        if let Some(provider) = &self.config.client_options.password_provider {
+            let password = Password::new(provider.get().await?);
+            if password.reveal().is_empty() {
+                let empty = "the password provider gives an empty password";
+                return Err(Error::authentication(empty).into());
+            }
+            // Each refusal counts where accounts are locked after a few.
+            if self.refused == Some(&password) {
+                let error = Error::authentication(
+                    "the password provider was asked again, and returned the same password",
+                );
+                return Err(Rejection { error, by_server: true, password: None });
+            }
+            self.provided = Some(password.clone());
+            return Ok(password);
+        }
+        let found = self.config.find_password(self.target)?.filter(|p| !p.reveal().is_empty());
+        let found = found.ok_or_else(|| {
+            Error::authentication(format!(
+                "the server asks for the password of {:?}, and none is given: write it in the \
+                 connection string, in PGPASSWORD, or in the password file{}",
+                self.user,
+                self.config.passfile().map(|f| format!(" {f}")).unwrap_or_default()
+            ))
+        })?;
+        Ok(found)
+    }
+}
+
+const SCRAM_PLUS: &str = "scram-sha-256-plus";

@@ -1,0 +1,70 @@
+//! Taking messages off a read buffer.
+
+use bytes::{Buf, BytesMut};
+
+use super::{async_messages::AsyncMessages, report::count_protocol_error};
+use crate::{
+    error::Result,
+    protocol::{
+        backend::{Message, name_of},
+        frame::{HEADER, Header, MAX_FRAME},
+        long::Long,
+    },
+};
+
+/// What is at the front of a buffer.
+pub(crate) enum Taken {
+    Message(Message),
+    /// A message that may come at any time, and has been dealt with. What follows may be anything:
+    /// a row, for one, is not for [`take_message`].
+    Async,
+    /// Not a whole message yet.
+    Incomplete,
+}
+
+/// Removes one message from a buffer. Without `async_messages`, only an expected message may arrive.
+/// `long` keeps a message that has arrived only in part.
+pub(super) fn take_message(
+    buffer: &mut BytesMut,
+    long: &mut Option<Long>,
+    max: usize,
+    async_messages: Option<&AsyncMessages>,
+) -> Result<Taken> {
+    let message = match long {
+        Some(reading) => {
+            let name = reading.name();
+            let Some(message) = count_protocol_error(name, reading.read(buffer))? else {
+                return Ok(Taken::Incomplete);
+            };
+            *long = None;
+            message
+        }
+        None => {
+            let tag = buffer.first().copied().unwrap_or_default();
+            let name = name_of(tag);
+            // Until the login has ended, the peer is not trusted to send that much.
+            let may_be_long = async_messages.is_some() && Long::reads(tag);
+            let max = if may_be_long { MAX_FRAME } else { max };
+            let Some(header) = count_protocol_error(name, Header::read(buffer, max))? else {
+                return Ok(Taken::Incomplete);
+            };
+            *long = Long::begin(header).filter(|_| may_be_long);
+            if long.is_some() {
+                buffer.advance(HEADER);
+                return take_message(buffer, long, max, async_messages);
+            }
+            if buffer.len() < header.size {
+                return Ok(Taken::Incomplete);
+            }
+            let body = buffer.get(HEADER..header.size).unwrap_or_default();
+            let message = Message::read(header.tag, body);
+            buffer.advance(header.size);
+            count_protocol_error(name, message)?
+        }
+    };
+    let message = match async_messages {
+        Some(async_messages) => async_messages.handle(message),
+        None => Some(message),
+    };
+    Ok(message.map_or(Taken::Async, Taken::Message))
+}
