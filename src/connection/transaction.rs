@@ -78,6 +78,10 @@ impl Connection {
     /// the connection [is answered](Self::is_answered) then, it can be used; otherwise it must be
     /// dropped.
     pub(crate) async fn stop(&mut self) {
+        if self.is_awaited && self.due == 0 {
+            // Sent in part, or the connection is lost. Dropping the connection stops the session.
+            return;
+        }
         match (self.try_stop().await, &self.unanswered) {
             (Ok(()), _) => self.is_stopped(),
             (Err(error), Some(Unanswered { session: Some((_, running)), .. })) => {
@@ -89,9 +93,6 @@ impl Connection {
 
     async fn try_stop(&mut self) -> Result<()> {
         while self.is_awaited {
-            if self.due == 0 {
-                return Err(Error::InvalidState { message: "a request was sent in part" });
-            }
             cancel_and_drain(self, &ExtendedQuery::new(), Bytes::new()).await?;
             self.due -= 1;
             self.is_awaited = self.due > 0;
