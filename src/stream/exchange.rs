@@ -37,6 +37,8 @@ pub(super) struct Exchange {
     /// The server cannot have begun the query: it has not received the whole request, or has not
     /// read it.
     not_begun: bool,
+    /// It was run again after a late cancel request, which happens once.
+    pub(super) is_rerun: bool,
 }
 
 /// What the next bytes of an answer are.
@@ -67,6 +69,7 @@ impl Exchange {
             is_answered: false,
             blocked: Duration::ZERO,
             not_begun: false,
+            is_rerun: false,
         }
     }
 
@@ -206,6 +209,7 @@ impl Exchange {
         let is_cancelled = error.sqlstate().is_some_and(|code| *code == sqlstate::QUERY_CANCELED);
         // Later than that it was statement_timeout or another session, with the same SQLSTATE.
         is_cancelled
+            && !self.is_rerun
             && !self.connection.is_in_transaction()
             && self.connection.session.was_cancelled_recently()
     }

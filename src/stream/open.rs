@@ -177,6 +177,7 @@ impl Opening<'_> {
     fn retry(&self, exchange: &mut Exchange, sent: &Choice, error: &Error) -> Option<Choice> {
         if exchange.is_late_cancel(error) {
             late_cancel(error);
+            exchange.is_rerun = true;
             return Some(Choice::Unnamed);
         }
         let statements = &mut exchange.connection.statements;
