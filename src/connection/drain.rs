@@ -15,7 +15,7 @@ use super::{
     messages::Taken,
     report::{TARGET, count_protocol_error},
     server_connection::{Connection, Limits},
-    session::{FIRST_REPEAT, stop_without_answer},
+    session::{FIRST_REPEAT, no_key, stop_without_answer},
 };
 use crate::{
     error::{Error, Result},
@@ -94,9 +94,7 @@ async fn clean_up(
             }
         }
         if query.is_running() && session.cancel.is_none() {
-            return Err(Error::InvalidState {
-                message: "the server gave no key to cancel queries with, so its connection was closed",
-            });
+            return Err(no_key());
         }
         let sent = connection.write(unsent).await;
         // Also when the connection is lost: the server may not know, and go on working.

@@ -9,7 +9,7 @@ use std::{
 use tokio::{select, sync::Notify, time::sleep};
 
 use super::{
-    session::{FIRST_REPEAT, Session, stop_without_answer},
+    session::{CancelInFlight, FIRST_REPEAT, Session, no_key, send_repeatedly},
     sync::lock,
 };
 use crate::error::{Error, Result};
@@ -100,7 +100,8 @@ impl RunningQuery {
                 return pending().await;
             }
             for session in &sessions {
-                stop_without_answer(session).await?;
+                let key = session.cancel.as_ref().ok_or_else(no_key)?;
+                send_repeatedly(key, || self.0.begin_request(session)).await?;
             }
             self.0.until(|state| state.sessions == state.in_futures.len()).await;
             Ok(())
@@ -128,6 +129,16 @@ impl Shared {
             }
             changed.await;
         }
+    }
+
+    /// Begins a cancel request for a session whose answer is read by a future of the caller.
+    ///
+    /// After [`left_future`](QuerySession::left_future), the cleanup waits for the requests that
+    /// were begun before, and the session may then run another query: no further one must begin.
+    fn begin_request<'a>(&self, session: &'a Arc<Session>) -> Option<CancelInFlight<'a>> {
+        let state = self.lock();
+        let is_in_future = state.in_futures.iter().any(|other| Arc::ptr_eq(other, session));
+        is_in_future.then(|| session.begin_request())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -172,5 +183,50 @@ impl Drop for QuerySession {
         let shared = &self.0.0;
         shared.lock().sessions -= 1;
         shared.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::{async_messages::AsyncMessages, info::ConnectionInfo};
+
+    fn session() -> Arc<Session> {
+        let info = ConnectionInfo {
+            host: None,
+            address: None,
+            unix_socket: None,
+            port: 5432,
+            tls_version: None,
+            tls_cipher: None,
+            auth_method: "none",
+            protocol_version: "3.0",
+        };
+        Arc::new(Session::new(AsyncMessages::default(), info, None))
+    }
+
+    #[test]
+    fn no_request_begins_for_a_session_that_has_left_the_future() {
+        let (query, session, other) = (RunningQuery::new(), session(), session());
+        let running = query.session();
+        assert!(query.0.begin_request(&session).is_none());
+        running.in_future(&session);
+        let request = query.0.begin_request(&session);
+        assert!(request.is_some() && session.may_be_cancelled());
+        assert!(query.0.begin_request(&other).is_none());
+        running.left_future(&session);
+        assert!(query.0.begin_request(&session).is_none());
+        assert!(session.may_be_cancelled(), "the cleanup waits for the one that was begun");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_without_a_key_cannot_be_stopped_while_its_future_is_not_polled() {
+        let (query, session) = (RunningQuery::new(), session());
+        let running = query.session();
+        running.in_future(&session);
+        query.cancel();
+        assert!(matches!(query.stop().await, Err(Error::InvalidState { .. })));
+        drop(running);
+        assert!(query.stop().await.is_ok());
     }
 }

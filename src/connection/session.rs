@@ -18,14 +18,17 @@ use super::{
     report::TARGET,
     sync::lock,
 };
-use crate::{config::Target, error::Result};
+use crate::{
+    config::Target,
+    error::{Error, Result},
+};
 
 /// How long to wait before a query that goes on is cancelled again; doubled each time.
 pub(super) const FIRST_REPEAT: Duration = Duration::from_millis(50);
 
-/// How often the query of a lost session is cancelled: nothing shows whether a request was too
+/// How often a query whose answer is not read is cancelled: nothing shows whether a request was too
 /// early, or went to another server through a balancer.
-const REPEATS_FOR_LOST: usize = 4;
+const REPEATS: usize = 4;
 
 /// One session.
 #[derive(Debug)]
@@ -102,11 +105,13 @@ impl Session {
     /// The request may not have arrived, and may still do so: the session must not run another
     /// query.
     pub(super) async fn send_cancel(&self, key: &CancelKey) -> Result<()> {
+        self.begin_request().send(key).await
+    }
+
+    /// From now on, and until the value is dropped, a cancel request may be in flight.
+    pub(super) fn begin_request(&self) -> CancelInFlight<'_> {
         lock(&self.requests).in_flight += 1;
-        let mut request = CancelInFlight { session: self, has_ended: false };
-        let sent = key.send().await;
-        request.has_ended = sent.is_ok();
-        sent
+        CancelInFlight { session: self, has_ended: false }
     }
 
     /// Whether a cancel request may still arrive.
@@ -137,9 +142,18 @@ impl Session {
 const LATE_CANCEL: Duration = Duration::from_secs(1);
 
 /// A cancel request on its way.
-struct CancelInFlight<'a> {
+pub(super) struct CancelInFlight<'a> {
     session: &'a Session,
     has_ended: bool,
+}
+
+impl CancelInFlight<'_> {
+    /// See [`Session::send_cancel`].
+    pub(super) async fn send(mut self, key: &CancelKey) -> Result<()> {
+        let sent = key.send().await;
+        self.has_ended = sent.is_ok();
+        sent
+    }
 }
 
 impl Drop for CancelInFlight<'_> {
@@ -166,15 +180,35 @@ pub(crate) async fn stop_lost(session: Arc<Session>, cancel_timeout: Duration) {
     }
 }
 
-/// Cancels a query whose answer is not read: its connection is lost, or the future that reads it is
-/// not polled.
+/// Cancels a query whose answer is not read because its connection is lost.
 pub(super) async fn stop_without_answer(session: &Session) -> Result<()> {
-    let Some(key) = &session.cancel else { return Ok(()) };
-    let mut pause = FIRST_REPEAT;
-    for _ in 1..REPEATS_FOR_LOST {
-        session.send_cancel(key).await?;
-        sleep(pause).await;
-        pause *= 2;
+    match &session.cancel {
+        Some(key) => send_repeatedly(key, || Some(session.begin_request())).await,
+        None => Ok(()),
     }
-    session.send_cancel(key).await
+}
+
+/// Sends several cancel requests, because nothing shows whether one was too early. Ends when
+/// `begin` returns `None`.
+pub(super) async fn send_repeatedly<'a>(
+    key: &CancelKey,
+    begin: impl Fn() -> Option<CancelInFlight<'a>>,
+) -> Result<()> {
+    let mut pause = FIRST_REPEAT;
+    for number in 1..=REPEATS {
+        let Some(request) = begin() else { break };
+        request.send(key).await?;
+        if number < REPEATS {
+            sleep(pause).await;
+            pause *= 2;
+        }
+    }
+    Ok(())
+}
+
+/// The error of a query that cannot be cancelled.
+pub(super) fn no_key() -> Error {
+    Error::InvalidState {
+        message: "the server gave no key to cancel queries with, so its connection was closed",
+    }
 }
