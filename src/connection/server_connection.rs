@@ -430,9 +430,11 @@ pub(crate) async fn within<T>(
     read_timeout: Option<Duration>,
     step: impl Future<Output = T>,
 ) -> Result<T> {
+    let step = std::pin::pin!(step);
     let Some(after) = read_timeout else { return Ok(step.await) };
     let phase = TimeoutPhase::Read;
-    timeout(after, step).await.map_err(|_| Error::Timeout { phase, after })
+    // On the heap: the timer is larger than the step.
+    Box::pin(timeout(after, step)).await.map_err(|_| Error::Timeout { phase, after })
 }
 
 /// How often an idle connection is read before it is used again.

@@ -2,7 +2,7 @@
 
 use std::{
     mem,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
 };
 
 use tokio::{sync::Notify, time::timeout};
@@ -16,7 +16,7 @@ use super::{
     sync::lock,
 };
 use crate::{
-    config::ConnectionConfig,
+    config::{ConnectionConfig, Target},
     error::Result,
     metrics::{QueryMetricsCache, connection::CloseReason},
 };
@@ -31,6 +31,7 @@ pub(crate) struct Slot {
     state: Mutex<SlotState>,
     pub(super) freed: Notify,
     pub(crate) notices: Notices,
+    first_target: OnceLock<Option<Target>>,
     /// Handles of metrics that its queries share.
     pub(crate) query_metrics: QueryMetricsCache,
 }
@@ -66,11 +67,19 @@ impl Slot {
     pub(crate) fn new(config: ConnectionConfig) -> Self {
         let (state, notices) = (Mutex::default(), Notices::default());
         let query_metrics = QueryMetricsCache::default();
-        Self { config, state, freed: Notify::new(), notices, query_metrics }
+        let (freed, first_target) = (Notify::new(), OnceLock::new());
+        Self { config, state, freed, notices, first_target, query_metrics }
     }
 
     pub(crate) fn config(&self) -> &ConnectionConfig {
         &self.config
+    }
+
+    /// The server that is tried first, unless hosts are shuffled. Kept, because each query's span
+    /// has it.
+    pub(crate) fn first_target(&self) -> Option<&Target> {
+        let first = || self.config.targets().into_iter().next();
+        self.first_target.get_or_init(first).as_ref()
     }
 
     /// Cancels the queries that are in progress, if `checkout` is still the present one.

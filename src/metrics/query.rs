@@ -39,6 +39,7 @@ struct EntityMetrics {
     first_row: OnceLock<Histogram>,
     rows: OnceLock<Histogram>,
     bytes: OnceLock<Histogram>,
+    rows_discarded: OnceLock<Counter>,
     chunk_size: OnceLock<Gauge>,
     statement_hits: OnceLock<Counter>,
     statement_misses: OnceLock<Counter>,
@@ -76,6 +77,7 @@ impl EntityMetrics {
             first_row: OnceLock::new(),
             rows: OnceLock::new(),
             bytes: OnceLock::new(),
+            rows_discarded: OnceLock::new(),
             chunk_size: OnceLock::new(),
             statement_hits: OnceLock::new(),
             statement_misses: OnceLock::new(),
@@ -307,7 +309,8 @@ impl QueryMetrics {
     }
 
     pub(crate) fn discarded(&self, rows: u64) {
-        self.count(ROWS_DISCARDED_TOTAL).increment(rows);
+        let new = || self.count(ROWS_DISCARDED_TOTAL);
+        self.metrics.rows_discarded.get_or_init(new).increment(rows);
     }
 
     /// `reason`: `syntax`, `data`, `eof`, `utf8`.

@@ -95,7 +95,7 @@ pub(crate) const NO_CLOSES: &[&str] = &[];
 /// The server infers the types of the parameters. Parameters and results are in text format.
 #[derive(Clone)]
 pub(crate) struct Query {
-    sql: Box<str>,
+    sql: String,
     /// The end of Bind, after the names of portal and statement: parameter formats, values, result
     /// formats.
     values: Box<[u8]>,
@@ -122,7 +122,8 @@ impl Query {
     ///
     /// [`Error::Config`]: the server would not read a message of this length, there are more than
     /// 65,535 parameters, or a text contains NUL.
-    pub(crate) fn new(sql: &str, parameters: &[Option<&str>]) -> Result<Self> {
+    pub(crate) fn new(sql: impl Into<String>, parameters: &[Option<&str>]) -> Result<Self> {
+        let sql = sql.into();
         let count = u16::try_from(parameters.len()).map_err(|_| {
             Error::config(format!(
                 "{} parameters are bound, but the protocol allows 65,535 in one query",
@@ -132,7 +133,7 @@ impl Query {
         let lengths = parameters.iter().map(|value| 4 + value.map_or(0, str::len));
         let values = 2 + 2 + lengths.sum::<usize>() + 4;
         // Before any of it is copied.
-        check_length(Some(b'P'), parse_length(sql, ""), MAX_MESSAGE)?;
+        check_length(Some(b'P'), parse_length(&sql, ""), MAX_MESSAGE)?;
         check_length(Some(b'B'), bind_length("", "", values), MAX_MESSAGE)?;
         if sql.contains('\0') {
             return Err(nul("the SQL text"));
@@ -154,7 +155,7 @@ impl Query {
             }
         }
         out.extend_from_slice(&[0, 1, 0, 0]); // one format for all columns: text
-        Ok(Self { sql: sql.into(), values: out.into() })
+        Ok(Self { sql, values: out.into() })
     }
 
     /// The text, which identifies a prepared statement.

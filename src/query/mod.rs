@@ -15,7 +15,10 @@ use crate::{
     sql::{
         Condition, Field, Filter, Order, OrderBy, Projection, Select, Statement, TYPE_TEST, ToParam,
     },
-    stream::{Execution, FromJsonRow, Predicates, QueryPlan, QueryStream, StreamSettings, encode},
+    stream::{
+        Execution, FromJsonRow, Predicates, QueryPlan, QuerySpec, QueryStream, StreamSettings,
+        encode,
+    },
 };
 
 /// A query, put together step by step and run by [`execute`](Self::execute).
@@ -49,11 +52,9 @@ use crate::{
 #[must_use = "a query does nothing until it is executed"]
 pub struct QueryBuilder<T> {
     slot: SlotHandle,
-    select: Select,
-    predicates: Predicates<T>,
-    settings: StreamSettings,
+    spec: Box<QuerySpec>,
     options: QueryOptions,
-    is_persistent: bool,
+    predicates: Predicates<T>,
     rows: PhantomData<fn() -> T>,
 }
 
@@ -61,11 +62,14 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     pub(crate) fn new(slot: SlotHandle, entity: &str) -> Self {
         Self {
             slot,
-            select: Select::new(entity),
-            predicates: Predicates::default(),
-            settings: StreamSettings::default(),
+            spec: Box::new(QuerySpec {
+                select: Select::new(entity),
+                settings: StreamSettings::default(),
+                is_persistent: true,
+                has_predicates: false,
+            }),
             options: QueryOptions::default(),
-            is_persistent: true,
+            predicates: Predicates::default(),
             rows: PhantomData,
         }
     }
@@ -77,7 +81,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// within a string, a quoted identifier or a comment is
     /// [`Error::Config`](crate::Error::Config).
     pub fn where_sql(mut self, condition: impl Into<String>) -> Self {
-        self.select.conditions.push(Condition::Sql(condition.into()));
+        self.spec.select.conditions.push(Condition::Sql(condition.into()));
         self
     }
 
@@ -85,14 +89,14 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// the text of all `where_sql`, `order_by` and `select_projection`. There must be as many as the
     /// text uses.
     pub fn bind(mut self, value: impl ToParam) -> Self {
-        self.select.parameters.push(value.to_param());
+        self.spec.select.parameters.push(value.to_param());
         self
     }
 
     /// Adds a typed condition, which the server checks; several must all hold. Its values are always
     /// parameters, behind those of `bind`.
     pub fn filter(mut self, filter: impl Into<Filter>) -> Self {
-        self.select.conditions.push(Condition::Filter(filter.into()));
+        self.spec.select.conditions.push(Condition::Filter(filter.into()));
         self
     }
 
@@ -118,33 +122,33 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Adds an expression of trusted SQL to sort by, such as `data->>'name' desc`; the first sorts
     /// first.
     pub fn order_by(mut self, expression: impl Into<String>) -> Self {
-        self.select.order.push(Order::Sql(expression.into()));
+        self.spec.select.order.push(Order::Sql(expression.into()));
         self
     }
 
     /// Adds a field to sort by: `field("total").desc()`; the first sorts first.
     pub fn order_by_field(mut self, order: impl Into<OrderBy>) -> Self {
-        self.select.order.push(Order::Field(order.into()));
+        self.spec.select.order.push(Order::Field(order.into()));
         self
     }
 
     /// Limits the result to at most `rows` rows, before Rust predicates are applied. If more rows
     /// arrive, from a proxy that queries several servers, the stream ends with [`Error::Protocol`].
     pub fn limit(mut self, rows: u64) -> Self {
-        self.select.limit = Some(rows);
+        self.spec.select.limit = Some(rows);
         self
     }
 
     /// Skips so many rows at the beginning.
     pub fn offset(mut self, rows: u64) -> Self {
-        self.select.offset = Some(rows);
+        self.spec.select.offset = Some(rows);
         self
     }
 
     /// Selects an expression of trusted SQL of type `json` or `jsonb` in place of the document, under
     /// the name `data`.
     pub fn select_projection(mut self, expression: impl Into<String>) -> Self {
-        self.select.projection = Projection::Sql(expression.into());
+        self.spec.select.projection = Projection::Sql(expression.into());
         self
     }
 
@@ -154,13 +158,14 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// In a column of type `json` (not `jsonb`), some documents cannot be read and fail the query:
     /// see [`Filter`](crate::Filter#columns-of-type-json).
     pub fn select_fields<F: Into<Field>>(mut self, fields: impl IntoIterator<Item = F>) -> Self {
-        self.select.projection = Projection::Fields(fields.into_iter().map(Into::into).collect());
+        self.spec.select.projection =
+            Projection::Fields(fields.into_iter().map(Into::into).collect());
         self
     }
 
     /// Sets the name of the JSON column, exactly as it is: `data` unless set.
     pub fn column(mut self, name: impl Into<String>) -> Self {
-        self.select.column = name.into();
+        self.spec.select.column = name.into();
         self
     }
 
@@ -169,26 +174,26 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Rows never wait for a chunk to fill: a chunk goes as soon as no more rows have arrived, or
     /// at 64 KiB.
     pub fn chunk_size(mut self, rows: usize) -> Self {
-        self.settings.chunk_size = Some(rows);
+        self.spec.settings.chunk_size = Some(rows);
         self
     }
 
     /// Lets the chunk size adapt, beginning with [`chunk_size`](Self::chunk_size): it doubles while
     /// the consumer is the slow one and halves while the consumer waits for rows. Off unless set.
     pub fn adaptive_chunking(mut self, on: bool) -> Self {
-        self.settings.adaptive = on;
+        self.spec.settings.adaptive = on;
         self
     }
 
     /// Sets the smallest size that an adaptive chunk size may take, in rows: 16 unless set.
     pub fn adaptive_min_size(mut self, rows: usize) -> Self {
-        self.settings.adaptive_min = Some(rows);
+        self.spec.settings.adaptive_min = Some(rows);
         self
     }
 
     /// Sets the largest size that an adaptive chunk size may take, in rows: 4,096 unless set.
     pub fn adaptive_max_size(mut self, rows: usize) -> Self {
-        self.settings.adaptive_max = Some(rows);
+        self.spec.settings.adaptive_max = Some(rows);
         self
     }
 
@@ -202,7 +207,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// [`RawJson`](crate::RawJson) or [`RowChunk`](crate::RowChunk) keeps its part of the read buffer
     /// alive.
     pub fn max_memory(mut self, bytes: usize) -> Self {
-        self.settings.max_memory = Some(bytes);
+        self.spec.settings.max_memory = Some(bytes);
         self
     }
 
@@ -215,7 +220,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// least two reads are buffered; a read is a quarter of `fail` (1 KiB to 64 KiB). With less
     /// than that, the stream waits for the consumer, up to `max_memory`.
     pub fn memory_soft_limits(mut self, warn: f32, fail: f32) -> Self {
-        self.settings.soft_limits = Some((warn, fail));
+        self.spec.settings.soft_limits = Some((warn, fail));
         self
     }
 
@@ -226,21 +231,21 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// It bounds the server's work, not how long the stream is kept: one that nobody reads keeps its client, and that
     /// its place in a pool, until it is dropped.
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.settings.timeout = Some(timeout);
+        self.spec.settings.timeout = Some(timeout);
         self
     }
 
     /// Bounds the time from [`execute`](Self::execute) to the arrival of the first row, connecting
     /// included and pauses not. Beyond it the query is stopped on the server, with [`Error::Timeout`].
     pub fn first_row_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.first_row_timeout = Some(timeout);
+        self.spec.settings.first_row_timeout = Some(timeout);
         self
     }
 
     /// Bounds every pause of the stream, as
     /// [`set_pause_timeout`](crate::QueryStream::set_pause_timeout) does.
     pub fn pause_timeout(mut self, timeout: Duration) -> Self {
-        self.settings.pause_timeout = Some(timeout);
+        self.spec.settings.pause_timeout = Some(timeout);
         self
     }
 
@@ -371,7 +376,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// [`parallel`](Self::parallel) or [`resume_by`](Self::resume_by) and
     /// [`explain`](Self::explain) are never prepared.
     pub fn persistent(mut self, on: bool) -> Self {
-        self.is_persistent = on;
+        self.spec.is_persistent = on;
         self
     }
 
@@ -381,8 +386,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// [`Error::Config`], as of [`execute`](Self::execute).
     pub fn to_sql(&self) -> Result<(String, Vec<Option<String>>)> {
-        let mut select = self.select.clone();
-        self.options.apply(&mut select, &self.settings)?;
+        let mut select = self.spec.select.clone();
+        self.options.apply(&mut select, &self.spec.settings)?;
         let statement = select.rows()?;
         let parameters = statement.parameters.iter().zip(1..);
         let parameters =
@@ -414,17 +419,14 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// Dropping the future stops the query, as dropping the stream does.
     pub async fn execute(self) -> Result<QueryStream<T>> {
-        let Self { slot, mut select, predicates, settings, options, is_persistent, .. } = self;
+        let Self { slot, mut spec, options, predicates, .. } = self;
+        let QuerySpec { select, settings, .. } = &mut *spec;
         settings.check()?;
-        options.apply(&mut select, &settings)?;
-        let plan = QueryPlan {
-            query: encode(select.rows()?)?,
-            execution: options.execution()?,
-            is_persistent,
-            has_predicates: !predicates.is_empty(),
-            settings: StreamSettings { row_limit: select.limit, ..settings },
-            select,
-        };
+        options.apply(select, settings)?;
+        settings.row_limit = select.limit;
+        let query = encode(select.rows()?)?;
+        spec.has_predicates = !predicates.is_empty();
+        let plan = QueryPlan { spec, query, execution: options.execution()? };
         QueryStream::open(&slot, plan, predicates).await
     }
 
@@ -478,7 +480,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         // What Rust predicates let pass, the server does not know.
         let is_limited = self.predicates.is_empty();
         if is_limited {
-            self.select.limit = Some(self.select.limit.unwrap_or(1).min(1));
+            self.spec.select.limit = Some(self.spec.select.limit.unwrap_or(1).min(1));
         }
         let mut stream = self.execute().await?;
         let row = next(&mut stream).await.transpose()?;
@@ -508,7 +510,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Dropping the future stops the query.
     pub async fn count(self) -> Result<u64> {
         if self.predicates.is_empty() {
-            let statement = self.select.count()?;
+            let statement = self.spec.select.count()?;
             return self.fetch_scalar(statement).await;
         }
         let mut stream = self.execute().await?;
@@ -531,7 +533,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Dropping the future stops the query.
     pub async fn exists(self) -> Result<bool> {
         if self.predicates.is_empty() {
-            let statement = self.select.exists()?;
+            let statement = self.spec.select.exists()?;
             return self.fetch_scalar(statement).await;
         }
         Ok(self.fetch_optional().await?.is_some())
@@ -550,9 +552,10 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// [`EXPLAIN (FORMAT JSON)`]: https://www.postgresql.org/docs/current/sql-explain.html
     pub async fn explain(mut self, analyze: bool) -> Result<Value> {
-        self.options.apply(&mut self.select, &self.settings)?;
-        let statement = self.select.explain(analyze)?;
-        self.is_persistent = false;
+        let QuerySpec { select, settings, .. } = &mut *self.spec;
+        self.options.apply(select, settings)?;
+        let statement = select.explain(analyze)?;
+        self.spec.is_persistent = false;
         self.fetch_scalar(statement).await
     }
 
@@ -560,18 +563,13 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// By value: predicates need not be `Sync`, so a future that borrows them is not `Send`.
     async fn fetch_scalar<A: FromJsonRow>(self, statement: Statement) -> Result<A> {
-        self.settings.check()?;
-        let plan = QueryPlan {
-            query: encode(statement)?,
-            execution: Execution::Single,
-            is_persistent: self.is_persistent,
-            has_predicates: false,
-            settings: StreamSettings { row_limit: Some(1), ..self.settings },
-            select: self.select,
-        };
-        let sql = plan.query.clone();
-        let opened = QueryStream::open(&self.slot, plan, Predicates::default()).await;
-        let mut stream = opened.map_err(|e| not_json(e, sql.sql()))?;
+        let Self { slot, mut spec, .. } = self;
+        spec.settings.check()?;
+        spec.settings.row_limit = Some(1);
+        let sql = statement.sql.clone();
+        let plan = QueryPlan { spec, query: encode(statement)?, execution: Execution::Single };
+        let opened = QueryStream::open(&slot, plan, Predicates::default()).await;
+        let mut stream = opened.map_err(|e| not_json(e, &sql))?;
         let answer = next(&mut stream).await;
         // Read to the end, so that the connection is free immediately. Another row (from another
         // server of a proxy) is an error: this row alone is not the answer.
@@ -611,6 +609,6 @@ async fn next<S: Stream + Unpin>(stream: &mut S) -> Option<S::Item> {
 /// The query, without the values of its parameters.
 impl<T> fmt::Debug for QueryBuilder<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueryBuilder").field("select", &self.select).finish_non_exhaustive()
+        f.debug_struct("QueryBuilder").field("select", &self.spec.select).finish_non_exhaustive()
     }
 }

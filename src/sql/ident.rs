@@ -14,13 +14,19 @@ const MAX_NAME: usize = 63;
 /// [SQL identifiers]: https://www.postgresql.org/docs/current/sql-syntax-lexical.html#SQL-SYNTAX-IDENTIFIERS
 pub(super) fn quote_relation(name: &str) -> Result<String> {
     let mut quoted = String::with_capacity(name.len() + 6);
+    push_relation(name, &mut quoted)?;
+    Ok(quoted)
+}
+
+/// Appends the quoted name of a relation: see [`quote_relation`].
+pub(super) fn push_relation(name: &str, quoted: &mut String) -> Result<()> {
     let mut rest = name;
     for part in 0.. {
         if part == 2 {
             return Err(invalid(name, "it has more parts than a schema and a name"));
         }
         let (text, tail) = split_part(rest).map_err(|why| invalid(name, why))?;
-        quote(&text, &mut quoted).map_err(|why| invalid(name, why))?;
+        quote(&text, quoted).map_err(|why| invalid(name, why))?;
         match tail.strip_prefix('.') {
             Some(next) => {
                 quoted.push('.');
@@ -29,7 +35,7 @@ pub(super) fn quote_relation(name: &str) -> Result<String> {
             None => break,
         }
     }
-    Ok(quoted)
+    Ok(())
 }
 
 /// Quotes the name of a collation, `collation` or `schema.collation`. A part without double quotes
@@ -126,7 +132,12 @@ fn quote(name: &str, out: &mut String) -> Result<(), &'static str> {
         );
     }
     out.push('"');
-    out.push_str(&name.replace('"', "\"\""));
+    for (i, part) in name.split('"').enumerate() {
+        if i > 0 {
+            out.push_str("\"\"");
+        }
+        out.push_str(part);
+    }
     out.push('"');
     Ok(())
 }

@@ -1,9 +1,9 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write};
 
 use super::{
     field::{Field, literal},
     filter::{Filter, SqlContext},
-    ident::{quote_name, quote_relation},
+    ident::{push_relation, quote_name},
     order::OrderBy,
     param::Param,
     parameters::Parameters,
@@ -125,7 +125,7 @@ impl Select {
         self.check_parameters()?;
         let document = self.document()?;
         let projection = match &self.projection {
-            Projection::Document => document.clone(),
+            Projection::Document => return self.select(&document, &document),
             Projection::Sql(sql) => format!("{} AS \"data\"", in_parentheses(sql)),
             Projection::Fields(fields) => {
                 format!("{} AS \"data\"", build_object(fields, &document)?)
@@ -204,12 +204,17 @@ impl Select {
         document: &str,
         parameters: &mut Parameters,
     ) -> Result<String> {
-        let mut sql = format!("SELECT {projection} FROM {}", quote_relation(&self.entity)?);
+        // Few texts are longer.
+        let mut sql = String::with_capacity(256);
+        sql.push_str("SELECT ");
+        sql.push_str(projection);
+        sql.push_str(" FROM ");
+        push_relation(&self.entity, &mut sql)?;
         let mut keyword = " WHERE ";
         for condition in &self.conditions {
             sql.push_str(std::mem::replace(&mut keyword, " AND "));
             match condition {
-                Condition::Sql(condition) => sql.push_str(&in_parentheses(condition)),
+                Condition::Sql(condition) => push_in_parentheses(condition, &mut sql),
                 Condition::Filter(filter) => {
                     let is_json = !matches!(self.projection, Projection::Sql(_));
                     let mut target = SqlContext { document, is_json, parameters };
@@ -247,7 +252,8 @@ impl Select {
                     "{keyword} {count} is out of range: the maximum is {MAX_COUNT}"
                 )));
             }
-            sql.push_str(&format!(" {keyword} {count}"));
+            // A String accepts everything.
+            let _ = write!(sql, " {keyword} {count}");
         }
         Ok(sql)
     }
@@ -285,8 +291,15 @@ impl Select {
 /// Adds parentheses. After a comment, the closing one is on a new line, so that it is not a part of
 /// the comment.
 fn in_parentheses(sql: &str) -> String {
-    let end = if sql.contains("--") { "\n)" } else { ")" };
-    format!("({sql}{end}")
+    let mut out = String::with_capacity(sql.len() + 3);
+    push_in_parentheses(sql, &mut out);
+    out
+}
+
+fn push_in_parentheses(sql: &str, out: &mut String) {
+    out.push('(');
+    out.push_str(sql);
+    out.push_str(if sql.contains("--") { "\n)" } else { ")" });
 }
 
 /// Returns an expression for an object that contains the fields at their paths. Missing fields are

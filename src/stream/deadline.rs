@@ -78,7 +78,8 @@ async fn expired(deadline: Option<Deadline>, later: Duration) -> Error {
     match at.checked_add(later) {
         // A reader that always finds bytes uses up its task's budget; the timer must fire
         // nevertheless.
-        Some(at) => unconstrained(sleep_until(at.into())).await,
+        // On the heap: most queries have no deadline, and each would move its timer.
+        Some(at) => Box::pin(unconstrained(sleep_until(at.into()))).await,
         None => pending().await,
     }
     Error::Timeout { phase, after }

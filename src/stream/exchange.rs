@@ -120,7 +120,9 @@ impl Exchange {
         self.send().await?;
         while !self.query.takes_rows() {
             match self.next_message()? {
-                Next::Progress(Progress::Failed(error)) => return Err(self.failed(error).await),
+                Next::Progress(Progress::Failed(error)) => {
+                    return Err(Box::pin(self.failed(error)).await);
+                }
                 Next::Progress(Progress::Columns(columns)) => {
                     count_protocol_error("RowDescription", check_columns(&columns))?;
                 }

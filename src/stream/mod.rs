@@ -32,7 +32,7 @@ pub use self::{
 };
 pub(crate) use self::{
     parallel::{MAX_PARALLEL, MIN_MEMORY},
-    plan::{Execution, QueryPlan, encode},
+    plan::{Execution, QueryPlan, QuerySpec, encode},
     predicates::Predicates,
     settings::StreamSettings,
 };

@@ -28,7 +28,7 @@ use crate::{
 /// tasks read the rest. Dropping the future cancels the query, in the background.
 pub(super) async fn open(slot: &SlotHandle, plan: QueryPlan) -> Result<Arc<Channel>> {
     let observer = QueryObserver::begin(slot, plan.labels(), plan.text());
-    let deadlines = Deadlines::new(observer.started_at, &plan.settings);
+    let deadlines = Deadlines::new(observer.started_at, &plan.spec.settings);
     let query = slot.begin_query();
     let opening = Opening { slot, plan: &plan, query: &query, observer: &observer };
     let opened = {
@@ -97,7 +97,7 @@ impl Opening<'_> {
             let started = match &self.plan.execution {
                 Execution::Single | Execution::Resumable(_) => self.start(lease, connection).await,
                 Execution::Parallel { parts, partition_by } => {
-                    let select = &self.plan.select;
+                    let select = &self.plan.spec.select;
                     let partition_by = partition_by.as_deref();
                     let parallel = Parallel { select, parts: *parts, partition_by };
                     Box::pin(self.start_parallel(parallel, lease, connection)).await
@@ -119,7 +119,7 @@ impl Opening<'_> {
         lease: Lease,
         mut connection: Box<Connection>,
     ) -> Result<Start, StartError> {
-        let (settings, query) = (&self.plan.settings, &self.plan.query);
+        let (settings, query) = (&self.plan.spec.settings, &self.plan.query);
         let mut statement = self.choose_statement(&mut connection);
         let closes = connection.statements.take_closes();
         let (request, steps) = query.request(statement.statement(), &closes)?;
@@ -133,14 +133,16 @@ impl Opening<'_> {
             let Some(next) = next.filter(|_| !error.ends_session()) else {
                 return Err(in_flight.failed(error));
             };
-            if held.exchange.skip_failed().await.is_err() {
+            if Box::pin(held.exchange.skip_failed()).await.is_err() {
                 return Err(in_flight.failed(error));
             }
             let (request, steps) = query.request(next.statement(), NO_CLOSES)?;
             held.exchange.send_instead(request, ExtendedQuery::with(steps));
             statement = next;
         }
-        held.exchange.connection.statements.confirm(query.sql(), &statement);
+        if !matches!(statement, Choice::Prepared(_)) {
+            held.exchange.connection.statements.confirm(query.sql(), &statement);
+        }
         let mut first = None;
         let answer = if self.plan.reads_first_rows() {
             held.exchange.begin(settings, &mut first).await
@@ -155,7 +157,8 @@ impl Opening<'_> {
     /// Chooses how the server finds the statement: by its text, or by its name.
     fn choose_statement(&self, connection: &mut Connection) -> Choice {
         let (plan, config) = (self.plan, self.slot.config());
-        let is_cached = plan.is_persistent
+        let is_cached = plan.spec.is_persistent
+            && matches!(plan.execution, Execution::Single)
             && config.statement_cache_capacity() > 0
             && !config.prepared_statements_lost().get()
             && plan.query.has_room_for_name();
@@ -216,7 +219,7 @@ impl Opening<'_> {
                 return Err(starting.failed(error, is_counted).await);
             }
         };
-        let settings = &self.plan.settings;
+        let settings = &self.plan.spec.settings;
         let read = settings.first_read_size(parallel.parts);
         let mut sessions = Vec::with_capacity(parallel.parts);
         let others = planned.others.into_iter().map(|connection| (Box::new(connection), None));
@@ -266,7 +269,7 @@ impl Opened {
             (Sessions::One(held), _) => vec![held],
             (Sessions::Several(several), _) => several,
         };
-        let settings = &plan.settings;
+        let settings = &plan.spec.settings;
         let readers = sessions.len();
         let channel = Arc::new(Channel::new(readers, settings, Some(guard), observer));
         let rows = first.as_ref().map_or(0, |first| first.chunk.rows as u64);
@@ -277,13 +280,13 @@ impl Opened {
             let is_hit = held.exchange.connection.session.was_cancelled_recently();
             let again = (is_hit && rows == 0 && readers == 1).then(|| unnamed(&plan.query));
             let resume = match &plan.execution {
-                Execution::Resumable(key) => Some(ResumeState::new(&plan.select, key)),
+                Execution::Resumable(key) => Some(ResumeState::new(&plan.spec.select, key)),
                 Execution::Single | Execution::Parallel { .. } => None,
             };
             let task = ReaderTask {
                 held,
                 producer: channel.producer(number),
-                settings: plan.settings,
+                settings: *settings,
                 readers,
                 rows,
                 deadlines,

@@ -13,14 +13,20 @@ use crate::{
 /// A query that is ready to be sent: everything that can be checked without a server is checked.
 #[derive(Debug)]
 pub(crate) struct QueryPlan {
-    pub(crate) select: Select,
+    pub(crate) spec: Box<QuerySpec>,
     /// The whole query. The sessions of a parallel query have others.
     pub(crate) query: Query,
     pub(crate) execution: Execution,
+}
+
+/// What a query asks for. On the heap, because builders and futures are moved.
+#[derive(Debug)]
+pub(crate) struct QuerySpec {
+    pub(crate) select: Select,
+    pub(crate) settings: StreamSettings,
     /// Whether the server may keep the statement for the next use of its text.
     pub(crate) is_persistent: bool,
     pub(crate) has_predicates: bool,
-    pub(crate) settings: StreamSettings,
 }
 
 /// How the rows are read.
@@ -37,29 +43,29 @@ pub(crate) enum Execution {
 
 impl QueryPlan {
     pub(super) fn labels(&self) -> QueryLabels<'_> {
-        let conditions = &self.select.conditions;
+        let conditions = &self.spec.select.conditions;
         let is_sql = |condition: &Condition| matches!(condition, Condition::Sql(_));
         QueryLabels {
-            entity: &self.select.entity,
+            entity: &self.spec.select.entity,
             has_where_sql: conditions.iter().any(is_sql),
             has_filter: !conditions.iter().all(is_sql),
-            has_where_rust: self.has_predicates,
-            has_order_by: !self.select.order.is_empty(),
+            has_where_rust: self.spec.has_predicates,
+            has_order_by: !self.spec.select.order.is_empty(),
         }
     }
 
     pub(super) fn text(&self) -> QueryText<'_> {
         QueryText {
-            entity: &self.select.entity,
+            entity: &self.spec.select.entity,
             sql: self.query.sql(),
-            is_parameterized: self.select.is_parameterized(),
+            is_parameterized: self.spec.select.is_parameterized(),
         }
     }
 
     /// Whether the caller of `execute()` reads the first rows. Otherwise a reader does, which looks
     /// at each row.
     pub(super) fn reads_first_rows(&self) -> bool {
-        matches!(self.execution, Execution::Single) && !self.settings.is_tiny()
+        matches!(self.execution, Execution::Single) && !self.spec.settings.is_tiny()
     }
 }
 
@@ -67,7 +73,7 @@ impl QueryPlan {
 pub(crate) fn encode(statement: Statement) -> Result<Query> {
     let Statement { sql, parameters } = statement;
     let parameters = parameters.iter().zip(1..).map(|(parameter, number)| parameter.sent(number));
-    Query::new(&sql, &parameters.collect::<Result<Vec<_>>>()?)
+    Query::new(sql, &parameters.collect::<Result<Vec<_>>>()?)
 }
 
 /// The request that executes a query as the unnamed statement.

@@ -61,10 +61,9 @@ fn namespace(slot: &Slot, entity: &str) -> String {
     }
 }
 
-/// The first that will be tried.
+/// The server that is tried first.
 fn first_server(slot: &Slot) -> (Option<String>, Option<i64>) {
-    let first = slot.config().targets().into_iter().next();
-    first.map_or((None, None), |target| {
+    slot.first_target().map_or((None, None), |target| {
         server(target.host.as_deref(), target.unix_socket.as_deref(), target.port)
     })
 }
@@ -76,8 +75,7 @@ pub(super) fn connected(span: &Span, slot: &Slot) {
     }
     let Some(session) = slot.session() else { return };
     let info = session.info();
-    let targets = slot.config().targets();
-    let is_first = targets.first().is_some_and(|first| {
+    let is_first = slot.first_target().is_some_and(|first| {
         first.host == info.host && first.unix_socket == info.unix_socket && first.port == info.port
     });
     if !is_first {
