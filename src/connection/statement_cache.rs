@@ -181,9 +181,7 @@ impl StatementCache {
 
     /// Forgets a text. With `close`, the server is to forget its statement too, if it has one.
     pub(crate) fn forget(&mut self, sql: &str, close: bool) {
-        if let Some(entry) = self.statements.remove(sql)
-            && close
-        {
+        if let Some(entry) = self.statements.remove(sql).filter(|_| close) {
             self.closes.push(entry.name);
         }
         self.forget_seen(sql);

@@ -2,7 +2,7 @@
 
 mod options;
 
-use std::{fmt, marker::PhantomData, pin::Pin, time::Duration};
+use std::{borrow::Cow, fmt, marker::PhantomData, pin::Pin, time::Duration};
 
 use futures_core::Stream;
 use serde_json::Value;
@@ -165,7 +165,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
 
     /// Sets the name of the JSON column, exactly as it is: `data` unless set.
     pub fn column(mut self, name: impl Into<String>) -> Self {
-        self.spec.select.column = name.into();
+        self.spec.select.column = Cow::Owned(name.into());
         self
     }
 

@@ -84,9 +84,10 @@ fn split_part(name: &str) -> Result<(Cow<'_, str>, &str), &'static str> {
     let (text, tail) = match name.strip_prefix('"') {
         Some(inner) => split_quoted(inner)?,
         None => {
-            let end = name.find('.').unwrap_or(name.len());
+            let end = name.bytes().position(|b| b == b'.').unwrap_or(name.len());
             let (plain, tail) = name.split_at(end);
-            let allowed = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+            let allowed =
+                |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '$' || c.is_alphanumeric();
             if !plain.chars().all(allowed) {
                 return Err("it contains characters that are not allowed outside double quotes \
                             (is it SQL?)");
@@ -123,7 +124,7 @@ fn quote(name: &str, out: &mut String) -> Result<(), &'static str> {
     if name.is_empty() {
         return Err("a part of it is empty");
     }
-    if name.contains('\0') {
+    if name.as_bytes().contains(&0) {
         return Err("it contains a NUL character");
     }
     if name.len() > MAX_NAME {
@@ -132,11 +133,10 @@ fn quote(name: &str, out: &mut String) -> Result<(), &'static str> {
         );
     }
     out.push('"');
-    for (i, part) in name.split('"').enumerate() {
-        if i > 0 {
-            out.push_str("\"\"");
-        }
-        out.push_str(part);
+    if name.as_bytes().contains(&b'"') {
+        out.push_str(&name.replace('"', "\"\""));
+    } else {
+        out.push_str(name);
     }
     out.push('"');
     Ok(())

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, fmt::Write};
+use std::{borrow::Cow, collections::BTreeMap, fmt::Write};
 
 use super::{
     field::{Field, literal},
@@ -23,7 +23,7 @@ pub(crate) const TYPE_TEST: &str = "#> '{}' AS \"data\"";
 pub(crate) struct Select {
     pub(crate) entity: String,
     /// The JSON column.
-    pub(crate) column: String,
+    pub(crate) column: Cow<'static, str>,
     pub(crate) projection: Projection,
     /// Joined with AND.
     pub(crate) conditions: Vec<Condition>,
@@ -79,7 +79,7 @@ impl Select {
     pub(crate) fn new(entity: &str) -> Self {
         Self {
             entity: entity.to_owned(),
-            column: "data".to_owned(),
+            column: Cow::Borrowed("data"),
             projection: Projection::Document,
             conditions: Vec::new(),
             order: Vec::new(),
@@ -238,7 +238,7 @@ impl Select {
             match expression {
                 Order::Sql(expression) => {
                     sql.push_str(expression);
-                    if expression.contains("--") {
+                    if has_comment(expression) {
                         sql.push('\n');
                     }
                 }
@@ -296,10 +296,15 @@ fn in_parentheses(sql: &str) -> String {
     out
 }
 
+/// Whether the text may end in a comment.
+fn has_comment(sql: &str) -> bool {
+    sql.as_bytes().contains(&b'-') && sql.contains("--")
+}
+
 fn push_in_parentheses(sql: &str, out: &mut String) {
     out.push('(');
     out.push_str(sql);
-    out.push_str(if sql.contains("--") { "\n)" } else { ")" });
+    out.push_str(if has_comment(sql) { "\n)" } else { ")" });
 }
 
 /// Returns an expression for an object that contains the fields at their paths. Missing fields are

@@ -168,6 +168,11 @@ impl Exchange {
 
     /// Takes the message at the front of the read buffer, which is not a row.
     pub(super) fn next_message(&mut self) -> Result<Next> {
+        if let Some(size) = self.take_usual() {
+            self.connection.buffer.advance(size);
+            self.is_answered = true;
+            return Ok(Next::Progress(Progress::Continue));
+        }
         let message = match self.connection.take_message()? {
             Taken::Message(message) => message,
             Taken::Async => return Ok(Next::Async),
@@ -180,6 +185,11 @@ impl Exchange {
         let progress = count_protocol_error(name, self.query.advance(message))?;
         self.is_answered |= !matches!(progress, Progress::Failed(_));
         Ok(Next::Progress(progress))
+    }
+
+    fn take_usual(&mut self) -> Option<usize> {
+        let Self { connection, query, .. } = self;
+        if connection.is_in_message() { None } else { query.take_usual(&connection.buffer) }
     }
 
     /// Looks whether a session that has ended was ended before the request arrived.

@@ -33,7 +33,8 @@ pub(super) async fn open(slot: &SlotHandle, plan: QueryPlan) -> Result<Arc<Chann
     let opening = Opening { slot, plan: &plan, query: &query, observer: &observer };
     let opened = {
         // By reference: a future that takes another by value has room for it twice.
-        let run = pin!(opening.run().instrument(observer.span()));
+        let run = pin!(opening.run());
+        let run = pin!(run.instrument(observer.span()));
         query.unless_cancelled(deadlines.bound(run)).await
     };
     match opened {
