@@ -5,7 +5,7 @@ use std::{fmt, io::ErrorKind, time::Duration};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::debug;
 
-use super::{attempts::unreachable, report::TARGET};
+use super::{attempts::unreachable, encryption::Encryption, report::TARGET};
 use crate::{
     config::{SocketSettings, TlsSettings},
     error::{ConnectAttempt, Error, Result, TimeoutPhase},
@@ -22,7 +22,7 @@ pub(super) struct CancelKey {
     pub(super) address: Address,
     pub(super) sockets: SocketSettings,
     /// Whether to encrypt, first to last.
-    pub(super) encryption: &'static [bool],
+    pub(super) encryption: &'static [Encryption],
     pub(super) tls: TlsSettings,
     /// The host as configured, which the certificate must be for.
     pub(super) host: Option<String>,
@@ -49,31 +49,31 @@ impl CancelKey {
     /// The errors of connecting, with the reason for each way that was tried.
     async fn try_send(&self) -> Result<()> {
         let mut attempts = Vec::new();
-        let mut ways = self.encryption;
-        while let Some((with_tls, others)) = ways.split_first() {
-            match self.try_encryption(*with_tls, others).await {
+        let mut modes = self.encryption;
+        while let Some((&encryption, others)) = modes.split_first() {
+            match self.try_encryption(encryption, others).await {
                 Ok(()) => return Ok(()),
                 Err(e) => attempts.push(ConnectAttempt {
                     target: format!("{}, to cancel a query", self.address),
                     error: Box::new(e),
                 }),
             }
-            ways = others;
+            modes = others;
         }
         Err(unreachable(attempts))
     }
 
-    async fn try_encryption(&self, with_tls: bool, others: &[bool]) -> Result<()> {
+    async fn try_encryption(&self, encryption: Encryption, others: &[Encryption]) -> Result<()> {
         const DURING: &str = "while sending a cancel request";
         let request = frontend::cancel_request(self.process_id, &self.secret)?;
         let connected = Transport::connect(&self.address, &self.sockets).await;
         // Not yet a connection that could be lost.
         let mut transport = connected.map_err(|source| Error::Io { during: DURING, source })?;
-        if with_tls {
+        if encryption == Encryption::Tls {
             let tls = Tls::load(&self.tls, self.host.as_deref(), self.direct).await?;
             transport = match transport.encrypt(&tls).await? {
                 Encrypted::Yes(transport) => transport,
-                Encrypted::No(transport) if others.contains(&false) => transport,
+                Encrypted::No(transport) if others.contains(&Encryption::Plain) => transport,
                 Encrypted::No(_) => {
                     return Err(Error::Tls {
                         message: "the server refused TLS for a cancel request, and sslmode \

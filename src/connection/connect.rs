@@ -7,7 +7,7 @@ use super::{
     async_messages::Notices,
     attempts::{refused, unreachable},
     connecting::Connecting,
-    encryption::encryption_modes,
+    encryption::{Encryption, encryption_modes},
     handshake::{HandshakeContext, handshake},
     random,
     report::TARGET,
@@ -84,19 +84,12 @@ pub(super) async fn connect_to(
             };
             match host.connect(shuffle).await {
                 Ok(connection) => return Ok(connection),
-                Err(Next::Host) => {}
-                Err(Next::Stop) => return Err(refused(attempts)),
+                Err(NextStep::NextHost) => {}
+                Err(_) => return Err(refused(attempts)),
             }
         }
     }
     Err(unreachable(attempts))
-}
-
-/// What is to be tried next.
-enum Next {
-    Host,
-    /// Nothing: the server's word counts.
-    Stop,
 }
 
 /// One host that is tried.
@@ -118,7 +111,7 @@ struct HostAttempt<'a> {
 }
 
 impl HostAttempt<'_> {
-    async fn connect(&mut self, shuffle: bool) -> Result<Connection, Next> {
+    async fn connect(&mut self, shuffle: bool) -> Result<Connection, NextStep> {
         let deadline = deadline(self.config);
         self.attempt.begins(Phase::Resolve);
         self.connecting.tries(self.target.to_string());
@@ -126,11 +119,11 @@ impl HostAttempt<'_> {
             Ok(Ok(addresses)) => addresses,
             Ok(Err(e)) => {
                 self.failed(None, Error::Io { during: RESOLVING, source: e });
-                return Err(Next::Host);
+                return Err(NextStep::NextHost);
             }
             Err(e) => {
                 self.failed(None, e);
-                return Err(Next::Host);
+                return Err(NextStep::NextHost);
             }
         };
         if addresses.is_empty() {
@@ -151,17 +144,16 @@ impl HostAttempt<'_> {
         &mut self,
         addresses: &[Address],
         mut deadline: Option<Instant>,
-    ) -> Result<Connection, Next> {
+    ) -> Result<Connection, NextStep> {
         for address in addresses {
             match self.try_address(address, deadline).await {
                 Ok(connection) => return Ok(connection),
-                Err(After::Address) => {}
-                Err(After::Host) => return Err(Next::Host),
-                Err(After::Stop | After::OtherWay | After::SameWay) => return Err(Next::Stop),
+                Err(NextStep::NextAddress) => {}
+                Err(next) => return Err(next),
             }
             deadline = self::deadline(self.config);
         }
-        Err(Next::Host)
+        Err(NextStep::NextHost)
     }
 
     /// Tries one address in each of the ways in which the session may be encrypted.
@@ -169,15 +161,16 @@ impl HostAttempt<'_> {
         &mut self,
         address: &Address,
         deadline: Option<Instant>,
-    ) -> Result<Connection, After> {
-        let mut ways = encryption_modes(self.config, address);
-        while let Some((with_tls, rest)) = ways.split_first() {
+    ) -> Result<Connection, NextStep> {
+        let mut modes = encryption_modes(self.config, address);
+        while let Some((&encryption, others)) = modes.split_first() {
             let config = self.config;
-            let span = attempt_span(self.target, address, *with_tls);
+            let span = attempt_span(self.target, address, encryption);
             self.unanswered = false;
             self.connecting.tries(self.label(Some(address)));
-            let way = self.try_encryption(address, *with_tls, rest).instrument(span.clone());
-            let failure = match within(config, deadline, way).await {
+            let attempt = self.try_encryption(address, encryption, others);
+            let attempt = attempt.instrument(span.clone());
+            let failure = match within(config, deadline, attempt).await {
                 Ok(Ok(connection)) => {
                     self.attempt.succeeded();
                     return Ok(connection);
@@ -187,54 +180,55 @@ impl HostAttempt<'_> {
                 Err(timeout) if self.unanswered => {
                     let source = Some(std::io::Error::new(ErrorKind::TimedOut, timeout));
                     let error = Error::ConnectionClosed { during: LOGGING_IN_BY_3_2, source };
-                    Failure { error, after: After::Address }
+                    Failure { error, next: NextStep::NextAddress }
                 }
-                Err(timeout) => Failure { error: timeout, after: After::Address },
+                Err(timeout) => Failure { error: timeout, next: NextStep::NextAddress },
             };
-            let Failure { error, after } = failure;
+            let Failure { error, next } = failure;
             span.record("otel.status_code", "ERROR");
             let state = error.sqlstate().map(|state| state.code());
             span.record("error.type", state.unwrap_or(error.category().as_str()));
-            let goes_to_plaintext = *with_tls && rest.first() == Some(&false);
-            if goes_to_plaintext && matches!(after, After::OtherWay) {
+            let falls_back =
+                encryption == Encryption::Tls && others.first() == Some(&Encryption::Plain);
+            if falls_back && matches!(next, NextStep::OtherEncryption) {
                 warn!(target: TARGET, target_host = %self.target, %error,
                     "TLS failed, and the session continues in plaintext, because sslmode=prefer \
                      allows it: correct the cause and set sslmode=verify-full, or set \
                      sslmode=disable");
             }
             self.failed(Some(address), error);
-            match after {
-                After::SameWay => {}
-                After::OtherWay => ways = rest,
-                after => return Err(after),
+            match next {
+                NextStep::NewPassword => {}
+                NextStep::OtherEncryption => modes = others,
+                next => return Err(next),
             }
         }
         // Refused in every way.
-        Err(After::Stop)
+        Err(NextStep::Stop)
     }
 
     /// Tries one way; `others` are left after it.
     async fn try_encryption(
         &mut self,
         address: &Address,
-        with_tls: bool,
-        others: &[bool],
+        encryption: Encryption,
+        others: &[Encryption],
     ) -> Result<Connection, Failure> {
         let config = self.config;
         let began = Instant::now();
         self.attempt.begins(Phase::Connect);
         let mut transport = Transport::connect(address, &config.sockets).await.map_err(|e| {
-            Failure::new(Error::Io { during: CONNECTING, source: e }, After::Address)
+            Failure::new(Error::Io { during: CONNECTING, source: e }, NextStep::NextAddress)
         })?;
-        check_peer(config, &transport).map_err(|e| Failure::new(e, After::Stop))?;
-        let mut refused = After::OtherWay;
-        if with_tls {
+        check_peer(config, &transport).map_err(|e| Failure::new(e, NextStep::Stop))?;
+        let mut refused = NextStep::OtherEncryption;
+        if encryption == Encryption::Tls {
             self.attempt.comes_to(Phase::Tls);
             // What fails here may go without, if that is allowed. A file that cannot be read at the
             // moment is no reason to continue without TLS.
             let loaded = self.tls().await.map_err(|e| match is_lost(&e) {
-                true => Failure::new(e, After::Address),
-                false => Failure::new(e, After::OtherWay),
+                true => Failure::new(e, NextStep::NextAddress),
+                false => Failure::new(e, NextStep::OtherEncryption),
             })?;
             let began = Instant::now();
             transport = match transport.encrypt(&loaded).await {
@@ -243,26 +237,31 @@ impl HostAttempt<'_> {
                     transport
                 }
                 // Then this is the way in the clear, and the last one.
-                Ok(Encrypted::No(transport)) if others.contains(&false) => {
-                    refused = After::Stop;
+                Ok(Encrypted::No(transport)) if others.contains(&Encryption::Plain) => {
+                    refused = NextStep::Stop;
                     transport
                 }
                 Ok(Encrypted::No(_)) => {
                     let message = "the server has none; switch ssl on in its postgresql.conf, or \
                                    choose a weaker sslmode";
-                    return Err(Failure::new(Error::Tls { message: message.into() }, After::Stop));
+                    return Err(Failure::new(
+                        Error::Tls { message: message.into() },
+                        NextStep::Stop,
+                    ));
                 }
-                Err(e @ Error::Tls { .. }) => return Err(Failure::new(e, After::OtherWay)),
+                Err(e @ Error::Tls { .. }) => {
+                    return Err(Failure::new(e, NextStep::OtherEncryption));
+                }
                 // libpq stops here too: an unauthenticated answer is no reason to continue without
                 // TLS.
                 Err(e @ Error::Io { during: NOT_STARTED, .. }) => {
-                    return Err(Failure::new(e, After::Address));
+                    return Err(Failure::new(e, NextStep::NextAddress));
                 }
                 // It may have hung up because of TLS.
                 Err(e) if is_lost(&e) && !others.is_empty() => {
-                    return Err(Failure::new(e, After::OtherWay));
+                    return Err(Failure::new(e, NextStep::OtherEncryption));
                 }
-                Err(e) => return Err(Failure::lost_or(e, After::Stop)),
+                Err(e) => return Err(Failure::lost_or(e, NextStep::Stop)),
             };
         }
         let refused_before = self.refused.clone();
@@ -282,14 +281,14 @@ impl HostAttempt<'_> {
             // host, because some servers lock accounts after a few refusals.
             if password.is_some() && refused_before.is_none() {
                 self.refused = password;
-                return Failure::new(error, After::SameWay);
+                return Failure::new(error, NextStep::NewPassword);
             }
             match error.sqlstate() {
                 Some(code) if by_server && *code == sqlstate::CANNOT_CONNECT_NOW => {
-                    Failure::new(error, After::Host)
+                    Failure::new(error, NextStep::NextHost)
                 }
                 _ if by_server => Failure::new(error, refused),
-                _ => Failure::lost_or(error, After::Stop),
+                _ => Failure::lost_or(error, NextStep::Stop),
             }
         })?;
         match check_role(&mut connection, self.wanted).await {
@@ -297,9 +296,12 @@ impl HostAttempt<'_> {
             Ok(Some(other)) => {
                 connection.set_close_reason(CloseReason::Close);
                 let error = std::io::Error::other(other);
-                Err(Failure::new(Error::Io { during: WRONG_ROLE, source: error }, After::Host))
+                Err(Failure::new(
+                    Error::Io { during: WRONG_ROLE, source: error },
+                    NextStep::NextHost,
+                ))
             }
-            Err(e) => Err(Failure::lost_or(e, After::Host)),
+            Err(e) => Err(Failure::lost_or(e, NextStep::NextHost)),
         }
     }
 
@@ -331,32 +333,33 @@ impl HostAttempt<'_> {
     }
 }
 
-/// Where to go after a failure.
-enum After {
-    /// The same address in the same way, with another password.
-    SameWay,
+/// What to try after a failure.
+enum NextStep {
+    /// The same address and encryption, with another password.
+    NewPassword,
     /// The same address, encrypted otherwise.
-    OtherWay,
+    OtherEncryption,
     /// The next address of the host.
-    Address,
-    Host,
+    NextAddress,
+    NextHost,
+    /// Nothing: the server's answer is final.
     Stop,
 }
 
 struct Failure {
     error: Error,
-    after: After,
+    next: NextStep,
 }
 
 impl Failure {
-    fn new(error: Error, after: After) -> Self {
-        Self { error, after }
+    fn new(error: Error, next: NextStep) -> Self {
+        Self { error, next }
     }
 
     /// A connection that is lost says nothing about the next address.
-    fn lost_or(error: Error, after: After) -> Self {
-        let after = if is_lost(&error) { After::Address } else { after };
-        Self { error, after }
+    fn lost_or(error: Error, next: NextStep) -> Self {
+        let next = if is_lost(&error) { NextStep::NextAddress } else { next };
+        Self { error, next }
     }
 }
 
@@ -365,7 +368,7 @@ fn is_lost(error: &Error) -> bool {
 }
 
 /// The span of an attempt.
-fn attempt_span(target: &Target, address: &Address, with_tls: bool) -> Span {
+fn attempt_span(target: &Target, address: &Address, encryption: Encryption) -> Span {
     let peer = match address {
         Address::Tcp(address) => address.ip().to_string(),
         #[cfg(unix)]
@@ -381,7 +384,7 @@ fn attempt_span(target: &Target, address: &Address, with_tls: bool) -> Span {
         server.address = target.host,
         server.port = i64::from(target.port),
         network.peer.address = peer,
-        tls = with_tls,
+        tls = encryption == Encryption::Tls,
         "error.type" = Empty,
     )
 }

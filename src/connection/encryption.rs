@@ -5,17 +5,27 @@ use crate::{
     transport::{Address, Tls},
 };
 
-/// Whether to encrypt, first to last.
-pub(super) fn encryption_modes(config: &ConnectionConfig, address: &Address) -> &'static [bool] {
+/// How a connection is protected on the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Encryption {
+    Plain,
+    Tls,
+}
+
+/// The kinds of encryption to try for a session, in order.
+pub(super) fn encryption_modes(
+    config: &ConnectionConfig,
+    address: &Address,
+) -> &'static [Encryption] {
     match (address, config.ssl_mode) {
         // A Unix socket is never encrypted, whatever was asked for: nobody is in between.
         #[cfg(unix)]
-        (Address::Unix(_), _) => &[false],
-        (_, SslMode::Disable) => &[false],
-        (_, SslMode::Allow | SslMode::Prefer) if !Tls::AVAILABLE => &[false],
-        (_, SslMode::Allow) => &[false, true],
-        (_, SslMode::Prefer) => &[true, false],
-        (_, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull) => &[true],
+        (Address::Unix(_), _) => &[Encryption::Plain],
+        (_, SslMode::Disable) => &[Encryption::Plain],
+        (_, SslMode::Allow | SslMode::Prefer) if !Tls::AVAILABLE => &[Encryption::Plain],
+        (_, SslMode::Allow) => &[Encryption::Plain, Encryption::Tls],
+        (_, SslMode::Prefer) => &[Encryption::Tls, Encryption::Plain],
+        (_, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull) => &[Encryption::Tls],
     }
 }
 
@@ -25,9 +35,11 @@ pub(super) fn cancel_encryption_modes(
     config: &ConnectionConfig,
     address: &Address,
     session_is_encrypted: bool,
-) -> &'static [bool] {
+) -> &'static [Encryption] {
     match encryption_modes(config, address) {
-        [false, true] if session_is_encrypted => &[true, false],
-        ways => ways,
+        [Encryption::Plain, Encryption::Tls] if session_is_encrypted => {
+            &[Encryption::Tls, Encryption::Plain]
+        }
+        modes => modes,
     }
 }
