@@ -8,7 +8,7 @@ use super::{
     cancel::CancelKey,
     encryption::cancel_encryption_modes,
     info::ConnectionInfo,
-    login::Login,
+    login::{Login, LoginError},
     report::{count_protocol_error, unexpected},
     server_connection::{Connection, Limits},
     session::Session,
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     config::{ConnectionConfig, Password, ProtocolVersion, SslNegotiation, Target},
     error::{Error, Result},
-    metrics::connection::{self as metrics, Attempt, OpenConnection, Phase},
+    metrics::connection::{Attempt, LoginMetrics, OpenConnection, Phase},
     protocol::{backend::Message, frontend},
     transport::{Address, Transport},
 };
@@ -67,11 +67,17 @@ pub(super) async fn handshake(
         auth_method: "none",
         provided: None,
         refused,
+        metrics: LoginMetrics::begin(),
     };
     let asked = Instant::now();
-    let mut counted = metrics::Login::begin();
-    let version = login.authenticate(&mut stream, &mut counted).await?;
-    counted.succeeded(asked.elapsed());
+    let version = match login.authenticate(&mut stream).await {
+        Ok(version) => version,
+        Err(LoginError { reason, error }) => {
+            login.metrics.failed(reason);
+            return Err(error);
+        }
+    };
+    login.metrics.succeeded(asked.elapsed());
     let auth_method = login.auth_method;
     stream.trusted = true;
     attempt.comes_to(Phase::Startup);

@@ -17,8 +17,13 @@ use crate::{
         ChannelBinding, ConnectionConfig, Method, Password, ProtocolVersion, ScramCacheEntry,
         Target,
     },
-    error::{Error, OneLine, Result},
-    metrics::connection as metrics,
+    error::{DbError, Error, OneLine, Result},
+    metrics::connection::{
+        LoginFailure::{
+            self, Lost, Malformed, NoPassword, RefusedByPolicy, Rejected, ServerSignature,
+        },
+        LoginMetrics,
+    },
     protocol::{
         backend::{Authentication, Message},
         frontend,
@@ -48,6 +53,25 @@ fn mechanism(request: &Authentication) -> Option<&'static str> {
     }
 }
 
+/// A login that failed, and what to count it as.
+pub(super) struct LoginError {
+    pub(super) reason: LoginFailure,
+    pub(super) error: Rejection,
+}
+
+/// Adds the reason to an error.
+fn because<E: Into<Rejection>>(reason: LoginFailure) -> impl FnOnce(E) -> LoginError {
+    move |error| LoginError { reason, error: error.into() }
+}
+
+/// Receives the next message of the login.
+async fn receive(stream: &mut StartupStream<'_>) -> Result<Message, LoginError> {
+    stream.receive().await.map_err(|error| {
+        let is_malformed = matches!(error, Error::Protocol { .. });
+        because(if is_malformed { Malformed } else { Lost })(error)
+    })
+}
+
 pub(super) struct Login<'a> {
     pub(super) config: &'a ConnectionConfig,
     pub(super) target: &'a Target,
@@ -58,129 +82,129 @@ pub(super) struct Login<'a> {
     pub(super) provided: Option<Password>,
     /// The refused password, which it must not return again.
     pub(super) refused: Option<&'a Password>,
+    pub(super) metrics: LoginMetrics,
 }
 
 impl Login<'_> {
-    /// Goes through the login, and returns the version that is spoken.
+    /// Logs in. Returns the version of the protocol that the session uses.
     pub(super) async fn authenticate(
         &mut self,
         stream: &mut StartupStream<'_>,
-        counted: &mut metrics::Login,
-    ) -> Result<ProtocolVersion, Rejection> {
+    ) -> Result<ProtocolVersion, LoginError> {
         let mut version = self.config.protocol.max;
         let mut negotiated = false;
         let mut state = LoginState::Start;
         loop {
-            counted.may_fail_as("lost");
-            let message = stream.receive().await;
-            if matches!(message, Err(Error::Protocol { .. })) {
-                counted.may_fail_as("malformed");
-            }
-            let request = match message? {
+            let request = match receive(stream).await? {
                 Message::Authentication(request) => request,
-                Message::ErrorResponse(e) => {
-                    counted.may_fail_as("rejected");
-                    let password = self.provided.take().filter(|_| e.code().class() == "28");
-                    let error = refusal(e, self.user);
-                    return Err(Rejection { error, by_server: true, password });
-                }
+                Message::ErrorResponse(e) => return Err(self.rejected(e)),
                 Message::NegotiateProtocolVersion { newest, options } if !negotiated => {
-                    counted.may_fail_as("malformed");
-                    version = count_protocol_error(
-                        "NegotiateProtocolVersion",
-                        self.negotiate(newest, &options),
-                    )?;
+                    let agreed = self.negotiate(newest, &options);
+                    version = count_protocol_error("NegotiateProtocolVersion", agreed)
+                        .map_err(because(Malformed))?;
                     negotiated = true;
                     continue;
                 }
                 other => {
-                    counted.may_fail_as("malformed");
-                    return Ok(unexpected(&other, "an authentication request")?);
+                    return unexpected(&other, "an authentication request")
+                        .map_err(because(Malformed));
                 }
             };
             if let Some(mechanism) = mechanism(&request) {
-                counted.mechanism(mechanism);
+                self.metrics.set_mechanism(mechanism);
             }
-            counted.may_fail_as("refused_by_policy");
-            self.check(&state, &request)?;
+            self.check(&state, &request).map_err(because(RefusedByPolicy))?;
             state = match (state, request) {
                 (
                     LoginState::Start | LoginState::PasswordSent | LoginState::ScramVerified,
                     Authentication::Ok,
-                ) => {
-                    return Ok(version);
-                }
-                (LoginState::Start, Authentication::CleartextPassword) => {
-                    self.auth_method = "password";
-                    counted.may_fail_as("no_password");
-                    let password = self.password().await?;
-                    counted.may_fail_as("lost");
-                    stream.send(&Zeroizing::new(frontend::password(password.reveal())?)).await?;
-                    LoginState::PasswordSent
-                }
-                (LoginState::Start, Authentication::Md5Password { salt }) => {
-                    self.auth_method = "md5";
-                    counted.may_fail_as("no_password");
-                    let password = self.password().await?;
-                    counted.may_fail_as("lost");
-                    let response = md5::response(self.user, password.reveal(), salt);
-                    stream.send(&frontend::password(&response)?).await?;
-                    LoginState::PasswordSent
-                }
-                (LoginState::Start, Authentication::Sasl { mechanisms }) => {
-                    let (mechanism, binding) = self.choose(&mechanisms)?;
-                    if let Binding::EndPoint(_) = binding {
-                        counted.mechanism("scram_sha_256_plus");
-                    }
-                    counted.may_fail_as("lost");
-                    let first = ClientFirst::new(random::bytes()?, binding);
-                    let message = first.message();
-                    stream
-                        .send(&frontend::sasl_initial_response(mechanism, message.as_bytes())?)
-                        .await?;
-                    LoginState::ScramFirst(first)
-                }
-                (LoginState::ScramFirst(first), Authentication::SaslContinue(data)) => {
-                    counted.may_fail_as("malformed");
-                    let challenge =
-                        first.challenge(&data, self.config.client_options.max_scram_iterations)?;
-                    counted.may_fail_as("no_password");
-                    let keys = self.keys(&challenge.salt, challenge.iterations).await?;
-                    counted.may_fail_as("lost");
-                    let (message, verifier) = challenge.prove(&keys)?;
-                    stream.send(&frontend::sasl_response(message.as_bytes())?).await?;
-                    LoginState::ScramFinal(verifier)
-                }
-                (LoginState::ScramFinal(verifier), Authentication::SaslFinal(data)) => {
-                    counted.may_fail_as("server_signature");
-                    verifier.verify(&data)?;
-                    LoginState::ScramVerified
-                }
-                (LoginState::ScramFirst(_) | LoginState::ScramFinal(_), Authentication::Ok) => {
-                    counted.may_fail_as("server_signature");
-                    return Err(Error::authentication(
-                        "the server let the user in before it had proved that it knows the \
-                         password: it is not to be trusted",
-                    )
-                    .into());
-                }
-                (LoginState::Start, Authentication::Unsupported { name }) => {
-                    return Err(Error::authentication(format!(
-                        "the server asks for {name}, which this client does not speak: give the \
-                         role a password method (scram-sha-256) in pg_hba.conf"
-                    ))
-                    .into());
-                }
-                (_, request) => {
-                    counted.may_fail_as("malformed");
-                    return Err(Error::authentication(format!(
-                        "the server asked for {} in the middle of another method",
-                        request.name()
-                    ))
-                    .into());
-                }
+                ) => return Ok(version),
+                (state, request) => self.answer(stream, state, request).await?,
             };
         }
+    }
+
+    /// Answers a request of the server.
+    async fn answer(
+        &mut self,
+        stream: &mut StartupStream<'_>,
+        state: LoginState,
+        request: Authentication,
+    ) -> Result<LoginState, LoginError> {
+        match (state, request) {
+            (LoginState::Start, Authentication::CleartextPassword) => {
+                self.auth_method = "password";
+                let password = self.password().await.map_err(because(NoPassword))?;
+                let message = frontend::password(password.reveal()).map_err(because(Lost))?;
+                stream.send(&Zeroizing::new(message)).await.map_err(because(Lost))?;
+                Ok(LoginState::PasswordSent)
+            }
+            (LoginState::Start, Authentication::Md5Password { salt }) => {
+                self.auth_method = "md5";
+                let password = self.password().await.map_err(because(NoPassword))?;
+                let response = md5::response(self.user, password.reveal(), salt);
+                let message = frontend::password(&response).map_err(because(Lost))?;
+                stream.send(&message).await.map_err(because(Lost))?;
+                Ok(LoginState::PasswordSent)
+            }
+            (LoginState::Start, Authentication::Sasl { mechanisms }) => {
+                let (mechanism, binding) =
+                    self.choose(&mechanisms).map_err(because(RefusedByPolicy))?;
+                if let Binding::EndPoint(_) = binding {
+                    self.metrics.set_mechanism("scram_sha_256_plus");
+                }
+                let nonce = random::bytes().map_err(because(Lost))?;
+                let first = ClientFirst::new(nonce, binding);
+                let message =
+                    frontend::sasl_initial_response(mechanism, first.message().as_bytes());
+                let message = message.map_err(because(Lost))?;
+                stream.send(&message).await.map_err(because(Lost))?;
+                Ok(LoginState::ScramFirst(first))
+            }
+            (LoginState::ScramFirst(first), Authentication::SaslContinue(data)) => {
+                let max_iterations = self.config.client_options.max_scram_iterations;
+                let challenge =
+                    first.challenge(&data, max_iterations).map_err(because(Malformed))?;
+                let keys = self.keys(&challenge.salt, challenge.iterations).await;
+                let keys = keys.map_err(because(NoPassword))?;
+                let (message, verifier) = challenge.prove(&keys).map_err(because(Lost))?;
+                let message = frontend::sasl_response(message.as_bytes()).map_err(because(Lost))?;
+                stream.send(&message).await.map_err(because(Lost))?;
+                Ok(LoginState::ScramFinal(verifier))
+            }
+            (LoginState::ScramFinal(verifier), Authentication::SaslFinal(data)) => {
+                verifier.verify(&data).map_err(because(ServerSignature))?;
+                Ok(LoginState::ScramVerified)
+            }
+            (LoginState::ScramFirst(_) | LoginState::ScramFinal(_), Authentication::Ok) => {
+                let error = Error::authentication(
+                    "the server let the user in before it had proved that it knows the password: \
+                     it is not to be trusted",
+                );
+                Err(because(ServerSignature)(error))
+            }
+            (LoginState::Start, Authentication::Unsupported { name }) => {
+                let error = Error::authentication(format!(
+                    "the server asks for {name}, which this client does not speak: give the role \
+                     a password method (scram-sha-256) in pg_hba.conf"
+                ));
+                Err(because(RefusedByPolicy)(error))
+            }
+            (_, request) => {
+                let error = Error::authentication(format!(
+                    "the server asked for {} in the middle of another method",
+                    request.name()
+                ));
+                Err(because(Malformed)(error))
+            }
+        }
+    }
+
+    /// The error of a login that the server has rejected.
+    fn rejected(&mut self, error: Box<DbError>) -> LoginError {
+        let password = self.provided.take().filter(|_| error.code().class() == "28");
+        let error = refusal(error, self.user);
+        because(Rejected)(Rejection { error, by_server: true, password })
     }
 
     /// Takes an older version, if it will do. The checks are libpq's
@@ -349,7 +373,10 @@ impl Login<'_> {
 
     async fn password(&mut self) -> Result<Password, Rejection> {
         if let Some(provider) = &self.config.client_options.password_provider {
-            let password = Password::new(provider.get().await?);
+            self.metrics.if_abandoned(NoPassword);
+            let provided = provider.get().await;
+            self.metrics.if_abandoned(Lost);
+            let password = Password::new(provided?);
             if password.reveal().is_empty() {
                 let empty = "the password provider gives an empty password";
                 return Err(Error::authentication(empty).into());

@@ -106,44 +106,79 @@ pub(crate) fn drained(took: Duration, bytes: usize) {
     counter!(DRAINED_BYTES_TOTAL).increment(bytes as u64);
 }
 
-/// A login. It counts when it is over: dropped before, the connection was lost, or the login given up.
-pub(crate) struct Login {
-    mechanism: &'static str,
-    failure: &'static str,
-    succeeded: bool,
+/// Why a login failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LoginFailure {
+    /// The server rejected it.
+    Rejected,
+    /// The settings do not allow what the server asked for.
+    RefusedByPolicy,
+    NoPassword,
+    Malformed,
+    /// The server did not prove that it knows the password.
+    ServerSignature,
+    /// The connection was lost, or the login was abandoned.
+    Lost,
 }
 
-impl Login {
+impl LoginFailure {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Rejected => "rejected",
+            Self::RefusedByPolicy => "refused_by_policy",
+            Self::NoPassword => "no_password",
+            Self::Malformed => "malformed",
+            Self::ServerSignature => "server_signature",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// A login, which is counted when this is dropped.
+pub(crate) struct LoginMetrics {
+    mechanism: &'static str,
+    /// `None` after a success.
+    failure: Option<LoginFailure>,
+}
+
+impl LoginMetrics {
     pub(crate) fn begin() -> Self {
-        Self { mechanism: "trust", failure: "lost", succeeded: false }
+        Self { mechanism: "trust", failure: Some(LoginFailure::Lost) }
     }
 
-    /// The server asks for this.
-    pub(crate) fn mechanism(&mut self, mechanism: &'static str) {
+    /// Sets what the server asks for.
+    pub(crate) fn set_mechanism(&mut self, mechanism: &'static str) {
         self.mechanism = mechanism;
     }
 
-    /// It will fail, or may in what follows: `rejected`, `refused_by_policy`, `no_password`, `malformed`,
-    /// `server_signature`, `lost`.
-    pub(crate) fn may_fail_as(&mut self, reason: &'static str) {
-        self.failure = reason;
+    /// Sets the reason that is counted if the login is abandoned now. Default: lost.
+    pub(crate) fn if_abandoned(&mut self, reason: LoginFailure) {
+        self.failure = Some(reason);
+    }
+
+    pub(crate) fn failed(mut self, reason: LoginFailure) {
+        self.failure = Some(reason);
     }
 
     pub(crate) fn succeeded(mut self, took: Duration) {
-        self.succeeded = true;
+        self.failure = None;
         histogram!(AUTH_DURATION_SECONDS, "mechanism" => self.mechanism).record(took);
     }
 }
 
-impl Drop for Login {
+impl Drop for LoginMetrics {
     fn drop(&mut self) {
         let mechanism = self.mechanism;
         counter!(AUTHENTICATIONS_TOTAL, "mechanism" => mechanism).increment(1);
-        if self.succeeded {
-            counter!(AUTHENTICATIONS_SUCCESSFUL_TOTAL, "mechanism" => mechanism).increment(1);
-        } else {
-            counter!(AUTHENTICATIONS_FAILED_TOTAL, "mechanism" => mechanism, "reason" => self.failure)
-                .increment(1);
+        match self.failure {
+            None => {
+                counter!(AUTHENTICATIONS_SUCCESSFUL_TOTAL, "mechanism" => mechanism).increment(1);
+            }
+            Some(reason) => {
+                let reason = reason.as_str();
+                counter!(AUTHENTICATIONS_FAILED_TOTAL, "mechanism" => mechanism, "reason" => reason)
+                    .increment(1);
+            }
         }
     }
 }
