@@ -78,30 +78,41 @@ const SEEDS: u64 = 5000;
 const FOUND: u64 = 29_603;
 
 /// What must have happened in so many seeds: else they test less than they seem to.
-const OUTCOMES: [&str; 63] = [
+const OUTCOMES: [&str; 78] = [
     "FATAL before the rows of a part",
     "FATAL in the middle",
     "a cancel request arrived when it was given up",
     "a cancel request found nothing to stop",
     "a cancel request was late",
     "a cancel request was lost",
-    "a connection was used behind a query that was stopped",
     "a child was dropped",
+    "a connection was used behind a query that was stopped",
     "a lock was not available",
     "a lock was refused to the role",
     "a new session ended",
+    "a prepared statement was executed",
     "a query was stopped",
     "a relation had no description yet",
     "a relation was changed before its lock",
     "a session ended in a transaction",
     "a session ended while idle",
     "a snapshot was lost",
+    "a statement existed already",
+    "a statement was changed",
+    "a statement was closed",
+    "a statement was lost",
+    "a statement was missing",
+    "a statement was prepared",
+    "a statement was prepared on another server",
+    "all statements were discarded",
     "body dropped",
     "body whole",
     "cancel timed out",
     "cancelled by a handle",
     "cancelled by a token",
     "cancelled while starting",
+    "cancelled without being polled",
+    "cancelled without being polled, then dropped",
     "closed in order",
     "closed while logging in",
     "connecting timed out",
@@ -112,8 +123,11 @@ const OUTCOMES: [&str; 63] = [
     "error of the server before the rows of parts",
     "error of the server in a part",
     "execute() dropped",
+    "fetch dropped",
+    "fetched",
     "first row timed out",
     "lost while pinging",
+    "named statements are not supported",
     "paused",
     "pinged",
     "pinged in vain",
@@ -132,13 +146,14 @@ const OUTCOMES: [&str; 63] = [
     "soft limit of memory",
     "something was said behind an answer",
     "something was said while idle",
-    "token of an earlier checkout",
-    "token without a query",
     "stopped before the rows of a part",
     "stream cancelled",
     "stream dropped",
     "the relation of several sessions was locked",
     "the server was held up",
+    "the type of a parameter was changed",
+    "token of an earlier checkout",
+    "token without a query",
     "too much to drain",
     "whole result",
     "whole result of several sessions",
@@ -293,6 +308,8 @@ async fn live(world: &Arc<World>, folder: &Path, mut random: Chance) {
         cancel: random.delay(50, 3000),
         read: random.one_in(2).then(|| random.delay(100, 10_000)),
     };
+    let capacity = [0, 1, 1, 2, 2, 100, 100, 100][random.below(8) as usize];
+    world.state().statement_capacity = capacity;
     let mut config = ConnectionConfig::builder()
         .host(folder.to_str().unwrap())
         .port(PORT)
@@ -300,6 +317,7 @@ async fn live(world: &Arc<World>, folder: &Path, mut random: Chance) {
         .connect_timeout(limits.connect)
         .cancel_timeout(limits.cancel)
         .drain_limit(1024 << random.below(11))
+        .statement_cache_capacity(capacity)
         // Without pauses, whose length is chance that does not come again.
         .retry(RetryPolicy::default().max_attempts(2).initial_backoff(Duration::ZERO));
     if let Some(read) = limits.read {
@@ -315,8 +333,12 @@ async fn live(world: &Arc<World>, folder: &Path, mut random: Chance) {
         },
     };
     let (world, cancel_limit) = (Arc::clone(world), limits.cancel);
-    let mut life = Life { world, client, limits, cancel_limit, random, void: Vec::new() };
-    for _ in 0..1 + life.random.below(4) {
+    // Most queries of a long life are short, few fail, and many have the same text.
+    let is_long = random.one_in(5);
+    world.state().is_calm = is_long;
+    let steps = 1 + random.below(if is_long { 20 } else { 4 });
+    let mut life = Life { world, client, limits, cancel_limit, is_long, random, void: Vec::new() };
+    for _ in 0..steps {
         match life.random.below(8) {
             0 => life.ping().await,
             _ => life.query().await,
@@ -366,6 +388,7 @@ struct Life {
     limits: Limits,
     /// How long it may take to stop the last query.
     cancel_limit: Duration,
+    is_long: bool,
     random: Chance,
     /// Of a pooled client that was returned.
     void: Vec<CancelToken>,
@@ -400,6 +423,16 @@ struct Read {
     numbers: BTreeSet<u64>,
     /// Which rows the relation of a parallel query had.
     generation: Option<u64>,
+}
+
+/// How a query is run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    Execute,
+    /// By a future that is not polled any more while a token cancels it.
+    Unpolled,
+    FetchAll,
+    FetchOptional,
 }
 
 /// One query, as it was asked for.
@@ -480,11 +513,12 @@ impl Life {
 
     async fn query(&mut self) {
         let began = Instant::now();
-        let Self { world, client, random, .. } = self;
-        let rows = [0, 1, 30, 300, 1500][random.below(5) as usize];
+        let Self { world, client, random, is_long, .. } = self;
+        let rows = [0, 1, 30, 300, 1500][random.below(if *is_long { 3 } else { 5 }) as usize];
         let rows = random.below(rows + 1);
-        let size = [20, 100, 2000][random.below(3) as usize];
-        let connections = if random.one_in(4) { 2 + random.below(3) as usize } else { 1 };
+        let size = [20, 100, 2000][random.below(if *is_long { 2 } else { 3 }) as usize];
+        let is_parallel = random.one_in(if *is_long { 20 } else { 4 });
+        let connections = if is_parallel { 2 + random.below(3) as usize } else { 1 };
         let kind = match random.below(8) {
             0..3 => Kind::Table,
             3 => Kind::Unlockable,
@@ -492,11 +526,19 @@ impl Life {
             6 => Kind::Materialized,
             _ => Kind::View,
         };
+        let how = match random.below(20) {
+            0..4 => How::FetchAll,
+            4 if connections == 1 => How::FetchOptional,
+            5 if !*is_long || random.one_in(2) => How::Unpolled,
+            _ => How::Execute,
+        };
+        let rows = if how == How::FetchOptional { rows.min(1) } else { rows };
+        let shared = (connections == 1 && !random.one_in(4)).then(|| random.below(9) / 4);
         let id = match connections {
-            1 => world.plan(rows, size),
+            1 => world.plan(rows, size, shared),
             _ => world.plan_parallel(rows, size, kind, connections),
         };
-        let entity = format!("q{id}");
+        let entity = world.query(id).relation(id);
         let (query, token) = match client {
             Client::Own(client) => (client.query::<RawJson>(&entity), client.cancel_token()),
             Client::Pooled(pool) => match take(pool).await {
@@ -526,6 +568,15 @@ impl Life {
             by_handle: Arc::default(),
         };
         let mut query = query;
+        if shared.is_some() {
+            query = query.where_sql("data->'query' = $1").bind(id.to_string());
+        }
+        if random.one_in(10) {
+            query = query.persistent(false);
+        }
+        if connections == 1 && random.one_in(10) {
+            query = query.limit(rows);
+        }
         if connections > 1 {
             query = query.parallel(connections);
             if kind == Kind::View || random.one_in(3) {
@@ -554,8 +605,9 @@ impl Life {
         world.note(|| {
             format!("query {id} by {connections} is executed: {rows} rows, {:?}", asked.memory)
         });
-        let patience = if random.one_in(8) { random.delay(0, 5000) } else { HOUR };
-        let cancels = random.one_in(8).then(|| random.delay(0, 20_000));
+        let rarely = if self.is_long { 4 } else { 1 };
+        let patience = if random.one_in(8 * rarely) { random.delay(0, 5000) } else { HOUR };
+        let cancels = random.one_in(8 * rarely).then(|| random.delay(0, 20_000));
         // Otherwise it may have ended before, and its cleanup failed.
         let ends_only_by_cancel =
             asked.ends_only_by_cancel(&self.limits) && cancels < asked.timeout;
@@ -572,22 +624,37 @@ impl Life {
                 }
             })
         });
-        let opened = timeout(patience, query.execute()).await;
-        if matches!(opened, Ok(Err(Error::Cancelled))) {
-            world.count("cancelled while starting");
-        }
-        for limit in [asked.timeout, asked.first_row].into_iter().flatten() {
-            // It also ends the transaction of the client's session, if that is answered.
-            in_time(asked.called, limit + asked.transaction_end(&self.limits), "execute()");
-        }
-        match opened {
-            Err(_) => {
-                assert!(patience < HOUR, "execute() does not end");
-                world.count("execute() dropped");
+        match how {
+            How::FetchAll | How::FetchOptional => {
+                let fetched = async {
+                    match how {
+                        How::FetchAll => query.fetch_all().await,
+                        _ => Ok(query.fetch_optional().await?.into_iter().collect()),
+                    }
+                };
+                match timeout(patience, fetched).await {
+                    Err(_) => {
+                        assert!(patience < HOUR, "the rows do not end");
+                        world.count("fetch dropped");
+                    }
+                    Ok(fetched) => self.fetched(&asked, fetched),
+                }
             }
-            Ok(Err(e)) => self.failed(&asked, None, Duration::ZERO, &e),
-            Ok(Ok(stream)) if random.one_in(5) => self.body(&asked, stream).await,
-            Ok(Ok(stream)) => self.read(&mut asked, stream, pause_timeout).await,
+            How::Unpolled => {
+                let mut opening = Box::pin(query.execute());
+                let polled = self.random.delay(0, 2000);
+                match timeout(polled, opening.as_mut()).await {
+                    Ok(opened) => self.opened(&mut asked, opened, pause_timeout).await,
+                    Err(_) => self.unpolled(&mut asked, opening).await,
+                }
+            }
+            How::Execute => match timeout(patience, query.execute()).await {
+                Err(_) => {
+                    assert!(patience < HOUR, "execute() does not end");
+                    world.count("execute() dropped");
+                }
+                Ok(opened) => self.opened(&mut asked, opened, pause_timeout).await,
+            },
         }
         // Later it would be about another query.
         if let Some(canceller) = canceller.filter(|_| !has_begun.load(Relaxed)) {
@@ -597,6 +664,73 @@ impl Life {
         if let (Client::Own(client), true) = (&self.client, self.random.one_in(3)) {
             sleep(self.cancel_limit + SLACK).await;
             assert!(!client.is_busy(), "it is still cleaned up");
+        }
+    }
+
+    /// `execute()` has ended.
+    async fn opened(
+        &mut self,
+        asked: &mut Asked,
+        opened: Result<QueryStream<RawJson>, Error>,
+        pause_timeout: Option<Duration>,
+    ) {
+        if matches!(opened, Err(Error::Cancelled)) {
+            self.world.count("cancelled while starting");
+        }
+        for limit in [asked.timeout, asked.first_row].into_iter().flatten() {
+            // It also ends the transaction of the client's session, if that is answered.
+            in_time(asked.called, limit + asked.transaction_end(&self.limits), "execute()");
+        }
+        match opened {
+            Err(e) => self.failed(asked, None, Duration::ZERO, &e),
+            Ok(stream) if self.random.one_in(5) => self.body(asked, stream).await,
+            Ok(stream) => self.read(asked, stream, pause_timeout).await,
+        }
+    }
+
+    /// `execute()` has begun, and is not polled while a token cancels it.
+    async fn unpolled(
+        &mut self,
+        asked: &mut Asked,
+        opening: impl Future<Output = Result<QueryStream<RawJson>, Error>>,
+    ) {
+        asked.by_token.store(true, Relaxed);
+        let began = Instant::now();
+        let result = within(asked.token.cancel()).await;
+        self.cancelled(began, &result);
+        sleep(self.random.delay(0, 2000)).await;
+        if self.random.one_in(2) {
+            return self.world.count("cancelled without being polled, then dropped");
+        }
+        let opened = within(opening).await;
+        assert!(matches!(opened, Err(Error::Cancelled)), "{:?}", opened.map(drop));
+        self.world.count("cancelled without being polled");
+    }
+
+    /// All rows were asked for at once.
+    fn fetched(&self, asked: &Asked, fetched: Result<Vec<RawJson>, Error>) {
+        let mut read = Read::default();
+        match fetched {
+            Ok(rows) => {
+                rows.iter().for_each(|json| self.row(asked, &mut read, json.as_bytes()));
+                self.whole(asked, &read);
+                self.world.count("fetched");
+            }
+            // What was read before the error is not known.
+            Err(e) if asked.is_parallel() => {
+                let is_begun = self.world.relation(asked.id, |relation| {
+                    let sent = relation.parts.iter().flat_map(|part| part.sent().to_vec());
+                    read.numbers = sent.collect();
+                    !relation.parts.is_empty()
+                });
+                self.failed(asked, is_begun.then_some(&read), Duration::ZERO, &e);
+            }
+            Err(e) => {
+                let is_first = matches!(e, Error::Timeout { phase: TimeoutPhase::FirstRow, .. });
+                let sent = self.world.query(asked.id).progress.sent;
+                read.count = if is_first { 0 } else { sent };
+                self.failed(asked, (sent > 0).then_some(&read), Duration::ZERO, &e);
+            }
         }
     }
 
@@ -855,6 +989,10 @@ impl Life {
                 all_sent("FATAL in the middle")
             }
             (Error::ConnectionClosed { .. }, Fate::Cut) => all_sent("cut in the middle"),
+            // It failed on a session that ended before it could be run again.
+            (Error::Server(e), Fate::Cut) if progress.may_repeat && e.code().code() == IDLE => {
+                all_sent("lost before it was run again");
+            }
             (Error::Cancelled, _) if is_stopped => self.world.count("cancelled by a handle"),
             // What was sent and not received yet is discarded.
             (Error::Cancelled, _) if asked.by_token.load(Relaxed) => {

@@ -1,5 +1,6 @@
 //! A model of a Postgres server, as far as a client can tell, with every fault that one may have.
 
+mod statements;
 mod transaction;
 
 use std::{
@@ -24,6 +25,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
+use statements::{Begin, Execution, Statements};
 use transaction::{Step, Transaction};
 
 use super::{
@@ -69,6 +71,12 @@ pub struct State {
     queries: Vec<Query>,
     /// Those of parallel queries, by the numbers of the queries.
     relations: BTreeMap<usize, Relation>,
+    /// The texts of named statements that a client has prepared anywhere.
+    statements: BTreeMap<String, String>,
+    /// How many statements a client keeps on a connection.
+    pub statement_capacity: usize,
+    /// Fewer queries fail.
+    pub is_calm: bool,
     /// Connections of the server that have not ended.
     pub open: u64,
     /// Up to when something was in the way of connecting.
@@ -100,6 +108,8 @@ pub struct Query {
     /// At most.
     rows: u64,
     usual_size: u64,
+    /// The number of its relation, which many queries read. Otherwise it has one of its own.
+    shared: Option<u64>,
     /// Unless it is a parallel one.
     pub progress: Progress,
 }
@@ -112,6 +122,8 @@ pub struct Progress {
     pub fate: Fate,
     /// Something was answered that is no error.
     is_answered: bool,
+    /// Its named statement has failed before it was bound: it may be begun again.
+    pub may_repeat: bool,
 }
 
 /// What a session sends rows of.
@@ -135,9 +147,16 @@ pub enum Fate {
     Silence,
     /// By a cancel request.
     Stopped,
+    /// Its prepared statement could not be used.
+    Refused,
 }
 
 impl Query {
+    /// The name of its relation.
+    pub fn relation(&self, id: usize) -> String {
+        self.shared.map_or_else(|| format!("q{id}"), |number| format!("shared{number}"))
+    }
+
     fn text_size(&self, number: u64) -> usize {
         let size = match number % 257 {
             // Larger than a small stream may hold.
@@ -160,6 +179,9 @@ impl World {
             sessions: Vec::new(),
             queries: Vec::new(),
             relations: BTreeMap::new(),
+            statements: BTreeMap::new(),
+            statement_capacity: 0,
+            is_calm: false,
             open: 0,
             trouble_until: None,
             tally: Tally::new(),
@@ -215,9 +237,10 @@ impl World {
     }
 
     /// A query that will be asked, of so many rows, most of which are no larger than that; returns its number.
-    pub fn plan(&self, rows: u64, usual_size: u64) -> usize {
+    /// `shared`: it reads a relation of this number.
+    pub fn plan(&self, rows: u64, usual_size: u64, shared: Option<u64>) -> usize {
         let mut state = self.state();
-        let query = Query { rows, usual_size, progress: Progress::default() };
+        let query = Query { rows, usual_size, shared, progress: Progress::default() };
         state.queries.push(query);
         state.queries.len() - 1
     }
@@ -230,13 +253,19 @@ impl World {
         kind: Kind,
         connections: usize,
     ) -> usize {
-        let id = self.plan(Relation::most_rows(rows), usual_size);
+        let id = self.plan(Relation::most_rows(rows), usual_size, None);
         self.state().relations.insert(id, Relation::new(kind, rows, connections));
         id
     }
 
     pub fn query(&self, id: usize) -> Query {
         self.state().queries[id]
+    }
+
+    /// A query runs this text.
+    fn assert_relation(&self, id: usize, sql: &str) {
+        let name = self.query(id).relation(id);
+        assert!(sql.contains(&format!("\"{name}\"")), "{sql} is not about {name}");
     }
 
     /// The relation of a parallel query.
@@ -270,6 +299,9 @@ impl World {
         let Target { id, .. } = target;
         let signal = self.work(pid, Some(id), true);
         self.progress(target, |progress| {
+            if progress.may_repeat {
+                *progress = Progress::default();
+            }
             assert!(!progress.is_answered, "query {id} was answered already");
             assert_eq!(progress.fate, Fate::None, "query {id} was begun before");
             (progress.fate, progress.sent) = (fate, 0);
@@ -382,6 +414,7 @@ pub async fn listen(world: Arc<World>, folder: PathBuf) {
                     inbox: Vec::new(),
                     pace,
                     transaction: None,
+                    statements: Statements::of_pooler(&world),
                 }
                 .serve(),
             );
@@ -401,6 +434,7 @@ struct Peer {
     inbox: Vec<u8>,
     pace: Pace,
     transaction: Option<Transaction>,
+    statements: Statements,
 }
 
 /// How an answer is sent.
@@ -420,7 +454,7 @@ impl Pace {
 
 /// A request of the client.
 enum Request {
-    Query(usize),
+    Query(Execution),
     Ping,
     /// What begins and ends a part of a parallel query.
     Steps(Vec<Step>),
@@ -528,6 +562,7 @@ impl Peer {
                         (false, Some(_)) => self.world.count("a session ended in a transaction"),
                     }
                     self.may_fail(pid, &[LOST, IDLE]);
+                    self.ended_before_repetition(pid);
                     if self.world.one_in(2) {
                         self.send(&error("FATAL", IDLE, "idle for too long")).await?;
                     }
@@ -538,11 +573,14 @@ impl Peer {
             let request = self.request().await?;
             is_new = false;
             match request {
-                Request::Query(id) => {
-                    let (target, begin) = (Target { id, part: None }, begin_json());
+                Request::Query(request) => {
+                    let id = request.query();
+                    let target = Target { id, part: None };
+                    let begin = self.statements.begin(&self.world, &request);
                     let numbers = 1..=self.world.query(id).rows;
                     let rows = numbers.map(|number| self.world.document(id, number, 0)).collect();
-                    if !self.answer(pid, target, begin, rows).await? {
+                    let parsed = request.parse.map(|(name, _)| name);
+                    if !self.answer(pid, target, begin, rows, parsed).await? {
                         return Ok(());
                     }
                 }
@@ -582,14 +620,30 @@ impl Peer {
         }
     }
 
+    /// The session has ended before the client could repeat a query on it.
+    fn ended_before_repetition(&self, pid: usize) {
+        let mut state = self.world.state();
+        let Some(id) = state.sessions[pid - 1].query else { return };
+        let progress = &mut state.queries[id].progress;
+        if progress.may_repeat {
+            progress.fate = Fate::Cut;
+        }
+    }
+
     async fn request(&mut self) -> io::Result<Request> {
         let mut tags = Vec::new();
+        let mut execution = Execution::default();
         let (mut sql, mut portal) = (String::new(), String::new());
         let texts = |body: Vec<u8>| String::from_utf8_lossy(&body).into_owned();
         loop {
             let [tag] = self.take().await?;
             let len = u32::from_be_bytes(self.take().await?) as usize;
             let body = self.take_some(len - 4).await?;
+            // Close messages may come first.
+            if tag == b'C' && tags.is_empty() {
+                execution.closes.push(texts(body)[1..].trim_end_matches('\0').to_owned());
+                continue;
+            }
             tags.push(tag);
             match (tag, &tags[..]) {
                 (b'X', b"X") => return Ok(Request::Terminate),
@@ -602,13 +656,25 @@ impl Peer {
                         _ => Request::Steps(steps),
                     });
                 }
-                (b'P', b"P") => sql = texts(body).split('\0').nth(1).unwrap().to_owned(),
-                (b'B', b"PB") => portal = texts(body).split('\0').next().unwrap().to_owned(),
+                (b'P', b"P") => {
+                    let text = texts(body);
+                    let mut parts = text.split('\0').map(str::to_owned);
+                    let name = parts.next().unwrap();
+                    sql = parts.next().unwrap();
+                    execution.parse = Some((name, sql.clone()));
+                }
+                (b'B', b"PB" | b"B") => {
+                    portal = texts(body.clone()).split('\0').next().unwrap().to_owned();
+                    if portal.is_empty() {
+                        execution.bind(&body);
+                    }
+                }
+                (b'D', b"PBD" | b"BD") => execution.describes = true,
                 (b'D', b"D") => portal = texts(body)[1..].trim_end_matches('\0').to_owned(),
                 (b'S', b"PBS") => return Ok(Request::Steps(vec![Step::Plan { portal, sql }])),
                 (b'S', b"DES") => return Ok(Request::Execute(portal)),
-                (b'S', b"PBDES") => return Ok(Request::Query(query_named(&sql).unwrap())),
-                (_, b"PBD" | b"PBDE" | b"DE") => {}
+                (b'S', b"PBDES" | b"BDES" | b"BES") => return Ok(Request::Query(execution)),
+                (_, b"PBDE" | b"BDE" | b"BE" | b"DE") => {}
                 _ => panic!("{tags:?} was sent"),
             }
         }
@@ -619,11 +685,15 @@ impl Peer {
         &mut self,
         pid: usize,
         target: Target,
-        begin: Vec<u8>,
+        begin: Begin,
         rows: Vec<String>,
+        parsed: Option<String>,
     ) -> io::Result<bool> {
         let id = target.id;
         let (fate, mut answer) = Answer::make(&self.world, begin, rows, target.part.is_some());
+        if let (Some(name), true) = (parsed, answer.fails_to_parse) {
+            self.statements.remove(&name);
+        }
         let signal = self.world.begin(pid, target, fate);
         let world = Arc::clone(&self.world);
         world.note(|| format!("session {pid} runs query {id}: {fate:?}"));
@@ -656,6 +726,7 @@ impl Peer {
             if at < answer.ready && answer.ready <= end && answer.goes_on {
                 self.expect_nothing();
                 world.idle(pid);
+                world.progress(target, |progress| progress.may_repeat |= answer.may_repeat);
             }
             world.progress(target, |progress| {
                 progress.sent = answer.rows_within(end);
@@ -792,10 +863,14 @@ struct Answer {
     goes_on: bool,
     /// Where ReadyForQuery ends, if the session continues.
     ready: usize,
+    /// Its error comes before ParseComplete.
+    fails_to_parse: bool,
+    /// Its error comes before a named statement is bound.
+    may_repeat: bool,
 }
 
 impl Answer {
-    fn make(world: &World, begin: Vec<u8>, rows: Vec<String>, is_part: bool) -> (Fate, Self) {
+    fn make(world: &World, begin: Begin, rows: Vec<String>, is_part: bool) -> (Fate, Self) {
         let mut answer = Self {
             bytes: Vec::new(),
             ends: vec![0],
@@ -803,8 +878,32 @@ impl Answer {
             stoppable: 0,
             goes_on: true,
             ready: 0,
+            fails_to_parse: false,
+            may_repeat: false,
         };
-        answer.push(&begin);
+        let (mut parsed, mut bound) = (0, 0);
+        for (number, part) in begin.messages.iter().enumerate() {
+            if world.one_in(40) {
+                answer.push(&aside(world));
+            }
+            answer.push(part);
+            if number + 1 == begin.parsed {
+                parsed = answer.bytes.len();
+            }
+            if number + 1 == begin.bound {
+                bound = answer.bytes.len();
+            }
+        }
+        if let Some(code) = begin.refusal {
+            answer.push(&error("ERROR", code, "the statement cannot be used"));
+            answer.may_repeat = true;
+            if world.one_in(20) {
+                answer.truncate(world.below(answer.bytes.len() as u64) as usize);
+                (answer.goes_on, answer.may_repeat) = (false, false);
+                return (Fate::Cut, answer);
+            }
+            return (Fate::Refused, answer);
+        }
         for document in rows {
             if world.one_in(30) {
                 answer.push(&aside(world));
@@ -818,7 +917,12 @@ impl Answer {
         let boundary = answer.ends[world.below(answer.ends.len() as u64) as usize];
         let anywhere = world.below(answer.bytes.len() as u64) as usize;
         // A query has several parts.
-        let fate = match world.below(if is_part { 200 } else { 100 }) {
+        let fates = match (is_part, world.state().is_calm) {
+            (_, true) => 400,
+            (true, false) => 200,
+            (false, false) => 100,
+        };
+        let fate = match world.below(fates) {
             0..10 => Fate::Error,
             10..16 => Fate::Fatal,
             16..24 => Fate::Cut,
@@ -828,6 +932,8 @@ impl Answer {
         match fate {
             Fate::Error => {
                 answer.truncate(boundary);
+                answer.fails_to_parse = boundary < parsed;
+                answer.may_repeat = begin.is_named && boundary < bound;
                 answer.bytes.extend(error("ERROR", DIVISION, "division by zero"));
             }
             Fate::Fatal => {
@@ -872,7 +978,7 @@ impl Answer {
         self.bytes.extend(error("ERROR", "57014", "canceling statement due to user request"));
         self.bytes.extend(status);
         self.ready = self.bytes.len();
-        (self.stoppable, self.goes_on) = (0, true);
+        (self.stoppable, self.goes_on, self.may_repeat) = (0, true, false);
     }
 
     fn rows_within(&self, end: usize) -> u64 {

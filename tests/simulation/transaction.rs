@@ -445,6 +445,7 @@ impl Peer {
         });
         let target = Target { id, part: Some(number) };
         let rows = numbers.iter().map(|row| self.world.document(id, *row, generation)).collect();
-        self.answer(pid, target, columns(&[("data", JSONB)]), rows).await
+        let begin = Begin { messages: vec![columns(&[("data", JSONB)])], ..Begin::default() };
+        self.answer(pid, target, begin, rows, None).await
     }
 }

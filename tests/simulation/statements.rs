@@ -1,0 +1,207 @@
+//! The prepared statements of a session in the model: how a request that uses them is answered.
+
+use super::*;
+
+/// The error of a statement that exists already.
+const EXISTS: &str = "42P05";
+
+/// The error of a statement that does not exist.
+const MISSING: &str = "26000";
+
+/// The error of a server that supports no named statements, and of a result that has changed.
+const UNSUPPORTED: &str = "0A000";
+
+/// Errors of a statement whose relations or functions have changed since it was parsed.
+const CHANGED_RESULT: [&str; 3] = [UNSUPPORTED, "42883", "XX000"];
+
+/// The error of a value that does not fit the type that its parameter had.
+const MISFIT: &str = "22P02";
+
+/// What a session has prepared, by name.
+#[derive(Default)]
+pub(super) struct Statements(BTreeMap<String, Statement>);
+
+struct Statement {
+    sql: String,
+    /// Prepared by this client, not by another one of a pooler.
+    is_own: bool,
+    /// Fails with this error until it is parsed again.
+    fault: Option<&'static str>,
+}
+
+/// The messages of a request that executes a query.
+#[derive(Debug, Default)]
+pub(super) struct Execution {
+    pub(super) closes: Vec<String>,
+    /// A name and a text.
+    pub(super) parse: Option<(String, String)>,
+    /// The statement that is bound.
+    pub(super) statement: String,
+    pub(super) parameter: Option<String>,
+    pub(super) describes: bool,
+}
+
+/// How the answer to a query begins.
+#[derive(Default)]
+pub(super) struct Begin {
+    /// The messages before its rows.
+    pub(super) messages: Vec<Vec<u8>>,
+    /// How many of them there are up to ParseComplete and BindComplete.
+    pub(super) parsed: usize,
+    pub(super) bound: usize,
+    /// It executes a named statement.
+    pub(super) is_named: bool,
+    /// The error that ends it before it is bound, which is no error of the query.
+    pub(super) refusal: Option<&'static str>,
+}
+
+impl Execution {
+    /// Reads a Bind.
+    pub(super) fn bind(&mut self, body: &[u8]) {
+        let mut texts = body.splitn(3, |byte| *byte == 0);
+        assert_eq!(texts.next(), Some(&b""[..]), "a portal has a name");
+        self.statement = String::from_utf8(texts.next().unwrap().to_vec()).unwrap();
+        let rest = texts.next().unwrap();
+        assert_eq!(rest[..2], [0, 0], "there are formats");
+        assert!(rest[2] == 0 && rest[3] <= 1, "there are many parameters");
+        if rest[3] == 1 {
+            let length = u32::from_be_bytes(rest[4..8].try_into().unwrap()) as usize;
+            self.parameter = Some(String::from_utf8(rest[8..8 + length].to_vec()).unwrap());
+        }
+    }
+
+    /// The query that it executes.
+    pub(super) fn query(&self) -> usize {
+        match &self.parameter {
+            Some(parameter) => parameter.parse().unwrap(),
+            None => query_named(&self.parse.as_ref().unwrap().1).unwrap(),
+        }
+    }
+}
+
+impl Statements {
+    /// The connection of a pooler to the server, on which other clients have prepared statements.
+    pub(super) fn of_pooler(world: &World) -> Self {
+        let mut statements = Self::default();
+        if world.one_in(4) {
+            for (name, sql) in &world.state().statements {
+                statements.add(name, sql, false);
+            }
+        }
+        statements
+    }
+
+    fn add(&mut self, name: &str, sql: &str, is_own: bool) {
+        let statement = Statement { sql: sql.to_owned(), is_own, fault: None };
+        self.0.insert(name.to_owned(), statement);
+    }
+
+    pub(super) fn remove(&mut self, name: &str) {
+        self.0.remove(name);
+    }
+
+    /// What others do between two requests.
+    fn disturb(&mut self, world: &World) {
+        let what = world.below(200);
+        let number = world.below(self.0.len().max(1) as u64) as usize;
+        let Some((name, statement)) = self.0.iter_mut().nth(number) else { return };
+        match what {
+            0..2 => {
+                self.0.clear();
+                world.count("all statements were discarded");
+            }
+            2..4 => {
+                let name = name.clone();
+                self.0.remove(&name);
+                world.count("a statement was lost");
+            }
+            4..14 => {
+                statement.fault = Some(CHANGED_RESULT[world.below(3) as usize]);
+                world.count("a statement was changed");
+            }
+            14..20 => {
+                statement.fault = Some(MISFIT);
+                world.count("the type of a parameter was changed");
+            }
+            _ => {}
+        }
+    }
+
+    /// Executes a request up to its rows.
+    pub(super) fn begin(&mut self, world: &World, request: &Execution) -> Begin {
+        self.disturb(world);
+        let [parse_complete, bind_complete, columns] = begin_json_parts();
+        let mut begin = Begin { is_named: !request.statement.is_empty(), ..Begin::default() };
+        for name in &request.closes {
+            self.0.remove(name);
+            begin.messages.push(message(b'3', b""));
+            world.count("a statement was closed");
+        }
+        if let Some((name, sql)) = &request.parse {
+            if !name.is_empty() {
+                world.state().statements.insert(name.clone(), sql.clone());
+                let is_new = !self.0.contains_key(name);
+                match world.below(30) {
+                    0 if is_new => self.add(name, sql, false),
+                    1 => {
+                        world.count("named statements are not supported");
+                        begin.refusal = Some(UNSUPPORTED);
+                        return begin;
+                    }
+                    _ => {}
+                }
+                if self.0.contains_key(name) {
+                    world.count("a statement existed already");
+                    begin.refusal = Some(EXISTS);
+                    return begin;
+                }
+                self.add(name, sql, true);
+                world.count("a statement was prepared");
+            }
+            begin.messages.push(parse_complete);
+            begin.parsed = begin.messages.len();
+        }
+        let own = self.0.values().filter(|statement| statement.is_own).count();
+        let capacity = world.state().statement_capacity;
+        assert!(own <= capacity, "{own} statements are prepared, of at most {capacity}");
+        let sql = match (&request.parse, request.statement.as_str()) {
+            (Some((name, sql)), statement) if statement == name => sql.clone(),
+            (_, name) => match self.0.get(name) {
+                Some(Statement { fault: Some(code), .. }) => {
+                    begin.refusal = Some(code);
+                    return begin;
+                }
+                Some(Statement { sql, .. }) => sql.clone(),
+                None => {
+                    world.count("a statement was missing");
+                    begin.refusal = Some(MISSING);
+                    return begin;
+                }
+            },
+        };
+        if begin.is_named && begin.parsed > 0 && world.one_in(60) {
+            self.0.remove(&request.statement);
+            world.count("a statement was prepared on another server");
+            begin.refusal = Some(MISSING);
+            return begin;
+        }
+        if begin.is_named && begin.parsed == 0 && !request.describes {
+            world.count("a prepared statement was executed");
+        }
+        world.assert_relation(request.query(), &sql);
+        begin.messages.push(bind_complete);
+        begin.bound = begin.messages.len();
+        if request.describes {
+            begin.messages.push(columns);
+        }
+        begin
+    }
+}
+
+/// ParseComplete, BindComplete and RowDescription.
+fn begin_json_parts() -> [Vec<u8>; 3] {
+    let mut parse_complete = begin_json();
+    let mut bind_complete = parse_complete.split_off(5);
+    let columns = bind_complete.split_off(5);
+    [parse_complete, bind_complete, columns]
+}
