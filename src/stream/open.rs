@@ -238,11 +238,12 @@ impl Opening<'_> {
                 None => Ok(()),
             };
             match started {
-                Ok(()) => Ok(in_flight.take()),
+                Ok(()) => Ok(in_flight),
                 Err(error) => Err(in_flight.failed(error)),
             }
         });
-        let sessions = try_all(started).await?.into_iter().flatten().collect();
+        let started = try_all(started).await?;
+        let sessions = started.into_iter().filter_map(|mut in_flight| in_flight.take()).collect();
         let (first, answer) = (None, Ok(Answer::Continues));
         Ok(Start { sessions: Sessions::Several(sessions), first, answer })
     }
