@@ -78,7 +78,7 @@ const SEEDS: u64 = 5000;
 const FOUND: u64 = 29_603;
 
 /// What must have happened in so many seeds: else they test less than they seem to.
-const OUTCOMES: [&str; 78] = [
+const OUTCOMES: [&str; 79] = [
     "FATAL before the rows of a part",
     "FATAL in the middle",
     "a cancel request arrived when it was given up",
@@ -104,6 +104,7 @@ const OUTCOMES: [&str; 78] = [
     "a statement was missing",
     "a statement was prepared",
     "a statement was prepared on another server",
+    "a token has sent cancel requests",
     "all statements were discarded",
     "body dropped",
     "body whole",
@@ -303,10 +304,12 @@ fn in_time(began: Instant, limit: Duration, what: &str) {
 
 /// The life of a client.
 async fn live(world: &Arc<World>, folder: &Path, mut random: Chance) {
+    // Many queries of a plain life are cancelled, and nothing else ends them early.
+    let is_plain = random.one_in(6);
     let limits = Limits {
         connect: random.delay(100, 10_000),
         cancel: random.delay(50, 3000),
-        read: random.one_in(2).then(|| random.delay(100, 10_000)),
+        read: (!is_plain && random.one_in(2)).then(|| random.delay(100, 10_000)),
     };
     let capacity = [0, 1, 1, 2, 2, 100, 100, 100][random.below(8) as usize];
     world.state().statement_capacity = capacity;
@@ -337,7 +340,8 @@ async fn live(world: &Arc<World>, folder: &Path, mut random: Chance) {
     let is_long = random.one_in(5);
     world.state().is_calm = is_long;
     let steps = 1 + random.below(if is_long { 20 } else { 4 });
-    let mut life = Life { world, client, limits, cancel_limit, is_long, random, void: Vec::new() };
+    let void = Vec::new();
+    let mut life = Life { world, client, limits, cancel_limit, is_long, is_plain, random, void };
     for _ in 0..steps {
         match life.random.below(8) {
             0 => life.ping().await,
@@ -389,6 +393,7 @@ struct Life {
     /// How long it may take to stop the last query.
     cancel_limit: Duration,
     is_long: bool,
+    is_plain: bool,
     random: Chance,
     /// Of a pooled client that was returned.
     void: Vec<CancelToken>,
@@ -513,7 +518,7 @@ impl Life {
 
     async fn query(&mut self) {
         let began = Instant::now();
-        let Self { world, client, random, is_long, .. } = self;
+        let Self { world, client, random, is_long, is_plain, .. } = self;
         let rows = [0, 1, 30, 300, 1500][random.below(if *is_long { 3 } else { 5 }) as usize];
         let rows = random.below(rows + 1);
         let size = [20, 100, 2000][random.below(if *is_long { 2 } else { 3 }) as usize];
@@ -532,7 +537,12 @@ impl Life {
             5 if !*is_long || random.one_in(2) => How::Unpolled,
             _ => How::Execute,
         };
-        let rows = if how == How::FetchOptional { rows.min(1) } else { rows };
+        let (rows, size) = match how {
+            How::FetchOptional => (rows.min(1), size),
+            // More than the sockets hold, so that the server still works on it.
+            How::Unpolled if random.one_in(2) => (1000, 2000),
+            _ => (rows, size),
+        };
         let shared = (connections == 1 && !random.one_in(4)).then(|| random.below(9) / 4);
         let id = match connections {
             1 => world.plan(rows, size, shared),
@@ -558,8 +568,8 @@ impl Life {
             called: Instant::now(),
             timeout: (self.limits.read.is_none() || random.one_in(3))
                 .then(|| random.delay(10, 60_000)),
-            first_row: random.one_in(6).then(|| random.delay(10, 30_000)),
-            memory: random.one_in(2).then(|| {
+            first_row: (!*is_plain && random.one_in(6)).then(|| random.delay(10, 30_000)),
+            memory: (!*is_plain && random.one_in(2)).then(|| {
                 let least = if connections > 1 { 4096 * connections } else { 1024 };
                 (least << random.below(9), random.one_in(8))
             }),
@@ -607,7 +617,8 @@ impl Life {
         });
         let rarely = if self.is_long { 4 } else { 1 };
         let patience = if random.one_in(8 * rarely) { random.delay(0, 5000) } else { HOUR };
-        let cancels = random.one_in(8 * rarely).then(|| random.delay(0, 20_000));
+        let often = if self.is_plain { 2 } else { 8 * rarely };
+        let cancels = random.one_in(often).then(|| random.delay(0, 20_000));
         // Otherwise it may have ended before, and its cleanup failed.
         let ends_only_by_cancel =
             asked.ends_only_by_cancel(&self.limits) && cancels < asked.timeout;
@@ -642,7 +653,8 @@ impl Life {
             }
             How::Unpolled => {
                 let mut opening = Box::pin(query.execute());
-                let polled = self.random.delay(0, 2000);
+                let longest = [20, 2000][self.random.below(2) as usize];
+                let polled = self.random.delay(0, longest);
                 match timeout(polled, opening.as_mut()).await {
                     Ok(opened) => self.opened(&mut asked, opened, pause_timeout).await,
                     Err(_) => self.unpolled(&mut asked, opening).await,
@@ -695,9 +707,12 @@ impl Life {
         opening: impl Future<Output = Result<QueryStream<RawJson>, Error>>,
     ) {
         asked.by_token.store(true, Relaxed);
-        let began = Instant::now();
+        let (began, requests) = (Instant::now(), self.world.state().cancel_requests);
         let result = within(asked.token.cancel()).await;
         self.cancelled(began, &result);
+        if self.world.state().cancel_requests > requests {
+            self.world.count("a token has sent cancel requests");
+        }
         sleep(self.random.delay(0, 2000)).await;
         if self.random.one_in(2) {
             return self.world.count("cancelled without being polled, then dropped");
@@ -990,7 +1005,10 @@ impl Life {
             }
             (Error::ConnectionClosed { .. }, Fate::Cut) => all_sent("cut in the middle"),
             // It failed on a session that ended before it could be run again.
-            (Error::Server(e), Fate::Cut) if progress.may_repeat && e.code().code() == IDLE => {
+            (Error::ConnectionClosed { .. }, _) if progress.is_lost => {
+                all_sent("lost before it was run again");
+            }
+            (Error::Server(e), _) if progress.is_lost && e.code().code() == IDLE => {
                 all_sent("lost before it was run again");
             }
             (Error::Cancelled, _) if is_stopped => self.world.count("cancelled by a handle"),

@@ -4,7 +4,7 @@ mod statements;
 mod transaction;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     hash::{DefaultHasher, Hash},
     io, mem,
@@ -77,6 +77,8 @@ pub struct State {
     pub statement_capacity: usize,
     /// Fewer queries fail.
     pub is_calm: bool,
+    /// How many cancel requests have arrived.
+    pub cancel_requests: u64,
     /// Connections of the server that have not ended.
     pub open: u64,
     /// Up to when something was in the way of connecting.
@@ -124,6 +126,8 @@ pub struct Progress {
     is_answered: bool,
     /// Its named statement has failed before it was bound: it may be begun again.
     pub may_repeat: bool,
+    /// Its session ended before that.
+    pub is_lost: bool,
 }
 
 /// What a session sends rows of.
@@ -182,6 +186,7 @@ impl World {
             statements: BTreeMap::new(),
             statement_capacity: 0,
             is_calm: false,
+            cancel_requests: 0,
             open: 0,
             trouble_until: None,
             tally: Tally::new(),
@@ -625,9 +630,7 @@ impl Peer {
         let mut state = self.world.state();
         let Some(id) = state.sessions[pid - 1].query else { return };
         let progress = &mut state.queries[id].progress;
-        if progress.may_repeat {
-            progress.fate = Fate::Cut;
-        }
+        progress.is_lost |= progress.may_repeat;
     }
 
     async fn request(&mut self) -> io::Result<Request> {
@@ -766,6 +769,7 @@ impl Peer {
         let pid = u32::from_be_bytes(pid.try_into().unwrap()) as usize;
         let session_secret = world.state().sessions[pid - 1].secret;
         assert_eq!(secret, session_secret.to_be_bytes(), "a key that nobody was given");
+        world.state().cancel_requests += 1;
         let (meant, running) = (world.meant(pid), world.running(pid));
         world.note(|| format!("cancel request to {pid}, which runs {running:?}"));
         match world.below(12) {

@@ -19,7 +19,11 @@ const MISFIT: &str = "22P02";
 
 /// What a session has prepared, by name.
 #[derive(Default)]
-pub(super) struct Statements(BTreeMap<String, Statement>);
+pub(super) struct Statements {
+    by_name: BTreeMap<String, Statement>,
+    /// The names of those that the session has lost.
+    lost: BTreeSet<String>,
+}
 
 struct Statement {
     sql: String,
@@ -93,26 +97,28 @@ impl Statements {
 
     fn add(&mut self, name: &str, sql: &str, is_own: bool) {
         let statement = Statement { sql: sql.to_owned(), is_own, fault: None };
-        self.0.insert(name.to_owned(), statement);
+        self.lost.remove(name);
+        self.by_name.insert(name.to_owned(), statement);
     }
 
     pub(super) fn remove(&mut self, name: &str) {
-        self.0.remove(name);
+        self.by_name.remove(name);
     }
 
     /// What others do between two requests.
     fn disturb(&mut self, world: &World) {
         let what = world.below(200);
-        let number = world.below(self.0.len().max(1) as u64) as usize;
-        let Some((name, statement)) = self.0.iter_mut().nth(number) else { return };
+        let number = world.below(self.by_name.len().max(1) as u64) as usize;
+        let Some((name, statement)) = self.by_name.iter_mut().nth(number) else { return };
         match what {
             0..2 => {
-                self.0.clear();
+                self.lost.extend(mem::take(&mut self.by_name).into_keys());
                 world.count("all statements were discarded");
             }
             2..4 => {
                 let name = name.clone();
-                self.0.remove(&name);
+                self.by_name.remove(&name);
+                self.lost.insert(name);
                 world.count("a statement was lost");
             }
             4..14 => {
@@ -133,14 +139,15 @@ impl Statements {
         let [parse_complete, bind_complete, columns] = begin_json_parts();
         let mut begin = Begin { is_named: !request.statement.is_empty(), ..Begin::default() };
         for name in &request.closes {
-            self.0.remove(name);
+            self.by_name.remove(name);
+            self.lost.remove(name);
             begin.messages.push(message(b'3', b""));
             world.count("a statement was closed");
         }
         if let Some((name, sql)) = &request.parse {
             if !name.is_empty() {
                 world.state().statements.insert(name.clone(), sql.clone());
-                let is_new = !self.0.contains_key(name);
+                let is_new = !self.by_name.contains_key(name);
                 match world.below(30) {
                     0 if is_new => self.add(name, sql, false),
                     1 => {
@@ -150,7 +157,7 @@ impl Statements {
                     }
                     _ => {}
                 }
-                if self.0.contains_key(name) {
+                if self.by_name.contains_key(name) {
                     world.count("a statement existed already");
                     begin.refusal = Some(EXISTS);
                     return begin;
@@ -161,18 +168,19 @@ impl Statements {
             begin.messages.push(parse_complete);
             begin.parsed = begin.messages.len();
         }
-        let own = self.0.values().filter(|statement| statement.is_own).count();
+        let own = self.by_name.values().filter(|statement| statement.is_own).count();
         let capacity = world.state().statement_capacity;
         assert!(own <= capacity, "{own} statements are prepared, of at most {capacity}");
         let sql = match (&request.parse, request.statement.as_str()) {
             (Some((name, sql)), statement) if statement == name => sql.clone(),
-            (_, name) => match self.0.get(name) {
+            (_, name) => match self.by_name.get(name) {
                 Some(Statement { fault: Some(code), .. }) => {
                     begin.refusal = Some(code);
                     return begin;
                 }
                 Some(Statement { sql, .. }) => sql.clone(),
                 None => {
+                    assert!(self.lost.contains(name), "{name} was not prepared");
                     world.count("a statement was missing");
                     begin.refusal = Some(MISSING);
                     return begin;
@@ -180,7 +188,8 @@ impl Statements {
             },
         };
         if begin.is_named && begin.parsed > 0 && world.one_in(60) {
-            self.0.remove(&request.statement);
+            self.by_name.remove(&request.statement);
+            self.lost.insert(request.statement.clone());
             world.count("a statement was prepared on another server");
             begin.refusal = Some(MISSING);
             return begin;
