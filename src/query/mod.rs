@@ -370,10 +370,18 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// neither parsed nor, in most cases, planned again. See
     /// [`statement_cache_capacity`](crate::ConnectionConfigBuilder::statement_cache_capacity).
     ///
-    /// With false, the query is parsed and planned for its values on each use. Use it if the plan
-    /// should depend on the values: after five executions the server may choose one plan for all of
-    /// them, unless `plan_cache_mode` is `force_custom_plan`. Queries with
-    /// [`parallel`](Self::parallel) or [`resume_by`](Self::resume_by) and
+    /// With false, the query is parsed and planned for its values on each use. Use it if the best
+    /// plan depends on the values. After five executions the server may choose one plan for all
+    /// values. For a status of ten rows among a million, a page that takes 0.3 ms then took 330 ms
+    /// ([figures](https://github.com/fraiseql/fraiseql-wire/blob/main/docs/benchmarks.md)). To
+    /// prevent this for a whole session, set `plan_cache_mode` to `force_custom_plan`, for example
+    /// with [`param`](crate::ConnectionConfigBuilder::param) or for the role: the statement is still
+    /// prepared, but planned for its values each time.
+    ///
+    /// Use it too if the type of a column may be altered while the client is connected: Postgres
+    /// infers the type of a parameter only once. A cast in the text (`$1::date`) prevents that.
+    ///
+    /// Queries with [`parallel`](Self::parallel) or [`resume_by`](Self::resume_by) and
     /// [`explain`](Self::explain) are never prepared.
     pub fn persistent(mut self, on: bool) -> Self {
         self.spec.is_persistent = on;
@@ -396,14 +404,16 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         Ok((statement.sql, parameters))
     }
 
-    /// Sends the query; resolves when the server has begun to answer with the right kind of column.
+    /// Sends the query, and resolves when the server has begun to answer.
     ///
-    /// A server begins to answer when it has 8 KiB of rows or is at their end, so this waits for a
+    /// The rows that arrive by then are read in this future. If they are all of them, the stream is
+    /// complete: its connection is free again, and there is no task. Otherwise a task reads the
+    /// rest. A server begins to answer when it has 8 KiB of rows or all of them, so this waits for a
     /// query that is slow to find its first rows.
     ///
-    /// One round trip, and a connection before it if the client has none. A connection that ended
-    /// while it was idle is replaced. When an earlier stream of the client has just been dropped,
-    /// its clean-up is waited for.
+    /// It takes one round trip, and connects first if the client has no connection. A connection
+    /// that ended while it was idle is replaced. If an earlier stream of the client was just dropped,
+    /// this waits for its cleanup.
     ///
     /// # Errors
     ///
