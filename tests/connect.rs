@@ -265,10 +265,10 @@ async fn a_server_that_misbehaves_while_logging_in_is_an_error() {
         ("GSSAPI", vec![message(b'R', b"\0\0\0\x07")]),
         ("an unknown method", vec![message(b'R', b"\0\0\0\x63")]),
         (
-            "a cancel key of 5 bytes",
+            "invalid cancel key of 5 bytes",
             vec![scripted::auth_ok(), message(b'K', b"\0\0\0\x0112345"), scripted::ready()],
         ),
-        ("not asked for", vec![message(b'v', b"\0\x03\0\0\0\0\0\0")]),
+        ("unexpected negotiation", vec![message(b'v', b"\0\x03\0\0\0\0\0\0")]),
         ("could not fork", vec![b"Ecould not fork new process for connection\n\0".to_vec()]),
         ("offers [\"SCRAM-X\"]", vec![message(b'R', b"\0\0\0\x0aSCRAM-X\0\0")]),
         // Before it has proved that it knows the password.

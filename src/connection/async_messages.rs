@@ -22,7 +22,7 @@ use crate::{
     protocol::backend::Message,
 };
 
-/// Who hears the server's notices.
+/// The handler of the server's notices.
 #[derive(Clone, Default)]
 pub(crate) struct Notices(Arc<Mutex<Option<Arc<Handler>>>>);
 
@@ -34,7 +34,7 @@ impl Notices {
     }
 
     fn report(&self, notice: &DbError) {
-        // Not under the lock: what a user's code does is not ours to know.
+        // Called after the lock is released, because the handler is code of the user.
         let handler = lock(&self.0).clone();
         match (handler, notice.severity()) {
             (Some(handler), _) => handler(notice),
@@ -50,7 +50,7 @@ impl fmt::Debug for Notices {
     }
 }
 
-/// What a server says at any time.
+/// What the messages that may come at any time have reported.
 #[derive(Debug, Default)]
 pub(super) struct AsyncMessages {
     notices: Notices,
@@ -62,18 +62,18 @@ pub(super) struct AsyncMessages {
 #[derive(Debug, Default)]
 struct Parameters {
     values: BTreeMap<String, String>,
-    /// The reported `client_encoding`, if it is not UTF8. Kept apart from the values, which are
-    /// bounded: it must never be forgotten.
+    /// The reported `client_encoding`, if it is not UTF8. Kept apart from the values, because their
+    /// number is limited and this must never be forgotten.
     wrong_encoding: Option<String>,
-    /// Logged in: from here on another encoding is an error even if it is changed back, because
-    /// part of an answer was sent in it.
+    /// The login has ended. From then on another encoding is an error even if it is changed back,
+    /// because part of an answer was sent in it.
     in_session: bool,
 }
 
-/// The most parameters that are remembered: Postgres reports some fifteen.
+/// The maximum number of parameters that are kept. Postgres reports about fifteen.
 const MAX_PARAMETERS: usize = 256;
 
-/// The longest name and the longest value that are remembered, in bytes.
+/// The maximum length of a name and of a value that are kept, in bytes.
 const MAX_VALUE: usize = 8 << 10;
 
 impl AsyncMessages {
@@ -81,12 +81,12 @@ impl AsyncMessages {
         Self { notices, parameters: Mutex::default(), is_ending: AtomicBool::new(false) }
     }
 
-    /// Deals with what may come at any time; what belongs to an exchange is returned.
+    /// Handles a message that may come at any time; any other one is returned.
     pub(super) fn handle(&self, message: Message) -> Option<Message> {
         match message {
             Message::NoticeResponse(notice) => {
                 metrics::connection::notice(notice.severity());
-                // After a crash of another backend, this is a warning.
+                // After the crash of another backend, it is announced in a warning.
                 if matches!(*notice.code(), sqlstate::ADMIN_SHUTDOWN | sqlstate::CRASH_SHUTDOWN) {
                     self.is_ending.store(true, Relaxed);
                 }
@@ -94,7 +94,8 @@ impl AsyncMessages {
             }
             Message::ParameterStatus { name, value } => {
                 let (shown, to) = (OneLine::name(&name), OneLine::name(&value));
-                debug!(target: TARGET, name = %shown, value = %to, "the server reports a parameter");
+                debug!(target: TARGET, name = %shown, value = %to,
+                    "the server reports a parameter");
                 let mut parameters = lock(&self.parameters);
                 if name.eq_ignore_ascii_case("client_encoding") {
                     let wrong = (!is_utf8(&value)).then(|| OneLine::name(&value).to_string());
@@ -129,7 +130,7 @@ impl AsyncMessages {
         lock(&self.parameters).values.get(name).cloned()
     }
 
-    /// Ends the login. The client encoding is [checked](Self::check_encoding) only now, because a
+    /// Ends the login. [Checks](Self::check_encoding) the client encoding only now, because a
     /// pooler may first report the value that its own connection began with.
     pub(super) fn end_login(&self) -> Result<()> {
         lock(&self.parameters).in_session = true;

@@ -2,11 +2,11 @@
 
 use crate::error::{ConnectAttempt, Error};
 
-/// The error when an answer of the server has ended the search: that answer, with what was tried
-/// before it and after it, in order.
+/// The error if an answer of a server was final: that answer, with the attempts before it and after
+/// it, in order.
 ///
-/// If a login is refused several times (with a second password, or without TLS), the first refusal
-/// counts: it belongs to the preferred way.
+/// If several logins were rejected (with a second password, or without TLS), the first rejection is
+/// returned, because its attempt had the preferred settings.
 pub(super) fn refused(mut attempts: Vec<ConnectAttempt>) -> Error {
     let Some(last) = attempts.last() else { return unreachable(attempts) };
     let is_refusal = |e: &Error| matches!(e, Error::Authentication { server: Some(_), .. });
@@ -35,10 +35,10 @@ pub(super) fn refused(mut attempts: Vec<ConnectAttempt>) -> Error {
     }
 }
 
-/// What is said when nothing is left to be tried.
+/// The error if nothing is left to try.
 pub(super) fn unreachable(mut attempts: Vec<ConnectAttempt>) -> Error {
     match attempts.pop() {
-        // One failure speaks for itself, unless it is about reaching the place.
+        // A single failure is returned as it is, unless the address could not be reached.
         Some(ConnectAttempt { error, .. })
             if attempts.is_empty()
                 && !matches!(*error, Error::Io { .. } | Error::ConnectionClosed { .. }) =>

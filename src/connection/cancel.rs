@@ -16,25 +16,25 @@ use crate::{
 
 /// The data of a cancel request, and how to reach the server.
 ///
-/// The connection is made in the same way as a new session: certificates are read again, because a
-/// session may outlive the files that it was opened with.
+/// The connection is opened in the same way as a new session: certificates are read again, because
+/// a session may outlive the files that it was opened with.
 pub(super) struct CancelKey {
     pub(super) address: Address,
     pub(super) sockets: SocketSettings,
-    /// Whether to encrypt, first to last.
+    /// The kinds of encryption to try, in order.
     pub(super) encryption: &'static [Encryption],
     pub(super) tls: TlsSettings,
-    /// The host as configured, which the certificate must be for.
+    /// The configured host, which the certificate must name.
     pub(super) host: Option<String>,
-    /// TLS from the first byte.
+    /// `sslnegotiation=direct`: TLS from the first byte.
     pub(super) direct: bool,
     pub(super) process_id: u32,
     pub(super) secret: Vec<u8>,
 }
 
 impl CancelKey {
-    /// Sends one cancel request, on a connection of its own, and waits until the server has dealt
-    /// with it: it answers with nothing but the end of that connection.
+    /// Sends one cancel request on a connection of its own, and waits until the server has handled
+    /// it. The server does not answer; it closes that connection.
     pub(super) async fn send(&self) -> Result<()> {
         let counted = CancelRequest::begin();
         let sent = self.try_send().await;
@@ -46,7 +46,8 @@ impl CancelKey {
     }
 
     /// # Errors
-    /// The errors of connecting, with the reason for each way that was tried.
+    ///
+    /// The errors of connecting, one for each kind of encryption that was tried.
     async fn try_send(&self) -> Result<()> {
         let mut attempts = Vec::new();
         let mut modes = self.encryption;
@@ -67,7 +68,7 @@ impl CancelKey {
         const DURING: &str = "while sending a cancel request";
         let request = frontend::cancel_request(self.process_id, &self.secret)?;
         let connected = Transport::connect(&self.address, &self.sockets).await;
-        // Not yet a connection that could be lost.
+        // Not `from_io_error`: there is no connection yet that could be lost.
         let mut transport = connected.map_err(|source| Error::Io { during: DURING, source })?;
         if encryption == Encryption::Tls {
             let tls = Tls::load(&self.tls, self.host.as_deref(), self.direct).await?;
@@ -90,12 +91,12 @@ impl CancelKey {
         };
         match exchange.await {
             Ok(_) => Ok(()),
-            // A reset after the request was written, or an end of TLS without its farewell, is an
-            // end like any other.
+            // A reset after the request was written, or an end of TLS without close_notify, ends
+            // the connection too.
             Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) => {
                 Ok(())
             }
-            // With TLS 1.3, a certificate of the client that the server refuses shows here.
+            // With TLS 1.3, a rejected client certificate is reported here.
             Err(e) => Err(from_io_error(DURING, e)),
         }
     }
@@ -105,7 +106,7 @@ pub(super) fn timed_out(after: Duration) -> Error {
     Error::Timeout { phase: TimeoutPhase::Cancel, after }
 }
 
-/// The secret is not shown: who has it can cancel this session's queries.
+/// Without the secret, which allows cancelling this session's queries.
 impl fmt::Debug for CancelKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CancelKey")

@@ -27,14 +27,18 @@ use crate::{
     transport::{Address, Encrypted, Tls, Transport, resolve},
 };
 
-/// Opens a session: goes through the hosts, their addresses and the ways to encrypt, until a server
-/// takes the client and will do.
+/// Opens a session: tries the hosts, their addresses and the kinds of encryption, until a server
+/// accepts the client and has the wanted role.
 ///
-/// The order of things is that of libpq's `PQconnectPoll`: an address that cannot be reached or
-/// stays silent is followed by the next one; a server that cannot take connections now (57P03) or
-/// has the wrong role is followed by the next host; any other refusal is the last word, unless the
-/// session may be encrypted otherwise. In one thing it is more patient: a server that goes away
-/// while logging in is followed by the next one too, where libpq stops.
+/// The order is that of libpq's `PQconnectPoll`. After a failure it continues with:
+///
+/// * the next address, if this one cannot be reached or does not answer;
+/// * the next host, if the server does not accept connections now (57P03) or has the wrong role;
+/// * another kind of encryption, if the server rejects the session and `sslmode` allows it.
+///   Otherwise the rejection is final.
+///
+/// One difference from libpq: if the connection is lost during the login, this continues with the
+/// next address, where libpq stops.
 ///
 /// Cancel-safe: dropping the future closes what it opened.
 pub(crate) async fn connect(
@@ -45,7 +49,7 @@ pub(crate) async fn connect(
     connect_to(config.targets(), config, notices, connecting).await
 }
 
-/// The same, to other hosts than those of the configuration.
+/// Same as [`connect`], with `targets` instead of the configured hosts.
 pub(super) async fn connect_to(
     mut targets: Vec<Target>,
     config: &ConnectionConfig,
@@ -57,7 +61,7 @@ pub(super) async fn connect_to(
         random::shuffle(&mut targets)?;
     }
     let wanted: &[TargetSessionAttrs] = match config.target_session_attrs {
-        // First a standby; if there is none, whoever is there.
+        // First a standby; if there is none, any server.
         TargetSessionAttrs::PreferStandby => {
             &[TargetSessionAttrs::Standby, TargetSessionAttrs::Any]
         }
@@ -92,7 +96,7 @@ pub(super) async fn connect_to(
     Err(unreachable(attempts))
 }
 
-/// One host that is tried.
+/// The attempts to connect to one host.
 struct HostAttempt<'a> {
     config: &'a ConnectionConfig,
     target: &'a Target,
@@ -100,13 +104,13 @@ struct HostAttempt<'a> {
     notices: &'a Notices,
     connecting: &'a Connecting,
     attempts: &'a mut Vec<ConnectAttempt>,
-    /// Read once a host, and only if it comes to that.
+    /// Loaded once per host, and only if TLS is used.
     tls: OnceLock<Tls>,
-    /// How far the present one has come.
+    /// The phase of the current attempt.
     attempt: Attempt,
-    /// Set while nothing was answered to a protocol version newer than 3.0.
+    /// Set until the server answers a request for a protocol version newer than 3.0.
     unanswered: bool,
-    /// The provider's password that this host has refused: the provider is asked once more.
+    /// The provider's password that this host rejected. The provider is asked once more.
     refused: Option<Password>,
 }
 
@@ -138,8 +142,8 @@ impl HostAttempt<'_> {
         self.try_addresses(&addresses, deadline).await
     }
 
-    /// Tries the addresses in order. The deadline is that of the first one; each further one has
-    /// its own.
+    /// Tries the addresses in order. `deadline` applies to the first one; each further one has its
+    /// own.
     async fn try_addresses(
         &mut self,
         addresses: &[Address],
@@ -156,7 +160,7 @@ impl HostAttempt<'_> {
         Err(NextStep::NextHost)
     }
 
-    /// Tries one address in each of the ways in which the session may be encrypted.
+    /// Tries one address with each kind of encryption that is allowed.
     async fn try_address(
         &mut self,
         address: &Address,
@@ -176,7 +180,7 @@ impl HostAttempt<'_> {
                     return Ok(connection);
                 }
                 Ok(Err(failure)) => failure,
-                // A deadline has no text of its own that could name the version.
+                // `Error::Timeout` has no text that could name the version.
                 Err(timeout) if self.unanswered => {
                     let source = Some(std::io::Error::new(ErrorKind::TimedOut, timeout));
                     let error = Error::ConnectionClosed { during: LOGGING_IN_BY_3_2, source };
@@ -203,11 +207,11 @@ impl HostAttempt<'_> {
                 next => return Err(next),
             }
         }
-        // Refused in every way.
+        // Rejected with every kind of encryption.
         Err(NextStep::Stop)
     }
 
-    /// Tries one way; `others` are left after it.
+    /// Tries one kind of encryption; `others` remain to be tried.
     async fn try_encryption(
         &mut self,
         address: &Address,
@@ -224,8 +228,8 @@ impl HostAttempt<'_> {
         let mut refused = NextStep::OtherEncryption;
         if encryption == Encryption::Tls {
             self.attempt.comes_to(Phase::Tls);
-            // What fails here may go without, if that is allowed. A file that cannot be read at the
-            // moment is no reason to continue without TLS.
+            // After an error here, plaintext may be tried, if it is allowed. A file that cannot be
+            // read at the moment is no reason to continue without TLS.
             let loaded = self.tls().await.map_err(|e| match is_lost(&e) {
                 true => Failure::new(e, NextStep::NextAddress),
                 false => Failure::new(e, NextStep::OtherEncryption),
@@ -236,7 +240,7 @@ impl HostAttempt<'_> {
                     tls_agreed(began.elapsed());
                     transport
                 }
-                // Then this is the way in the clear, and the last one.
+                // The session continues in plaintext, so that is not tried again.
                 Ok(Encrypted::No(transport)) if others.contains(&Encryption::Plain) => {
                     refused = NextStep::Stop;
                     transport
@@ -257,7 +261,7 @@ impl HostAttempt<'_> {
                 Err(e @ Error::Io { during: NOT_STARTED, .. }) => {
                     return Err(Failure::new(e, NextStep::NextAddress));
                 }
-                // It may have hung up because of TLS.
+                // The server may have closed the connection because of TLS.
                 Err(e) if is_lost(&e) && !others.is_empty() => {
                     return Err(Failure::new(e, NextStep::OtherEncryption));
                 }
@@ -356,7 +360,7 @@ impl Failure {
         Self { error, next }
     }
 
-    /// A connection that is lost says nothing about the next address.
+    /// After a lost connection the next address is tried, because it may work.
     fn lost_or(error: Error, next: NextStep) -> Self {
         let next = if is_lost(&error) { NextStep::NextAddress } else { next };
         Self { error, next }
@@ -367,7 +371,7 @@ fn is_lost(error: &Error) -> bool {
     matches!(error, Error::Io { .. } | Error::ConnectionClosed { .. })
 }
 
-/// The span of an attempt.
+/// The span of one attempt.
 fn attempt_span(target: &Target, address: &Address, encryption: Encryption) -> Span {
     let peer = match address {
         Address::Tcp(address) => address.ip().to_string(),
@@ -389,7 +393,7 @@ fn attempt_span(target: &Target, address: &Address, encryption: Encryption) -> S
     )
 }
 
-/// Whether the other end of a Unix socket belongs to the user it must.
+/// Checks `requirepeer`: the user of the peer of a Unix socket.
 fn check_peer(config: &ConnectionConfig, transport: &Transport) -> Result<()> {
     let Some(required) = &config.require_peer else { return Ok(()) };
     let peer = transport.peer_user().map_err(|e| Error::Io { during: CONNECTING, source: e })?;
@@ -401,7 +405,7 @@ fn check_peer(config: &ConnectionConfig, transport: &Transport) -> Result<()> {
     }
 }
 
-/// Runs one step within the deadline.
+/// Runs a step, with the deadline.
 async fn within<T>(
     config: &ConnectionConfig,
     deadline: Option<Instant>,

@@ -6,7 +6,7 @@ use super::sync::lock;
 
 use crate::error::{ConnectAttempt, Error, TimeoutPhase};
 
-/// The attempts to connect of one query, for the error of a deadline that passes meanwhile.
+/// The attempts to connect of one query, for the error of a deadline that passes during them.
 #[derive(Debug, Default)]
 pub(crate) struct Connecting(Mutex<State>);
 
@@ -31,7 +31,7 @@ impl Connecting {
     }
 
     /// The connection was opened, or the error is being returned. Not called if the future that
-    /// connects is dropped: [`deadline_error`](Self::deadline_error) is asked after that.
+    /// connects is dropped: [`deadline_error`](Self::deadline_error) is called after that.
     pub(super) fn end(&self) {
         let mut state = self.lock();
         state.wanted -= 1;
@@ -56,8 +56,8 @@ impl Connecting {
         state.trying = None;
     }
 
-    /// Returns the error of a query's deadline. While a connection is being opened that is the
-    /// failed connection: a server that is down must not look like a slow query.
+    /// Returns the error to report for a query's deadline. If a connection is being opened, it is
+    /// the connection's error: a server that is down must not look like a slow query.
     pub(crate) fn deadline_error(&self, error: Error) -> Error {
         let Error::Timeout { phase: TimeoutPhase::Query | TimeoutPhase::FirstRow, after } = error
         else {

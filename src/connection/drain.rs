@@ -28,20 +28,22 @@ use crate::{
     },
 };
 
-/// In how many parts what may be drained is drained: before each the query is cancelled again.
+/// The number of parts of `drain_limit`. Before each part the query is cancelled again.
 const ROUNDS: usize = 4;
 
-/// Stops the query, if it still runs, and reads up to ReadyForQuery: then the connection is as
-/// good as new. Bounded in time and bytes. `unsent` is the rest of a request that has begun: a
-/// server says nothing in the middle of a message.
+/// Cancels the query, if it still runs, and discards its answer up to ReadyForQuery. After that the
+/// connection can run another query. At most `cancel_timeout` and `drain_limit`.
 ///
-/// A cancel request names a session, not a query: one that is late hits the next query. So the
-/// connection is only handed on after the end of every cancel request's own connection, which the
-/// server closes when it has sent the signal.
+/// `unsent` is the rest of a request that was sent in part. It is sent first, because a server does
+/// not answer in the middle of a message.
 ///
-/// Nothing is read while a cancel request is on its way: full sockets hold the server up, where a
-/// reader would make it work for nothing. Behind the request everything must be read, for a server
-/// that waits for room in its socket does not look for signals.
+/// A cancel request names a session, not a query: if it is late, it cancels the next query. So this
+/// returns after the connection of every cancel request has ended. The server closes it when it has
+/// sent the signal.
+///
+/// Nothing is read while a cancel request is in flight: TCP backpressure stops the server, which
+/// otherwise would produce rows that are discarded. After the request everything must be read,
+/// because a server that waits for room in its socket does not check for signals.
 ///
 /// # Errors
 ///
@@ -61,7 +63,7 @@ pub(crate) async fn cancel_and_drain(
     settled.inspect_err(|e| {
         metrics::error(e.category().as_str(), "drain");
         connection.set_close_reason(match e {
-            // Not that of a cancel request.
+            // The session's connection, not that of a cancel request.
             Error::ConnectionClosed { during, .. } if *during == DURING => CloseReason::Server,
             Error::Timeout { .. } => CloseReason::DrainLimit,
             _ if drain.drained > drain_limit => CloseReason::DrainLimit,
@@ -83,7 +85,7 @@ async fn clean_up(
         None => Ok(()),
     };
     let settled = async {
-        // Often all of it has arrived.
+        // Often the whole answer has arrived.
         if unsent.is_empty() && drain.take_all_arrived(connection).await? {
             return Ok(());
         }
@@ -97,7 +99,7 @@ async fn clean_up(
             return Err(no_key());
         }
         let sent = connection.write(unsent).await;
-        // Also when the connection is lost: the server may not know, and go on working.
+        // Also after an error: the server may not notice that the connection is lost.
         let mut cancelled = cancel().await;
         if cancelled.is_ok() {
             sent.map_err(|e| Error::io(DURING, e))?;
@@ -110,7 +112,7 @@ async fn clean_up(
                 ready = drain.run(connection, round) => if ready? { return Ok(()) },
                 () = sleep(pause) => pause *= 2,
             }
-            // One that finds the server not yet busy with the query is without effect.
+            // A request that arrives before the server has begun the query has no effect.
             cancelled = cancel().await;
         }
         // If no descriptor or local port is left, closing the session frees one. The session cannot
@@ -123,7 +125,7 @@ async fn clean_up(
     };
     let settled = async {
         settled.await?;
-        // A cancel token may have sent one of its own, which must not hit the next query.
+        // A cancel token may have sent a request, which must not cancel the next query.
         session.requests_ended().await;
         Ok(())
     };
@@ -133,7 +135,7 @@ async fn clean_up(
     }
 }
 
-/// Throws away what a server still sends, up to ReadyForQuery.
+/// Discards messages up to ReadyForQuery.
 struct Drain {
     limit: usize,
     drained: usize,
@@ -143,13 +145,14 @@ struct Drain {
 #[derive(Debug, PartialEq, Eq)]
 enum Arrived {
     Ready,
-    /// A notice or the like: its handler has run, so the deadline is to be looked at.
+    /// A message that may come at any time. Its handler has run, so check the deadline.
     Async,
     Incomplete,
 }
 
 impl Drain {
-    /// Reads until ReadyForQuery has come, or until so much is drained: returns whether it has.
+    /// Reads until ReadyForQuery, or until more than `round` bytes are drained. Returns whether
+    /// ReadyForQuery was received.
     async fn run(&mut self, connection: &mut Connection, round: usize) -> Result<bool> {
         loop {
             if self.take_all_arrived(connection).await? {
@@ -157,8 +160,8 @@ impl Drain {
             }
             if self.drained > self.limit {
                 return Err(Error::protocol(format!(
-                    "more than {} bytes of a cancelled query were still coming, which is \
-                     drain_limit",
+                    "the server sent more than drain_limit, {} bytes, after its query was \
+                     cancelled",
                     self.limit
                 )));
             }
@@ -174,7 +177,8 @@ impl Drain {
         }
     }
 
-    /// Takes what has arrived off the buffer, up to ReadyForQuery: returns whether that has come.
+    /// Removes all messages that have arrived, up to ReadyForQuery. Returns whether that was
+    /// received.
     async fn take_all_arrived(&mut self, connection: &mut Connection) -> Result<bool> {
         loop {
             match self.take_arrived(connection)? {
@@ -185,7 +189,7 @@ impl Drain {
         }
     }
 
-    /// Takes messages off the buffer, up to ReadyForQuery or one that has a handler.
+    /// Removes messages up to ReadyForQuery or one that has a handler.
     fn take_arrived(&mut self, connection: &mut Connection) -> Result<Arrived> {
         loop {
             let Connection { buffer, skip, .. } = connection;
@@ -206,7 +210,7 @@ impl Drain {
                     continue;
                 }
             }
-            // A parameter that changes meanwhile is still the session's.
+            // Not skipped: a parameter that changes now applies to the session.
             match connection.take_message_within(MAX_FRAME)? {
                 Taken::Message(Message::ReadyForQuery) => return Ok(Arrived::Ready),
                 Taken::Message(_) => {}
@@ -219,5 +223,5 @@ impl Drain {
 
 const DURING: &str = "while draining a cancelled query";
 
-/// Bytes asked for at once while draining.
+/// The size of a read, in bytes.
 const READ: usize = 64 << 10;

@@ -18,7 +18,7 @@ pub(super) fn encryption_modes(
     address: &Address,
 ) -> &'static [Encryption] {
     match (address, config.ssl_mode) {
-        // A Unix socket is never encrypted, whatever was asked for: nobody is in between.
+        // As in libpq: data on a Unix socket does not leave the machine.
         #[cfg(unix)]
         (Address::Unix(_), _) => &[Encryption::Plain],
         (_, SslMode::Disable) => &[Encryption::Plain],
@@ -29,8 +29,8 @@ pub(super) fn encryption_modes(
     }
 }
 
-/// Whether to encrypt a cancel request, first to last: as a new session would be, but for a session
-/// that TLS protects, TLS first.
+/// The kinds of encryption to try for a cancel request, in order: those of a new session. If the
+/// session uses TLS, TLS comes first.
 pub(super) fn cancel_encryption_modes(
     config: &ConnectionConfig,
     address: &Address,

@@ -23,23 +23,24 @@ use crate::{
     transport::{Address, Transport},
 };
 
-/// Who comes, and how they got here.
+/// What a handshake needs in addition to its socket.
 pub(super) struct HandshakeContext<'a> {
     pub(super) config: &'a ConnectionConfig,
     pub(super) target: &'a Target,
     pub(super) address: &'a Address,
     pub(super) notices: &'a Notices,
-    /// When the socket was asked for.
+    /// When connecting began.
     pub(super) began: Instant,
-    /// How far they have come.
+    /// The phase of the attempt.
     pub(super) attempt: &'a mut Attempt,
-    /// Set while nothing was answered to a start-up message of a version newer than 3.0.
+    /// Set until the server answers a startup message of a version newer than 3.0.
     pub(super) unanswered: &'a mut bool,
-    /// A password of the provider that the server has refused, and that is not sent again.
+    /// A password of the provider that the server has rejected. It is not sent again.
     pub(super) refused: Option<&'a Password>,
 }
 
-/// Logs in and starts the session: consumes a socket, returns a connection ready for a query.
+/// Logs in and starts the session. Consumes a socket, and returns a connection that is ready for a
+/// query.
 pub(super) async fn handshake(
     transport: Transport,
     context: HandshakeContext<'_>,
@@ -88,7 +89,7 @@ pub(super) async fn handshake(
             Message::BackendKeyData { process_id, secret } => {
                 if version == ProtocolVersion::V3_0 && secret.len() != 4 {
                     let error = Error::protocol(format!(
-                        "a cancel key of {} bytes came, where protocol 3.0 has 4",
+                        "invalid cancel key of {} bytes: expected 4 in protocol 3.0",
                         secret.len()
                     ));
                     count_protocol_error("BackendKeyData", Err::<(), _>(error))?;
@@ -154,13 +155,13 @@ pub(super) async fn handshake(
     })
 }
 
-/// The parameters are few: a pooler refuses those it does not know.
+/// Has few parameters, because a pooler rejects unknown ones.
 fn startup_message(config: &ConnectionConfig, user: &str) -> Result<Vec<u8>> {
     let database = config.database().unwrap_or_else(|| user.to_owned());
     let mut parameters = vec![
         ("user", user),
         ("database", &database),
-        // Always asked for, so that the server converts what is stored in another encoding.
+        // Always requested, so that the server converts from the encoding of the database.
         ("client_encoding", "UTF8"),
     ];
     let optional = [("application_name", config.application_name()), ("options", config.options())];

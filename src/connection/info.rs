@@ -2,19 +2,20 @@
 
 use std::{fmt, net::IpAddr, path::PathBuf};
 
-/// How a session was made: see [`FraiseClient::connection_info`](crate::FraiseClient::connection_info).
+/// How a session was opened: see
+/// [`FraiseClient::connection_info`](crate::FraiseClient::connection_info).
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnectionInfo {
-    /// The host as configured, unless only an address or a directory was given.
+    /// The configured host; `None` if only an address or a directory was given.
     pub host: Option<String>,
-    /// The IP address it was reached at.
+    /// The IP address of the connection.
     pub address: Option<IpAddr>,
-    /// The Unix socket it was reached at.
+    /// The Unix socket of the connection.
     pub unix_socket: Option<PathBuf>,
     /// The port.
     pub port: u16,
-    /// The version of TLS, such as `TLSv1.3`; `None` in the clear.
+    /// The version of TLS, such as `TLSv1.3`; `None` without TLS.
     pub tls_version: Option<String>,
     /// The cipher suite of TLS.
     pub tls_cipher: Option<String>,
@@ -29,14 +30,14 @@ pub struct ConnectionInfo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct ServerVersion {
-    /// 18 of 18.4.
+    /// The major version: 18 in 18.4.
     pub major: u32,
-    /// 4 of 18.4; 0 before a first release, such as 19beta1.
+    /// The minor version: 4 in 18.4; 0 before the first release, such as in 19beta1.
     pub minor: u32,
 }
 
 impl ServerVersion {
-    /// Reads the parameter `server_version`, which packagers and other engines add to: `15.18
+    /// Parses the parameter `server_version`, which packagers and other engines extend: `15.18
     /// (Debian 15.18-0+deb12u1)`, `19beta1`.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());

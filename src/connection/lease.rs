@@ -20,7 +20,7 @@ use crate::{
     metrics::connection::reconnected,
 };
 
-/// A slot, and what is kept as long as somebody works on it: its place in a pool.
+/// A slot, and the guard that keeps its client out of a pool while the slot is in use.
 #[derive(Clone)]
 pub(crate) struct SlotHandle {
     slot: Arc<Slot>,
@@ -30,17 +30,17 @@ pub(crate) struct SlotHandle {
 
 type PoolGuard = Arc<dyn Any + Send + Sync>;
 
-/// The right to run a query, the right to the connection, and the connection, if there is one.
+/// The right to run a query, the right to use the connection, and the connection, if any.
 type Acquired = (StreamGuard, Lease, Option<Box<Connection>>);
 
 impl SlotHandle {
-    /// Takes the connection for a query, or opens one, and the right to run it.
+    /// Takes the connection for a query, or opens one, and the right to run the query.
     ///
-    /// Waits for the clean-up of an earlier stream, which is bounded. Cancel-safe.
+    /// Waits for the cleanup of an earlier stream, at most `cancel_timeout`. Cancel-safe.
     ///
     /// # Errors
     ///
-    /// [`Error::ConnectionBusy`] at once, when a stream is alive; those of connecting.
+    /// [`Error::ConnectionBusy`] immediately, if a stream is active; the errors of connecting.
     pub(crate) async fn acquire(&self) -> Result<(StreamGuard, Lease, Box<Connection>)> {
         let (guard, lease, idle) = self.take().await?;
         if let Some(mut connection) = idle {
@@ -70,12 +70,12 @@ impl SlotHandle {
         &self.connecting
     }
 
-    /// Takes the connection to close it, if there is one. Waits for a clean-up, like
+    /// Takes the connection to close it, if there is one. Waits for a cleanup, like
     /// [`acquire`](Self::acquire).
     ///
     /// # Errors
     ///
-    /// [`Error::ConnectionBusy`] at once, when a stream is alive.
+    /// [`Error::ConnectionBusy`] immediately, if a stream is active.
     pub(crate) async fn take_idle(&self) -> Result<Option<Box<Connection>>> {
         let (_guard, _lease, idle) = self.take().await?;
         Ok(idle)
@@ -83,7 +83,7 @@ impl SlotHandle {
 
     async fn take(&self) -> Result<Acquired> {
         loop {
-            // Before the look at the state, so that no notification falls in between.
+            // Registered before the state is read, so that no notification is missed.
             let freed = self.freed.notified();
             if let Some(taken) = self.try_take()? {
                 return Ok(taken);
@@ -92,7 +92,7 @@ impl SlotHandle {
         }
     }
 
-    /// Takes what is there, which may be no connection; `None` while one is being cleaned up.
+    /// Takes the connection, if there is one. `None` while the connection is being cleaned up.
     fn try_take(&self) -> Result<Option<Acquired>> {
         let mut state = self.lock();
         if state.stream_alive {
@@ -110,7 +110,7 @@ impl SlotHandle {
 
     /// Opens the client's connection.
     async fn open(&self) -> Result<Box<Connection>> {
-        // The client must not report the old one meanwhile.
+        // The client must not report the old session while it connects.
         self.lock().session = None;
         self.connecting.begin();
         let opened = self.connect().await;
@@ -122,7 +122,7 @@ impl SlotHandle {
         Ok(Box::new(connection))
     }
 
-    /// Makes a connection; one in place of another by the retry policy.
+    /// Opens a connection. If it replaces an earlier one, the retry policy applies.
     async fn connect(&self) -> Result<Connection> {
         let replaces = self.lock().connected_before;
         let mut failures = 0;
@@ -149,7 +149,7 @@ impl SlotHandle {
         }
     }
 
-    /// Opens one more connection to the server of this session, for the caller alone.
+    /// Opens a further connection to the server of this session, which the slot does not own.
     pub(crate) async fn connect_beside(&self, session: &Session) -> Result<Connection> {
         self.connecting.begin();
         let opened =
@@ -173,20 +173,20 @@ impl Deref for SlotHandle {
 }
 
 impl Slot {
-    /// The way in.
+    /// Returns a handle for one query.
     pub(crate) fn handle(self: &Arc<Self>) -> SlotHandle {
         SlotHandle { slot: Arc::clone(self), connecting: Arc::default(), _pool_guard: None }
     }
 }
 
-/// Says that a stream is alive, until it is dropped.
+/// Marks the slot as having an active stream, until it is dropped.
 pub(crate) struct StreamGuard {
-    /// What it keeps goes behind the last that it does.
+    /// The pool guard in it is released after the mark is removed.
     slot: SlotHandle,
 }
 
 impl StreamGuard {
-    /// The timeout that the server was given at the start of the session.
+    /// The `statement_timeout` that was set at the start of the session.
     pub(crate) fn statement_timeout(&self) -> Option<Duration> {
         self.slot.config.statement_timeout()
     }
@@ -198,11 +198,11 @@ impl Drop for StreamGuard {
     }
 }
 
-/// The right to work on the client's connection. Dropped without the connection, the client has
-/// none.
+/// The right to use the client's connection. If it is dropped before
+/// [`give_back`](Self::give_back), the client has no connection.
 pub(crate) struct Lease {
-    /// Until the lease ends. From then on the connection may be in use by another one, which must
-    /// not be affected.
+    /// `None` after the lease has ended: the connection may then be in use by another lease, which
+    /// must not be affected.
     slot: Option<SlotHandle>,
 }
 
@@ -211,7 +211,7 @@ impl Lease {
     ///
     /// # Errors
     ///
-    /// The system has no random number.
+    /// The operating system returned no random bytes.
     pub(crate) fn pause_before_retry(&self, failures: u32) -> Result<Option<Duration>> {
         match (&self.slot, failures) {
             (_, 0) => Ok(Some(Duration::ZERO)),
@@ -220,8 +220,8 @@ impl Lease {
         }
     }
 
-    /// Opens another connection, after a pause, in place of one that was lost during the query with
-    /// this error. Cancel-safe.
+    /// Opens a connection, after a pause, to replace one that was lost with this error during the
+    /// query. Cancel-safe.
     ///
     /// # Errors
     ///
@@ -233,7 +233,7 @@ impl Lease {
         pause: Duration,
     ) -> Result<Box<Connection>> {
         let Some(slot) = &self.slot else { return Err(error.copy()) };
-        // A deadline that passes in the pause is about the lost connection.
+        // If a deadline passes in the pause, its error reports the lost connection.
         slot.connecting.begin();
         slot.connecting.failed(&ConnectAttempt {
             target: lost.server().to_string(),
@@ -245,7 +245,7 @@ impl Lease {
         opened
     }
 
-    /// Returns the error of a deadline that has passed: see [`Connecting::deadline_error`].
+    /// See [`Connecting::deadline_error`].
     pub(crate) fn deadline_error(&self, error: Error) -> Error {
         match &self.slot {
             Some(slot) => slot.connecting.deadline_error(error),
@@ -255,9 +255,9 @@ impl Lease {
 
     /// Returns the connection to the client, for the next query. It keeps its read buffer.
     pub(crate) fn give_back(mut self, mut connection: Box<Connection>) {
-        // From now on it may end unnoticed.
+        // From now on the server may end it unnoticed.
         connection.reused = true;
-        // The handler of notices may panic here: then the lease ends without the connection.
+        // If the handler of notices panics here, the lease ends without the connection.
         let is_clean = connection.is_clean();
         if let Some(slot) = self.slot.take() {
             slot.end_lease(Some(connection).filter(|_| is_clean));

@@ -1,4 +1,4 @@
-//! The login: what the server asks for, and what it is answered.
+//! The login: the server's authentication requests, and the answers to them.
 
 use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
@@ -31,11 +31,11 @@ use crate::{
     transport::TlsInfo,
 };
 
-/// Where the login stands: what the server may say next.
+/// The state of the login: which requests of the server are expected.
 enum LoginState {
-    /// Nothing has been asked yet. The server may let the user in, or ask for anything.
+    /// No request yet. The server may accept the login, or request any method.
     Start,
-    /// The password was sent, in clear or as MD5: the server says yes or no.
+    /// The password was sent, as it is or as MD5. The server accepts or rejects it.
     PasswordSent,
     ScramFirst(ClientFirst),
     ScramFinal(ServerFinal),
@@ -43,7 +43,7 @@ enum LoginState {
     ScramVerified,
 }
 
-/// The label of what is asked for first. SCRAM may turn out to be bound to the channel.
+/// The label of the requested method. SCRAM may be bound to the channel later.
 fn mechanism(request: &Authentication) -> Option<&'static str> {
     match request {
         Authentication::CleartextPassword => Some("cleartext"),
@@ -178,14 +178,14 @@ impl Login<'_> {
             }
             (LoginState::ScramFirst(_) | LoginState::ScramFinal(_), Authentication::Ok) => {
                 let error = Error::authentication(
-                    "the server let the user in before it had proved that it knows the password: \
-                     it is not to be trusted",
+                    "the server accepted the login before it had proved that it knows the \
+                     password: do not trust it",
                 );
                 Err(because(ServerSignature)(error))
             }
             (LoginState::Start, Authentication::Unsupported { name }) => {
                 let error = Error::authentication(format!(
-                    "the server asks for {name}, which this client does not speak: give the role \
+                    "the server asks for {name}, which this client does not support: give the role \
                      a password method (scram-sha-256) in pg_hba.conf"
                 ));
                 Err(because(RefusedByPolicy)(error))
@@ -207,7 +207,7 @@ impl Login<'_> {
         because(Rejected)(Rejection { error, by_server: true, password })
     }
 
-    /// Takes an older version, if it will do. The checks are libpq's
+    /// Accepts an older version, if the settings allow it. The checks are libpq's
     /// (`pqGetNegotiateProtocolVersion3`).
     fn negotiate(&self, newest: u32, options: &[String]) -> Result<ProtocolVersion> {
         let range = self.config.protocol;
@@ -221,34 +221,35 @@ impl Login<'_> {
             frontend::VERSION_3_0 if range.max > ProtocolVersion::V3_0 => {
                 if range.min > ProtocolVersion::V3_0 {
                     return Err(Error::protocol(
-                        "the server speaks 3.0 only, and min_protocol_version asks for more",
+                        "the server supports only protocol 3.0, and min_protocol_version requires \
+                         a newer one",
                     ));
                 }
                 Ok(ProtocolVersion::V3_0)
             }
             other => Err(Error::protocol(format!(
-                "the server wants to speak version {}.{}, which was not asked for",
+                "unexpected negotiation of protocol {}.{}",
                 other >> 16,
                 other & 0xffff
             ))),
         }
     }
 
-    /// Refuses what the settings do not allow, before anything is given away. The rules are
-    /// libpq's (`check_expected_areq`).
+    /// Rejects a request that the settings do not allow, before anything is sent in answer. The
+    /// rules are libpq's (`check_expected_areq`).
     fn check(&self, state: &LoginState, request: &Authentication) -> Result<()> {
         let config = self.config;
         let asked = match request {
-            // By TLS, that was seen to in the handshake.
+            // With TLS, its handshake has checked this.
             Authentication::Ok if self.tls.is_none() && config.tls.requires_certificate() => {
                 return Err(Error::authentication(
-                    "sslcertmode=require, but the server did not ask for a certificate: the session \
-                     is not encrypted",
+                    "sslcertmode=require, but the server did not ask for a certificate: the \
+                     session is not encrypted",
                 ));
             }
             Authentication::Ok => match state {
                 LoginState::Start => Method::None,
-                // Checked when it was asked for.
+                // The method was checked when it was requested.
                 _ => return self.check_binding(state),
             },
             Authentication::CleartextPassword => Method::Password,
@@ -276,7 +277,7 @@ impl Login<'_> {
         }
     }
 
-    /// With channel_binding=require nothing else must be answered, and nobody be let in unbound.
+    /// With channel_binding=require, rejects any other method and any login that is not bound.
     fn check_binding(&self, state: &LoginState) -> Result<()> {
         let bound = matches!(state, LoginState::ScramVerified) && self.auth_method == SCRAM_PLUS;
         if self.config.channel_binding == ChannelBinding::Require && !bound {
@@ -288,29 +289,29 @@ impl Login<'_> {
         Ok(())
     }
 
-    /// Chooses a SASL mechanism, and what to say about channel binding.
+    /// Chooses a SASL mechanism, and the kind of channel binding.
     fn choose(&mut self, mechanisms: &[String]) -> Result<(&'static str, Binding)> {
         let offered = |name| mechanisms.iter().any(|m| m == name);
         let setting = self.config.channel_binding;
         if offered(scram::MECHANISM_PLUS) && self.tls.is_none() {
-            // Somebody in between has taken TLS away: the server would see a downgrade.
+            // A man in the middle has removed TLS. The server would detect the downgrade.
             return Err(Error::authentication(
                 "the server offers SCRAM-SHA-256-PLUS over a connection that is not encrypted: \
                  something in between has ended TLS",
             ));
         }
         let end_point = self.tls.and_then(|tls| tls.server_end_point.clone());
-        // Never "n" for want of a hash: whoever is in between could choose such a certificate, and the
-        // server would not see that something is wrong.
+        // Without a hash, never "n": a man in the middle could choose such a certificate, and the
+        // server would not detect it.
         let binding = match (setting, self.tls, end_point) {
             (ChannelBinding::Disable, ..) | (_, None, _) => Binding::No,
             _ if !offered(scram::MECHANISM_PLUS) => Binding::NotOffered,
             (_, Some(_), Some(hash)) => Binding::EndPoint(hash),
             (_, Some(_), None) => {
                 return Err(Error::authentication(
-                    "the signature of the server's certificate (Ed25519, perhaps) defines no hash to \
-                     bind the login to the channel with: give the server another certificate, or \
-                     set channel_binding=disable",
+                    "the signature of the server's certificate (Ed25519, perhaps) defines no hash \
+                     to bind the login to the channel with: give the server another certificate, \
+                     or set channel_binding=disable",
                 ));
             }
         };
@@ -333,8 +334,8 @@ impl Login<'_> {
         Ok((scram::MECHANISM, binding))
     }
 
-    /// The keys for a salt: given, remembered, or computed on another thread, for that takes
-    /// milliseconds in which no other task of this one would run.
+    /// Returns the keys for a salt: configured, cached, or computed on another thread, because that
+    /// blocks the thread for milliseconds.
     async fn keys(&mut self, salt: &[u8], iterations: u32) -> Result<Keys, Rejection> {
         let config = self.config;
         let (client, server) = (&config.scram_client_key, &config.scram_server_key);
@@ -378,10 +379,10 @@ impl Login<'_> {
             self.metrics.if_abandoned(Lost);
             let password = Password::new(provided?);
             if password.reveal().is_empty() {
-                let empty = "the password provider gives an empty password";
+                let empty = "the password provider returned an empty password";
                 return Err(Error::authentication(empty).into());
             }
-            // Each refusal counts where accounts are locked after a few.
+            // Not sent again, because some servers lock accounts after a few failures.
             if self.refused == Some(&password) {
                 let error = Error::authentication(
                     "the password provider was asked again, and returned the same password",

@@ -1,4 +1,4 @@
-//! Taking messages off a read buffer.
+//! Removing messages from a read buffer.
 
 use bytes::{Buf, BytesMut};
 
@@ -12,18 +12,18 @@ use crate::{
     },
 };
 
-/// What is at the front of a buffer.
+/// The result of [`take_message`].
 pub(crate) enum Taken {
     Message(Message),
-    /// A message that may come at any time, and has been dealt with. What follows may be anything:
-    /// a row, for one, is not for [`take_message`].
+    /// A message that may come at any time. It was handled. The next message may be a row, which is
+    /// not for [`take_message`].
     Async,
-    /// Not a whole message yet.
+    /// The message has not arrived completely.
     Incomplete,
 }
 
-/// Removes one message from a buffer. Without `async_messages`, only an expected message may arrive.
-/// `long` keeps a message that has arrived only in part.
+/// Removes one message from a buffer. Without `async_messages`, only an expected message may
+/// arrive. `long` keeps a message that has arrived only in part.
 pub(super) fn take_message(
     buffer: &mut BytesMut,
     long: &mut Option<Long>,

@@ -6,10 +6,10 @@ use crate::{
     protocol::backend::Message,
 };
 
-/// The target of every event of this crate.
+/// The target of all `tracing` events of this crate.
 pub(crate) const TARGET: &str = "fraiseql_wire";
 
-/// Counts what a server has said against the protocol, in a message of this name.
+/// Counts a protocol error in a message of this name.
 pub(crate) fn count_protocol_error<T>(message: &'static str, result: Result<T>) -> Result<T> {
     if let Err(Error::Protocol { .. }) = result {
         protocol_error(message);
@@ -17,7 +17,7 @@ pub(crate) fn count_protocol_error<T>(message: &'static str, result: Result<T>) 
     result
 }
 
-/// The error of a message that came where it must not.
+/// Returns the error of an unexpected message, and counts it.
 pub(super) fn unexpected<T>(message: &Message, expected: &str) -> Result<T> {
     count_protocol_error(message.name(), Err(message.unexpected(expected)))
 }

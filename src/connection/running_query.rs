@@ -34,7 +34,8 @@ struct State {
     is_cancelled: bool,
     /// How many sessions may work on the query.
     sessions: usize,
-    /// Those of them whose answer is read by a future of the caller, which may not be polled.
+    /// The sessions among them whose answer is read by a future of the caller, which may not be
+    /// polled.
     in_futures: Vec<Arc<Session>>,
     /// Why a session may still work on it though its task has ended.
     failure: Option<Error>,
@@ -86,7 +87,8 @@ impl RunningQuery {
     /// Waits until no session works on the query, after it was marked.
     ///
     /// A task, or a future that is polled, stops its session itself. For a future that is not
-    /// polled, this sends cancel requests: several, because nothing shows whether one was too early.
+    /// polled, this sends cancel requests: several, because nothing shows whether one was too
+    /// early.
     ///
     /// # Errors
     ///

@@ -36,61 +36,62 @@ use crate::{
     transport::Transport,
 };
 
-/// A session whose server waits for a query, or is answering the one it was given.
+/// A session whose server waits for a query, or is answering one.
 ///
-/// Dropping it ends the session with a Terminate message, as far as the socket takes it at once.
+/// Dropping it sends a Terminate message, if the socket accepts it without waiting, and closes the
+/// connection.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(super) transport: Transport,
-    /// How many bytes the system waits for before it says that there are any.
+    /// `SO_RCVLOWAT`: how many bytes must have arrived before a read returns.
     pub(super) low_water: usize,
-    /// Bytes that have arrived and not been looked at.
+    /// Bytes that have arrived and are not processed yet.
     pub(crate) buffer: BytesMut,
-    /// A message that is read as it arrives: what is in the buffer continues it.
+    /// A long message that is read as it arrives. The buffer has its next bytes.
     pub(super) long: Option<Long>,
     pub(crate) session: Arc<Session>,
     /// The statements that the server has prepared for this connection.
     pub(crate) statements: StatementCache,
     pub(crate) limits: Limits,
-    /// Bytes of a message that is being drained and that have not arrived yet.
+    /// Bytes of a discarded message that have not arrived yet.
     pub(super) skip: usize,
     /// Whether the server has answered a query on this connection before.
     pub(crate) reused: bool,
-    /// In a transaction that this client has begun. Whatever is in between may leave a connection in another
-    /// one: that is not as clean as it seems, and an error.
+    /// In a transaction that this client has begun. A pooler may hand out a connection with a
+    /// transaction of another client, which is an error.
     pub(super) in_transaction: bool,
-    /// The answer to a [round trip](Self::round_trip) has not come to its end.
+    /// The answer to a [round trip](Self::round_trip) is not complete.
     pub(super) is_awaited: bool,
-    /// How many ends of answers it still waits for; 0 if the requests were not sent completely.
+    /// How many ReadyForQuery it still waits for; 0 if the requests were not sent completely.
     pub(super) due: usize,
-    /// Statements that are stopped if the connection is dropped before they are answered.
+    /// Cancels the statements that are not answered when the connection is dropped.
     pub(super) unanswered: Option<Unanswered>,
     pub(super) open: OpenConnection,
 }
 
-/// What is allowed on a connection.
+/// The limits of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Bytes of one message.
+    /// The maximum size of a message, in bytes.
     pub(crate) max_message_size: usize,
-    /// How long a stream that wants rows may hear nothing.
+    /// The maximum time to wait for data while reading an answer.
     pub(crate) read_timeout: Option<Duration>,
-    /// How long stopping a query may take, draining included.
+    /// The maximum time to cancel and drain a query.
     pub(crate) cancel_timeout: Duration,
-    /// How many bytes may be drained.
+    /// The maximum number of bytes to drain.
     pub(super) drain_limit: usize,
 }
 
 impl Connection {
-    /// Sends what is in `bytes`, which keeps what is not sent yet. Cancel-safe.
+    /// Sends `bytes`, which keeps what is not sent yet. Cancel-safe.
     pub(crate) async fn write(&mut self, bytes: &mut Bytes) -> io::Result<()> {
         self.transport.write_all_buf(bytes).await?;
-        // TLS may keep the end of it back otherwise.
+        // TLS may buffer the end of it otherwise.
         self.transport.flush().await
     }
 
-    /// Waits for bytes and adds them to the buffer, within its capacity; 0 is the end.
-    /// Cancel-safe.
+    /// Waits for bytes and appends them to the buffer, within its capacity. Returns 0 at the end of
+    /// the stream. Cancel-safe.
     pub(crate) async fn read(&mut self) -> io::Result<usize> {
         let limit = self.buffer.capacity() - self.buffer.len();
         // `read_buf` would grow the buffer when it is full; the caller decides about that.
@@ -106,7 +107,7 @@ impl Connection {
         std::future::Future::poll(read, cx)
     }
 
-    /// Has [`read`](Self::read) wait for so many bytes, where the system can do that: says whether it does.
+    /// Makes [`read`](Self::read) wait for `bytes` bytes. Returns whether the system supports it.
     pub(crate) fn set_low_water(&mut self, bytes: usize) -> bool {
         if bytes != self.low_water && self.transport.set_rcvlowat(bytes) {
             self.low_water = bytes;
@@ -114,8 +115,8 @@ impl Connection {
         bytes == self.low_water
     }
 
-    /// Makes the read buffer about `size` bytes large. Its content is kept. Memory that earlier
-    /// chunks have released is used again.
+    /// Makes the read buffer about `size` bytes large, and keeps its content. Reuses memory that
+    /// earlier chunks have released.
     pub(crate) fn set_read_buffer(&mut self, size: usize) {
         if self.buffer.capacity() > 2 * size {
             let mut buffer = BytesMut::with_capacity(size.max(self.buffer.len()));
@@ -130,7 +131,7 @@ impl Connection {
         self.buffer.reserve(size.saturating_sub(self.buffer.len()).max(1));
     }
 
-    /// How many bytes can be read without another buffer.
+    /// How many bytes can be read without another allocation.
     pub(crate) fn free(&self) -> usize {
         self.buffer.capacity() - self.buffer.len()
     }
@@ -140,22 +141,22 @@ impl Connection {
         self.buffer = BytesMut::from(self.buffer.as_ref());
     }
 
-    /// Closes a connection whose work is done.
+    /// Closes a connection that is not needed any more.
     pub(crate) fn finished(mut self) {
         self.set_close_reason(CloseReason::Close);
     }
 
-    /// Says why it will end, for those who count.
+    /// Sets the reason that is counted when the connection ends. Default: broken.
     pub(crate) fn set_close_reason(&mut self, reason: CloseReason) {
         self.open.set_close_reason(reason);
     }
 
-    /// Ends a connection that the server had ended while nobody used it.
+    /// Closes a connection that the server ended while it was idle.
     pub(crate) fn discard_stale(mut self) {
         self.set_close_reason(CloseReason::Idle);
     }
 
-    /// Takes one message off the buffer.
+    /// Removes one message from the buffer.
     pub(crate) fn take_message(&mut self) -> Result<Taken> {
         self.take_message_within(MAX_CONTROL_FRAME)
     }
@@ -170,13 +171,13 @@ impl Connection {
         }
     }
 
-    /// Whether the next bytes continue a long message, so that they are no row, whatever their tag.
+    /// Whether the next bytes continue a long message, and are no message of their own.
     pub(crate) fn is_in_message(&self) -> bool {
         self.long.is_some()
     }
 
-    /// Checks that a session that is ready for the next query is in the expected state. In a
-    /// transaction of this client a server is ready as it is outside of one.
+    /// Checks the state of a session that is ready for the next query. In a transaction of this
+    /// client, ReadyInTransaction is returned as ReadyForQuery.
     fn check_state(&self, message: Message) -> Result<Message> {
         if matches!(message, Message::ReadyForQuery | Message::ReadyInTransaction) {
             self.session.async_messages.check_encoding()?;
@@ -184,15 +185,15 @@ impl Connection {
         match (message, self.in_transaction) {
             (Message::ReadyInTransaction, true) => Ok(Message::ReadyForQuery),
             (message @ Message::ReadyInTransaction, false) => {
-                let text = "ReadyForQuery says that a transaction is open, where none was begun";
+                let text = "unexpected open transaction in ReadyForQuery: none was begun";
                 count_protocol_error(message.name(), Err(Error::protocol(text)))
             }
             (message, _) => Ok(message),
         }
     }
 
-    /// Whether nothing is left of the last exchange. What may come at any time is dealt with; anything
-    /// else would be taken for the answer to the next query.
+    /// Whether nothing is left of the last answer. Messages that may come at any time are handled;
+    /// any other one would be taken for the answer to the next query.
     pub(super) fn is_clean(&mut self) -> bool {
         loop {
             if let Some(is_clean) = self.look_for_rest() {
@@ -213,13 +214,13 @@ impl Connection {
         }
     }
 
-    /// Whether an idle connection can take a query: the server has not ended it, as far as has
-    /// arrived, and nothing is left on it. Waits for nothing but bytes that are there.
+    /// Whether an idle connection can run a query: no end of it has arrived, and nothing is left on
+    /// it. Reads only what has arrived.
     ///
-    /// The system is asked, not only the runtime: what has arrived since the runtime last looked
-    /// counts too.
+    /// The operating system is asked, not only the runtime, because bytes may have arrived since
+    /// the runtime last polled the socket.
     pub(super) async fn is_alive(&mut self) -> bool {
-        // A server does not send more than that to an idle session.
+        // A server does not send more than this to an idle session.
         for _ in 0..MAX_IDLE_READS {
             loop {
                 match self.look_for_rest() {
@@ -238,7 +239,7 @@ impl Connection {
             match self.transport.peek() {
                 Ok(None) => return true,
                 Ok(Some(0)) | Err(_) => return false,
-                // TLS may not produce any data from it.
+                // These bytes may contain no data for TLS.
                 Ok(Some(_)) if self.transport.readable().await.is_err() => return false,
                 Ok(Some(_)) => {}
             }
@@ -246,8 +247,8 @@ impl Connection {
         false
     }
 
-    /// Whether the server closed the connection without having read all that was sent, after it
-    /// has reported that it ends the session: the system then resets the connection instead of
+    /// Whether the server closed the connection without having read all that was sent, after it has
+    /// reported that it ends the session. The server's system then resets the connection instead of
     /// ending it in order. A server that has begun a query has read all of it.
     pub(crate) async fn ends_unread(&mut self) -> bool {
         let mut rest = [0; 512];
@@ -268,9 +269,9 @@ impl Connection {
         self.transport.abort();
     }
 
-    /// Ends a connection that is lost, and frees its descriptor.
+    /// Closes a connection that is lost, and frees its descriptor.
     pub(crate) fn hang_up(&mut self) {
-        // The peer may still read.
+        // The server may still read.
         let _ = self.transport.try_write_last(frontend::TERMINATE);
         self.transport.close();
     }
@@ -283,23 +284,24 @@ impl Connection {
         }
     }
 
-    /// Reads a few messages that have arrived, without waiting. Returns whether there were any bytes.
+    /// Reads a few messages that have arrived, without waiting. Returns whether there were any
+    /// bytes.
     pub(super) async fn read_arrived(&mut self) -> Result<bool> {
         self.buffer.reserve(SMALL_READ);
         match poll_fn(|cx| Poll::Ready(self.poll_read(cx))).await {
-            // The end is found by whoever needs more.
+            // The next read that needs more bytes reports the end.
             Poll::Ready(Ok(bytes)) => Ok(bytes > 0),
             Poll::Ready(Err(e)) => Err(Error::io(DURING, e)),
             Poll::Pending => Ok(false),
         }
     }
 
-    /// Sends what TLS has kept back. Cancel-safe.
+    /// Sends what TLS has buffered. Cancel-safe.
     pub(crate) async fn flush(&mut self) -> io::Result<()> {
         self.transport.flush().await
     }
 
-    /// Waits for some bytes, for exchanges of a few small messages.
+    /// Waits for bytes, in a round trip of a few small messages.
     async fn fill(&mut self) -> Result<()> {
         self.buffer.reserve(SMALL_READ);
         let read_timeout = self.limits.read_timeout;
@@ -316,14 +318,14 @@ impl Connection {
         self.round_trip(empty, 1).await.map(drop)
     }
 
-    /// Runs a query by the simple protocol that returns one value.
+    /// Runs a query with the simple protocol, and returns its one value.
     ///
     /// # Errors
     ///
-    /// [`Error::Protocol`] too, when no value comes.
+    /// Same as [`round_trip`](Self::round_trip); also [`Error::Protocol`] if there is no value.
     pub(super) async fn query_scalar(&mut self, sql: &str) -> Result<String> {
         let query = Bytes::from(frontend::simple_query(sql)?);
-        let missing = || Error::protocol(format!("the server answers {sql:?} without a value"));
+        let missing = || Error::protocol(format!("no value in the server's answer to {sql:?}"));
         let answer = self.round_trip(query, 1).await?;
         count_protocol_error("ReadyForQuery", answer.ok_or_else(missing))
     }
@@ -333,8 +335,7 @@ impl Connection {
     ///
     /// # Errors
     ///
-    /// The first one of the server, after the last answer: what follows it is often its
-    /// consequence.
+    /// The first error of the server, after the last answer: later errors are often consequences.
     pub(super) async fn round_trip(
         &mut self,
         mut requests: Bytes,
@@ -388,8 +389,8 @@ impl Connection {
                 // Its handler has run: check the caller's deadline.
                 Taken::Async => yield_now().await,
                 Taken::Message(other) => return unexpected(&other, "the answer to a simple query"),
-                // Prefer the server's error over the end of the connection that followed it. After a
-                // timeout the connection is open, and not all of its answers have come.
+                // Prefer the server's error over the end of the connection that followed it. After
+                // a timeout the connection is open, and not all of its answers have come.
                 Taken::Incomplete => match (self.fill().await, failure.take()) {
                     (Ok(()), earlier) => failure = earlier,
                     (Err(e @ Error::Timeout { .. }), _) => return Err(e),
@@ -400,8 +401,8 @@ impl Connection {
         }
     }
 
-    /// Ends the session: Terminate, then the end of the stream. Bounded by `cancel_timeout`: a
-    /// server that does not read has no room for the message.
+    /// Ends the session: sends Terminate, then closes the connection. Takes at most
+    /// `cancel_timeout`, because the socket may be full.
     pub(crate) async fn close(mut self) -> Result<()> {
         self.set_close_reason(CloseReason::Close);
         let after = self.limits.cancel_timeout;
@@ -411,7 +412,7 @@ impl Connection {
         };
         let ended = timeout(after, ended).await.map_err(|_| timed_out(after))?;
         match ended.map_err(|e| Error::io("while closing it", e)) {
-            // The server was faster.
+            // The server closed it first.
             Err(Error::ConnectionClosed { .. }) => Ok(()),
             other => other,
         }
@@ -420,12 +421,12 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // After `close` the socket refuses it, and nobody has to know.
+        // After `close` the socket rejects it, which does not matter.
         let _ = self.transport.try_write_last(frontend::TERMINATE);
     }
 }
 
-/// Runs a step that waits for the server once, within `read_timeout`.
+/// Runs a step that waits for the server once, with `read_timeout`.
 pub(crate) async fn within<T>(
     read_timeout: Option<Duration>,
     step: impl Future<Output = T>,
@@ -437,10 +438,10 @@ pub(crate) async fn within<T>(
     Box::pin(timeout(after, step)).await.map_err(|_| Error::Timeout { phase, after })
 }
 
-/// How often an idle connection is read before it is used again.
+/// The maximum number of reads of an idle connection before it is used again.
 const MAX_IDLE_READS: usize = 16;
 
-/// Bytes asked for at once where a few small messages are expected.
+/// The size of a read where a few small messages are expected, in bytes.
 pub(super) const SMALL_READ: usize = 8 << 10;
 
 const DURING: &str = "during a round trip";

@@ -23,10 +23,10 @@ use crate::{
     error::{Error, Result},
 };
 
-/// How long to wait before a query that goes on is cancelled again; doubled each time.
+/// The pause before a query that still runs is cancelled again; doubled each time.
 pub(super) const FIRST_REPEAT: Duration = Duration::from_millis(50);
 
-/// How often a query whose answer is not read is cancelled: nothing shows whether a request was too
+/// How often a query is cancelled whose answer is not read. Nothing shows whether a request was too
 /// early, or went to another server through a balancer.
 const REPEATS: usize = 4;
 
@@ -35,7 +35,7 @@ const REPEATS: usize = 4;
 pub(crate) struct Session {
     pub(super) async_messages: AsyncMessages,
     pub(super) info: ConnectionInfo,
-    /// Without it, no query can be stopped but by closing the connection.
+    /// Without it, a query can be stopped only by closing the connection.
     pub(super) cancel: Option<CancelKey>,
     requests: Mutex<Requests>,
     request_ended: Notify,
@@ -44,7 +44,7 @@ pub(crate) struct Session {
 /// Cancel requests that were sent to this session.
 #[derive(Debug, Default)]
 struct Requests {
-    /// When the last one ended, as far as the client can tell.
+    /// When the connection of the last one ended.
     last: Option<Instant>,
     /// Requests that have not ended.
     in_flight: usize,
@@ -88,7 +88,7 @@ impl Session {
         self.async_messages.is_ending()
     }
 
-    /// The server, for another connection to it.
+    /// The session's server, for another connection to it.
     pub(super) fn server(&self) -> Target {
         Target {
             host: self.info.host.clone(),
@@ -141,7 +141,7 @@ impl Session {
 /// How late a proxy may deliver a cancel request whose connection it has closed.
 const LATE_CANCEL: Duration = Duration::from_secs(1);
 
-/// A cancel request on its way.
+/// A cancel request in flight.
 pub(super) struct CancelInFlight<'a> {
     session: &'a Session,
     has_ended: bool,
@@ -209,6 +209,6 @@ pub(super) async fn send_repeatedly<'a>(
 /// The error of a query that cannot be cancelled.
 pub(super) fn no_key() -> Error {
     Error::InvalidState {
-        message: "the server gave no key to cancel queries with, so its connection was closed",
+        message: "the server sent no key to cancel queries with, so its connection was closed",
     }
 }

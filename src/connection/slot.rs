@@ -21,10 +21,11 @@ use crate::{
     metrics::{QueryMetricsCache, connection::CloseReason},
 };
 
-/// A client's place for its one connection, and who has it at the moment.
+/// A client's place for its one connection, and the state of that connection.
 ///
-/// Two parties hold on to it while a query runs: the stream, as long as the user has it, and the
-/// task that works on the connection, which may outlive the stream for the clean-up.
+/// Two parties hold it while a query runs: the stream ([`StreamGuard`](super::StreamGuard)), and
+/// the owner of the connection ([`Lease`](super::Lease)), which may outlive the stream for the
+/// cleanup.
 #[derive(Debug)]
 pub(crate) struct Slot {
     pub(super) config: ConnectionConfig,
@@ -32,7 +33,7 @@ pub(crate) struct Slot {
     pub(super) freed: Notify,
     pub(crate) notices: Notices,
     first_target: OnceLock<Option<Target>>,
-    /// Handles of metrics that its queries share.
+    /// Handles of metrics, which its queries share.
     pub(crate) query_metrics: QueryMetricsCache,
 }
 
@@ -40,11 +41,11 @@ pub(crate) struct Slot {
 pub(super) struct SlotState {
     pub(super) connection: ConnectionState,
     pub(super) stream_alive: bool,
-    /// That of the connection, wherever it is.
+    /// The session of the connection, also while the connection is in use.
     pub(super) session: Option<Arc<Session>>,
     /// There has been a connection before.
     pub(super) connected_before: bool,
-    /// The client is gone: nobody will ask for the connection again.
+    /// The client was dropped: the connection will not be used again.
     closed: bool,
     /// Queries that may be in progress: one that runs, and those that wait for its cleanup.
     pub(super) queries: Vec<WeakQuery>,
@@ -52,14 +53,14 @@ pub(super) struct SlotState {
     pub(super) checkouts: u64,
 }
 
-/// What the connection is doing.
+/// The state of the connection.
 #[derive(Debug, Default)]
 pub(super) enum ConnectionState {
-    /// There is none, or it was lost.
+    /// There is no connection, or it was lost.
     #[default]
     None,
     Idle(Box<Connection>),
-    /// Out on a [`Lease`].
+    /// Held with a [`Lease`](super::Lease).
     InUse,
 }
 
@@ -82,7 +83,7 @@ impl Slot {
         self.first_target.get_or_init(first).as_ref()
     }
 
-    /// Cancels the queries that are in progress, if `checkout` is still the present one.
+    /// Cancels the queries that are in progress, if `checkout` is still the current one.
     ///
     /// A query that has no session yet sees its mark before it sends anything. A session is stopped
     /// by its task, which repeats the cancel request until the query ends.
@@ -107,7 +108,8 @@ impl Slot {
         timeout(after, stopped).await.unwrap_or_else(|_| Err(timed_out(after)))
     }
 
-    /// The client was taken out of its pool or returned to it: tokens from before are void.
+    /// Invalidates earlier cancel tokens, because the client was taken out of its pool or returned
+    /// to it.
     #[cfg(any(feature = "bb8", feature = "deadpool"))]
     pub(crate) fn next_checkout(&self) {
         self.lock().checkouts += 1;
@@ -129,7 +131,7 @@ impl Slot {
                 }
             }
         };
-        // Behind the lock, for its last message goes to the socket.
+        // After the lock is released, because dropping it writes to the socket.
         if let Some(mut connection) = unwanted {
             connection.set_close_reason(CloseReason::Close);
         }
@@ -145,7 +147,7 @@ impl Slot {
         state.stream_alive || matches!(state.connection, ConnectionState::InUse)
     }
 
-    /// Ends the connection, now or when the work on it ends.
+    /// Closes the connection, now or when its lease ends.
     pub(crate) fn close(&self) {
         let idle = {
             let mut state = self.lock();

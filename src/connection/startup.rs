@@ -27,12 +27,12 @@ use crate::{
     transport::{Transport, from_io_error},
 };
 
-/// Why there is no session.
+/// Why a session could not be started.
 pub(super) struct Rejection {
     pub(super) error: Error,
-    /// The server itself refuses this login: encrypted otherwise, it may not.
+    /// The server rejected this login. It may accept it with another kind of encryption.
     pub(super) by_server: bool,
-    /// The provider's password that the server refused.
+    /// The provider's password that the server rejected.
     pub(super) password: Option<Password>,
 }
 
@@ -42,7 +42,7 @@ impl From<Error> for Rejection {
     }
 }
 
-/// The server's refusal: of this login (class 28), or for another reason.
+/// The error of a session that the server rejected: because of the login (class 28), or not.
 pub(super) fn refusal(e: Box<DbError>, user: &str) -> Error {
     if e.code().class() != "28" {
         return Error::Server(e);
@@ -51,15 +51,15 @@ pub(super) fn refusal(e: Box<DbError>, user: &str) -> Error {
     Error::Authentication { message, server: Some(e) }
 }
 
-/// A socket before there is a session.
+/// A socket on which there is no session yet.
 pub(super) struct StartupStream<'a> {
     pub(super) transport: Transport,
     pub(super) buffer: BytesMut,
     pub(super) long: Option<Long>,
     pub(super) async_messages: AsyncMessages,
-    /// The login is over: before that, nothing is believed but what belongs to it.
+    /// The login has succeeded. Before that, only messages that belong to it are accepted.
     pub(super) trusted: bool,
-    /// Nothing was answered to a version newer than 3.0.
+    /// Set until the server answers a request for a version newer than 3.0.
     pub(super) unanswered: &'a mut bool,
 }
 
@@ -67,13 +67,13 @@ impl StartupStream<'_> {
     pub(super) async fn send(&mut self, message: &[u8]) -> Result<()> {
         let sent = async {
             self.transport.write_all(message).await?;
-            // TLS may keep it back otherwise.
+            // TLS may buffer it otherwise.
             self.transport.flush().await
         };
         sent.await.map_err(|e| from_io_error(self.during(), e))
     }
 
-    /// The next message that belongs to the login.
+    /// Receives the next message that may not come at any time.
     pub(super) async fn receive(&mut self) -> Result<Message> {
         loop {
             let async_messages = Some(&self.async_messages).filter(|_| self.trusted);
@@ -102,7 +102,7 @@ impl StartupStream<'_> {
     }
 
     /// The error of a server that could not start a process for the session: text without a length,
-    /// as before protocol 3.
+    /// as in protocol 2.
     async fn pre_v3_error(&mut self) -> Option<Error> {
         loop {
             match Header::pre_v3_error(&self.buffer)? {
@@ -110,7 +110,7 @@ impl StartupStream<'_> {
                     let source = io::Error::other(OneLine::name(&text).to_string());
                     return Some(Error::Io { during: NOT_STARTED, source });
                 }
-                // The server could send no more than what has arrived.
+                // The server may have been able to send only a part of it.
                 PreV3Error::Beginning(text) => {
                     match self.transport.read_buf(&mut self.buffer).await {
                         Ok(1..) => {}

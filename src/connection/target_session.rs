@@ -1,11 +1,11 @@
-//! `target_session_attrs`: whether a server has the role that is wanted.
+//! `target_session_attrs`: whether a server has the wanted role.
 
 use super::server_connection::Connection;
 use crate::{config::TargetSessionAttrs, error::Result};
 
-/// Whether the server has the role that is wanted: if not, which one it has.
+/// Checks the role of a server. Returns a description of its role if it is not the wanted one.
 ///
-/// Since Postgres 14 a server reports it; an older one is asked.
+/// Since Postgres 14 a server reports its role; an older one is queried.
 pub(super) async fn check_role(
     connection: &mut Connection,
     wanted: TargetSessionAttrs,

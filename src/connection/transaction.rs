@@ -15,7 +15,7 @@ use crate::{
 };
 
 impl Connection {
-    /// Runs a statement outside of a transaction, and returns its value, if it has a row.
+    /// Runs a statement outside of a transaction, and returns its value, if there is a row.
     ///
     /// # Errors
     ///
@@ -50,7 +50,7 @@ impl Connection {
         self.run(requests, answers, running).await
     }
 
-    /// Whether everything that was sent by these functions has been answered to its end.
+    /// Whether all requests of these functions are answered completely.
     pub(crate) fn is_answered(&self) -> bool {
         !self.is_awaited
     }
@@ -59,8 +59,8 @@ impl Connection {
         self.in_transaction
     }
 
-    /// Ends the transaction, whether it has failed or not: it has only read. Without one, nothing
-    /// happens.
+    /// Ends the transaction, which has only read, whether it has failed or not. Without a
+    /// transaction, nothing happens.
     ///
     /// # Errors
     ///
@@ -74,9 +74,9 @@ impl Connection {
         timeout(after, ended).await.map_err(|_| timed_out(after))?.map(drop)
     }
 
-    /// Stops what is left of these functions' requests after one of their futures was dropped. If
-    /// the connection [is answered](Self::is_answered) then, it can be used; otherwise it must be
-    /// dropped.
+    /// Cancels the unanswered requests of these functions after one of their futures was dropped.
+    /// If the connection [is answered](Self::is_answered) after that, it can be used; otherwise it
+    /// must be dropped.
     pub(crate) async fn stop(&mut self) {
         if self.is_awaited && self.due == 0 {
             // Sent in part, or the connection is lost. Dropping the connection stops the session.
@@ -100,7 +100,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Nothing is left that would have to be stopped if the connection is dropped.
+    /// Dropping the connection need not cancel anything any more.
     fn is_stopped(&mut self) {
         if let Some(mut unanswered) = self.unanswered.take() {
             unanswered.session = None;

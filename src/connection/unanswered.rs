@@ -9,10 +9,10 @@ use super::{
     session::{Session, stop_lost},
 };
 
-/// Statements on a session that are stopped when this is dropped.
+/// Cancels the statements of a session when it is dropped.
 #[derive(Debug)]
 pub(super) struct Unanswered {
-    /// Until there is an answer.
+    /// `None` after the answer.
     pub(super) session: Option<(Arc<Session>, QuerySession)>,
     pub(super) cancel_timeout: Duration,
 }
