@@ -1,4 +1,4 @@
-use super::{Metric, MetricKind};
+use super::metric::{Metric, MetricKind};
 
 macro_rules! catalog {
     ($($constant:ident $name:literal $kind:ident $unit:literal [$($label:literal),*] $help:literal;)*) => {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use metrics::counter;
 use metrics::{gauge, histogram};
 
-use super::{Metric, MetricKind};
+use super::metric::{Metric, MetricKind};
 
 /// Every metric of pools; `describe` does not know them.
 pub const CATALOG: &[Metric] = &[
