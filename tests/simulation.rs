@@ -25,6 +25,20 @@
 //! * `cancel()` does not wait for the other sessions;
 //! * a session that was silent after an error is used again;
 //! * `pause()` and a reader that has stopped wake each other.
+//!
+//! So were these, in how a query begins and in prepared statements:
+//!
+//! * an answer of which more is to come counts as complete, also when it has a row limit;
+//! * an error after the rows counts as their end;
+//! * rows received before the loss of the session are not delivered;
+//! * the answer to a request that failed is not read to its end before the next one;
+//! * a connection is returned to the client with a query on it, or not at all;
+//! * a query stays registered as one whose future may not be polled;
+//! * no cancel request is sent for a future that is not polled;
+//! * a part of a parallel query is not cancelled when the query is dropped while it starts;
+//! * a statement is never confirmed, or counts as prepared before that;
+//! * statements are not closed;
+//! * a statement that exists already, or whose result has changed, fails the query.
 
 #[path = "simulation/relation.rs"]
 mod relation;
@@ -710,7 +724,8 @@ impl Life {
         let (began, requests) = (Instant::now(), self.world.state().cancel_requests);
         let result = within(asked.token.cancel()).await;
         self.cancelled(began, &result);
-        if self.world.state().cancel_requests > requests {
+        let is_begun = self.world.query(asked.id).progress.fate != Fate::None;
+        if result.is_ok() && is_begun && self.world.state().cancel_requests > requests {
             self.world.count("a token has sent cancel requests");
         }
         sleep(self.random.delay(0, 2000)).await;

@@ -918,10 +918,15 @@ impl Answer {
         answer.stoppable = answer.bytes.len();
         answer.push(&complete());
         // Between messages, or anywhere.
-        let boundary = answer.ends[world.below(answer.ends.len() as u64) as usize];
+        let boundaries = match begin.is_named && world.one_in(2) {
+            true => begin.messages.len(),
+            false => answer.ends.len(),
+        };
+        let boundary = answer.ends[world.below(boundaries as u64) as usize];
         let anywhere = world.below(answer.bytes.len() as u64) as usize;
         // A query has several parts.
         let fates = match (is_part, world.state().is_calm) {
+            (_, true) if begin.parsed > 0 && begin.is_named => 100,
             (_, true) => 400,
             (true, false) => 200,
             (false, false) => 100,
