@@ -634,8 +634,9 @@ impl Life {
         let often = if self.is_plain { 2 } else { 8 * rarely };
         let cancels = random.one_in(often).then(|| random.delay(0, 20_000));
         // Otherwise it may have ended before, and its cleanup failed.
-        let ends_only_by_cancel =
-            asked.ends_only_by_cancel(&self.limits) && cancels < asked.timeout;
+        let ends_only_by_cancel = asked.ends_only_by_cancel(&self.limits) && cancels < asked.timeout
+            // While nothing reads its rows, the server may be blocked by full sockets.
+            && how != How::Unpolled;
         let has_begun = Arc::new(AtomicBool::new(false));
         let canceller = cancels.map(|after| {
             let (world, token, limit) = (Arc::clone(world), token.clone(), self.cancel_limit);
