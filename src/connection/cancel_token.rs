@@ -36,7 +36,12 @@ impl CancelToken {
     /// had arrived completely, and a query whose own error came first.
     ///
     /// Resolves when the server no longer works on any of these queries, whether or not their
-    /// streams are read.
+    /// streams are read. The future of `execute()` or of a fetch should be polled while this waits.
+    /// If it is not, its query is stopped by four cancel requests within 350 ms. They do not reach a
+    /// server that waits because the client does not read, nor a [`parallel`] query that is still
+    /// being started: these are stopped when the future is polled or dropped.
+    ///
+    /// [`parallel`]: crate::QueryBuilder::parallel
     ///
     /// The token of a pooled client is valid for one checkout, including the streams made from the
     /// client. It has no effect after the client is returned to its pool.

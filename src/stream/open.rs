@@ -232,6 +232,8 @@ impl Opening<'_> {
             in_flight.hold(Held { exchange, lease, running: running.clone() });
             sessions.push(in_flight);
         }
+        // From here on, only those of the guards count as sessions that may work on the query.
+        drop(running);
         let started = sessions.into_iter().map(|mut in_flight| async move {
             let started = match in_flight.held() {
                 Some(held) => held.exchange.start(settings, read).await,
