@@ -212,6 +212,10 @@ fn what_the_readme_says_is_so() {
     let typed = clients.map(|c| row("1000000 × small, typed", &format!("{c}, typed")));
     let [ours, theirs, others] = clients
         .map(|c| format!("{:.2} ms", number(&row("## The first row", &format!("{c}, raw"))[2])));
+    let by_key = clients.map(|c| {
+        let row = row("#### `v_simple`, one task\n", &format!("{c}, by key"));
+        format!("{:.0} µs", number(&row[2]))
+    });
     let cpu = typed.each_ref().map(|row| format!("{} ns", row[5]));
     let clock = typed.each_ref().map(|row| format!("{:.2} s", number(&row[2]) / 1000.0));
     let raw = ["fraiseql-wire", "tokio-postgres"];
@@ -230,6 +234,7 @@ fn what_the_readme_says_is_so() {
         ("README.md", format!("`drain_limit` ({bytes} MiB)")),
         ("README.md", format!("CPU of a typed row of 230 bytes | {}", cpu.join(" | "))),
         ("README.md", format!("the first row of a quick query | {ours} | {theirs} | {others}")),
+        ("README.md", format!("one document by its key, typed | {}", by_key.join(" | "))),
         ("README.md", format!("such rows, typed, on the clock | {}", clock.join(" | "))),
         ("RELEASE_NOTES.md", format!("{} metrics", fraiseql_wire::metrics::CATALOG.len())),
         ("RELEASE_NOTES.md", notes),
