@@ -150,8 +150,7 @@ impl Opening<'_> {
         } else {
             Ok(Answer::Continues)
         };
-        // Never `None`: it is taken once.
-        let sessions = in_flight.take().map_or(Sessions::Several(Vec::new()), Sessions::One);
+        let sessions = in_flight.take().map(Sessions::One).ok_or_else(taken_twice)?;
         Ok(Start { sessions, first, answer })
     }
 
@@ -245,7 +244,8 @@ impl Opening<'_> {
             }
         });
         let started = try_all(started).await?;
-        let sessions = started.into_iter().filter_map(|mut in_flight| in_flight.take()).collect();
+        let sessions = started.into_iter().map(|mut in_flight| in_flight.take());
+        let sessions = sessions.collect::<Option<Vec<_>>>().ok_or_else(taken_twice)?;
         let (first, answer) = (None, Ok(Answer::Continues));
         Ok(Start { sessions: Sessions::Several(sessions), first, answer })
     }
@@ -302,6 +302,11 @@ impl Opened {
         }
         channel
     }
+}
+
+/// No query without its connection: its rows would look complete.
+fn taken_twice() -> Error {
+    Error::InvalidState { message: "the connection of a query was taken twice" }
 }
 
 impl OpenError {
