@@ -71,7 +71,8 @@ impl<T: FromJsonRow> QueryStream<T> {
         plan: QueryPlan,
         predicates: Predicates<T>,
     ) -> Result<Self> {
-        let channel = open(slot, plan).await?;
+        // On the heap: each caller's future would have room for it and copy it.
+        let channel = Box::pin(open(slot, plan)).await?;
         Ok(Self {
             consumer: Consumer::new(channel),
             chunk: None,
