@@ -994,7 +994,7 @@ fn a_parameter_of_another_driver_says_what_to_write() {
         ("ssl=false", "ssl", "sslmode"),
         ("sslmode=require&uselibpqcompat=planted", "uselibpqcompat", "remove it"),
         ("supa=planted", "supa", "remove it"),
-        ("statement_cache_size=planted", "statement_cache_size", "remove it"),
+        ("statement_cache_size=planted", "statement_cache_size", "statement_cache_capacity"),
         ("socket_timeout=planted", "socket_timeout", "read_timeout"),
         ("options%5Bsearch_path%5D=planted", "options[search_path]", "options=-c"),
         ("retries=planted", "retries", "libpq-connect"),
