@@ -18,11 +18,12 @@ const MARGIN: f64 = 0.05;
 const POOL: Access = Access::Pool { tasks: 1, size: 8 };
 
 /// This crate's, which [`check`] counts.
-const CHECKED: [(&str, &str); 3] =
-    [("v_simple", "by key"), ("v_simple", "by key, instrumented"), ("v_simple", "page of 20")];
+const CHECKED: [(&str, &str); 2] = [("v_simple", "by key"), ("v_simple", "page of 20")];
 
-/// This crate's, which only [`write`] counts.
-const MORE: [(&str, &str); 4] = [
+/// This crate's, which only [`write`] counts. Instrumented ones depend on how often the exporter
+/// collects its histograms, which is a matter of time.
+const MORE: [(&str, &str); 5] = [
+    ("v_simple", "by key, instrumented"),
     ("v_simple", "by key, stream"),
     ("v_simple", "page of 20, instrumented"),
     ("tv_user", "by key, filter"),
