@@ -895,8 +895,16 @@ async fn next_is_cancel_safe() {
 /// The reader task goes with its runtime; whoever still has the stream is told.
 #[test]
 fn a_runtime_that_is_shut_down_ends_the_stream_with_an_error() {
-    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    let (first, second) = (runtime(), runtime());
+    // On one thread, the task that reads has not run when the runtime is shut down.
+    for mut builder in
+        [tokio::runtime::Builder::new_current_thread(), tokio::runtime::Builder::new_multi_thread()]
+    {
+        let mut runtime = || builder.enable_all().build().unwrap();
+        runtime_is_shut_down(runtime(), runtime());
+    }
+}
+
+fn runtime_is_shut_down(first: tokio::runtime::Runtime, second: tokio::runtime::Runtime) {
     let (client, mut stream) = first.block_on(async {
         let client = client().await;
         let stream = client.query::<Value>("v_endless").execute().await.unwrap();

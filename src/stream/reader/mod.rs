@@ -79,8 +79,13 @@ impl ReaderTask {
         let buffer = ReadBuffer::new(producer.clone(), settings, readers, rows);
         let is_replaced = false;
         let reader = Reader { exchange, producer, buffer, again, resume, is_replaced, settings };
+        // Made here, because a runtime that shuts down drops tasks that have never run.
+        let guard = TaskGuard(reader.producer.clone());
         // On the heap: the runtime moves what it spawns several times.
-        tokio::spawn(Box::pin(reader.run(lease, deadlines, running, failed)));
+        tokio::spawn(Box::pin(async move {
+            let _guard = guard;
+            reader.run(lease, deadlines, running, failed).await;
+        }));
     }
 }
 
@@ -93,7 +98,6 @@ impl Reader {
         failed: Option<Error>,
     ) {
         let producer = self.producer.clone();
-        let _guard = TaskGuard(producer.clone());
         let end = match failed {
             Some(error) => Err(error.into()),
             None => select! {
