@@ -12,7 +12,7 @@ use futures_util::StreamExt;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::Deserialize;
 
-#[path = "../tests/support/cluster.rs"]
+#[path = "support/cluster.rs"]
 mod cluster;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;

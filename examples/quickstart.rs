@@ -12,7 +12,7 @@ use fraiseql_wire::{FraiseClient, QueryStream, StreamStats};
 use futures_util::StreamExt;
 use serde::Deserialize;
 
-#[path = "../tests/support/cluster.rs"]
+#[path = "support/cluster.rs"]
 mod cluster;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;

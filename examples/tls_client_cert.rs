@@ -6,7 +6,7 @@
 use fraiseql_wire::{ConnectionConfig, FraiseClient, SslMode, TlsConfig};
 use serde_json::Value;
 
-#[path = "../tests/support/certificates.rs"]
+#[path = "support/certificates.rs"]
 #[allow(dead_code)]
 mod certificates;
 mod support;

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tracing::{Instrument, info_span};
 use tracing_subscriber::{filter::LevelFilter, layer::SubscriberExt, util::SubscriberInitExt};
 
-#[path = "../tests/support/cluster.rs"]
+#[path = "support/cluster.rs"]
 mod cluster;
 
 #[tokio::main]

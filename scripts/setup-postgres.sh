@@ -10,7 +10,7 @@ if [ -z "${cleanup:-}" ]; then
     exit 2
 fi
 
-# The same places as find_binaries() in tests/support/cluster.rs.
+# The same places as find_binaries() in examples/support/cluster.rs.
 have_postgres() {
     if [ -n "${PG_BIN:-}" ]; then
         [ -x "$PG_BIN/initdb" ] || die "PG_BIN is $PG_BIN, where initdb is not"

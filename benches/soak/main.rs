@@ -4,7 +4,7 @@
 //! `scripts/soak.sh` runs it; docs/RELIABILITY.md says what came of it.
 
 mod clients;
-#[path = "../../tests/support/cluster.rs"]
+#[path = "../../examples/support/cluster.rs"]
 #[allow(dead_code)]
 mod cluster;
 #[path = "../../tests/support/proxy.rs"]

@@ -45,7 +45,7 @@ use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 
 use self::{failure::Failure, selection::Selection, streams::Streams};
 
-#[path = "../../tests/support/cluster.rs"]
+#[path = "../support/cluster.rs"]
 mod cluster;
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;

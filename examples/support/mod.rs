@@ -6,7 +6,6 @@
 
 use fraiseql_wire::FraiseClient;
 
-#[path = "../../tests/support/cluster.rs"]
 pub mod cluster;
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

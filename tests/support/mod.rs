@@ -3,7 +3,9 @@
 // Each test binary uses a part of it.
 #![allow(dead_code)]
 
+#[path = "../../examples/support/certificates.rs"]
 pub mod certificates;
+#[path = "../../examples/support/cluster.rs"]
 pub mod cluster;
 pub mod daemon;
 pub mod events;

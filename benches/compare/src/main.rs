@@ -2,12 +2,12 @@
 //!
 //! `scripts/bench.sh` and `scripts/bench-instructions.sh` run it; docs/benchmarks.md says what comes of it.
 
-#[path = "../../../tests/support/certificates.rs"]
+#[path = "../../../examples/support/certificates.rs"]
 #[allow(dead_code)]
 mod certificates;
 mod chart;
 mod clients;
-#[path = "../../../tests/support/cluster.rs"]
+#[path = "../../../examples/support/cluster.rs"]
 #[allow(dead_code)]
 mod cluster;
 mod compare;
