@@ -51,8 +51,8 @@ async fn typed() {
 }
 
 #[tokio::test]
-async fn hybrid_filters() {
-    let said = run("hybrid_filters").await;
+async fn filters() {
+    let said = run("filters").await;
     for part in [
         "SQL sent    SELECT \"data\" FROM \"v_order\" WHERE (data->>'status' = $1) AND ",
         "parameters  [\"paid\", \"300\", \"{\\\"FR\\\",\\\"NO\\\",\\\"PL\\\"}\"]",

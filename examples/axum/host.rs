@@ -13,7 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use crate::failure::Failure;
+use crate::error::Failure;
 
 /// Names beside `localhost` and IP addresses, which need no DNS.
 pub type Names = Arc<[String]>;

@@ -15,9 +15,9 @@
 //! 300,000 orders. It listens at `LISTEN`, or at 127.0.0.1:3000, until Ctrl-C. It answers to IP
 //! addresses, to `localhost` and to the names in `HOSTS`.
 
-mod failure;
+mod error;
+mod filter_params;
 mod host;
-mod selection;
 mod streams;
 
 use std::{pin::Pin, time::Duration};
@@ -43,7 +43,7 @@ use futures_util::{Stream, StreamExt, TryStreamExt};
 use serde_json::Value;
 use tokio::{net::TcpListener, sync::oneshot, time::timeout};
 
-use self::{failure::Failure, selection::Selection, streams::Streams};
+use self::{error::Failure, filter_params::FilterParams, streams::Streams};
 
 #[path = "../support/cluster.rs"]
 mod cluster;
@@ -148,14 +148,14 @@ async fn open(
     app: &App,
     parameters: Vec<(String, String)>,
 ) -> Result<QueryStream<RawJson>, Failure> {
-    let selection = Selection::parse(parameters).map_err(Failure::BadRequest)?;
+    let params = FilterParams::parse(parameters).map_err(Failure::BadRequest)?;
     let client = app.pool.get().await.map_err(Failure::Pool)?;
     let query = client
         .query::<RawJson>(&app.view)
         .adaptive_chunking(true)
         .first_row_timeout(FIRST_ROW)
         .pause_timeout(PAUSE);
-    selection.apply(query).execute().await.map_err(Failure::Query)
+    params.apply(query).execute().await.map_err(Failure::Query)
 }
 
 /// The rows' bytes as they came, as the body of the response.

@@ -1,4 +1,4 @@
-//! One query filtered by SQL, by typed filters and by Rust, and who rejected how much: `cargo run --example hybrid_filters`.
+//! One query filtered by SQL, by typed filters and by Rust, and who rejected how much: `cargo run --example filters`.
 //!
 //! With `DATABASE_URL` set it uses that server, in a schema of its own; without, it starts a private one.
 

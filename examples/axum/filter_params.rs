@@ -5,15 +5,15 @@ use std::collections::HashSet;
 use fraiseql_wire::{Filter, QueryBuilder, RawJson, field};
 
 #[derive(Debug, Default)]
-pub struct Selection {
+pub struct FilterParams {
     filters: Vec<Filter>,
     limit: Option<u64>,
 }
 
-impl Selection {
+impl FilterParams {
     /// The error says what is wrong with which parameter.
     pub fn parse(parameters: Vec<(String, String)>) -> Result<Self, String> {
-        let mut selection = Self::default();
+        let mut params = Self::default();
         let mut seen = HashSet::new();
         for (name, value) in parameters {
             let filter = match name.as_str() {
@@ -24,7 +24,7 @@ impl Selection {
                 "min_total" => field("total").gte(number(&name, &value)?),
                 "max_total" => field("total").lte(number(&name, &value)?),
                 "limit" => {
-                    selection.limit = Some(whole(&name, &value)?);
+                    params.limit = Some(whole(&name, &value)?);
                     Filter::all([])
                 }
                 _ => {
@@ -34,12 +34,12 @@ impl Selection {
                     ));
                 }
             };
-            selection.filters.push(filter);
+            params.filters.push(filter);
             if !seen.insert(name.clone()) {
                 return Err(format!("{name} is given more than once"));
             }
         }
-        Ok(selection)
+        Ok(params)
     }
 
     pub fn apply(self, query: QueryBuilder<RawJson>) -> QueryBuilder<RawJson> {
