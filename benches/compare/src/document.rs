@@ -1,4 +1,4 @@
-//! docs/benchmarks.md: a text with places that are filled in.
+//! docs/benchmarks.md and docs/benchmarks-raw.md: texts with places that are filled in.
 
 use std::{fs, path::PathBuf};
 
@@ -6,25 +6,32 @@ pub fn folder() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs"))
 }
 
+/// Both documents.
 pub fn read() -> String {
-    fs::read_to_string(folder().join("benchmarks.md")).unwrap()
+    DOCUMENTS.map(|name| fs::read_to_string(folder().join(name)).unwrap()).concat()
 }
 
-/// What stands at the place of this name.
+/// The text at the place of this name.
 pub fn part<'a>(document: &'a str, name: &str) -> &'a str {
-    let behind = document.split(&begin(name)).nth(1);
-    behind.and_then(|text| text.split(END).next()).unwrap_or_else(|| panic!("no place for {name}"))
+    let after = document.split(&begin(name)).nth(1);
+    after.and_then(|text| text.split(END).next()).unwrap_or_else(|| panic!("no place for {name}"))
 }
 
+/// Replaces the text at the place of this name, in the document that has it.
 pub fn replace(name: &str, text: &str) {
-    let document = read();
-    let old = [&begin(name), part(&document, name), END].concat();
+    let old = [&begin(name), part(&read(), name), END].concat();
     let new = [&begin(name), "\n", text.trim_end(), "\n", END].concat();
-    fs::write(folder().join("benchmarks.md"), document.replace(&old, &new)).unwrap();
+    for path in DOCUMENTS.map(|name| folder().join(name)) {
+        let document = fs::read_to_string(&path).unwrap();
+        if document.contains(&old) {
+            fs::write(path, document.replace(&old, &new)).unwrap();
+        }
+    }
 }
 
 fn begin(name: &str) -> String {
     format!("<!-- measured: {name} -->")
 }
 
+const DOCUMENTS: [&str; 2] = ["benchmarks.md", "benchmarks-raw.md"];
 const END: &str = "<!-- end -->";
