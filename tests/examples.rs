@@ -31,6 +31,19 @@ fn the_table_has_them_all() {
     }
 }
 
+/// It reads a view of the user's, and makes none.
+#[tokio::test]
+async fn basic() {
+    let view = "create schema basic;
+                create view basic.v_order as
+                select jsonb_build_object('id', i, 'total', i * 1.5,
+                                          'status', (array['paid', 'open'])[1 + i % 2]) as data
+                from generate_series(1, 4) i";
+    support::sql(view).await;
+    let url = format!("{}&options=-csearch_path%3Dbasic", url_of("basic"));
+    assert_eq!(run_at("basic", &url).await, "order 2: 3.00\norder 4: 6.00\n");
+}
+
 #[tokio::test]
 async fn typed() {
     let said = run("typed").await;
