@@ -157,7 +157,7 @@ async fn parallel() {
         "tv_event by 4: 100000 rows in ",
         "the same rows: true",
         "v_event by 3: 100000 rows",
-        "parallel(2) does not go with order_by",
+        "parallel(2) cannot be combined with order_by",
         "resume_by: 100000 rows, each once and in order: true",
         "resumed 1 time, on another backend: true",
     ] {

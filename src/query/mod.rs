@@ -1,4 +1,4 @@
-//! Saying what to read.
+//! The query builder.
 
 mod options;
 
@@ -21,16 +21,34 @@ use crate::{
     },
 };
 
-/// A query, put together step by step and run by [`execute`](Self::execute).
+/// Builds a query and runs it.
 ///
-/// Made by [`FraiseClient::query`](crate::FraiseClient::query). It reads
-/// `SELECT data FROM {entity} [WHERE ...] [ORDER BY ...] [LIMIT n] [OFFSET m]`, where `data` is a
-/// column of type `json` or `jsonb`, and yields each document as a `T`: any type that serde
-/// deserializes, [`serde_json::Value`], or [`RawJson`](crate::RawJson). `T` never changes the SQL.
+/// Created by [`FraiseClient::query`](crate::FraiseClient::query). The query is `SELECT data FROM
+/// {entity} [WHERE ...] [ORDER BY ...] [LIMIT n] [OFFSET m]`, where `data` is a column of type
+/// `json` or `jsonb`. Each document is decoded as a `T`: any type that serde deserializes,
+/// [`serde_json::Value`], or [`RawJson`](crate::RawJson). The type never changes the SQL.
 ///
-/// Text given to `where_sql`, `order_by`, `select_projection` and `partition_by` is SQL and trusted: never build it from
-/// what a user typed. Values belong in [`bind`](Self::bind). Typed filters and orders
-/// ([`filter`](Self::filter), [`order_by_field`](Self::order_by_field)) take anything.
+/// # Security
+///
+/// The text passed to [`where_sql`](Self::where_sql), [`order_by`](Self::order_by),
+/// [`select_projection`](Self::select_projection) and [`partition_by`](Self::partition_by) is raw
+/// SQL and trusted: never build it from user input. Pass values with [`bind`](Self::bind). Typed
+/// filters and orders ([`filter`](Self::filter), [`order_by_field`](Self::order_by_field)) accept
+/// any input.
+///
+/// # Which method runs the query?
+///
+/// | You want | Method |
+/// |---|---|
+/// | a stream of rows | [`execute`](Self::execute) |
+/// | a stream of chunks of undecoded JSON | [`execute`](Self::execute), then [`next_chunk`](QueryStream::next_chunk) |
+/// | an HTTP response body | [`execute`](Self::execute), then [`into_ndjson`](QueryStream::into_ndjson) or [`into_json_array`](QueryStream::into_json_array) |
+/// | all rows in a `Vec` | [`fetch_all`](Self::fetch_all) |
+/// | one row | [`fetch_one`](Self::fetch_one), [`fetch_optional`](Self::fetch_optional) |
+/// | a number or a yes or no | [`count`](Self::count), [`exists`](Self::exists) |
+/// | the SQL or the plan | [`to_sql`](Self::to_sql), [`explain`](Self::explain) |
+///
+/// # Example
 ///
 /// ```no_run
 /// # use fraiseql_wire::{FraiseClient, Result};
@@ -74,227 +92,278 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         }
     }
 
-    /// Adds a condition in trusted SQL; several must all hold. Each stands in parentheses.
+    /// Adds a condition in raw SQL.
     ///
-    /// It may use `$1`, `$2`, ... for the values given to [`bind`](Self::bind). They are found as
-    /// the server finds them with `standard_conforming_strings = on`, its default. A text that ends
-    /// within a string, a quoted identifier or a comment is
-    /// [`Error::Config`](crate::Error::Config).
+    /// All conditions of a query must hold. Each is put in parentheses. The text is trusted: see
+    /// [Security](Self#security).
+    ///
+    /// It may refer to the values of [`bind`](Self::bind) as `$1`, `$2` and so on. Placeholders are
+    /// recognized as the server does with `standard_conforming_strings = on`, its default. A text
+    /// that ends inside a string, a quoted identifier or a comment is an [`Error::Config`] when the
+    /// query is executed.
     pub fn where_sql(mut self, condition: impl Into<String>) -> Self {
         self.spec.select.conditions.push(Condition::Sql(condition.into()));
         self
     }
 
-    /// Gives the value of the next parameter: the first call that of `$1`, the second of `$2`, over
-    /// the text of all `where_sql`, `order_by` and `select_projection`. There must be as many as the
-    /// text uses.
+    /// Binds the value of the next parameter.
+    ///
+    /// The first call binds `$1`, the second `$2`, and so on, for the text of all `where_sql`,
+    /// `order_by` and `select_projection` calls together. The number of values must equal the
+    /// number of parameters in the text. Otherwise executing the query is an [`Error::Config`].
     pub fn bind(mut self, value: impl ToParam) -> Self {
         self.spec.select.parameters.push(value.to_param());
         self
     }
 
-    /// Adds a typed condition, which the server checks; several must all hold. Its values are always
-    /// parameters, behind those of `bind`.
+    /// Adds a typed condition, evaluated by the server.
+    ///
+    /// All conditions of a query must hold. Values in the filter are always sent as parameters,
+    /// after those of [`bind`](Self::bind). The operators, with their SQL and their indexes, are
+    /// documented at [`Field`].
     pub fn filter(mut self, filter: impl Into<Filter>) -> Self {
         self.spec.select.conditions.push(Condition::Filter(filter.into()));
         self
     }
 
-    /// Adds a condition in Rust on the document; several must all hold. Rows that do not meet them
-    /// are skipped by the stream, after they were sent.
+    /// Adds a Rust predicate on the document, evaluated by the client.
     ///
-    /// The document is read into a [`Value`] for it, and `T` is made of that: of keys that are repeated
-    /// (which `json` allows and `jsonb` does not) both see the last. A document of which there is no
-    /// `Value` (a number beyond `f64`) is a row error. A predicate that panics does so in whoever polls
-    /// the stream; the client can be used afterwards.
+    /// All predicates must hold. The server sends every row, and the stream skips those that a
+    /// predicate rejects.
+    ///
+    /// The document is parsed into a [`Value`], and `T` is decoded from that `Value`:
+    ///
+    /// * If a key is repeated, which `json` allows and `jsonb` does not, both see its last value.
+    /// * A document that `Value` cannot represent, for example a number beyond `f64`, is a row
+    ///   error.
+    ///
+    /// A predicate runs in the task that polls the stream. If it panics, that task panics, and the
+    /// client can still be used.
     pub fn where_rust(mut self, predicate: impl Fn(&Value) -> bool + Send + 'static) -> Self {
         self.predicates.on_documents.push(Box::new(predicate));
         self
     }
 
-    /// Adds a condition in Rust on the decoded row; several must all hold, and they are asked after
-    /// those of [`where_rust`](Self::where_rust). The row is decoded once.
+    /// Adds a Rust predicate on the decoded row, evaluated by the client.
+    ///
+    /// All predicates must hold. These run after those of [`where_rust`](Self::where_rust). Each
+    /// row is decoded once.
     pub fn where_typed(mut self, predicate: impl Fn(&T) -> bool + Send + 'static) -> Self {
         self.predicates.on_rows.push(Box::new(predicate));
         self
     }
 
-    /// Adds an expression of trusted SQL to sort by, such as `data->>'name' desc`; the first sorts
-    /// first.
+    /// Adds a sort expression in raw SQL, such as `data->>'name' desc`.
+    ///
+    /// The first expression is the primary sort key. The text is trusted: see
+    /// [Security](Self#security).
     pub fn order_by(mut self, expression: impl Into<String>) -> Self {
         self.spec.select.order.push(Order::Sql(expression.into()));
         self
     }
 
-    /// Adds a field to sort by: `field("total").desc()`; the first sorts first.
+    /// Adds a sort field, such as `field("total").desc()`. The first is the primary sort key.
     pub fn order_by_field(mut self, order: impl Into<OrderBy>) -> Self {
         self.spec.select.order.push(Order::Field(order.into()));
         self
     }
 
-    /// Limits the result to at most `rows` rows, before Rust predicates are applied. If more rows
-    /// arrive, from a proxy that queries several servers, the stream ends with [`Error::Protocol`].
+    /// Limits the result to at most `rows` rows. Default: no limit.
+    ///
+    /// The server applies the limit, before Rust predicates. If it sends more rows, as a proxy that
+    /// queries several servers may, the stream ends with [`Error::Protocol`].
     pub fn limit(mut self, rows: u64) -> Self {
         self.spec.select.limit = Some(rows);
         self
     }
 
-    /// Skips so many rows at the beginning.
+    /// Skips the first `rows` rows of the result. Default: 0.
     pub fn offset(mut self, rows: u64) -> Self {
         self.spec.select.offset = Some(rows);
         self
     }
 
-    /// Selects an expression of trusted SQL of type `json` or `jsonb` in place of the document, under
-    /// the name `data`.
+    /// Selects a raw SQL expression instead of the whole document.
+    ///
+    /// The expression must be of type `json` or `jsonb`. The text is trusted: see
+    /// [Security](Self#security).
     pub fn select_projection(mut self, expression: impl Into<String>) -> Self {
         self.spec.select.projection = Projection::Sql(expression.into());
         self
     }
 
-    /// Selects an object with these fields only, which the server builds: `["id", "address.city"]`
-    /// yields `{"id": ..., "address": {"city": ...}}`. A field that is missing is null in it.
+    /// Selects an object with only these fields, built by the server.
     ///
-    /// In a column of type `json` (not `jsonb`), some documents cannot be read and fail the query:
-    /// see [`Filter`](crate::Filter#columns-of-type-json).
+    /// For example, `["id", "address.city"]` returns `{"id": ..., "address": {"city": ...}}`. A
+    /// missing field is null.
+    ///
+    /// If the column is of type `json` (not `jsonb`), some documents cannot be parsed and fail the
+    /// query: see [`Filter`](crate::Filter#columns-of-type-json).
     pub fn select_fields<F: Into<Field>>(mut self, fields: impl IntoIterator<Item = F>) -> Self {
         self.spec.select.projection =
             Projection::Fields(fields.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Sets the name of the JSON column, exactly as it is: `data` unless set.
+    /// Sets the name of the JSON column, which is case-sensitive. Default: `data`.
     pub fn column(mut self, name: impl Into<String>) -> Self {
         self.spec.select.column = Cow::Owned(name.into());
         self
     }
 
-    /// Sets the most rows that are handed over in one piece: 256 unless set.
+    /// Sets the maximum number of rows per chunk. Default: 256.
     ///
-    /// Rows never wait for a chunk to fill: a chunk goes as soon as no more rows have arrived, or
-    /// at 64 KiB.
+    /// A chunk is delivered when it is full, when it reaches 64 KiB, or when no more data is
+    /// available. Rows are never delayed to fill a chunk.
     pub fn chunk_size(mut self, rows: usize) -> Self {
         self.spec.settings.chunk_size = Some(rows);
         self
     }
 
-    /// Lets the chunk size adapt, beginning with [`chunk_size`](Self::chunk_size): it doubles while
-    /// the consumer is the slow one and halves while the consumer waits for rows. Off unless set.
+    /// Enables adaptive chunk sizes. Default: off.
+    ///
+    /// The size starts at [`chunk_size`](Self::chunk_size). It doubles while the consumer is slower
+    /// than the server, and halves while the consumer waits for rows. This is an expert setting: in
+    /// benchmarks it was not faster than the default, a fixed size.
     pub fn adaptive_chunking(mut self, on: bool) -> Self {
         self.spec.settings.adaptive = on;
         self
     }
 
-    /// Sets the smallest size that an adaptive chunk size may take, in rows: 16 unless set.
+    /// Sets the minimum adaptive chunk size, in rows. Default: 16.
     pub fn adaptive_min_size(mut self, rows: usize) -> Self {
         self.spec.settings.adaptive_min = Some(rows);
         self
     }
 
-    /// Sets the largest size that an adaptive chunk size may take, in rows: 4,096 unless set.
+    /// Sets the maximum adaptive chunk size, in rows. Default: 4,096.
     pub fn adaptive_max_size(mut self, rows: usize) -> Self {
         self.spec.settings.adaptive_max = Some(rows);
         self
     }
 
-    /// Sets the most bytes of rows and read buffer that the stream holds, plus one read of at most
-    /// 64 KiB; then it leaves rows in the sockets until there is room.
+    /// Sets the maximum memory for buffered rows and the read buffer, in bytes.
     ///
-    /// One row beyond it is [`Error::MemoryLimitExceeded`], before it is read. Unless set, the
-    /// stream holds at most 1 MiB, or one row if that is larger.
+    /// The stream may exceed it by one read of at most 64 KiB. When the limit is reached, the
+    /// stream stops reading, and TCP backpressure stops the server. A row that is larger than the
+    /// limit is [`Error::MemoryLimitExceeded`] and is not read.
     ///
-    /// Rows that were taken out of the stream are not counted any more, though a
-    /// [`RawJson`](crate::RawJson) or [`RowChunk`](crate::RowChunk) keeps its part of the read buffer
-    /// alive.
+    /// By default the stream buffers at most 1 MiB, or one row if that is larger.
+    ///
+    /// Rows that the consumer has received are not counted, although a [`RawJson`](crate::RawJson)
+    /// or [`RowChunk`](crate::RowChunk) keeps its part of the read buffer in memory.
     pub fn max_memory(mut self, bytes: usize) -> Self {
         self.spec.settings.max_memory = Some(bytes);
         self
     }
 
-    /// Sets shares of the memory limit, from 0.0 to 1.0: above `warn`, `tracing` gets a warning, once
-    /// a crossing; above `fail`, when that is below 1.0, the stream ends with
-    /// [`Error::ConsumerLagged`] instead of waiting for its consumer.
+    /// Sets thresholds below the memory limit, as fractions from 0.0 to 1.0. Default: none.
     ///
-    /// A stream fills its memory whenever its consumer is slower than the server. Set `fail` if the
-    /// stream should end rather than wait for a slow consumer. A consumer counts as slow if at
-    /// least two reads are buffered; a read is a quarter of `fail` (1 KiB to 64 KiB). With less
-    /// than that, the stream waits for the consumer, up to `max_memory`.
+    /// * Above `warn`, a warning is logged with `tracing`, once per crossing.
+    /// * Above `fail`, if it is less than 1.0, the stream ends with [`Error::ConsumerLagged`]
+    ///   instead of applying backpressure.
+    ///
+    /// A stream fills its memory whenever its consumer is slower than the server. Set `fail` below
+    /// 1.0 if the stream should then end. A consumer counts as slow if at least two reads are
+    /// buffered. The size of a read is a quarter of `fail`, from 1 KiB to 64 KiB. With less than
+    /// that buffered, the stream waits for the consumer, up to [`max_memory`](Self::max_memory).
     pub fn memory_soft_limits(mut self, warn: f32, fail: f32) -> Self {
         self.spec.settings.soft_limits = Some((warn, fail));
         self
     }
 
-    /// Bounds the time from [`execute`](Self::execute) to the arrival of the last row, pauses and a
-    /// slow consumer included. Beyond it the query is stopped on the server, and the stream ends with
-    /// [`Error::Timeout`], behind the rows that had arrived.
+    /// Sets the maximum time from [`execute`](Self::execute) to the arrival of the last row.
+    /// Default: none.
     ///
-    /// It bounds the server's work, not how long the stream is kept: one that nobody reads keeps its client, and that
-    /// its place in a pool, until it is dropped.
+    /// Pauses and the time of a slow consumer count. When the timeout expires, the query is
+    /// cancelled on the server, and the stream ends with [`Error::Timeout`] after the rows already
+    /// received.
+    ///
+    /// The timeout limits the query, not the lifetime of the stream. A stream that is never polled
+    /// keeps its client, and its place in a pool, until it is dropped.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.spec.settings.timeout = Some(timeout);
         self
     }
 
-    /// Bounds the time from [`execute`](Self::execute) to the arrival of the first row, connecting
-    /// included and pauses not. Beyond it the query is stopped on the server, with [`Error::Timeout`].
+    /// Sets the maximum time from [`execute`](Self::execute) to the arrival of the first row.
+    /// Default: none.
+    ///
+    /// The time to connect counts; pauses do not. When the timeout expires, the query is cancelled
+    /// on the server, and the result is [`Error::Timeout`].
     pub fn first_row_timeout(mut self, timeout: Duration) -> Self {
         self.spec.settings.first_row_timeout = Some(timeout);
         self
     }
 
-    /// Bounds every pause of the stream, as
-    /// [`set_pause_timeout`](crate::QueryStream::set_pause_timeout) does.
+    /// Sets the maximum duration of each pause of the stream. Default: none.
+    ///
+    /// See [`set_pause_timeout`](crate::QueryStream::set_pause_timeout).
     pub fn pause_timeout(mut self, timeout: Duration) -> Self {
         self.spec.settings.pause_timeout = Some(timeout);
         self
     }
 
-    /// Reads with `n` connections at once. Together they return exactly the rows of one query, in
-    /// no order, or an error.
+    /// Runs the query on `n` connections in parallel, which all read the same snapshot. Default: 1.
     ///
-    /// It is for large results of tables, whose server is busy making text of them: with two
-    /// processors for server and client together, `parallel(2)` takes 0.67 of the time, and more do
-    /// not help
-    /// ([figures](https://github.com/fraiseql/fraiseql-wire/blob/main/docs/benchmarks.md)). At most
-    /// 64; with 1, the query is a plain one.
+    /// Together they return each row exactly once, in no particular order, or the stream ends with
+    /// an error. `n` is at most 64. With 1, the query runs as usual.
     ///
-    /// Tables, tables in partitions or with children, and materialized views are split by their
-    /// blocks (each backend reads its own since Postgres 14, and before that all of them); views by
-    /// [`partition_by`](Self::partition_by). The stream is one: its memory, statistics, pauses and
-    /// end are those of all connections together, and the first error ends it. One connection is
-    /// the client's. The others are opened to the same server when the query is executed, and
-    /// closed after it. `count`, `exists` and `explain` use only the client's connection.
+    /// Use it for large results of tables, where the server is busy converting rows to text. With
+    /// two processors for server and client together, `parallel(2)` takes 0.67 of the time, and
+    /// more connections do not help
+    /// ([benchmarks](https://github.com/fraiseql/fraiseql-wire/blob/main/docs/benchmarks.md)).
+    ///
+    /// * **How the rows are divided.** Tables, partitioned tables, tables with children, and
+    ///   materialized views are divided by their blocks. Before Postgres 14, each backend still
+    ///   reads all blocks. Views are divided by [`partition_by`](Self::partition_by).
+    /// * **One stream.** Memory, statistics and pauses are those of all connections together, and
+    ///   the first error ends the stream.
+    /// * **Connections.** The client's own connection is one of them. The others are opened to the
+    ///   same server when the query is executed, and closed after it.
+    /// * `count`, `exists` and `explain` use only the client's connection.
     ///
     /// # How the connections agree
     ///
     /// Each connection runs its part in a transaction (`REPEATABLE READ`, `READ ONLY`) with the
-    /// same snapshot and with its own locks. The query is executed when all connections have
-    /// planned it and see the same relations. That takes five round trips, and the time to connect.
-    /// If another session changes the relation or wants an exclusive lock in that time, all
-    /// connections release it and try again, for up to 3 seconds.
+    /// same snapshot and its own locks. The query starts when all connections have planned it and
+    /// see the same relations. That takes five round trips, and the time to connect. If another
+    /// session changes the relation or waits for an exclusive lock in that time, all connections
+    /// release it and try again, for up to 3 seconds.
     ///
-    /// Values that each connection computes for itself are not part of a snapshot: `now()`,
-    /// `random()`, sequences, the server's statistics views, and settings that a view changes. They
-    /// must not decide which rows the result contains. The same applies to a view that selects rows
-    /// by LIMIT without a complete ORDER BY, and to functions that read tables, because those
-    /// tables are not locked before the functions run.
+    /// A snapshot does not include values that each connection computes for itself. The following
+    /// must not decide which rows the result contains:
     ///
-    /// Through a pooler, `n` connections to one server must be free at once: (streams at once) x
-    /// `n` must not exceed the pool. The query waits for them for `connect_timeout` (10 seconds if
-    /// it is not set).
+    /// * `now()`, `random()`, sequences, the server's statistics views, and settings that a view
+    ///   changes;
+    /// * a view that selects rows by LIMIT without a complete ORDER BY;
+    /// * functions that read tables, because those tables are not locked before the functions run.
+    ///
+    /// A pooler in front of the server must have `n` free connections to one server at the same
+    /// time. So (concurrent streams) × `n` must not exceed the size of its pool. The query waits
+    /// for the connections for `connect_timeout`, or 10 seconds if that is not set.
     ///
     /// # Errors
-    /// From [`execute`](Self::execute):
     ///
-    /// * [`Error::Config`]: 0 or more than 64; with `order_by`, `limit` (also that of `fetch_one`),
-    ///   `offset` or `resume_by`; a view without `partition_by`; a `max_memory` of less than 4 KiB
-    ///   for each connection; a relation that the snapshot does not cover (a foreign, Citus or
-    ///   temporary table), also under a view; connections that differ in their user or settings.
-    /// * [`Error::Timeout`] of [`TimeoutPhase::Parallel`](crate::TimeoutPhase::Parallel): not all
-    ///   connections could begin, or others kept changing the relation.
-    /// * [`Error::Server`] 55P03: other sessions kept it locked; 22023 or 42704: the connections
-    ///   reached different servers; 42501: splitting a table by its blocks needs SELECT on the
-    ///   whole table, not only on columns.
+    /// [`execute`](Self::execute) also returns:
+    ///
+    /// * [`Error::Config`]:
+    ///   - `n` is 0 or more than 64;
+    ///   - `order_by`, `limit` (also that of `fetch_one`), `offset` or `resume_by` is used;
+    ///   - a view is queried without `partition_by`;
+    ///   - `max_memory` is less than 4 KiB for each connection;
+    ///   - the snapshot does not cover a relation (a foreign, Citus or temporary table), also in a
+    ///     view;
+    ///   - the connections differ in their user or settings.
+    /// * [`Error::Timeout`] with [`TimeoutPhase::Parallel`](crate::TimeoutPhase::Parallel): not all
+    ///   connections could start, or other sessions kept changing the relation.
+    /// * [`Error::Server`]:
+    ///   - 55P03: other sessions kept the relation locked;
+    ///   - 22023 or 42704: the connections reached different servers;
+    ///   - 42501: dividing a table by its blocks needs SELECT on the whole table, not only on
+    ///     columns.
+    ///
+    /// # Example
     ///
     /// ```no_run
     /// # use fraiseql_wire::{FraiseClient, RawJson, Result};
@@ -309,48 +378,73 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         self
     }
 
-    /// Splits a [`parallel`](Self::parallel) query by the hash of an expression in trusted SQL,
-    /// without parameters: `data->>'id'`. It should distinguish most rows, and must not be
-    /// volatile: each connection evaluates it on every row, and a row with different values is lost
-    /// or returned twice. Every backend reads all rows to find its own, so a view gains only where
-    /// making its documents' text costs more than that.
+    /// Sets the expression that divides the rows of a [`parallel`](Self::parallel) query, in raw
+    /// SQL.
+    ///
+    /// The rows are divided by the hash of the expression, for example `data->>'id'`. It must
+    /// distinguish most rows, must not use parameters, and must not be volatile. Each connection
+    /// evaluates it for every row; a row with different values is lost or returned twice. The text
+    /// is trusted: see [Security](Self#security).
+    ///
+    /// Every backend reads all rows to find its own. So a view gains only if converting its
+    /// documents to text costs more than reading them.
     pub fn partition_by(mut self, expression: impl Into<String>) -> Self {
         self.options.partition_by = Some(expression.into());
         self
     }
 
-    /// Sorts by a field of the document, a key that no two rows share, and when the connection is lost, goes on
-    /// behind the last row on another one: nothing is lost and nothing comes twice.
+    /// Orders the query by a unique key, and resumes the stream if the connection is lost.
     ///
-    /// The key is a number or a string, and must be in what is selected, at its place and unchanged: behind a
-    /// [`select_projection`](Self::select_projection) with another value there, it would go on at the wrong row.
+    /// The stream resumes after the last received row on a new connection, and no row is skipped or
+    /// repeated. The key is a field of the document, a number or a string.
+    /// [`StreamStats::resumptions`](crate::StreamStats) counts the resumptions.
     ///
-    /// The connection is replaced by the configuration's [`RetryPolicy`](crate::RetryPolicy), on another of its hosts
-    /// if need be; when that is used up without a row in between, the error is the stream's. It goes on behind lost
-    /// connections, servers that shut down or crash, or of which PgBouncer says so, `read_timeout`, and a standby's
-    /// conflicts with replay; not behind the other errors, and not before [`execute`](Self::execute) has resolved.
-    /// `timeout` is for all of it.
+    /// # When it resumes
     ///
-    /// What comes behind a resumption is a new query's, with a new snapshot: rows that were deleted meanwhile are
-    /// not in it, rows that were added are if their key is behind the last, and one whose key has changed may be
-    /// missing or come again. On a standby it may be an older snapshot than before.
-    /// At the end of a resumed query a further one asks for a row without the key, which would have come last.
+    /// * It resumes after a lost connection, a server shutdown or crash (also if PgBouncer reports
+    ///   it), `read_timeout`, and a conflict with recovery on a standby.
+    /// * It does not resume after other errors, or before [`execute`](Self::execute) has returned.
+    /// * It connects again as the configuration's [`RetryPolicy`](crate::RetryPolicy) specifies, to
+    ///   another of its hosts if necessary. If all attempts fail without receiving a row, the
+    ///   stream ends with the last error.
+    /// * [`timeout`](Self::timeout) limits the whole stream, with all resumptions.
     ///
-    /// The server's order of strings is not checked, because only the server knows its collation.
-    /// Through a proxy that merges the rows of several servers, a resumption loses rows unless all
-    /// servers sort alike. Numbers that do not increase are an error.
+    /// # What the rest of the stream contains
     ///
-    /// The keys are looked at as rows arrive, which is not seen beside what the server does. Numbers are compared exactly.
-    /// The index that serves it is `create index on t (((data->'id')))`.
+    /// Each resumption is a new query with a new snapshot:
     ///
-    /// In a column of type `json` (not `jsonb`), some documents cannot be read and fail the query:
-    /// see [`Filter`](crate::Filter#columns-of-type-json).
+    /// * Rows that were deleted meanwhile are missing. Rows that were added are included if their
+    ///   key is greater than the last one.
+    /// * A row whose key has changed may be missing or repeated.
+    /// * On a standby, the new snapshot may be older than the previous one.
+    ///
+    /// At the end of a resumed query, one more query checks for rows without the key, which sort
+    /// last and would otherwise be missed.
+    ///
+    /// # Requirements
+    ///
+    /// The key must be in the selected document, at its place and unchanged. If
+    /// [`select_projection`](Self::select_projection) puts another value there, the stream resumes
+    /// at the wrong row.
+    ///
+    /// The client checks that numbers increase and compares them exactly. It does not check the
+    /// order of strings, because only the server knows their collation. Through a proxy that merges
+    /// the rows of several servers, a resumption loses rows unless all servers sort alike. Checking
+    /// the keys has no measurable cost.
+    ///
+    /// The matching index is `create index on t (((data->'id')))`.
+    ///
+    /// If the column is of type `json` (not `jsonb`), some documents cannot be parsed and fail the
+    /// query: see [`Filter`](crate::Filter#columns-of-type-json).
     ///
     /// # Errors
     ///
-    /// Of [`execute`](Self::execute), [`Error::Config`]: with `order_by`, `parallel`, or a
-    /// [`Field::column`]. Of the stream, [`Error::Config`]: a row without the field, or with the key of the row
-    /// before it. [`StreamStats::resumptions`](crate::StreamStats) counts.
+    /// * [`execute`](Self::execute) also returns [`Error::Config`] if `order_by`, `parallel` or a
+    ///   [`Field::column`] is used.
+    /// * The stream ends with [`Error::Config`] if a row does not have the field, or has the same
+    ///   key as the row before it.
+    ///
+    /// # Example
     ///
     /// ```no_run
     /// # use fraiseql_wire::{FraiseClient, RawJson, Result, field};
@@ -366,33 +460,37 @@ impl<T: FromJsonRow> QueryBuilder<T> {
 
     /// Sets whether the server may keep the statement prepared. Default: true.
     ///
-    /// The second use of a text on a connection prepares it; later uses are sent by its name and
-    /// neither parsed nor, in most cases, planned again. See
+    /// The second use of a text on a connection prepares it. Later uses refer to it by name, so
+    /// that it is not parsed and, in most cases, not planned again. See
     /// [`statement_cache_capacity`](crate::ConnectionConfigBuilder::statement_cache_capacity).
     ///
-    /// With false, the query is parsed and planned for its values on each use. Use it if the best
-    /// plan depends on the values. After five executions the server may choose one plan for all
-    /// values. For a status of ten rows among a million, a page that takes 0.3 ms then took 330 ms
-    /// ([figures](https://github.com/fraiseql/fraiseql-wire/blob/main/docs/benchmarks.md)). To
-    /// prevent this for a whole session, set `plan_cache_mode` to `force_custom_plan`, for example
-    /// with [`param`](crate::ConnectionConfigBuilder::param) or for the role: the statement is still
-    /// prepared, but planned for its values each time.
+    /// With false, the query is parsed and planned for its values on each use. Use false in these
+    /// cases:
     ///
-    /// Use it too if the type of a column may be altered while the client is connected: Postgres
-    /// infers the type of a parameter only once. A cast in the text (`$1::date`) prevents that.
+    /// * **The best plan depends on the values.** After five executions the server may choose one
+    ///   plan for all values. For a status of ten rows among a million, a page that takes 0.3 ms
+    ///   then took 330 ms
+    ///   ([benchmarks](https://github.com/fraiseql/fraiseql-wire/blob/main/docs/benchmarks.md)).
+    ///   Alternatively, set `plan_cache_mode` to `force_custom_plan` for the role, or for the
+    ///   session with [`param`](crate::ConnectionConfigBuilder::param). The statement is then still
+    ///   prepared, but planned for its values each time.
+    /// * **The type of a column may be altered while the client is connected.** Postgres infers the
+    ///   type of a parameter only once. A cast in the text (`$1::date`) also prevents the error.
     ///
-    /// Queries with [`parallel`](Self::parallel) or [`resume_by`](Self::resume_by) and
-    /// [`explain`](Self::explain) are never prepared.
+    /// Queries with [`parallel`](Self::parallel) or [`resume_by`](Self::resume_by), and
+    /// [`explain`](Self::explain), are never prepared.
     pub fn persistent(mut self, on: bool) -> Self {
         self.spec.is_persistent = on;
         self
     }
 
-    /// Returns what would be sent: the SQL text, and the parameters as text (`None` is NULL).
+    /// Returns the SQL text and the parameters that the query would send.
+    ///
+    /// Parameters are text; `None` is NULL. Nothing is sent.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`], as of [`execute`](Self::execute).
+    /// [`Error::Config`]: a name, a setting or a parameter is invalid.
     pub fn to_sql(&self) -> Result<(String, Vec<Option<String>>)> {
         let mut select = self.spec.select.clone();
         self.options.apply(&mut select, &self.spec.settings)?;
@@ -404,30 +502,35 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         Ok((statement.sql, parameters))
     }
 
-    /// Sends the query, and resolves when the server has begun to answer.
+    /// Sends the query and returns the stream of its rows.
     ///
-    /// The rows that arrive by then are read in this future. If they are all of them, the stream is
-    /// complete: its connection is free again, and there is no task. Otherwise a task reads the
-    /// rest. A server begins to answer when it has 8 KiB of rows or all of them, so this waits for a
-    /// query that is slow to find its first rows.
+    /// The future resolves when the server starts to respond, after one round trip. It reads the
+    /// rows that have arrived by then. If these are all rows, the stream is complete: its
+    /// connection is free again, and no task is started. Otherwise a background task reads the
+    /// rest.
     ///
-    /// It takes one round trip, and connects first if the client has no connection. A connection
-    /// that ended while it was idle is replaced. If an earlier stream of the client was just dropped,
-    /// this waits for its cleanup.
+    /// A server starts to respond when it has 8 KiB of rows or all of them. So this method waits
+    /// for a query that takes long to find its first rows;
+    /// [`first_row_timeout`](Self::first_row_timeout) limits that time.
+    ///
+    /// The client connects first if it has no connection. A connection that ended while it was idle
+    /// is replaced. If an earlier stream of the client was just dropped, this method waits for its
+    /// cleanup.
     ///
     /// # Errors
     ///
-    /// * [`Error::Config`], before anything is sent: a name, a setting or a parameter is not valid.
-    /// * [`Error::ConnectionBusy`] at once, when another stream of the client is alive.
-    /// * Those of [`FraiseClient::connect`](crate::FraiseClient::connect), if it has to.
-    /// * [`Error::Server`]: the server refuses the query.
+    /// * [`Error::Config`]: a name, a setting or a parameter is invalid. Nothing was sent.
+    /// * [`Error::ConnectionBusy`]: another stream of the client is active. Returned immediately.
+    /// * Errors of [`FraiseClient::connect`](crate::FraiseClient::connect), if the client has to
+    ///   connect.
+    /// * [`Error::Server`]: the server rejected the query.
     /// * [`Error::InvalidSchema`]: the relation's column is not JSON.
     /// * [`Error::Timeout`]: `timeout`, `first_row_timeout`, or the configuration's `read_timeout`
-    ///   passed.
+    ///   expired.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops the query, as dropping the stream does.
+    /// Dropping the future cancels the query on the server, like dropping the stream.
     pub async fn execute(self) -> Result<QueryStream<T>> {
         let Self { slot, mut spec, options, predicates, .. } = self;
         let QuerySpec { select, settings, .. } = &mut *spec;
@@ -440,16 +543,16 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         QueryStream::open(&slot, plan, predicates).await
     }
 
-    /// Runs the query and collects its rows, whatever memory they take.
+    /// Runs the query and collects all rows in a `Vec`, which has no memory limit.
     ///
     /// # Errors
     ///
-    /// Those of [`execute`](Self::execute) and of the stream; the first row that does not decode ends
-    /// it.
+    /// Errors of [`execute`](Self::execute) and of the stream. The first row that cannot be decoded
+    /// ends the query.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops the query.
+    /// Dropping the future cancels the query on the server.
     pub async fn fetch_all(self) -> Result<Vec<T>> {
         let mut stream = self.execute().await?;
         let mut rows = Vec::new();
@@ -459,35 +562,39 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         Ok(rows)
     }
 
-    /// Runs the query and returns its first row. More rows are not asked for.
+    /// Runs the query and returns its first row.
+    ///
+    /// Only one row is requested: see [`fetch_optional`](Self::fetch_optional).
     ///
     /// # Errors
     ///
-    /// Those of [`fetch_optional`](Self::fetch_optional), and [`Error::InvalidState`] when there is no
-    /// row.
+    /// Errors of [`fetch_optional`](Self::fetch_optional); also [`Error::InvalidState`] if there is
+    /// no row.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops the query.
+    /// Dropping the future cancels the query on the server.
     pub async fn fetch_one(self) -> Result<T> {
         self.fetch_optional().await?.ok_or(Error::InvalidState {
-            message: "fetch_one() found no row; fetch_optional() returns None then",
+            message: "fetch_one() found no row; use fetch_optional() if there may be none",
         })
     }
 
-    /// Runs the query and returns its first row, if there is one. The statement requests only one
-    /// row; with Rust predicates, the query is stopped after the first accepted row.
+    /// Runs the query and returns its first row, or `None` if there is none.
+    ///
+    /// The statement requests only one row. With Rust predicates, the query is cancelled after the
+    /// first accepted row.
     ///
     /// # Errors
     ///
-    /// Those of [`execute`](Self::execute) and of the stream. If stopping the query after the row
-    /// fails, the row is still returned, and the connection is closed.
+    /// Errors of [`execute`](Self::execute) and of the stream. If cancelling the query after the
+    /// row fails, the row is still returned, and the connection is closed.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops the query.
+    /// Dropping the future cancels the query on the server.
     pub async fn fetch_optional(mut self) -> Result<Option<T>> {
-        // What Rust predicates let pass, the server does not know.
+        // The server cannot apply Rust predicates, so a LIMIT of 1 could miss the row.
         let is_limited = self.predicates.is_empty();
         if is_limited {
             self.spec.select.limit = Some(self.spec.select.limit.unwrap_or(1).min(1));
@@ -499,7 +606,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
                 more?;
             }
         } else if !stream.has_ended() {
-            // The row is the whole answer. A cleanup that fails costs the connection, not the row.
+            // The result is complete. A failed cleanup loses the connection, not the row.
             if let Err(error) = stream.cancel().await {
                 debug!(target: TARGET, %error, "cleanup failed after the row was found");
             }
@@ -507,17 +614,19 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         Ok(row)
     }
 
-    /// Returns how many rows the query has. The server counts them, unless there are Rust predicates:
-    /// then they are read.
+    /// Returns the number of rows.
+    ///
+    /// The server counts them, unless there are Rust predicates. Then the rows are read and counted
+    /// by the client.
     ///
     /// # Errors
     ///
-    /// Those of [`execute`](Self::execute) and of the stream; [`Error::Protocol`] if more than one
-    /// count arrives, from a proxy that queries several servers.
+    /// Errors of [`execute`](Self::execute) and of the stream. Also [`Error::Protocol`] if more
+    /// than one count arrives, for example from a proxy that queries several servers.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops the query.
+    /// Dropping the future cancels the query on the server.
     pub async fn count(self) -> Result<u64> {
         if self.predicates.is_empty() {
             let statement = self.spec.select.count()?;
@@ -532,15 +641,15 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         Ok(rows)
     }
 
-    /// Returns whether the query has a row.
+    /// Returns whether the query returns at least one row.
     ///
     /// # Errors
     ///
-    /// Those of [`execute`](Self::execute) and of the stream.
+    /// Errors of [`execute`](Self::execute) and of the stream.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops the query.
+    /// Dropping the future cancels the query on the server.
     pub async fn exists(self) -> Result<bool> {
         if self.predicates.is_empty() {
             let statement = self.spec.select.exists()?;
@@ -549,16 +658,18 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         Ok(self.fetch_optional().await?.is_some())
     }
 
-    /// Returns the server's plan for the query, as [`EXPLAIN (FORMAT JSON)`] has it: an array of one
-    /// object. With `analyze` the server runs the query and measures it.
+    /// Returns the server's plan for the query, an array of one object.
+    ///
+    /// The server formats it with [`EXPLAIN (FORMAT JSON)`]. With `analyze`, the server also runs
+    /// the query and measures it.
     ///
     /// # Errors
     ///
-    /// Those of [`execute`](Self::execute).
+    /// Errors of [`execute`](Self::execute).
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future stops the query.
+    /// Dropping the future cancels the query on the server.
     ///
     /// [`EXPLAIN (FORMAT JSON)`]: https://www.postgresql.org/docs/current/sql-explain.html
     pub async fn explain(mut self, analyze: bool) -> Result<Value> {
@@ -571,7 +682,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
 
     /// Runs a statement that returns one document.
     ///
-    /// By value: predicates need not be `Sync`, so a future that borrows them is not `Send`.
+    /// Takes `self` by value: predicates need not be `Sync`, so a future that borrows them is not
+    /// `Send`.
     async fn fetch_scalar<A: FromJsonRow>(self, statement: Statement) -> Result<A> {
         let Self { slot, mut spec, .. } = self;
         spec.settings.check()?;
@@ -586,12 +698,13 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         while let Some(more) = next(&mut stream).await {
             more?;
         }
-        answer.unwrap_or(Err(Error::InvalidState { message: "the server answered without a row" }))
+        answer.unwrap_or(Err(Error::InvalidState { message: "the server returned no row" }))
     }
 }
 
-/// The error of a statement that the server refuses because the document is not JSON. Such a
-/// document is tested and not selected, so its column is not in the answer.
+/// Replaces the server's error for a document that is not JSON by [`Error::InvalidSchema`].
+///
+/// Such a document is tested and not selected, so the RowDescription does not show its column.
 fn not_json(error: Error, sql: &str) -> Error {
     let is_test = |e: &DbError| {
         let position = e.position().and_then(|from_1| usize::try_from(from_1).ok()?.checked_sub(1));
@@ -602,8 +715,8 @@ fn not_json(error: Error, sql: &str) -> Error {
     match error {
         Error::Server(e) if is_test(&e) => Error::InvalidSchema {
             found: format!(
-                "one of another type ({}); make it json or jsonb, for example with to_jsonb() in the \
-                 view",
+                "one of another type ({}); make it json or jsonb, for example with to_jsonb() in \
+                 the view",
                 OneLine::name(e.message())
             ),
         },
@@ -611,12 +724,12 @@ fn not_json(error: Error, sql: &str) -> Error {
     }
 }
 
-/// The next item of a stream.
+/// Returns the next item of a stream.
 async fn next<S: Stream + Unpin>(stream: &mut S) -> Option<S::Item> {
     std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_next(cx)).await
 }
 
-/// The query, without the values of its parameters.
+/// Shows the query without the values of its parameters.
 impl<T> fmt::Debug for QueryBuilder<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("QueryBuilder").field("select", &self.spec.select).finish_non_exhaustive()

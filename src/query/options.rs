@@ -1,4 +1,4 @@
-//! How the rows are read: by one connection or several, with or without resumptions.
+//! How a query is executed: on one connection or several, with or without resumptions.
 
 use crate::{
     error::{Error, Result},
@@ -15,20 +15,20 @@ pub(super) struct QueryOptions {
 }
 
 impl QueryOptions {
-    /// Sorts the query by its key, if it can be resumed.
+    /// Validates the options and, if the query can be resumed, orders it by its key.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`]: the settings contradict each other.
+    /// [`Error::Config`]: options cannot be combined.
     pub(super) fn apply(&self, select: &mut Select, settings: &StreamSettings) -> Result<()> {
-        self.check(select, settings)?;
+        self.validate(select, settings)?;
         if let Some(key) = &self.resume_by {
             select.order.push(Order::Field(key.clone().asc()));
         }
         Ok(())
     }
 
-    /// Returns how the rows are read.
+    /// Returns how the query is executed.
     ///
     /// # Errors
     ///
@@ -46,35 +46,39 @@ impl QueryOptions {
         }
     }
 
-    fn check(&self, select: &Select, settings: &StreamSettings) -> Result<()> {
-        let refuse = |message: String| Err(Error::config(message));
+    fn validate(&self, select: &Select, settings: &StreamSettings) -> Result<()> {
+        let invalid = |message: String| Err(Error::config(message));
         if let Some(parts) = self.parallel.filter(|parts| *parts != 1) {
             if !(2..=MAX_PARALLEL).contains(&parts) {
-                return refuse(format!("parallel({parts}): from 1 to {MAX_PARALLEL} connections"));
+                return invalid(format!("invalid parallel({parts}): expected 1 to {MAX_PARALLEL}"));
             }
-            let contradiction = [
-                (!select.order.is_empty(), "order_by: its rows come in no order"),
+            let conflicts = [
+                (!select.order.is_empty(), "order_by: its rows arrive in no particular order"),
                 (
                     select.limit.is_some(),
-                    "limit or fetch_one: each connection would count for itself",
+                    "limit or fetch_one: each connection would count its own rows",
                 ),
-                (select.offset.is_some(), "offset: each connection would count for itself"),
-                (self.resume_by.is_some(), "resume_by: its rows come in no order"),
+                (select.offset.is_some(), "offset: each connection would count its own rows"),
+                (self.resume_by.is_some(), "resume_by: its rows arrive in no particular order"),
             ];
-            let least = parts * MIN_MEMORY;
-            if let Some(bytes) = settings.max_memory.filter(|bytes| *bytes < least) {
-                return refuse(format!(
-                    "max_memory({bytes}) is for all connections together: parallel({parts}) needs {least}"
+            let minimum = parts * MIN_MEMORY;
+            if let Some(bytes) = settings.max_memory.filter(|bytes| *bytes < minimum) {
+                return invalid(format!(
+                    "max_memory({bytes}) is too small: parallel({parts}) needs at least {minimum} \
+                     bytes for its connections together"
                 ));
             }
-            if let Some((_, why)) = contradiction.iter().find(|(is_so, _)| *is_so) {
-                return refuse(format!("parallel({parts}) does not go with {why}"));
+            if let Some((_, why)) = conflicts.iter().find(|(is_set, _)| *is_set) {
+                return invalid(format!("parallel({parts}) cannot be combined with {why}"));
             }
         } else if self.partition_by.is_some() && self.parallel.is_none() {
-            return refuse("partition_by() is for parallel(), which was not asked for".into());
+            return invalid("partition_by() requires parallel()".into());
         }
         if self.resume_by.is_some() && !select.order.is_empty() {
-            return refuse("resume_by() sorts by its key, so it does not go with order_by".into());
+            return invalid(
+                "resume_by() orders the query by its key, so it cannot be combined with order_by"
+                    .into(),
+            );
         }
         Ok(())
     }
