@@ -11,25 +11,30 @@ use crate::{
 #[cfg(doc)]
 use crate::error::Error;
 
-/// A client of a Postgres server: at most one connection, and one stream at a time.
+/// A client of a Postgres server, with at most one connection and one active stream.
 ///
-/// The connection is used again for query after query, whatever became of the stream before; one
-/// that was lost is replaced at the next query. For several streams at once, use several clients.
+/// The connection is reused by one query after another, whether their streams ended, failed or were
+/// dropped. A lost connection is replaced at the next query. To run several streams concurrently,
+/// use several clients or a pool (module `pool`).
 ///
-/// A tokio runtime with its I/O and time drivers must be running where its methods are called.
+/// The methods must be called within a tokio runtime with the I/O and time drivers enabled.
 ///
-/// Dropping the client ends its connection; a stream that is still alive goes on to its end first.
+/// Dropping the client closes its connection. If a stream is active, the connection is closed when
+/// that stream ends.
 pub struct FraiseClient {
     slot: Arc<Slot>,
 }
 
 impl FraiseClient {
-    /// Makes a client without connecting: the first query does that.
+    /// Creates a client without connecting. The first query connects.
     pub fn new(config: ConnectionConfig) -> Self {
         Self { slot: Arc::new(Slot::new(config)) }
     }
 
-    /// Connects to the server of a connection string; see [`ConnectionConfig`].
+    /// Connects to the server of a connection string.
+    ///
+    /// [`ConnectionConfig`] documents connection strings and defaults. There is no
+    /// time limit by default: set `connect_timeout`.
     ///
     /// ```no_run
     /// # use fraiseql_wire::{FraiseClient, Result};
@@ -42,16 +47,20 @@ impl FraiseClient {
     ///
     /// # Errors
     ///
-    /// * [`Error::Config`]: the string is not valid.
-    /// * [`Error::Connection`]: no address accepts, each with its reason.
-    /// * [`Error::Timeout`]: `connect_timeout` passed.
-    /// * [`Error::Authentication`]: the login is refused, or the server cannot be trusted.
-    /// * [`Error::Tls`]: TLS is asked for and cannot be had, or the certificate is not trusted.
-    /// * [`Error::Server`]: the server refuses the session, for example for want of the database.
+    /// * [`Error::Config`]: the connection string is invalid.
+    /// * [`Error::Connection`]: no address could be connected to. It contains the error of each
+    ///   attempt.
+    /// * [`Error::Timeout`]: `connect_timeout` expired.
+    /// * [`Error::Authentication`]: the server rejected the login, or the client rejected the
+    ///   server.
+    /// * [`Error::Tls`]: TLS is required and could not be established, or the certificate is not
+    ///   trusted.
+    /// * [`Error::Server`]: the server rejected the session, for example because the database does
+    ///   not exist.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives the connection up.
+    /// Dropping the future abandons the connection attempt.
     pub async fn connect(url: &str) -> Result<Self> {
         Self::connect_with_config(ConnectionConfig::parse(url)?).await
     }
@@ -60,11 +69,11 @@ impl FraiseClient {
     ///
     /// # Errors
     ///
-    /// As of [`connect`](Self::connect).
+    /// Same as [`connect`](Self::connect).
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives the connection up.
+    /// Dropping the future abandons the connection attempt.
     pub async fn connect_with_config(config: ConnectionConfig) -> Result<Self> {
         let client = Self::new(config);
         let (_alone, lease, connection) = client.slot_handle().acquire().await?;
@@ -72,41 +81,47 @@ impl FraiseClient {
         Ok(client)
     }
 
-    /// Connects like [`connect`](Self::connect), by TLS as `tls` says, whatever the string says about it.
-    /// A Unix socket is never encrypted: see [`ConnectionInfo::tls_version`].
+    /// Connects like [`connect`](Self::connect), with the given TLS settings.
+    ///
+    /// They replace all TLS settings of the connection string, and TLS is required. A connection
+    /// over a Unix socket is never encrypted: see [`ConnectionInfo::tls_version`].
     ///
     /// # Errors
     ///
-    /// As of [`connect`](Self::connect), and [`Error::Tls`] when TLS cannot be had.
+    /// Same as [`connect`](Self::connect); also [`Error::Tls`] if TLS cannot be established.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives the connection up.
+    /// Dropping the future abandons the connection attempt.
     pub async fn connect_tls(url: &str, tls: TlsConfig) -> Result<Self> {
         Self::connect_with_config_tls(ConnectionConfig::parse(url)?, tls).await
     }
 
-    /// Connects to the server of a configuration, by TLS as `tls` says.
+    /// Connects to the server of a configuration, with the given TLS settings.
+    ///
+    /// See [`connect_tls`](Self::connect_tls).
     ///
     /// # Errors
     ///
-    /// As of [`connect_tls`](Self::connect_tls).
+    /// Same as [`connect_tls`](Self::connect_tls).
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future gives the connection up.
+    /// Dropping the future abandons the connection attempt.
     pub async fn connect_with_config_tls(config: ConnectionConfig, tls: TlsConfig) -> Result<Self> {
         Self::connect_with_config(config.with_tls(tls)?).await
     }
 
-    /// Begins a query on a table, view or materialized view, optionally with its schema:
-    /// `v_user`, `app.v_user`.
+    /// Creates a query on a table, view or materialized view.
     ///
-    /// The name is an identifier, never SQL. It is quoted part by part and taken exactly as it is
-    /// written, upper case included; a part already in double quotes is taken as it stands. A name
-    /// that is not valid is an error of [`execute`](QueryBuilder::execute).
+    /// The name may include a schema: `v_user`, `app.v_user`. It is an identifier, never SQL:
     ///
-    /// The builder and its stream do not borrow from the client.
+    /// * Each part is quoted and used exactly as given, so it is case-sensitive.
+    /// * A part in double quotes is used as it is.
+    /// * An invalid name is an [`Error::Config`] when the query is executed.
+    ///
+    /// Nothing is sent before the query is executed. The builder and its stream do not borrow from
+    /// the client.
     pub fn query<T: FromJsonRow>(&self, entity: &str) -> QueryBuilder<T> {
         QueryBuilder::new(self.slot_handle(), entity)
     }
@@ -121,26 +136,26 @@ impl FraiseClient {
         self.slot.handle()
     }
 
-    /// Makes one round trip to the server, and connects first if there is no connection.
+    /// Makes one round trip to the server. Connects first if there is no connection.
     ///
-    /// Each wait for the server is bounded by the configuration's `connect_timeout` and
-    /// `read_timeout`, which have no default. `tokio::time::timeout` bounds the whole call.
+    /// Each wait for the server is limited by the configuration's `connect_timeout` and
+    /// `read_timeout`, which have no default. To limit the whole call, use `tokio::time::timeout`.
     ///
     /// # Errors
     ///
-    /// * [`Error::ConnectionBusy`] while a stream is active.
+    /// * [`Error::ConnectionBusy`]: a stream is active.
     /// * Errors of [`connect`](Self::connect), if the client has to connect.
     /// * [`Error::ConnectionClosed`] or [`Error::Io`]: a new connection was lost during the round
     ///   trip. A connection that has been used before is replaced instead.
-    /// * [`Error::Timeout`]: `read_timeout` passed. The connection is closed.
-    /// * [`Error::Server`]: the server reported an error. The connection stays, unless the server
+    /// * [`Error::Timeout`]: `read_timeout` expired. The connection is closed.
+    /// * [`Error::Server`]: the server reported an error. The connection is kept, unless the server
     ///   has ended the session.
-    /// * [`Error::Cancelled`] by a [`CancelToken`]. The connection is closed if the round trip had
-    ///   begun on it.
+    /// * [`Error::Cancelled`]: a [`CancelToken`] cancelled the call. The connection is closed if
+    ///   the round trip had started.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future closes the connection; the next query opens another one.
+    /// Dropping the future closes the connection. The next query opens a new one.
     pub async fn ping(&self) -> Result<()> {
         let slot = self.slot_handle();
         let query = slot.begin_query();
@@ -165,21 +180,22 @@ impl FraiseClient {
         }
     }
 
-    /// Closes the connection in order: sends Terminate, then shuts down the socket. Waits at most
-    /// `cancel_timeout` for the cleanup of an earlier stream, and at most `cancel_timeout` for the
-    /// server to read.
+    /// Closes the connection gracefully: sends Terminate, then shuts down the socket.
+    ///
+    /// Waits at most `cancel_timeout` for the cleanup of an earlier stream, and at most
+    /// `cancel_timeout` for the server to read the message. Default: 2 seconds.
     ///
     /// # Errors
     ///
-    /// * [`Error::ConnectionBusy`] while a stream is active: it continues, and its connection is
-    ///   closed after it.
-    /// * [`Error::Timeout`]: `cancel_timeout` passed and the server had not read the message. The
+    /// * [`Error::ConnectionBusy`]: a stream is active. The stream continues, and its connection is
+    ///   closed after it ends.
+    /// * [`Error::Timeout`]: `cancel_timeout` expired before the server had read the message. The
     ///   connection is closed without it.
-    /// * [`Error::Io`] if the operating system reports an error.
+    /// * [`Error::Io`]: the operating system reported an error.
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future closes the connection all the same.
+    /// Dropping the future also closes the connection, but not gracefully.
     pub async fn close(self) -> Result<()> {
         match self.slot_handle().take_idle().await? {
             Some(connection) => connection.close().await,
@@ -187,55 +203,62 @@ impl FraiseClient {
         }
     }
 
-    /// Returns a token that cancels the client's query from any task: the query that is being
-    /// started or runs when [`cancel`](CancelToken::cancel) is called.
+    /// Returns a token that can cancel the client's running query from another task or thread.
+    ///
+    /// It cancels the query that is starting or running when [`cancel`](CancelToken::cancel) is
+    /// called. Dropping the token has no effect.
     pub fn cancel_token(&self) -> CancelToken {
         CancelToken::new(&self.slot)
     }
 
-    /// Sets who hears what the server has to say besides: notices and warnings, from now on, on
-    /// later connections too. Without a handler they are events of `tracing`.
+    /// Sets the handler for server notices and warnings on this and all later connections.
     ///
-    /// It is called where the connection is read, so it must be quick and must not block.
+    /// It replaces an earlier handler. Default: they are emitted as `tracing` events.
+    ///
+    /// The handler runs on the task that reads the connection, so it must not block.
     pub fn on_notice(&self, handler: impl Fn(&DbError) + Send + Sync + 'static) {
         self.slot.notices.set(handler);
     }
 
-    /// Returns a parameter as the server last reported it: `server_version`, `TimeZone`,
-    /// `in_hot_standby` and [some more](https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-ASYNC).
-    /// `None` without a connection.
+    /// Returns the value of a run-time parameter, as last reported by the server.
+    ///
+    /// The server reports `server_version`, `TimeZone`, `in_hot_standby` and
+    /// [others](https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-ASYNC). `None`
+    /// if there is no connection, or if the server does not report the parameter.
     pub fn parameter(&self, name: &str) -> Option<String> {
         self.slot.session()?.parameter(name)
     }
 
-    /// Returns the version of the server, while there is a connection.
+    /// Returns the version of the server, or `None` if there is no connection.
     pub fn server_version(&self) -> Option<ServerVersion> {
         self.slot.session()?.server_version()
     }
 
-    /// Returns how the present connection was made.
+    /// Returns how the current connection was opened, or `None` if there is no connection.
     pub fn connection_info(&self) -> Option<ConnectionInfo> {
         self.slot.session().map(|session| session.info().clone())
     }
 
-    /// Returns whether there is a connection, as far as is known without asking the server.
+    /// Returns whether there is a connection. Does not contact the server, so it may already be
+    /// lost.
     pub fn is_connected(&self) -> bool {
         self.slot.session().is_some()
     }
 
-    /// Returns whether a stream is alive, or one is being cleaned up.
+    /// Returns whether a stream is active or is being cleaned up.
     pub fn is_busy(&self) -> bool {
         self.slot.is_busy()
     }
 
-    /// Returns the process id of the server's backend, as in `pg_stat_activity`, while there is a
-    /// connection and the server gave one.
+    /// Returns the process ID of the server's backend, as in `pg_stat_activity`.
+    ///
+    /// `None` if there is no connection, or if the server did not send one.
     pub fn backend_pid(&self) -> Option<u32> {
         self.slot.session()?.backend_pid()
     }
 }
 
-/// Where it is connected to, and whether; no secrets.
+/// Shows the configuration and the connection, without secrets.
 impl fmt::Debug for FraiseClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FraiseClient")

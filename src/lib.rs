@@ -1,5 +1,4 @@
-//! Streams typed JSON rows out of Postgres: at once, in bounded memory, and stopped on the server
-//! the moment nobody wants them.
+//! Streams JSON documents from Postgres as typed Rust values, in bounded memory.
 //!
 //! ```no_run
 //! use fraiseql_wire::FraiseClient;
@@ -32,41 +31,109 @@
 //!
 //! # What it is for
 //!
-//! One kind of query, `SELECT data FROM {entity} [WHERE ...] [ORDER BY ...] [LIMIT n] [OFFSET m]`,
-//! over views and tables with one `json` or `jsonb` column called `data`. A first row does not wait
-//! for a second, memory is bounded in bytes whatever the size of the result, and what is not read is
-//! stopped on the server.
+//! The crate runs one kind of query, `SELECT data FROM {entity} [WHERE ...] [ORDER BY ...] [LIMIT
+//! n] [OFFSET m]`. The entity is a view or table with one `json` or `jsonb` column, by default
+//! called `data`. Use it for large results, for slow or many consumers, and for clients that
+//! disconnect early:
 //!
-//! # Features
+//! * The first row is delivered as soon as it arrives.
+//! * Memory per stream is limited in bytes, regardless of the size of the result.
+//! * A query that is no longer needed is cancelled on the server.
 //!
-//! * `tls-ring` (on by default) and `tls-aws-lc-rs`: TLS by rustls, with that cryptography; with both,
-//!   aws-lc-rs. With neither, `sslmode=require` and the stronger modes are errors, and `prefer` connects in
-//!   the clear.
-//! * `bb8` and `deadpool`: managers for these pools, in the module `pool`.
-//! * `chrono`, `rust_decimal`, `time`, `uuid`: values of these crates as parameters.
-//! * `webpki-roots`: Mozilla's authorities, for `TlsConfigBuilder::webpki_roots`.
+//! It is not a general driver: no writes, no transactions, no rows of several columns, and no
+//! mapping of tables to structs. Use `tokio-postgres` or `sqlx` for those, alongside this crate.
 //!
-//! # What may surprise
+//! # How it works
 //!
-//! * `sslmode` is `prefer` unless set, as in libpq: nobody is verified, and the session may be in the
-//!   clear. Write `sslmode=verify-full`.
-//! * The environment (`PGPASSWORD`, `PGSSLMODE`, ...), a service file and `~/.pgpass` fill in what the
-//!   string or the builder leaves open, as in libpq.
-//! * One client runs one stream at a time; a second one is [`Error::ConnectionBusy`].
-//! * A name is taken as it is written: `query("V_User")` is `"V_User"`, not `v_user`.
-//! * A bad document is an `Err` item and the stream goes on: see [`Error::is_row_error`].
-//! * A paused stream holds its snapshot on the server, which keeps vacuum waiting.
+//! [`QueryBuilder::execute`] sends the query and reads the rows that arrive with the first
+//! response. If there are more, a background *reader task* reads them from the socket. It sends
+//! them in chunks over a *bounded channel* to the [`QueryStream`], which decodes one row at a time.
 //!
-//! # What it is not
+//! * **Backpressure.** The channel is limited in bytes ([`max_memory`]; default: 1 MiB). When it is
+//!   full, the reader task stops reading. TCP flow control then blocks the server.
+//! * **Cancellation.** Dropping a [`QueryStream`] early sends a cancel request to the server,
+//!   drains the in-flight data in the background, and keeps the connection for the next query. To
+//!   cancel from another task, use a [`StreamControl`] or a [`CancelToken`].
+//! * **Complete or error.** A stream that ends without an error has returned every row. Every error
+//!   except a row error ends the stream, after the rows already received.
+//! * **Reconnecting.** A connection that was lost is replaced when the next query is executed.
+//!   [`resume_by`] also resumes a stream whose connection is lost.
+//! * **Prepared statements.** Each connection caches the statements of repeated queries: see
+//!   [`statement_cache_capacity`].
 //!
-//! A general driver: no writes, no transactions, no rows of several columns, no mapping of tables
-//! to structs. Use `tokio-postgres` or `sqlx` for those, beside this crate.
+//! [`max_memory`]: QueryBuilder::max_memory
+//! [`resume_by`]: QueryBuilder::resume_by
+//! [`statement_cache_capacity`]: ConnectionConfigBuilder::statement_cache_capacity
+//!
+//! # Which method do I want?
+//!
+//! | You want | Method |
+//! |---|---|
+//! | to process rows one by one | [`execute`](QueryBuilder::execute), then [`next`] |
+//! | to process chunks of undecoded JSON | [`execute`](QueryBuilder::execute), then [`next_chunk`](QueryStream::next_chunk) |
+//! | an HTTP response body | [`execute`](QueryBuilder::execute), then [`into_ndjson`](QueryStream::into_ndjson) or [`into_json_array`](QueryStream::into_json_array) |
+//! | a short result in a `Vec` | [`fetch_all`](QueryBuilder::fetch_all) |
+//! | one row | [`fetch_one`](QueryBuilder::fetch_one), [`fetch_optional`](QueryBuilder::fetch_optional) |
+//! | only the number of rows | [`count`](QueryBuilder::count), [`exists`](QueryBuilder::exists) |
+//! | a large table faster | [`parallel`](QueryBuilder::parallel) |
+//! | to pause, cancel or observe a stream from another task | [`control`](QueryStream::control) |
+//!
+//! [`next`]: https://docs.rs/futures-util/latest/futures_util/stream/trait.StreamExt.html#method.next
+//!
+//! # Filters
+//!
+//! [`where_sql`](QueryBuilder::where_sql) adds a condition in raw SQL.
+//! [`filter`](QueryBuilder::filter) adds a typed one, built from the operators of [`Field`]:
+//!
+//! ```
+//! use fraiseql_wire::field;
+//!
+//! let filter = field("status")
+//!     .eq("paid")
+//!     .and(field("total").gte(100))
+//!     .and(field("customer.name").istarts_with("an"));
+//! ```
+//!
+//! For each operator, [`Field`] documents the SQL that is sent and the index that supports it:
+//! [comparison](Field#comparison), [strings](Field#strings), [arrays and
+//! objects](Field#containers), [full-text search](Field#full-text-search), and
+//! [networks](Field#networks), [label paths](Field#label-paths) and [vectors](Field#vectors).
+//!
+//! # What may surprise you
+//!
+//! * **The server is not authenticated by default.** The default `sslmode` is `prefer`, as in
+//!   libpq: the session may be unencrypted, and the certificate is not verified. Set
+//!   `sslmode=verify-full`: see [`SslMode`].
+//! * **The environment supplies settings.** `PGPASSWORD`, `PGSSLMODE` and others, a service file
+//!   and `~/.pgpass` supply settings that are not given, as in libpq: see [`ConnectionConfig`].
+//! * **A client runs one stream at a time.** A second query is [`Error::ConnectionBusy`]. Use
+//!   several clients, or a pool (module `pool`).
+//! * **Names are case-sensitive.** [`query("V_User")`](FraiseClient::query) is the relation
+//!   `"V_User"`, not `v_user`.
+//! * **A row that cannot be decoded does not end the stream.** It is an `Err` item, and the stream
+//!   continues: see [`Error::is_row_error`].
+//! * **A paused stream keeps its snapshot on the server**, which prevents vacuum from removing dead
+//!   rows: see [`pause`](QueryStream::pause).
+//!
+//! # Cargo features
+//!
+//! | Feature | Default | Description |
+//! |---|---|---|
+//! | `tls-ring` | yes | TLS with rustls and ring |
+//! | `tls-aws-lc-rs` | no | TLS with rustls and aws-lc-rs, which is used if both are enabled |
+//! | `webpki-roots` | no | Mozilla's root certificates, for `TlsConfigBuilder::webpki_roots` |
+//! | `bb8`, `deadpool` | no | connection pools of these crates, in the module `pool` |
+//! | `chrono`, `rust_decimal`, `time`, `uuid` | no | values of these crates as parameters: see [`ToParam`] |
+//!
+//! Without a TLS feature, `sslmode=prefer` connects unencrypted, and `require` and the stronger
+//! modes are errors.
 //!
 //! # Cancel safety
 //!
-//! An async method is *cancel-safe* when its future can be dropped before it resolves, as
-//! `tokio::select!` does, and nothing is lost: calling it again goes on as if the first call had
-//! not been made. Each async method says what dropping its future does.
+//! An async method is *cancel-safe* if its future can be dropped before it completes, as
+//! `tokio::select!` does, without losing anything. Calling the method again then continues as if
+//! the first call had not been made. The documentation of each async method says what dropping its
+//! future does.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![warn(unreachable_pub)]
@@ -108,12 +175,12 @@ pub use stream::{
     FromJsonRow, QueryStream, RawJson, RowChunk, StreamControl, StreamState, StreamStats,
 };
 
-/// The README's program compiles.
+/// Compiles the program in the README.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// The guides' programs compile.
+/// Compiles the programs in the guide.
 #[cfg(doctest)]
 #[doc = include_str!("../ERROR_HANDLING_GUIDE.md")]
 struct ErrorHandlingGuide;
