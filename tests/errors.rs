@@ -33,7 +33,7 @@ use support::{
 const MIB: usize = 1 << 20;
 
 fn guide() -> String {
-    let path = format!("{}/ERROR_HANDLING_GUIDE.md", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("{}/docs/error-messages.md", env!("CARGO_MANIFEST_DIR"));
     std::fs::read_to_string(path).unwrap()
 }
 
@@ -41,7 +41,7 @@ fn guide() -> String {
 /// text.
 fn advice() -> BTreeMap<String, String> {
     let guide = guide();
-    let section = guide.split("\n## Advice\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    let section = guide.split("\n## Advice\n").nth(1).unwrap();
     let rows = section.lines().filter(|line| line.starts_with("| ") && line.contains("` |"));
     let cells = |row: &str| -> Vec<String> {
         row.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect()
@@ -140,18 +140,18 @@ async fn each_advice_of_the_guide_is_given_for_what_provokes_it() {
     errors.push(("no such relation", query("missing").fetch_all().await.unwrap_err()));
     errors.push(("the name in another case", query("v_upper").fetch_all().await.unwrap_err()));
     let aliased = query("v_one").where_sql("o.data is null");
-    errors.push(("trusted SQL names another relation", aliased.fetch_all().await.unwrap_err()));
+    errors.push(("raw SQL names another relation", aliased.fetch_all().await.unwrap_err()));
     errors.push((
         "a function of the view names a missing relation",
         query("v_function").fetch_all().await.unwrap_err(),
     ));
     errors.push(("no column data", query("v_column").fetch_all().await.unwrap_err()));
     let column = query("v_one").where_sql("id = 1");
-    errors.push(("trusted SQL names a missing column", column.fetch_all().await.unwrap_err()));
+    errors.push(("raw SQL names a missing column", column.fetch_all().await.unwrap_err()));
     let typed = query("t").where_sql("(data->>'path')::ltree is not null");
     errors.push(("the type of an extension is not found", typed.fetch_all().await.unwrap_err()));
     errors.push((
-        "a function makes text of bytes that are none",
+        "a function converts bytes that are not text",
         query("v_bytes").fetch_all().await.unwrap_err(),
     ));
     let plain = FraiseClient::connect(&url("plain", "postgres", "")).await.unwrap();
@@ -160,7 +160,7 @@ async fn each_advice_of_the_guide_is_given_for_what_provokes_it() {
         plain.query::<RawJson>("hidden").fetch_all().await.unwrap_err(),
     ));
     errors.push((
-        "the owner of the view has none on its table",
+        "the owner of the view has no privilege on its table",
         plain.query::<RawJson>("v_hidden").fetch_all().await.unwrap_err(),
     ));
     drop(plain);
@@ -199,7 +199,7 @@ async fn each_advice_of_the_guide_is_given_for_what_provokes_it() {
             format!("host={} port={port} user=peer dbname=postgres", server.folder().display()),
         ),
         ("nothing listens there", format!("postgres://u@127.0.0.1:{}/d", free_port().unwrap())),
-        ("no socket in the folder", "host=/no/such/folder user=u".into()),
+        ("no socket in the directory", "host=/no/such/folder user=u".into()),
         ("the name does not resolve", "host=no-such-host.invalid user=u".into()),
         (
             "no server has the role of target_session_attrs",
@@ -233,7 +233,7 @@ async fn each_advice_of_the_guide_is_given_for_what_provokes_it() {
         ("a pooler's limit", fatal("53300", "no more connections allowed (max_client_conn)", "")),
         ("a pooler refuses the login", fatal("28000", "no such user", "")),
         (
-            "the exporting session of a snapshot has ended",
+            "the session that exported the snapshot has ended",
             fatal("22023", "invalid snapshot identifier", "ImportSnapshot"),
         ),
         ("closed while logging in", Vec::new()),
@@ -253,7 +253,7 @@ async fn each_advice_of_the_guide_is_given_for_what_provokes_it() {
 
     let mut table = advice();
     // By a process of its own: `files_that_cannot_be_read_for_want_of_descriptors_can_be_retried`.
-    assert!(table.remove("a file cannot be read for want of descriptors").is_some());
+    assert!(table.remove("a file cannot be read because no descriptors are left").is_some());
     for (situation, error) in errors {
         let advice =
             table.remove(situation).unwrap_or_else(|| panic!("{situation} is not in the guide"));
@@ -973,7 +973,7 @@ fn check_out_of_descriptors(what: &str, error: &Error) {
     assert!(line.contains("could not be read"), "{line}");
     assert_eq!(error.retry_advice(), RetryAdvice::AfterDelay, "{line}");
     if let Error::Connection { .. } = error {
-        let advice = &advice()["a file cannot be read for want of descriptors"];
+        let advice = &advice()["a file cannot be read because no descriptors are left"];
         assert!(error.to_string().ends_with(&format!("; {advice}")), "{error}");
     }
 }
