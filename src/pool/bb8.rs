@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bb8::{ManageConnection, PooledConnection};
 
-use super::{Pooled, PooledClient, default_name, sealed::Sealed};
+use super::pooled::{Pooled, PooledClient, default_name, sealed::Sealed};
 use crate::{
     config::ConnectionConfig,
     error::{Error, Result},
