@@ -1,4 +1,4 @@
-//! A manager for pools of `bb8`.
+//! A manager for pools of the crate `bb8`.
 
 use std::sync::Arc;
 
@@ -16,9 +16,12 @@ use crate::{
 /// A pool of clients: `Pool::builder().max_size(8).build(manager).await?`.
 pub type Pool = bb8::Pool<Manager>;
 
-/// Makes the clients of a [`Pool`]. The pool decides how many there are, and how long is waited for one.
+/// Connects the clients of a [`Pool`].
 ///
-/// Take clients by [`get_owned`](bb8::Pool::get_owned): a query keeps its client, and that of [`get`](bb8::Pool::get) is only lent.
+/// The pool limits the number of clients and the time to wait for one.
+///
+/// Take clients with [`get_owned`](bb8::Pool::get_owned). A query needs to own its client, and
+/// [`get`](bb8::Pool::get) only borrows one from the pool.
 #[derive(Debug)]
 pub struct Manager {
     config: ConnectionConfig,
@@ -26,12 +29,12 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// Makes a manager of clients that connect by this configuration.
+    /// Creates a manager of clients that connect with this configuration.
     pub fn new(config: ConnectionConfig) -> Self {
         Self { name: default_name(&config), config }
     }
 
-    /// Sets the pool's name in metrics; unless set, it is made of the server and the database.
+    /// Sets the name of the pool in metrics. Default: the server and the database.
     #[must_use]
     pub fn pool_name(self, name: &str) -> Self {
         Self { name: name.into(), ..self }
@@ -46,7 +49,7 @@ impl ManageConnection for Manager {
         PooledClient::connect(&self.config, &self.name).await
     }
 
-    /// Sends nothing and waits for nothing.
+    /// Does not contact the server.
     async fn is_valid(&self, client: &mut PooledClient) -> Result<()> {
         client.check()
     }
@@ -64,7 +67,7 @@ impl Pooled for PooledConnection<'static, Manager> {
     }
 }
 
-/// A client out of a pool, to be kept.
+/// A pooled client as a value that a query can own.
 struct Owned(PooledConnection<'static, Manager>);
 
 impl AsRef<PooledClient> for Owned {
@@ -73,8 +76,11 @@ impl AsRef<PooledClient> for Owned {
     }
 }
 
-/// Tells the recorder of metrics how many clients are idle and used, how many callers wait for one, and how many
-/// have waited in vain. `name` is the pool's: it does not give its manager away.
+/// Updates the metrics of a pool.
+///
+/// These are the number of idle and used clients, of callers that wait for one, and of callers
+/// whose wait timed out. `name` is the name of the pool in metrics: `bb8` does not give access to
+/// the manager.
 pub fn record(pool: &Pool, name: &str) {
     let state = pool.state();
     let (all, idle) = (state.connections as usize, state.idle_connections as usize);

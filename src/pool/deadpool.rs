@@ -1,4 +1,4 @@
-//! A manager for pools of `deadpool`.
+//! A manager for pools of the crate `deadpool`.
 
 use std::sync::Arc;
 
@@ -16,7 +16,9 @@ use crate::{
 /// A pool of clients: `Pool::builder(manager).max_size(8).build()?`.
 pub type Pool = managed::Pool<Manager>;
 
-/// Makes the clients of a [`Pool`]. The pool decides how many there are, and how long is waited for one.
+/// Connects the clients of a [`Pool`].
+///
+/// The pool limits the number of clients and the time to wait for one.
 #[derive(Debug)]
 pub struct Manager {
     config: ConnectionConfig,
@@ -24,12 +26,12 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// Makes a manager of clients that connect by this configuration.
+    /// Creates a manager of clients that connect with this configuration.
     pub fn new(config: ConnectionConfig) -> Self {
         Self { name: default_name(&config), config }
     }
 
-    /// Sets the pool's name in metrics; unless set, it is made of the server and the database.
+    /// Sets the name of the pool in metrics. Default: the server and the database.
     #[must_use]
     pub fn pool_name(self, name: &str) -> Self {
         Self { name: name.into(), ..self }
@@ -44,7 +46,7 @@ impl managed::Manager for Manager {
         PooledClient::connect(&self.config, &self.name).await
     }
 
-    /// Sends nothing and waits for nothing.
+    /// Does not contact the server.
     async fn recycle(&self, client: &mut PooledClient, _: &Metrics) -> RecycleResult<Error> {
         Ok(client.check()?)
     }
@@ -58,8 +60,10 @@ impl Pooled for Object<Manager> {
     }
 }
 
-/// Tells the recorder of metrics how many clients are idle and used, how many there may be, and how many callers
-/// wait for one.
+/// Updates the metrics of a pool.
+///
+/// These are the number of idle and used clients, the maximum, and the number of callers that wait
+/// for one.
 pub fn record(pool: &Pool) {
     let status = pool.status();
     let name = &pool.manager().name;

@@ -1,13 +1,13 @@
-//! Pools of clients, by the crates that exist for that: `deadpool` and `bb8`, each behind the feature of
-//! its name.
+//! Connection pools of the crates `deadpool` and `bb8`, each enabled by the feature of the same
+//! name.
 //!
-//! A manager connects; a pool hands out [`PooledClient`]s. [`Pooled::query`] takes one whole: the stream owns it, is
-//! `'static`, and gives it back when it has ended, failed or been dropped, and its connection is clean again or gone.
-//! So a pool never hands out a connection on which something is still under way, and never has more of them than
-//! its size.
+//! A manager connects clients, and a pool lends them as [`PooledClient`]s. [`Pooled::query`] takes
+//! one by value, and its stream owns it, so the stream is `'static`. The client returns to the pool
+//! when the stream has ended, failed or been dropped, and its cleanup has finished. So a pool never
+//! lends a connection that is still in use, and never has more connections than its size.
 //!
-//! Nothing is sent when a client is given back or taken out: a connection that the server has ended meanwhile is
-//! found at the next query, and replaced.
+//! Nothing is sent when a client is taken from the pool or returned to it. If the server has ended
+//! the connection meanwhile, the next query replaces it.
 //!
 //! ```no_run
 //! # #[cfg(feature = "deadpool")]
@@ -24,9 +24,9 @@
 //!
 //! # Metrics
 //!
-//! By the names of [OpenTelemetry's conventions], with the pool's name as the label
-//! `db.client.connection.pool.name`: see [`CATALOG`]. Levels are told when `record` is called, which a
-//! program does before it is scraped. How long is waited for a client, only the pool's own crate could tell.
+//! The names are those of [OpenTelemetry's conventions], with the name of the pool as the label
+//! `db.client.connection.pool.name`: see [`CATALOG`]. Gauges are updated by `record`; call it
+//! before each scrape. The time spent waiting for a client is not available from the pool crates.
 //!
 //! [OpenTelemetry's conventions]: https://opentelemetry.io/docs/specs/semconv/database/database-metrics/
 

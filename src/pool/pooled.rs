@@ -10,12 +10,17 @@ use crate::{
     stream::FromJsonRow,
 };
 
-/// A client out of a pool: its place there is taken as long as this, or a query made of it, is alive.
+/// A client that was taken from a pool.
 ///
-/// Not for users to implement.
+/// Its place in the pool is occupied until it, or the stream of its query, is dropped and cleaned
+/// up.
+///
+/// This trait is sealed: it is implemented for the pooled objects of `deadpool` and `bb8`.
 pub trait Pooled: sealed::Sealed + Sized {
-    /// Begins a query, like [`FraiseClient::query`]. The client goes back to its pool behind the query: when the
-    /// stream has ended, failed or been dropped, and what it was doing is cleaned up.
+    /// Creates a query, like [`FraiseClient::query`].
+    ///
+    /// The client is returned to the pool when the stream has ended, failed or been dropped and its
+    /// cleanup has finished.
     fn query<T: FromJsonRow>(self, entity: &str) -> QueryBuilder<T>;
 }
 
@@ -23,11 +28,14 @@ pub(super) mod sealed {
     pub trait Sealed {}
 }
 
-/// What a pool holds: a client without the means to begin a query that the pool knows nothing of; for that there
-/// is [`Pooled`].
+/// A client in a pool.
+///
+/// It has no `query` method of its own; use [`Pooled::query`], which keeps the client out of the
+/// pool for the lifetime of the stream. Dropping it closes its connection, like dropping a
+/// [`FraiseClient`].
 pub struct PooledClient {
     client: FraiseClient,
-    /// The pool's name.
+    /// The name of the pool.
     pool: Arc<str>,
 }
 
@@ -39,68 +47,70 @@ impl PooledClient {
         Ok(Self { client, pool: Arc::clone(pool) })
     }
 
-    /// See [`FraiseClient::ping`].
+    /// Makes one round trip to the server: see [`FraiseClient::ping`].
     ///
     /// # Errors
     ///
-    /// Those of [`FraiseClient::ping`].
+    /// Same as [`FraiseClient::ping`].
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future closes the connection; the next query opens another one.
+    /// Dropping the future closes the connection. The next query opens a new one.
     pub async fn ping(&self) -> Result<()> {
         self.client.ping().await
     }
 
     /// Returns a token that cancels the client's query during this checkout: see
-    /// [`CancelToken::cancel`]. It has no effect after the client is returned to its pool, even if
-    /// another task has taken it out again.
+    /// [`CancelToken::cancel`].
+    ///
+    /// It has no effect after the client is returned to its pool, even if another task has taken
+    /// the client again.
     pub fn cancel_token(&self) -> CancelToken {
         self.client.cancel_token()
     }
 
-    /// See [`FraiseClient::on_notice`]; it stays with the connection's place in the pool.
+    /// Sets the handler for server notices: see [`FraiseClient::on_notice`].
+    ///
+    /// The handler stays set after the client is returned to the pool.
     pub fn on_notice(&self, handler: impl Fn(&DbError) + Send + Sync + 'static) {
         self.client.on_notice(handler);
     }
 
-    /// See [`FraiseClient::parameter`].
+    /// Returns the value of a run-time parameter: see [`FraiseClient::parameter`].
     pub fn parameter(&self, name: &str) -> Option<String> {
         self.client.parameter(name)
     }
 
-    /// See [`FraiseClient::server_version`].
+    /// Returns the version of the server: see [`FraiseClient::server_version`].
     pub fn server_version(&self) -> Option<ServerVersion> {
         self.client.server_version()
     }
 
-    /// See [`FraiseClient::connection_info`].
+    /// Returns how the current connection was opened: see [`FraiseClient::connection_info`].
     pub fn connection_info(&self) -> Option<ConnectionInfo> {
         self.client.connection_info()
     }
 
-    /// See [`FraiseClient::backend_pid`].
+    /// Returns the process ID of the server's backend: see [`FraiseClient::backend_pid`].
     pub fn backend_pid(&self) -> Option<u32> {
         self.client.backend_pid()
     }
 
-    /// See [`FraiseClient::is_connected`].
+    /// Returns whether there is a connection: see [`FraiseClient::is_connected`].
     pub fn is_connected(&self) -> bool {
         self.client.is_connected()
     }
 
-    /// Whether the client may be handed out again: no query is in progress. Called when the client
-    /// is taken out of its pool, and by some pools when it is returned. Each call ends the previous
-    /// checkout.
+    /// Checks that no query is in progress, so that the client can be lent.
+    ///
+    /// Called when the client is taken from its pool, and by some pools when it is returned. Each
+    /// call ends the previous checkout.
     pub(super) fn check(&self) -> Result<()> {
         self.client.next_checkout();
-        match self.client.is_busy() {
-            true => Err(Error::ConnectionBusy),
-            false => Ok(()),
-        }
+        if self.client.is_busy() { Err(Error::ConnectionBusy) } else { Ok(()) }
     }
 
-    /// A query that keeps `object`, in which this is, out of the pool.
+    /// Creates a query that keeps `object`, which contains the client, out of the pool.
     pub(super) fn query_of<T: FromJsonRow, O: AsRef<Self> + Send + Sync + 'static>(
         object: O,
         entity: &str,
@@ -112,7 +122,7 @@ impl PooledClient {
     }
 }
 
-/// A client that is out of its pool.
+/// Keeps a client out of its pool, and measures for how long.
 struct PoolGuard<O: AsRef<PooledClient>> {
     since: Instant,
     object: O,
@@ -124,7 +134,8 @@ impl<O: AsRef<PooledClient>> Drop for PoolGuard<O> {
     }
 }
 
-/// How a pool is called where it has no name: `server.address:server.port/db.namespace`, by the conventions.
+/// Returns the default name of a pool: `server.address:server.port/db.namespace`, by the
+/// conventions.
 pub(super) fn default_name(config: &ConnectionConfig) -> Arc<str> {
     let server = config.targets().into_iter().next().map(|target| target.to_string());
     format!("{}/{}", server.unwrap_or_default(), config.database().unwrap_or_default()).into()
