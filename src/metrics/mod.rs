@@ -10,9 +10,9 @@
 //! [`pause_with_reason`](crate::QueryStream::pause_with_reason). Of each, a process has at most 1,000
 //! different values; what comes later is `other`.
 
-mod bounded;
 mod catalog;
 pub(crate) mod connection;
+mod labels;
 mod metric;
 #[cfg(any(feature = "bb8", feature = "deadpool"))]
 pub(crate) mod pool;

@@ -9,10 +9,10 @@ use ::metrics::{
     Counter, Gauge, Histogram, SharedString, counter, gauge, histogram, with_recorder,
 };
 
-use super::{bounded::Bounded, catalog::*};
+use super::{catalog::*, labels::UserLabel};
 
-static ENTITIES: Bounded = Bounded::new();
-static REASONS: Bounded = Bounded::new();
+static ENTITIES: UserLabel = UserLabel::new();
+static REASONS: UserLabel = UserLabel::new();
 
 /// What a query is like.
 #[derive(Debug, Default, Clone, Copy)]
@@ -66,8 +66,8 @@ impl EntityMetrics {
     fn new(entity: &str) -> Self {
         let entity = ENTITIES.value(entity);
         let count = |name| counter!(name, "entity" => entity.clone());
-        let spread = |name| histogram!(name, "entity" => entity.clone());
-        let level = |name| gauge!(name, "entity" => entity.clone());
+        let histogram = |name| histogram!(name, "entity" => entity.clone());
+        let gauge = |name| gauge!(name, "entity" => entity.clone());
         Self {
             queries: [const { OnceLock::new() }; 16],
             succeeded: OnceLock::new(),
@@ -86,18 +86,18 @@ impl EntityMetrics {
             rows_yielded: count(ROWS_YIELDED_TOTAL),
             rows_filtered: count(ROWS_FILTERED_TOTAL),
             rows_deserialized: count(ROWS_DESERIALIZED_TOTAL),
-            chunk_rows: spread(CHUNK_ROWS),
-            chunk_bytes: spread(CHUNK_BYTES),
-            chunk_processing: spread(CHUNK_PROCESSING_DURATION_SECONDS),
-            json_decode: spread(JSON_DECODE_DURATION_SECONDS),
-            filter: spread(FILTER_DURATION_SECONDS),
-            send_wait: spread(CHANNEL_SEND_WAIT_SECONDS),
-            socket_wait: spread(SOCKET_WAIT_SECONDS),
-            occupancy: spread(CHANNEL_OCCUPANCY_RATIO),
-            buffered_rows: level(STREAM_BUFFERED_ROWS),
-            buffered_bytes: level(STREAM_BUFFERED_BYTES),
+            chunk_rows: histogram(CHUNK_ROWS),
+            chunk_bytes: histogram(CHUNK_BYTES),
+            chunk_processing: histogram(CHUNK_PROCESSING_DURATION_SECONDS),
+            json_decode: histogram(JSON_DECODE_DURATION_SECONDS),
+            filter: histogram(FILTER_DURATION_SECONDS),
+            send_wait: histogram(CHANNEL_SEND_WAIT_SECONDS),
+            socket_wait: histogram(SOCKET_WAIT_SECONDS),
+            occupancy: histogram(CHANNEL_OCCUPANCY_RATIO),
+            buffered_rows: gauge(STREAM_BUFFERED_ROWS),
+            buffered_bytes: gauge(STREAM_BUFFERED_BYTES),
             read_buffer: gauge!(READ_BUFFER_BYTES),
-            streams_active: level(STREAMS_ACTIVE),
+            streams_active: gauge(STREAMS_ACTIVE),
             entity,
         }
     }
@@ -212,7 +212,7 @@ impl QueryMetrics {
         counter!(name, "entity" => self.entity())
     }
 
-    fn spread(&self, name: &'static str) -> Histogram {
+    fn histogram(&self, name: &'static str) -> Histogram {
         histogram!(name, "entity" => self.entity())
     }
 
@@ -222,7 +222,7 @@ impl QueryMetrics {
 
     /// The server has begun to answer, and the stream lives.
     pub(crate) fn started(&self, after: Duration) {
-        let new = || self.spread(QUERY_STARTUP_DURATION_SECONDS);
+        let new = || self.histogram(QUERY_STARTUP_DURATION_SECONDS);
         self.metrics.startup.get_or_init(new).record(after);
         self.metrics.streams_active.increment(1);
     }
@@ -275,12 +275,12 @@ impl QueryMetrics {
             completed().increment(1);
             duration().record(elapsed);
         }
-        self.metrics.rows.get_or_init(|| self.spread(QUERY_ROWS)).record(rows as f64);
-        self.metrics.bytes.get_or_init(|| self.spread(QUERY_BYTES)).record(bytes as f64);
+        self.metrics.rows.get_or_init(|| self.histogram(QUERY_ROWS)).record(rows as f64);
+        self.metrics.bytes.get_or_init(|| self.histogram(QUERY_BYTES)).record(bytes as f64);
     }
 
     pub(crate) fn first_row(&self, after: Duration) {
-        let new = || self.spread(TIME_TO_FIRST_ROW_SECONDS);
+        let new = || self.histogram(TIME_TO_FIRST_ROW_SECONDS);
         self.metrics.first_row.get_or_init(new).record(after);
     }
 
@@ -368,7 +368,7 @@ impl QueryMetrics {
         if cause == Some("timeout") {
             self.count(STREAM_PAUSE_TIMEOUT_EXPIRED_TOTAL).increment(1);
         }
-        self.spread(STREAM_PAUSE_DURATION_SECONDS).record(lasted);
+        self.histogram(STREAM_PAUSE_DURATION_SECONDS).record(lasted);
     }
 }
 

@@ -7,14 +7,14 @@ use ::metrics::SharedString;
 
 /// The values of a label that users choose: so many different ones, then one for all others. Every
 /// value is a series that is kept for as long as the process runs.
-pub(super) struct Bounded(Mutex<BTreeSet<Arc<str>>>);
+pub(super) struct UserLabel(Mutex<BTreeSet<Arc<str>>>);
 
 const MAX_VALUES: usize = 1000;
 
 /// The longest value, in bytes: two identifiers with a dot and their quotes.
 const MAX_LENGTH: usize = 133;
 
-impl Bounded {
+impl UserLabel {
     pub(super) const fn new() -> Self {
         Self(Mutex::new(BTreeSet::new()))
     }
@@ -39,12 +39,12 @@ mod tests {
 
     #[test]
     fn there_are_only_so_many_values() {
-        let bounded = Bounded::new();
-        assert_eq!(&*bounded.value(&"x".repeat(200)), "other");
+        let label = UserLabel::new();
+        assert_eq!(&*label.value(&"x".repeat(200)), "other");
         for i in 0..MAX_VALUES {
-            assert_eq!(&*bounded.value(&format!("v_{i}")), format!("v_{i}"));
+            assert_eq!(&*label.value(&format!("v_{i}")), format!("v_{i}"));
         }
-        assert_eq!(&*bounded.value("v_more"), "other");
-        assert_eq!(&*bounded.value("v_7"), "v_7");
+        assert_eq!(&*label.value("v_more"), "other");
+        assert_eq!(&*label.value("v_7"), "v_7");
     }
 }
