@@ -2,26 +2,26 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Metric {
-    /// Its name, as exporters for Prometheus show it.
+    /// The name of the metric.
     pub name: &'static str,
-    /// What kind of number it is.
+    /// The kind of the metric.
     pub kind: MetricKind,
-    /// What it counts or is measured in: `rows`, `bytes`, `seconds`, `ratio`.
+    /// What it counts or measures: `rows`, `bytes`, `seconds`, `ratio` and so on.
     pub unit: &'static str,
     /// The keys of its labels.
     pub labels: &'static [&'static str],
-    /// What it means.
+    /// What it means, in one sentence.
     pub help: &'static str,
 }
 
-/// What kind of number a metric is.
+/// The kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MetricKind {
-    /// It only grows.
+    /// A number that only increases.
     Counter,
-    /// It goes up and down.
+    /// A number that increases and decreases.
     Gauge,
-    /// Its values are counted by size.
+    /// A distribution of values.
     Histogram,
 }

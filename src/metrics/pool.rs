@@ -1,4 +1,4 @@
-//! Metrics of pools, by the names of OpenTelemetry's conventions.
+//! Metrics of pools, with the names of OpenTelemetry's conventions.
 
 use std::time::Duration;
 
@@ -8,31 +8,31 @@ use metrics::{gauge, histogram};
 
 use super::metric::{Metric, MetricKind};
 
-/// Every metric of pools; `describe` does not know them.
+/// The metrics of pools. [`describe`](crate::metrics::describe) does not register them.
 pub const CATALOG: &[Metric] = &[
-    metric(COUNT, MetricKind::Gauge, "connections", &[POOL, STATE], "Clients, idle or used."),
     metric(
-        MAX,
+        COUNT,
         MetricKind::Gauge,
         "connections",
-        &[POOL],
-        "The most clients there may be (deadpool).",
+        &[POOL, STATE],
+        "Clients, by state: idle or used.",
     ),
-    metric(PENDING, MetricKind::Gauge, "requests", &[POOL], "Callers that wait for a client."),
+    metric(MAX, MetricKind::Gauge, "connections", &[POOL], "Maximum number of clients (deadpool)."),
+    metric(PENDING, MetricKind::Gauge, "requests", &[POOL], "Callers waiting for a client."),
     metric(
         TIMEOUTS,
         MetricKind::Counter,
         "timeouts",
         &[POOL],
-        "Callers that waited in vain (bb8).",
+        "Callers whose wait for a client timed out (bb8).",
     ),
-    metric(CREATE_TIME, MetricKind::Histogram, "seconds", &[POOL], "Making a connection."),
+    metric(CREATE_TIME, MetricKind::Histogram, "seconds", &[POOL], "Time to create a connection."),
     metric(
         USE_TIME,
         MetricKind::Histogram,
         "seconds",
         &[POOL],
-        "From query() to where the client is back in the pool.",
+        "Time from query() until the client is returned to the pool.",
     ),
 ];
 
@@ -70,7 +70,7 @@ pub(crate) fn clients(pool: &str, idle: usize, used: usize) {
 }
 
 #[cfg(feature = "deadpool")]
-pub(crate) fn most(pool: &str, clients: usize) {
+pub(crate) fn maximum(pool: &str, clients: usize) {
     gauge!(MAX, POOL => pool.to_owned()).set(clients as f64);
 }
 

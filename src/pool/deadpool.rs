@@ -68,6 +68,6 @@ pub fn record(pool: &Pool) {
     let status = pool.status();
     let name = &pool.manager().name;
     metrics::clients(name, status.available, status.size.saturating_sub(status.available));
-    metrics::most(name, status.max_size);
+    metrics::maximum(name, status.max_size);
     metrics::waiting(name, status.waiting);
 }
