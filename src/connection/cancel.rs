@@ -38,7 +38,7 @@ impl CancelKey {
     pub(super) async fn send(&self) -> Result<()> {
         let counted = CancelRequest::begin();
         let sent = self.try_send().await;
-        counted.ended(sent.is_ok());
+        counted.finish(sent.is_ok());
         if sent.is_ok() {
             debug!(target: TARGET, pid = self.process_id, "sent a cancel request");
         }

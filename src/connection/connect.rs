@@ -117,7 +117,7 @@ struct HostAttempt<'a> {
 impl HostAttempt<'_> {
     async fn connect(&mut self, shuffle: bool) -> Result<Connection, NextStep> {
         let deadline = deadline(self.config);
-        self.attempt.begins(Phase::Resolve);
+        self.attempt.enter(Phase::Resolve);
         self.connecting.tries(self.target.to_string());
         let mut addresses = match within(self.config, deadline, resolve(self.target)).await {
             Ok(Ok(addresses)) => addresses,
@@ -220,14 +220,14 @@ impl HostAttempt<'_> {
     ) -> Result<Connection, Failure> {
         let config = self.config;
         let began = Instant::now();
-        self.attempt.begins(Phase::Connect);
+        self.attempt.enter(Phase::Connect);
         let mut transport = Transport::connect(address, &config.sockets).await.map_err(|e| {
             Failure::new(Error::Io { during: CONNECTING, source: e }, NextStep::NextAddress)
         })?;
         check_peer(config, &transport).map_err(|e| Failure::new(e, NextStep::Stop))?;
         let mut refused = NextStep::OtherEncryption;
         if encryption == Encryption::Tls {
-            self.attempt.comes_to(Phase::Tls);
+            self.attempt.enter(Phase::Tls);
             // After an error here, plaintext may be tried, if it is allowed. A file that cannot be
             // read at the moment is no reason to continue without TLS.
             let loaded = self.tls().await.map_err(|e| match is_lost(&e) {

@@ -61,7 +61,7 @@ pub(crate) async fn cancel_and_drain(
     metrics::drained(took, drain.drained);
     debug!(target: TARGET, bytes = drain.drained, ?took, "drained a query that ended early");
     settled.inspect_err(|e| {
-        metrics::error(e.category().as_str(), "drain");
+        metrics::error(e.category().as_str(), metrics::Phase::Drain);
         connection.set_close_reason(match e {
             // The session's connection, not that of a cancel request.
             Error::ConnectionClosed { during, .. } if *during == DURING => CloseReason::Server,

@@ -47,7 +47,7 @@ pub(super) async fn handshake(
 ) -> Result<Connection, Rejection> {
     let HandshakeContext { config, target, address, notices, began, attempt, unanswered, refused } =
         context;
-    attempt.comes_to(Phase::Auth);
+    attempt.enter(Phase::Auth);
     let user = config.user_name()?;
     let tls_info = transport.tls_info();
     let mut stream = StartupStream {
@@ -81,7 +81,7 @@ pub(super) async fn handshake(
     login.metrics.succeeded(asked.elapsed());
     let auth_method = login.auth_method;
     stream.trusted = true;
-    attempt.comes_to(Phase::Startup);
+    attempt.enter(Phase::Startup);
 
     let mut cancel = None;
     loop {

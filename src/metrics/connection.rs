@@ -1,4 +1,4 @@
-//! What is counted of connections. These are rare: the handles are taken where they are used.
+//! Metrics of connections. They are updated rarely, so each update looks up its handle.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use ::metrics::{Gauge, counter, gauge, histogram};
 
 use super::catalog::*;
 
-/// Where an attempt to connect stands.
+/// The phase in which an error occurred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Phase {
     Resolve,
@@ -14,6 +14,11 @@ pub(crate) enum Phase {
     Tls,
     Auth,
     Startup,
+    /// A query before its stream is returned.
+    Query,
+    Stream,
+    /// The cleanup of a query that ended early.
+    Drain,
 }
 
 impl Phase {
@@ -24,21 +29,21 @@ impl Phase {
             Self::Tls => "tls",
             Self::Auth => "auth",
             Self::Startup => "startup",
+            Self::Query => "query",
+            Self::Stream => "stream",
+            Self::Drain => "drain",
         }
     }
 }
 
-/// An attempt to connect. Dropped before it is over, it was given up: by a timeout of the caller, most likely.
+/// An attempt to connect. If it is dropped before it has succeeded or failed, it is counted as
+/// cancelled: most likely by a timeout of the caller.
 #[derive(Default)]
 pub(crate) struct Attempt(Option<Phase>);
 
 impl Attempt {
-    /// A new one begins.
-    pub(crate) fn begins(&mut self, phase: Phase) {
-        self.0 = Some(phase);
-    }
-
-    pub(crate) fn comes_to(&mut self, phase: Phase) {
+    /// Starts a new attempt, or the next phase of the current one.
+    pub(crate) fn enter(&mut self, phase: Phase) {
         self.0 = Some(phase);
     }
 
@@ -49,7 +54,7 @@ impl Attempt {
     pub(crate) fn failed(&mut self, category: &'static str) {
         if let Some(phase) = self.0.take() {
             Self::count(phase, category);
-            error(category, phase.as_str());
+            error(category, phase);
         }
     }
 
@@ -67,18 +72,17 @@ impl Drop for Attempt {
     }
 }
 
-/// An error has come up, which is not that of a single row. `phase`: that of an attempt to connect, or
-/// `query`, `stream`, `drain`.
-pub(crate) fn error(category: &'static str, phase: &'static str) {
-    counter!(ERRORS_TOTAL, "category" => category, "phase" => phase).increment(1);
+/// Counts an error, except row errors.
+pub(crate) fn error(category: &'static str, phase: Phase) {
+    counter!(ERRORS_TOTAL, "category" => category, "phase" => phase.as_str()).increment(1);
 }
 
-/// A message like this was malformed or out of place.
+/// Counts a malformed or unexpected message of this name.
 pub(crate) fn protocol_error(message: &'static str) {
     counter!(PROTOCOL_ERRORS_TOTAL, "message" => message).increment(1);
 }
 
-/// The server has something to say. Severities are few, whatever it says.
+/// Counts a notice. The label has a fixed set of values, whatever severity the server sends.
 pub(crate) fn notice(severity: &str) {
     let severity = match severity {
         "WARNING" => "warning",
@@ -91,7 +95,7 @@ pub(crate) fn notice(severity: &str) {
     counter!(NOTICES_TOTAL, "severity" => severity).increment(1);
 }
 
-/// A connection has taken the place of an earlier one.
+/// Counts a connection that replaced an earlier one.
 pub(crate) fn reconnected() {
     counter!(RECONNECTS_TOTAL).increment(1);
 }
@@ -100,7 +104,7 @@ pub(crate) fn tls_agreed(took: Duration) {
     histogram!(TLS_HANDSHAKE_DURATION_SECONDS).record(took);
 }
 
-/// The clean-up behind a query that ended early is over, well or not.
+/// Records the cleanup of a query that ended early, whether it succeeded or failed.
 pub(crate) fn drained(took: Duration, bytes: usize) {
     histogram!(DRAIN_DURATION_SECONDS).record(took);
     counter!(DRAINED_BYTES_TOTAL).increment(bytes as u64);
@@ -111,7 +115,7 @@ pub(crate) fn drained(took: Duration, bytes: usize) {
 pub(crate) enum LoginFailure {
     /// The server rejected it.
     Rejected,
-    /// The settings do not allow what the server asked for.
+    /// The settings do not allow the method that the server requested.
     RefusedByPolicy,
     NoPassword,
     Malformed,
@@ -134,7 +138,7 @@ impl LoginFailure {
     }
 }
 
-/// A login, which is counted when this is dropped.
+/// A login. It is counted when this is dropped.
 pub(crate) struct LoginMetrics {
     mechanism: &'static str,
     /// `None` after a success.
@@ -146,7 +150,7 @@ impl LoginMetrics {
         Self { mechanism: "trust", failure: Some(LoginFailure::Lost) }
     }
 
-    /// Sets what the server asks for.
+    /// Sets the authentication method that the server requested.
     pub(crate) fn set_mechanism(&mut self, mechanism: &'static str) {
         self.mechanism = mechanism;
     }
@@ -183,33 +187,46 @@ impl Drop for LoginMetrics {
     }
 }
 
-/// Why a connection ends.
+/// Why a connection was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum CloseReason {
-    /// The client wanted it.
+    /// The client closed it.
     Close,
-    /// The server ended it while it was in use.
+    /// The server closed it while it was in use.
     Server,
-    /// The server ended it while nobody used it.
+    /// The server closed it while it was idle.
     Idle,
-    /// Cleaning it up took more bytes or more time than it may.
+    /// Its cleanup exceeded `drain_limit` or `cancel_timeout`.
     DrainLimit,
-    /// It is in a state in which it cannot be used again.
+    /// Its state does not allow reusing it.
     Broken,
 }
 
-/// A connection that is open, until it is dropped.
+impl CloseReason {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Close => "close",
+            Self::Server => "server",
+            Self::Idle => "idle",
+            Self::DrainLimit => "drain_limit",
+            Self::Broken => "broken",
+        }
+    }
+}
+
+/// An open connection. It is counted as closed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct OpenConnection {
     open: OpenGauge,
     reason: CloseReason,
 }
 
-/// The handle that was incremented: a recorder that is installed later knows nothing of it.
+/// The handle that was incremented. A recorder that is installed later has another one, which must
+/// not be decremented.
 struct OpenGauge(Gauge);
 
 impl OpenConnection {
-    /// `took`: from the socket to where it takes a query.
+    /// Counts a connection that became ready for a query `took` after its socket was opened.
     pub(crate) fn new(is_tcp: bool, tls: bool, took: Duration) -> Self {
         let transport = if is_tcp { "tcp" } else { "unix" };
         let tls = if tls { "true" } else { "false" };
@@ -220,7 +237,7 @@ impl OpenConnection {
         Self { open: OpenGauge(open), reason: CloseReason::Broken }
     }
 
-    /// Says why it will end; without that, it is broken.
+    /// Sets the reason that is counted when the connection is dropped. Default: broken.
     pub(crate) fn set_close_reason(&mut self, reason: CloseReason) {
         self.reason = reason;
     }
@@ -228,14 +245,7 @@ impl OpenConnection {
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
-        let reason = match self.reason {
-            CloseReason::Close => "close",
-            CloseReason::Server => "server",
-            CloseReason::Idle => "idle",
-            CloseReason::DrainLimit => "drain_limit",
-            CloseReason::Broken => "broken",
-        };
-        counter!(CONNECTIONS_CLOSED_TOTAL, "reason" => reason).increment(1);
+        counter!(CONNECTIONS_CLOSED_TOTAL, "reason" => self.reason.as_str()).increment(1);
         self.open.0.decrement(1.0);
     }
 }
@@ -246,23 +256,41 @@ impl std::fmt::Debug for OpenGauge {
     }
 }
 
-/// A cancel request. Dropped before it is over, it was given up.
+/// A cancel request. It is counted when this is dropped: if it has not finished, as abandoned.
 pub(crate) struct CancelRequest {
-    outcome: &'static str,
+    outcome: CancelOutcome,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CancelOutcome {
+    Sent,
+    Failed,
+    /// Abandoned, usually after a timeout.
+    Timeout,
+}
+
+impl CancelOutcome {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Failed => "failed",
+            Self::Timeout => "timeout",
+        }
+    }
 }
 
 impl CancelRequest {
     pub(crate) fn begin() -> Self {
-        Self { outcome: "timeout" }
+        Self { outcome: CancelOutcome::Timeout }
     }
 
-    pub(crate) fn ended(mut self, was_sent: bool) {
-        self.outcome = if was_sent { "sent" } else { "failed" };
+    pub(crate) fn finish(mut self, was_sent: bool) {
+        self.outcome = if was_sent { CancelOutcome::Sent } else { CancelOutcome::Failed };
     }
 }
 
 impl Drop for CancelRequest {
     fn drop(&mut self) {
-        counter!(CANCEL_REQUESTS_TOTAL, "outcome" => self.outcome).increment(1);
+        counter!(CANCEL_REQUESTS_TOTAL, "outcome" => self.outcome.as_str()).increment(1);
     }
 }

@@ -5,13 +5,15 @@ use std::{
 
 use ::metrics::SharedString;
 
-/// The values of a label that users choose: so many different ones, then one for all others. Every
-/// value is a series that is kept for as long as the process runs.
+/// The values of a label whose text comes from the caller.
+///
+/// A recorder keeps a series for each value as long as the process runs. So there are at most
+/// [`MAX_VALUES`]; all later ones become `other`.
 pub(super) struct UserLabel(Mutex<BTreeSet<Arc<str>>>);
 
 const MAX_VALUES: usize = 1000;
 
-/// The longest value, in bytes: two identifiers with a dot and their quotes.
+/// The maximum length of a value in bytes: two quoted identifiers and a dot.
 const MAX_LENGTH: usize = 133;
 
 impl UserLabel {
@@ -38,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_are_only_so_many_values() {
+    fn user_label_replaces_values_beyond_the_maximum_by_other() {
         let label = UserLabel::new();
         assert_eq!(&*label.value(&"x".repeat(200)), "other");
         for i in 0..MAX_VALUES {

@@ -1,14 +1,15 @@
-//! What the crate counts and times, through the [`metrics`](https://docs.rs/metrics) facade: install
-//! any recorder of it, and the numbers are there.
+//! Metrics, written through the [`metrics`](https://docs.rs/metrics) facade.
 //!
-//! Every metric stands in [`CATALOG`], with what it means; the constants are their names. They are
-//! written to and never read: nothing depends on whether somebody listens. A recorder counts what
-//! begins after it was installed.
+//! Install any recorder of that facade, for example an exporter for Prometheus, and then call
+//! [`describe`]. A recorder counts what starts after it was installed. The crate only writes
+//! metrics and never reads them back.
 //!
-//! The label `entity` is the relation's name as it was given to
-//! [`query`](crate::FraiseClient::query), `reason` what was given to
-//! [`pause_with_reason`](crate::QueryStream::pause_with_reason). Of each, a process has at most 1,000
-//! different values; what comes later is `other`.
+//! [`CATALOG`] describes every metric; the constants are the names of the metrics.
+//!
+//! Two labels have values that come from your code: `entity` is the name passed to
+//! [`query`](crate::FraiseClient::query), and `reason` is the text passed to
+//! [`pause_with_reason`](crate::QueryStream::pause_with_reason). A process records at most 1,000
+//! values of each. Later values are recorded as `other`.
 
 mod catalog;
 pub(crate) mod connection;
@@ -19,22 +20,24 @@ pub(crate) mod pool;
 mod query;
 
 pub(crate) use self::query::{
-    ChunkSeen, Outcome, QueryLabels, QueryMetrics, QueryMetricsCache, Reprepared,
+    ChunkSeen, Outcome, PauseEnd, QueryLabels, QueryMetrics, QueryMetricsCache, Reprepared,
+    RowFailure,
 };
 pub use self::{
     catalog::*,
     metric::{Metric, MetricKind},
 };
 
-/// Tells the recorder that is installed what every metric means, and its unit. Call it once, behind
-/// the installation.
+/// Registers the description and unit of every metric with the installed recorder.
+///
+/// Call it once, after installing the recorder.
 pub fn describe() {
     use ::metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
     for Metric { name, kind, unit, help, .. } in CATALOG.iter().copied() {
         let unit = match unit {
             "seconds" => Unit::Seconds,
             "bytes" => Unit::Bytes,
-            // There is none for a share of 1.
+            // There is no unit for a ratio.
             _ => Unit::Count,
         };
         match kind {
@@ -51,11 +54,11 @@ mod tests {
 
     use super::*;
 
-    /// By the conventions of Prometheus.
+    /// These are the conventions of Prometheus.
     #[test]
-    fn names_say_kind_and_unit() {
+    fn metric_names_contain_kind_and_unit() {
         let names: BTreeSet<_> = CATALOG.iter().map(|metric| metric.name).collect();
-        assert_eq!(names.len(), CATALOG.len(), "a name stands twice");
+        assert_eq!(names.len(), CATALOG.len(), "a name is used twice");
         for metric in CATALOG {
             let is_counter = metric.kind == MetricKind::Counter;
             assert_eq!(is_counter, metric.name.ends_with("_total"), "{}", metric.name);

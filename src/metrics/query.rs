@@ -14,7 +14,7 @@ use super::{catalog::*, labels::UserLabel};
 static ENTITIES: UserLabel = UserLabel::new();
 static REASONS: UserLabel = UserLabel::new();
 
-/// What a query is like.
+/// The labels of a query.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct QueryLabels<'a> {
     pub(crate) entity: &'a str,
@@ -26,9 +26,9 @@ pub(crate) struct QueryLabels<'a> {
 
 /// The metric handles of one relation, which the queries of one client share.
 ///
-/// Looking a handle up costs a key, its labels and a hash; a short query needs some thirty. What is
-/// counted rarely is looked up when it happens, so that a recorder sees no series before its first
-/// value.
+/// Looking up a handle costs a key, its labels and a hash, and a short query needs about thirty
+/// handles. Rare metrics are looked up when they are updated, so that a recorder has no series
+/// before its first value.
 struct EntityMetrics {
     entity: SharedString,
     queries: [OnceLock<Counter>; 16],
@@ -175,14 +175,53 @@ pub(crate) enum Outcome {
     Cancelled,
 }
 
+/// Why a row could not be decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum RowFailure {
+    /// It is not JSON, or exceeds the limits of the decoder.
+    Syntax,
+    /// It is JSON, but does not match the type.
+    Data,
+    /// It ends in the middle of a value.
+    Eof,
+    Utf8,
+}
+
+impl RowFailure {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Syntax => "syntax",
+            Self::Data => "data",
+            Self::Eof => "eof",
+            Self::Utf8 => "utf8",
+        }
+    }
+}
+
+/// How a pause ended, if the stream continues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PauseEnd {
+    Resume,
+    Timeout,
+}
+
+impl PauseEnd {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Resume => "resume",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
 /// Why a query was sent again with another statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reprepared {
-    /// The server does not have the statement any more.
+    /// The server no longer has the statement.
     Missing,
     /// The result of the statement has changed.
     Changed,
-    /// The server has the statement already.
+    /// The server already has the statement.
     Exists,
 }
 
@@ -197,7 +236,7 @@ impl Reprepared {
 }
 
 impl QueryMetrics {
-    /// Counts a query that is executed.
+    /// Counts a query that was executed.
     pub(crate) fn begin(cache: &QueryMetricsCache, labels: QueryLabels<'_>) -> Self {
         let metrics = cache.entity(labels.entity);
         metrics.count_query(&labels);
@@ -220,24 +259,24 @@ impl QueryMetrics {
         counter!(name, "entity" => self.entity(), key => value.into()).increment(1);
     }
 
-    /// The server has begun to answer, and the stream lives.
+    /// Records the start of the response, and counts the stream as active.
     pub(crate) fn started(&self, after: Duration) {
         let new = || self.histogram(QUERY_STARTUP_DURATION_SECONDS);
         self.metrics.startup.get_or_init(new).record(after);
         self.metrics.streams_active.increment(1);
     }
 
-    /// It goes on on another connection.
+    /// Counts a resumption on a new connection.
     pub(crate) fn resumed_elsewhere(&self) {
         self.count(QUERIES_RESUMED_TOTAL).increment(1);
     }
 
-    /// The stream lives no more.
+    /// Counts the stream as no longer active.
     pub(crate) fn stopped(&self) {
         self.metrics.streams_active.decrement(1);
     }
 
-    /// The query has finished. Called once.
+    /// Records the end of the query. Called once.
     pub(crate) fn finish(&self, outcome: Outcome, elapsed: Duration, rows: u64, bytes: u64) {
         let status = match outcome {
             Outcome::Success => {
@@ -296,7 +335,7 @@ impl QueryMetrics {
         self.metrics.occupancy.record(seen.occupancy);
     }
 
-    /// So much was taken out of the buffer, whatever became of it.
+    /// Records rows that left the buffer, whether they were read or discarded.
     pub(crate) fn taken(&self, rows: u64, bytes: u64) {
         self.metrics.buffered_rows.decrement(rows as f64);
         self.metrics.buffered_bytes.decrement(bytes as f64);
@@ -313,10 +352,9 @@ impl QueryMetrics {
         self.metrics.rows_discarded.get_or_init(new).increment(rows);
     }
 
-    /// `reason`: `syntax`, `data`, `eof`, `utf8`.
-    pub(crate) fn row_failed(&self, reason: &'static str) {
-        self.count_by(ROWS_DESERIALIZATION_FAILED_TOTAL, "reason", reason);
-        if reason != "data" {
+    pub(crate) fn row_failed(&self, reason: RowFailure) {
+        self.count_by(ROWS_DESERIALIZATION_FAILED_TOTAL, "reason", reason.as_str());
+        if reason != RowFailure::Data {
             self.count(JSON_PARSE_ERRORS_TOTAL).increment(1);
         }
     }
@@ -360,27 +398,27 @@ impl QueryMetrics {
         self.count_by(STREAM_PAUSED_TOTAL, "reason", reason);
     }
 
-    /// A pause is over: by `resume()`, by its timeout, or (`None`) by the end of the stream.
-    pub(crate) fn resumed(&self, cause: Option<&'static str>, lasted: Duration) {
+    /// Records the end of a pause. `cause` is `None` if the stream ended.
+    pub(crate) fn resumed(&self, cause: Option<PauseEnd>, lasted: Duration) {
         if let Some(cause) = cause {
-            self.count_by(STREAM_RESUMED_TOTAL, "cause", cause);
+            self.count_by(STREAM_RESUMED_TOTAL, "cause", cause.as_str());
         }
-        if cause == Some("timeout") {
+        if cause == Some(PauseEnd::Timeout) {
             self.count(STREAM_PAUSE_TIMEOUT_EXPIRED_TOTAL).increment(1);
         }
         self.histogram(STREAM_PAUSE_DURATION_SECONDS).record(lasted);
     }
 }
 
-/// Prepared statements.
+/// Metrics of prepared statements.
 impl QueryMetrics {
-    /// The server has the statement already.
+    /// Counts a query whose statement was already prepared.
     pub(crate) fn statement_hit(&self) {
         let new = || self.count(STATEMENT_CACHE_HITS_TOTAL);
         self.metrics.statement_hits.get_or_init(new).increment(1);
     }
 
-    /// The server has to parse the text, although statements are cached.
+    /// Counts a query whose text has to be parsed although statements are cached.
     pub(crate) fn statement_missed(&self) {
         let new = || self.count(STATEMENT_CACHE_MISSES_TOTAL);
         self.metrics.statement_misses.get_or_init(new).increment(1);

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    metrics::{self, Outcome},
+    metrics::{self, Outcome, RowFailure},
 };
 
 /// The stream's end of the channel. Dropped before the end of the rows, it cancels the query.
@@ -99,7 +99,8 @@ impl Consumer {
     pub(super) fn fail(&mut self, error: &Error) {
         // A query that its caller cancels has not failed.
         if !matches!(error, Error::Cancelled) {
-            metrics::connection::error(error.category().as_str(), "stream");
+            let phase = metrics::connection::Phase::Stream;
+            metrics::connection::error(error.category().as_str(), phase);
             self.channel.observer.failed(error);
         }
         self.end(outcome(error));
@@ -137,15 +138,14 @@ impl Drop for Consumer {
     }
 }
 
-/// Why a row failed, as a label.
-fn row_failure(error: &Error) -> &'static str {
+fn row_failure(error: &Error) -> RowFailure {
     match error {
         Error::JsonDecode { source, .. } => match source.downcast_ref::<serde_json::Error>() {
-            Some(e) if e.is_eof() => "eof",
-            Some(_) => "syntax",
-            None if source.is::<Beyond>() => "syntax",
-            None => "utf8",
+            Some(e) if e.is_eof() => RowFailure::Eof,
+            Some(_) => RowFailure::Syntax,
+            None if source.is::<Beyond>() => RowFailure::Syntax,
+            None => RowFailure::Utf8,
         },
-        _ => "data",
+        _ => RowFailure::Data,
     }
 }

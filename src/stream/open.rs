@@ -43,7 +43,7 @@ pub(super) async fn open(slot: &SlotHandle, plan: QueryPlan) -> Result<Arc<Chann
             let error = slot.connecting().deadline_error(error);
             let is_connecting = matches!(error, Error::Connection { .. });
             if !is_counted && !is_connecting && !matches!(error, Error::Cancelled) {
-                metrics::error(error.category().as_str(), "query");
+                metrics::error(error.category().as_str(), metrics::Phase::Query);
             }
             observer.failed(&error);
             observer.finish(outcome(&error), Rows::default());

@@ -13,6 +13,7 @@ use super::{Activity, Channel, RowsState, State, now, wake};
 use crate::{
     connection::TARGET,
     error::{Error, Result},
+    metrics::PauseEnd,
 };
 
 impl Channel {
@@ -65,24 +66,26 @@ impl Channel {
     /// Resumes. Has no effect after the end: a task that only resumes a stream cannot know that it
     /// has ended.
     pub(in crate::stream) fn resume(&self) {
-        self.end_pause(self.lock(), "resume");
+        self.end_pause(self.lock(), PauseEnd::Resume);
     }
 
     /// Resumes because the pause that began at `since` has lasted too long.
     fn expire_pause(&self, since: Instant) {
         let state = self.lock();
         if state.pause.paused_since() == Some(since) {
-            self.end_pause(state, "timeout");
+            self.end_pause(state, PauseEnd::Timeout);
         }
     }
 
-    fn end_pause(&self, mut state: MutexGuard<'_, State>, cause: &'static str) {
+    fn end_pause(&self, mut state: MutexGuard<'_, State>, cause: PauseEnd) {
         let Some(lasted) = state.pause.resume(now()) else { return };
         // The end of the rows is not reported during a pause.
         let waker = state.consumer.take();
         drop(state);
         let span = self.observer.span();
-        span.in_scope(|| debug!(target: TARGET, cause, ?lasted, "resumed a stream"));
+        span.in_scope(
+            || debug!(target: TARGET, cause = cause.as_str(), ?lasted, "resumed a stream"),
+        );
         self.observer.metrics.resumed(Some(cause), lasted);
         self.wake_all_readers();
         self.watchers.notify_waiters();
