@@ -24,7 +24,7 @@ use crate::{
         backend::{Message, name_of},
         extended_query::ExtendedQuery,
         frame::{Header, MAX_FRAME},
-        long::Long,
+        long_message::LongMessage,
     },
 };
 
@@ -205,7 +205,7 @@ impl Drain {
                 let header = count_protocol_error(name_of(tag), Header::read(buffer, MAX_FRAME))?;
                 let Some(header) = header else { return Ok(Arrived::Incomplete) };
                 let is_cut = buffer.len() < header.size && header.size > READ;
-                if is_cut && !Long::reads(tag) {
+                if is_cut && !LongMessage::is_supported(tag) {
                     connection.skip = header.size;
                     continue;
                 }

@@ -8,7 +8,7 @@ use crate::{
     protocol::{
         backend::{Message, name_of},
         frame::{HEADER, Header, MAX_FRAME},
-        long::Long,
+        long_message::LongMessage,
     },
 };
 
@@ -26,7 +26,7 @@ pub(crate) enum Taken {
 /// arrive. `long` keeps a message that has arrived only in part.
 pub(super) fn take_message(
     buffer: &mut BytesMut,
-    long: &mut Option<Long>,
+    long: &mut Option<LongMessage>,
     max: usize,
     async_messages: Option<&AsyncMessages>,
 ) -> Result<Taken> {
@@ -43,12 +43,12 @@ pub(super) fn take_message(
             let tag = buffer.first().copied().unwrap_or_default();
             let name = name_of(tag);
             // Until the login has ended, the peer is not trusted to send that much.
-            let may_be_long = async_messages.is_some() && Long::reads(tag);
+            let may_be_long = async_messages.is_some() && LongMessage::is_supported(tag);
             let max = if may_be_long { MAX_FRAME } else { max };
             let Some(header) = count_protocol_error(name, Header::read(buffer, max))? else {
                 return Ok(Taken::Incomplete);
             };
-            *long = Long::begin(header).filter(|_| may_be_long);
+            *long = LongMessage::begin(header).filter(|_| may_be_long);
             if long.is_some() {
                 buffer.advance(HEADER);
                 return take_message(buffer, long, max, async_messages);

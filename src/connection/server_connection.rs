@@ -30,7 +30,7 @@ use crate::{
         backend::Message,
         frame::MAX_CONTROL_FRAME,
         frontend,
-        long::Long,
+        long_message::LongMessage,
         rows::{Run, Stop, value_at},
     },
     transport::Transport,
@@ -48,7 +48,7 @@ pub(crate) struct Connection {
     /// Bytes that have arrived and are not processed yet.
     pub(crate) buffer: BytesMut,
     /// A long message that is read as it arrives. The buffer has its next bytes.
-    pub(super) long: Option<Long>,
+    pub(super) long: Option<LongMessage>,
     pub(crate) session: Arc<Session>,
     /// The statements that the server has prepared for this connection.
     pub(crate) statements: StatementCache,

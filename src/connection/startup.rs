@@ -22,7 +22,7 @@ use crate::{
     protocol::{
         backend::Message,
         frame::{Header, MAX_STARTUP_FRAME, PreV3Error},
-        long::Long,
+        long_message::LongMessage,
     },
     transport::{Transport, from_io_error},
 };
@@ -55,7 +55,7 @@ pub(super) fn refusal(e: Box<DbError>, user: &str) -> Error {
 pub(super) struct StartupStream<'a> {
     pub(super) transport: Transport,
     pub(super) buffer: BytesMut,
-    pub(super) long: Option<Long>,
+    pub(super) long: Option<LongMessage>,
     pub(super) async_messages: AsyncMessages,
     /// The login has succeeded. Before that, only messages that belong to it are accepted.
     pub(super) trusted: bool,

@@ -2,7 +2,7 @@
 //!
 //! [Message Formats]: https://www.postgresql.org/docs/current/protocol-message-formats.html
 
-use super::read::Reader;
+use super::fields::FieldReader;
 use crate::error::{
     DbError, Error, Result,
     sqlstate::{self, SqlState},
@@ -105,7 +105,7 @@ pub(crate) enum Format {
 impl Message {
     /// Reads the message with this tag and body.
     pub(crate) fn read(tag: u8, body: &[u8]) -> Result<Self> {
-        let empty = |message, name| Reader::new(name, body).finish().map(|()| message);
+        let empty = |message, name| FieldReader::new(name, body).finish().map(|()| message);
         match tag {
             b'1' => empty(Self::ParseComplete, "ParseComplete"),
             b'2' => empty(Self::BindComplete, "BindComplete"),
@@ -133,7 +133,7 @@ impl Message {
     /// Reads the beginning of a ParameterStatus or NotificationResponse, whose rest was not kept:
     /// what follows its fields does not count.
     pub(super) fn read_head(tag: u8, head: &[u8]) -> Result<Self> {
-        let mut r = Reader::new(name_of(tag), head);
+        let mut r = FieldReader::new(name_of(tag), head);
         match tag {
             b'S' => Ok(Self::ParameterStatus { name: r.text()?, value: r.text()? }),
             b'A' => {
@@ -202,7 +202,7 @@ pub(crate) fn name_of(tag: u8) -> &'static str {
 }
 
 fn read_authentication(body: &[u8]) -> Result<Authentication> {
-    let mut r = Reader::new("Authentication", body);
+    let mut r = FieldReader::new("Authentication", body);
     let request = match r.i32()? {
         0 => Authentication::Ok,
         2 => Authentication::Unsupported { name: "Kerberos V5" },
@@ -232,7 +232,7 @@ fn read_authentication(body: &[u8]) -> Result<Authentication> {
 }
 
 fn read_backend_key_data(body: &[u8]) -> Result<Message> {
-    let mut r = Reader::new("BackendKeyData", body);
+    let mut r = FieldReader::new("BackendKeyData", body);
     let (process_id, secret) = (r.u32()?, r.rest());
     // Longer keys came with protocol 3.2; who may use them is for the session to decide.
     if !(4..=256).contains(&secret.len()) {
@@ -242,7 +242,7 @@ fn read_backend_key_data(body: &[u8]) -> Result<Message> {
 }
 
 fn read_negotiate_protocol_version(body: &[u8]) -> Result<Message> {
-    let mut r = Reader::new("NegotiateProtocolVersion", body);
+    let mut r = FieldReader::new("NegotiateProtocolVersion", body);
     let (newest, count) = (r.u32()?, r.i32()?);
     if count < 0 {
         return Err(Error::protocol(format!("NegotiateProtocolVersion has {count} options")));
@@ -256,14 +256,14 @@ fn read_negotiate_protocol_version(body: &[u8]) -> Result<Message> {
 }
 
 fn read_command_complete(body: &[u8]) -> Result<Message> {
-    let mut r = Reader::new("CommandComplete", body);
+    let mut r = FieldReader::new("CommandComplete", body);
     r.text()?;
     r.finish()?;
     Ok(Message::CommandComplete)
 }
 
 fn read_notification(body: &[u8]) -> Result<Message> {
-    let mut r = Reader::new("NotificationResponse", body);
+    let mut r = FieldReader::new("NotificationResponse", body);
     r.u32()?;
     let channel = r.text()?;
     r.text()?;
@@ -272,14 +272,14 @@ fn read_notification(body: &[u8]) -> Result<Message> {
 }
 
 fn read_parameter_status(body: &[u8]) -> Result<Message> {
-    let mut r = Reader::new("ParameterStatus", body);
+    let mut r = FieldReader::new("ParameterStatus", body);
     let (name, value) = (r.text()?, r.text()?);
     r.finish()?;
     Ok(Message::ParameterStatus { name, value })
 }
 
 fn read_ready_for_query(body: &[u8]) -> Result<Message> {
-    let mut r = Reader::new("ReadyForQuery", body);
+    let mut r = FieldReader::new("ReadyForQuery", body);
     let status = r.u8()?;
     r.finish()?;
     match status {
@@ -293,7 +293,7 @@ fn read_ready_for_query(body: &[u8]) -> Result<Message> {
 }
 
 fn read_row_description(body: &[u8]) -> Result<Vec<Column>> {
-    let mut r = Reader::new("RowDescription", body);
+    let mut r = FieldReader::new("RowDescription", body);
     let count = r.i16()?;
     if count < 0 {
         return Err(Error::protocol(format!("RowDescription has {count} columns")));

@@ -7,8 +7,8 @@
 
 pub(crate) mod backend;
 pub(crate) mod extended_query;
+mod fields;
 pub(crate) mod frame;
 pub(crate) mod frontend;
-pub(crate) mod long;
-mod read;
+pub(crate) mod long_message;
 pub(crate) mod rows;

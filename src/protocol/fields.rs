@@ -1,12 +1,12 @@
 use crate::error::{Error, Result};
 
 /// Takes the fields of one message in order; every step can fail, and none reads past the end.
-pub(super) struct Reader<'a> {
+pub(super) struct FieldReader<'a> {
     rest: &'a [u8],
     message: &'static str,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> FieldReader<'a> {
     pub(super) fn new(message: &'static str, body: &'a [u8]) -> Self {
         Self { rest: body, message }
     }
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn fields_are_taken_in_order_and_never_past_the_end() {
-        let mut r = Reader::new("Test", b"\x01\0\x02\0\0\0\x03ab\0\xff\0rest");
+        let mut r = FieldReader::new("Test", b"\x01\0\x02\0\0\0\x03ab\0\xff\0rest");
         assert_eq!(r.u8().unwrap(), 1);
         assert_eq!(r.i16().unwrap(), 2);
         assert_eq!(r.i32().unwrap(), 3);
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn left_over_bytes_are_an_error() {
-        let error = Reader::new("Test", b"x").finish().unwrap_err().to_string();
+        let error = FieldReader::new("Test", b"x").finish().unwrap_err().to_string();
         assert!(error.contains("Test has 1 bytes too many"), "{error}");
     }
 }

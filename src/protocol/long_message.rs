@@ -24,7 +24,7 @@ const MAX_HEAD: usize = 32 << 10;
 
 /// A long message that has arrived in part.
 #[derive(Debug)]
-pub(crate) struct Long {
+pub(crate) struct LongMessage {
     tag: u8,
     /// Bytes of the body that have not arrived.
     missing: usize,
@@ -37,16 +37,16 @@ enum Kept {
     Head(Vec<u8>),
 }
 
-impl Long {
+impl LongMessage {
     /// Whether messages of this kind may be read so.
-    pub(crate) fn reads(tag: u8) -> bool {
+    pub(crate) fn is_supported(tag: u8) -> bool {
         matches!(tag, b'E' | b'N' | b'S' | b'A')
     }
 
     /// Starts after this header, if the message is of such a kind and larger than [`MAX_WHOLE`].
     pub(crate) fn begin(header: Header) -> Option<Self> {
         let Header { tag, size } = header;
-        if !Self::reads(tag) || size <= MAX_WHOLE {
+        if !Self::is_supported(tag) || size <= MAX_WHOLE {
             return None;
         }
         let kept = match tag {
@@ -94,7 +94,7 @@ mod tests {
     /// Reads a message in pieces of this size.
     fn read(tag: u8, body: &[u8], piece: usize) -> Result<Message> {
         let size = HEADER + body.len();
-        let mut long = Long::begin(Header { tag, size }).unwrap();
+        let mut long = LongMessage::begin(Header { tag, size }).unwrap();
         for piece in body.chunks(piece) {
             let mut buffer = BytesMut::from(piece);
             let message = long.read(&mut buffer)?;
@@ -160,8 +160,8 @@ mod tests {
     #[test]
     fn other_messages_and_short_ones_are_read_whole() {
         for (tag, size) in [(b'E', MAX_WHOLE), (b'T', MAX_FRAME), (b'D', MAX_FRAME)] {
-            assert!(Long::begin(Header { tag, size }).is_none());
+            assert!(LongMessage::begin(Header { tag, size }).is_none());
         }
-        assert!(Long::begin(Header { tag: b'N', size: MAX_WHOLE + 1 }).is_some());
+        assert!(LongMessage::begin(Header { tag: b'N', size: MAX_WHOLE + 1 }).is_some());
     }
 }
