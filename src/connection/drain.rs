@@ -202,7 +202,7 @@ impl Drain {
             if !connection.is_in_message() {
                 let buffer = &connection.buffer;
                 let tag = buffer.first().copied().unwrap_or_default();
-                let header = count_protocol_error(name_of(tag), Header::read(buffer, MAX_FRAME))?;
+                let header = count_protocol_error(name_of(tag), Header::parse(buffer, MAX_FRAME))?;
                 let Some(header) = header else { return Ok(Arrived::Incomplete) };
                 let is_cut = buffer.len() < header.size && header.size > READ;
                 if is_cut && !LongMessage::is_supported(tag) {

@@ -45,7 +45,7 @@ pub(super) fn take_message(
             // Until the login has ended, the peer is not trusted to send that much.
             let may_be_long = async_messages.is_some() && LongMessage::is_supported(tag);
             let max = if may_be_long { MAX_FRAME } else { max };
-            let Some(header) = count_protocol_error(name, Header::read(buffer, max))? else {
+            let Some(header) = count_protocol_error(name, Header::parse(buffer, max))? else {
                 return Ok(Taken::Incomplete);
             };
             *long = LongMessage::begin(header).filter(|_| may_be_long);
@@ -57,7 +57,7 @@ pub(super) fn take_message(
                 return Ok(Taken::Incomplete);
             }
             let body = buffer.get(HEADER..header.size).unwrap_or_default();
-            let message = Message::read(header.tag, body);
+            let message = Message::parse(header.tag, body);
             buffer.advance(header.size);
             count_protocol_error(name, message)?
         }

@@ -2,15 +2,12 @@
 //!
 //! [Message Formats]: https://www.postgresql.org/docs/current/protocol-message-formats.html
 
-use super::fields::FieldReader;
+pub(crate) use super::tag::{DATA_ROW, ERROR_RESPONSE, name_of};
+use super::{fields::FieldReader, tag};
 use crate::error::{
     DbError, Error, Result,
     sqlstate::{self, SqlState},
 };
-
-/// The tag of a row. Rows are read by [`rows`](super::rows), in place and many at once.
-pub(crate) const DATA_ROW: u8 = b'D';
-pub(crate) const ERROR_RESPONSE: u8 = b'E';
 
 /// A message from the server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -104,39 +101,41 @@ pub(crate) enum Format {
 
 impl Message {
     /// Reads the message with this tag and body.
-    pub(crate) fn read(tag: u8, body: &[u8]) -> Result<Self> {
-        let empty = |message, name| FieldReader::new(name, body).finish().map(|()| message);
+    pub(crate) fn parse(tag: u8, body: &[u8]) -> Result<Self> {
+        let empty = |message| FieldReader::new(tag, body).finish().map(|()| message);
         match tag {
-            b'1' => empty(Self::ParseComplete, "ParseComplete"),
-            b'2' => empty(Self::BindComplete, "BindComplete"),
-            b'3' => empty(Self::CloseComplete, "CloseComplete"),
-            b'A' => read_notification(body),
-            b'C' => read_command_complete(body),
-            b'E' | b'N' => {
+            tag::AUTHENTICATION => parse_authentication(body).map(Self::Authentication),
+            tag::BACKEND_KEY_DATA => parse_backend_key_data(body),
+            tag::BIND_COMPLETE => empty(Self::BindComplete),
+            tag::CLOSE_COMPLETE => empty(Self::CloseComplete),
+            tag::COMMAND_COMPLETE => parse_command_complete(body),
+            tag::DATA_ROW => Ok(Self::DataRow),
+            tag::EMPTY_QUERY_RESPONSE => empty(Self::EmptyQueryResponse),
+            tag::ERROR_RESPONSE | tag::NOTICE_RESPONSE => {
                 let mut fields = ErrorFields::new(tag);
                 fields.read(body)?;
                 fields.finish()
             }
-            b'I' => empty(Self::EmptyQueryResponse, "EmptyQueryResponse"),
-            b'K' => read_backend_key_data(body),
-            b'R' => read_authentication(body).map(Self::Authentication),
-            b'S' => read_parameter_status(body),
-            b'T' => read_row_description(body).map(Self::RowDescription),
-            b'Z' => read_ready_for_query(body),
-            b'n' => empty(Self::NoData, "NoData"),
-            b'v' => read_negotiate_protocol_version(body),
-            DATA_ROW => Ok(Self::DataRow),
+            tag::NEGOTIATE_PROTOCOL_VERSION => parse_negotiate_protocol_version(body),
+            tag::NO_DATA => empty(Self::NoData),
+            tag::NOTIFICATION_RESPONSE => parse_notification(body),
+            tag::PARAMETER_STATUS => parse_parameter_status(body),
+            tag::PARSE_COMPLETE => empty(Self::ParseComplete),
+            tag::READY_FOR_QUERY => parse_ready_for_query(body),
+            tag::ROW_DESCRIPTION => parse_row_description(body).map(Self::RowDescription),
             tag => Ok(Self::Unexpected { tag }),
         }
     }
 
     /// Reads the beginning of a ParameterStatus or NotificationResponse, whose rest was not kept:
     /// what follows its fields does not count.
-    pub(super) fn read_head(tag: u8, head: &[u8]) -> Result<Self> {
-        let mut r = FieldReader::new(name_of(tag), head);
+    pub(super) fn parse_head(tag: u8, head: &[u8]) -> Result<Self> {
+        let mut r = FieldReader::new(tag, head);
         match tag {
-            b'S' => Ok(Self::ParameterStatus { name: r.text()?, value: r.text()? }),
-            b'A' => {
+            tag::PARAMETER_STATUS => {
+                Ok(Self::ParameterStatus { name: r.text()?, value: r.text()? })
+            }
+            tag::NOTIFICATION_RESPONSE => {
                 r.u32()?;
                 Ok(Self::NotificationResponse { channel: r.text()? })
             }
@@ -154,55 +153,36 @@ impl Message {
         })
     }
 
-    /// What the protocol calls it.
+    /// Returns its name in the protocol.
     pub(crate) fn name(&self) -> &'static str {
+        name_of(self.tag())
+    }
+
+    fn tag(&self) -> u8 {
         match self {
-            Self::Authentication(_) => "Authentication",
-            Self::BackendKeyData { .. } => "BackendKeyData",
-            Self::BindComplete => "BindComplete",
-            Self::CloseComplete => "CloseComplete",
-            Self::CommandComplete => "CommandComplete",
-            Self::DataRow => "DataRow",
-            Self::EmptyQueryResponse => "EmptyQueryResponse",
-            Self::ErrorResponse(_) => "ErrorResponse",
-            Self::NegotiateProtocolVersion { .. } => "NegotiateProtocolVersion",
-            Self::NoData => "NoData",
-            Self::NoticeResponse(_) => "NoticeResponse",
-            Self::NotificationResponse { .. } => "NotificationResponse",
-            Self::ParameterStatus { .. } => "ParameterStatus",
-            Self::ParseComplete => "ParseComplete",
-            Self::ReadyForQuery | Self::ReadyInTransaction => "ReadyForQuery",
-            Self::RowDescription(_) => "RowDescription",
-            Self::Unexpected { .. } => "an unknown message",
+            Self::Authentication(_) => tag::AUTHENTICATION,
+            Self::BackendKeyData { .. } => tag::BACKEND_KEY_DATA,
+            Self::BindComplete => tag::BIND_COMPLETE,
+            Self::CloseComplete => tag::CLOSE_COMPLETE,
+            Self::CommandComplete => tag::COMMAND_COMPLETE,
+            Self::DataRow => tag::DATA_ROW,
+            Self::EmptyQueryResponse => tag::EMPTY_QUERY_RESPONSE,
+            Self::ErrorResponse(_) => tag::ERROR_RESPONSE,
+            Self::NegotiateProtocolVersion { .. } => tag::NEGOTIATE_PROTOCOL_VERSION,
+            Self::NoData => tag::NO_DATA,
+            Self::NoticeResponse(_) => tag::NOTICE_RESPONSE,
+            Self::NotificationResponse { .. } => tag::NOTIFICATION_RESPONSE,
+            Self::ParameterStatus { .. } => tag::PARAMETER_STATUS,
+            Self::ParseComplete => tag::PARSE_COMPLETE,
+            Self::ReadyForQuery | Self::ReadyInTransaction => tag::READY_FOR_QUERY,
+            Self::RowDescription(_) => tag::ROW_DESCRIPTION,
+            Self::Unexpected { tag } => *tag,
         }
     }
 }
 
-/// What the protocol calls messages with this tag.
-pub(crate) fn name_of(tag: u8) -> &'static str {
-    match tag {
-        b'1' => "ParseComplete",
-        b'2' => "BindComplete",
-        b'3' => "CloseComplete",
-        b'A' => "NotificationResponse",
-        b'C' => "CommandComplete",
-        DATA_ROW => "DataRow",
-        b'E' => "ErrorResponse",
-        b'I' => "EmptyQueryResponse",
-        b'K' => "BackendKeyData",
-        b'N' => "NoticeResponse",
-        b'R' => "Authentication",
-        b'S' => "ParameterStatus",
-        b'T' => "RowDescription",
-        b'Z' => "ReadyForQuery",
-        b'n' => "NoData",
-        b'v' => "NegotiateProtocolVersion",
-        _ => "an unknown message",
-    }
-}
-
-fn read_authentication(body: &[u8]) -> Result<Authentication> {
-    let mut r = FieldReader::new("Authentication", body);
+fn parse_authentication(body: &[u8]) -> Result<Authentication> {
+    let mut r = FieldReader::new(tag::AUTHENTICATION, body);
     let request = match r.i32()? {
         0 => Authentication::Ok,
         2 => Authentication::Unsupported { name: "Kerberos V5" },
@@ -231,8 +211,8 @@ fn read_authentication(body: &[u8]) -> Result<Authentication> {
     Ok(request)
 }
 
-fn read_backend_key_data(body: &[u8]) -> Result<Message> {
-    let mut r = FieldReader::new("BackendKeyData", body);
+fn parse_backend_key_data(body: &[u8]) -> Result<Message> {
+    let mut r = FieldReader::new(tag::BACKEND_KEY_DATA, body);
     let (process_id, secret) = (r.u32()?, r.rest());
     // Longer keys came with protocol 3.2; who may use them is for the session to decide.
     if !(4..=256).contains(&secret.len()) {
@@ -241,8 +221,8 @@ fn read_backend_key_data(body: &[u8]) -> Result<Message> {
     Ok(Message::BackendKeyData { process_id, secret: secret.to_vec() })
 }
 
-fn read_negotiate_protocol_version(body: &[u8]) -> Result<Message> {
-    let mut r = FieldReader::new("NegotiateProtocolVersion", body);
+fn parse_negotiate_protocol_version(body: &[u8]) -> Result<Message> {
+    let mut r = FieldReader::new(tag::NEGOTIATE_PROTOCOL_VERSION, body);
     let (newest, count) = (r.u32()?, r.i32()?);
     if count < 0 {
         return Err(Error::protocol(format!("NegotiateProtocolVersion has {count} options")));
@@ -255,15 +235,15 @@ fn read_negotiate_protocol_version(body: &[u8]) -> Result<Message> {
     Ok(Message::NegotiateProtocolVersion { newest, options })
 }
 
-fn read_command_complete(body: &[u8]) -> Result<Message> {
-    let mut r = FieldReader::new("CommandComplete", body);
+fn parse_command_complete(body: &[u8]) -> Result<Message> {
+    let mut r = FieldReader::new(tag::COMMAND_COMPLETE, body);
     r.text()?;
     r.finish()?;
     Ok(Message::CommandComplete)
 }
 
-fn read_notification(body: &[u8]) -> Result<Message> {
-    let mut r = FieldReader::new("NotificationResponse", body);
+fn parse_notification(body: &[u8]) -> Result<Message> {
+    let mut r = FieldReader::new(tag::NOTIFICATION_RESPONSE, body);
     r.u32()?;
     let channel = r.text()?;
     r.text()?;
@@ -271,15 +251,15 @@ fn read_notification(body: &[u8]) -> Result<Message> {
     Ok(Message::NotificationResponse { channel })
 }
 
-fn read_parameter_status(body: &[u8]) -> Result<Message> {
-    let mut r = FieldReader::new("ParameterStatus", body);
+fn parse_parameter_status(body: &[u8]) -> Result<Message> {
+    let mut r = FieldReader::new(tag::PARAMETER_STATUS, body);
     let (name, value) = (r.text()?, r.text()?);
     r.finish()?;
     Ok(Message::ParameterStatus { name, value })
 }
 
-fn read_ready_for_query(body: &[u8]) -> Result<Message> {
-    let mut r = FieldReader::new("ReadyForQuery", body);
+fn parse_ready_for_query(body: &[u8]) -> Result<Message> {
+    let mut r = FieldReader::new(tag::READY_FOR_QUERY, body);
     let status = r.u8()?;
     r.finish()?;
     match status {
@@ -292,8 +272,8 @@ fn read_ready_for_query(body: &[u8]) -> Result<Message> {
     }
 }
 
-fn read_row_description(body: &[u8]) -> Result<Vec<Column>> {
-    let mut r = FieldReader::new("RowDescription", body);
+fn parse_row_description(body: &[u8]) -> Result<Vec<Column>> {
+    let mut r = FieldReader::new(tag::ROW_DESCRIPTION, body);
     let count = r.i16()?;
     if count < 0 {
         return Err(Error::protocol(format!("RowDescription has {count} columns")));
@@ -408,7 +388,7 @@ impl ErrorFields {
             let text = self.texts.get_mut(field)?.take()?;
             Some(cut(String::from_utf8_lossy(&text).into_owned()))
         };
-        let is_error = self.tag == b'E';
+        let is_error = self.tag == tag::ERROR_RESPONSE;
         let (code, severity) = match is_error {
             true => (sqlstate::INTERNAL_ERROR, "ERROR"),
             false => (sqlstate::SUCCESSFUL_COMPLETION, "NOTICE"),
@@ -444,7 +424,7 @@ mod tests {
     #[test]
     fn no_field_of_an_error_can_make_another_line() {
         let body = b"VERROR\nFORGED\0C22012\0Ma\nb\0Dc\nd\0He\nf\0\0";
-        let Ok(Message::ErrorResponse(error)) = Message::read(b'E', body) else { panic!() };
+        let Ok(Message::ErrorResponse(error)) = Message::parse(b'E', body) else { panic!() };
         assert!(!error.to_string().contains('\n'), "{error}");
     }
 
@@ -498,15 +478,18 @@ mod tests {
             ),
         ];
         for (tag, body, expected) in cases {
-            assert_eq!(Message::read(tag, body).unwrap(), expected);
+            assert_eq!(Message::parse(tag, body).unwrap(), expected);
             // Cut anywhere, or with a byte too many, it is an error and never a panic.
             for cut in 0..body.len() {
                 let sasl = tag == b'R' && body.get(3) > Some(&10);
-                assert!(sasl || Message::read(tag, &body[..cut]).is_err(), "{expected:?} at {cut}");
+                assert!(
+                    sasl || Message::parse(tag, &body[..cut]).is_err(),
+                    "{expected:?} at {cut}"
+                );
             }
             // A cancel key may be longer, since protocol 3.2.
             assert!(
-                tag == b'K' || Message::read(tag, &[body, b"\0"].concat()).is_err(),
+                tag == b'K' || Message::parse(tag, &[body, b"\0"].concat()).is_err(),
                 "{expected:?} and a byte"
             );
         }
@@ -533,7 +516,7 @@ mod tests {
         for (code, data, expected) in cases {
             names.insert(expected.name());
             let body = [&[0, 0, 0, code], data].concat();
-            assert_eq!(Message::read(b'R', &body).unwrap(), Message::Authentication(expected));
+            assert_eq!(Message::parse(b'R', &body).unwrap(), Message::Authentication(expected));
         }
         assert_eq!(names.len(), 9, "an error can tell them apart: {names:?}");
     }
@@ -541,7 +524,7 @@ mod tests {
     /// Two servers that know less: 3.0 and no option, as asked of 3.2; an option that they do not know.
     #[test]
     fn a_server_says_what_it_does_not_speak() {
-        let read = |body: &[u8]| Message::read(b'v', body);
+        let read = |body: &[u8]| Message::parse(b'v', body);
         let said = |options: &[&str]| Message::NegotiateProtocolVersion {
             newest: 3 << 16,
             options: options.iter().map(|&option| option.to_owned()).collect(),
@@ -558,7 +541,7 @@ mod tests {
         let body = b"SFEHLER\0VERROR\0C23505\0Mmsg\0Ddetail\0Hhint\0P12\0p3\0qselect 1\0Wwhere\0\
             sapp\0torders\0cid\0dint\0norders_pkey\0Fnbtinsert.c\0L664\0R_bt_check_unique\0\
             Xunknown\0\0";
-        let Message::ErrorResponse(e) = Message::read(b'E', body).unwrap() else { panic!() };
+        let Message::ErrorResponse(e) = Message::parse(b'E', body).unwrap() else { panic!() };
         let texts = [
             Some(e.severity()),
             Some(e.code().code()),
@@ -606,12 +589,12 @@ mod tests {
             (b"C42P01\0\0", "ERROR: (without a message) (SQLSTATE 42P01)"),
             (b"\0", "ERROR: (without a message) (SQLSTATE XX000)"),
         ] {
-            let Message::ErrorResponse(error) = Message::read(b'E', body).unwrap() else {
+            let Message::ErrorResponse(error) = Message::parse(b'E', body).unwrap() else {
                 panic!()
             };
             assert_eq!(error.to_string(), line);
         }
-        let Message::NoticeResponse(notice) = Message::read(b'N', b"Mhm\0\0").unwrap() else {
+        let Message::NoticeResponse(notice) = Message::parse(b'N', b"Mhm\0\0").unwrap() else {
             panic!()
         };
         assert_eq!(notice.to_string(), "NOTICE: hm (SQLSTATE 00000)");
@@ -620,9 +603,9 @@ mod tests {
     #[test]
     fn a_count_of_columns_is_not_negative() {
         for count in [b"\xff\xff", b"\x80\x00"] {
-            let error = Message::read(b'T', count).unwrap_err().to_string();
+            let error = Message::parse(b'T', count).unwrap_err().to_string();
             assert!(error.contains("RowDescription has -"), "{error}");
         }
-        assert_eq!(Message::read(b'T', b"\0\0").unwrap(), Message::RowDescription(Vec::new()));
+        assert_eq!(Message::parse(b'T', b"\0\0").unwrap(), Message::RowDescription(Vec::new()));
     }
 }

@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_failed_parse_or_bind_leaves_its_step_unconfirmed() {
-        let error = || Message::read(b'E', b"SERROR\0C26000\0Mgone\0\0").unwrap();
+        let error = || Message::parse(b'E', b"SERROR\0C26000\0Mgone\0\0").unwrap();
         let bare = Steps { closes: 0, parses: false, describes: false };
         let failed = after(bare, &[error()]).unwrap();
         assert!(!failed.is_running() && !failed.has_bound() && !failed.takes_rows());

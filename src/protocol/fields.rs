@@ -1,14 +1,16 @@
+use super::tag::name_of;
 use crate::error::{Error, Result};
 
 /// Takes the fields of one message in order; every step can fail, and none reads past the end.
 pub(super) struct FieldReader<'a> {
     rest: &'a [u8],
-    message: &'static str,
+    /// The tag of the message.
+    tag: u8,
 }
 
 impl<'a> FieldReader<'a> {
-    pub(super) fn new(message: &'static str, body: &'a [u8]) -> Self {
-        Self { rest: body, message }
+    pub(super) fn new(tag: u8, body: &'a [u8]) -> Self {
+        Self { rest: body, tag }
     }
 
     pub(super) fn bytes(&mut self, len: usize) -> Result<&'a [u8]> {
@@ -52,7 +54,11 @@ impl<'a> FieldReader<'a> {
         if self.rest.is_empty() {
             return Ok(());
         }
-        Err(Error::protocol(format!("{} has {} bytes too many", self.message, self.rest.len())))
+        Err(Error::protocol(format!(
+            "{} has {} bytes too many",
+            name_of(self.tag),
+            self.rest.len()
+        )))
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
@@ -62,7 +68,7 @@ impl<'a> FieldReader<'a> {
     }
 
     fn too_short(&self) -> Error {
-        Error::protocol(format!("{} ends in the middle of a field", self.message))
+        Error::protocol(format!("{} ends in the middle of a field", name_of(self.tag)))
     }
 }
 
@@ -72,7 +78,7 @@ mod tests {
 
     #[test]
     fn fields_are_taken_in_order_and_never_past_the_end() {
-        let mut r = FieldReader::new("Test", b"\x01\0\x02\0\0\0\x03ab\0\xff\0rest");
+        let mut r = FieldReader::new(b'Z', b"\x01\0\x02\0\0\0\x03ab\0\xff\0rest");
         assert_eq!(r.u8().unwrap(), 1);
         assert_eq!(r.i16().unwrap(), 2);
         assert_eq!(r.i32().unwrap(), 3);
@@ -88,7 +94,7 @@ mod tests {
 
     #[test]
     fn left_over_bytes_are_an_error() {
-        let error = FieldReader::new("Test", b"x").finish().unwrap_err().to_string();
-        assert!(error.contains("Test has 1 bytes too many"), "{error}");
+        let error = FieldReader::new(b'Z', b"x").finish().unwrap_err().to_string();
+        assert!(error.contains("ReadyForQuery has 1 bytes too many"), "{error}");
     }
 }

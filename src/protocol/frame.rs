@@ -31,7 +31,7 @@ pub(crate) fn frame_size(length: [u8; 4]) -> usize {
 
 impl Header {
     /// Reads the head of the frame that `buf` starts with: `None` while it is not all there.
-    pub(crate) fn read(buf: &[u8], max: usize) -> Result<Option<Self>> {
+    pub(crate) fn parse(buf: &[u8], max: usize) -> Result<Option<Self>> {
         let Some(&[tag, a, b, c, d]) = buf.first_chunk::<HEADER>() else { return Ok(None) };
         let size = frame_size([a, b, c, d]);
         if size < HEADER || size > max {
@@ -89,15 +89,15 @@ mod tests {
 
     #[test]
     fn a_header_is_there_not_yet_there_or_wrong() {
-        assert_eq!(Header::read(b"", 100).unwrap(), None);
-        assert_eq!(Header::read(b"Z\0\0\0", 100).unwrap(), None);
-        let ready = Header::read(b"Z\0\0\0\x05I", 100).unwrap();
+        assert_eq!(Header::parse(b"", 100).unwrap(), None);
+        assert_eq!(Header::parse(b"Z\0\0\0", 100).unwrap(), None);
+        let ready = Header::parse(b"Z\0\0\0\x05I", 100).unwrap();
         assert_eq!(ready, Some(Header { tag: b'Z', size: 6 }));
-        assert!(Header::read(b"Z\0\0\0\x03", 100).is_err(), "shorter than the length itself");
-        assert!(Header::read(b"Z\0\0\0\x64", 100).is_err(), "one byte too large");
-        assert!(Header::read(b"Z\0\0\0\x63", 100).is_ok());
-        assert!(Header::read(b"Z\xff\xff\xff\xff", MAX_FRAME).is_err());
-        assert!(Header::read(b"1\0\0\0\x04", 100).is_ok(), "no body at all");
+        assert!(Header::parse(b"Z\0\0\0\x03", 100).is_err(), "shorter than the length itself");
+        assert!(Header::parse(b"Z\0\0\0\x64", 100).is_err(), "one byte too large");
+        assert!(Header::parse(b"Z\0\0\0\x63", 100).is_ok());
+        assert!(Header::parse(b"Z\xff\xff\xff\xff", MAX_FRAME).is_err());
+        assert!(Header::parse(b"1\0\0\0\x04", 100).is_ok(), "no body at all");
     }
 
     /// As `report_fork_failure_to_client` in postmaster.c sends it, and beside it an error of today.

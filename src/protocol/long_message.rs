@@ -10,8 +10,9 @@
 use bytes::BytesMut;
 
 use super::{
-    backend::{ErrorFields, Message, name_of},
+    backend::{ErrorFields, Message},
     frame::Header,
+    tag::{self, name_of},
 };
 use crate::error::Result;
 
@@ -40,7 +41,13 @@ enum Kept {
 impl LongMessage {
     /// Whether messages of this kind may be read so.
     pub(crate) fn is_supported(tag: u8) -> bool {
-        matches!(tag, b'E' | b'N' | b'S' | b'A')
+        matches!(
+            tag,
+            tag::ERROR_RESPONSE
+                | tag::NOTICE_RESPONSE
+                | tag::PARAMETER_STATUS
+                | tag::NOTIFICATION_RESPONSE
+        )
     }
 
     /// Starts after this header, if the message is of such a kind and larger than [`MAX_WHOLE`].
@@ -50,7 +57,9 @@ impl LongMessage {
             return None;
         }
         let kept = match tag {
-            b'E' | b'N' => Kept::Fields(Box::new(ErrorFields::new(tag))),
+            tag::ERROR_RESPONSE | tag::NOTICE_RESPONSE => {
+                Kept::Fields(Box::new(ErrorFields::new(tag)))
+            }
             _ => Kept::Head(Vec::new()),
         };
         Some(Self { tag, missing: size - super::frame::HEADER, kept })
@@ -80,7 +89,7 @@ impl LongMessage {
                 }
                 // As if it ended where what was kept does.
                 head.extend_from_slice(b"\0\0");
-                Message::read_head(self.tag, head).map(Some)
+                Message::parse_head(self.tag, head).map(Some)
             }
         }
     }
@@ -123,7 +132,7 @@ mod tests {
             body.extend_from_slice(format!("{tag}{text}\0").as_bytes());
         }
         body.push(0);
-        let whole = Message::read(b'E', &body).unwrap();
+        let whole = Message::parse(b'E', &body).unwrap();
         for piece in [1, 2, 7, 8191, 65_536, body.len()] {
             assert_eq!(read(b'E', &body, piece).unwrap(), whole, "{piece}");
         }

@@ -12,3 +12,4 @@ pub(crate) mod frame;
 pub(crate) mod frontend;
 pub(crate) mod long_message;
 pub(crate) mod rows;
+mod tag;

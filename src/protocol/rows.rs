@@ -6,8 +6,8 @@ use std::ops::Range;
 use crate::error::Error;
 
 use super::{
-    backend,
     frame::{HEADER, Header, frame_size},
+    tag::DATA_ROW,
 };
 
 /// Bytes of a DataRow that are not its value: tag, length, column count, length of the value.
@@ -56,7 +56,7 @@ impl Run {
             let Some(head) = rest.first_chunk::<ROW_OVERHEAD>() else {
                 return incomplete_head(rest, max_frame);
             };
-            let [backend::DATA_ROW, l0, l1, l2, l3, c0, c1, v0, v1, v2, v3] = *head else {
+            let [DATA_ROW, l0, l1, l2, l3, c0, c1, v0, v1, v2, v3] = *head else {
                 return Stop::Other;
             };
             let frame = frame_size([l0, l1, l2, l3]);
@@ -102,10 +102,10 @@ pub(crate) fn value_at(run: &[u8], at: usize) -> Option<(Value, usize)> {
 /// Too few bytes even for the head of a row.
 fn incomplete_head(rest: &[u8], max_frame: usize) -> Stop {
     match rest.first() {
-        Some(&tag) if tag != backend::DATA_ROW => return Stop::Other,
+        Some(&tag) if tag != DATA_ROW => return Stop::Other,
         _ => {}
     }
-    match Header::read(rest, max_frame) {
+    match Header::parse(rest, max_frame) {
         Err(e) => Stop::Malformed(e),
         Ok(Some(header)) if header.size < ROW_OVERHEAD => {
             Stop::Malformed(malformed(header.size, 0))

@@ -177,7 +177,7 @@ impl Exchange {
             Taken::Message(message) => message,
             Taken::Async => return Ok(Next::Async),
             Taken::Incomplete => {
-                let header = Header::read(&self.connection.buffer, MAX_CONTROL_FRAME)?;
+                let header = Header::parse(&self.connection.buffer, MAX_CONTROL_FRAME)?;
                 return Ok(Next::Incomplete(header.map_or(HEADER, |header| header.size)));
             }
         };

@@ -15,7 +15,7 @@ pub fn messages(data: &[u8]) {
         message(*tag, body);
     }
     let mut rest = data;
-    while let Ok(Some(header)) = Header::read(rest, MAX_CONTROL_FRAME) {
+    while let Ok(Some(header)) = Header::parse(rest, MAX_CONTROL_FRAME) {
         let Some((frame, next)) = rest.split_at_checked(header.size) else { break };
         message(header.tag, &frame[HEADER..]);
         rest = next;
@@ -23,7 +23,7 @@ pub fn messages(data: &[u8]) {
 }
 
 fn message(tag: u8, body: &[u8]) {
-    let message = match Message::read(tag, body) {
+    let message = match Message::parse(tag, body) {
         Ok(message) => message,
         Err(e) => {
             assert!(matches!(e, Error::Protocol { .. }), "{e:?}");

@@ -118,7 +118,7 @@ fn read_plainly(buf: &[u8], max_rows: usize, max_frame: usize) -> (Vec<Option<Ra
 }
 
 fn header(bytes: &[u8], max: usize) {
-    match (Header::read(bytes, max), bytes.first_chunk::<HEADER>()) {
+    match (Header::parse(bytes, max), bytes.first_chunk::<HEADER>()) {
         (Ok(None), None) => {}
         (read, Some(&[tag, ref len @ ..])) => {
             let size = u64::from(u32::from_be_bytes(*len)) + 1;
