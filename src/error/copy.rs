@@ -1,6 +1,6 @@
 use std::io;
 
-use super::{ConnectAttempt, Error};
+use super::variants::{ConnectAttempt, Error};
 
 impl Error {
     /// Returns a copy for another caller that waits for the same operation. A source from a decoder

@@ -1,6 +1,6 @@
 use std::fmt;
 
-use super::{OneLine, sqlstate::SqlState};
+use super::{sqlstate::SqlState, text::OneLine};
 
 /// An error or notice reported by the server, with all its fields.
 ///

@@ -1,0 +1,76 @@
+use std::fmt;
+
+/// The timeout that expired, in [`Error::Timeout`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum TimeoutPhase {
+    /// `connect_timeout`: name resolution, connecting, authentication and startup together.
+    Connect,
+    /// `cancel_timeout`: stopping a query on the server and draining in-flight data. The connection
+    /// was closed; the next query opens a new one.
+    Cancel,
+    /// `read_timeout`: the server sent nothing while the stream was waiting for rows.
+    Read,
+    /// `first_row_timeout`: no row arrived within this time after the call of `execute()`.
+    FirstRow,
+    /// `timeout`: the last row did not arrive within this time after the call of `execute()`.
+    Query,
+    /// The start of a [`parallel`](crate::QueryBuilder::parallel) query. Not all of its connections
+    /// could begin a transaction within `connect_timeout` (10 seconds if it is not set), or other
+    /// sessions kept changing the relation for 3 seconds.
+    Parallel {
+        /// The number of connections that had begun a transaction.
+        connections: usize,
+        /// The number of required connections.
+        of: usize,
+    },
+}
+
+impl TimeoutPhase {
+    pub(super) fn hint(self) -> &'static str {
+        match self {
+            Self::Connect => {
+                "the server or the network did not respond: check host and port, whether a \
+                 firewall drops the packets, and the server's load, or raise connect_timeout"
+            }
+            Self::Cancel => {
+                "the server may still be running it; its connection is not reused, and the next \
+                 query opens a new one"
+            }
+            Self::Read => {
+                "the server sent nothing: check the plan (explain()), locks, the server and the \
+                 network, or raise read_timeout"
+            }
+            Self::FirstRow => {
+                "check the plan (explain()) for a missing index or an initial sort, check locks, \
+                 or raise first_row_timeout"
+            }
+            Self::Parallel { connections, of } if connections < of => {
+                "a stream needs all of them at the same time: (concurrent streams) x n must not \
+                 exceed the size of the pool"
+            }
+            Self::Parallel { .. } => {
+                "other sessions kept changing the relation or its partitions: run the query again"
+            }
+            Self::Query => "select less (limit(), filter()), read faster, or raise timeout",
+        }
+    }
+}
+
+impl fmt::Display for TimeoutPhase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Connect => "connecting",
+            Self::Cancel => "cancelling the query",
+            Self::Read => "waiting for the server",
+            Self::FirstRow => "waiting for the first row",
+            Self::Query => "running the query",
+            Self::Parallel { connections, of } => {
+                return write!(
+                    f,
+                    "beginning a parallel query with {connections} of {of} connections"
+                );
+            }
+        })
+    }
+}
