@@ -494,14 +494,14 @@ async fn ping_closes_a_connection_whose_answer_has_no_end() {
 /// is the cause, so the query is not run again.
 #[tokio::test]
 async fn query_that_is_too_slow_is_not_run_again_after_a_cancelled_one() {
-    sql("create view v_many as select to_jsonb(generate_series(1, 100000000)) as data;
+    sql("create view v_numbers as select to_jsonb(generate_series(1, 100000000)) as data;
          create sequence s_runs;
          create view v_runs as select to_jsonb(n) as data
          from (select nextval('s_runs') as n offset 0) one, lateral pg_sleep(60 + 0 * n)")
     .await;
     let config = at(real()).database("postgres").statement_timeout(Duration::from_millis(2500));
     let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
-    let mut stream = client.query::<Value>("v_many").execute().await.unwrap();
+    let mut stream = client.query::<Value>("v_numbers").execute().await.unwrap();
     stream.next().await.unwrap().unwrap();
     stream.cancel().await.unwrap();
     drop(stream);
@@ -992,13 +992,13 @@ async fn soft_limits_of_a_small_memory_fail_only_for_a_consumer_that_lags() {
 /// A row larger than `max_memory` is an error wherever it lies in a read.
 #[tokio::test]
 async fn max_memory_of_a_few_bytes_refuses_every_larger_row() {
-    sql("create view v_growing as select to_json(repeat('x', i)) as data
+    sql("create view v_longer as select to_json(repeat('x', i)) as data
          from generate_series(1, 200) i")
     .await;
     let client = client().await;
     for limit in [1, 2, 10, 100] {
         let mut stream =
-            client.query::<RawJson>("v_growing").max_memory(limit).execute().await.unwrap();
+            client.query::<RawJson>("v_longer").max_memory(limit).execute().await.unwrap();
         let mut rows = 0;
         let error = loop {
             match stream.next().await.unwrap() {

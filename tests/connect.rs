@@ -117,13 +117,13 @@ async fn settings_reach_the_server() {
         cluster().port(),
         support::cluster::password()
     );
-    sql("create view v_settings as select jsonb_build_array(
+    sql("create view v_login_settings as select jsonb_build_array(
             current_setting('application_name'), current_setting('work_mem'),
             current_setting('client_encoding')) as data")
     .await;
     let client = FraiseClient::connect(&url).await.unwrap();
     let rows: Vec<[String; 3]> =
-        client.query("v_settings").execute().await.unwrap().try_collect().await.unwrap();
+        client.query("v_login_settings").execute().await.unwrap().try_collect().await.unwrap();
     assert_eq!(rows, [["my app", "5MB", "UTF8"]]);
 }
 

@@ -360,14 +360,14 @@ async fn what_does_not_go_together_is_an_error() {
 #[tokio::test]
 async fn a_server_without_room_for_all_is_an_error_of_execute() {
     table("t_narrow", 100).await;
-    sql("alter role role_trust connection limit 3; grant select on t_narrow to role_trust").await;
-    let url = cluster().url_as("role_trust");
+    sql("alter role role_password connection limit 3; grant select on t_narrow to role_password").await;
+    let url = cluster().url_as("role_password:password-secret");
     let client = FraiseClient::connect(&url).await.unwrap();
     let error = client.query::<RawJson>("t_narrow").parallel(8).execute().await.unwrap_err();
     assert_eq!(error.sqlstate(), Some(&sqlstate::TOO_MANY_CONNECTIONS), "{error}");
     assert!(error.is_retriable());
     let admin = admin().await;
-    let query = "select count(*) from pg_stat_activity where usename = 'role_trust'";
+    let query = "select count(*) from pg_stat_activity where usename = 'role_password'";
     eventually("those that had connected are gone", async || {
         admin.query_one(query, &[]).await.unwrap().get::<_, i64>(0) == 1
     })
