@@ -220,7 +220,7 @@ mod tests {
         }
     }
 
-    /// tests/query.rs compares more texts with a server.
+    /// tests/query/query.rs compares more texts with a server.
     #[test]
     fn highest_parameter_follows_the_tokens_of_the_server() {
         for (sql, expected) in [

@@ -1,0 +1,302 @@
+//! Logging in: what is acceptable, where the password comes from, and what a server may not do.
+
+use std::{
+    os::unix::fs::PermissionsExt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::support::{
+    cluster,
+    scripted::{self, Scripted, Step, message},
+    sql,
+};
+use fraiseql_wire::{
+    ConnectionConfig, ConnectionConfigBuilder, Error, ErrorCategory, FraiseClient,
+};
+
+fn config(user: &str) -> ConnectionConfigBuilder {
+    ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(cluster().port())
+        .user(user)
+        .database("postgres")
+}
+
+/// A server that asks for a method that is not acceptable gets no answer at all.
+#[tokio::test]
+async fn nothing_is_given_away_to_a_method_that_is_not_acceptable() {
+    let methods: [(&str, &[u8]); 4] = [
+        ("require_auth=scram-sha-256", b"\0\0\0\x03"),
+        ("require_auth=scram-sha-256", b"\0\0\0\x05salt"),
+        ("channel_binding=require", b"\0\0\0\x03"),
+        ("require_auth=md5", b"\0\0\0\x0aSCRAM-SHA-256\0\0"),
+    ];
+    for (setting, request) in methods {
+        // Whatever comes instead of the end of the connection fails the script.
+        let script = vec![Step::ExpectStartup, Step::Send(message(b'R', request)), Step::ExpectEnd];
+        let server = Scripted::start(vec![script]).await;
+        let url = format!("{}&{setting}", server.url());
+        let error = FraiseClient::connect(&url).await.unwrap_err();
+        assert_eq!(error.category(), ErrorCategory::Authentication, "{error}");
+        assert!(error.to_string().contains(setting.split('=').next().unwrap()), "{error}");
+        server.done().await;
+    }
+}
+
+#[tokio::test]
+async fn a_password_provider_is_asked_once_a_connection_and_only_when_needed() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let provider = move || {
+        let count = Arc::clone(&count);
+        async move {
+            tokio::task::yield_now().await;
+            count.fetch_add(1, Ordering::SeqCst);
+            Ok("scram-secret".to_owned())
+        }
+    };
+    let scram = config("role_scram").password("wrong").password_provider(provider.clone());
+    let config_ = scram.build().unwrap();
+    assert!(config_.password_provider());
+    for connections in 1..=3 {
+        FraiseClient::connect_with_config(config_.clone()).await.unwrap();
+        assert_eq!(asked.load(Ordering::SeqCst), connections);
+    }
+    let trusted = config("role_trust").password_provider(provider).build().unwrap();
+    FraiseClient::connect_with_config(trusted).await.unwrap();
+    assert_eq!(asked.load(Ordering::SeqCst), 3, "nobody asked for a password");
+
+    let failing = config("role_scram").password_provider(|| async {
+        Err(Error::Authentication { message: "the vault is sealed".into(), server: None })
+    });
+    let error = FraiseClient::connect_with_config(failing.build().unwrap()).await.unwrap_err();
+    assert!(error.to_string().contains("the vault is sealed"), "{error}");
+
+    let hanging = config("role_scram")
+        .password_provider(std::future::pending)
+        .connect_timeout(Duration::from_millis(200));
+    let error = FraiseClient::connect_with_config(hanging.build().unwrap()).await.unwrap_err();
+    assert_eq!(error.category(), ErrorCategory::Timeout, "{error}");
+}
+
+#[tokio::test]
+async fn the_password_file_is_read_for_each_connection() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("passwords");
+    let write = |password: &str| {
+        std::fs::write(&file, format!("127.0.0.1:*:*:role_scram:{password}\n")).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    let text = format!(
+        "host=127.0.0.1 port={} user=role_scram dbname=postgres passfile='{}'",
+        cluster().port(),
+        file.display()
+    );
+    let config = ConnectionConfig::parse(&text).unwrap();
+    let error = FraiseClient::connect_with_config(config.clone()).await.unwrap_err();
+    assert!(error.to_string().contains(file.to_str().unwrap()), "it says where it looked: {error}");
+    write("wrong");
+    FraiseClient::connect_with_config(config.clone()).await.unwrap_err();
+    write("scram-secret");
+    FraiseClient::connect_with_config(config).await.unwrap();
+}
+
+#[tokio::test]
+async fn the_number_of_iterations_has_a_cap_that_can_be_set() {
+    let challenge = |text: &str| message(b'R', &[b"\0\0\0\x0b", text.as_bytes()].concat());
+    let sasl = || message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0");
+    // The nonce must continue the client's, which the script does not know: the count is read first.
+    for (max, count, expected) in [
+        (None, "100001", "at most 100000"),
+        (Some(5000), "5001", "at most 5000"),
+        (None, "2147483648", "at most 100000"),
+        (None, "0", "positive number"),
+        (None, "-1", "positive number"),
+        (None, "99999999999999999999", "positive number"),
+    ] {
+        let script = vec![
+            Step::ExpectStartup,
+            Step::Send(sasl()),
+            Step::Echo(Box::new(move |first: &[u8]| {
+                let first = String::from_utf8_lossy(first);
+                let nonce = first.split("r=").nth(1).unwrap();
+                challenge(&format!("r={nonce}server,s=QQ==,i={count}"))
+            })),
+            Step::ExpectEnd,
+        ];
+        let server = Scripted::start(vec![script]).await;
+        let mut builder = ConnectionConfig::builder()
+            .host("127.0.0.1")
+            .port(server.address.port())
+            .user("u")
+            .password("planted-secret")
+            .ssl_mode(fraiseql_wire::SslMode::Disable);
+        if let Some(max) = max {
+            builder = builder.max_scram_iterations(max);
+        }
+        let error = FraiseClient::connect_with_config(builder.build().unwrap()).await.unwrap_err();
+        assert!(error.to_string().contains(expected), "{count}: {error}");
+        server.done().await;
+    }
+}
+
+/// One iteration is little, and servers may be set so.
+#[tokio::test]
+async fn a_server_that_does_not_know_the_password_is_found_out() {
+    let signature_of_nobody =
+        message(b'R', b"\0\0\0\x0cv=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
+    for (last, expected) in [
+        (signature_of_nobody, "signature is wrong"),
+        (message(b'R', b"\0\0\0\x0ce=other-error"), "other-error"),
+        (message(b'R', b"\0\0\0\x0c"), "malformed"),
+        (scripted::auth_ok(), "before it had proved"),
+        (message(b'R', b"\0\0\0\x03"), "in the middle"),
+    ] {
+        let script = vec![
+            Step::ExpectStartup,
+            Step::Send(message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0")),
+            Step::Echo(Box::new(|first: &[u8]| {
+                let first = String::from_utf8_lossy(first);
+                let nonce = first.split("r=").nth(1).unwrap();
+                let text = format!("r={nonce}server,s=QQ==,i=1");
+                message(b'R', &[b"\0\0\0\x0b", text.as_bytes()].concat())
+            })),
+            Step::Echo(Box::new(move |_: &[u8]| last.clone())),
+            Step::ExpectEnd,
+        ];
+        let server = Scripted::start(vec![script]).await;
+        let url = server.url();
+        let error = FraiseClient::connect(&url).await.unwrap_err();
+        assert_eq!(error.category(), ErrorCategory::Authentication);
+        assert!(error.to_string().contains(expected), "{expected}: {error}");
+        server.done().await;
+    }
+}
+
+/// Over a connection in the clear this means that something in between has taken TLS away.
+#[tokio::test]
+async fn channel_binding_offered_in_the_clear_is_refused() {
+    let offer = message(b'R', b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
+    let script = vec![Step::ExpectStartup, Step::Send(offer), Step::ExpectEnd];
+    let server = Scripted::start(vec![script]).await;
+    let url = server.url();
+    let error = FraiseClient::connect(&url).await.unwrap_err();
+    assert!(error.to_string().contains("not encrypted"), "{error}");
+    server.done().await;
+}
+
+/// What was computed for one login is used for the next one only if it is for the same password.
+#[tokio::test]
+async fn what_is_remembered_of_a_login_is_for_that_password_only() {
+    sql(
+        "set password_encryption = 'scram-sha-256'; create role role_changing login password 'one'",
+    )
+    .await;
+    let password = Arc::new(std::sync::Mutex::new("one"));
+    let given = Arc::clone(&password);
+    let config = config("role_changing").password_provider(move || {
+        let password = given.lock().unwrap().to_string();
+        async move { Ok(password) }
+    });
+    let config = config.build().unwrap();
+    let gets_in = async || FraiseClient::connect_with_config(config.clone()).await.is_ok();
+    assert!(gets_in().await && gets_in().await);
+    *password.lock().unwrap() = "two";
+    assert!(!gets_in().await, "another password with the same salt");
+    sql("set password_encryption = 'scram-sha-256'; alter role role_changing password 'two'").await;
+    assert!(gets_in().await);
+    sql("set password_encryption = 'scram-sha-256'; alter role role_changing password 'two'").await;
+    assert!(gets_in().await, "the same password with another salt");
+    *password.lock().unwrap() = "one";
+    assert!(!gets_in().await);
+}
+
+/// At every step of the start-up, whatever comes or does not come is an error, and soon.
+#[tokio::test]
+async fn nothing_that_a_server_does_while_starting_up_is_more_than_an_error() {
+    let sasl = || Step::Send(message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0"));
+    let challenge = || {
+        Step::Echo(Box::new(|first: &[u8]| {
+            let first = String::from_utf8_lossy(first);
+            let nonce = first.split("r=").nth(1).unwrap();
+            let text = format!("r={nonce}server,s=QQ==,i=1");
+            message(b'R', &[b"\0\0\0\x0b", text.as_bytes()].concat())
+        }))
+    };
+    // How far it comes.
+    let steps: [&dyn Fn() -> Vec<Step>; 5] = [
+        &|| vec![Step::ExpectStartup],
+        &|| vec![Step::ExpectStartup, Step::Send(message(b'R', b"\0\0\0\x03"))],
+        &|| vec![Step::ExpectStartup, sasl()],
+        &|| vec![Step::ExpectStartup, sasl(), challenge()],
+        &|| vec![Step::ExpectStartup, Step::Send(scripted::auth_ok())],
+    ];
+    // What comes then. The same bytes at random in each run.
+    let mut seed = 7u32;
+    let mut noise = |len: usize| -> Vec<u8> {
+        let mut next = || {
+            seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (seed >> 24) as u8
+        };
+        (0..len).map(|_| next()).collect()
+    };
+    let mut attacks: Vec<Vec<u8>> = vec![
+        vec![],
+        b"R".to_vec(),
+        b"R\0\0\0\x04".to_vec(),
+        b"R\xff\xff\xff\xff".to_vec(),
+        b"R\x7f\xff\xff\xff\0\0\0\0".to_vec(),
+        b"E\x7f\xff\xff\xffSFATAL\0".to_vec(),
+        message(b'R', b"\0\0\0\x0b"),
+        message(b'R', b"\0\0\0\x0br=,s=,i="),
+        message(b'R', b"\0\0\0\x0ar=\xff\xfe\0"),
+        message(b'E', b""),
+        message(b'E', b"S"),
+        message(b'E', b"\0"),
+        message(b'T', b"\x7f\xff"),
+        message(b'v', b"\0\x03\0\x02\x7f\xff\xff\xff"),
+        message(b'K', b"1234"),
+        message(b'Z', b"T"),
+        message(b'D', b"\0\x01\0\0\0\x011"),
+    ];
+    attacks.extend((0..20).map(|i| noise(1 + i * 37)));
+    for (i, steps) in steps.iter().enumerate() {
+        for attack in &attacks {
+            let mut script = steps();
+            script.push(Step::Send(attack.clone()));
+            let server = Scripted::start(vec![script]).await;
+            let started = std::time::Instant::now();
+            let error = FraiseClient::connect(&server.url()).await.expect_err("it is not a server");
+            let shown = format!("{error} {error:?}");
+            assert!(!shown.contains("planted-secret"), "step {i}, {attack:?}: {shown}");
+            // The timeout is 20 s: it is not what ends this.
+            assert_ne!(error.category(), ErrorCategory::Timeout, "step {i}, {attack:?}");
+            assert!(started.elapsed() < Duration::from_secs(20));
+        }
+    }
+}
+
+/// Before anybody has proved who they are, nothing is believed and nothing is passed on.
+#[tokio::test]
+async fn nothing_but_the_login_is_heard_before_it_is_over() {
+    for early in [
+        scripted::fields(
+            b'N',
+            &[(b'S', "WARNING"), (b'V', "WARNING"), (b'C', "01000"), (b'M', "visit evil.example")],
+        ),
+        message(b'S', b"TimeZone\0Nowhere\0"),
+        message(b'A', b"\0\0\0\x01jobs\0payload\0"),
+    ] {
+        let script = vec![Step::ExpectStartup, Step::Send(early), Step::ExpectEnd];
+        let server = Scripted::start(vec![script]).await;
+        let client = FraiseClient::new(server.url().parse().unwrap());
+        client.on_notice(|notice| panic!("{notice}"));
+        let error = client.ping().await.unwrap_err();
+        assert_eq!(error.category(), ErrorCategory::Protocol, "{error}");
+        server.done().await;
+    }
+}

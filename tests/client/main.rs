@@ -1,0 +1,11 @@
+//! Connecting and the life of a connection: addresses, hosts, logins, sessions, pools and proxies.
+
+mod connect;
+mod hosts;
+mod login;
+#[cfg(all(feature = "bb8", feature = "deadpool"))]
+mod pools;
+mod proxies;
+mod session;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,464 @@
+//! Clients out of pools: who has them, how many there are, and what they come back as.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use crate::support::{
+    admin, cluster,
+    cluster::{Cluster, REQUIRE_PASSWORD, Setup, superuser},
+    eventually,
+    random::Random,
+    terminate,
+};
+use fraiseql_wire::{
+    CancelToken, ConnectionConfig, Error, QueryBuilder, RawJson,
+    pool::{self, Pooled},
+};
+use futures_util::{StreamExt, future::join_all};
+
+const CLIENTS: usize = 8;
+
+fn config(name: &str) -> ConnectionConfig {
+    format!("{}?application_name={name}", cluster().url()).parse().unwrap()
+}
+
+fn deadpool(name: &str) -> pool::deadpool::Pool {
+    let manager = pool::deadpool::Manager::new(config(name)).pool_name(name);
+    pool::deadpool::Pool::builder(manager).max_size(CLIENTS).build().unwrap()
+}
+
+async fn bb8(name: &str) -> pool::bb8::Pool {
+    let manager = pool::bb8::Manager::new(config(name)).pool_name(name);
+    // It is not fair: who waits may wait for long.
+    let patience = Duration::from_secs(600);
+    let builder = pool::bb8::Pool::builder().max_size(CLIENTS as u32).connection_timeout(patience);
+    builder.build(manager).await.unwrap()
+}
+
+/// A way to a client, whatever the pool.
+trait Take: Send + Sync + 'static {
+    fn take(&self) -> impl Future<Output = impl Pooled + Send> + Send;
+}
+
+impl Take for pool::deadpool::Pool {
+    async fn take(&self) -> impl Pooled + Send {
+        self.get().await.unwrap()
+    }
+}
+
+impl Take for pool::bb8::Pool {
+    async fn take(&self) -> impl Pooled + Send {
+        self.get_owned().await.unwrap()
+    }
+}
+
+/// The backends of clients with this name.
+async fn backends(admin: &tokio_postgres::Client, name: &str) -> i64 {
+    let query = "select count(*) from pg_stat_activity where application_name = $1";
+    admin.query_one(query, &[&name]).await.unwrap().get(0)
+}
+
+/// 10,000 checkouts over 8 connections, given up at random: there are never more than 8 backends, every answer is that
+/// of its own question, and each is answered.
+async fn ten_thousand_checkouts(name: &str, pool: &(impl Take + Clone)) {
+    const CHECKOUTS: u64 = 10_000;
+    let (next, answered) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let most = AtomicI64::new(0);
+    let done = AtomicBool::new(false);
+    let admin = admin().await;
+    let watch = async {
+        while !done.load(SeqCst) {
+            most.fetch_max(backends(&admin, name).await, SeqCst);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let work = async {
+        let mut workers = tokio::task::JoinSet::new();
+        for seed in 0..CLIENTS as u64 * 2 {
+            let (next, answered, pool) = (Arc::clone(&next), Arc::clone(&answered), pool.clone());
+            workers.spawn(async move {
+                let random = &mut Random::of(seed);
+                loop {
+                    let number = next.fetch_add(1, SeqCst);
+                    if number >= CHECKOUTS {
+                        break;
+                    }
+                    check_out(pool.take().await, number, random).await;
+                    answered.fetch_add(1, SeqCst);
+                }
+            });
+        }
+        while let Some(worker) = workers.join_next().await {
+            worker.unwrap();
+        }
+        done.store(true, SeqCst);
+    };
+    tokio::join!(watch, work);
+    assert_eq!(answered.load(SeqCst), CHECKOUTS);
+    let most = most.load(SeqCst);
+    assert!((1..=CLIENTS as i64).contains(&most), "{most} backends");
+}
+
+/// One use of a client; all rows of its query say `number`.
+async fn check_out(client: impl Pooled, number: u64, random: &mut Random) {
+    let number = number as i64;
+    let tagged = |query: QueryBuilder<(i64, u64)>| {
+        query.select_projection("jsonb_build_array($1::bigint, data)").bind(number)
+    };
+    let fate = random.below(20);
+    let wanted = 1 + random.below(60);
+    let mut stream = match fate {
+        0 => return drop(client),
+        1 => return drop(client.query::<RawJson>("v_one")),
+        2 => {
+            let error = client.query::<RawJson>("v_missing").execute().await.unwrap_err();
+            assert!(error.as_db_error().is_some());
+            return;
+        }
+        3 => {
+            // Given up anywhere between the checkout and the first row.
+            let execute = client.query::<RawJson>("v_asleep").execute();
+            let patience = Duration::from_micros(random.below(3000));
+            return drop(tokio::time::timeout(patience, execute).await);
+        }
+        4 => tagged(client.query("v_endless"))
+            .select_projection("jsonb_build_array($1::bigint, data->'id')")
+            .execute()
+            .await
+            .unwrap(),
+        _ => tagged(client.query("v_short")).limit(40).execute().await.unwrap(),
+    };
+    let mut read = 0;
+    while let Some(row) = stream.next().await {
+        read += 1;
+        assert_eq!(row.unwrap(), (number, read));
+        if read == wanted {
+            return;
+        }
+    }
+    assert_eq!(read, 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_checkouts_of_deadpool_need_eight_backends() {
+    let pool = deadpool("ten_thousand_of_deadpool");
+    ten_thousand_checkouts("ten_thousand_of_deadpool", &pool).await;
+    eventually("all are back", async || pool.status().available == pool.status().size).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ten_thousand_checkouts_of_bb8_need_eight_backends() {
+    let pool = bb8("ten_thousand_of_bb8").await;
+    ten_thousand_checkouts("ten_thousand_of_bb8", &pool).await;
+    eventually("all are back", async || pool.state().idle_connections == pool.state().connections)
+        .await;
+}
+
+/// A stream keeps its client's place until it ends, wherever it is, and until what it was doing is cleaned up.
+#[tokio::test]
+async fn a_stream_keeps_its_place_in_the_pool() {
+    let pool = deadpool("kept");
+    let used = || pool.status().size - pool.status().available;
+    assert_eq!(used(), 0);
+    let query = pool.get().await.unwrap().query::<u64>("v_short");
+    assert_eq!(used(), 1);
+    let mut stream = query.execute().await.unwrap();
+    while stream.next().await.is_some() {
+        assert_eq!(used(), 1);
+    }
+    // Its end has been read; that it is still there does not matter.
+    eventually("it is back", async || used() == 0).await;
+    drop(stream);
+    // A failure that leaves the connection behind.
+    let query = pool.get().await.unwrap().query::<RawJson>("v_short");
+    let mut stream =
+        query.select_projection("to_jsonb(1 / (data::text::int - 200))").execute().await.unwrap();
+    while let Some(row) = stream.next().await {
+        if row.is_err() {
+            break;
+        }
+        assert_eq!(used(), 1);
+    }
+    eventually("it is back", async || used() == 0).await;
+    // Dropped in the middle: back only when the connection is clean.
+    let client = pool.get().await.unwrap();
+    let pid = client.backend_pid();
+    let mut stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
+    assert!(stream.next().await.unwrap().is_ok());
+    assert_eq!(used(), 1);
+    drop(stream);
+    assert_eq!(used(), 1, "it is being cleaned up");
+    eventually("it is back", async || used() == 0).await;
+    let client = pool.get().await.unwrap();
+    assert_eq!(client.backend_pid(), pid, "the same connection");
+    assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
+    assert_eq!(used(), 0, "and behind a query that was collected");
+    // A pool that is gone does not take its streams along.
+    let mut stream = pool.get().await.unwrap().query::<u64>("v_short").execute().await.unwrap();
+    drop(pool);
+    let mut rows = 0;
+    while let Some(row) = stream.next().await {
+        row.unwrap();
+        rows += 1;
+    }
+    assert_eq!(rows, 300);
+}
+
+/// A token belongs to one checkout: it cancels what runs on the client until the client is
+/// returned, a stream that has taken the client included, and then nothing any more.
+#[tokio::test]
+async fn cancel_token_of_a_pooled_client_is_void_when_the_client_is_returned() {
+    use ::deadpool::managed::Object;
+    let manager = pool::deadpool::Manager::new(config("tokens"));
+    let deadpool = pool::deadpool::Pool::builder(manager).max_size(1).build().unwrap();
+    let bb8 = ::bb8::Pool::builder()
+        .max_size(1)
+        // Then nothing is called when a client is taken out.
+        .test_on_check_out(false)
+        .build(pool::bb8::Manager::new(config("tokens")))
+        .await
+        .unwrap();
+    let of_deadpool = async || {
+        let client: Object<_> = deadpool.get().await.unwrap();
+        (client.cancel_token(), client)
+    };
+    let of_bb8 = async || {
+        let client = bb8.get_owned().await.unwrap();
+        (client.cancel_token(), client)
+    };
+    void_when_returned(of_deadpool).await;
+    void_when_returned(of_bb8).await;
+}
+
+async fn void_when_returned<C: Pooled>(take: impl AsyncFn() -> (CancelToken, C)) {
+    // Returned without a query; with a query that has ended; with one that was dropped.
+    for end in 0..3 {
+        let (void, client) = take().await;
+        match end {
+            0 => drop(client),
+            1 => assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]),
+            _ => {
+                let mut stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
+                stream.next().await.unwrap().unwrap();
+            }
+        }
+        let (token, client) = take().await;
+        let mut stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
+        for _ in 0..1000 {
+            stream.next().await.unwrap().unwrap();
+        }
+        void.cancel().await.unwrap();
+        // More than could have been on the way already.
+        for _ in 0..100_000 {
+            stream.next().await.unwrap().unwrap();
+        }
+        // Its own token is not.
+        token.clone().cancel().await.unwrap();
+        let error = loop {
+            match stream.next().await.unwrap() {
+                Ok(_) => {}
+                Err(e) => break e,
+            }
+        };
+        assert!(matches!(error, Error::Cancelled), "{error:?}");
+        token.cancel().await.unwrap();
+    }
+}
+
+/// A connection that was lost is replaced, and not counted twice.
+#[tokio::test]
+async fn a_lost_connection_is_replaced_in_its_place() {
+    let pool = deadpool("lost");
+    let admin = admin().await;
+    let client = pool.get().await.unwrap();
+    let pid = client.backend_pid().unwrap();
+    terminate(&admin, pid).await;
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+    let client = pool.get().await.unwrap();
+    client.ping().await.unwrap();
+    assert_ne!(client.backend_pid(), Some(pid));
+    assert_eq!(backends(&admin, "lost").await, 1);
+    assert_eq!(pool.status().size, 1);
+    // In mid-stream: the error is the stream's.
+    let mut stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
+    assert!(stream.next().await.unwrap().is_ok());
+    let end =
+        "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'lost'";
+    admin.execute(end, &[]).await.unwrap();
+    let error = loop {
+        if let Err(e) = stream.next().await.unwrap() {
+            break e;
+        }
+    };
+    assert!(error.is_retriable(), "{error:?}");
+    assert_eq!(pool.get().await.unwrap().query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+}
+
+/// Who waits too long hears it from the pool; who cannot connect, from the server.
+#[tokio::test]
+async fn errors_are_those_of_the_pool_and_the_server() {
+    let manager = pool::deadpool::Manager::new(config("errors"));
+    let pool = pool::deadpool::Pool::builder(manager)
+        .max_size(1)
+        .wait_timeout(Some(Duration::from_millis(50)))
+        .runtime(deadpool::Runtime::Tokio1)
+        .build()
+        .unwrap();
+    let stream = pool.get().await.unwrap().query::<u64>("v_short").execute().await.unwrap();
+    let error = pool.get().await.unwrap_err();
+    assert!(matches!(error, deadpool::managed::PoolError::Timeout(_)), "{error:?}");
+    drop(stream);
+    eventually("there is room again", async || pool.get().await.is_ok()).await;
+    let nowhere: ConnectionConfig = "postgres://postgres@127.0.0.1:1/postgres".parse().unwrap();
+    let manager = pool::deadpool::Manager::new(nowhere);
+    let pool = pool::deadpool::Pool::builder(manager).max_size(1).build().unwrap();
+    match pool.get().await.unwrap_err() {
+        deadpool::managed::PoolError::Backend(Error::Connection { .. }) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+/// bb8 tries again until time is up, and its error has no reason: that is told to its sink.
+#[tokio::test]
+async fn why_bb8_cannot_connect_is_told_to_its_sink() {
+    #[derive(Debug, Clone, Default)]
+    struct Sink(Arc<Mutex<Vec<Error>>>);
+    impl bb8::ErrorSink<Error> for Sink {
+        fn sink(&self, error: Error) {
+            self.0.lock().unwrap().push(error);
+        }
+        fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<Error>> {
+            Box::new(self.clone())
+        }
+    }
+    let nowhere: ConnectionConfig = "postgres://postgres@127.0.0.1:1/postgres".parse().unwrap();
+    for retry in [true, false] {
+        let sink = Sink::default();
+        let pool = pool::bb8::Pool::builder()
+            .max_size(1)
+            .retry_connection(retry)
+            .connection_timeout(Duration::from_millis(500))
+            .error_sink(Box::new(sink.clone()))
+            .build(pool::bb8::Manager::new(nowhere.clone()))
+            .await
+            .unwrap();
+        let error = pool.get_owned().await.unwrap_err();
+        assert!(matches!(error, bb8::RunError::TimedOut), "{error:?}");
+        let told = sink.0.lock().unwrap();
+        assert!(matches!(told.as_slice(), [Error::Connection { .. }, ..]), "{told:?}");
+    }
+}
+
+/// What is told of pools, by the names of OpenTelemetry.
+#[test]
+fn pools_are_measured_by_the_conventions() {
+    use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    metrics::with_local_recorder(&recorder, || {
+        runtime.block_on(async {
+            let pool = deadpool("measured");
+            let client = pool.get().await.unwrap();
+            assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
+            let _used = pool.get().await.unwrap();
+            let _other = pool.get().await.unwrap();
+            drop(pool.get().await.unwrap());
+            pool::deadpool::record(&pool);
+            let pool = bb8("measured_too").await;
+            pool::bb8::record(&pool, "measured_too");
+        });
+    });
+    let mut told: Vec<String> = Vec::new();
+    for (key, _, _, value) in snapshotter.snapshot().into_vec() {
+        let key = key.key();
+        if !key.name().starts_with("db.client") {
+            continue;
+        }
+        assert!(pool::CATALOG.iter().any(|m| m.name == key.name()), "{}", key.name());
+        let labels: Vec<_> = key.labels().map(|l| l.value()).collect();
+        let value = match value {
+            DebugValue::Gauge(value) => value.to_string(),
+            DebugValue::Counter(value) => value.to_string(),
+            DebugValue::Histogram(values) => format!("{} times", values.len()),
+        };
+        told.push(format!("{} {} {value}", key.name(), labels.join(" ")));
+    }
+    let document = std::fs::read_to_string("docs/METRICS.md").unwrap();
+    for metric in pool::CATALOG {
+        assert!(document.contains(&format!("`{}`", metric.name)), "{}", metric.name);
+    }
+    told.sort();
+    assert_eq!(
+        told,
+        [
+            "db.client.connection.count measured idle 1",
+            "db.client.connection.count measured used 2",
+            "db.client.connection.count measured_too idle 0",
+            "db.client.connection.count measured_too used 0",
+            "db.client.connection.create_time measured 3 times",
+            "db.client.connection.max measured 8",
+            "db.client.connection.pending_requests measured 0",
+            "db.client.connection.pending_requests measured_too 0",
+            "db.client.connection.timeouts measured_too 0",
+            "db.client.connection.use_time measured 1 times",
+        ]
+    );
+}
+
+/// Reads through a pool: they go to a standby as long as there is one, and back to it; and over all hosts where that
+/// is asked for.
+#[tokio::test]
+async fn a_pool_reads_from_standbys_and_spreads_over_hosts() {
+    let primary =
+        Cluster::start_with(&Setup { hba: REQUIRE_PASSWORD, ..Setup::default() }).unwrap();
+    let view = "create view v_role as select to_json(pg_is_in_recovery()) as data";
+    crate::support::admin_at(&primary.url()).await.batch_execute(view).await.unwrap();
+    let setup = Setup { standby_of: Some(primary.port()), ..Setup::default() };
+    let standby = Cluster::start_with(&setup).unwrap();
+    let pool = |more: &str| {
+        let url = format!(
+            "postgres://{}@127.0.0.1:{},127.0.0.1:{}/postgres?{more}",
+            superuser(),
+            primary.port(),
+            standby.port()
+        );
+        let manager = pool::deadpool::Manager::new(url.parse().unwrap());
+        pool::deadpool::Pool::builder(manager).max_size(16).build().unwrap()
+    };
+    let in_recovery = async |pool: &pool::deadpool::Pool| {
+        let query = pool.get().await.unwrap().query::<bool>("v_role");
+        query.fetch_one().await.unwrap()
+    };
+
+    let random = pool("load_balance_hosts=random");
+    let mut seen = [0, 0];
+    let clients: Vec<_> = join_all((0..16).map(|_| random.get())).await;
+    for client in clients {
+        let row = client.unwrap().query::<bool>("v_role").fetch_one().await.unwrap();
+        seen[usize::from(row)] += 1;
+    }
+    assert!(seen[0] > 0 && seen[1] > 0, "{seen:?} of the primary and the standby");
+
+    let prefers = pool("target_session_attrs=prefer-standby");
+    assert!(in_recovery(&prefers).await);
+    standby.control(&["stop", "-m", "fast"]);
+    assert!(!in_recovery(&prefers).await, "the same client, on the primary now");
+    standby.control(&["start"]);
+    // A client stays where it is; a new one goes to the standby, when that takes it.
+    let away = prefers.get().await.unwrap();
+    eventually("there is a standby again", async || {
+        in_recovery(&prefers).await || {
+            prefers.retain(|_, _| false);
+            false
+        }
+    })
+    .await;
+    assert!(!away.query::<bool>("v_role").fetch_one().await.unwrap());
+    primary.stop();
+}

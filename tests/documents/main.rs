@@ -1,0 +1,8 @@
+//! Documents, guides and examples, checked as a reader uses them.
+
+mod documents;
+mod examples;
+mod guides;
+mod quickstart;
+#[path = "../support/mod.rs"]
+mod support;

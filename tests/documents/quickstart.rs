@@ -1,0 +1,111 @@
+//! The quickstart, as a newcomer runs it: by itself, as another user, twice at once, beside a server
+//! and on one, and interrupted.
+
+use std::{
+    fs,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use crate::support::{admin, cluster};
+
+/// The example, copied to where every user may run it.
+fn program(folder: &Path) -> PathBuf {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+    let test = std::env::current_exe().unwrap();
+    let built = test.ancestors().nth(2).unwrap().join("examples/quickstart");
+    assert!(built.exists(), "run the whole suite, or first: cargo build --example quickstart");
+    let program = folder.join("quickstart");
+    // By another process: a process that another thread starts while a file is open for writing has it open too for a
+    // moment, and meanwhile the file cannot be executed.
+    let copied = Command::new("cp").arg(built).arg(&program).status().unwrap();
+    assert!(copied.success());
+    program
+}
+
+fn summary(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}{errors}");
+    for part in [
+        "SQL sent         SELECT \"data\" FROM",
+        "parameters       [\"paid\", \"300\"]",
+        "rows             200,000 yielded of 200,000 received",
+        "first row after",
+        "rows/s",
+        "peak memory",
+        "meanwhile        0 rows came",
+        "is active",
+        "is idle",
+        "on the same backend: true",
+        "Done; ",
+    ] {
+        assert!(text.contains(part), "{part:?} is missing:\n{text}");
+    }
+    text
+}
+
+/// The folder of the private server, as printed.
+fn private_folder(text: &str) -> &str {
+    text.split("private, in ").nth(1).unwrap().split(',').next().unwrap()
+}
+
+#[test]
+fn it_runs_twice_at_once_beside_a_server_and_leaves_nothing() {
+    let _beside = cluster();
+    let folder = tempfile::tempdir().unwrap();
+    let program = program(folder.path());
+    let run = |as_nobody: bool| {
+        let mut command = Command::new(&program);
+        command.env_remove("DATABASE_URL").current_dir("/");
+        if as_nobody {
+            // Run as root, the suite sees to both kinds of user.
+            command.uid(65534).gid(65534);
+        }
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let is_root = Command::new("id").arg("-u").output().unwrap().stdout == b"0\n";
+    for process in [run(false), run(is_root)] {
+        let text = summary(&process.wait_with_output().unwrap());
+        assert!(!Path::new(private_folder(&text)).exists(), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn on_a_server_of_yours_it_keeps_to_a_schema_and_drops_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(program(folder.path()));
+    let output = command.env("DATABASE_URL", cluster().url()).output().unwrap();
+    let text = summary(&output);
+    assert!(text.contains("the one of DATABASE_URL"), "{text}");
+    let left = "select count(*) from pg_namespace where nspname like '%quickstart%'";
+    assert_eq!(admin().await.query_one(left, &[]).await.unwrap().get::<_, i64>(0), 0);
+}
+
+#[test]
+fn an_interrupted_run_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    for (signal, status) in [("-INT", Some(130)), ("-KILL", None)] {
+        let mut command = Command::new(program(folder.path()));
+        command.env_remove("DATABASE_URL").stdout(Stdio::piped());
+        let mut process = command.spawn().unwrap();
+        let mut output = std::io::BufReader::new(process.stdout.take().unwrap());
+        let mut text = String::new();
+        // Up to where it makes its data.
+        while !text.contains("making") {
+            std::io::BufRead::read_line(&mut output, &mut text).unwrap();
+        }
+        // The shell's own: a bare system has no program of that name.
+        let kill = format!("kill {signal} {}", process.id());
+        assert!(Command::new("/bin/sh").args(["-c", &kill]).status().unwrap().success());
+        assert_eq!(process.wait().unwrap().code(), status);
+        // When the process was killed, its server goes by itself, a little later.
+        let private = Path::new(private_folder(&text));
+        let started = std::time::Instant::now();
+        while private.exists() {
+            assert!(started.elapsed().as_secs() < 20, "{} is still there", private.display());
+            std::thread::yield_now();
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! The page of the example `axum`, in a browser: what it shows, what its buttons do to the query on the server, and who
+//! can use it.
+
+use crate::support::{
+    admin, eventually,
+    service::{Service, active, waits_for_client},
+    sql,
+    webdriver::Browser,
+};
+use serde_json::{Value, json};
+
+/// The keys by their code points in the protocol.
+const TAB: &str = "\u{e004}";
+const ENTER: &str = "\u{e007}";
+const SPACE: &str = " ";
+
+/// Orders without end.
+async fn make_orders(view: &str) {
+    sql(&format!(
+        "create view {view} as
+         select jsonb_build_object('id', i, 'placed_at', timestamptz '2026-01-01 08:00+00', 'total', i * 1.25,
+             'status', 'paid', 'customer', jsonb_build_object('name', '<b>Ada</b>', 'city', 'Kraków'),
+             'tags', '[\"gift\", \"vip\"]'::jsonb) as data
+         from (select generate_series(1, 2000000000) i) as numbers"
+    ))
+    .await;
+}
+
+fn url(service: &Service) -> String {
+    format!("http://{}/", service.address)
+}
+
+const STATE: &str = "return document.body.dataset.state";
+/// As a number, without the commas.
+const ROWS: &str = "return Number(document.getElementById('rows').textContent.replaceAll(',', ''))";
+
+async fn in_state(browser: &Browser, state: &str) {
+    browser.until(&format!("{STATE} === '{state}'")).await;
+}
+
+async fn rows(browser: &Browser) -> u64 {
+    browser.run(ROWS).await.as_u64().unwrap()
+}
+
+/// Nothing went wrong that the browser knows of, and nobody else was asked for anything.
+async fn check_console_and_requests(browser: &Browser, service: &Service) {
+    let console = browser.log("browser").await;
+    assert!(console.is_empty(), "{console:?}");
+    let requests = browser.requests().await;
+    assert!(requests.iter().any(|request| request.contains("/orders.ndjson")), "{requests:?}");
+    for request in requests {
+        // Pages of the browser itself, and data in the page.
+        let nobody = ["chrome://", "chrome-untrusted://", "data:"]
+            .iter()
+            .any(|scheme| request.starts_with(scheme));
+        assert!(nobody || request.starts_with(&url(service)), "{request}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_appear_and_the_buttons_reach_the_server() {
+    make_orders("v_page").await;
+    let (admin, service, browser) =
+        (admin().await, Service::on("page", "v_page"), Browser::start().await);
+    browser.go(&url(&service)).await;
+    assert_eq!(browser.run(STATE).await, "idle");
+    assert_eq!(active(&admin, "page").await, 0, "nothing is asked before Start");
+
+    browser.click("[type=submit]").await;
+    in_state(&browser, "running").await;
+    browser.until(&format!("{ROWS} > 2000")).await;
+    assert_eq!(active(&admin, "page").await, 1);
+    // The last rows as text, and no more of them than 20.
+    let cells = "return [...document.querySelectorAll('#latest-rows tr')].map(
+        row => [...row.cells].slice(1).map(cell => cell.textContent))";
+    let shown = browser.run(cells).await;
+    assert_eq!(shown.as_array().unwrap().len(), 20);
+    let row = &shown[0].as_array().unwrap();
+    assert_eq!(row[..4], ["2026-01-01 08:00", "<b>Ada</b>", "Kraków", "paid"]);
+    assert_eq!(row[5], "gift, vip");
+    // The numbers of the stream, drawn as well.
+    browser.until("return document.getElementById('memory').textContent !== '0'").await;
+    browser.until("return document.getElementById('chunk').textContent !== '0'").await;
+    for chart in ["speed", "memory", "chunk"] {
+        let drawn = "querySelector('.curve').getAttribute('d').includes('L')";
+        browser.until(&format!("return document.getElementById('{chart}-chart').{drawn}")).await;
+    }
+
+    browser.click("#pause").await;
+    in_state(&browser, "paused").await;
+    eventually("the query waits", async || waits_for_client(&admin, "page").await).await;
+    let paused = rows(&browser).await;
+    // Two looks at the server's numbers later.
+    let samples = "return speed.points.length";
+    let sampled = browser.run(samples).await.as_u64().unwrap();
+    browser.until(&format!("{samples} >= Math.min(120, {})", sampled + 3)).await;
+    assert_eq!(rows(&browser).await, paused);
+    assert_eq!(browser.run("return run.numbers.state").await, "paused");
+
+    browser.click("#resume").await;
+    in_state(&browser, "running").await;
+    browser.until(&format!("{ROWS} > {}", paused + 2000)).await;
+    browser.until("return run.numbers.state === 'running'").await;
+
+    browser.click("#stop").await;
+    in_state(&browser, "stopped").await;
+    eventually("the query ends", async || active(&admin, "page").await == 0).await;
+    let stopped = rows(&browser).await;
+    assert!(stopped > paused);
+
+    // Again, with filters; a whole answer this time, as fast as it goes.
+    browser
+        .run(
+            "document.querySelector('[name=limit]').value = 30000;
+              document.querySelector('[name=status]').value = 'paid';
+              document.querySelector('[name=\"customer.city\"]').value = 'Kraków';
+              document.getElementById('pace').value = 'Infinity'",
+        )
+        .await;
+    browser.click("[type=submit]").await;
+    in_state(&browser, "complete").await;
+    assert_eq!(rows(&browser).await, 30_000);
+    check_console_and_requests(&browser, &service).await;
+
+    // Of no rows, none are left from before.
+    sql("create or replace view v_page as select '{}'::jsonb as data where false").await;
+    browser.click("[type=submit]").await;
+    browser.until(&format!("{ROWS} === 0")).await;
+    in_state(&browser, "complete").await;
+    assert_eq!(browser.run(cells).await, json!([]));
+}
+
+/// Whether its tab is closed or goes elsewhere, and also while it is paused.
+#[tokio::test(flavor = "multi_thread")]
+async fn closing_the_page_ends_the_query() {
+    make_orders("v_closed").await;
+    let (admin, service, browser) =
+        (admin().await, Service::on("closed", "v_closed"), Browser::start().await);
+    for close in ["tab", "page", "paused"] {
+        browser.new_tab().await;
+        browser.go(&url(&service)).await;
+        browser.click("[type=submit]").await;
+        browser.until(&format!("{ROWS} > 100")).await;
+        assert_eq!(active(&admin, "closed").await, 1);
+        if close == "paused" {
+            browser.click("#pause").await;
+            in_state(&browser, "paused").await;
+            eventually("the query waits", async || waits_for_client(&admin, "closed").await).await;
+        }
+        match close {
+            "page" => browser.go("about:blank").await,
+            _ => browser.close_tab().await,
+        }
+        eventually("the query ends", async || active(&admin, "closed").await == 0).await;
+    }
+    assert_eq!(service.log(), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_wrong_is_said() {
+    sql("create view v_page_breaks as
+         select jsonb_build_object('id', i, 'n', 1 / (20000 - i)) as data
+         from (select generate_series(1, 30000) i) as numbers")
+    .await;
+    let service = Service::on("saying", "v_page_breaks");
+    let browser = Browser::start().await;
+    browser.go(&url(&service)).await;
+    browser.run("document.getElementById('pace').value = 'Infinity'").await;
+    browser.click("[type=submit]").await;
+    in_state(&browser, "failed").await;
+    const ERROR: &str = "return document.getElementById('error').textContent";
+    let said = browser.run(ERROR).await;
+    assert_eq!(said, "The response broke off: these are not all rows.");
+
+    // A value that makes no sense is not even sent.
+    let before = rows(&browser).await;
+    browser.run("document.querySelector('[name=min_total]').value = -1").await;
+    browser.click("[type=submit]").await;
+    assert_eq!(browser.run("return document.activeElement.name").await, "min_total");
+    assert_eq!(rows(&browser).await, before);
+
+    browser.run("document.querySelector('[name=min_total]').value = ''").await;
+    drop(service);
+    browser.click("[type=submit]").await;
+    browser.until(&format!("{ERROR} === 'The service cannot be reached.'")).await;
+    in_state(&browser, "failed").await;
+}
+
+/// Everything is reached and used by the keyboard, has a name, can be seen, and fits a small screen.
+#[tokio::test(flavor = "multi_thread")]
+async fn everybody_can_use_it() {
+    make_orders("v_access").await;
+    let (admin, service, browser) =
+        (admin().await, Service::on("access", "v_access"), Browser::start().await);
+    browser.go(&url(&service)).await;
+
+    // As a screen reader gets it.
+    let tree = browser.devtools("Accessibility.getFullAXTree", json!({})).await;
+    let nodes: Vec<&Value> =
+        tree["nodes"].as_array().unwrap().iter().filter(|node| node["ignored"] == false).collect();
+    let names = |role: &str| -> Vec<&str> {
+        let of_role = nodes.iter().filter(|node| node["role"]["value"] == role);
+        of_role.map(|node| node["name"]["value"].as_str().unwrap()).collect()
+    };
+    assert_eq!(names("RootWebArea"), ["Orders, live"]);
+    assert_eq!(names("heading"), ["Orders, live"]);
+    assert_eq!(names("main").len(), 1);
+    assert_eq!(names("status").len(), 1);
+    assert_eq!(names("form"), ["Which orders"]);
+    assert_eq!(names("button"), ["Start", "Pause", "Resume", "Stop"]);
+    assert_eq!(names("spinbutton"), ["Total from", "Total to", "At most"]);
+    assert_eq!(names("combobox").len() + names("textbox").len(), 4, "Status, City, Tag, Pace");
+    assert_eq!(names("region"), ["The latest 20 rows"]);
+    assert_eq!(names("table"), ["The latest 20 rows"]);
+    let columns = ["Order", "Placed", "Customer", "City", "Status", "Total", "Tags"];
+    assert_eq!(names("columnheader"), columns);
+    for node in &nodes {
+        let role = node["role"]["value"].as_str().unwrap();
+        let focusable = node["properties"].as_array().is_some_and(|all| {
+            all.iter().any(|p| p["name"] == "focusable" && p["value"]["value"] == true)
+        });
+        let named = node["name"]["value"].as_str().is_some_and(|name| !name.trim().is_empty());
+        assert!(!focusable || named, "{role} has no name: {node}");
+    }
+    assert_eq!(browser.run("return document.documentElement.lang").await, "en");
+
+    // Tab goes through all of it in the order of the page, and each shows that it has the focus.
+    let mut passed = Vec::new();
+    for _ in 0..12 {
+        browser.keys(TAB).await;
+        let focused = browser
+            .run("const e = document.activeElement;
+                  const style = getComputedStyle(e);
+                  return [e.name || e.id || e.type || e.className, style.outlineStyle, parseFloat(style.outlineWidth) >= 2]")
+            .await;
+        assert_eq!((&focused[1], &focused[2]), (&json!("solid"), &json!(true)), "{focused}");
+        passed.push(focused[0].as_str().unwrap().to_owned());
+    }
+    let controls = [
+        "status",
+        "customer.city",
+        "min_total",
+        "max_total",
+        "tag",
+        "limit",
+        "pace",
+        "submit",
+        "pause",
+        "resume",
+        "stop",
+        "table",
+    ];
+    assert_eq!(passed, controls);
+
+    // The stream by keys alone. What cannot be pressed keeps the focus, and does nothing.
+    let focus = async |selector: &str| {
+        browser.run(&format!("document.querySelector('{selector}').focus()")).await;
+    };
+    focus("[name=limit]").await;
+    browser.keys(ENTER).await;
+    in_state(&browser, "running").await;
+    focus("#pause").await;
+    browser.keys(SPACE).await;
+    in_state(&browser, "paused").await;
+    assert_eq!(browser.run("return document.activeElement.id").await, "pause");
+    assert_eq!(browser.run("return document.getElementById('state').textContent").await, "Paused");
+    browser.keys(ENTER).await;
+    assert_eq!(browser.run(STATE).await, "paused");
+    browser.keys(TAB).await;
+    browser.keys(ENTER).await;
+    in_state(&browser, "running").await;
+
+    for scheme in ["light", "dark"] {
+        let media = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
+        browser.devtools("Emulation.setEmulatedMedia", media).await;
+        let faint = browser.run(CONTRAST).await;
+        assert_eq!(faint, json!([]), "in {scheme}");
+    }
+
+    let small = json!({"width": 320, "height": 640, "deviceScaleFactor": 1, "mobile": false});
+    browser.devtools("Emulation.setDeviceMetricsOverride", small).await;
+    browser.until("return innerWidth === 320").await;
+    let fits =
+        "return document.documentElement.scrollWidth <= document.documentElement.clientWidth";
+    assert_eq!(browser.run(fits).await, true);
+
+    focus("#stop").await;
+    browser.keys(ENTER).await;
+    in_state(&browser, "stopped").await;
+    eventually("the query ends", async || active(&admin, "access").await == 0).await;
+    check_console_and_requests(&browser, &service).await;
+}
+
+/// The texts that stand out less from what is behind them than WCAG's 4.5 to 1.
+const CONTRAST: &str = "
+    const parse = color => color.match(/[\\d.]+/g).map(Number);
+    const behind = element => {
+        for (let e = element; e; e = e.parentElement) {
+            const color = parse(getComputedStyle(e).backgroundColor);
+            if ((color[3] ?? 1) > 0) return color;
+        }
+    };
+    const luminance = color => color.slice(0, 3)
+        .map(c => (c /= 255, c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    const faint = [];
+    let seen = 0;
+    for (const element of document.body.querySelectorAll('*')) {
+        const text = [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+        if (!text || !element.checkVisibility() || element.tagName === 'SCRIPT') continue;
+        seen++;
+        const [a, b] = [parse(getComputedStyle(element).color), behind(element)].map(luminance).sort((a, b) => b - a);
+        const ratio = (a + 0.05) / (b + 0.05);
+        if (ratio < 4.5) faint.push([element.outerHTML.slice(0, 80), ratio]);
+    }
+    if (seen < 40) faint.push(['only so many texts', seen]);
+    return faint;";

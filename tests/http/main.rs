@@ -1,0 +1,6 @@
+//! The example `axum` over HTTP and in a browser.
+
+mod axum;
+mod browser;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,7 @@
+//! Queries: what is sent, how values are bound, typed filters, and prepared statements.
+
+mod filters;
+mod query;
+mod statements;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,959 @@
+//! Flow control: pauses, handles, time, memory, chunks, bodies, and that the numbers add up.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use crate::support::{
+    admin, backend_state, client, cluster,
+    events::Events,
+    eventually,
+    random::Random,
+    scripted::{self, Scripted, Step},
+    sql,
+};
+use fraiseql_wire::{
+    ConnectionConfig, Error, ErrorCategory, FraiseClient, QueryStream, RawJson, RowChunk,
+    StreamControl, StreamState, StreamStats, TimeoutPhase,
+};
+use futures_util::{StreamExt, stream::FusedStream};
+use serde_json::Value;
+
+/// What must hold at any moment.
+fn add_up(stats: &StreamStats) {
+    let parts = stats.total_rows_yielded
+        + stats.total_rows_filtered
+        + stats.total_rows_failed
+        + stats.total_rows_discarded
+        + stats.items_buffered;
+    assert_eq!(stats.total_rows_received, parts, "{stats:?}");
+}
+
+fn phase(error: &Error) -> TimeoutPhase {
+    let Error::Timeout { phase, .. } = error else { panic!("{error:?}") };
+    *phase
+}
+
+async fn wait_until_idle(client: &FraiseClient) {
+    let admin = admin().await;
+    let pid = client.backend_pid().unwrap();
+    eventually("the server is idle", async || {
+        backend_state(&admin, pid).await.as_deref() == Some("idle")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_handle_steers_from_another_task() {
+    let client = client().await;
+    let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let control = stream.control();
+    let paused = tokio::spawn(async move {
+        control.pause_with_reason("maintenance").await.unwrap();
+        control
+    });
+    let control: StreamControl = paused.await.unwrap();
+    assert_eq!((stream.state(), control.state()), (StreamState::Paused, StreamState::Paused));
+    assert_eq!(stream.stats().pause_reason.as_deref(), Some("maintenance"));
+    while stream.stats().items_buffered > 0 {
+        stream.next().await.unwrap().unwrap();
+    }
+    assert!(futures_util::poll!(stream.next()).is_pending());
+    control.resume().await.unwrap();
+    assert_eq!((control.state(), control.stats().pause_reason), (StreamState::Running, None));
+    let read = control.stats().total_rows_yielded;
+    assert_eq!(stream.next().await.unwrap().unwrap()["id"], read + 1);
+    drop(stream);
+    assert_eq!(control.state(), StreamState::Cancelled);
+    add_up(&control.stats());
+    // Who only resumes cannot know that it has ended.
+    control.resume().await.unwrap();
+    let error = control.pause().await.unwrap_err();
+    assert_eq!(error.category(), ErrorCategory::InvalidState);
+    control.cancel().await.unwrap();
+}
+
+/// Whoever reads must not take the end for that of the rows; the client can go on at once, though the
+/// stream is still there.
+#[tokio::test]
+async fn a_cancel_by_a_handle_is_an_error_of_the_stream() {
+    let client = client().await;
+    let mut stream = client.query::<Value>("v_endless").chunk_size(8).execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let control = stream.control();
+    control.cancel().await.unwrap();
+    assert_eq!(control.state(), StreamState::Cancelled);
+    add_up(&control.stats());
+    assert_eq!(client.query::<u8>("v_one").fetch_one().await.unwrap(), 1);
+
+    assert_eq!(stream.stats().items_buffered, 7, "the rest of the chunk");
+    for id in 2..=8 {
+        assert_eq!(stream.next().await.unwrap().unwrap()["id"], id);
+    }
+    assert!(!stream.is_terminated());
+    assert!(matches!(stream.next().await, Some(Err(Error::Cancelled))));
+    assert!(stream.next().await.is_none() && stream.is_terminated());
+    add_up(&stream.stats());
+    assert_eq!(stream.stats().total_rows_yielded, 8);
+
+    // Also one that is waited for.
+    let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
+    let control = stream.control();
+    stream.pause().await.unwrap();
+    let reading = tokio::spawn(async move {
+        loop {
+            match stream.next().await {
+                Some(Ok(_)) => {}
+                other => return other,
+            }
+        }
+    });
+    control.cancel().await.unwrap();
+    assert!(matches!(reading.await.unwrap(), Some(Err(Error::Cancelled))));
+}
+
+#[tokio::test]
+async fn a_pause_ends_by_itself_when_its_time_is_up() {
+    let (events, _listening) = Events::listen();
+    let client = client().await;
+    let query = client.query::<Value>("v_endless").pause_timeout(Duration::from_secs(60));
+    let mut stream = query.execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    tokio::time::pause();
+    stream.pause().await.unwrap();
+    let paused = tokio::time::Instant::now();
+    tokio::time::sleep(Duration::from_secs(59)).await;
+    assert_eq!(stream.state(), StreamState::Paused);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(stream.state(), StreamState::Running);
+    assert_eq!(stream.stats().paused_for.as_secs(), 60);
+    assert_eq!(events.with("cause=\"timeout\"").len(), 1);
+
+    // It can be set, and lifted, in the middle of a pause.
+    stream.pause().await.unwrap();
+    stream.clear_pause_timeout();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(stream.state(), StreamState::Paused);
+    stream.set_pause_timeout(Duration::from_secs(3700));
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!((stream.state(), stream.stats().pauses), (StreamState::Running, 2));
+    assert!(paused.elapsed().as_secs() > 3700);
+
+    // Also when every row has come, and only the end is held back.
+    drop(stream);
+    let query = client.query::<u8>("v_one").pause_timeout(Duration::from_secs(60));
+    let mut stream = query.execute().await.unwrap();
+    stream.pause().await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+    assert!(stream.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_pause_that_outlasts_the_statement_timeout_is_warned_of_once() {
+    let (events, _listening) = Events::listen();
+    let config = ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(cluster().port())
+        .user("postgres")
+        .password(crate::support::cluster::password())
+        .statement_timeout(Duration::from_secs(600))
+        .build()
+        .unwrap();
+    let client = FraiseClient::connect_with_config(config).await.unwrap();
+    let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    tokio::time::pause();
+    stream.pause_with_reason("lunch").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(599)).await;
+    assert!(events.with("statement_timeout").is_empty());
+    tokio::time::sleep(Duration::from_secs(6000)).await;
+    assert_eq!(events.with("statement_timeout").len(), 1);
+    assert_eq!(events.with("lunch").len(), 1);
+}
+
+/// A consumer that is busy on the reader's own thread is what holds it up, though the reader never finds the
+/// queue full: it has its turn when the consumer has had its own.
+#[tokio::test]
+async fn a_busy_consumer_on_the_same_thread_is_seen_to_be_slow() {
+    let client = client().await;
+    let mut stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
+    for _ in 0..5_000 {
+        stream.next().await.unwrap().unwrap();
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    let stats = stream.stats();
+    let (consumer, server) = (stats.time_blocked_on_consumer, stats.time_blocked_on_server);
+    assert!(consumer > server, "{consumer:?} for the consumer, {server:?} for the server");
+}
+
+/// Every timeout stops the query on the server and leaves the client usable; what had come is read
+/// first.
+#[tokio::test]
+async fn timeouts_of_a_query_stop_it_on_the_server() {
+    let client = client().await;
+    let pid = client.backend_pid();
+    let short = Duration::from_millis(1000);
+
+    // A consumer that does not read at all does not keep the server from being stopped.
+    let query = client.query::<Value>("v_endless").timeout(short);
+    let mut stream = query.execute().await.unwrap();
+    wait_until_idle(&client).await;
+    let mut rows = 0;
+    let error = loop {
+        match stream.next().await.unwrap() {
+            Ok(row) => {
+                rows += 1;
+                assert_eq!(row["id"], rows);
+            }
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(phase(&error), TimeoutPhase::Query);
+    assert!(error.is_retriable() && error.to_string().contains("1s"), "{error}");
+    assert!(stream.next().await.is_none());
+    let stats = stream.stats();
+    assert_eq!((stats.state, stats.total_rows_yielded), (StreamState::Failed, rows));
+    assert!(rows > 0 && stats.total_rows_discarded == 0);
+    add_up(&stats);
+
+    // Before the first row.
+    for (first_row, expected) in [(true, TimeoutPhase::FirstRow), (false, TimeoutPhase::Query)] {
+        let query = client.query::<Value>("v_asleep");
+        let query = if first_row { query.first_row_timeout(short) } else { query.timeout(short) };
+        assert_eq!(phase(&query.execute().await.unwrap_err()), expected);
+        wait_until_idle(&client).await;
+    }
+
+    // Nothing comes at all.
+    let config = ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(cluster().port())
+        .user("postgres")
+        .password(crate::support::cluster::password())
+        .read_timeout(short)
+        .build()
+        .unwrap();
+    let impatient = FraiseClient::connect_with_config(config).await.unwrap();
+    let error = impatient.query::<Value>("v_asleep").execute().await.unwrap_err();
+    assert_eq!(phase(&error), TimeoutPhase::Read);
+    wait_until_idle(&impatient).await;
+
+    // Rows that come in time know nothing of it.
+    let query = client.query::<u64>("v_short").timeout(Duration::from_secs(60));
+    let rows = query.first_row_timeout(Duration::from_secs(60)).fetch_all().await.unwrap();
+    assert_eq!(rows, (1..=300).collect::<Vec<_>>());
+    assert_eq!(client.backend_pid(), pid);
+
+    // Connecting counts.
+    let server = Scripted::start(vec![vec![Step::ExpectStartup, Step::Silence]]).await;
+    let client = FraiseClient::new(server.url().parse().unwrap());
+    let error = client.query::<Value>("v").timeout(short).execute().await.unwrap_err();
+    let Error::Connection { attempts } = &error else { panic!("{error:?}") };
+    assert_eq!(phase(&attempts[0].error), TimeoutPhase::Connect);
+    assert!(error.is_retriable());
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Lets hours pass at once, as for a machine that was suspended, and goes on.
+async fn hours_pass() {
+    tokio::time::pause();
+    tokio::time::advance(5 * HOUR).await;
+    tokio::time::resume();
+}
+
+/// A client whose deadlines are an hour.
+async fn patient(port: u16) -> FraiseClient {
+    let config = ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(port)
+        .user("postgres")
+        .password(crate::support::cluster::password())
+        .ssl_mode(fraiseql_wire::SslMode::Disable)
+        .read_timeout(HOUR)
+        .cancel_timeout(HOUR);
+    FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap()
+}
+
+/// Time that jumps ends what has a deadline, and nothing else.
+#[tokio::test]
+async fn hours_that_pass_at_once_end_what_has_a_deadline() {
+    let client = patient(cluster().port()).await;
+    let pid = client.backend_pid();
+    let admin = admin().await;
+
+    // In mid-stream.
+    for timeout in [None, Some(HOUR)] {
+        let query = client.query::<Value>("v_endless").first_row_timeout(HOUR);
+        let query = match timeout {
+            Some(timeout) => query.timeout(timeout),
+            None => query,
+        };
+        let mut stream = query.execute().await.unwrap();
+        let mut next = 0;
+        for _ in 0..1000 {
+            next += 1;
+            assert_eq!(stream.next().await.unwrap().unwrap()["id"], next);
+        }
+        // A server that is not heard in a pause is not silent.
+        stream.pause().await.unwrap();
+        hours_pass().await;
+        if timeout.is_none() {
+            stream.resume().await.unwrap();
+            for _ in 0..20_000 {
+                next += 1;
+                assert_eq!(stream.next().await.unwrap().unwrap()["id"], next);
+            }
+            assert!(stream.stats().paused_for > 4 * HOUR && stream.stats().elapsed > 4 * HOUR);
+            stream.cancel().await.unwrap();
+        } else {
+            wait_until_idle(&client).await;
+            stream.resume().await.unwrap();
+            let error = loop {
+                next += 1;
+                match stream.next().await.unwrap() {
+                    Ok(row) => assert_eq!(row["id"], next),
+                    Err(e) => break e,
+                }
+            };
+            assert_eq!(phase(&error), TimeoutPhase::Query);
+            assert_eq!(error.category(), ErrorCategory::Timeout);
+            assert!(error.is_retriable() && error.to_string().contains("3600s"), "{error}");
+            assert!(stream.next().await.is_none());
+        }
+        drop(stream);
+        assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+        assert_eq!(client.backend_pid(), pid);
+    }
+
+    // Before the first row. Of several that are over at once, one is told: so each has a client for it.
+    for expected in [TimeoutPhase::Query, TimeoutPhase::FirstRow, TimeoutPhase::Read] {
+        let client = match expected {
+            TimeoutPhase::Read => patient(cluster().port()).await,
+            _ => crate::support::client().await,
+        };
+        let pid = client.backend_pid();
+        let query = client.query::<Value>("v_asleep");
+        let query = match expected {
+            TimeoutPhase::Query => query.timeout(HOUR),
+            TimeoutPhase::FirstRow => query.first_row_timeout(HOUR),
+            _ => query,
+        };
+        let (error, ()) = tokio::join!(query.execute(), async {
+            eventually("it runs", async || {
+                backend_state(&admin, pid.unwrap()).await.as_deref() == Some("active")
+            })
+            .await;
+            hours_pass().await;
+        });
+        let error = error.unwrap_err();
+        assert_eq!(phase(&error), expected);
+        assert!(error.is_retriable());
+        assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+        assert_eq!(client.backend_pid(), pid);
+    }
+
+    // A pause, and a session that nobody uses.
+    let query = client.query::<Value>("v_endless").pause_timeout(HOUR);
+    let mut stream = query.execute().await.unwrap();
+    stream.pause().await.unwrap();
+    hours_pass().await;
+    eventually("it goes on", async || stream.state() == StreamState::Running).await;
+    for i in 1..=1000 {
+        assert_eq!(stream.next().await.unwrap().unwrap()["id"], i);
+    }
+    stream.cancel().await.unwrap();
+    hours_pass().await;
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+    assert_eq!(client.backend_pid(), pid);
+}
+
+/// So it does with what waits for a server that does not answer: connecting, and stopping a query.
+#[tokio::test]
+async fn hours_that_pass_at_once_end_connecting_and_cleaning_up() {
+    let (told, asked) = tokio::sync::oneshot::channel();
+    let silent = vec![Step::ExpectStartup, Step::Signal(told), Step::Silence];
+    let server = Scripted::start(vec![silent]).await;
+    let url = server.url().replace("connect_timeout=20", "connect_timeout=3600");
+    let (error, ()) = tokio::join!(FraiseClient::connect(&url), async {
+        asked.await.unwrap();
+        hours_pass().await;
+    });
+    assert_eq!(phase(&error.unwrap_err()), TimeoutPhase::Connect);
+    server.done().await;
+
+    let (told, asked) = tokio::sync::oneshot::channel();
+    let mut first = scripted::login();
+    first.extend([Step::ExpectQuery, Step::Send(scripted::begin_json()), Step::Silence]);
+    let cancel = vec![Step::Expect(scripted::cancel_request()), Step::Signal(told), Step::Silence];
+    let mut second = scripted::login();
+    let answer = [scripted::row("1"), scripted::complete(), scripted::ready()].concat();
+    second.extend([Step::ExpectQuery, Step::Send([scripted::begin_json(), answer].concat())]);
+    let server = Scripted::start(vec![first, cancel, second]).await;
+    let client = patient(server.address.port()).await;
+    let mut stream = client.query::<u64>("v").execute().await.unwrap();
+    let (error, ()) = tokio::join!(stream.cancel(), async {
+        asked.await.unwrap();
+        hours_pass().await;
+    });
+    let error = error.unwrap_err();
+    assert_eq!(phase(&error), TimeoutPhase::Cancel);
+    assert!(error.is_retriable() && !client.is_connected());
+    drop(stream);
+    assert_eq!(client.query::<u64>("v").fetch_all().await.unwrap(), [1]);
+    drop(client);
+    server.done().await;
+}
+
+/// In a pause the first row cannot come.
+#[tokio::test]
+async fn the_first_row_has_as_much_longer_as_the_stream_was_paused() {
+    let (go, wait) = tokio::sync::oneshot::channel();
+    let mut script = scripted::login();
+    script.push(Step::ExpectQuery);
+    script.push(Step::Send(scripted::begin_json()));
+    script.push(Step::Wait(wait));
+    script.push(Step::Send([scripted::row("1"), scripted::complete(), scripted::ready()].concat()));
+    let server = Scripted::start(vec![script]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let query = client.query::<u8>("v").first_row_timeout(Duration::from_secs(100));
+    let mut stream = query.execute().await.unwrap();
+    tokio::time::pause();
+    tokio::time::sleep(Duration::from_secs(90)).await;
+    stream.pause().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1000)).await;
+    stream.resume().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    tokio::time::resume();
+    go.send(()).unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), 1);
+    assert!(stream.next().await.is_none());
+    drop((stream, client));
+    server.done().await;
+}
+
+#[tokio::test]
+async fn soft_limits_warn_once_a_crossing_and_fail_once() {
+    let (events, _listening) = Events::listen();
+    let client = client().await;
+    let query = client.query::<Value>("v_endless").max_memory(1 << 20).memory_soft_limits(0.5, 1.0);
+    let mut stream = query.execute().await.unwrap();
+    for round in 1..=3 {
+        eventually("memory is full", async || stream.stats().estimated_memory > 950 << 10).await;
+        assert_eq!(events.with("soft limit").len(), round);
+        // All but empty again.
+        stream.pause().await.unwrap();
+        while stream.stats().items_buffered > 0 {
+            stream.next().await.unwrap().unwrap();
+        }
+        stream.resume().await.unwrap();
+        stream.next().await.unwrap().unwrap();
+    }
+    drop(stream);
+
+    let query = client.query::<Value>("v_endless").max_memory(1 << 20).memory_soft_limits(0.2, 0.5);
+    let mut stream = query.execute().await.unwrap();
+    wait_until_idle(&client).await;
+    let mut rows = 0;
+    let error = loop {
+        match stream.next().await.unwrap() {
+            Ok(_) => rows += 1,
+            Err(e) => break e,
+        }
+    };
+    // The consumer is what is slow, and the advice is about it: no document is too large.
+    let Error::ConsumerLagged { limit, buffered } = error else { panic!("{error:?}") };
+    assert!(limit == 512 << 10 && buffered <= limit, "{limit}, {buffered}");
+    assert!(buffered > limit / 2, "{limit}, {buffered}");
+    let text = error.to_string();
+    assert!(text.contains("the consumer is too slow") && !text.contains("select less"), "{text}");
+    assert_eq!((error.category().as_str(), error.is_retriable()), ("consumer_lagged", false));
+    assert!(stream.next().await.is_none());
+    assert!(rows > 1000, "{rows} rows had come");
+    assert!(stream.stats().peak_memory <= limit);
+    client.ping().await.unwrap();
+}
+
+/// The chunk size follows who is slow, and no row waits for a chunk to fill.
+#[tokio::test]
+async fn the_chunk_size_adapts_to_the_consumer() {
+    let adaptive = |client: &FraiseClient| {
+        let query = client.query::<Value>("v_endless").adaptive_chunking(true).chunk_size(4);
+        query.adaptive_min_size(2).adaptive_max_size(64).max_memory(4 << 20)
+    };
+    let client = client().await;
+    let mut stream = adaptive(&client).execute().await.unwrap();
+    // A server that is slow for a moment may have it go down in between.
+    for row in 0.. {
+        // Every row lets the reader go as far as it can.
+        tokio::task::yield_now().await;
+        stream.next().await.unwrap().unwrap();
+        if stream.stats().chunk_size == 64 {
+            break;
+        }
+        assert!(row < 400_000, "{:?}", stream.stats());
+    }
+    assert!(stream.stats().chunk_adjustments >= 4);
+    drop(stream);
+
+    // Each row is waited for.
+    let mut script = scripted::login();
+    script.push(Step::ExpectQuery);
+    script.push(Step::Send(scripted::begin_json()));
+    let mut goes = VecDeque::new();
+    for _ in 0..20 {
+        let (go, wait) = tokio::sync::oneshot::channel();
+        goes.push_back(go);
+        script.push(Step::Wait(wait));
+        script.push(Step::Send(scripted::row("1")));
+    }
+    script.push(Step::Send([scripted::complete(), scripted::ready()].concat()));
+    let server = Scripted::start(vec![script]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let mut stream = adaptive(&client).execute().await.unwrap();
+    while let Some(go) = goes.pop_front() {
+        assert!(futures_util::poll!(stream.next()).is_pending());
+        go.send(()).unwrap();
+        stream.next().await.unwrap().unwrap();
+    }
+    assert!(stream.next().await.is_none());
+    let stats = stream.stats();
+    assert_eq!((stats.chunk_size, stats.chunk_adjustments), (2, 1));
+    drop((stream, client));
+    server.done().await;
+}
+
+#[tokio::test]
+async fn time_is_put_down_to_who_took_it() {
+    let client = client().await;
+    let began = Instant::now();
+    let mut stream =
+        client.query::<Value>("v_endless").max_memory(64 << 10).execute().await.unwrap();
+    // It also gives the consumer its turn, and goes on: it waits for room when nothing comes any more.
+    eventually("the reader waits for room", async || {
+        let before = stream.stats();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let after = stream.stats();
+        after.time_blocked_on_consumer > before.time_blocked_on_consumer
+            && after.time_blocked_on_server == before.time_blocked_on_server
+            && after.total_rows_received == before.total_rows_received
+    })
+    .await;
+    let before = stream.stats();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let after = stream.stats();
+    let blocked = after.time_blocked_on_consumer - before.time_blocked_on_consumer;
+    assert!(blocked >= Duration::from_millis(45), "{before:?} {after:?}");
+    assert_eq!(after.time_blocked_on_server, before.time_blocked_on_server);
+    // A pause is nobody's fault.
+    stream.pause().await.unwrap();
+    let before = stream.stats();
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let after = stream.stats();
+    assert_eq!(after.time_blocked_on_consumer, before.time_blocked_on_consumer);
+    stream.cancel().await.unwrap();
+    let stats = stream.stats();
+    let blocked = stats.time_blocked_on_consumer + stats.time_blocked_on_server;
+    assert!(blocked + stats.paused_for <= began.elapsed());
+
+    let (go, wait) = tokio::sync::oneshot::channel();
+    let mut script = scripted::login();
+    script.push(Step::ExpectQuery);
+    script.push(Step::Send(scripted::begin_json()));
+    script.push(Step::Wait(wait));
+    script.push(Step::Send([scripted::complete(), scripted::ready()].concat()));
+    let server = Scripted::start(vec![script]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let mut stream = client.query::<u8>("v").execute().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    go.send(()).unwrap();
+    assert!(stream.next().await.is_none());
+    let stats = stream.stats();
+    assert!(stats.time_blocked_on_server >= Duration::from_millis(45), "{stats:?}");
+    assert_eq!(stats.time_blocked_on_consumer, Duration::ZERO);
+}
+
+#[tokio::test]
+async fn a_chunk_is_many_rows_at_once() {
+    #[derive(Debug, PartialEq, serde::Deserialize)]
+    struct Named<'a> {
+        name: &'a str,
+    }
+    sql("create view v_named as
+         select case when i % 10 = 0 then null else jsonb_build_object('name', 'n' || i) end as data
+         from generate_series(1, 5000) i")
+    .await;
+    let client = client().await;
+    let mut stream = client.query::<RawJson>("v_named").execute().await.unwrap();
+    // It can begin in the middle of a chunk.
+    assert_eq!(stream.next().await.unwrap().unwrap().as_str(), r#"{"name": "n1"}"#);
+    let (mut number, mut chunks) = (1, 0);
+    while let Some(chunk) = stream.next_chunk().await {
+        let chunk: RowChunk = chunk.unwrap();
+        chunks += 1;
+        assert!((1..=256).contains(&chunk.len()), "{chunk:?}");
+        assert_eq!(chunk.rows().count(), chunk.len());
+        let copy = chunk.clone();
+        for (row, decoded) in copy.rows().zip(chunk.decode::<Option<Named<'_>>>()) {
+            number += 1;
+            let (expected, name) = match number % 10 {
+                0 => ("null".to_owned(), None),
+                _ => (format!("{{\"name\": \"n{number}\"}}"), Some(format!("n{number}"))),
+            };
+            assert_eq!(row, expected.as_bytes());
+            assert_eq!(decoded.unwrap().map(|row| row.name.to_owned()), name);
+        }
+        // Errors name the row of the stream.
+        let first = number - chunk.len() as u64 + 1;
+        for (row, error) in (first..).zip(chunk.decode::<u8>()) {
+            assert!(error.unwrap_err().to_string().contains(&format!("row {row} ")));
+        }
+        add_up(&stream.stats());
+    }
+    assert!(chunks >= 5000 / 256 && number == 5000);
+    let stats = stream.stats();
+    assert_eq!((stats.total_rows_yielded, stats.state), (5000, StreamState::Completed));
+    assert_eq!(stats.bytes_buffered, 0);
+}
+
+/// Predicates hold for chunks too, and a row they cannot judge is an error in its place.
+#[tokio::test]
+async fn chunks_hold_only_what_predicates_accept() {
+    sql("create view v_judged as
+         select case when i % 100 = 50 then '1e999' else to_json(i) end as data
+         from generate_series(1, 300) i")
+    .await;
+    let client = client().await;
+    let mut stream = client
+        .query::<RawJson>("v_judged")
+        .where_rust(|n| n.as_u64().is_some_and(|n| n % 3 == 0))
+        .where_typed(|n| n.as_str().len() < 3 || n.as_str() > "2")
+        .execute()
+        .await
+        .unwrap();
+    let mut rows: Vec<Result<u64, u64>> = Vec::new();
+    while let Some(chunk) = stream.next_chunk().await {
+        match chunk {
+            Ok(chunk) => rows.extend(chunk.decode::<u64>().map(|n| Ok(n.unwrap()))),
+            Err(Error::JsonDecode { row, .. }) => rows.push(Err(row)),
+            Err(other) => panic!("{other}"),
+        }
+    }
+    let expected: Vec<_> = (1..=300)
+        .filter_map(|n| match n {
+            n if n % 100 == 50 => Some(Err(n)),
+            n if n % 3 == 0 && !(100..200).contains(&n) => Some(Ok(n)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(rows, expected);
+    let stats = stream.stats();
+    assert_eq!(stats.total_rows_failed, 3);
+    add_up(&stats);
+}
+
+async fn body(
+    mut parts: impl FusedStream<Item = fraiseql_wire::Result<bytes::Bytes>> + Unpin,
+) -> String {
+    let mut text = Vec::new();
+    while let Some(part) = parts.next().await {
+        text.extend_from_slice(&part.unwrap());
+    }
+    assert!(parts.is_terminated() && parts.next().await.is_none());
+    String::from_utf8(text).unwrap()
+}
+
+/// The server, too, can make one text of many rows.
+#[tokio::test]
+async fn bodies_are_what_the_server_would_have_made() {
+    sql("create view v_lines as select to_jsonb(t) as data
+         from (select i, repeat('ü', i % 50) as text, null as none from generate_series(1, 5000) i) t;
+         create view v_broken_lines as
+         select E'{\n \"a\" :\r\n\t\"\\\\n\"}'::json as data from generate_series(1, 2);
+         create view v_no_rows as select '1'::json as data where false")
+    .await;
+    let admin = admin().await;
+    let made = async |text: &str| -> String { admin.query_one(text, &[]).await.unwrap().get(0) };
+    let client = client().await;
+    let lines = client.query::<RawJson>("v_lines").execute().await.unwrap();
+    let expected = made("select string_agg(data::text || E'\\n', '') from v_lines").await;
+    assert_eq!(body(lines.into_ndjson()).await, expected);
+    // Nothing of it is decoded, so any type will do.
+    let array = client.query::<u8>("v_lines").execute().await.unwrap();
+    let expected = made("select '[' || string_agg(data::text, ',') || ']' from v_lines").await;
+    assert_eq!(body(array.into_json_array()).await, expected);
+
+    let broken = client.query::<RawJson>("v_broken_lines").execute().await.unwrap();
+    assert_eq!(body(broken.into_ndjson()).await, "{  \"a\" :  \t\"\\n\"}\n".repeat(2));
+    let none = async || client.query::<RawJson>("v_no_rows").execute().await.unwrap();
+    assert_eq!(body(none().await.into_ndjson()).await, "");
+    assert_eq!(body(none().await.into_json_array()).await, "[]");
+
+    let some = client.query::<RawJson>("v_short").where_rust(|n| n == 7 || n == 9);
+    assert_eq!(body(some.execute().await.unwrap().into_json_array()).await, "[7,9]");
+}
+
+/// A body that breaks off must not look whole.
+#[tokio::test]
+async fn a_body_ends_at_its_first_error() {
+    let (go, wait) = tokio::sync::oneshot::channel();
+    let mut script = scripted::login();
+    script.push(Step::ExpectQuery);
+    script.push(Step::Send([scripted::begin_json(), scripted::row("1")].concat()));
+    script.push(Step::Wait(wait));
+    let server = Scripted::start(vec![script]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let mut array = client.query::<RawJson>("v").execute().await.unwrap().into_json_array();
+    assert_eq!(array.next().await.unwrap().unwrap(), "[1");
+    go.send(()).unwrap();
+    let error = array.next().await.unwrap().unwrap_err();
+    assert_eq!(error.category(), ErrorCategory::ConnectionClosed);
+    assert!(array.next().await.is_none());
+
+    // That of one row as well: nobody could tell that it is missing.
+    let client = crate::support::client().await;
+    sql("create view v_one_bad as
+         select case when i = 3 then '1e999' else to_json(i) end as data
+         from generate_series(1, 100000) i")
+    .await;
+    let bad = client.query::<RawJson>("v_one_bad").where_rust(|_| true).execute().await.unwrap();
+    let mut lines = bad.into_ndjson();
+    assert_eq!(lines.next().await.unwrap().unwrap(), "1\n2\n");
+    assert!(lines.next().await.unwrap().unwrap_err().is_row_error());
+    assert!(lines.next().await.is_none());
+    client.ping().await.unwrap();
+}
+
+/// What serde_json makes of unusual documents: a value, or an error of that row alone. `RawJson`
+/// passes all of them unchanged.
+#[tokio::test]
+async fn unusual_documents_pass_raw_and_decode_or_fail_by_themselves() {
+    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    let documents = [
+        deep.as_str(),
+        "1e999",
+        "123456789012345678901234567890",
+        r#""\ud800""#,
+        r#"{"a":1,"a":2}"#,
+        r#""\u0000""#,
+        "-0",
+        "1.10",
+    ];
+    let values: Vec<_> =
+        documents.iter().enumerate().map(|(i, d)| format!("({i}, '{d}'::json)")).collect();
+    sql(&format!(
+        "create view v_unusual as select data from (values {}) t(i, data) order by i",
+        values.join(", ")
+    ))
+    .await;
+    let client = client().await;
+    let raw: Vec<RawJson> = client.query("v_unusual").fetch_all().await.unwrap();
+    assert_eq!(raw.iter().map(RawJson::as_str).collect::<Vec<_>>(), documents);
+
+    let mut rows = client.query::<Value>("v_unusual").execute().await.unwrap();
+    let mut next = async || rows.next().await.unwrap().map_err(|e| e.to_string());
+    let nested_too_deeply = next().await.unwrap_err();
+    assert!(nested_too_deeply.contains("valid JSON"), "{nested_too_deeply}");
+    assert!(nested_too_deeply.contains("recursion limit exceeded"), "{nested_too_deeply}");
+    assert!(next().await.is_err(), "no f64 is so large");
+    // Without loss only as a type that takes the digits, or raw.
+    assert_eq!(next().await.unwrap().as_f64().unwrap(), 123_456_789_012_345_680_000_000_000_000.0);
+    assert!(next().await.is_err(), "half of a character is no Unicode text");
+    assert_eq!(next().await.unwrap(), serde_json::json!({"a": 2}), "the last one counts");
+    assert_eq!(next().await.unwrap(), "\0");
+    assert_eq!(next().await.unwrap().to_string(), "-0.0");
+    assert_eq!(next().await.unwrap().as_f64(), Some(1.1));
+    assert!(rows.next().await.is_none());
+
+    #[derive(Debug, serde::Deserialize)]
+    struct A {
+        #[allow(dead_code)]
+        a: u8,
+    }
+    let twice = client.query::<A>("v_unusual").offset(4).limit(1).fetch_one().await.unwrap_err();
+    assert!(twice.is_row_error() && matches!(twice, Error::Deserialization { .. }), "{twice:?}");
+}
+
+/// Streams that are dropped one upon the other use one connection, and one more for its cancel request.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_burst_of_dropped_streams_does_not_pile_up_connections() {
+    let admin = admin().await;
+    let others = "select count(*) from pg_stat_activity
+                  where backend_type = 'client backend' and application_name = 'burst'";
+    let url = format!("{}?application_name=burst", cluster().url());
+    let burst = async |streams: usize| {
+        let client = FraiseClient::connect(&url).await.unwrap();
+        let pid = client.backend_pid();
+        for _ in 0..streams {
+            let stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
+            drop(stream);
+        }
+        client.ping().await.unwrap();
+        assert_eq!(client.backend_pid(), pid, "no drop cost the connection");
+        client
+    };
+    let clients = futures_util::future::join_all((0..8).map(|_| burst(25))).await;
+    let open: i64 = admin.query_one(others, &[]).await.unwrap().get(0);
+    assert_eq!(open, 8);
+    drop(clients);
+
+    // Of many clients at once.
+    let connect = async || {
+        let client = FraiseClient::connect(&url).await.unwrap();
+        let stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
+        (client, stream)
+    };
+    let (clients, streams): (Vec<_>, Vec<_>) =
+        futures_util::future::join_all((0..40).map(|_| connect())).await.into_iter().unzip();
+    drop(streams);
+    for client in &clients {
+        client.ping().await.unwrap();
+    }
+    drop(clients);
+    eventually("every connection is gone", async || {
+        admin.query_one(others, &[]).await.unwrap().get::<_, i64>(0) == 0
+    })
+    .await;
+}
+
+/// No task outlives its stream, however it ends, but for the clean-up.
+#[tokio::test]
+async fn no_task_outlives_its_stream() {
+    let client = client().await;
+    client.ping().await.unwrap();
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let endless = async || {
+        let query = client.query::<Value>("v_endless").pause_timeout(Duration::from_secs(3600));
+        let mut stream = query.timeout(Duration::from_secs(3600)).execute().await.unwrap();
+        stream.next().await.unwrap().unwrap();
+        stream
+    };
+    let gone = async |ending: &str| {
+        eventually(&format!("no task is left: {ending}"), async || tasks() == before).await;
+    };
+    client.query::<u64>("v_short").fetch_all().await.unwrap();
+    gone("read to the end").await;
+    drop(endless().await);
+    gone("dropped").await;
+    let mut stream = endless().await;
+    stream.pause().await.unwrap();
+    drop(stream);
+    gone("dropped in a pause").await;
+    endless().await.cancel().await.unwrap();
+    gone("cancelled").await;
+    let stream = endless().await;
+    let control = stream.control();
+    control.cancel().await.unwrap();
+    gone("cancelled by a handle that is still there, like the stream").await;
+    drop(stream);
+    let short = client.query::<Value>("v_asleep").timeout(Duration::from_millis(50));
+    short.execute().await.unwrap_err();
+    gone("timed out").await;
+    drop(control);
+}
+
+/// Whatever is done to a stream, in whatever order: no row is lost or doubled, and the numbers add up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn random_lives_of_a_stream_lose_and_double_nothing() {
+    const ROWS: u64 = 3000;
+    sql("create view v_numbered as
+         select jsonb_build_object('id', i, 'text', repeat('x', i % 100)) as data
+         from generate_series(1, 3000) i")
+    .await;
+    let lives = async |seeds: std::ops::Range<u64>| {
+        let client = client().await;
+        let pid = client.backend_pid();
+        for seed in seeds {
+            let random = &mut Random::of(seed);
+            let query = client
+                .query::<Value>("v_numbered")
+                .chunk_size(1 + random.below(300) as usize)
+                .adaptive_chunking(random.below(2) == 0)
+                .max_memory(2048 << random.below(8));
+            live(query.execute().await.unwrap(), random, ROWS)
+                .await
+                .unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+            assert_eq!(client.backend_pid(), pid, "seed {seed}");
+        }
+    };
+    tokio::join!(lives(0..500), lives(500..1000));
+}
+
+/// One life, against a model of two numbers: what was read, and whether it is paused.
+async fn live(
+    mut stream: QueryStream<Value>,
+    random: &mut Random,
+    rows: u64,
+) -> Result<(), String> {
+    let control = stream.control();
+    let (mut read, mut paused) = (0, false);
+    loop {
+        let before = stream.stats();
+        add_up(&before);
+        if (before.state == StreamState::Paused) != paused {
+            return Err(format!("paused is {paused}, but {before:?}"));
+        }
+        match random.below(20) {
+            0 => {
+                control.pause().await.map_err(|e| e.to_string())?;
+                paused = true;
+            }
+            1 => {
+                stream.pause().await.map_err(|e| e.to_string())?;
+                paused = true;
+            }
+            2 | 3 => {
+                control.resume().await.map_err(|e| e.to_string())?;
+                paused = false;
+            }
+            4 => tokio::task::yield_now().await,
+            5 if random.below(10) == 0 => {
+                stream.cancel().await.map_err(|e| e.to_string())?;
+                add_up(&stream.stats());
+                let ended = stream.next().await.is_none();
+                return ended.then_some(()).ok_or("a row behind cancel()".into());
+            }
+            6 if random.below(20) == 0 => return Ok(()),
+            7 => {
+                let Some(chunk) = futures_util::FutureExt::now_or_never(stream.next_chunk()) else {
+                    continue;
+                };
+                let Some(chunk) = chunk else { break };
+                for row in chunk.map_err(|e| e.to_string())?.decode::<Value>() {
+                    read += 1;
+                    let row = row.map_err(|e| e.to_string())?;
+                    if row["id"] != read {
+                        return Err(format!("{row} came as row {read}"));
+                    }
+                }
+            }
+            n => {
+                // Up to so many rows, or as many as are there.
+                for _ in 0..1 + random.below(n * 20) {
+                    let next = match paused || random.below(2) == 0 {
+                        true => futures_util::FutureExt::now_or_never(stream.next()),
+                        false => Some(stream.next().await),
+                    };
+                    let Some(next) = next else { break };
+                    let Some(row) = next else {
+                        let all = !paused && read == rows;
+                        return all.then_some(()).ok_or(format!("it ended behind row {read}"));
+                    };
+                    read += 1;
+                    let row = row.map_err(|e| e.to_string())?;
+                    if row["id"] != read {
+                        return Err(format!("{row} came as row {read}"));
+                    }
+                }
+            }
+        }
+        let stats = stream.stats();
+        if stats.total_rows_yielded != read || stats.total_rows_received > rows {
+            return Err(format!("{read} were read, but {stats:?}"));
+        }
+    }
+    (!paused && read == rows).then_some(()).ok_or(format!("it ended behind row {read}"))
+}

@@ -1,0 +1,9 @@
+//! Streams: rows, flow control, cancellation, parallel and resumed streams.
+
+mod cancel;
+mod flow;
+mod parallel;
+mod scale;
+mod stream;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,952 @@
+//! Streams over more than one connection: parallel ones, and those that are resumed.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use crate::support::{
+    admin, backend_state, client, cluster, eventually, proxy::Proxy, random::Random, sql,
+};
+use fraiseql_wire::{
+    Error, ErrorCategory, Field, FraiseClient, RawJson, Result, RetryPolicy, StreamState,
+    TimeoutPhase, field, sqlstate,
+};
+use futures_util::StreamExt;
+
+#[derive(Debug, serde::Deserialize)]
+struct Numbered {
+    id: u64,
+}
+
+/// A table of so many rows, each of some 100 bytes.
+async fn table(name: &str, rows: u64) {
+    sql(&format!(
+        "create table {name} (id bigint primary key, data jsonb not null);
+         insert into {name}
+         select i, jsonb_build_object('id', i, 'n', 0, 'text', repeat('x', 60 + i::int % 30))
+         from generate_series(1, {rows}) i;
+         analyze {name}"
+    ))
+    .await;
+}
+
+/// The backends of clients with this name, by what they do.
+async fn backends(admin: &tokio_postgres::Client, name: &str) -> i64 {
+    let query = "select count(*) from pg_stat_activity where application_name = $1";
+    admin.query_one(query, &[&name]).await.unwrap().get(0)
+}
+
+fn named(name: &str) -> String {
+    format!("{}?application_name={name}", cluster().url())
+}
+
+/// Whatever is split, and into whatever: every row is there once.
+#[tokio::test]
+async fn parts_are_the_whole() {
+    table("t_whole", 20_000).await;
+    sql("create view v_whole as select data from t_whole;
+         create materialized view m_whole as select data from t_whole;
+         create table p_whole (id bigint, data jsonb) partition by hash (id);
+         create table p_whole_0 partition of p_whole for values with (modulus 3, remainder 0);
+         create table p_whole_1 partition of p_whole for values with (modulus 3, remainder 1);
+         create table p_whole_2 partition of p_whole for values with (modulus 3, remainder 2);
+         insert into p_whole select id, data from t_whole;
+         create table t_small (data json); insert into t_small values ('{\"id\": 1}');
+         create table t_none (data json);
+         create schema \"odd \"\"'names\"; create table \"odd \"\"'names\".\"t \"\"'\" as select data from t_whole")
+    .await;
+    let client = client().await;
+    let pid = client.backend_pid();
+    let all: Vec<u64> = (1..=20_000).collect();
+    let odd = "\"odd \"\"'names\".\"t \"\"'\"";
+    let splits: [(&str, Option<&str>, &[u64]); 9] = [
+        ("t_whole", None, &all),
+        ("t_whole", Some("id"), &all),
+        ("m_whole", None, &all),
+        ("p_whole", None, &all),
+        ("v_whole", Some("data->>'id'"), &all),
+        // All in one part, and all NULL.
+        ("v_whole", Some("data->>'n' -- why not"), &all),
+        ("v_whole", Some("data->'missing'"), &all),
+        ("t_small", None, &[1]),
+        ("t_none", None, &[]),
+    ];
+    for (entity, by, expected) in splits.into_iter().chain([(odd, None, &all[..])]) {
+        for n in [1, 2, 5] {
+            let mut query = client.query::<Numbered>(entity).parallel(n);
+            if let Some(by) = by {
+                query = query.partition_by(by);
+            }
+            let rows = query.fetch_all().await.unwrap_or_else(|e| panic!("{entity}: {e}"));
+            let mut ids: Vec<u64> = rows.iter().map(|row| row.id).collect();
+            ids.sort_unstable();
+            assert_eq!(ids, expected, "{entity} by {by:?} in {n}");
+        }
+    }
+    let some = client
+        .query::<Numbered>("t_whole")
+        .where_sql("id > $1 or id < $2")
+        .bind(19_000)
+        .bind(10)
+        .filter(field("id").lt(19_500))
+        .where_rust(|row| row["id"].as_u64() != Some(19_100))
+        .where_typed(|row| row.id != 19_101)
+        .select_fields(["id"])
+        .parallel(3)
+        .fetch_all()
+        .await
+        .unwrap();
+    assert_eq!(some.len(), 9 + 499 - 2);
+    // On the client's own connection, which is not left in a transaction.
+    assert_eq!(client.backend_pid(), pid);
+    assert_eq!(client.query::<u64>("t_whole").parallel(3).count().await.unwrap(), 20_000);
+    assert!(client.query::<u64>("t_whole").parallel(3).exists().await.unwrap());
+    let admin = admin().await;
+    let pid = pid.unwrap();
+    assert_eq!(backend_state(&admin, pid).await.as_deref(), Some("idle"));
+}
+
+/// What one query would see, and nothing else, whatever others write meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_see_one_snapshot() {
+    const ROWS: u64 = 2_000_000;
+    table("t_busy", ROWS).await;
+    sql(&format!("create sequence s_busy start {}", ROWS + 1)).await;
+    let writers = tokio::spawn(async {
+        // In the first half rows move to other blocks, in pairs that add up to 0; in the second, for each that goes
+        // another one comes.
+        let write = async |seed: u64| {
+            let admin = admin().await;
+            let random = &mut Random::of(seed);
+            loop {
+                let (a, b) = (1 + random.below(ROWS / 2), 1 + random.below(ROWS / 2));
+                let add = |id: u64, n: i32| {
+                    format!(
+                        "update t_busy set data = jsonb_set(data, '{{n}}', to_jsonb((data->>'n')::int + {n}))
+                         where id = {id};"
+                    )
+                };
+                let text = format!(
+                    "begin; {} {} commit;
+                     with gone as (delete from t_busy where id = (
+                         select min(id) from t_busy where id > {ROWS} / 2) returning 1)
+                     insert into t_busy select i, jsonb_build_object('id', i, 'n', 0)
+                     from (select nextval('s_busy') i from gone) ids",
+                    add(a, 1),
+                    add(b, -1)
+                );
+                // Two writers may wait for each other.
+                if admin.batch_execute(&text).await.is_err() {
+                    let _ = admin.batch_execute("rollback").await;
+                }
+            }
+        };
+        tokio::join!(write(1), write(2));
+    });
+    #[derive(serde::Deserialize)]
+    struct Row {
+        n: i64,
+        id: u64,
+    }
+    let client = client().await;
+    for _ in 0..2 {
+        let mut stream =
+            client.query::<Row>("t_busy").parallel(4).max_memory(2 << 20).execute().await.unwrap();
+        let (mut rows, mut sum, mut seen) = (0, 0, vec![false; 2 * ROWS as usize]);
+        while let Some(row) = stream.next().await {
+            let row = row.unwrap();
+            rows += 1;
+            sum += row.n;
+            let id = row.id as usize;
+            assert!(!std::mem::replace(&mut seen[id], true), "{id} comes twice");
+        }
+        assert_eq!((rows, sum), (ROWS, 0));
+        // Of the first half nobody is ever missing.
+        assert!(seen[1..=ROWS as usize / 2].iter().all(|seen| *seen));
+        let stats = stream.stats();
+        assert!(stats.peak_memory <= (2 << 20) + (64 << 10), "{stats:?}");
+        assert_eq!(stats.total_rows_received, ROWS);
+    }
+    assert!(!writers.is_finished());
+    writers.abort();
+}
+
+/// The rows are exactly those of one REPEATABLE READ query, which another driver asks in the very snapshot.
+#[tokio::test]
+async fn the_snapshot_is_the_one_that_was_exported() {
+    table("t_twin", 50_000).await;
+    let client = client().await;
+    let stream = client.query::<RawJson>("t_twin").parallel(3).max_memory(64 << 10).execute().await;
+    let mut stream = stream.unwrap();
+    // It has begun, and cannot end before it is read.
+    sql("update t_twin set data = '{\"id\": 0}' where id % 2 = 0; delete from t_twin where id % 3 = 0").await;
+    let mut sum = 0;
+    let mut rows = 0;
+    while let Some(row) = stream.next().await {
+        sum += row.unwrap().decode::<Numbered>().unwrap().id;
+        rows += 1;
+    }
+    assert_eq!((rows, sum), (50_000, 50_000 * 50_001 / 2));
+}
+
+/// Pauses, handles, numbers: there is one stream.
+#[tokio::test]
+async fn a_parallel_stream_is_steered_as_one() {
+    table("t_steered", 60_000).await;
+    let client = FraiseClient::connect(&named("steered")).await.unwrap();
+    let admin = admin().await;
+    let mut stream = client
+        .query::<Numbered>("t_steered")
+        .parallel(4)
+        .max_memory(128 << 10)
+        .execute()
+        .await
+        .unwrap();
+    assert_eq!(backends(&admin, "steered").await, 4);
+    let mut ids = vec![false; 60_001];
+    let mut read = 0;
+    while let Some(row) = stream.next().await {
+        let id = row.unwrap().id as usize;
+        assert!(!std::mem::replace(&mut ids[id], true), "{id} comes twice");
+        read += 1;
+        if read % 20_000 == 0 {
+            stream.pause().await.unwrap();
+            assert_eq!(stream.state(), StreamState::Paused);
+            let received = stream.stats().total_rows_received;
+            let control = stream.control();
+            assert_eq!(control.stats().total_rows_received, received, "nothing is read any more");
+            control.resume().await.unwrap();
+        }
+        let stats = stream.stats();
+        assert_eq!(stats.total_rows_yielded, read);
+        assert!(stats.peak_memory <= (128 << 10) + (64 << 10), "{stats:?}");
+    }
+    assert_eq!(read, 60_000);
+    assert_eq!(stream.state(), StreamState::Completed);
+    drop(stream);
+    // Only the client's own stays.
+    eventually("the others are gone", async || backends(&admin, "steered").await == 1).await;
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+}
+
+/// However it ends early, it ends everywhere, and the client's connection is clean.
+#[tokio::test]
+async fn the_end_of_one_is_the_end_of_all() {
+    let client = FraiseClient::connect(&named("ended")).await.unwrap();
+    let admin = admin().await;
+    let pid = client.backend_pid().unwrap();
+    let endless = || {
+        client.query::<RawJson>("v_endless").parallel(3).partition_by("(data->>'id')::int / 1000")
+    };
+    let usable = async || {
+        assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+        eventually("the others are gone", async || backends(&admin, "ended").await == 1).await;
+    };
+    // Dropped.
+    let mut stream = endless().execute().await.unwrap();
+    assert!(stream.next().await.unwrap().is_ok());
+    drop(stream);
+    usable().await;
+    // Before it began: three backends find no row in a long time.
+    let asleep = client.query::<RawJson>("v_asleep").parallel(3).partition_by("data::text");
+    tokio::time::timeout(Duration::from_millis(300), asleep.execute()).await.unwrap_err();
+    usable().await;
+    // Cancelled, from each side.
+    let mut stream = endless().execute().await.unwrap();
+    assert!(stream.next().await.unwrap().is_ok());
+    stream.cancel().await.unwrap();
+    assert!(stream.next().await.is_none());
+    usable().await;
+    let mut stream = endless().execute().await.unwrap();
+    stream.control().cancel().await.unwrap();
+    let last = async |stream: &mut fraiseql_wire::QueryStream<RawJson>| {
+        while let Some(row) = stream.next().await {
+            if let Err(e) = row {
+                assert!(stream.next().await.is_none());
+                return e;
+            }
+        }
+        panic!("it ended without an error");
+    };
+    assert!(matches!(last(&mut stream).await, Error::Cancelled));
+    usable().await;
+    let mut stream = endless().execute().await.unwrap();
+    client.cancel_token().cancel().await.unwrap();
+    assert!(matches!(last(&mut stream).await, Error::Cancelled));
+    usable().await;
+    // In its time.
+    let mut stream = endless().timeout(Duration::from_secs(3)).execute().await.unwrap();
+    let error = last(&mut stream).await;
+    assert!(matches!(error, Error::Timeout { phase: TimeoutPhase::Query, .. }), "{error:?}");
+    usable().await;
+    assert_eq!(client.backend_pid(), Some(pid), "all that on one connection");
+    // A backend that is not the client's is killed.
+    let mut stream = endless().execute().await.unwrap();
+    let others = "select pg_terminate_backend(pid) from pg_stat_activity
+                  where application_name = 'ended' and pid <> $1 limit 1";
+    admin.execute(others, &[&i32::try_from(pid).unwrap()]).await.unwrap();
+    let error = last(&mut stream).await;
+    assert!(error.is_retriable(), "{error:?}");
+    usable().await;
+    assert_eq!(client.backend_pid(), Some(pid));
+    // An error in a part of the rows.
+    sql("create table t_faulty as
+         select to_jsonb(case when i = 29000 then 0 else i end) as data from generate_series(1, 30000) i")
+    .await;
+    let mut stream = client
+        .query::<RawJson>("t_faulty")
+        .select_projection("to_jsonb(1 / data::int)")
+        .parallel(3)
+        .execute()
+        .await
+        .unwrap();
+    let error = last(&mut stream).await;
+    assert_eq!(error.sqlstate(), Some(&sqlstate::DIVISION_BY_ZERO));
+    usable().await;
+    // The client's own is killed.
+    let mut stream = endless().execute().await.unwrap();
+    admin
+        .execute("select pg_terminate_backend($1)", &[&i32::try_from(pid).unwrap()])
+        .await
+        .unwrap();
+    assert!(last(&mut stream).await.is_retriable());
+    usable().await;
+}
+
+/// What cannot be done is said before anything is sent, or with the client as it was.
+#[tokio::test]
+async fn what_does_not_go_together_is_an_error() {
+    sql("create view v_order as select data from (values ('{\"id\": 1}'::jsonb)) v(data)").await;
+    let client = client().await;
+    let query = || client.query::<RawJson>("v_order");
+    let refused = async |query: fraiseql_wire::QueryBuilder<RawJson>, part: &str| {
+        let error = query.execute().await.unwrap_err();
+        assert_eq!(error.category(), ErrorCategory::Config, "{error}");
+        assert!(error.to_string().contains(part), "{error} says nothing of {part}");
+        assert!(!error.is_retriable());
+    };
+    refused(query().parallel(0), "parallel(0)").await;
+    refused(query().parallel(65), "parallel(65)").await;
+    refused(query().parallel(2).order_by("1"), "order_by").await;
+    refused(query().parallel(2).order_by_field(field("id")), "order_by").await;
+    refused(query().parallel(2).limit(1), "limit").await;
+    refused(query().parallel(2).offset(1), "offset").await;
+    refused(query().parallel(2).resume_by("id"), "resume_by").await;
+    refused(query().parallel(8).max_memory(8000), "max_memory").await;
+    refused(query().partition_by("1"), "parallel()").await;
+    refused(query().parallel(2).partition_by("data->>$1"), "parameters").await;
+    refused(query().parallel(2), "partition_by()").await;
+    refused(query().resume_by("id").order_by("1"), "order_by").await;
+    refused(query().resume_by(Field::column("id")), "column").await;
+    refused(query().resume_by(""), "empty").await;
+    let error = query().parallel(2).fetch_one().await.unwrap_err();
+    assert!(error.to_string().contains("fetch_one"), "{error}");
+    let error = client.query::<RawJson>("v_missing").parallel(2).execute().await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some(&sqlstate::UNDEFINED_TABLE));
+    let error = client.query::<RawJson>("pg_class").parallel(2).execute().await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some(&sqlstate::UNDEFINED_COLUMN), "it has no data");
+    let (sql, _) = query().resume_by("id").to_sql().unwrap();
+    assert!(sql.contains("ORDER BY"), "{sql}");
+    assert_eq!(query().fetch_all().await.unwrap().len(), 1);
+}
+
+/// The parts connect as the client does, and what fails there fails the query.
+#[tokio::test]
+async fn a_server_without_room_for_all_is_an_error_of_execute() {
+    table("t_narrow", 100).await;
+    sql("alter role role_password connection limit 3; grant select on t_narrow to role_password")
+        .await;
+    let url = cluster().url_as("role_password:password-secret");
+    let client = FraiseClient::connect(&url).await.unwrap();
+    let error = client.query::<RawJson>("t_narrow").parallel(8).execute().await.unwrap_err();
+    assert_eq!(error.sqlstate(), Some(&sqlstate::TOO_MANY_CONNECTIONS), "{error}");
+    assert!(error.is_retriable());
+    let admin = admin().await;
+    let query = "select count(*) from pg_stat_activity where usename = 'role_password'";
+    eventually("those that had connected are gone", async || {
+        admin.query_one(query, &[]).await.unwrap().get::<_, i64>(0) == 1
+    })
+    .await;
+    assert_eq!(
+        client.query::<RawJson>("t_narrow").parallel(3).fetch_all().await.unwrap().len(),
+        100
+    );
+}
+
+/// A network that breaks again and again: every row comes once, in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resumed_stream_loses_and_doubles_nothing() {
+    const ROWS: u64 = 1_000_000;
+    table("t_resumed", ROWS).await;
+    // With its statistics: else the server sorts a million rows again each time.
+    sql("create index on t_resumed ((data->'id')); analyze t_resumed").await;
+    let proxy = Arc::new(Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await);
+    let lifted = Arc::new(AtomicU64::new(0));
+    let lifting = tokio::spawn({
+        let (proxy, lifted) = (Arc::clone(&proxy), Arc::clone(&lifted));
+        async move {
+            loop {
+                if proxy.is_cut() {
+                    proxy.cut_after(u64::MAX);
+                    lifted.fetch_add(1, SeqCst);
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    });
+    let url = format!("{}?application_name=resumed", crate::support::url_at(proxy.address));
+    let client = FraiseClient::connect(&url).await.unwrap();
+    let random = &mut Random::of(1);
+    let mut stream = client
+        .query::<Numbered>("t_resumed")
+        .resume_by(field("id"))
+        .max_memory(256 << 10)
+        .execute()
+        .await
+        .unwrap();
+    let (mut read, mut cuts) = (0, 0);
+    while let Some(row) = stream.next().await {
+        read += 1;
+        assert_eq!(row.unwrap().id, read);
+        if cuts < 50 && read >= cuts * ROWS / 52 && lifted.load(SeqCst) == cuts {
+            cuts += 1;
+            // Anywhere in what comes next: within rows, and sometimes within the login behind that.
+            match cuts % 2 {
+                0 => proxy.cut_after(random.below(300_000)),
+                _ => proxy.reset_after(random.below(300_000)),
+            }
+        }
+    }
+    lifting.abort();
+    assert_eq!((read, cuts), (ROWS, 50));
+    let stats = stream.stats();
+    assert_eq!(stats.state, StreamState::Completed);
+    assert_eq!(stats.total_rows_received, ROWS);
+    assert!(stats.resumptions >= 50, "{stats:?}");
+    assert!(stats.peak_memory <= (256 << 10) + (64 << 10));
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+}
+
+/// Cuts the connection behind its first rows, again and again, and reads what comes.
+async fn read_through_cuts(
+    proxy: &Proxy,
+    stream: &mut fraiseql_wire::QueryStream<RawJson>,
+) -> (Vec<String>, Option<Error>) {
+    let (mut rows, mut error) = (Vec::new(), None);
+    loop {
+        match tokio::time::timeout(Duration::from_millis(1), stream.next()).await {
+            Ok(Some(Ok(row))) => {
+                rows.push(row.decode::<serde_json::Value>().unwrap()["id"].to_string());
+            }
+            Ok(Some(Err(e))) => error = Some(e),
+            Ok(None) => return (rows, error),
+            // Nothing comes any more: the next connection lives for so many bytes.
+            Err(_) if proxy.is_cut() => proxy.cut_after(20_000),
+            Err(_) => {}
+        }
+    }
+}
+
+async fn through(proxy: &Proxy, retry: RetryPolicy) -> FraiseClient {
+    let url = crate::support::url_at(proxy.address);
+    let config = fraiseql_wire::ConnectionConfig::parse(&url).unwrap();
+    let builder = fraiseql_wire::ConnectionConfig::builder()
+        .hostaddr(config.targets()[0].hostaddr.unwrap_or([127, 0, 0, 1].into()))
+        .port(proxy.address.port())
+        .user("postgres")
+        .password(crate::support::cluster::password())
+        .database("postgres")
+        .read_timeout(Duration::from_secs(60))
+        .retry(retry);
+    FraiseClient::connect_with_config(builder.build().unwrap()).await.unwrap()
+}
+
+/// Keys of every kind: what comes is what comes without a cut.
+#[tokio::test]
+async fn keys_of_every_kind_are_gone_on_behind() {
+    sql(r#"
+        create table t_keys as
+        select jsonb_build_object('id', i, 'text', repeat('x', 50)) as integers,
+               jsonb_build_object('id', (i::numeric - 1500) * 12345678901234567890.000000001) as decimals,
+               jsonb_build_object('id', case when i % 3 = 0 then E'\u00e9"\\' else 'Z' end || md5(i::text)) as strings,
+               jsonb_build_object('id', jsonb_build_object('b', i)) as nested,
+               json_build_object('text', E'a\nb', 'id', i) as texts
+        from generate_series(1, 3000) i"#)
+    .await;
+    let direct = client().await;
+    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let retry = RetryPolicy::default().max_attempts(u32::MAX).max_backoff(Duration::from_millis(5));
+    let client = through(&proxy, retry).await;
+    for (column, key) in [
+        ("integers", "id"),
+        ("decimals", "id"),
+        ("strings", "id"),
+        ("nested", "id.b"),
+        ("texts", "id"),
+    ] {
+        let query = |client: &FraiseClient| {
+            client.query::<RawJson>("t_keys").column(column).max_memory(16 << 10)
+        };
+        let expected: Vec<_> = query(&direct).order_by_field(field(key)).fetch_all().await.unwrap();
+        let id = |row: &RawJson| row.decode::<serde_json::Value>().unwrap()["id"].to_string();
+        let expected: Vec<_> = expected.iter().map(id).collect();
+        proxy.cut_after(20_000);
+        let mut stream = query(&client).resume_by(field(key)).execute().await.unwrap();
+        let (rows, error) = read_through_cuts(&proxy, &mut stream).await;
+        assert!(error.is_none(), "{column}: {error:?}");
+        assert_eq!(rows, expected, "{column}");
+        assert!(stream.stats().resumptions > 2, "{column}: {:?}", stream.stats());
+        proxy.cut_after(u64::MAX);
+    }
+    // With limits, filters and a projection.
+    let query = |client: &FraiseClient| {
+        client
+            .query::<RawJson>("t_keys")
+            .column("integers")
+            .max_memory(16 << 10)
+            .where_sql("(integers->>'id')::int % $1 = 0")
+            .bind(2)
+            .filter(field("id").gt(10))
+            .where_rust(|row| row["id"] != 100)
+            .select_fields(["id", "text"])
+            .offset(7)
+            .limit(1200)
+    };
+    let expected = query(&direct).order_by_field(field("id")).fetch_all().await.unwrap();
+    proxy.cut_after(20_000);
+    let mut stream = query(&client).resume_by("id").execute().await.unwrap();
+    let (rows, error) = read_through_cuts(&proxy, &mut stream).await;
+    assert!(error.is_none(), "{error:?}");
+    assert!(stream.stats().resumptions > 1);
+    assert_eq!(rows.len(), 1199);
+    let ids: Vec<_> = expected
+        .iter()
+        .map(|r| r.decode::<serde_json::Value>().unwrap()["id"].to_string())
+        .collect();
+    assert_eq!(rows, ids);
+}
+
+/// A key that is no key ends the stream behind the rows before it.
+#[tokio::test]
+async fn a_key_that_is_none_ends_the_stream() {
+    sql("create table t_unkeyed as
+         select to_jsonb(i) as id, jsonb_build_object('id', i) as good,
+                jsonb_build_object('id', case when i = 700 then 699 else i end) as twice,
+                case when i = 700 then '{\"a\": 1}' else jsonb_build_object('id', i) end as missing,
+                case when i = 700 then null else jsonb_build_object('id', i) end as none,
+                jsonb_build_object('id', case when i = 700 then 'true'::jsonb else to_jsonb(i) end) as truth
+         from generate_series(1, 1000) i")
+    .await;
+    let client = client().await;
+    for (column, rows, part) in [
+        ("twice", 699, "row 700 has 699 there, behind 699"),
+        ("missing", 999, "row 1000 has no such field"),
+        ("none", 999, "row 1000 has no such field"),
+        ("truth", 999, "row 1000 has true there"),
+    ] {
+        let mut stream = client
+            .query::<RawJson>("t_unkeyed")
+            .column(column)
+            .resume_by("id")
+            .execute()
+            .await
+            .unwrap();
+        let mut read = 0;
+        let error = loop {
+            match stream.next().await.unwrap() {
+                Ok(_) => read += 1,
+                Err(e) => break e,
+            }
+        };
+        assert_eq!(read, rows, "{column}: {error}");
+        assert!(error.to_string().contains(part), "{error}");
+        assert_eq!(error.category(), ErrorCategory::Config);
+        assert!(stream.next().await.is_none());
+    }
+    // What is selected must have it.
+    let query = client.query::<RawJson>("t_unkeyed").column("good").select_fields(["id2"]);
+    let mut stream = query.resume_by("id").execute().await.unwrap();
+    let error = stream.next().await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("row 1"), "{error}");
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+}
+
+/// A host that is lost is followed by the next one; when all are, that is the error, behind the rows that came.
+#[tokio::test]
+async fn a_stream_is_resumed_on_the_next_host_or_ends() {
+    table("t_hosts", 200_000).await;
+    let server = ([127, 0, 0, 1], cluster().port()).into();
+    let (first, second) = (Proxy::start(server).await, Proxy::start(server).await);
+    let client = FraiseClient::connect_with_config(
+        fraiseql_wire::ConnectionConfig::parse(&format!(
+            "host=127.0.0.1,127.0.0.1 port={},{} user=postgres password={} dbname=postgres",
+            first.address.port(),
+            second.address.port(),
+            crate::support::cluster::password()
+        ))
+        .unwrap(),
+    )
+    .await
+    .unwrap();
+    let mut stream = client
+        .query::<Numbered>("t_hosts")
+        .resume_by("id")
+        .max_memory(64 << 10)
+        .execute()
+        .await
+        .unwrap();
+    let mut read = 0;
+    let next = async |stream: &mut fraiseql_wire::QueryStream<Numbered>| -> Option<Result<u64>> {
+        Some(stream.next().await?.map(|row| row.id))
+    };
+    while read < 1000 {
+        read += 1;
+        assert_eq!(next(&mut stream).await.unwrap().unwrap(), read);
+    }
+    // On the first as a rule; a machine that is very busy may have refused it.
+    let (first, second) = match client.connection_info().unwrap().port == first.address.port() {
+        true => (first, second),
+        false => (second, first),
+    };
+    let resumed = stream.stats().resumptions;
+    drop(first);
+    // What was in flight may still be read.
+    while stream.stats().resumptions == resumed {
+        read += 1;
+        assert_eq!(next(&mut stream).await.unwrap().unwrap(), read);
+    }
+    assert_eq!(client.connection_info().unwrap().port, second.address.port());
+    assert_eq!(stream.stats().resumptions, resumed + 1);
+    drop(second);
+    let error = loop {
+        match next(&mut stream).await.unwrap() {
+            Ok(id) => {
+                read += 1;
+                assert_eq!(id, read);
+            }
+            Err(e) => break e,
+        }
+    };
+    assert!(matches!(error, Error::Connection { .. }), "{error:?}");
+    assert!(error.is_retriable() && read < 200_000);
+    assert!(next(&mut stream).await.is_none());
+}
+
+/// While there is no server to go on at, the stream can be paused, cancelled and dropped as at any time.
+#[tokio::test]
+async fn a_stream_without_a_server_can_be_steered() {
+    table("t_away", 30_000).await;
+    let server = ([127, 0, 0, 1], cluster().port()).into();
+    for ending in 0..4 {
+        let proxy = Proxy::start(server).await;
+        let patient = RetryPolicy::default()
+            .max_attempts(1_000_000)
+            .initial_backoff(Duration::from_millis(1))
+            .max_backoff(Duration::from_millis(5));
+        let client = through(&proxy, patient).await;
+        let mut stream = client
+            .query::<Numbered>("t_away")
+            .resume_by("id")
+            .max_memory(64 << 10)
+            .timeout(Duration::from_secs(if ending == 2 { 2 } else { 600 }))
+            .execute()
+            .await
+            .unwrap();
+        assert_eq!(stream.next().await.unwrap().unwrap().id, 1);
+        drop(proxy);
+        let mut read = 1;
+        // It reads on when there is room, and then finds no server.
+        while client.is_connected() {
+            match futures_util::FutureExt::now_or_never(stream.next()) {
+                Some(row) => {
+                    read += 1;
+                    assert_eq!(row.unwrap().unwrap().id, read);
+                }
+                None => tokio::task::yield_now().await,
+            }
+        }
+        stream.pause().await.unwrap();
+        stream.resume().await.unwrap();
+        match ending {
+            0 => {
+                // It may find nothing to clean up, or no server for that.
+                let _ = stream.cancel().await;
+                assert!(stream.next().await.is_none());
+            }
+            1 => drop(stream),
+            3 => {
+                client.cancel_token().cancel().await.unwrap();
+                let error = loop {
+                    match stream.next().await.unwrap() {
+                        Ok(_) => {}
+                        Err(e) => break e,
+                    }
+                };
+                assert!(matches!(error, Error::Cancelled), "{error:?}");
+            }
+            _ => {
+                let error = loop {
+                    match stream.next().await.unwrap() {
+                        Ok(_) => {}
+                        Err(e) => break e,
+                    }
+                };
+                // It passes while the client reconnects, which is the cause.
+                assert!(matches!(error, Error::Connection { .. }), "{error:?}");
+            }
+        }
+        eventually("it is given up", async || !client.is_busy()).await;
+    }
+}
+
+/// Whether a session of clients with this name waits for a lock.
+async fn waits_for_a_lock(admin: &tokio_postgres::Client, name: &str) -> bool {
+    let query = "select count(*) from pg_stat_activity
+                 where application_name = $1 and wait_event_type = 'Lock'";
+    admin.query_one(query, &[&name]).await.unwrap().get::<_, i64>(0) > 0
+}
+
+/// Filled anew in one transaction, a table seems empty to every snapshot from before. One query would wait and see
+/// what is in it then, and so do several.
+#[tokio::test]
+async fn a_table_that_is_filled_anew_is_read_as_it_is_then() {
+    table("t_anew", 5000).await;
+    sql("create view v_anew as select data from t_anew;
+         create materialized view m_anew as select data from t_anew;
+         create table p_anew (id bigint, data jsonb) partition by hash (id);
+         create table p_anew_0 partition of p_anew for values with (modulus 2, remainder 0);
+         create table p_anew_1 partition of p_anew for values with (modulus 2, remainder 1);
+         insert into p_anew select id, data from t_anew;
+         create role role_column;
+         grant select (data) on t_anew to role_column")
+    .await;
+    let (admin, writer) = (admin().await, admin().await);
+    let fill = |table: &str| {
+        format!(
+            "truncate {table};
+             insert into {table} select i, jsonb_build_object('id', i) from generate_series(1, 700) i"
+        )
+    };
+    let client = FraiseClient::connect(&named("anew")).await.unwrap();
+    for (entity, by, rewrite) in [
+        ("t_anew", None, fill("t_anew")),
+        ("t_anew", Some("id"), fill("t_anew")),
+        ("v_anew", Some("data->>'id'"), fill("t_anew")),
+        ("p_anew", None, fill("p_anew")),
+        ("m_anew", None, "refresh materialized view m_anew".to_owned()),
+    ] {
+        let mut query = client.query::<Numbered>(entity).parallel(3);
+        if let Some(by) = by {
+            query = query.partition_by(by);
+        }
+        writer.batch_execute(&format!("begin; {rewrite}")).await.unwrap();
+        let (rows, ()) = tokio::join!(query.fetch_all(), async {
+            eventually("it waits", async || waits_for_a_lock(&admin, "anew").await).await;
+            writer.batch_execute("commit").await.unwrap();
+        });
+        assert_eq!(rows.unwrap().len(), 700, "{entity} by {by:?}");
+    }
+    // Who may read some columns only, may do that.
+    let url = format!("{}?options=-c%20role%3Drole_column", cluster().url());
+    let client = FraiseClient::connect(&url).await.unwrap();
+    let query = client.query::<Numbered>("t_anew").parallel(2).partition_by("data->>'id'");
+    assert_eq!(query.fetch_all().await.unwrap().len(), 700);
+}
+
+/// What waits behind somebody's lock before the parts have begun can be given up like everything else: the server
+/// does not go on waiting for nobody.
+#[tokio::test]
+async fn a_parallel_query_that_waits_for_a_lock_is_stopped() {
+    table("t_locked", 100).await;
+    let (admin, locker) = (admin().await, admin().await);
+    let client = FraiseClient::connect(&named("locked")).await.unwrap();
+    let pid = client.backend_pid();
+    let query = || client.query::<RawJson>("t_locked").parallel(2);
+    locker.batch_execute("begin; lock table t_locked").await.unwrap();
+    let waits = async || {
+        eventually("it waits", async || waits_for_a_lock(&admin, "locked").await).await;
+    };
+    let waits_no_more = async || {
+        let gone = async || !waits_for_a_lock(&admin, "locked").await;
+        eventually("the server has stopped it", gone).await;
+        eventually("the client is free", async || !client.is_busy()).await;
+    };
+    // By its token.
+    let (result, ()) = tokio::join!(query().execute(), async {
+        waits().await;
+        client.cancel_token().cancel().await.unwrap();
+    });
+    let error = result.unwrap_err();
+    assert!(matches!(error, Error::Cancelled), "{error:?}");
+    waits_no_more().await;
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+    assert_eq!(client.backend_pid(), pid);
+    // Dropped.
+    tokio::select! {
+        result = query().execute() => panic!("{result:?}"),
+        () = waits() => {}
+    }
+    waits_no_more().await;
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+    // In its time.
+    let error = query().timeout(Duration::from_secs(1)).execute().await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { phase: TimeoutPhase::Query, .. }), "{error:?}");
+    waits_no_more().await;
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+    locker.batch_execute("rollback").await.unwrap();
+    assert_eq!(query().fetch_all().await.unwrap().len(), 100);
+}
+
+/// The part on the client's own connection may be done long before the others.
+#[tokio::test]
+async fn a_token_stops_the_parts_of_others_too() {
+    table("t_uneven", 10_000).await;
+    let admin = admin().await;
+    let client = FraiseClient::connect(&named("uneven")).await.unwrap();
+    let pid = client.backend_pid().unwrap();
+    // The second half, which is the other's, begins and takes hours.
+    let query = client
+        .query::<RawJson>("t_uneven")
+        .where_sql("id <= 6000 or pg_sleep(1)::text = ''")
+        .parallel(2);
+    let mut stream = query.execute().await.unwrap();
+    while stream.stats().total_rows_yielded < 5500 {
+        stream.next().await.unwrap().unwrap();
+    }
+    eventually("its own part is done", async || {
+        backend_state(&admin, pid).await.as_deref() == Some("idle")
+    })
+    .await;
+    client.cancel_token().cancel().await.unwrap();
+    let ended = async {
+        loop {
+            if let Err(error) = stream.next().await.unwrap() {
+                break error;
+            }
+        }
+    };
+    let error = tokio::time::timeout(Duration::from_secs(60), ended).await.unwrap();
+    assert!(matches!(error, Error::Cancelled), "{error:?}");
+    assert!(stream.next().await.is_none());
+    eventually("the other is gone", async || backends(&admin, "uneven").await == 1).await;
+    assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+}
+
+/// A row without a key is an error also behind a resumption: it is not left out as if there were none.
+#[tokio::test]
+async fn a_row_without_a_key_is_not_lost_behind_a_cut() {
+    sql("create table t_keyless as
+         select case when i = 700 then '{\"a\": 1}'
+                else jsonb_build_object('id', i, 'text', repeat('x', 50)) end as data
+         from generate_series(1, 3000) i")
+    .await;
+    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let retry = RetryPolicy::default().max_attempts(u32::MAX).max_backoff(Duration::from_millis(5));
+    let client = through(&proxy, retry).await;
+    for limit in [None, Some(2999), Some(5000)] {
+        proxy.cut_after(20_000);
+        let mut query = client.query::<RawJson>("t_keyless").max_memory(16 << 10).resume_by("id");
+        if let Some(limit) = limit {
+            query = query.limit(limit);
+        }
+        let mut stream = query.execute().await.unwrap();
+        let (rows, error) = read_through_cuts(&proxy, &mut stream).await;
+        assert_eq!(rows.len(), 2999);
+        assert!(stream.stats().resumptions > 2);
+        let error = error.map(|e| e.to_string());
+        let expected = limit != Some(2999);
+        assert_eq!(
+            error.as_deref().is_some_and(|e| e.contains("row 3000 has no such field")),
+            expected,
+            "{error:?}"
+        );
+        proxy.cut_after(u64::MAX);
+    }
+}
+
+/// While another connection is looked for, nothing is left to clean up on the one before.
+#[tokio::test]
+async fn a_stream_between_two_connections_is_cancelled_at_once() {
+    table("t_between", 30_000).await;
+    let server = ([127, 0, 0, 1], cluster().port()).into();
+    let proxy = Proxy::start(server).await;
+    let config = fraiseql_wire::ConnectionConfig::builder()
+        .hostaddr([127, 0, 0, 1])
+        .port(proxy.address.port())
+        .user("postgres")
+        .password(crate::support::cluster::password())
+        .database("postgres")
+        .read_timeout(Duration::from_secs(1))
+        .connect_timeout(Duration::from_secs(600))
+        .cancel_timeout(Duration::from_secs(2))
+        .retry(RetryPolicy::default().max_attempts(u32::MAX));
+    let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
+    let query = client.query::<Numbered>("t_between").resume_by("id").max_memory(64 << 10);
+    let mut stream = query.execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    proxy.stall(true);
+    let before = proxy.connections();
+    // What has come is read; then nothing comes, not even the end of a cancel request, nor on the next connection.
+    let control = stream.control();
+    let reading = tokio::spawn(async move { while let Some(Ok(_)) = stream.next().await {} });
+    eventually("it is given up", async || client.backend_pid().is_none()).await;
+    assert!(proxy.connections() > before);
+    control.cancel().await.unwrap();
+    reading.await.unwrap();
+    eventually("the client is free", async || !client.is_busy()).await;
+}
+
+/// The rows of another server are in no snapshot of this one: between two of its own they may move to other blocks.
+#[tokio::test]
+async fn what_has_foreign_tables_in_it_is_not_split() {
+    sql(&format!(
+        "create extension postgres_fdw;
+         create server s_far foreign data wrapper postgres_fdw
+             options (host '127.0.0.1', port '{}', dbname 'postgres');
+         create user mapping for postgres server s_far options (user 'postgres', password '{}');
+         create table t_far as
+             select i as id, jsonb_build_object('id', i) as data from generate_series(1001, 3000) i;
+         create table p_far (id int, data jsonb) partition by range (id);
+         create table p_far_0 partition of p_far for values from (1) to (1001);
+         create foreign table p_far_1 partition of p_far for values from (1001) to (3001)
+             server s_far options (table_name 't_far');
+         create table i_far (id int, data jsonb);
+         create foreign table i_far_1 () inherits (i_far) server s_far options (table_name 't_far');
+         insert into p_far select i, jsonb_build_object('id', i) from generate_series(1, 1000) i;
+         insert into i_far select * from p_far_0",
+        cluster().port(),
+        crate::support::cluster::password()
+    ))
+    .await;
+    let client = client().await;
+    for entity in ["p_far", "i_far", "p_far_1"] {
+        let query = || client.query::<Numbered>(entity).parallel(2);
+        let error = query().execute().await.unwrap_err();
+        assert_eq!(error.category(), ErrorCategory::Config, "{entity}: {error}");
+        assert!(error.to_string().contains("partition_by()"), "{error}");
+        // An expression does not bring them into the snapshot.
+        let error = query().partition_by("id").execute().await.unwrap_err();
+        assert_eq!(error.category(), ErrorCategory::Config, "{entity}: {error}");
+        let rows = client.query::<Numbered>(entity).fetch_all().await.unwrap();
+        assert_eq!(rows.len(), if entity == "p_far_1" { 2000 } else { 3000 });
+    }
+}
+
+/// What comes before the rows may fill the memory too: a connection that has begun leaves it to those that have not.
+#[tokio::test]
+async fn a_large_notice_does_not_keep_the_other_parts_from_beginning() {
+    table("t_loud", 2000).await;
+    sql("create function f_loud() returns bool language plpgsql immutable as
+         $$ begin raise notice '%', repeat('x', 8000); return true; end $$")
+    .await;
+    let client = client().await;
+    client.on_notice(|_| {});
+    let query = client.query::<RawJson>("t_loud").where_sql("f_loud()");
+    let rows = query.parallel(2).max_memory(8192).fetch_all();
+    let rows = tokio::time::timeout(Duration::from_secs(60), rows).await.unwrap().unwrap();
+    assert_eq!(rows.len(), 2000);
+}
