@@ -153,6 +153,24 @@ async fn nothing_is_allocated_for_a_row_but_what_it_is_made_of() {
     assert!(recorder.handle().render().contains("fraiseql_wire_rows_yielded_total"));
 }
 
+/// An allocator takes longer for a buffer of 64 KiB between small pieces than for all of these.
+#[tokio::test]
+async fn a_consumer_that_keeps_up_reads_every_row_from_one_buffer() {
+    let _alone = ALONE.lock().await;
+    sql("create view v_steady as
+         select to_json(repeat('x', 1000)) as data from generate_series(1, 20000)")
+    .await;
+    let client = client().await;
+    let mut stream = client.query::<RawJson>("v_steady").execute().await.unwrap();
+    let before = ALLOCATOR.stats().bytes_allocated;
+    let mut bytes = 0;
+    while let Some(row) = stream.next().await {
+        bytes += row.unwrap().as_bytes().len();
+    }
+    let allocated = ALLOCATOR.stats().bytes_allocated - before;
+    assert!(allocated < bytes / 10, "{allocated} bytes allocated for {bytes} of rows");
+}
+
 #[tokio::test]
 async fn the_read_buffer_shrinks_behind_a_huge_row() {
     let _alone = ALONE.lock().await;

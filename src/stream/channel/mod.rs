@@ -270,6 +270,12 @@ impl Delivery {
     }
 }
 
+impl MemoryPermit {
+    pub(super) fn size(&self) -> usize {
+        self.size
+    }
+}
+
 impl Drop for MemoryPermit {
     fn drop(&mut self) {
         let mut state = self.channel.lock();

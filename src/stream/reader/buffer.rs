@@ -180,7 +180,46 @@ impl ReadBuffer {
         }
         // The complete rows first: then only the beginning of the next one is moved.
         self.enqueue(connection, resume).await?;
+        self.yield_to_consumer().await;
+        if self.reclaim(connection, &next)? {
+            return Ok(());
+        }
         self.replace(connection, next).await
+    }
+
+    /// Gives the consumer its turn, while the rows are in the processor's cache. The memory that it
+    /// releases is used for the next rows, where a reader that ran ahead would need new pages.
+    async fn yield_to_consumer(&mut self) {
+        if self.producer.has_unread() {
+            select! {
+                biased;
+                () = self.producer.changed() => {}
+                () = yield_now() => {}
+            }
+            self.producer.unblocked();
+        }
+    }
+
+    /// Makes room in the same buffer, if every chunk that was cut off it has been dropped.
+    ///
+    /// An allocator does more than that for each buffer: it merges and searches the small pieces
+    /// that the decoded rows have left.
+    fn reclaim(&self, connection: &mut Connection, next: &Incomplete) -> Result<bool> {
+        let size = self.size_for(connection, next)?;
+        let has_size = self.memory.as_ref().is_some_and(|memory| memory.size() == size);
+        // Another reader that waits for memory is served first.
+        let is_wanted = self.readers > 1 && self.producer.is_memory_short();
+        let buffer = &mut connection.buffer;
+        Ok(has_size && !is_wanted && buffer.try_reclaim(size - buffer.len()))
+    }
+
+    /// The size of a buffer with room for a frame, after what has arrived.
+    fn size_for(&self, connection: &Connection, next: &Incomplete) -> Result<usize> {
+        let limit = self.settings.memory();
+        if self.settings.is_strict() && next.value_bytes > limit {
+            return Err(Error::MemoryLimitExceeded { limit, required: next.value_bytes });
+        }
+        Ok(next.frame_bytes.max(connection.buffer.len() + MIN_READ).max(self.read_size))
     }
 
     /// Replaces the buffer by an empty one of the usual size.
@@ -194,12 +233,7 @@ impl ReadBuffer {
         connection: &mut Connection,
         next: Incomplete,
     ) -> Result<(), Interrupt> {
-        let limit = self.settings.memory();
-        if self.settings.is_strict() && next.value_bytes > limit {
-            return Err(Error::MemoryLimitExceeded { limit, required: next.value_bytes }.into());
-        }
-        let arrived = connection.buffer.len();
-        let size = next.frame_bytes.max(arrived + MIN_READ).max(self.read_size);
+        let size = self.size_for(connection, &next)?;
         // The old one goes first: two at once might exceed the limit.
         self.release(connection);
         let memory = self.producer.reserve(size).await?;
@@ -207,16 +241,6 @@ impl ReadBuffer {
         buffer.extend_from_slice(&connection.buffer);
         connection.buffer = buffer;
         self.memory = Some(memory);
-        // The consumer's turn, while the rows are in the processor's cache. The memory that it
-        // releases is used for the next buffer, where a reader that ran ahead would need new pages.
-        if self.producer.has_unread() {
-            select! {
-                biased;
-                () = self.producer.changed() => {}
-                () = yield_now() => {}
-            }
-            self.producer.unblocked();
-        }
         Ok(())
     }
 
