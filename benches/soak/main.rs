@@ -1,7 +1,7 @@
 //! A soak: many clients at once, of a server and networks that fail, for minutes. Nothing may be lost or come twice,
 //! no error is a surprise, and nothing grows or stays behind.
 //!
-//! `scripts/soak.sh` runs it; docs/RELIABILITY.md says what came of it.
+//! `scripts/soak.sh` runs it; docs/RELIABILITY.md has the results.
 
 mod clients;
 #[path = "../../examples/support/cluster.rs"]

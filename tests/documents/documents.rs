@@ -316,16 +316,26 @@ fn path_of(words: &str) -> Vec<&str> {
     }
 }
 
-/// Every row of docs/threat-model.md names a test that exists, in the file that is named with it.
+/// Every threat and every failure names a test that exists, in the file that is named with it.
 #[test]
-fn the_tests_that_the_security_tables_name_exist() {
-    let text = read("docs/threat-model.md");
+fn tests_named_in_documents_exist() {
+    for (document, column, least) in
+        [("docs/threat-model.md", "shown by", 80), ("docs/failures.md", "test", 80)]
+    {
+        let (named, missing) = named_tests(&read(document), column);
+        assert!(missing.is_empty(), "{document}: {}", missing.join("\n"));
+        assert!(named > least, "{document}: {named}");
+    }
+}
+
+/// How many tests the last column of the tables names, and what is wrong with them.
+fn named_tests(text: &str, column: &str) -> (usize, Vec<String>) {
     let (mut named, mut missing) = (0, Vec::new());
     let mut in_table = false;
     for line in text.lines() {
         let cell = line.trim_matches('|').rsplit(" | ").next().unwrap_or_default().trim();
-        in_table = line.starts_with('|') && (in_table || cell == "shown by");
-        if !in_table || cell == "shown by" || cell.starts_with("---") {
+        in_table = line.starts_with('|') && (in_table || cell == column);
+        if !in_table || cell == column || cell.starts_with("---") {
             continue;
         }
         let before_row = named;
@@ -349,8 +359,7 @@ fn the_tests_that_the_security_tables_name_exist() {
             missing.push(format!("no test is named: {line}"));
         }
     }
-    assert!(missing.is_empty(), "{}", missing.join("\n"));
-    assert!(named > 80, "{named}");
+    (named, missing)
 }
 
 /// The names of the tests of `tls` in `tests` or a folder of it, of `libpq tls` in
