@@ -5,7 +5,7 @@ use std::{fmt, io::ErrorKind, time::Duration};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::debug;
 
-use super::{attempts::unreachable, encryption::Encryption, report::TARGET};
+use super::{attempts::unreachable, encryption::Encryption, report::TARGET, trace::trace_sent};
 use crate::{
     config::{SocketSettings, TlsSettings},
     error::{ConnectAttempt, Error, Result, TimeoutPhase},
@@ -87,6 +87,7 @@ impl CancelKey {
         let exchange = async {
             transport.write_all(&request).await?;
             transport.flush().await?;
+            trace_sent(&request);
             transport.read(&mut [0; 1]).await
         };
         match exchange.await {

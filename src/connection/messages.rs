@@ -2,11 +2,11 @@
 
 use bytes::{Buf, BytesMut};
 
-use super::{async_messages::AsyncMessages, report::count_protocol_error};
+use super::{async_messages::AsyncMessages, report::count_protocol_error, trace::trace_received};
 use crate::{
     error::Result,
     protocol::{
-        backend::{Message, name_of},
+        backend::{DATA_ROW, Message, name_of},
         frame::{HEADER, Header, MAX_FRAME},
         long_message::LongMessage,
     },
@@ -50,11 +50,15 @@ pub(super) fn take_message(
             };
             *long = LongMessage::begin(header).filter(|_| may_be_long);
             if long.is_some() {
+                trace_received(name, header.size);
                 buffer.advance(HEADER);
                 return take_message(buffer, long, max, async_messages);
             }
             if buffer.len() < header.size {
                 return Ok(Taken::Incomplete);
+            }
+            if tag != DATA_ROW {
+                trace_received(name, header.size);
             }
             let body = buffer.get(HEADER..header.size).unwrap_or_default();
             let message = Message::parse(header.tag, body);

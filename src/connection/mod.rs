@@ -23,6 +23,7 @@ mod startup;
 mod statement_cache;
 mod sync;
 mod target_session;
+mod trace;
 mod transaction;
 mod unanswered;
 
@@ -40,4 +41,5 @@ pub(crate) use self::{
     session::{Session, stop_lost},
     slot::Slot,
     statement_cache::Choice,
+    trace::{trace_received, trace_sent},
 };

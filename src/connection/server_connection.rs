@@ -21,6 +21,7 @@ use super::{
     report::{count_protocol_error, unexpected},
     session::Session,
     statement_cache::StatementCache,
+    trace::trace_sent,
     unanswered::Unanswered,
 };
 use crate::{
@@ -272,8 +273,16 @@ impl Connection {
     /// Closes a connection that is lost, and frees its descriptor.
     pub(crate) fn hang_up(&mut self) {
         // The server may still read.
-        let _ = self.transport.try_write_last(frontend::TERMINATE);
+        self.try_terminate();
         self.transport.close();
+    }
+
+    /// Sends Terminate, if the socket accepts it without waiting.
+    fn try_terminate(&mut self) {
+        if !self.transport.is_closed() && self.transport.try_write_last(frontend::TERMINATE).is_ok()
+        {
+            trace_sent(frontend::TERMINATE);
+        }
     }
 
     /// Sends some of `bytes`, which keeps what is not sent yet. Cancel-safe.
@@ -342,6 +351,7 @@ impl Connection {
         answers: usize,
     ) -> Result<Option<String>> {
         let read_timeout = self.limits.read_timeout;
+        trace_sent(&requests);
         self.is_awaited = true;
         self.due = 0;
         while !requests.is_empty() {
@@ -408,6 +418,7 @@ impl Connection {
         let after = self.limits.cancel_timeout;
         let ended = async {
             self.transport.write_all(frontend::TERMINATE).await?;
+            trace_sent(frontend::TERMINATE);
             self.transport.shutdown().await
         };
         let ended = timeout(after, ended).await.map_err(|_| timed_out(after))?;
@@ -422,7 +433,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         // After `close` the socket rejects it, which does not matter.
-        let _ = self.transport.try_write_last(frontend::TERMINATE);
+        self.try_terminate();
     }
 }
 

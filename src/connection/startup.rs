@@ -12,6 +12,7 @@ use super::{
     async_messages::AsyncMessages,
     messages::{Taken, take_message},
     server_connection::SMALL_READ,
+    trace::trace_sent,
 };
 use crate::{
     config::Password,
@@ -65,6 +66,7 @@ pub(super) struct StartupStream<'a> {
 
 impl StartupStream<'_> {
     pub(super) async fn send(&mut self, message: &[u8]) -> Result<()> {
+        trace_sent(message);
         let sent = async {
             self.transport.write_all(message).await?;
             // TLS may buffer it otherwise.

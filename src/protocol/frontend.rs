@@ -6,7 +6,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-use super::extended_query::Steps;
+use super::{extended_query::Steps, frame::frame_size};
 use crate::error::{Error, Result};
 
 /// Protocol 3.0, which every server and every pooler speaks.
@@ -321,6 +321,39 @@ pub(crate) fn simple_query(sql: &str) -> Result<Vec<u8>> {
 
 /// An empty Query: a round trip to a backend, through a pooler too.
 pub(crate) const EMPTY_QUERY: &[u8] = b"Q\0\0\0\x05\0";
+
+/// The names and sizes of the messages in `bytes`, which holds complete messages.
+pub(crate) fn messages_in(mut bytes: &[u8]) -> impl Iterator<Item = (&'static str, usize)> {
+    std::iter::from_fn(move || {
+        let tag = *bytes.first()?;
+        // A message without a tag begins with its length, which is below 2^24.
+        let (name, size) = if tag == 0 {
+            let code = bytes.get(4..8)?.try_into().map(u32::from_be_bytes).ok()?;
+            let name = if code == CANCEL_REQUEST { "CancelRequest" } else { "StartupMessage" };
+            (name, bytes.len())
+        } else {
+            (name_of(tag), frame_size(*bytes.get(1..)?.first_chunk()?))
+        };
+        bytes = bytes.get(size..).unwrap_or_default();
+        Some((name, size))
+    })
+}
+
+fn name_of(tag: u8) -> &'static str {
+    match tag {
+        b'B' => "Bind",
+        b'C' => "Close",
+        b'D' => "Describe",
+        b'E' => "Execute",
+        b'P' => "Parse",
+        // Also SASLInitialResponse and SASLResponse.
+        b'p' => "PasswordMessage",
+        b'Q' => "Query",
+        b'S' => "Sync",
+        b'X' => "Terminate",
+        _ => "an unknown message",
+    }
+}
 
 /// Terminate.
 pub(crate) const TERMINATE: &[u8] = b"X\0\0\0\x04";

@@ -11,10 +11,12 @@ use super::{
     settings::StreamSettings,
 };
 use crate::{
-    connection::{Connection, TARGET, Taken, count_protocol_error, within},
+    connection::{
+        Connection, TARGET, Taken, count_protocol_error, trace_received, trace_sent, within,
+    },
     error::{Error, Result, sqlstate},
     protocol::{
-        backend::{DATA_ROW, ERROR_RESPONSE},
+        backend::{DATA_ROW, ERROR_RESPONSE, name_of},
         extended_query::{ExtendedQuery, Progress},
         frame::{HEADER, Header, MAX_CONTROL_FRAME},
         frontend,
@@ -141,6 +143,9 @@ impl Exchange {
     /// Sends the rest of the request. A server that reads nothing for `read_timeout` counts as
     /// silent.
     async fn send(&mut self) -> Result<()> {
+        if !self.is_sent() {
+            trace_sent(&self.unsent);
+        }
         let Self { connection, unsent, not_begun, .. } = self;
         let timeout = connection.limits.read_timeout;
         let during = |e| Error::io("while sending the query", e);
@@ -169,6 +174,8 @@ impl Exchange {
     /// Takes the message at the front of the read buffer, which is not a row.
     pub(super) fn next_message(&mut self) -> Result<Next> {
         if let Some(size) = self.take_usual() {
+            let tag = self.connection.buffer.first().copied().unwrap_or_default();
+            trace_received(name_of(tag), size);
             self.connection.buffer.advance(size);
             self.is_answered = true;
             return Ok(Next::Progress(Progress::Continue));

@@ -112,6 +112,8 @@ impl Transport {
         let Self::Tcp(mut tcp) = self else { return Ok(Encrypted::No(self)) };
         if !tls.direct {
             tcp.write_all(SSL_REQUEST).await.map_err(|e| Error::io(DURING, e))?;
+            tracing::trace!(target: "fraiseql_wire", direction = "sent", name = "SSLRequest",
+                bytes = SSL_REQUEST.len(), "protocol message");
             // Read a single byte: any further plaintext is then read as TLS, and rejected
             // (CVE-2021-23222).
             match tcp.read_u8().await.map_err(|e| Error::io(DURING, e))? {

@@ -8,6 +8,7 @@ use std::{
 use crate::support::{
     admin, backend_state, client, cluster,
     daemon::Daemon,
+    events::Events,
     eventually,
     proxy::Proxy,
     scripted::{self, Scripted, Step, message},
@@ -938,4 +939,58 @@ async fn a_client_encoding_that_another_client_of_a_pooler_has_set_does_no_harm(
             assert_eq!(query.fetch_all().await.unwrap(), ["grün"]);
         }
     }
+}
+
+/// TRACE events show each protocol message except rows: its direction, name and size, but no
+/// contents.
+#[tokio::test]
+async fn each_message_but_rows_is_a_trace_event_without_its_contents() {
+    let mut script = scripted::login();
+    script.push(Step::ExpectQuery);
+    let answer = [
+        scripted::begin_json(),
+        scripted::row("\"planted-row\""),
+        scripted::fields(b'N', &[(b'S', "NOTICE"), (b'C', "00000"), (b'M', "planted-notice")]),
+        scripted::complete(),
+        scripted::ready(),
+    ];
+    script.push(Step::Send(answer.concat()));
+    let server = Scripted::start(vec![script]).await;
+    let (events, _listening) = Events::listen();
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    client.on_notice(|_| {});
+    let query = client.query::<String>("v").where_sql("data::text <> $1").bind("planted-value");
+    assert_eq!(query.fetch_all().await.unwrap(), ["planted-row"]);
+    client.close().await.unwrap();
+
+    let sql = "SELECT \"data\" FROM \"v\" WHERE (data::text <> $1)";
+    let value = "planted-value";
+    let startup = events.with("StartupMessage").join("");
+    let startup: usize = startup.rsplit('=').next().unwrap().parse().unwrap();
+    let expected = [
+        ("sent", "StartupMessage", startup),
+        ("received", "Authentication", 9),
+        ("received", "BackendKeyData", 13),
+        ("received", "ReadyForQuery", 6),
+        ("sent", "Parse", 5 + 1 + sql.len() + 1 + 2),
+        ("sent", "Bind", 5 + 1 + 1 + 2 + 2 + 4 + value.len() + 4),
+        ("sent", "Describe", 7),
+        ("sent", "Execute", 10),
+        ("sent", "Sync", 5),
+        ("received", "ParseComplete", 5),
+        ("received", "BindComplete", 5),
+        ("received", "RowDescription", scripted::begin_json().len() - 10),
+        ("received", "NoticeResponse", answer[2].len()),
+        ("received", "CommandComplete", scripted::complete().len()),
+        ("received", "ReadyForQuery", 6),
+        ("sent", "Terminate", 5),
+    ];
+    let expected = expected.map(|(direction, name, bytes)| {
+        format!(
+            "TRACE message=protocol message direction={direction:?} name={name:?} bytes={bytes}"
+        )
+    });
+    assert_eq!(events.with("protocol message"), expected);
+    assert!(startup > "user\0u\0database\0d\0".len() + 8);
+    assert!(events.with("planted").is_empty(), "{:?}", events.with(""));
 }
