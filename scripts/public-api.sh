@@ -1,32 +1,41 @@
 #!/bin/sh
 # Usage: scripts/public-api.sh [check]
 #
-# The public API, every item of it, into docs/public-api.txt. With `check`, compared with what is there.
+# Writes every item of the public API into tests/public-api/public-api.txt. With `check`, compares
+# them with that file.
 #
-# It is read from rustdoc's JSON, which each version of the compiler writes differently; this is for the one below.
+# They are read from rustdoc's JSON, whose format depends on the version of the compiler.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/common.sh
 check_arguments 1 "$@"
 [ "${1-check}" = check ] || misused "unknown argument: $1"
 version=1.95
-list=docs/public-api.txt
+list=tests/public-api/public-api.txt
 
 rustc --version | grep -q "^rustc $version\." || {
-    echo "The public API is listed with Rust $version: rustup run $version $0 $*" >&2
+    echo "The public API is listed with Rust $version, as rust-toolchain.toml has it" >&2
     exit 1
 }
-# The JSON is not stable yet, and a stable compiler writes it only so.
-RUSTC_BOOTSTRAP=1 cargo rustdoc --quiet --lib --all-features --target-dir target/public-api -- \
+mkdir -p target/public-api
+# The JSON is not stable yet: a stable compiler writes it only with RUSTC_BOOTSTRAP. It is set for
+# rustdoc only, because Cargo would build the dependencies again otherwise.
+cat >target/public-api/rustdoc <<'END'
+#!/bin/sh
+case " $* " in *" --output-format json "*) export RUSTC_BOOTSTRAP=1 ;; esac
+exec rustdoc "$@"
+END
+chmod +x target/public-api/rustdoc
+RUSTDOC=$PWD/target/public-api/rustdoc cargo rustdoc --quiet --lib --all-features -- \
     -Z unstable-options --output-format json
 found=target/public-api/found.txt
 cargo run --quiet --locked --manifest-path tests/public-api/Cargo.toml --target-dir target/public-api -- \
-    target/public-api/doc/fraiseql_wire.json >"$found"
+    target/doc/fraiseql_wire.json >"$found"
 
 if [ "${1:-}" = check ]; then
     diff -u "$list" "$found" || {
-        echo "The public API has changed. If that is meant, see what COMPATIBILITY_POLICY.md says of it, run" >&2
-        echo "scripts/public-api.sh, and tell of it in docs/API_AUDIT.md and CHANGELOG.md." >&2
+        echo "The public API has changed. If that is intended, read COMPATIBILITY_POLICY.md, run" >&2
+        echo "scripts/public-api.sh, and add the change to docs/API_AUDIT.md and CHANGELOG.md." >&2
         exit 1
     }
 else
