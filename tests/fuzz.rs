@@ -94,7 +94,7 @@ fn seeds_of_sessions_reach_their_ends() {
         ("ended_while_idle", 1, 3, "terminating connection due to administrator command"),
         ("gone_after_an_answer", 1, 3, "before the result was complete"),
         ("many_rows", 2, 103, ""),
-        ("no_command_complete", 1, 4, "DataRow or CommandComplete is expected"),
+        ("no_command_complete", 1, 4, "expected DataRow or CommandComplete"),
         ("not_postgres", 0, 0, "is this a Postgres server?"),
         ("old_error", 0, 0, "sorry, too many clients already"),
         ("parameters_and_notifications", 2, 5, ""),

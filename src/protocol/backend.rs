@@ -1,4 +1,4 @@
-//! What the server says: [Message Formats] marked (B).
+//! Messages from the server: [Message Formats] marked (B).
 //!
 //! [Message Formats]: https://www.postgresql.org/docs/current/protocol-message-formats.html
 
@@ -24,10 +24,10 @@ pub(crate) enum Message {
     DataRow,
     EmptyQueryResponse,
     ErrorResponse(Box<DbError>),
-    /// The server speaks less than it was asked for.
+    /// The server does not support the requested version or options.
     NegotiateProtocolVersion {
         newest: u32,
-        /// Options of the protocol that it does not know.
+        /// Protocol options that it does not support.
         options: Vec<String>,
     },
     NoData,
@@ -45,13 +45,13 @@ pub(crate) enum Message {
     /// ReadyForQuery, in a transaction block, which may have failed.
     ReadyInTransaction,
     RowDescription(Vec<Column>),
-    /// Known to the protocol or not: nothing this client asks for is answered by it.
+    /// No request of this client has it as a response.
     Unexpected {
         tag: u8,
     },
 }
 
-/// What the server asks for before it lets a user in.
+/// The authentication that the server requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Authentication {
     Ok,
@@ -64,7 +64,7 @@ pub(crate) enum Authentication {
     },
     SaslContinue(Vec<u8>),
     SaslFinal(Vec<u8>),
-    /// A method that this client does not speak.
+    /// A method that this client does not support.
     Unsupported {
         name: &'static str,
     },
@@ -100,7 +100,11 @@ pub(crate) enum Format {
 }
 
 impl Message {
-    /// Reads the message with this tag and body.
+    /// Parses the message with this tag and body.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Protocol`]: the body is malformed.
     pub(crate) fn parse(tag: u8, body: &[u8]) -> Result<Self> {
         let empty = |message| FieldReader::new(tag, body).finish().map(|()| message);
         match tag {
@@ -127,8 +131,7 @@ impl Message {
         }
     }
 
-    /// Reads the beginning of a ParameterStatus or NotificationResponse, whose rest was not kept:
-    /// what follows its fields does not count.
+    /// Parses the beginning of a ParameterStatus or NotificationResponse whose rest was discarded.
     pub(super) fn parse_head(tag: u8, head: &[u8]) -> Result<Self> {
         let mut r = FieldReader::new(tag, head);
         match tag {
@@ -143,13 +146,13 @@ impl Message {
         }
     }
 
-    /// The error of a message that came where it must not.
+    /// Returns the error for a message that is not allowed at this point.
     pub(crate) fn unexpected(&self, expected: &str) -> Error {
         Error::protocol(match self {
             Self::Unexpected { tag } => {
-                format!("a message {:?} came, where {expected} is expected", char::from(*tag))
+                format!("unexpected message {:?}: expected {expected}", char::from(*tag))
             }
-            known => format!("{} came, where {expected} is expected", known.name()),
+            known => format!("unexpected {}: expected {expected}", known.name()),
         })
     }
 
@@ -214,9 +217,12 @@ fn parse_authentication(body: &[u8]) -> Result<Authentication> {
 fn parse_backend_key_data(body: &[u8]) -> Result<Message> {
     let mut r = FieldReader::new(tag::BACKEND_KEY_DATA, body);
     let (process_id, secret) = (r.u32()?, r.rest());
-    // Longer keys came with protocol 3.2; who may use them is for the session to decide.
+    // Keys of more than 4 bytes require protocol 3.2; the session checks that.
     if !(4..=256).contains(&secret.len()) {
-        return Err(Error::protocol(format!("a cancel key of {} bytes came", secret.len())));
+        return Err(Error::protocol(format!(
+            "invalid cancel key of {} bytes: expected 4 to 256",
+            secret.len()
+        )));
     }
     Ok(Message::BackendKeyData { process_id, secret: secret.to_vec() })
 }
@@ -225,7 +231,9 @@ fn parse_negotiate_protocol_version(body: &[u8]) -> Result<Message> {
     let mut r = FieldReader::new(tag::NEGOTIATE_PROTOCOL_VERSION, body);
     let (newest, count) = (r.u32()?, r.i32()?);
     if count < 0 {
-        return Err(Error::protocol(format!("NegotiateProtocolVersion has {count} options")));
+        return Err(Error::protocol(format!(
+            "invalid number of options in NegotiateProtocolVersion: {count}"
+        )));
     }
     let mut options = Vec::new();
     for _ in 0..count {
@@ -266,7 +274,7 @@ fn parse_ready_for_query(body: &[u8]) -> Result<Message> {
         b'I' => Ok(Message::ReadyForQuery),
         b'T' | b'E' => Ok(Message::ReadyInTransaction),
         _ => Err(Error::protocol(format!(
-            "ReadyForQuery says transaction status {:?}, which is none",
+            "invalid transaction status {:?} in ReadyForQuery",
             char::from(status)
         ))),
     }
@@ -276,14 +284,16 @@ fn parse_row_description(body: &[u8]) -> Result<Vec<Column>> {
     let mut r = FieldReader::new(tag::ROW_DESCRIPTION, body);
     let count = r.i16()?;
     if count < 0 {
-        return Err(Error::protocol(format!("RowDescription has {count} columns")));
+        return Err(Error::protocol(format!(
+            "invalid number of columns in RowDescription: {count}"
+        )));
     }
     let mut columns = Vec::new();
     for _ in 0..count {
         let name = r.text()?;
-        r.bytes(4 + 2)?; // the table's oid, the attribute's number
+        r.bytes(4 + 2)?; // OID of the table, number of the attribute
         let type_oid = r.u32()?;
-        r.bytes(2 + 4)?; // the type's size, its modifier
+        r.bytes(2 + 4)?; // size and modifier of the type
         let format = if r.i16()? == 0 { Format::Text } else { Format::Other };
         columns.push(Column { name, type_oid, format });
     }
@@ -291,13 +301,14 @@ fn parse_row_description(body: &[u8]) -> Result<Vec<Column>> {
     Ok(columns)
 }
 
-/// The most that is kept of one text of an error or notice, 8 KiB: a person reads it, or a line of a
-/// log carries it, once for every attempt of a program that tries again. Postgres itself shortens what
-/// it quotes of values; only functions of users write as much, and the protocol would carry 16 MiB.
+/// The maximum length of each text of an error or notice that is kept, 8 KiB.
+///
+/// An operator reads it, and a program that retries logs it for each attempt. Postgres shortens the
+/// values that it quotes; only functions of users write more.
 const MAX_ERROR_TEXT: usize = 8 << 10;
 
-/// Cuts a text between two of its characters.
-fn cut(mut text: String) -> String {
+/// Truncates a text to [`MAX_ERROR_TEXT`], at a character boundary.
+fn truncate(mut text: String) -> String {
     if text.len() > MAX_ERROR_TEXT {
         let is_boundary = |end: &usize| text.is_char_boundary(*end);
         text.truncate((0..=MAX_ERROR_TEXT).rev().find(is_boundary).unwrap_or_default());
@@ -306,23 +317,24 @@ fn cut(mut text: String) -> String {
     text
 }
 
-/// The fields of an error or notice, by [Error and Notice Message Fields], read in as many pieces
-/// as they arrive in. Of each text the beginning is kept; unknown fields are skipped, as the manual
-/// asks.
+/// Parses the fields of an error or notice, in pieces as they arrive.
+///
+/// Long texts are truncated. Unknown fields are skipped, as [Error and Notice Message Fields]
+/// requires.
 ///
 /// [Error and Notice Message Fields]: https://www.postgresql.org/docs/current/protocol-error-fields.html
 #[derive(Debug)]
 pub(super) struct ErrorFields {
     tag: u8,
-    at: At,
+    position: Position,
     texts: [Option<Vec<u8>>; KNOWN_FIELDS.len()],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum At {
+enum Position {
     /// The next byte is the tag of a field, or ends the message.
     Tag,
-    /// In the text of this field, if it is a known one.
+    /// The next byte belongs to the text of this field; `None` if the field is unknown.
     Text(Option<usize>),
     End,
 }
@@ -330,40 +342,40 @@ enum At {
 const KNOWN_FIELDS: &[u8] = b"SVCMDHPpqWstcdnFLR";
 
 impl ErrorFields {
-    /// `tag` is that of the message.
+    /// `tag` is the tag of the message.
     pub(super) fn new(tag: u8) -> Self {
-        Self { tag, at: At::Tag, texts: [const { None }; KNOWN_FIELDS.len()] }
+        Self { tag, position: Position::Tag, texts: [const { None }; KNOWN_FIELDS.len()] }
     }
 
     pub(super) fn read(&mut self, mut piece: &[u8]) -> Result<()> {
         while let Some((&first, rest)) = piece.split_first() {
-            match self.at {
-                At::Tag if first == 0 => self.at = At::End,
-                At::Tag => {
+            match self.position {
+                Position::Tag if first == 0 => self.position = Position::End,
+                Position::Tag => {
                     let field = KNOWN_FIELDS.iter().position(|known| *known == first);
                     if let Some(text) = field.and_then(|field| self.texts.get_mut(field)) {
                         *text = Some(Vec::new());
                     }
-                    self.at = At::Text(field);
+                    self.position = Position::Text(field);
                 }
-                At::Text(field) => {
+                Position::Text(field) => {
                     let end = piece.iter().position(|&b| b == 0);
                     let (text, rest) = piece.split_at(end.unwrap_or(piece.len()));
                     let kept = field.and_then(|field| self.texts.get_mut(field)?.as_mut());
                     if let Some(kept) = kept {
-                        // A character more, so that the last one kept is whole.
+                        // One more character, so that the last one kept is complete.
                         let room = (MAX_ERROR_TEXT + 4).saturating_sub(kept.len());
                         kept.extend_from_slice(text.get(..room).unwrap_or(text));
                     }
                     piece = rest.get(1..).unwrap_or_default();
                     if end.is_some() {
-                        self.at = At::Tag;
+                        self.position = Position::Tag;
                     }
                     continue;
                 }
-                At::End => {
+                Position::End => {
                     return Err(Error::protocol(format!(
-                        "{} has {} bytes too many",
+                        "{} has {} extra bytes",
                         name_of(self.tag),
                         piece.len()
                     )));
@@ -374,24 +386,29 @@ impl ErrorFields {
         Ok(())
     }
 
-    /// The message, when all of it was read.
+    /// Returns the message.
     ///
-    /// A field that the protocol demands and other engines leave out is no reason to lose the
-    /// others: without a valid SQLSTATE an error is one that nothing is known of, `XX000`.
+    /// Other engines omit fields that the protocol requires, and the remaining fields are still
+    /// useful. An error without a valid SQLSTATE is an `XX000`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Protocol`]: the message is incomplete.
     pub(super) fn finish(&mut self) -> Result<Message> {
-        if self.at != At::End {
+        if self.position != Position::End {
             let name = name_of(self.tag);
             return Err(Error::protocol(format!("{name} ends in the middle of a field")));
         }
         let mut take = |tag: u8| {
             let field = KNOWN_FIELDS.iter().position(|known| *known == tag)?;
             let text = self.texts.get_mut(field)?.take()?;
-            Some(cut(String::from_utf8_lossy(&text).into_owned()))
+            Some(truncate(String::from_utf8_lossy(&text).into_owned()))
         };
         let is_error = self.tag == tag::ERROR_RESPONSE;
-        let (code, severity) = match is_error {
-            true => (sqlstate::INTERNAL_ERROR, "ERROR"),
-            false => (sqlstate::SUCCESSFUL_COMPLETION, "NOTICE"),
+        let (code, severity) = if is_error {
+            (sqlstate::INTERNAL_ERROR, "ERROR")
+        } else {
+            (sqlstate::SUCCESSFUL_COMPLETION, "NOTICE")
         };
         let localized_severity = take(b'S');
         let fields = Box::new(DbError {
@@ -422,15 +439,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_field_of_an_error_can_make_another_line() {
+    fn error_display_is_one_line_whatever_the_fields_contain() {
         let body = b"VERROR\nFORGED\0C22012\0Ma\nb\0Dc\nd\0He\nf\0\0";
         let Ok(Message::ErrorResponse(error)) = Message::parse(b'E', body) else { panic!() };
         assert!(!error.to_string().contains('\n'), "{error}");
     }
 
-    /// Frames as Postgres 15 sent them, without tag and length.
+    /// Recorded from Postgres 15, without tag and length.
     #[test]
-    fn recorded_messages_are_read() {
+    fn parse_accepts_recorded_messages_and_rejects_truncated_ones() {
         let cases: [(u8, &[u8], Message); 12] = [
             (b'3', b"", Message::CloseComplete),
             (b'R', b"\0\0\0\0", Message::Authentication(Authentication::Ok)),
@@ -479,7 +496,7 @@ mod tests {
         ];
         for (tag, body, expected) in cases {
             assert_eq!(Message::parse(tag, body).unwrap(), expected);
-            // Cut anywhere, or with a byte too many, it is an error and never a panic.
+            // Truncated anywhere, or with an extra byte, it is an error and never a panic.
             for cut in 0..body.len() {
                 let sasl = tag == b'R' && body.get(3) > Some(&10);
                 assert!(
@@ -487,7 +504,7 @@ mod tests {
                     "{expected:?} at {cut}"
                 );
             }
-            // A cancel key may be longer, since protocol 3.2.
+            // Since protocol 3.2, a cancel key may be longer.
             assert!(
                 tag == b'K' || Message::parse(tag, &[body, b"\0"].concat()).is_err(),
                 "{expected:?} and a byte"
@@ -495,9 +512,9 @@ mod tests {
         }
     }
 
-    /// The codes are those of the manual's page of message formats.
+    /// The codes are those of Message Formats in the manual.
     #[test]
-    fn every_request_of_a_login_has_its_code() {
+    fn parse_recognizes_every_authentication_code() {
         use Authentication::*;
         let unsupported = |name| Unsupported { name };
         let cases: [(u8, &[u8], Authentication); 10] = [
@@ -518,26 +535,27 @@ mod tests {
             let body = [&[0, 0, 0, code], data].concat();
             assert_eq!(Message::parse(b'R', &body).unwrap(), Message::Authentication(expected));
         }
-        assert_eq!(names.len(), 9, "an error can tell them apart: {names:?}");
+        assert_eq!(names.len(), 9, "names are distinct: {names:?}");
     }
 
-    /// Two servers that know less: 3.0 and no option, as asked of 3.2; an option that they do not know.
+    /// One server supports only 3.0 although 3.2 was requested; the other does not support an
+    /// option.
     #[test]
-    fn a_server_says_what_it_does_not_speak() {
+    fn negotiate_protocol_version_lists_unsupported_options() {
         let read = |body: &[u8]| Message::parse(b'v', body);
-        let said = |options: &[&str]| Message::NegotiateProtocolVersion {
+        let expected = |options: &[&str]| Message::NegotiateProtocolVersion {
             newest: 3 << 16,
             options: options.iter().map(|&option| option.to_owned()).collect(),
         };
-        assert_eq!(read(b"\0\x03\0\0\0\0\0\0").unwrap(), said(&[]));
-        assert_eq!(read(b"\0\x03\0\0\0\0\0\x01_pq_.a\0").unwrap(), said(&["_pq_.a"]));
+        assert_eq!(read(b"\0\x03\0\0\0\0\0\0").unwrap(), expected(&[]));
+        assert_eq!(read(b"\0\x03\0\0\0\0\0\x01_pq_.a\0").unwrap(), expected(&["_pq_.a"]));
         for bad in [&b"\0\x03\0\0\xff\xff\xff\xff"[..], b"\0\x03\0\0\0\0\0\x01"] {
             assert!(read(bad).is_err(), "{bad:?}");
         }
     }
 
     #[test]
-    fn an_error_keeps_every_field() {
+    fn error_response_keeps_every_field() {
         let body = b"SFEHLER\0VERROR\0C23505\0Mmsg\0Ddetail\0Hhint\0P12\0p3\0qselect 1\0Wwhere\0\
             sapp\0torders\0cid\0dint\0norders_pkey\0Fnbtinsert.c\0L664\0R_bt_check_unique\0\
             Xunknown\0\0";
@@ -581,7 +599,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_keeps_what_it_has_where_fields_are_missing() {
+    fn error_response_with_missing_fields_keeps_the_others() {
         for (body, line) in [
             (&b"SERROR\0Mno code\0\0"[..], "ERROR: no code (SQLSTATE XX000)"),
             (b"SFATAL\0C42\0Mshort\0\0", "FATAL: short (SQLSTATE XX000)"),
@@ -601,10 +619,10 @@ mod tests {
     }
 
     #[test]
-    fn a_count_of_columns_is_not_negative() {
+    fn row_description_rejects_a_negative_number_of_columns() {
         for count in [b"\xff\xff", b"\x80\x00"] {
             let error = Message::parse(b'T', count).unwrap_err().to_string();
-            assert!(error.contains("RowDescription has -"), "{error}");
+            assert!(error.contains("RowDescription: -"), "{error}");
         }
         assert_eq!(Message::parse(b'T', b"\0\0").unwrap(), Message::RowDescription(Vec::new()));
     }

@@ -8,9 +8,9 @@ use crate::error::{Error, Result};
 pub(crate) struct Steps {
     /// Close messages, which come first.
     pub(crate) closes: usize,
-    /// Whether it has a Parse. Otherwise the server has the statement already.
+    /// Whether it has a Parse. Otherwise the server already has the statement.
     pub(crate) parses: bool,
-    /// Whether it has a Describe. Otherwise the columns are known.
+    /// Whether it has a Describe. Otherwise the columns are already known.
     pub(crate) describes: bool,
 }
 
@@ -19,14 +19,14 @@ impl Steps {
     pub(crate) const WHOLE: Self = Self { closes: 0, parses: true, describes: true };
 }
 
-/// Where a query by the extended protocol stands: which message the server may send next.
+/// The state of a query in the extended protocol: which message the server may send next.
 ///
 /// Rows are not handled here: they may arrive exactly while [`takes_rows`](Self::takes_rows)
 /// returns true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ExtendedQuery {
     state: State,
-    /// Close messages that are not answered yet.
+    /// The number of Close messages without a response.
     closes: usize,
     describes: bool,
     has_bound: bool,
@@ -34,18 +34,18 @@ pub(crate) struct ExtendedQuery {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
-    /// ParseComplete is due, after a CloseComplete for each Close.
+    /// Expects ParseComplete, after a CloseComplete for each Close.
     Sent,
-    /// BindComplete is due, after a CloseComplete for each Close.
+    /// Expects BindComplete, after a CloseComplete for each Close.
     Parsed,
     Bound,
     /// The columns are known.
     Rows,
-    /// Every row was sent.
+    /// All rows have arrived.
     Complete,
-    /// The server reported an error and skips what is left of the query.
+    /// The server reported an error and skips the rest of the query.
     Failed,
-    /// ReadyForQuery: the connection can take the next query.
+    /// ReadyForQuery: the connection is ready for the next query.
     Ready,
 }
 
@@ -55,21 +55,21 @@ pub(crate) enum Progress {
     Continue,
     /// The columns of the result. Rows may follow.
     Columns(Vec<Column>),
-    /// The query has failed; ReadyForQuery is still to come.
+    /// The query has failed. ReadyForQuery has not arrived yet.
     Failed(Error),
     /// The query has ended, successfully or after an error.
     Ready,
 }
 
 impl ExtendedQuery {
-    /// A query that is parsed, bound and described.
+    /// Creates the state of a query that is parsed, bound and described.
     pub(crate) fn new() -> Self {
         Self::with(Steps::WHOLE)
     }
 
-    /// A query whose request has these steps.
+    /// Creates the state of a query whose request has these steps.
     ///
-    /// Without a Describe, rows may come directly after BindComplete, and there is no
+    /// Without a Describe, rows may follow BindComplete directly, and there is no
     /// [`Progress::Columns`].
     pub(crate) fn with(steps: Steps) -> Self {
         let Steps { closes, parses, describes } = steps;
@@ -77,31 +77,31 @@ impl ExtendedQuery {
         Self { state, closes, describes, has_bound: false }
     }
 
-    /// A query whose portal has been bound: the server is to describe and execute it.
+    /// Creates the state of a query whose portal is bound, before it is described and executed.
     pub(crate) fn bound() -> Self {
         Self { state: State::Bound, has_bound: true, ..Self::new() }
     }
 
-    /// Whether rows may come now.
+    /// Returns whether rows may arrive now.
     pub(crate) fn takes_rows(self) -> bool {
         self.state == State::Rows
     }
 
-    /// Whether the server may still be working on the query.
+    /// Returns whether the server may still be running the query.
     pub(crate) fn is_running(self) -> bool {
         matches!(self.state, State::Sent | State::Parsed | State::Bound | State::Rows)
     }
 
-    /// Whether the server has bound the portal. An error after that is not about the statement.
+    /// Returns whether the server has bound the portal. A later error is not about the statement.
     pub(crate) fn has_bound(self) -> bool {
         self.has_bound
     }
 
-    /// Takes the next message if it is the one that a server usually sends here, has arrived
-    /// completely, and has no content of interest. Returns its size.
+    /// Handles the next message if it is the usual one at this point, has arrived completely, and
+    /// has no relevant content. Returns its size.
     ///
-    /// Any other message is for [`advance`](Self::advance). This saves a short query a fifth of the
-    /// work of reading its answer.
+    /// All other messages must be passed to [`advance`](Self::advance). This saves a short query a
+    /// fifth of the work of reading its response.
     pub(crate) fn take_usual(&mut self, buffer: &[u8]) -> Option<usize> {
         match (self.state, buffer) {
             (State::Sent, [b'1', 0, 0, 0, 4, ..]) if self.closes == 0 => {
@@ -130,11 +130,11 @@ impl ExtendedQuery {
         }
     }
 
-    /// Takes the next message.
+    /// Handles the next message.
     ///
     /// # Errors
     ///
-    /// [`Error::Protocol`]: the message must not come here.
+    /// [`Error::Protocol`]: the message is not allowed at this point.
     pub(crate) fn advance(&mut self, message: Message) -> Result<Progress> {
         let (next, progress) = match (self.state, message) {
             (state @ (State::Sent | State::Parsed), Message::CloseComplete) if self.closes > 0 => {
@@ -184,10 +184,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_out_of_order_says_what_was_expected() {
+    fn unexpected_message_is_named_with_the_expected_one() {
         let mut query = ExtendedQuery::new();
         let error = query.advance(Message::BindComplete).unwrap_err().to_string();
-        assert!(error.contains("BindComplete came, where ParseComplete is expected"), "{error}");
+        assert!(error.contains("unexpected BindComplete: expected ParseComplete"), "{error}");
         assert!(query.is_running());
     }
     fn after(steps: Steps, messages: &[Message]) -> Result<ExtendedQuery> {
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn each_step_of_a_request_has_its_answer() {
+    fn advance_requires_a_response_to_each_step() {
         use Message::{BindComplete, CloseComplete, CommandComplete, NoData, ParseComplete};
         let answers = [
             (Steps::WHOLE, vec![ParseComplete, BindComplete, NoData]),
@@ -231,9 +231,9 @@ mod tests {
         }
     }
 
-    /// The shortcut and the general way lead to the same state, and anything else is not taken.
+    /// `take_usual` and `advance` lead to the same state. Other messages are left to `advance`.
     #[test]
-    fn usual_messages_are_taken_as_others_are() {
+    fn take_usual_agrees_with_advance() {
         use Message::{BindComplete, CommandComplete, ParseComplete};
 
         let select = b"C\0\0\0\x0dSELECT 1\0";
@@ -275,15 +275,15 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_close_complete_is_named_in_the_error() {
+    fn missing_close_complete_is_named_in_the_error() {
         let steps = Steps { closes: 2, ..Steps::WHOLE };
         let error = after(steps, &[Message::CloseComplete, Message::ParseComplete]).unwrap_err();
-        let text = "ParseComplete came, where CloseComplete is expected";
+        let text = "unexpected ParseComplete: expected CloseComplete";
         assert!(error.to_string().contains(text), "{error}");
     }
 
     #[test]
-    fn a_failed_parse_or_bind_leaves_its_step_unconfirmed() {
+    fn failed_parse_or_bind_is_not_bound() {
         let error = || Message::parse(b'E', b"SERROR\0C26000\0Mgone\0\0").unwrap();
         let bare = Steps { closes: 0, parses: false, describes: false };
         let failed = after(bare, &[error()]).unwrap();

@@ -1,7 +1,7 @@
 use super::tag::name_of;
 use crate::error::{Error, Result};
 
-/// Takes the fields of one message in order; every step can fail, and none reads past the end.
+/// A cursor over the fields of one message. Each method fails at the end of the message.
 pub(super) struct FieldReader<'a> {
     rest: &'a [u8],
     /// The tag of the message.
@@ -35,8 +35,8 @@ impl<'a> FieldReader<'a> {
         self.array().map(u32::from_be_bytes)
     }
 
-    /// A text up to its NUL. Before the session's encoding is settled a server may send any
-    /// encoding, so what is not UTF-8 is replaced rather than refused.
+    /// Reads a text that ends with NUL. Invalid UTF-8 is replaced rather than rejected, because a
+    /// server may send any encoding before the encoding of the session is set.
     pub(super) fn text(&mut self) -> Result<String> {
         let end = self.rest.iter().position(|&b| b == 0).ok_or_else(|| self.too_short())?;
         let text = String::from_utf8_lossy(self.bytes(end)?).into_owned();
@@ -44,21 +44,17 @@ impl<'a> FieldReader<'a> {
         Ok(text)
     }
 
-    /// The rest of the message.
+    /// Returns the rest of the message.
     pub(super) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }
 
-    /// Ends the message: what is left over is an error.
+    /// Checks that the whole message has been read.
     pub(super) fn finish(self) -> Result<()> {
         if self.rest.is_empty() {
             return Ok(());
         }
-        Err(Error::protocol(format!(
-            "{} has {} bytes too many",
-            name_of(self.tag),
-            self.rest.len()
-        )))
+        Err(Error::protocol(format!("{} has {} extra bytes", name_of(self.tag), self.rest.len())))
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
@@ -77,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fields_are_taken_in_order_and_never_past_the_end() {
+    fn field_reader_reads_in_order_and_fails_at_the_end() {
         let mut r = FieldReader::new(b'Z', b"\x01\0\x02\0\0\0\x03ab\0\xff\0rest");
         assert_eq!(r.u8().unwrap(), 1);
         assert_eq!(r.i16().unwrap(), 2);
@@ -93,8 +89,8 @@ mod tests {
     }
 
     #[test]
-    fn left_over_bytes_are_an_error() {
+    fn finish_rejects_extra_bytes() {
         let error = FieldReader::new(b'Z', b"x").finish().unwrap_err().to_string();
-        assert!(error.contains("ReadyForQuery has 1 bytes too many"), "{error}");
+        assert!(error.contains("ReadyForQuery has 1 extra bytes"), "{error}");
     }
 }

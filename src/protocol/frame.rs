@@ -1,21 +1,21 @@
 use crate::error::{Error, Result};
 
-/// Bytes of a frame before its body: the tag and the length.
+/// The size of a header in bytes: the tag and the length.
 pub(crate) const HEADER: usize = 5;
 
-/// The largest frame that is read, 1 GiB: Postgres builds a message in a `StringInfo`, which cannot
-/// grow beyond `MaxAllocSize`, 1 GiB - 1.
+/// The maximum size of a frame, 1 GiB. Postgres builds a message in a `StringInfo`, which is
+/// limited to `MaxAllocSize`, 1 GiB - 1.
 pub(crate) const MAX_FRAME: usize = 1 << 30;
 
-/// The largest frame that is not a row, 16 MiB. Of those only errors and notices can be large, and
-/// they carry what a person wrote; the protocol itself sets no limit.
+/// The maximum size of a frame that is not a row, 16 MiB. The protocol has no limit, but only
+/// errors and notices, which contain text for an operator, can be large.
 pub(crate) const MAX_CONTROL_FRAME: usize = 16 << 20;
 
-/// The largest frame before a session exists, 30,000 bytes, as in libpq (`MAX_ERRLEN` in
-/// fe-connect.c): nobody has proved yet to be a Postgres server.
+/// The maximum size of a frame during the login, 30,000 bytes, as in libpq (`MAX_ERRLEN` in
+/// fe-connect.c). The peer has not yet proved to be a Postgres server.
 pub(crate) const MAX_STARTUP_FRAME: usize = 30_000;
 
-/// The head of a frame.
+/// The header of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Header {
     pub(crate) tag: u8,
@@ -23,20 +23,24 @@ pub(crate) struct Header {
     pub(crate) size: usize,
 }
 
-/// The size of a frame whose length field is this: the length counts itself, but not the tag. Where
-/// `usize` has 32 bits, the largest length still exceeds every limit.
+/// Returns the size of a frame by its length field, which counts itself but not the tag. If `usize`
+/// has 32 bits, the maximum still exceeds every limit.
 pub(crate) fn frame_size(length: [u8; 4]) -> usize {
     usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX).saturating_add(1)
 }
 
 impl Header {
-    /// Reads the head of the frame that `buf` starts with: `None` while it is not all there.
+    /// Parses the header at the start of `buf`. Returns `None` if it has not arrived completely.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Protocol`]: the size is less than that of a header, or more than `max` bytes.
     pub(crate) fn parse(buf: &[u8], max: usize) -> Result<Option<Self>> {
         let Some(&[tag, a, b, c, d]) = buf.first_chunk::<HEADER>() else { return Ok(None) };
         let size = frame_size([a, b, c, d]);
         if size < HEADER || size > max {
             return Err(Error::protocol(format!(
-                "a message {:?} of {} bytes came, where {} to {max} are allowed: is this a Postgres server?",
+                "message {:?} of {} bytes: expected {} to {max}; is this a Postgres server?",
                 char::from(tag),
                 size,
                 HEADER,
@@ -45,9 +49,9 @@ impl Header {
         Ok(Some(Self { tag, size }))
     }
 
-    /// The text of an error as servers wrote it before protocol 3, without a length: `E`, then text
-    /// up to a NUL. A server of today does so when it cannot start a process for a session. `None`
-    /// if it is something else.
+    /// Returns the text of an error in the format of protocols before 3: `E`, then text that ends
+    /// with NUL, without a length. Current servers send it if they cannot start a process for a
+    /// session. Returns `None` for anything else.
     pub(crate) fn pre_v3_error(buf: &[u8]) -> Option<PreV3Error> {
         let text = buf.strip_prefix(b"E")?;
         let text = text.get(..MAX_PRE_V3_ERROR).unwrap_or(text);
@@ -57,7 +61,7 @@ impl Header {
         };
         let text = match std::str::from_utf8(text) {
             Ok(text) => text,
-            // Cut within a character.
+            // The buffer ends in the middle of a character.
             Err(e) if !is_whole && e.error_len().is_none() => {
                 std::str::from_utf8(text.get(..e.valid_up_to())?).ok()?
             }
@@ -72,10 +76,10 @@ impl Header {
     }
 }
 
-/// The longest text of such an error that is kept, in bytes: more than any that a server sends.
+/// The maximum length of such a text in bytes, which is more than servers send.
 const MAX_PRE_V3_ERROR: usize = 8 << 10;
 
-/// An error as before protocol 3.
+/// An error in the format of protocols before 3.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum PreV3Error {
     Whole(String),
@@ -88,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_header_is_there_not_yet_there_or_wrong() {
+    fn header_is_complete_incomplete_or_invalid() {
         assert_eq!(Header::parse(b"", 100).unwrap(), None);
         assert_eq!(Header::parse(b"Z\0\0\0", 100).unwrap(), None);
         let ready = Header::parse(b"Z\0\0\0\x05I", 100).unwrap();
@@ -100,16 +104,17 @@ mod tests {
         assert!(Header::parse(b"1\0\0\0\x04", 100).is_ok(), "no body at all");
     }
 
-    /// As `report_fork_failure_to_client` in postmaster.c sends it, and beside it an error of today.
+    /// As sent by `report_fork_failure_to_client` in postmaster.c; also an error in the current
+    /// format.
     #[test]
-    fn an_error_without_a_length_is_its_text() {
+    fn pre_v3_error_returns_the_text_that_has_arrived() {
         let text = "could not fork new process for connection: Speicher nicht verf\u{fc}gbar";
         let error = format!("E{text}\n\0");
         assert_eq!(Header::pre_v3_error(error.as_bytes()), Some(PreV3Error::Whole(text.into())));
         for cut in 1..error.len() - 1 {
             let beginning = Header::pre_v3_error(&error.as_bytes()[..cut]);
             assert!(
-                matches!(&beginning, Some(PreV3Error::Beginning(b)) if text.starts_with(b.as_str())),
+                matches!(&beginning, Some(PreV3Error::Beginning(b)) if text.starts_with(&**b)),
                 "{cut}: {beginning:?}"
             );
         }

@@ -1,4 +1,4 @@
-//! What the client says: [Message Formats] marked (F).
+//! Messages to the server: [Message Formats] marked (F).
 //!
 //! [Message Formats]: https://www.postgresql.org/docs/current/protocol-message-formats.html
 
@@ -9,33 +9,33 @@ use bytes::Bytes;
 use super::{extended_query::Steps, frame::frame_size};
 use crate::error::{Error, Result};
 
-/// Protocol 3.0, which every server and every pooler speaks.
+/// Protocol 3.0, which every server and every pooler supports.
 pub(crate) const VERSION_3_0: u32 = 3 << 16;
-/// Protocol 3.2 of Postgres 18: cancel keys of up to 256 bytes. There is no 3.1.
+/// Protocol 3.2 of Postgres 18, with cancel keys of up to 256 bytes. There is no 3.1.
 pub(crate) const VERSION_3_2: u32 = 3 << 16 | 2;
-/// The largest length of a query's messages: `PQ_LARGE_MESSAGE_LIMIT` of Postgres (libpq.h). To a
-/// longer one a server answers by closing the connection.
+/// The maximum length of a query's messages: `PQ_LARGE_MESSAGE_LIMIT` of Postgres (libpq.h). After
+/// a longer one the server closes the connection.
 const MAX_MESSAGE: usize = 0x3fff_fffe;
-/// The largest length of a StartupMessage: `MAX_STARTUP_PACKET_LENGTH` (pqcomm.h), and the length
+/// The maximum length of a StartupMessage: `MAX_STARTUP_PACKET_LENGTH` (pqcomm.h), and the length
 /// itself.
 const MAX_STARTUP: usize = 10_000 + 4;
-/// The largest length of an answer in a login: `PG_MAX_AUTH_TOKEN_LENGTH` (auth.h).
+/// The maximum length of a response during login: `PG_MAX_AUTH_TOKEN_LENGTH` (auth.h).
 const MAX_AUTH: usize = 65_535;
 
-/// The code of a CancelRequest, in place of a version.
+/// The code of a CancelRequest, which it has instead of a version.
 const CANCEL_REQUEST: u32 = (1234 << 16) | 5678;
 
-/// An SSLRequest, which is answered by one byte.
+/// An SSLRequest. The server responds with one byte.
 pub(crate) const SSL_REQUEST: &[u8] = b"\0\0\0\x08\x04\xd2\x16\x2f";
 
-/// A StartupMessage with these parameters.
+/// Encodes a StartupMessage with these parameters.
 pub(crate) fn startup(version: u32, parameters: &[(&str, &str)]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     message(&mut out, None, MAX_STARTUP, |out| {
         out.extend_from_slice(&version.to_be_bytes());
         for (name, value) in parameters {
-            text(out, name, "the name of a start-up parameter")?;
-            // Never the value in an error: only its name.
+            text(out, name, "the name of a startup parameter")?;
+            // The error contains the name, never the value.
             text(out, value, name)?;
         }
         out.push(0);
@@ -44,7 +44,7 @@ pub(crate) fn startup(version: u32, parameters: &[(&str, &str)]) -> Result<Vec<u
     Ok(out)
 }
 
-/// A CancelRequest, for a connection of its own.
+/// Encodes a CancelRequest, which is sent on a separate connection.
 pub(crate) fn cancel_request(process_id: u32, secret: &[u8]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     message(&mut out, None, MAX_STARTUP, |out| {
@@ -56,15 +56,15 @@ pub(crate) fn cancel_request(process_id: u32, secret: &[u8]) -> Result<Vec<u8>> 
     Ok(out)
 }
 
-/// A PasswordMessage: a password, or its MD5 form.
+/// Encodes a PasswordMessage with a password or its MD5 hash.
 pub(crate) fn password(password: &str) -> Result<Vec<u8>> {
-    // Tag, length and NUL: a vector that grows leaves copies in freed memory.
+    // 6 bytes for tag, length and NUL: a growing vector would leave copies in freed memory.
     let mut out = Vec::with_capacity(password.len() + 6);
     message(&mut out, Some(b'p'), MAX_AUTH, |out| text(out, password, "the password"))?;
     Ok(out)
 }
 
-/// A SASLInitialResponse.
+/// Encodes a SASLInitialResponse.
 pub(crate) fn sasl_initial_response(mechanism: &str, data: &[u8]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     message(&mut out, Some(b'p'), MAX_AUTH, |out| {
@@ -76,7 +76,7 @@ pub(crate) fn sasl_initial_response(mechanism: &str, data: &[u8]) -> Result<Vec<
     Ok(out)
 }
 
-/// A SASLResponse.
+/// Encodes a SASLResponse.
 pub(crate) fn sasl_response(data: &[u8]) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     message(&mut out, Some(b'p'), MAX_AUTH, |out| {
@@ -89,8 +89,8 @@ pub(crate) fn sasl_response(data: &[u8]) -> Result<Vec<u8>> {
 /// For a request that closes no statements.
 pub(crate) const NO_CLOSES: &[&str] = &[];
 
-/// A query and its parameters, checked, from which a request is made once it is known which
-/// statements the server has prepared.
+/// A validated query with its parameters. [`request`](Self::request) encodes it when it is known
+/// which statements the server has prepared.
 ///
 /// The server infers the types of the parameters. Parameters and results are in text format.
 #[derive(Clone)]
@@ -116,23 +116,23 @@ pub(crate) enum Statement<'a> {
 }
 
 impl Query {
-    /// Checks and encodes a query.
+    /// Validates a query and encodes its parameters.
     ///
     /// # Errors
     ///
-    /// [`Error::Config`]: the server would not read a message of this length, there are more than
-    /// 65,535 parameters, or a text contains NUL.
+    /// [`Error::Config`]: a message exceeds the server's maximum length, there are more than 65,535
+    /// parameters, or a text contains NUL.
     pub(crate) fn new(sql: impl Into<String>, parameters: &[Option<&str>]) -> Result<Self> {
         let sql = sql.into();
         let count = u16::try_from(parameters.len()).map_err(|_| {
             Error::config(format!(
-                "{} parameters are bound, but the protocol allows 65,535 in one query",
+                "{} parameters are bound; the protocol allows at most 65,535 per query",
                 parameters.len()
             ))
         })?;
         let lengths = parameters.iter().map(|value| 4 + value.map_or(0, str::len));
         let values = 2 + 2 + lengths.sum::<usize>() + 4;
-        // Before any of it is copied.
+        // Check before anything is copied.
         check_length(Some(b'P'), parse_length(&sql, ""), MAX_MESSAGE)?;
         check_length(Some(b'B'), bind_length("", "", values), MAX_MESSAGE)?;
         if sql.contains('\0') {
@@ -145,7 +145,7 @@ impl Query {
             match value {
                 None => out.extend_from_slice(&(-1i32).to_be_bytes()),
                 Some(value) => {
-                    // Postgres has no NUL in a text, and would answer with an error of encoding.
+                    // Postgres does not support NUL and would report an encoding error.
                     if value.contains('\0') {
                         return Err(nul(&format!("parameter ${}", i + 1)));
                     }
@@ -158,22 +158,22 @@ impl Query {
         Ok(Self { sql, values: out.into() })
     }
 
-    /// The text, which identifies a prepared statement.
+    /// Returns the SQL text, which identifies a prepared statement.
     pub(crate) fn sql(&self) -> &str {
         &self.sql
     }
 
-    /// Whether its messages have room for the name of a statement. Otherwise only
+    /// Returns whether its messages have room for the name of a statement. Otherwise only
     /// [`Statement::Unnamed`] can execute it.
     pub(crate) fn has_room_for_name(&self) -> bool {
         has_room(parse_length(&self.sql, "")) && has_room(bind_length("", "", self.values.len()))
     }
 
-    /// The request: Close for each statement in `closes`, then Parse, Bind and Describe as far as
-    /// `statement` needs them, then Execute and Sync.
+    /// Encodes the request: Close for each statement in `closes`, then Parse, Bind and Describe as
+    /// `statement` requires, then Execute and Sync.
     ///
-    /// The portal is unnamed. Execute has no row limit: a limit would cost a round trip per portion
-    /// and forbids parallel plans.
+    /// The portal is unnamed. Execute has no row limit, which would cost a round trip per batch and
+    /// prevent parallel plans.
     ///
     /// # Errors
     ///
@@ -231,7 +231,7 @@ impl Query {
     }
 }
 
-/// Without the parameters, which may be secret.
+/// Omits the parameters, which may be secret.
 impl fmt::Debug for Query {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Query").field("sql", &self.sql).finish_non_exhaustive()
@@ -240,30 +240,30 @@ impl fmt::Debug for Query {
 
 const STATEMENT_NAME: &str = "the name of a statement";
 
-/// Whether a name fits into a message that has this length without it.
+/// Returns whether a name fits into a message that has this length without it.
 fn has_room(length: usize) -> bool {
-    /// Postgres shortens longer ones (`NAMEDATALEN`).
+    /// Postgres truncates longer names (`NAMEDATALEN`).
     const MAX_NAME: usize = 63;
     length + MAX_NAME <= MAX_MESSAGE
 }
 
-/// The length in a Parse without types.
+/// Returns the length field of a Parse without types.
 fn parse_length(sql: &str, name: &str) -> usize {
     4 + name.len() + 1 + sql.len() + 1 + 2
 }
 
-/// The length in a Bind whose end has this many bytes.
+/// Returns the length field of a Bind whose values have this many bytes.
 fn bind_length(portal: &str, name: &str, values: usize) -> usize {
     4 + portal.len() + 1 + name.len() + 1 + values
 }
 
-/// The length in a Close of a statement.
+/// Returns the length field of a Close of a statement.
 fn close_length(name: &str) -> usize {
     4 + 1 + name.len() + 1
 }
 
-/// The first half of a query in a transaction: Parse, Bind of a named portal, Sync. The server
-/// plans the query and locks what it reads.
+/// Encodes the first half of a query in a transaction: Parse, Bind of a named portal, Sync. The
+/// server plans the query and locks the relations.
 pub(crate) fn bind_portal(portal: &str, sql: &str, parameters: &[Option<&str>]) -> Result<Vec<u8>> {
     let Query { sql, values } = Query::new(sql, parameters)?;
     let (parse, bind) = (parse_length(&sql, ""), bind_length(portal, "", values.len()));
@@ -284,7 +284,7 @@ pub(crate) fn bind_portal(portal: &str, sql: &str, parameters: &[Option<&str>]) 
     Ok(out)
 }
 
-/// The second half of a query in a transaction: Describe and Execute of the portal, Sync.
+/// Encodes the second half of a query in a transaction: Describe and Execute of the portal, Sync.
 pub(crate) fn execute_portal(portal: &str) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     message(&mut out, Some(b'D'), MAX_MESSAGE, |out| {
@@ -306,11 +306,11 @@ const DESCRIBE: &[u8] = b"D\0\0\0\x06P\0";
 const EXECUTE: &[u8] = b"E\0\0\0\x09\0\0\0\0\0";
 const SYNC: &[u8] = b"S\0\0\0\x04";
 
-/// Bytes at the end of a [`Query`]'s request. A server that has not received them all has not begun
-/// the query.
+/// The size in bytes of the end of a [`Query`]'s request. A server that has not received all of it
+/// has not started the query.
 pub(crate) const END_OF_QUERY: usize = EXECUTE.len() + SYNC.len();
 
-/// A Query by the simple protocol.
+/// Encodes a Query of the simple protocol.
 pub(crate) fn simple_query(sql: &str) -> Result<Vec<u8>> {
     let mut out = Vec::new();
     let limit = MAX_MESSAGE;
@@ -319,7 +319,7 @@ pub(crate) fn simple_query(sql: &str) -> Result<Vec<u8>> {
     Ok(out)
 }
 
-/// An empty Query: a round trip to a backend, through a pooler too.
+/// An empty Query: a round trip to a backend, even through a pooler.
 pub(crate) const EMPTY_QUERY: &[u8] = b"Q\0\0\0\x05\0";
 
 /// The names and sizes of the messages in `bytes`, which holds complete messages.
@@ -358,7 +358,7 @@ fn name_of(tag: u8) -> &'static str {
 /// Terminate.
 pub(crate) const TERMINATE: &[u8] = b"X\0\0\0\x04";
 
-/// Appends one message, its length filled in when its body is known.
+/// Appends one message. Its length is set when its body has been written.
 fn message(
     out: &mut Vec<u8>,
     tag: Option<u8>,
@@ -377,23 +377,22 @@ fn message(
     Ok(())
 }
 
-/// Refuses a message that the server would refuse by closing the connection.
+/// Rejects a message for which the server would close the connection.
 fn check_length(tag: Option<u8>, len: usize, limit: usize) -> Result<()> {
     if len <= limit {
         return Ok(());
     }
     let (what, advice) = match tag {
         None => (
-            "the start-up parameters take",
-            "shorten options, application_name or the parameters that were added, or set them for the \
-             role",
+            "the startup parameters have",
+            "shorten options, application_name or the added parameters, or set them for the role",
         ),
-        Some(b'p') => ("the password, or the proof that it is known, takes", "use a shorter one"),
-        Some(b'B') => ("the parameters of the query take", "bind less in one query"),
-        Some(_) => ("the text of the query takes", "bind values instead of writing them into it"),
+        Some(b'p') => ("the password or its proof has", "use a shorter one"),
+        Some(b'B') => ("the parameters of the query have", "bind less in one query"),
+        Some(_) => ("the text of the query has", "bind values instead of writing them into it"),
     };
     Err(Error::config(format!(
-        "{what} {len} bytes in one message, and Postgres reads at most {limit}: {advice}"
+        "{what} {len} bytes in one message, but Postgres accepts at most {limit}: {advice}"
     )))
 }
 
@@ -408,12 +407,16 @@ fn text(out: &mut Vec<u8>, text: &str, what: &str) -> Result<()> {
 
 fn length(len: usize) -> Result<i32> {
     i32::try_from(len).map_err(|_| {
-        Error::config(format!("{len} bytes in one message; the protocol allows 2,147,483,647"))
+        Error::config(format!(
+            "{len} bytes in one message; the protocol allows at most 2,147,483,647"
+        ))
     })
 }
 
 fn nul(what: &str) -> Error {
-    Error::config(format!("{what} holds a NUL character, which Postgres cannot take: remove it"))
+    Error::config(format!(
+        "{what} contains a NUL character, which Postgres does not support: remove it"
+    ))
 }
 
 #[cfg(test)]
@@ -425,9 +428,9 @@ mod tests {
         query.request(Statement::Unnamed, NO_CLOSES).map(|(request, _)| request.into())
     }
 
-    /// As recorded from libpq 15: `user=role_md5 dbname=d client_encoding=UTF8`.
+    /// Recorded from libpq 15: `user=role_md5 dbname=d client_encoding=UTF8`.
     #[test]
-    fn startup_is_what_libpq_sends() {
+    fn startup_matches_libpq() {
         let parameters = [("user", "role_md5"), ("database", "d"), ("client_encoding", "UTF8")];
         assert_eq!(
             startup(VERSION_3_0, &parameters).unwrap(),
@@ -435,9 +438,9 @@ mod tests {
         );
     }
 
-    /// As recorded from libpq 15: `PQsendQueryParams(c, "select $1, $2", {"a", NULL})`.
+    /// Recorded from libpq 15: `PQsendQueryParams(c, "select $1, $2", {"a", NULL})`.
     #[test]
-    fn a_query_is_what_libpq_sends() {
+    fn unnamed_request_matches_libpq() {
         assert_eq!(
             unnamed("select $1, $2", &[Some("a"), None]).unwrap(),
             b"P\0\0\0\x15\0select $1, $2\0\0\0\
@@ -447,10 +450,10 @@ mod tests {
         );
     }
 
-    /// As recorded from libpq (`PQsendPrepare`, `PQsendQueryPrepared`). Close is by the manual's
-    /// Message Formats.
+    /// Recorded from libpq (`PQsendPrepare`, `PQsendQueryPrepared`). Close follows Message Formats
+    /// in the manual.
     #[test]
-    fn a_named_statement_is_what_libpq_sends() {
+    fn named_request_matches_libpq() {
         let query = Query::new("select $1, $2", &[Some("a"), None]).unwrap();
         let parse = b"P\0\0\0\x19fw_1\0select $1, $2\0\0\0".as_slice();
         let bind = b"B\0\0\0\x1b\0fw_1\0\0\0\0\x02\0\0\0\x01a\xff\xff\xff\xff\0\x01\0\0".as_slice();
@@ -477,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_must_fit_and_have_no_nul() {
+    fn request_rejects_names_that_contain_nul_or_do_not_fit() {
         let query = Query::new("select 1", &[]).unwrap();
         assert!(query.has_room_for_name() && query.sql() == "select 1");
         assert!(query.request(Statement::Prepared("a\0b"), NO_CLOSES).is_err());
@@ -486,15 +489,15 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_not_shown() {
+    fn query_debug_omits_parameters() {
         let query = Query::new("select $1", &[Some("planted")]).unwrap();
         let shown = format!("{query:?}");
         assert!(shown.contains("select $1") && !shown.contains("planted"), "{shown}");
     }
 
-    /// By the manual's Message Formats: like a whole query, with a portal that has a name.
+    /// Follows Message Formats in the manual: like a whole query, but with a named portal.
     #[test]
-    fn a_part_is_bound_first_and_executed_later() {
+    fn portal_is_bound_first_and_executed_later() {
         assert_eq!(
             bind_portal("part", "select $1", &[Some("a")]).unwrap(),
             b"P\0\0\0\x11\0select $1\0\0\0\
@@ -511,9 +514,9 @@ mod tests {
         );
     }
 
-    /// As recorded from psql 15, of which the nonces are; the version is that of Postgres 18's manual.
+    /// Recorded from psql 15, including the nonces. The version is from the manual of Postgres 18.
     #[test]
-    fn logging_in_and_cancelling_are_what_libpq_sends() {
+    fn login_and_cancel_messages_match_libpq() {
         assert_eq!(startup(VERSION_3_2, &[]).unwrap(), b"\0\0\0\x09\0\x03\0\x02\0");
         assert_eq!(password("pencil").unwrap(), b"p\0\0\0\x0bpencil\0");
         let client_first = b"n,,n=,r=P1OgQh6FyFQOyq7wHftcZjZW";
@@ -531,13 +534,13 @@ mod tests {
 
     /// Measured with messages of these lengths at Postgres 15: one byte more closes the connection.
     #[test]
-    fn a_message_that_no_server_reads_is_an_error_before_anything_is_sent() {
+    fn messages_beyond_the_servers_limits_are_rejected() {
         let error = |r: Result<Vec<u8>>| r.unwrap_err().to_string();
         let fits = |r: Result<Vec<u8>>| r.is_ok();
         // Version, "options", the NULs.
         let options = |len: usize| startup(VERSION_3_0, &[("options", &"x".repeat(len))]);
         assert!(fits(options(MAX_STARTUP - 4 - 4 - 8 - 1 - 1)));
-        assert!(error(options(MAX_STARTUP - 4 - 4 - 8 - 1)).contains("start-up parameters"));
+        assert!(error(options(MAX_STARTUP - 4 - 4 - 8 - 1)).contains("startup parameters"));
         assert!(fits(password(&"x".repeat(MAX_AUTH - 5))));
         assert!(error(password(&"x".repeat(MAX_AUTH - 4))).contains("password"));
         for (len, limit, ok) in [(9, 9, true), (10, 9, false)] {
@@ -546,7 +549,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_protocol_cannot_carry_is_an_error_before_anything_is_sent() {
+    fn values_that_the_protocol_does_not_support_are_rejected() {
         let error = |r: Result<Vec<u8>>| r.unwrap_err().to_string();
         assert!(error(unnamed("select '\0'", &[])).contains("the SQL text"));
         assert!(error(unnamed("$1 $2", &[None, Some("a\0b")])).contains("parameter $2"));

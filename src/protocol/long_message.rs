@@ -1,10 +1,10 @@
-//! Messages that may be longer than what is buffered: read as they arrive, with a bounded part
-//! kept.
+//! Long messages: parsed as they arrive, with a limited part kept in memory.
 //!
-//! A function may raise an error or a notice with a text of any length, `set_config` may set a
-//! parameter to one. Waiting for such a message in one piece would take its size in memory;
-//! refusing it would hide the error that it is, or end a query for a notice. Every other message
-//! that is not a row is short: the limit of the others is
+//! A function can raise an error or a notice with a text of any length, and `set_config` can set a
+//! parameter to such a text. Buffering the whole message would use its size in memory. Rejecting it
+//! would hide the error, or end a query because of a notice.
+//!
+//! All other messages except rows are short, at most
 //! [`MAX_CONTROL_FRAME`](super::frame::MAX_CONTROL_FRAME).
 
 use bytes::BytesMut;
@@ -16,18 +16,18 @@ use super::{
 };
 use crate::error::Result;
 
-/// The largest frame of these kinds that is waited for in one piece, 64 KiB: one read.
+/// The maximum size of such a message that is buffered as a whole: 64 KiB, which is one read.
 pub(crate) const MAX_WHOLE: usize = 64 << 10;
 
-/// The beginning that is kept of a parameter or a notification: its name, and enough of its value
-/// to see that this is longer than what is remembered of a parameter (8 KiB).
+/// The maximum length of the part of a parameter or notification that is kept: its name, and enough
+/// of its value to see that it exceeds the limit for values (8 KiB).
 const MAX_HEAD: usize = 32 << 10;
 
 /// A long message that has arrived in part.
 #[derive(Debug)]
 pub(crate) struct LongMessage {
     tag: u8,
-    /// Bytes of the body that have not arrived.
+    /// The number of bytes of the body that have not arrived.
     missing: usize,
     kept: Kept,
 }
@@ -39,7 +39,7 @@ enum Kept {
 }
 
 impl LongMessage {
-    /// Whether messages of this kind may be read so.
+    /// Returns whether messages with this tag can be long.
     pub(crate) fn is_supported(tag: u8) -> bool {
         matches!(
             tag,
@@ -50,7 +50,7 @@ impl LongMessage {
         )
     }
 
-    /// Starts after this header, if the message is of such a kind and larger than [`MAX_WHOLE`].
+    /// Starts after this header. Returns `None` if the message must be buffered as a whole.
     pub(crate) fn begin(header: Header) -> Option<Self> {
         let Header { tag, size } = header;
         if !Self::is_supported(tag) || size <= MAX_WHOLE {
@@ -87,7 +87,7 @@ impl LongMessage {
                 if self.missing > 0 {
                     return Ok(None);
                 }
-                // As if it ended where what was kept does.
+                // Terminate its fields at the end of the kept part.
                 head.extend_from_slice(b"\0\0");
                 Message::parse_head(self.tag, head).map(Some)
             }
@@ -112,12 +112,12 @@ mod tests {
                 return Ok(message);
             }
         }
-        panic!("it has no end");
+        panic!("the message is incomplete");
     }
 
     #[test]
-    fn a_long_error_is_the_same_in_whatever_pieces_it_arrives() {
-        // The cut falls into a character.
+    fn long_error_is_the_same_for_every_size_of_pieces() {
+        // The limit is in the middle of a character.
         let text = format!("x{}", "\u{e4}".repeat(100_000));
         let mut body = Vec::new();
         for (tag, text) in [
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_is_so_at_any_length() {
+    fn long_malformed_error_is_rejected() {
         let long = "x".repeat(100_000);
         for body in [format!("M{long}"), format!("M{long}\0"), format!("\0{long}")] {
             assert!(read(b'E', body.as_bytes(), 1000).is_err());
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_parameter_or_notification_keeps_its_name() {
+    fn long_parameter_or_notification_keeps_its_name() {
         let long = "x".repeat(100_000);
         let parameter = read(b'S', format!("search_path\0{long}\0").as_bytes(), 1000).unwrap();
         let Message::ParameterStatus { name, value } = parameter else { panic!() };
@@ -159,7 +159,7 @@ mod tests {
         assert!(value.len() > 8 << 10 && value.len() <= MAX_HEAD);
         let notification = read(b'A', format!("\0\0\0\x01jobs\0{long}\0").as_bytes(), 9).unwrap();
         assert_eq!(notification, Message::NotificationResponse { channel: "jobs".into() });
-        // Without a name that ends.
+        // The name has no end.
         let parameter = read(b'S', long.as_bytes(), 1000).unwrap();
         assert!(
             matches!(parameter, Message::ParameterStatus { name, .. } if name.len() <= MAX_HEAD)
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn other_messages_and_short_ones_are_read_whole() {
+    fn begin_accepts_only_long_messages_of_these_kinds() {
         for (tag, size) in [(b'E', MAX_WHOLE), (b'T', MAX_FRAME), (b'D', MAX_FRAME)] {
             assert!(LongMessage::begin(Header { tag, size }).is_none());
         }

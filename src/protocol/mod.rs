@@ -1,7 +1,7 @@
-//! The Postgres protocol, version 3: bytes in, values out, and the other way round. No I/O.
+//! The Postgres protocol, version 3, without I/O: bytes to values, and values to bytes.
 //!
-//! By the chapter [Frontend/Backend Protocol] of the Postgres manual. Every limit on what a server
-//! may send stands in [`frame`].
+//! It is specified in the chapter [Frontend/Backend Protocol] of the Postgres manual. All limits on
+//! the size of messages from a server are in [`frame`].
 //!
 //! [Frontend/Backend Protocol]: https://www.postgresql.org/docs/current/protocol.html
 

@@ -1,5 +1,7 @@
-//! Runs of DataRow messages with one column: checked once where they arrive, read where they are
-//! consumed, never copied.
+//! Runs of DataRow messages with one column.
+//!
+//! They are validated once when they arrive, and read in place when they are consumed: never
+//! copied.
 
 use std::ops::Range;
 
@@ -10,29 +12,29 @@ use super::{
     tag::DATA_ROW,
 };
 
-/// Bytes of a DataRow that are not its value: tag, length, column count, length of the value.
+/// The overhead of a DataRow in bytes: tag, length, column count, length of the value.
 pub(crate) const ROW_OVERHEAD: usize = HEADER + 2 + 4;
 
 /// Consecutive complete rows at the start of a buffer.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Run {
     pub(crate) rows: usize,
-    /// The size of their frames, which is where the run ends in the buffer.
+    /// The size of their frames, and so the offset in the buffer at which the run ends.
     pub(crate) frame_bytes: usize,
-    /// The size of their values: what the user gets to see.
+    /// The size of their values, which the caller sees.
     pub(crate) value_bytes: usize,
 }
 
-/// Why a run does not go on.
+/// Why a run ends.
 #[derive(Debug)]
 pub(crate) enum Stop {
-    /// It holds as many rows as were asked for.
+    /// It has the maximum number of rows.
     Full,
-    /// The next row is not all there.
+    /// The next row has not arrived completely.
     Incomplete(Incomplete),
     /// A message of another kind follows.
     Other,
-    /// What follows is not a row of one column.
+    /// The next message is not a valid row of one column.
     Malformed(Error),
 }
 
@@ -46,10 +48,11 @@ pub(crate) struct Incomplete {
 }
 
 impl Run {
-    /// Adds the rows that follow in `buf`, up to `max_rows` in all, each of at most `max_frame` bytes.
+    /// Adds the rows that follow in `buf`, up to a total of `max_rows`, each of at most `max_frame`
+    /// bytes.
     ///
-    /// `buf` begins where the run began and may have grown since the last call: nothing is looked
-    /// at twice.
+    /// `buf` starts at the first row of the run. It may have grown since the last call; no row is
+    /// validated twice.
     pub(crate) fn extend(&mut self, buf: &[u8], max_rows: usize, max_frame: usize) -> Stop {
         while self.rows < max_rows {
             let rest = buf.get(self.frame_bytes..).unwrap_or_default();
@@ -83,11 +86,13 @@ impl Run {
     }
 }
 
-/// The value of a row: where it lies in the run, or NULL.
+/// The range of a row's value in the run, or `None` if it is NULL.
 pub(crate) type Value = Option<Range<usize>>;
 
-/// Returns the value of the row at `at` and where the next row begins; `None` at the end of the
-/// run. The run has been checked by [`Run::extend`].
+/// Returns the value of the row at the offset `at`, and the offset of the next row. Returns `None`
+/// at the end of the run.
+///
+/// [`Run::extend`] must have validated the run.
 #[inline]
 pub(crate) fn value_at(run: &[u8], at: usize) -> Option<(Value, usize)> {
     let head = run.get(at..)?.first_chunk::<ROW_OVERHEAD>()?;
@@ -99,7 +104,7 @@ pub(crate) fn value_at(run: &[u8], at: usize) -> Option<(Value, usize)> {
     }
 }
 
-/// Too few bytes even for the head of a row.
+/// Returns why a run ends if the buffer has too few bytes for the head of a row.
 fn incomplete_head(rest: &[u8], max_frame: usize) -> Stop {
     match rest.first() {
         Some(&tag) if tag != DATA_ROW => return Stop::Other,
@@ -116,14 +121,16 @@ fn incomplete_head(rest: &[u8], max_frame: usize) -> Stop {
 
 #[cold]
 fn malformed(frame: usize, columns: u16) -> Error {
-    Error::protocol(format!("a DataRow of {frame} bytes with {columns} columns came, not of one"))
+    Error::protocol(format!(
+        "invalid DataRow of {frame} bytes with {columns} columns: expected one column"
+    ))
 }
 
 #[cold]
 fn too_large(frame: usize, max_frame: usize) -> Error {
     Error::protocol(format!(
-        "a row of {frame} bytes came, more than max_message_size, which is {max_frame}: raise it, or \
-         select less of the document"
+        "a row of {frame} bytes exceeds max_message_size ({max_frame}): raise it, or select less \
+         of the document"
     ))
 }
 
@@ -132,7 +139,7 @@ mod tests {
     use super::*;
     use crate::protocol::frame::MAX_FRAME;
 
-    /// As recorded from a server: `select data from (values ('{"a":1}'::json), (null)) t(data)`.
+    /// Recorded from a server: `select data from (values ('{"a":1}'::json), (null)) t(data)`.
     const TWO_ROWS: &[u8] =
         b"D\0\0\0\x11\0\x01\0\0\0\x07{\"a\":1}D\0\0\0\x0a\0\x01\xff\xff\xff\xff";
 
@@ -147,19 +154,19 @@ mod tests {
     }
 
     #[test]
-    fn a_run_holds_the_rows_up_to_another_message() {
+    fn extend_stops_at_another_message() {
         let mut run = Run::default();
         let buf = [TWO_ROWS, b"C\0\0\0\x0dSELECT 2\0"].concat();
         assert!(matches!(run.extend(&buf, 100, MAX_FRAME), Stop::Other));
         assert_eq!(run, Run { rows: 2, frame_bytes: TWO_ROWS.len(), value_bytes: 7 });
         assert_eq!(values(&buf[..run.frame_bytes]), [Some(&b"{\"a\":1}"[..]), None]);
-        // Also one that is shorter than the head of a row.
+        // Also if it is shorter than the head of a row.
         let buf = [TWO_ROWS, b"Z\0\0\0\x05I"].concat();
         assert!(matches!(Run::default().extend(&buf, 100, MAX_FRAME), Stop::Other));
     }
 
     #[test]
-    fn a_run_ends_when_it_is_full() {
+    fn extend_stops_at_max_rows() {
         let mut run = Run::default();
         assert!(matches!(run.extend(TWO_ROWS, 1, MAX_FRAME), Stop::Full));
         assert_eq!(run.rows, 1);
@@ -167,7 +174,7 @@ mod tests {
 
     /// The first of the two rows is 18 bytes long.
     #[test]
-    fn a_row_may_be_as_large_as_is_allowed() {
+    fn extend_rejects_rows_larger_than_max_frame() {
         let mut run = Run::default();
         assert!(matches!(run.extend(TWO_ROWS, 2, 18), Stop::Full));
         let mut run = Run::default();
@@ -176,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_gives_the_rows_before_it_and_goes_on_after_it() {
+    fn extend_continues_after_a_cut_at_any_byte() {
         for cut in 0..TWO_ROWS.len() {
             let mut run = Run::default();
             let Stop::Incomplete(next) = run.extend(&TWO_ROWS[..cut], 100, MAX_FRAME) else {
@@ -191,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_contradicts_itself_ends_the_run_behind_the_good_ones() {
+    fn extend_stops_at_a_malformed_row_and_keeps_the_rows_before_it() {
         let bad: [&[u8]; 7] = [
             b"D\0\0\0\x0a\0\x02\xff\xff\xff\xff",
             b"D\0\0\0\x0a\0\0\xff\xff\xff\xff",

@@ -258,7 +258,7 @@ async fn a_server_that_misbehaves_while_logging_in_is_an_error() {
         ("30000", vec![b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()]),
         ("4 bytes", vec![b"R\0\0\0\x03".to_vec()]),
         ("ends in the middle", vec![message(b'R', b"\0\0")]),
-        ("bytes too many", vec![message(b'R', b"\0\0\0\0x")]),
+        ("extra bytes", vec![message(b'R', b"\0\0\0\0x")]),
         ("where an authentication request", vec![scripted::ready()]),
         ("GSSAPI", vec![message(b'R', b"\0\0\0\x07")]),
         ("an unknown method", vec![message(b'R', b"\0\0\0\x63")]),
