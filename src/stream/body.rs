@@ -12,16 +12,16 @@ use futures_core::{FusedStream, Stream};
 use super::{query_stream::QueryStream, row::FromJsonRow, row_chunk::RowChunk};
 use crate::error::Result;
 
-/// How rows follow each other.
+/// The format of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Format {
-    /// A line each.
+    /// One document per line.
     Ndjson,
-    /// Elements of one array.
+    /// One JSON array.
     Array,
 }
 
-/// The bytes of a stream's rows in one format, a chunk at a time.
+/// The rows of a stream as bytes in one format, one chunk at a time.
 pub(super) struct Body<T> {
     rows: QueryStream<T>,
     format: Format,
@@ -46,8 +46,7 @@ impl<T: FromJsonRow> Body<T> {
                 Format::Ndjson => {
                     let at = part.len();
                     part.extend_from_slice(row);
-                    // Between tokens `json` keeps line breaks as they were written; within strings
-                    // JSON has none.
+                    // `json` preserves line breaks between tokens. Within strings, JSON has none.
                     for byte in part.get_mut(at..).unwrap_or_default() {
                         if matches!(byte, b'\n' | b'\r') {
                             *byte = b' ';
@@ -61,7 +60,7 @@ impl<T: FromJsonRow> Body<T> {
         part.freeze()
     }
 
-    /// What is left to say behind the last row.
+    /// Returns the end of the body, after the last row.
     fn last(&self) -> Option<Bytes> {
         match (self.format, self.began) {
             (Format::Ndjson, _) => None,
@@ -82,7 +81,7 @@ impl<T: FromJsonRow> Stream for Body<T> {
         match ready!(this.rows.poll_rows(cx, true)) {
             Some(Ok(rows)) => Poll::Ready(Some(Ok(this.part(&rows)))),
             Some(Err(error)) => {
-                // Behind it nothing may look like a whole body.
+                // Nothing may follow that would complete the body.
                 this.ended = true;
                 this.rows.stop();
                 Poll::Ready(Some(Err(error)))
@@ -108,14 +107,18 @@ impl<T> fmt::Debug for Body<T> {
 }
 
 impl<T: FromJsonRow> QueryStream<T> {
-    /// Turns the stream into lines of JSON, one a row ([NDJSON](https://github.com/ndjson/ndjson-spec)),
-    /// for example as the body of an HTTP response.
+    /// Converts the stream to lines of JSON, for example for the body of an HTTP response.
     ///
-    /// Rows are not decoded, unless predicates ask for it. An item holds the rows of a chunk, so there
-    /// is one as soon as there is a row. Line breaks within a document, which the type `json` keeps,
-    /// become blanks. An error, that of a single row too, is the last item, and the query is stopped: a
-    /// body that is not whole must be broken off. The first item can be an error: whoever answers by a status looks at it
-    /// first. Dropping it drops the stream.
+    /// The format is [NDJSON](https://github.com/ndjson/ndjson-spec), one row per line. Each item
+    /// has the rows of one chunk, so the first row is not delayed. Rows are not decoded unless
+    /// predicates require it. Line breaks within a document, which the type `json` preserves, are
+    /// replaced by spaces.
+    ///
+    /// An error, including a row error, is the last item, and the query is cancelled. Abort the
+    /// response body after an error, so that the client does not mistake it for a complete one. The
+    /// first item may be an error, so poll it before choosing the HTTP status.
+    ///
+    /// Dropping the body drops the stream, and so cancels the query. Polling it is cancel-safe.
     pub fn into_ndjson(self) -> impl FusedStream<Item = Result<Bytes>> + Send + Unpin + 'static
     where
         T: 'static,
@@ -123,8 +126,9 @@ impl<T: FromJsonRow> QueryStream<T> {
         Body::new(self, Format::Ndjson)
     }
 
-    /// Turns the stream into one JSON array, like [`into_ndjson`](Self::into_ndjson): `[]` when there is
-    /// no row. After an error the array is not closed.
+    /// Converts the stream to one JSON array, like [`into_ndjson`](Self::into_ndjson).
+    ///
+    /// The array is `[]` if there are no rows. After an error it is not closed.
     pub fn into_json_array(self) -> impl FusedStream<Item = Result<Bytes>> + Send + Unpin + 'static
     where
         T: 'static,

@@ -6,10 +6,10 @@ use super::{
 };
 use crate::error::Result;
 
-/// Steers a stream from other tasks: made by [`QueryStream::control`](crate::QueryStream::control).
+/// Controls a stream from other tasks.
 ///
-/// It keeps nothing alive but the numbers: dropping it changes nothing, and dropping the stream ends
-/// the stream.
+/// Created by [`QueryStream::control`](crate::QueryStream::control). The handle keeps only the
+/// statistics alive. Dropping it has no effect; dropping the stream ends the stream as usual.
 #[derive(Clone)]
 pub struct StreamControl {
     channel: Arc<Channel>,
@@ -20,11 +20,11 @@ impl StreamControl {
         Self { channel: Arc::clone(channel) }
     }
 
-    /// Like [`QueryStream::pause`](crate::QueryStream::pause).
+    /// Stops reading from the server: see [`QueryStream::pause`](crate::QueryStream::pause).
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidState`](crate::Error::InvalidState) when the stream has ended.
+    /// [`Error::InvalidState`](crate::Error::InvalidState): the stream has ended.
     ///
     /// # Cancel safety
     ///
@@ -33,11 +33,12 @@ impl StreamControl {
         self.channel.pause(None).await
     }
 
-    /// Like [`QueryStream::pause_with_reason`](crate::QueryStream::pause_with_reason).
+    /// Pauses with a reason: see
+    /// [`QueryStream::pause_with_reason`](crate::QueryStream::pause_with_reason).
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidState`](crate::Error::InvalidState) when the stream has ended.
+    /// [`Error::InvalidState`](crate::Error::InvalidState): the stream has ended.
     ///
     /// # Cancel safety
     ///
@@ -46,44 +47,44 @@ impl StreamControl {
         self.channel.pause(Some(reason)).await
     }
 
-    /// Like [`QueryStream::resume`](crate::QueryStream::resume).
+    /// Resumes a paused stream: see [`QueryStream::resume`](crate::QueryStream::resume).
     ///
     /// # Errors
     ///
-    /// None: the result is always `Ok`.
+    /// None. The result is always `Ok`.
     ///
     /// # Cancel safety
     ///
-    /// Cancel-safe: it resolves at once.
+    /// Cancel-safe: it resolves immediately.
     pub async fn resume(&self) -> Result<()> {
         self.channel.resume();
         Ok(())
     }
 
-    /// Stops the query on the server; resolves when the client can run its next query.
+    /// Cancels the query on the server. Resolves when the client is ready for its next query.
     ///
-    /// Rows that wait are discarded. Whoever reads the stream gets the rest of the chunk it is at, then
-    /// [`Error::Cancelled`](crate::Error::Cancelled), so that it does not take the end for that of the
-    /// rows. After the end nothing is left to stop.
+    /// Buffered chunks are discarded. The stream yields the rest of its current chunk, then
+    /// [`Error::Cancelled`](crate::Error::Cancelled). So its consumer cannot mistake the
+    /// cancellation for the end of the result. Has no effect after the end of the stream.
     ///
     /// # Errors
     ///
-    /// As of [`QueryStream::cancel`](crate::QueryStream::cancel).
+    /// Same as [`QueryStream::cancel`](crate::QueryStream::cancel).
     ///
     /// # Cancel safety
     ///
-    /// The query is stopped all the same when the future is dropped.
+    /// Dropping the future does not stop the cancellation.
     pub async fn cancel(&self) -> Result<()> {
         self.channel.close(StreamState::Cancelled, false);
         self.channel.released().await
     }
 
-    /// Returns where the stream stands.
+    /// Returns the state of the stream.
     pub fn state(&self) -> StreamState {
         self.stats().state
     }
 
-    /// Returns what the stream has done and holds at the moment.
+    /// Returns the statistics of the stream. They stay available after the stream is dropped.
     pub fn stats(&self) -> StreamStats {
         self.channel.stats()
     }

@@ -27,51 +27,74 @@ use crate::{connection::SlotHandle, error::Result, metrics::Outcome};
 #[cfg(doc)]
 use crate::error::Error;
 
-/// The rows of one query, as they arrive.
+/// The rows of one query, as a [`Stream`] of decoded values.
 ///
-/// Made by [`QueryBuilder::execute`](crate::QueryBuilder::execute). Rows come in the server's
-/// order. A row that does not decode is an `Err` item for which
-/// [`is_row_error`](Error::is_row_error) holds, and the stream goes on; any other error is the last
-/// item, after every row that came before it.
+/// Created by [`QueryBuilder::execute`](crate::QueryBuilder::execute). Rows are yielded in the
+/// order in which the server sends them:
+///
+/// * A row that cannot be decoded is an `Err` item for which [`is_row_error`](Error::is_row_error)
+///   returns true, and the stream continues.
+/// * Any other error is the last item, after all rows received before it.
+/// * A stream that ends without such an error has yielded every row.
 ///
 /// # Memory
 ///
-/// A task of its own reads ahead, up to the stream's memory limit
-/// ([`max_memory`](crate::QueryBuilder::max_memory)); then it leaves the rest in the sockets, and
-/// the server waits.
+/// A background task reads ahead, up to [`max_memory`](crate::QueryBuilder::max_memory) (default: 1
+/// MiB). It then stops reading, and TCP backpressure holds the server back.
 ///
 /// # Drop
 ///
-/// Dropping the stream before its end stops the query: a cancel request goes to the server in the
-/// background, on a connection of its own, and what is in flight is drained. Both together take at
-/// most 2 seconds and 16 MiB; if that is not enough, the connection is closed. Drop itself never
-/// waits. The client can run its next query at once: it waits for the clean-up by itself.
+/// Dropping the stream before its end cancels the query. In the background, a cancel request is
+/// sent to the server on a separate connection, and the in-flight data is drained. Both together
+/// take at most 2 seconds and 16 MiB by default ([`cancel_timeout`], [`drain_limit`]). If that is
+/// not enough, the connection is closed.
+///
+/// Dropping never blocks. The client can be used for the next query immediately; that query waits
+/// for the cleanup to finish.
+///
+/// [`cancel_timeout`]: crate::ConnectionConfigBuilder::cancel_timeout
+/// [`drain_limit`]: crate::ConnectionConfigBuilder::drain_limit
 ///
 /// # Cancel safety
 ///
-/// `next()` is cancel-safe: a row is taken out of the stream only when it is returned.
+/// `next()` is cancel-safe: a row is removed from the stream only when it is returned.
+///
+/// # Example
+///
+/// ```no_run
+/// # use fraiseql_wire::{FraiseClient, RawJson, Result};
+/// # async fn run(client: &FraiseClient) -> Result<()> {
+/// use futures_util::StreamExt;
+///
+/// let mut orders = client.query::<RawJson>("v_order").execute().await?;
+/// while let Some(order) = orders.next().await {
+///     println!("{}", order?);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub struct QueryStream<T> {
     consumer: Consumer,
-    /// The rows that are being read.
+    /// The chunk whose rows are being returned.
     chunk: Option<Delivery>,
-    /// How many they were, until the first is timed.
+    /// The number of rows in the chunk, until one of them has been timed.
     untimed: Option<usize>,
-    /// The next row is only decoded: it is not timed, and there are no predicates.
+    /// Whether the next row only has to be decoded: it is not timed, and there are no predicates.
     is_plain: bool,
-    /// Which row of the result was the last one taken.
+    /// The number of the last row that was returned or skipped.
     row: u64,
     predicates: Predicates<T>,
     rows: PhantomData<fn() -> T>,
 }
 
 impl<T: FromJsonRow> QueryStream<T> {
-    /// Runs a query up to its first rows. Dropping the future cancels it.
+    /// Runs a query until its first rows. Dropping the future cancels it.
     pub(crate) async fn open(
         slot: &SlotHandle,
         plan: QueryPlan,
         predicates: Predicates<T>,
     ) -> Result<Self> {
-        // On the heap: each caller's future would have room for it and copy it.
+        // Boxed: otherwise the future of each caller would contain it and copy it.
         let channel = Box::pin(open(slot, plan)).await?;
         Ok(Self {
             consumer: Consumer::new(channel),
@@ -84,15 +107,15 @@ impl<T: FromJsonRow> QueryStream<T> {
         })
     }
 
-    /// Stops reading from the server; resolves when nothing is read any more.
+    /// Stops reading from the server. Resolves when no connection is being read.
     ///
-    /// Rows that had arrived can still be read; then the stream is pending, its end included, until
-    /// [`resume`](Self::resume). The server is held up by the full sockets and keeps its snapshot
-    /// all the while. A second pause changes nothing.
+    /// Buffered rows can still be read. After that the stream is pending, even at the end of the
+    /// result, until [`resume`](Self::resume) is called. Meanwhile TCP backpressure blocks the
+    /// server, which keeps its snapshot. Pausing a paused stream has no effect.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidState`] when the stream has ended.
+    /// [`Error::InvalidState`]: the stream has ended.
     ///
     /// # Cancel safety
     ///
@@ -101,14 +124,14 @@ impl<T: FromJsonRow> QueryStream<T> {
         self.consumer.channel.pause(None).await
     }
 
-    /// Pauses, and says why: in [`stats`](Self::stats), and in the event that `tracing` gets.
+    /// Pauses the stream with a reason, which [`stats`](Self::stats) and `tracing` events report.
     ///
-    /// In a pause that goes on, the last reason given counts. Name a kind of reason
-    /// (`"maintenance"`), not the occasion: it may become a label of a metric.
+    /// Pausing a paused stream replaces the reason. Use a kind of reason (`"maintenance"`), not a
+    /// unique text: it becomes a label of a [metric](crate::metrics).
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidState`] when the stream has ended.
+    /// [`Error::InvalidState`]: the stream has ended.
     ///
     /// # Cancel safety
     ///
@@ -117,100 +140,106 @@ impl<T: FromJsonRow> QueryStream<T> {
         self.consumer.channel.pause(Some(reason)).await
     }
 
-    /// Resumes after a [`pause`](Self::pause). Without one, and after the end, nothing changes.
-    /// Does not wait.
+    /// Resumes a paused stream. Otherwise has no effect.
+    ///
+    /// Resolves immediately.
     ///
     /// # Errors
     ///
-    /// None: the result is always `Ok`.
+    /// None. The result is always `Ok`.
     ///
     /// # Cancel safety
     ///
-    /// Cancel-safe: it resolves at once.
+    /// Cancel-safe: it resolves immediately.
     pub async fn resume(&mut self) -> Result<()> {
         self.consumer.channel.resume();
         Ok(())
     }
 
-    /// Bounds every pause, the present one included: one that lasts longer resumes by itself.
+    /// Sets the maximum duration of a pause, including the current one. Default: none.
+    ///
+    /// When it expires, the stream resumes automatically.
     pub fn set_pause_timeout(&mut self, timeout: Duration) {
         self.consumer.channel.set_pause_timeout(Some(timeout));
     }
 
-    /// Lets pauses last as long as they will, as they do at first.
+    /// Removes the limit on the duration of pauses.
     pub fn clear_pause_timeout(&mut self) {
         self.consumer.channel.set_pause_timeout(None);
     }
 
-    /// Returns a handle that steers the stream from other tasks.
+    /// Returns a handle that controls the stream from other tasks.
     pub fn control(&self) -> StreamControl {
         StreamControl::new(&self.consumer.channel)
     }
 
-    /// Returns the rows that have come, many at once and not decoded: the rest of the present chunk,
-    /// or the next one. They count as yielded.
+    /// Returns the next chunk of received rows, without decoding them.
     ///
-    /// Rows that Rust predicates reject are not in it. One that they cannot be asked about is an error
-    /// by itself, in its place.
+    /// This is the rest of the current chunk, or the next one. `None` means the end of the stream.
+    /// The rows count as yielded.
+    ///
+    /// Rows rejected by a Rust predicate are left out. A row that cannot be decoded for a predicate
+    /// is returned as an error, in order.
     ///
     /// # Errors
     ///
-    /// Those of the stream, as its items.
+    /// Errors of the stream, as its items.
     ///
     /// # Cancel safety
     ///
-    /// Cancel-safe: a chunk is taken out of the stream only when it is returned.
+    /// Cancel-safe: a chunk is removed from the stream only when it is returned.
     pub async fn next_chunk(&mut self) -> Option<Result<RowChunk>> {
         poll_fn(|cx| self.poll_rows(cx, false)).await
     }
 
-    /// Stops the query on the server; resolves when the client can run its next query.
+    /// Cancels the query on the server. Resolves when the client is ready for its next query.
     ///
-    /// Rows that were not read are discarded, and the stream is at its end. After the end nothing
-    /// is left to stop.
+    /// Unread rows are discarded, and the stream ends. Has no effect after the end of the stream.
     ///
     /// # Errors
     ///
-    /// The query may still run on the server; its connection was closed, and the next query opens
-    /// another one.
+    /// After an error the query may still be running on the server. Its connection is closed, and
+    /// the next query opens a new one.
     ///
-    /// * [`Error::Timeout`]: it could not be stopped within `cancel_timeout`, 2 seconds.
-    /// * [`Error::Protocol`]: more than `drain_limit` bytes were still to be read.
+    /// * [`Error::Timeout`]: the query could not be cancelled within `cancel_timeout` (default: 2
+    ///   seconds).
+    /// * [`Error::Protocol`]: more than `drain_limit` bytes would have to be drained (default: 16
+    ///   MiB).
     /// * [`Error::Connection`] or another error of connecting: the cancel request could not be
     ///   sent.
-    /// * [`Error::ConnectionClosed`]: the connection ended before the query did.
+    /// * [`Error::ConnectionClosed`]: the connection was lost before the query ended.
     /// * [`Error::InvalidState`]: the server sent no key for cancel requests.
     ///
     /// # Cancel safety
     ///
-    /// The query is stopped all the same when the future is dropped.
+    /// Dropping the future does not stop the cancellation.
     pub async fn cancel(&mut self) -> Result<()> {
         self.stop();
         self.consumer.channel.released().await
     }
 
-    /// Returns where the stream stands.
+    /// Returns the state of the stream.
     pub fn state(&self) -> StreamState {
         self.stats().state
     }
 
-    /// Returns what the stream has done and holds at the moment.
+    /// Returns the statistics of the stream.
     pub fn stats(&self) -> StreamStats {
         self.consumer.channel.stats()
     }
 
-    /// Whether the end, or the error that is the end, has been read.
+    /// Returns whether the consumer has seen the end of the stream or the error that ends it.
     pub(crate) fn has_ended(&self) -> bool {
         self.consumer.ended
     }
 
-    /// Ends the stream, without waiting for what that entails.
+    /// Ends the stream without waiting for the cleanup.
     pub(super) fn stop(&mut self) {
         self.chunk = None;
         self.consumer.end(Outcome::Cancelled);
     }
 
-    /// The next row of the present chunk that no predicate rejects.
+    /// Returns the next row of the current chunk that no predicate rejects.
     #[inline]
     fn next_buffered(&mut self) -> Option<Result<T>> {
         if !self.is_plain {
@@ -231,7 +260,8 @@ impl<T: FromJsonRow> QueryStream<T> {
         Some(decoded)
     }
 
-    /// The same, where there are predicates or the row is to be timed.
+    /// Same as [`next_buffered`](Self::next_buffered), if there are predicates or the row must be
+    /// timed.
     fn next_selected(&mut self) -> Option<Result<T>> {
         let chunk = &mut self.chunk.as_mut()?.chunk;
         self.is_plain = self.predicates.is_empty();
@@ -241,7 +271,7 @@ impl<T: FromJsonRow> QueryStream<T> {
             self.row += 1;
             consumer.channel.consumed.bytes.add(row.value_bytes());
             let read = |judged: &mut dyn FnMut()| read(&row, on_documents, judged);
-            // One row of a chunk stands for all: looks at the clock cost as much as a small row.
+            // One row is timed per chunk: reading the clock costs as much as decoding a small row.
             let decoded = match self.untimed.take() {
                 None => read(&mut || {}),
                 Some(rows) => consumer.timed(rows, !on_documents.is_empty(), read),
@@ -266,7 +296,8 @@ impl<T: FromJsonRow> QueryStream<T> {
         None
     }
 
-    /// Rows as they came, of which no predicate rejects any; `as_text`: and each is UTF-8.
+    /// Returns the next rows that no predicate rejects, undecoded. With `as_text`, they must be
+    /// UTF-8.
     pub(super) fn poll_rows(
         &mut self,
         cx: &mut Context<'_>,
@@ -288,7 +319,7 @@ impl<T: FromJsonRow> QueryStream<T> {
         }
     }
 
-    /// What is left of the present chunk.
+    /// Returns the rest of the current chunk.
     fn take_buffered(&mut self) -> Option<RowChunk> {
         let Delivery { chunk, .. } = self.chunk.take()?;
         let frames = chunk.frames.slice(chunk.at..);
@@ -305,7 +336,7 @@ impl<T: FromJsonRow> QueryStream<T> {
         (len > 0).then(|| RowChunk::all(frames, first, len))
     }
 
-    /// Those rows of the present chunk that pass, up to one that fails.
+    /// Returns the rows of the current chunk that no predicate rejects, up to a row that fails.
     fn select_buffered(&mut self, as_text: bool) -> Option<Result<RowChunk>> {
         let chunk = &mut self.chunk.as_mut()?.chunk;
         let consumed = &self.consumer.channel.consumed;
@@ -316,7 +347,7 @@ impl<T: FromJsonRow> QueryStream<T> {
             let (number, bytes) = (self.row + 1, row.value_bytes());
             let passes = passes(&row, &self.predicates, as_text);
             if passes.is_err() && !selected.is_empty() {
-                // First those before it.
+                // Return the rows before it first.
                 chunk.at = at;
                 break;
             }
@@ -337,14 +368,14 @@ impl<T: FromJsonRow> QueryStream<T> {
         (!selected.is_empty()).then(|| Ok(RowChunk::some(chunk.frames.clone(), selected)))
     }
 
-    /// Makes the next chunk the present one.
+    /// Receives the next chunk and makes it the current one.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<()>>> {
         self.chunk = None;
         self.consumer.chunk_done();
         if self.consumer.ended {
             return Poll::Ready(None);
         }
-        // Once a chunk: a reader that is always ready must let other tasks run.
+        // Once per chunk: a consumer that is always ready must let other tasks run.
         let coop = ready!(coop::poll_proceed(cx));
         let next = ready!(self.consumer.channel.poll_chunk(cx));
         coop.made_progress();

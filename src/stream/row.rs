@@ -1,4 +1,4 @@
-//! From the bytes of a row to the user's type.
+//! Decoding of rows into the type that the caller requests.
 
 use std::{any::type_name, fmt, ops::Range, str::Utf8Error};
 
@@ -11,19 +11,21 @@ use serde_json::{Value, error::Category, value::RawValue};
 
 use crate::error::{Error, OneLine, Result};
 
-/// What a stream can yield: any type that serde deserializes, and [`RawJson`].
+/// A type that a stream can yield: any type that serde deserializes, or [`RawJson`].
 ///
-/// A SQL NULL is presented as the JSON `null`, so it fits `Option<T>` and
-/// [`serde_json::Value`]. Not for users to implement.
+/// A SQL NULL is decoded as the JSON `null`, so it fits `Option<T>` and [`serde_json::Value`]. This
+/// trait is sealed.
 ///
-/// Documents that JSON allows and few programs take, which the type `json` holds, and `jsonb` some of:
-/// `RawJson` passes each as it is. Other types are decoded by serde_json, where
+/// # Unusual documents
 ///
-/// * nesting deeper than 128 levels, a number beyond `f64` (`1e999`) and half a surrogate pair
-///   (`"\ud800"`) are an error of that row;
-/// * a number with more digits than `f64` holds is rounded in [`serde_json::Value`], and exact in integers
-///   up to `i128`;
-/// * of keys that are repeated, `Value` has the last, and a struct is an error of that row.
+/// The type `json` stores any valid JSON text, and `jsonb` stores some that few programs support.
+/// `RawJson` returns every document unchanged. Other types are decoded by serde_json:
+///
+/// * Nesting of more than 128 levels, a number beyond `f64` (`1e999`), and half of a surrogate pair
+///   (`"\ud800"`) are row errors.
+/// * A number with more digits than `f64` is rounded in [`serde_json::Value`]. It is exact in
+///   integers up to `i128`.
+/// * If a key is repeated, `Value` has its last value, and a struct is a row error.
 pub trait FromJsonRow: sealed::Sealed + Sized {
     #[doc(hidden)]
     fn from_row(row: &Row<'_>) -> Result<Self>;
@@ -44,9 +46,9 @@ impl<T: DeserializeOwned> FromJsonRow for T {
         decode(row.bytes(), row.number)
     }
 
-    /// Reading the text once costs less than reading it twice: 1.8 against 2.2 µs for a small document
-    /// of which decoding alone takes 0.55. What does not come out of a `Value` (`RawValue`, `i128`)
-    /// comes out of the text, and errors with their place do.
+    /// Decodes the text once if possible: 1.8 against 2.2 µs for a small document whose decoding
+    /// takes 0.55 µs. Types that cannot be decoded from a `Value` (`RawValue`, `i128`) are decoded
+    /// from the text, and so are rows that fail, because that error contains the path.
     fn from_document(row: &Row<'_>, document: &Value) -> Result<Self> {
         T::deserialize(document).or_else(|_| Self::from_row(row))
     }
@@ -70,17 +72,17 @@ impl FromJsonRow for RawJson {
     }
 }
 
-/// One row where it lies in its chunk.
+/// A row in its chunk.
 #[derive(Debug)]
 pub struct Row<'a> {
     pub(super) frames: &'a Bytes,
     pub(super) value: Option<Range<usize>>,
-    /// Which row of the result it is, from 1.
+    /// The number of the row in the result, starting at 1.
     pub(super) number: u64,
 }
 
 impl<'a> Row<'a> {
-    /// Bytes of JSON that came for it: none for a NULL.
+    /// Returns the number of received bytes of JSON, which is 0 for NULL.
     pub(super) fn value_bytes(&self) -> u64 {
         self.value.as_ref().map_or(0, |range| range.len() as u64)
     }
@@ -92,18 +94,21 @@ impl<'a> Row<'a> {
         }
     }
 
+    /// Checks that the row is UTF-8.
+    ///
     /// # Errors
     ///
-    /// The row's own: it is not text.
+    /// [`Error::JsonDecode`], a row error.
     pub(super) fn check_utf8(&self) -> Result<()> {
         check_utf8(self.bytes()).map_err(|e| not_utf8::<RawJson>(self.number, e))
     }
 }
 
-/// One document as the server sent it: not copied, not decoded, checked to be UTF-8.
+/// A document as sent by the server: not copied, not decoded, and valid UTF-8.
 ///
-/// It shares the stream's read buffer (up to 64 KiB, or the row itself if that is larger) and
-/// keeps all of it alive; copy the bytes to keep a few small rows of a large result for long.
+/// It shares the stream's read buffer (up to 64 KiB, or the row itself if that is larger) and keeps
+/// all of it in memory. To keep a few small rows of a large result for a long time, copy their
+/// bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RawJson {
     bytes: Bytes,
@@ -111,18 +116,18 @@ pub struct RawJson {
 }
 
 impl RawJson {
-    /// Returns the document's bytes.
+    /// Returns the bytes of the document.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
     /// Returns the document as text.
     pub fn as_str(&self) -> &str {
-        // Checked when it was made, so the fallback never shows.
+        // Validated when it was created, so the default is never used.
         std::str::from_utf8(&self.bytes).unwrap_or_default()
     }
 
-    /// Returns the document's bytes, shared and not copied.
+    /// Returns the bytes of the document without copying them.
     pub fn into_bytes(self) -> Bytes {
         self.bytes
     }
@@ -131,7 +136,8 @@ impl RawJson {
     ///
     /// # Errors
     ///
-    /// [`Error::JsonDecode`] or [`Error::Deserialization`].
+    /// * [`Error::JsonDecode`]: the document cannot be decoded.
+    /// * [`Error::Deserialization`]: the document does not match the type.
     pub fn decode<'a, U: Deserialize<'a>>(&'a self) -> Result<U> {
         decode(&self.bytes, self.row)
     }
@@ -143,8 +149,8 @@ impl AsRef<[u8]> for RawJson {
     }
 }
 
-/// The JSON it is, with every digit and blank as the server sent it, when the serializer is
-/// `serde_json`'s.
+/// Serializes the document unchanged, with every digit and space, if the serializer is that of
+/// `serde_json`.
 impl Serialize for RawJson {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
         let value: &RawValue =
@@ -153,14 +159,14 @@ impl Serialize for RawJson {
     }
 }
 
-/// The document itself.
+/// Shows the document.
 impl fmt::Debug for RawJson {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "RawJson({})", self.as_str())
     }
 }
 
-/// The document itself.
+/// Writes the document.
 impl fmt::Display for RawJson {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -174,10 +180,11 @@ fn check_utf8(bytes: &[u8]) -> std::result::Result<(), Utf8Error> {
     if is_ascii(bytes) { Ok(()) } else { std::str::from_utf8(bytes).map(drop) }
 }
 
-/// Whether these are ASCII, as most documents are: that is cheaper to see than UTF-8. The standard library
-/// looks at whole blocks with a few instructions, and at what is left over byte by byte, which would cost
-/// more than all the rest of a small document: so the last block overlaps the one before. What is
-/// shorter than a block counts as not known.
+/// Returns whether the bytes are ASCII, as most documents are. This is cheaper to check than UTF-8.
+///
+/// The standard library checks whole blocks with a few instructions, and the remaining bytes one by
+/// one. For a small document, those would cost more than everything else, so the last block
+/// overlaps the previous one. Returns false for anything shorter than a block.
 #[inline]
 fn is_ascii(bytes: &[u8]) -> bool {
     const BLOCK: usize = 64;
@@ -186,15 +193,17 @@ fn is_ascii(bytes: &[u8]) -> bool {
     last.is_ascii() && bytes.get(..whole).is_some_and(<[u8]>::is_ascii)
 }
 
-/// Decodes one document. The text is checked to be UTF-8 in one go: that costs less than what
-/// serde_json does for each string of a byte slice (563 + 30 ns against 717 ns a small document).
+/// Decodes one document.
+///
+/// UTF-8 is validated once for the whole text. This costs less than serde_json's validation of each
+/// string in a byte slice (563 + 30 ns against 717 ns for a small document).
 pub(super) fn decode<'a, U: Deserialize<'a>>(bytes: &'a [u8], row: u64) -> Result<U> {
     let text = std::str::from_utf8(bytes).map_err(|e| not_utf8::<U>(row, e))?;
     serde_json::from_str(text).map_err(|e| explain::<U>(text, row, e))
 }
 
-/// Finds out where in the document the decoder failed, by decoding it again: only rows that fail
-/// pay for it.
+/// Returns the error with the path at which the decoder failed. Decodes the document again, so only
+/// rows that fail have this cost.
 #[cold]
 fn explain<'a, U: Deserialize<'a>>(text: &'a str, row: u64, source: serde_json::Error) -> Error {
     let type_name = type_name::<U>();
@@ -206,7 +215,7 @@ fn explain<'a, U: Deserialize<'a>>(text: &'a str, row: u64, source: serde_json::
     let mut deserializer = serde_json::Deserializer::from_str(text);
     let path = match serde_path_to_error::deserialize::<_, U>(&mut deserializer) {
         Err(e) => shown(e.path().to_string()),
-        // It is what follows the document that is wrong.
+        // The error is after the document.
         Ok(_) => ".".to_owned(),
     };
     match is_data {
@@ -215,8 +224,8 @@ fn explain<'a, U: Deserialize<'a>>(text: &'a str, row: u64, source: serde_json::
     }
 }
 
-/// Why a document that is JSON cannot be decoded. The decoder reports a fraction where it reads an
-/// `i128` as a mistake in the document.
+/// Why valid JSON cannot be decoded. The decoder reports a fraction in place of an `i128` as a
+/// syntax error.
 #[derive(Debug)]
 pub(super) struct Beyond(serde_json::Error);
 
@@ -228,21 +237,22 @@ impl fmt::Display for Beyond {
 
 impl std::error::Error for Beyond {}
 
-/// How much of a path is shown, in bytes: a document chooses its keys, and how deep they are.
+/// The maximum length of a path in an error, in bytes. The document determines its keys and their
+/// depth.
 const MAX_PATH: usize = 1 << 10;
 
 fn shown(path: String) -> String {
     OneLine { text: &path, max: MAX_PATH }.to_string()
 }
 
-/// Where in the text an error is, in bytes.
+/// Returns the offset of an error in the text, in bytes.
 fn offset(text: &str, error: &serde_json::Error) -> usize {
     let lines = text.split_inclusive('\n').take(error.line().saturating_sub(1));
     let before: usize = lines.map(str::len).sum();
     before + error.column().saturating_sub(1)
 }
 
-/// The path of the value that the byte at `at` of a valid document belongs to.
+/// Returns the path of the value that contains the byte at `at` of a valid document.
 fn path_at(json: &str, at: usize) -> String {
     enum Level<'a> {
         Object(Option<&'a str>),
@@ -291,10 +301,11 @@ fn path_at(json: &str, at: usize) -> String {
     if path.is_empty() { ".".to_owned() } else { path }
 }
 
-/// How much of a decoder's message is shown, in bytes.
+/// The maximum length of a decoder's message in an error, in bytes.
 const MAX_CAUSE: usize = 1 << 10;
 
-/// A decoder repeats texts of the document as they are, such as the name of an unknown field.
+/// Returns the decoder's message in one line. It can contain texts of the document, such as the
+/// name of an unknown field.
 fn cause(source: serde_json::Error) -> Box<dyn std::error::Error + Send + Sync> {
     let message = source.to_string();
     let shown = OneLine { text: &message, max: MAX_CAUSE }.to_string();

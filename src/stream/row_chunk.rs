@@ -6,22 +6,23 @@ use serde::de::Deserialize;
 use super::row::{Row, decode};
 use crate::{error::Result, protocol::rows};
 
-/// Many rows at once, as they came: made by [`QueryStream::next_chunk`](crate::QueryStream::next_chunk).
+/// A batch of undecoded rows.
 ///
-/// It shares the stream's read buffer (up to 64 KiB, or one row if that is larger) and keeps it
-/// alive; the memory is not the stream's any more. Cloning it copies no row.
+/// Created by [`QueryStream::next_chunk`](crate::QueryStream::next_chunk). It shares the stream's
+/// read buffer (up to 64 KiB, or one row if that is larger) and keeps it in memory, which no longer
+/// counts as memory of the stream. Cloning copies no rows.
 #[derive(Clone)]
 pub struct RowChunk {
     frames: Bytes,
     rows: Rows,
 }
 
-/// Which rows of the frames are in it.
+/// The rows of the frames that the chunk contains.
 #[derive(Clone)]
 enum Rows {
-    /// All of them; the first is that of the stream with this number.
+    /// All rows. `first` is the number of the first one in the stream.
     All { first: u64, len: usize },
-    /// Those that begin at these places, with their numbers.
+    /// Some rows: the offset of each in the frames, and its number in the stream.
     Some(Vec<(usize, u64)>),
 }
 
@@ -34,7 +35,7 @@ impl RowChunk {
         Self { frames, rows: Rows::Some(rows) }
     }
 
-    /// Returns how many rows there are: at least one.
+    /// Returns the number of rows, which is at least one.
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         match &self.rows {
@@ -43,17 +44,18 @@ impl RowChunk {
         }
     }
 
-    /// Returns each row's bytes as the server sent them; a SQL NULL is `null`.
+    /// Returns the bytes of each row, as sent by the server. A SQL NULL is `null`.
     pub fn rows(&self) -> impl Iterator<Item = &[u8]> {
         self.numbered().map(|(row, _)| row)
     }
 
-    /// Decodes each row into any type, which may borrow from the chunk: text without escapes need
-    /// not be copied into a `&str`.
+    /// Decodes each row into any type, which may borrow from the chunk.
     ///
-    /// Each item stands for itself: an [`Error::JsonDecode`](crate::Error::JsonDecode) or
-    /// [`Error::Deserialization`](crate::Error::Deserialization) does not end the iterator, nor count
-    /// in the stream's statistics.
+    /// A text without escapes can be borrowed as a `&str`.
+    ///
+    /// An item can be [`Error::JsonDecode`](crate::Error::JsonDecode) or
+    /// [`Error::Deserialization`](crate::Error::Deserialization). Such an error affects only its
+    /// row. It does not end the iterator and is not counted in the statistics of the stream.
     pub fn decode<'a, U: Deserialize<'a>>(&'a self) -> impl Iterator<Item = Result<U>> {
         self.numbered().map(|(row, number)| decode(row, number))
     }
@@ -72,7 +74,7 @@ impl RowChunk {
     }
 }
 
-/// Without what is in the rows.
+/// Shows the number of rows, but not their contents.
 impl fmt::Debug for RowChunk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RowChunk").field("len", &self.len()).finish_non_exhaustive()

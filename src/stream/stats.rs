@@ -1,75 +1,76 @@
 use std::time::Duration;
 
-/// Where a stream stands, as its reader sees it.
+/// The state of a stream, as its consumer sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StreamState {
-    /// Rows come as fast as they are read.
+    /// Rows are being read.
     Running,
-    /// [`pause`](crate::QueryStream::pause) was called: nothing is read from the server.
+    /// The stream is paused by [`pause`](crate::QueryStream::pause): nothing is read from the
+    /// server.
     Paused,
-    /// Every row was read, and the end after it.
+    /// The consumer has read every row and the end of the stream.
     Completed,
-    /// An error that ends the stream was read.
+    /// The consumer has read an error that ended the stream.
     Failed,
-    /// It was cancelled, or dropped before its end.
+    /// The stream was cancelled, or dropped before its end.
     Cancelled,
 }
 
-/// What a stream has done and holds at the moment.
+/// Statistics of a stream.
 ///
-/// Counts are exact, and at any moment `total_rows_received` is the sum of `total_rows_yielded`,
+/// Counts are exact. At any time, `total_rows_received` equals the sum of `total_rows_yielded`,
 /// `total_rows_filtered`, `total_rows_failed`, `total_rows_discarded` and `items_buffered`.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct StreamStats {
-    /// Where the stream stands.
+    /// The state of the stream.
     pub state: StreamState,
-    /// Rows that were received and not yet read.
+    /// Number of rows received and not yet read.
     pub items_buffered: u64,
     /// Bytes of JSON in these rows.
     pub bytes_buffered: usize,
-    /// Every byte of buffer the stream holds: rows not yet read, what the protocol puts around
-    /// them, and the buffer that is read into.
+    /// Bytes of memory that the stream uses for unread rows, with their protocol overhead, and for
+    /// the read buffer.
     pub estimated_memory: usize,
-    /// The most that [`estimated_memory`](Self::estimated_memory) ever was.
+    /// Maximum of [`estimated_memory`](Self::estimated_memory) so far.
     pub peak_memory: usize,
-    /// Rows given to the reader of the stream as a `T`.
+    /// Number of rows returned to the consumer.
     pub total_rows_yielded: u64,
-    /// Rows that a Rust predicate rejected.
+    /// Number of rows rejected by a Rust predicate.
     pub total_rows_filtered: u64,
-    /// Rows that could not be decoded, each given as an error.
+    /// Number of rows that could not be decoded, each returned as an error.
     pub total_rows_failed: u64,
-    /// Rows that nobody has read, because the stream was cancelled or dropped.
+    /// Number of rows that were never read, because the stream was cancelled or dropped.
     pub total_rows_discarded: u64,
-    /// Rows received from the server.
+    /// Number of rows received from the server.
     pub total_rows_received: u64,
-    /// Bytes of JSON in the rows received.
+    /// Bytes of JSON in the received rows.
     pub total_bytes_received: u64,
-    /// The most rows the next chunk holds.
+    /// Maximum number of rows in the next chunk.
     pub chunk_size: usize,
-    /// Chunks received: rows that came together and were handed over in one piece.
+    /// Number of chunks received. A chunk is a batch of rows that is delivered together.
     pub chunks_received: u64,
-    /// How often `chunk_size` has changed.
+    /// Number of times that an adaptive `chunk_size` changed.
     pub chunk_adjustments: u64,
-    /// How often the stream was paused.
+    /// Number of pauses.
     pub pauses: u64,
-    /// For how long it was paused in all.
+    /// Total duration of all pauses.
     pub paused_for: Duration,
-    /// Why it is paused at the moment, if that was said.
+    /// Reason of the current pause, if one was given.
     pub pause_reason: Option<String>,
-    /// How often the stream has gone on behind its last row on another connection: see
+    /// Number of times the stream was resumed on a new connection: see
     /// [`resume_by`](crate::QueryBuilder::resume_by).
     pub resumptions: u64,
-    /// From `execute()` to the arrival of the first row.
+    /// Time from `execute()` to the arrival of the first row.
     pub time_to_first_row: Option<Duration>,
-    /// From `execute()` until now, or until the end was read.
+    /// Time from `execute()` until now, or until the consumer read the end of the stream.
     pub elapsed: Duration,
     /// Total time in which nothing was read because the buffers were full. In a
-    /// [`parallel`](crate::QueryBuilder::parallel) stream, the sum over its connections: up to `n`
-    /// times `elapsed`.
+    /// [`parallel`](crate::QueryBuilder::parallel) stream, this is the sum over its connections, up
+    /// to `n` times `elapsed`.
     pub time_blocked_on_consumer: Duration,
-    /// Total time in which the stream wanted rows and the server sent none. In a
-    /// [`parallel`](crate::QueryBuilder::parallel) stream, the sum over its connections.
+    /// Total time in which the stream waited for rows and the server sent none. In a
+    /// [`parallel`](crate::QueryBuilder::parallel) stream, this is the sum over its connections.
     pub time_blocked_on_server: Duration,
 }
