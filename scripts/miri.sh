@@ -15,4 +15,4 @@ MIRIFLAGS='-Zmiri-disable-isolation' cargo +nightly miri test $flags -- \
     protocol:: sql:: error:: md5:: metrics:: stream:: config::parse
 # shellcheck disable=SC2086
 MIRIFLAGS='-Zmiri-disable-isolation -Zmiri-many-seeds=0..64' cargo +nightly miri test $flags -- \
-    the_numbers_add_up_while_they_are_counted
+    stream_stats_are_consistent_while_rows_are_consumed

@@ -10,7 +10,7 @@ pub(in crate::stream) struct BlockedTime {
     present: Option<(BlockedOn, Instant)>,
 }
 
-/// Whom the reader blocked for.
+/// What the reader was blocked on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::stream) enum BlockedOn {
     Consumer,
@@ -18,7 +18,7 @@ pub(in crate::stream) enum BlockedOn {
 }
 
 impl BlockedTime {
-    /// Begins to wait; while the same wait goes on, nothing changes.
+    /// Starts to wait. Has no effect during the same wait.
     pub(in crate::stream) fn begin(&mut self, on: BlockedOn, now: Instant) {
         if self.present.is_none_or(|(present, _)| present != on) {
             self.end(now);
@@ -44,7 +44,7 @@ impl BlockedTime {
         (blocked.0.saturating_sub(earlier.0), blocked.1.saturating_sub(earlier.1))
     }
 
-    /// For how long in all it waited for one of them, the present wait included.
+    /// Returns the total time blocked on one of them, including the current wait.
     pub(in crate::stream) fn total(&self, on: BlockedOn, now: Instant) -> Duration {
         let earlier = match on {
             BlockedOn::Consumer => self.consumer,
@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_add_up_each_on_its_own() {
+    fn blocked_time_is_counted_separately_for_server_and_consumer() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let total = |blocked: &BlockedTime, seconds| {

@@ -1,16 +1,17 @@
 use std::collections::VecDeque;
 
-/// How many bytes a stream holds, and may hold. Readers that wait for more are served in order.
+/// The memory of a stream: what it holds, and its limit. Readers that wait for memory are served in
+/// order.
 #[derive(Debug)]
 pub(in crate::stream) struct Budget {
     limit: usize,
-    /// Above it there is a warning.
+    /// The threshold for a warning.
     warn: usize,
-    /// Whether the warning for being above has been given.
+    /// Whether a warning was logged since the memory exceeded the threshold.
     warned: bool,
     held: usize,
     peak: usize,
-    /// Readers that wait, in order, and for how many bytes.
+    /// The readers that wait, in order, and the bytes that each waits for.
     waiting: VecDeque<(usize, usize)>,
 }
 
@@ -19,12 +20,12 @@ impl Budget {
         Self { limit, warn, warned: false, held: 0, peak: 0, waiting: VecDeque::new() }
     }
 
-    /// Whether a reader may hold `size` more bytes now. Otherwise it waits, and has its turn after
-    /// those that waited before: a small request must not overtake a large one, which would wait
-    /// until no small ones come.
+    /// Returns whether a reader may hold `size` more bytes now. Otherwise it is queued after the
+    /// readers that wait already. A small request must not overtake a large one, which could
+    /// otherwise wait forever.
     ///
-    /// A stream that holds nothing may hold any one thing: else a row larger than the limit would
-    /// never pass.
+    /// A stream that holds nothing may hold one allocation of any size. Otherwise a row larger than
+    /// the limit could never be read.
     pub(in crate::stream) fn admit(&mut self, reader: usize, size: usize) -> bool {
         let is_next = self.waiting.front().is_none_or(|(next, _)| *next == reader);
         let is_admitted = is_next && self.fits(size);
@@ -40,22 +41,22 @@ impl Budget {
         self.held == 0 || self.held.saturating_add(size) <= self.limit
     }
 
-    /// Whether the reader waits and is the next to be served.
+    /// Returns whether the reader waits and is the next to be served.
     pub(in crate::stream) fn is_next(&self, reader: usize) -> bool {
         self.waiting.front().is_some_and(|(next, _)| *next == reader)
     }
 
-    /// Whether the reader that is next waits until others hold less.
+    /// Returns whether the next reader waits until others hold less.
     pub(in crate::stream) fn is_short(&self) -> bool {
         self.waiting.front().is_some_and(|(_, size)| !self.fits(*size))
     }
 
-    /// The reader does not wait any more.
+    /// Removes the reader from the queue.
     pub(in crate::stream) fn leave(&mut self, reader: usize) {
         self.waiting.retain(|(waiting, _)| *waiting != reader);
     }
 
-    /// Takes so much; returns whether that is above the share to warn of, and was not before.
+    /// Reserves `size` bytes. Returns whether this crosses the threshold for a warning.
     pub(in crate::stream) fn take(&mut self, size: usize) -> bool {
         self.held += size;
         self.peak = self.peak.max(self.held);
@@ -71,7 +72,7 @@ impl Budget {
         self.held
     }
 
-    /// The most that was ever held.
+    /// Returns the maximum that was held.
     pub(in crate::stream) fn peak(&self) -> usize {
         self.peak
     }
@@ -86,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_goes_beyond_the_limit_but_a_single_thing() {
+    fn admit_exceeds_the_limit_only_for_a_single_allocation() {
         let mut budget = Budget::new(100, 100);
         assert!(budget.admit(0, 1000), "the first, whatever its size");
         budget.take(60);
@@ -99,12 +100,12 @@ mod tests {
     }
 
     #[test]
-    fn readers_that_wait_are_served_in_order() {
+    fn waiting_readers_are_served_in_order() {
         let mut budget = Budget::new(100, 100);
         assert!(budget.admit(0, 60));
         budget.take(60);
         assert!(!budget.admit(1, 70));
-        // There is room for it, but not before the large one.
+        // There is room for it, but the large one is first.
         assert!(!budget.admit(2, 10) && !budget.admit(0, 1));
         assert!(budget.is_short());
         budget.give(60);
@@ -116,7 +117,7 @@ mod tests {
         assert!(budget.admit(2, 10));
         budget.take(10);
         assert!(budget.admit(0, 20));
-        // A reader that stops waiting loses its turn.
+        // A reader that stops waiting loses its place.
         budget.take(20);
         assert!(!budget.admit(1, 50) && !budget.admit(2, 1));
         budget.leave(1);
@@ -125,13 +126,13 @@ mod tests {
     }
 
     #[test]
-    fn a_warning_comes_once_a_crossing() {
+    fn warning_is_logged_once_per_crossing() {
         let mut budget = Budget::new(100, 50);
         assert!(!budget.take(50));
         assert!(budget.take(1));
         assert!(!budget.take(20));
         budget.give(20);
-        assert!(!budget.take(20), "it was above all the while");
+        assert!(!budget.take(20), "it stayed above the threshold");
         budget.give(21);
         assert!(budget.take(21));
         assert!(!Budget::new(100, 100).take(100));

@@ -1,38 +1,40 @@
-/// How many rows make a chunk.
+/// The maximum number of rows per chunk.
 ///
-/// A chunk costs a hand-over: a lock, and a wake-up where the consumer waits. When the consumer is
-/// the slow one, chunks double, so that it pays less for them. When it waits for rows, they halve,
-/// so that it can begin with the first while the rest of a read is still being looked through.
+/// Delivering a chunk costs a lock, and a wake-up if the consumer waits. If the consumer is the
+/// bottleneck, the size doubles, so that fewer chunks are delivered. If the consumer waits for
+/// rows, the size halves, so that it can start on the first rows while the rest of a read is still
+/// being validated.
 #[derive(Debug)]
 pub(in crate::stream) struct ChunkSize {
     rows: usize,
     min: usize,
     max: usize,
-    /// How often in a row the same was seen: above 0 a full queue, below it an empty one.
+    /// The number of equal observations in succession: positive for a full queue, negative for a
+    /// waiting consumer.
     trend: i8,
     adjustments: u64,
 }
 
-/// What the reader finds when it hands over a chunk.
+/// The state of the consumer when the reader delivers a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::stream) enum Demand {
     /// The queue is full: the consumer is the bottleneck.
     Full,
-    /// The consumer waits for the chunk.
+    /// The consumer is waiting for the chunk.
     Empty,
     Between,
 }
 
-/// One observation may be chance.
+/// A single observation may be chance.
 const TREND: i8 = 4;
 
 impl ChunkSize {
-    /// Always `rows`.
+    /// Creates a fixed size.
     pub(in crate::stream) fn fixed(rows: usize) -> Self {
         Self::adaptive(rows, rows, rows)
     }
 
-    /// Begins with `rows` and stays within `min` and `max`.
+    /// Creates an adaptive size that starts at `rows` and stays between `min` and `max`.
     pub(in crate::stream) fn adaptive(rows: usize, min: usize, max: usize) -> Self {
         Self { rows: rows.clamp(min, max), min, max, trend: 0, adjustments: 0 }
     }
@@ -55,12 +57,12 @@ impl ChunkSize {
         self.rows = rows;
     }
 
-    /// The most rows in the next chunk.
+    /// Returns the maximum number of rows in the next chunk.
     pub(in crate::stream) fn next(&self) -> usize {
         self.rows
     }
 
-    /// How often the size has changed.
+    /// Returns the number of changes.
     pub(in crate::stream) fn adjustments(&self) -> u64 {
         self.adjustments
     }
@@ -77,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn it_grows_behind_a_slow_consumer_and_shrinks_before_a_fast_one() {
+    fn chunk_size_doubles_when_queue_full_and_halves_when_consumer_waits() {
         let mut size = ChunkSize::adaptive(64, 16, 200);
         record(&mut size, Demand::Full, 3);
         assert_eq!(size.next(), 64);
@@ -90,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_mind_begins_anew() {
+    fn chunk_size_restarts_counting_when_the_observation_changes() {
         let mut size = ChunkSize::adaptive(64, 16, 256);
         for demand in [Demand::Empty, Demand::Between] {
             record(&mut size, Demand::Full, 3);
@@ -101,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fixed_size_stays() {
+    fn fixed_chunk_size_never_changes() {
         let mut size = ChunkSize::fixed(7);
         record(&mut size, Demand::Full, 100);
         record(&mut size, Demand::Empty, 100);

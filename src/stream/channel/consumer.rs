@@ -12,7 +12,7 @@ use crate::{
 };
 
 impl Channel {
-    /// The next chunk, the error that ends the rows, or their end.
+    /// Returns the next chunk, the error that ends the rows, or their end.
     pub(in crate::stream) fn poll_chunk(
         &self,
         cx: &mut Context<'_>,
@@ -105,13 +105,13 @@ impl Channel {
         }
     }
 
-    /// The rows of the chunk that the stream is reading which it has not read.
+    /// Returns the unread rows of the stream's current chunk.
     pub(in crate::stream) fn delivered_but_unread(&self) -> Volume {
         let dequeued = self.lock().dequeued;
         dequeued.since(self.consumed.volume())
     }
 
-    /// The number of rows yielded, and everything received.
+    /// Returns the number of yielded rows, and all that was received.
     pub(in crate::stream) fn totals(&self) -> (u64, Volume) {
         (self.consumed.yielded.get(), self.lock().received.volume)
     }

@@ -1,4 +1,4 @@
-//! Numbers of rows, bytes and chunks.
+//! Counts of rows, bytes and chunks.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -23,7 +23,7 @@ impl Volume {
     }
 }
 
-/// What was enqueued.
+/// Counts of what was enqueued.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Received {
     pub(super) volume: Volume,
@@ -42,14 +42,14 @@ impl Received {
     }
 }
 
-/// What the stream has taken out of chunks. Only the stream writes, so additions need not be
-/// atomic.
+/// Counts of what the stream has read from chunks. Only the stream writes them, so additions need
+/// not be atomic.
 #[derive(Debug, Default)]
 pub(in crate::stream) struct Consumed {
     pub(in crate::stream) yielded: Count,
     pub(in crate::stream) filtered: Count,
     pub(in crate::stream) failed: Count,
-    /// Bytes of JSON in all of these.
+    /// Bytes of JSON in all these rows.
     pub(in crate::stream) bytes: Count,
 }
 

@@ -1,4 +1,4 @@
-//! What the readers and the stream share: a bounded queue of chunks, the memory they hold, the
+//! The bounded channel between the readers and the stream: a queue of chunks, their memory, the
 //! pause, and how the rows and the stream ended.
 //!
 //! A query whose whole answer has arrived has no reader, other queries have one, and a parallel
@@ -48,7 +48,7 @@ pub(super) struct Channel {
     pub(super) consumed: Consumed,
     /// Each wakes one reader: room in the queue, pause, resume, close.
     wake_readers: Box<[Notify]>,
-    /// Wakes those who wait for the first row, a pause, its end, or the cleanup.
+    /// Wakes the tasks that wait for the first row, a pause, its end, or the cleanup.
     watchers: Notify,
     pub(super) observer: QueryObserver,
     /// The maximum number of chunks in the queue.
@@ -65,7 +65,7 @@ pub(super) struct Channel {
 struct State {
     readers: Vec<ReaderState>,
     rows: RowsState,
-    /// Set when the stream is closed: the rest of the rows is not wanted.
+    /// Set when the stream is closed. The remaining rows are discarded.
     closed: Option<Closed>,
     /// Why a connection could not be cleaned up.
     cleanup_error: Option<Error>,
@@ -92,7 +92,7 @@ struct ReaderState {
     blocked: BlockedTime,
 }
 
-/// How far a reader is. It only advances.
+/// The phase of a reader. It only advances.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     #[default]
@@ -151,7 +151,7 @@ pub(super) struct MemoryPermit {
 #[derive(Debug)]
 pub(super) enum Interrupt {
     Failed(Error),
-    /// The rest of the rows is not wanted.
+    /// The remaining rows are discarded.
     Closed,
 }
 
@@ -194,8 +194,8 @@ impl Channel {
         }
     }
 
-    /// No code of a user runs under the lock, a metrics recorder included. No chunk is dropped
-    /// under it, because that returns memory under the same lock.
+    /// No code of the caller, including a metrics recorder, runs under the lock. No chunk is
+    /// dropped under it, because that returns memory under the same lock.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -234,7 +234,8 @@ fn chunk_size(settings: &StreamSettings) -> ChunkSize {
 }
 
 impl State {
-    /// Whether the rest of the rows is not wanted: the stream is closed, or a reader has failed.
+    /// Returns whether the remaining rows are discarded: the stream is closed, or a reader has
+    /// failed.
     fn is_over(&self) -> bool {
         self.closed.is_some() || matches!(self.rows, RowsState::Failed(_))
     }
@@ -255,7 +256,7 @@ impl State {
 }
 
 impl ReaderState {
-    /// The reader is blocked from now on, or not any more.
+    /// Records that the reader is blocked, or no longer blocked.
     fn set_blocked(&mut self, on: Option<BlockedOn>) {
         match on {
             Some(on) => self.blocked.begin(on, now()),
@@ -291,7 +292,7 @@ impl From<Error> for Interrupt {
     }
 }
 
-/// Called without the lock: what a waker does is not known.
+/// Called without the lock, because a waker can run any code.
 fn wake(waker: Option<Waker>) {
     if let Some(waker) = waker {
         waker.wake();

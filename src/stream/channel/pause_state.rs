@@ -3,22 +3,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Whether the stream is paused, why, for how long it has been, and until when at most.
+/// The pause of a stream: whether it is paused, since when, why, and its timeout.
 #[derive(Debug, Default)]
 pub(in crate::stream) struct PauseState {
     paused_since: Option<Instant>,
     reason: Option<Arc<str>>,
-    /// How long a pause may last.
+    /// The maximum duration of a pause.
     timeout: Option<Duration>,
     earlier: Duration,
     pauses: u64,
-    /// A task watches its time.
+    /// Whether a task watches the duration of pauses.
     is_watched: bool,
 }
 
 impl PauseState {
-    /// Pauses, and returns whether it was running. In a second pause only a reason counts, which
-    /// replaces the first one's.
+    /// Pauses. Returns whether the stream was running. If it is paused already, only replaces the
+    /// reason.
     pub(in crate::stream) fn pause(&mut self, reason: Option<Arc<str>>, now: Instant) -> bool {
         self.reason = reason.or_else(|| self.reason.take());
         if self.paused_since.is_some() {
@@ -29,17 +29,17 @@ impl PauseState {
         true
     }
 
-    /// Returns whether a task must begin to watch the time of pauses.
+    /// Returns whether a task must be started that watches the duration of pauses.
     pub(in crate::stream) fn watch(&mut self) -> bool {
         !std::mem::replace(&mut self.is_watched, true)
     }
 
-    /// The task that watches has ended.
+    /// Records that the task has ended.
     pub(in crate::stream) fn unwatch(&mut self) {
         self.is_watched = false;
     }
 
-    /// Resumes, and returns for how long the pause was; without one nothing changes.
+    /// Resumes. Returns the duration of the pause, or `None` if there was none.
     pub(in crate::stream) fn resume(&mut self, now: Instant) -> Option<Duration> {
         let lasted = now.saturating_duration_since(self.paused_since.take()?);
         self.earlier += lasted;
@@ -47,7 +47,7 @@ impl PauseState {
         Some(lasted)
     }
 
-    /// Bounds every pause, the present one included; `None` bounds none.
+    /// Sets the maximum duration of each pause, including the current one. `None` removes it.
     pub(in crate::stream) fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
     }
@@ -64,17 +64,17 @@ impl PauseState {
         self.paused_since.is_some()
     }
 
-    /// Why it is paused, if that was said.
+    /// Returns the reason of the current pause, if one was given.
     pub(in crate::stream) fn reason(&self) -> Option<Arc<str>> {
         self.reason.clone()
     }
 
-    /// How often it was paused.
+    /// Returns the number of pauses.
     pub(in crate::stream) fn pauses(&self) -> u64 {
         self.pauses
     }
 
-    /// For how long it was paused in all, the present pause included.
+    /// Returns the total duration of all pauses, including the current one.
     pub(in crate::stream) fn paused_for(&self, now: Instant) -> Duration {
         let present = self.paused_since.map(|since| now.saturating_duration_since(since));
         self.earlier + present.unwrap_or_default()
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_add_up_and_repeats_do_not_count() {
+    fn repeated_pauses_are_counted_once() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut pause = PauseState::default();
@@ -102,9 +102,9 @@ mod tests {
         assert_eq!((pause.pauses(), pause.paused_for(at(11))), (2, Duration::from_secs(5)));
     }
 
-    /// From when on it counts is what a watcher of pauses goes by.
+    /// The task that watches pauses uses the start of the pause.
     #[test]
-    fn a_bound_holds_for_the_pause_that_is_going_on() {
+    fn pause_timeout_applies_to_the_current_pause() {
         let start = Instant::now();
         let mut pause = PauseState::default();
         pause.pause(None, start);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_reason_counts_until_the_pause_ends() {
+    fn last_pause_reason_is_kept_until_the_pause_ends() {
         let now = Instant::now();
         let mut pause = PauseState::default();
         pause.pause(Some("a".into()), now);

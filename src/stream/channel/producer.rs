@@ -25,7 +25,7 @@ pub(in crate::stream) struct Producer {
     reader: usize,
 }
 
-/// Whether a reader may read the socket.
+/// The permission of a reader to read the socket.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::stream) enum ReadPermit {
     Granted,
@@ -37,7 +37,7 @@ pub(in crate::stream) enum ReadPermit {
 #[derive(Debug)]
 pub(in crate::stream) struct FirstRows {
     pub(in crate::stream) chunk: Chunk,
-    /// The bytes of the buffer that the chunk is a slice of.
+    /// The size of the buffer that contains the chunk.
     pub(in crate::stream) memory: usize,
     pub(in crate::stream) arrived_at: Instant,
 }
@@ -61,7 +61,7 @@ impl Channel {
         self.enqueue(self.lock(), delivery, (Duration::ZERO, blocked), || arrived_at);
     }
 
-    /// Takes memory that was admitted.
+    /// Reserves memory that was admitted.
     fn take_memory(
         self: &Arc<Self>,
         mut state: MutexGuard<'_, State>,
@@ -155,7 +155,8 @@ impl Producer {
         wake(waker);
     }
 
-    /// The connection is released, or closed because of an error. The first call counts.
+    /// Records that the connection is released, or closed because of an error. The first call
+    /// counts.
     pub(in crate::stream) fn release(&self, result: Result<()>) {
         {
             let mut state = self.channel.lock();
@@ -190,7 +191,7 @@ impl Producer {
         ReadPermit::Granted
     }
 
-    /// The reader does not read until further notice. That is what `pause()` waits for.
+    /// Records that the reader has stopped reading. `pause()` waits for this.
     fn stop_reading(&self, mut state: MutexGuard<'_, State>, activity: Activity) {
         let is_paused = state.pause.is_paused();
         if let Some(reader) = state.readers.get_mut(self.reader) {
@@ -205,7 +206,7 @@ impl Producer {
         }
     }
 
-    /// There is no socket to read for now: a pause need not wait for this reader.
+    /// Records that there is no socket to read, so that a pause does not wait for this reader.
     pub(in crate::stream) fn stopped_reading(&self) {
         self.update(|reader, is_paused| {
             reader.activity = Activity::Idle;
@@ -216,14 +217,14 @@ impl Producer {
         self.channel.watchers.notify_waiters();
     }
 
-    /// The query was resumed on another connection.
+    /// Records that the query was resumed on a new connection.
     pub(in crate::stream) fn resumed(&self) {
         self.channel.lock().resumptions += 1;
         self.unblocked();
         self.channel.observer.metrics.resumed_elsewhere();
     }
 
-    /// The socket is empty, and the reader waits for the server.
+    /// Records that the socket is empty and the reader waits for the server.
     pub(in crate::stream) fn blocked_on_server(&self) {
         self.update(|reader, is_paused| {
             if !is_paused {
@@ -258,7 +259,7 @@ impl Producer {
         }
     }
 
-    /// Waits until something has changed that may concern the reader.
+    /// Waits for a change that may concern the reader.
     pub(in crate::stream) async fn changed(&self) {
         if let Some(reader) = self.channel.wake_readers.get(self.reader) {
             reader.notified().await;
@@ -276,7 +277,7 @@ impl Producer {
         }
     }
 
-    /// Resolves when the rest of the rows is not wanted.
+    /// Resolves when the remaining rows are discarded.
     pub(in crate::stream) async fn closed(&self) {
         while !self.channel.lock().is_over() {
             self.changed().await;
@@ -375,7 +376,7 @@ impl Producer {
                 if consumer_had_turn {
                     return Err(Error::ConsumerLagged { limit, buffered }.into());
                 }
-                // The consumer may be fast, and this task may have had the thread to itself.
+                // The consumer may be fast but not have run, because this task occupied the thread.
                 consumer_had_turn = true;
                 yield_now().await;
                 continue;

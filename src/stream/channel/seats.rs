@@ -1,4 +1,4 @@
-/// A set of readers, by the numbers of their seats.
+/// A set of readers, by their indexes.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Seats(u64);
 
@@ -28,7 +28,7 @@ impl Seats {
     }
 }
 
-/// There are at most 64 seats: see [`MAX_PARALLEL`](crate::stream::MAX_PARALLEL).
+/// There are at most 64 readers: see [`MAX_PARALLEL`](crate::stream::MAX_PARALLEL).
 fn bit(seat: usize) -> u64 {
     1 << (seat % 64)
 }

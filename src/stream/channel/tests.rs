@@ -27,9 +27,9 @@ fn reserve(producer: &Producer, size: usize) -> Result<Arc<MemoryPermit>, Interr
     }
 }
 
-/// An executor's waker may own a task, whose drop may do anything with a stream.
+/// The waker of an executor can own a task, whose drop can use the stream.
 #[test]
-fn the_consumers_waker_is_dropped_without_the_lock() {
+fn consumer_waker_is_dropped_without_the_lock() {
     struct UsesTheStream(Arc<Channel>);
     impl Wake for UsesTheStream {
         fn wake(self: Arc<Self>) {}
@@ -50,9 +50,9 @@ fn the_consumers_waker_is_dropped_without_the_lock() {
     assert!(channel.poll_chunk(&mut Context::from_waker(Waker::noop())).is_ready());
 }
 
-/// What has come is read, in the stream's hands, in the queue, or discarded, and nothing else.
+/// Every received row is read, in the current chunk, in the queue, or discarded.
 #[test]
-fn the_numbers_of_a_stream_add_up() {
+fn stream_stats_are_consistent_in_every_state() {
     let mut cx = Context::from_waker(Waker::noop());
     let channel = channel(1);
     let producer = channel.producer(0);
@@ -89,7 +89,7 @@ fn the_numbers_of_a_stream_add_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn time_counts_for_whom_the_reader_waits() {
+async fn blocked_time_is_counted_for_server_or_consumer() {
     let mut cx = Context::from_waker(Waker::noop());
     let channel = channel(1);
     let producer = channel.producer(0);
@@ -136,11 +136,11 @@ async fn time_counts_for_whom_the_reader_waits() {
     pass(1).await;
     assert!(producer.has_unread());
     pass(1).await;
-    assert_eq!(blocked(), [3, 30], "a pause is neither's doing");
+    assert_eq!(blocked(), [3, 30], "a pause is not counted");
 }
 
 #[test]
-fn a_stream_that_is_to_fail_does_so_beyond_its_share() {
+fn memory_soft_limit_fails_the_stream_above_its_fraction() {
     let settings = StreamSettings {
         max_memory: Some(1000),
         soft_limits: Some((0.5, 0.5)),
@@ -156,18 +156,18 @@ fn a_stream_that_is_to_fail_does_so_beyond_its_share() {
         assert!(pin!(producer.push(chunk)).as_mut().poll(&mut cx).is_ready());
     };
     wait_for_consumer(300);
-    // Only one read is waiting for the consumer, which may be fast.
+    // Only one read waits for the consumer, which may be fast.
     drop(reserve(&producer, 300).unwrap());
     wait_for_consumer(200);
     let mut cx = Context::from_waker(Waker::noop());
     let mut third = pin!(producer.reserve(5));
-    assert!(third.as_mut().poll(&mut cx).is_pending(), "the consumer has its turn first");
+    assert!(third.as_mut().poll(&mut cx).is_pending(), "the consumer runs first");
     let Poll::Ready(Err(Interrupt::Failed(error))) = third.as_mut().poll(&mut cx) else { panic!() };
     assert!(matches!(error, Error::ConsumerLagged { limit: 500, buffered: 500 }), "{error:?}");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_timeout_does_not_end_a_later_pause() {
+async fn pause_timeout_does_not_end_a_later_pause() {
     let channel = channel(1);
     let state = || channel.stats().state;
     channel.set_pause_timeout(Some(Duration::from_secs(5)));
@@ -183,7 +183,7 @@ async fn a_pause_timeout_does_not_end_a_later_pause() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pause_timeout_set_during_a_pause_ends_it() {
+async fn pause_timeout_set_during_a_pause_ends_it() {
     // Without a reader too: then no task exists before the pause.
     for readers in [0, 1] {
         let channel = channel(readers);
@@ -199,7 +199,7 @@ async fn a_pause_timeout_set_during_a_pause_ends_it() {
 
 /// The task that watches pauses must not keep the channel of a closed stream.
 #[tokio::test]
-async fn closing_a_paused_stream_ends_the_watch() {
+async fn close_during_a_pause_ends_the_task_that_watches_it() {
     let channel = channel(0);
     channel.pause(None).await.unwrap();
     channel.close(StreamState::Cancelled, true);
@@ -229,9 +229,9 @@ fn pause_that_waits_for_one_reader_does_not_wake_the_others_again() {
     channel.close(StreamState::Cancelled, true);
 }
 
-/// Else whoever paused a stream at its last row would be told that it has ended.
+/// Otherwise pausing a stream at its last row would fail because the stream has ended.
 #[test]
-fn the_end_waits_behind_a_pause() {
+fn end_of_rows_is_not_reported_during_a_pause() {
     let mut cx = Context::from_waker(Waker::noop());
     let channel = channel(1);
     let producer = channel.producer(0);
@@ -244,9 +244,9 @@ fn the_end_waits_behind_a_pause() {
     assert!(matches!(channel.poll_chunk(&mut cx), Poll::Ready(None)), "the first end counts");
 }
 
-/// It is missing while the rows can still come and none has; in a pause nobody can tell.
+/// It is missing while rows can still arrive and none has. During a pause, this is not known.
 #[test]
-fn the_first_row_is_missing_until_it_has_come_or_cannot() {
+fn first_row_is_missing_until_it_arrives_or_cannot_arrive() {
     let mut cx = Context::from_waker(Waker::noop());
     let missing = |channel: &Channel| {
         let mut cx = Context::from_waker(Waker::noop());
@@ -273,10 +273,10 @@ fn the_first_row_is_missing_until_it_has_come_or_cannot() {
     }
 }
 
-/// The reader waits for room with rows in its hands; room is made, and before it runs, the stream
-/// is paused.
+/// The reader holds rows and waits for room. Room is made, and before the reader runs, the stream is
+/// paused.
 #[test]
-fn a_pause_waits_for_a_reader_that_has_been_woken_but_not_run() {
+fn pause_waits_for_a_reader_that_was_woken_but_has_not_run() {
     let mut cx = Context::from_waker(Waker::noop());
     let channel = channel(1);
     let producer = channel.producer(0);
@@ -301,10 +301,10 @@ fn a_pause_waits_for_a_reader_that_has_been_woken_but_not_run() {
     channel.close(StreamState::Cancelled, true);
 }
 
-/// What the stream counts without the lock, and others read, adds up at any moment. Run under Miri, this
+/// The counters that the stream writes without the lock are consistent at any time. Under Miri, this
 /// tries the orders that the memory model allows.
 #[test]
-fn the_numbers_add_up_while_they_are_counted() {
+fn stream_stats_are_consistent_while_rows_are_consumed() {
     let channel = channel(1);
     let producer = channel.producer(0);
     let writer = Arc::clone(&channel);
@@ -336,10 +336,10 @@ fn the_numbers_add_up_while_they_are_counted() {
     counting.join().unwrap();
 }
 
-/// A deadline ends the reader while it waits for room; room that is made later must not have a pause
-/// wait for it.
+/// A deadline ends the reader while it waits for room. A pause must not wait for it when room is made
+/// later.
 #[test]
-fn a_pause_does_not_wait_for_a_reader_that_has_ended() {
+fn pause_does_not_wait_for_a_reader_that_has_ended() {
     let mut cx = Context::from_waker(Waker::noop());
     let channel = channel(1);
     let producer = channel.producer(0);
@@ -355,10 +355,10 @@ fn a_pause_does_not_wait_for_a_reader_that_has_ended() {
     assert!(pin!(channel.pause(None)).as_mut().poll(&mut cx).is_ready());
 }
 
-/// A reader that waits for its server with a buffer is asked for it when it is needed, also if it was first asked
-/// while the reader in front could be served without it.
+/// A reader that waits for its server is asked to release its buffer when another reader needs it.
+/// This also holds if it was asked before, when the other reader did not need it.
 #[test]
-fn a_buffer_is_asked_for_when_it_is_needed() {
+fn idle_reader_releases_its_buffer_when_another_needs_it() {
     let mut cx = Context::from_waker(Waker::noop());
     let channel = channel(4);
     let [one, two, three, four] = [0, 1, 2, 3].map(|number| channel.producer(number));
@@ -368,7 +368,7 @@ fn a_buffer_is_asked_for_when_it_is_needed() {
     let mut in_front = Box::pin(three.reserve(2 * quarter));
     assert!(in_front.as_mut().poll(&mut cx).is_pending());
     assert!(pin!(one.changed()).poll(&mut cx).is_ready() && one.is_memory_short());
-    // Before the first has looked: now there is room.
+    // There is room before the first reader has checked.
     drop(given);
     let mut last = Box::pin(four.reserve(3 * quarter));
     assert!(last.as_mut().poll(&mut cx).is_pending());
@@ -380,14 +380,14 @@ fn a_buffer_is_asked_for_when_it_is_needed() {
 }
 
 #[test]
-fn the_end_is_that_of_the_last_reader() {
+fn rows_end_with_the_last_reader() {
     let mut cx = Context::from_waker(Waker::noop());
     let channel = channel(3);
     let producers = [0, 1, 2].map(|number| channel.producer(number));
     let mut settled = Box::pin(channel.released());
     for producer in &producers {
         assert!(channel.poll_chunk(&mut cx).is_pending());
-        // A reader has one end: that its task ends too is no other.
+        // A reader ends once. The end of its task is not another one.
         producer.finish(Ok(()));
         let error = Error::InvalidState { message: "late" };
         producer.finish(Err(error));
@@ -399,7 +399,7 @@ fn the_end_is_that_of_the_last_reader() {
 }
 
 #[test]
-fn an_error_of_one_reader_ends_all_behind_the_rows_that_came() {
+fn reader_error_ends_the_stream_after_the_rows_received() {
     let mut cx = Context::from_waker(Waker::noop());
     let channel = channel(2);
     let [one, two] = [0, 1].map(|number| channel.producer(number));
