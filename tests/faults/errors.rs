@@ -669,7 +669,7 @@ async fn more_rows_than_a_statement_asks_for_are_an_error() {
     };
     let too_many = |error: Error| {
         assert_eq!(error.category(), ErrorCategory::Protocol, "{error}");
-        assert!(error.to_string().contains("more rows came"), "{error}");
+        assert!(error.to_string().contains("received more rows"), "{error}");
     };
     let (client, _server) = serve(&["10", "20"]).await;
     too_many(client.query::<u64>("v").count().await.unwrap_err());

@@ -543,9 +543,9 @@ async fn a_key_that_is_none_ends_the_stream() {
     .await;
     let client = client().await;
     for (column, rows, part) in [
-        ("twice", 699, "row 700 has 699 there, behind 699"),
-        ("missing", 999, "row 1000 has no such field"),
-        ("none", 999, "row 1000 has no such field"),
+        ("twice", 699, "row 700 has the key 699 after 699"),
+        ("missing", 999, "row 1000 does not have this field"),
+        ("none", 999, "row 1000 does not have this field"),
         ("truth", 999, "row 1000 has true there"),
     ] {
         let mut stream = client
@@ -860,7 +860,7 @@ async fn a_row_without_a_key_is_not_lost_behind_a_cut() {
         let error = error.map(|e| e.to_string());
         let expected = limit != Some(2999);
         assert_eq!(
-            error.as_deref().is_some_and(|e| e.contains("row 3000 has no such field")),
+            error.as_deref().is_some_and(|e| e.contains("row 3000 does not have this field")),
             expected,
             "{error:?}"
         );

@@ -1,4 +1,4 @@
-//! The read buffer: rows are checked where they arrive, and cut off as chunks.
+//! The read buffer, in which rows are validated and from which chunks are split off.
 
 use std::{
     future::{pending, poll_fn},
@@ -36,7 +36,7 @@ use crate::{
 pub(super) struct ReadBuffer {
     producer: Producer,
     settings: StreamSettings,
-    /// How many readers share the memory of the stream.
+    /// The number of readers that share the memory of the stream.
     readers: usize,
     /// The maximum size of one read.
     read_size: usize,
@@ -46,11 +46,11 @@ pub(super) struct ReadBuffer {
     memory: Option<Arc<MemoryPermit>>,
     /// The maximum number of rows in the next chunk.
     chunk_rows: usize,
-    /// How many rows may still come by the LIMIT of the statement.
+    /// The number of rows that may still arrive by the LIMIT of the statement.
     rows_left: u64,
-    /// How many bytes a read waits for.
+    /// The number of bytes that a read waits for.
     threshold: ReadThreshold,
-    /// Until when it keeps memory that it had lent.
+    /// Until when it keeps memory that it had released to another reader.
     keeps_until: Option<Instant>,
 }
 
@@ -58,7 +58,7 @@ pub(super) struct ReadBuffer {
 const COALESCE_TIMEOUT: Duration = Duration::from_millis(1);
 
 impl ReadBuffer {
-    /// `rows`: how many were enqueued before there was a reader.
+    /// `rows` is the number of rows that were enqueued before there was a reader.
     pub(super) fn new(
         producer: Producer,
         settings: StreamSettings,
@@ -80,22 +80,22 @@ impl ReadBuffer {
         }
     }
 
-    /// Looks for the next rows in the buffer.
+    /// Finds the next rows in the buffer.
     pub(super) fn next_rows(&mut self, connection: &Connection) -> Stop {
         self.run.extend(
             &connection.buffer,
-            // More than `usize` holds do not fit into a chunk either.
+            // A number beyond `usize` does not fit into a chunk either.
             self.chunk_rows.min(self.rows_left.try_into().unwrap_or(usize::MAX)),
             connection.limits.max_message_size,
         )
     }
 
-    /// Whether all rows have come that the statement requests.
+    /// Returns whether all rows that the statement requests have arrived.
     pub(super) fn is_at_limit(&self) -> bool {
         self.rows_left == 0
     }
 
-    /// Begins to read another connection.
+    /// Starts to read another connection.
     pub(super) fn reset(&mut self) {
         self.threshold = ReadThreshold::new(self.read_size);
     }
@@ -110,7 +110,8 @@ impl ReadBuffer {
         let Self { memory, run, producer, .. } = self;
         if let Some(memory) = memory.as_ref().filter(|_| run.rows > 0) {
             let rows = run.rows as u64;
-            // Cut when there is room: a future that is dropped before that loses nothing.
+            // Split off only when there is room: a future that is dropped before that loses
+            // nothing.
             let make = || cut(&mut connection.buffer, run, memory);
             self.chunk_rows = producer.push(make).await?;
             self.rows_left = self.rows_left.saturating_sub(rows);
@@ -127,7 +128,7 @@ impl ReadBuffer {
         connection: &mut Connection,
         resume: &mut Option<ResumeState>,
     ) {
-        // A wrong row is cut off. Why the rows end is known already.
+        // Drops an invalid row. Why the rows end is already known.
         let _ = self.check(connection, resume);
         let Self { memory, run, producer, .. } = self;
         if let Some(memory) = memory.as_ref().filter(|_| run.rows > 0) {
@@ -135,14 +136,14 @@ impl ReadBuffer {
         }
     }
 
-    /// Checks the rows of the run; at a wrong row it is cut off.
+    /// Checks the rows of the run. Truncates it before an invalid row.
     fn check(&mut self, connection: &Connection, resume: &mut Option<ResumeState>) -> Result<()> {
         self.check_sizes(&connection.buffer)?;
         resume.as_mut().map_or(Ok(()), |resume| resume.record(&connection.buffer, &mut self.run))
     }
 
-    /// Cuts the run off at a row that exceeds the memory. Only with very little memory can such a
-    /// row be in the buffer.
+    /// Truncates the run before a row that exceeds the memory. Such a row can be in the buffer only
+    /// if the memory is very small.
     fn check_sizes(&mut self, buffer: &[u8]) -> Result<()> {
         if !self.settings.is_tiny() {
             return Ok(());
@@ -173,7 +174,7 @@ impl ReadBuffer {
         let free = connection.free();
         let arrived = connection.buffer.len() - self.run.frame_bytes;
         let missing = next.frame_bytes.saturating_sub(arrived);
-        // A row that has memory of its own is not moved for its last few bytes.
+        // A row with its own memory is not moved for its last few bytes.
         let large = next.frame_bytes >= self.read_size;
         if free >= missing && (large || free >= self.read_size / 4) {
             return Ok(());
@@ -234,7 +235,7 @@ impl ReadBuffer {
         next: Incomplete,
     ) -> Result<(), Interrupt> {
         let size = self.size_for(connection, &next)?;
-        // The old one goes first: two at once might exceed the limit.
+        // Release the old buffer first: both together could exceed the limit.
         self.release(connection);
         let memory = self.producer.reserve(size).await?;
         let mut buffer = BytesMut::with_capacity(size);
@@ -250,8 +251,8 @@ impl ReadBuffer {
         self.memory = None;
     }
 
-    /// Whether to release the buffer, which holds no whole row, to another reader. A buffer for a
-    /// large row is kept.
+    /// Returns whether to release the buffer, which has no complete row, to another reader. A
+    /// buffer for a large row is kept.
     fn lends_memory(&self, connection: &Connection) -> bool {
         self.readers > 1
             && connection.buffer.capacity() <= self.read_size
@@ -268,7 +269,7 @@ impl ReadBuffer {
         loop {
             match self.producer.permit_read(self.run.rows > 0) {
                 ReadPermit::Closed => return Err(Interrupt::Closed),
-                // A change may have been noticed while the rows were enqueued.
+                // A change may have been signalled while the rows were enqueued.
                 ReadPermit::Paused if self.run.rows > 0 => {
                     self.enqueue(connection, resume).await?;
                     continue;
@@ -296,7 +297,7 @@ impl ReadBuffer {
             }
             self.producer.blocked_on_server();
             let timeout = connection.limits.read_timeout;
-            // Not before a deadline that is close.
+            // Do not wait for more data if the timeout is that short.
             let in_time = timeout.is_none_or(|timeout| timeout > 4 * COALESCE_TIMEOUT);
             let wanted = if in_time { self.threshold.next() } else { 1 };
             let waits_for_more = connection.set_low_water(wanted) && wanted > 1;
@@ -333,7 +334,7 @@ impl ReadBuffer {
     }
 }
 
-/// Cuts the rows of `run` off the buffer.
+/// Splits the rows of `run` off the buffer.
 fn cut(
     buffer: &mut BytesMut,
     run: &mut Run,
@@ -344,8 +345,8 @@ fn cut(
     (Chunk::new(frames, rows, value_bytes), Arc::clone(memory))
 }
 
-/// How long a reader keeps memory that it had lent: two that wait for their servers would pass it
-/// to each other without a pause.
+/// How long a reader keeps memory that it had released before. Otherwise two readers that wait for
+/// their servers would pass it to each other continuously.
 const LEND_AGAIN: Duration = Duration::from_millis(10);
 
 async fn until(time: Option<Instant>) {
@@ -355,7 +356,7 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-/// Resolves when the server has sent nothing for too long.
+/// Resolves when the server has sent nothing for `read_timeout`.
 async fn silence(timeout: Option<Duration>) -> Error {
     let Some(after) = timeout else { return pending().await };
     sleep(after).await;

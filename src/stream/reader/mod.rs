@@ -1,5 +1,5 @@
-//! The task that reads the rest of an answer: it enqueues rows, resumes on another connection, and
-//! cleans up.
+//! The reader task, which reads the rest of a response: it enqueues rows, resumes on a new
+//! connection, and cleans up.
 
 mod buffer;
 mod read_threshold;
@@ -28,20 +28,20 @@ use crate::{
     },
 };
 
-/// What a reader needs. There is one for each connection of the query.
+/// The parameters of a reader task. Each connection of the query has one.
 pub(super) struct ReaderTask {
     pub(super) held: Held,
     pub(super) producer: Producer,
     pub(super) settings: StreamSettings,
-    /// How many readers share the memory of the stream.
+    /// The number of readers that share the memory of the stream.
     pub(super) readers: usize,
-    /// How many rows were enqueued before.
+    /// The number of rows that were enqueued before.
     pub(super) rows: u64,
     pub(super) deadlines: Deadlines,
-    /// The request, while a late cancel request for an earlier query may hit it.
+    /// The request, as long as a late cancel request for an earlier query can cancel it.
     pub(super) again: Option<Bytes>,
     pub(super) resume: Option<ResumeState>,
-    /// Why there is nothing left to read.
+    /// The error after which there is nothing to read.
     pub(super) failed: Option<Error>,
 }
 
@@ -51,7 +51,7 @@ struct Reader {
     buffer: ReadBuffer,
     again: Option<Bytes>,
     resume: Option<ResumeState>,
-    /// The connection has nothing left to do or to clean up: another one is to take its place.
+    /// Whether the connection needs no cleanup, because a new one replaces it.
     is_replaced: bool,
     settings: StreamSettings,
 }
@@ -59,13 +59,13 @@ struct Reader {
 /// What to do with the connection when the reader stops.
 #[derive(Debug)]
 enum Teardown {
-    /// The answer is complete.
+    /// The response is complete.
     Release,
-    /// The server may still work on the query.
+    /// The server may still be running the query.
     CancelAndDrain,
     /// The session has ended.
     CloseEnded,
-    /// Its query is cancelled or ended already.
+    /// Its query has already been cancelled or has ended.
     Drop,
 }
 
@@ -79,9 +79,9 @@ impl ReaderTask {
         let buffer = ReadBuffer::new(producer.clone(), settings, readers, rows);
         let is_replaced = false;
         let reader = Reader { exchange, producer, buffer, again, resume, is_replaced, settings };
-        // Made here, because a runtime that shuts down drops tasks that have never run.
+        // Created here, because a runtime that shuts down drops tasks that have never run.
         let guard = TaskGuard(reader.producer.clone());
-        // On the heap: the runtime moves what it spawns several times.
+        // Boxed, because the runtime moves a spawned future several times.
         tokio::spawn(Box::pin(async move {
             let _guard = guard;
             reader.run(lease, deadlines, running, failed).await;
@@ -170,7 +170,7 @@ impl Reader {
                         Next::Progress(Progress::Ready) => return Ok(()),
                         Next::Progress(Progress::Failed(error)) => return Err(error.into()),
                         Next::Progress(_) => {}
-                        // Its handler has run: check the deadlines.
+                        // Its handler has run. Yield, so that the deadlines are checked.
                         Next::Async => yield_now().await,
                         Next::Incomplete(frame_bytes) => {
                             self.settings.admit_message(frame_bytes)?;
@@ -187,7 +187,7 @@ impl Reader {
         let is_delivery = self.buffer.run.rows > 0;
         self.buffer.enqueue(&mut self.exchange.connection, &mut self.resume).await?;
         if is_delivery {
-            // Delivered rows must not be delivered again.
+            // Rows that were delivered must not be delivered again.
             self.again = None;
         }
         Ok(())
@@ -199,12 +199,12 @@ impl Reader {
         buffer.fill(&mut exchange.connection, resume).await
     }
 
-    /// Why to stop at a message after the last row that the statement requests. A server sends no
-    /// further row; a proxy that merges the answers of several servers does.
+    /// Returns why to stop at a message after the last row that the statement requests. A server
+    /// sends no further row, but a proxy that merges the results of several servers can.
     fn beyond_limit(&self) -> Stop {
         match self.exchange.connection.buffer.first() {
             Some(&DATA_ROW) => Stop::Malformed(Error::protocol(format!(
-                "more rows came than the {} that the statement asks for: does a proxy spread it over \
+                "received more rows than the limit of {}: does a proxy distribute the query over \
                  several servers?",
                 self.settings.row_limit.unwrap_or_default()
             ))),
@@ -212,7 +212,7 @@ impl Reader {
         }
     }
 
-    /// Sends another request on the present connection.
+    /// Sends another request on the current connection.
     async fn start(&mut self, request: Bytes) -> Result<(), Interrupt> {
         self.exchange.send_instead(request, ExtendedQuery::new());
         self.buffer.release(&mut self.exchange.connection);
@@ -229,7 +229,7 @@ impl Reader {
         self.resume.is_some() && resume::is_transient(error)
     }
 
-    /// Whether the query was hit by a cancel request for an earlier one.
+    /// Returns whether a cancel request for an earlier query cancelled this one.
     fn can_run_again(&self, error: &Error) -> bool {
         self.again.is_some() && self.buffer.run.rows == 0 && self.exchange.is_late_cancel(error)
     }
@@ -261,7 +261,7 @@ impl Reader {
             if is_lost(&error) {
                 LostSession::new(&self.exchange.connection).cancel(running);
             }
-            // Its descriptor may be the one that its replacement needs.
+            // Its replacement may need its file descriptor.
             self.exchange.connection.hang_up();
         }
         self.enqueue().await?;
@@ -270,16 +270,21 @@ impl Reader {
         self.producer.stopped_reading();
         let rows = state.rows();
         self.producer.channel().observer.span().in_scope(|| {
-            warn!(target: TARGET, %error, rows, "a stream is resumed after its last row on another connection");
+            warn!(
+                target: TARGET,
+                %error,
+                rows,
+                "connection lost; resuming the stream on a new connection"
+            );
         });
         let pause = lease.pause_before_retry(state.attempts_without_progress)?;
         state.attempts_without_progress += 1;
         let Some(pause) = pause else { return Err(error.into()) };
         if !ended {
-            // Otherwise the server might continue to work on rows that are not read.
+            // Otherwise the server could continue to run the query.
             let Exchange { connection, query, .. } = &mut self.exchange;
             if let Err(error) = cancel_and_drain(connection, query, Bytes::new()).await {
-                debug!(target: TARGET, %error, "could not stop the query that is resumed elsewhere");
+                debug!(target: TARGET, %error, "could not cancel the query that is resumed on a new connection");
             }
             self.is_replaced = true;
             self.exchange.connection.hang_up();
@@ -304,7 +309,7 @@ impl Reader {
         lease: Option<Lease>,
         running: QuerySession,
     ) {
-        // Rows before an error are good, and are delivered before it.
+        // Rows before an error are valid, and are delivered before it.
         if let Err(Interrupt::Failed(_)) = end {
             self.buffer.enqueue_last(&mut self.exchange.connection, &mut self.resume);
         }
@@ -312,8 +317,8 @@ impl Reader {
         let Self { mut exchange, producer, mut buffer, .. } = self;
         buffer.release(&mut exchange.connection);
         exchange.connection.set_low_water(1);
-        // The connection is back before the stream ends. After an error the consumer does not wait
-        // for the cleanup.
+        // On success, the connection is returned before the stream ends. After an error, the
+        // consumer does not wait for the cleanup.
         let finish = |end| match end {
             Ok(()) => producer.finish(Ok(())),
             Err(Interrupt::Failed(error)) => producer.finish(Err(error)),
@@ -358,15 +363,15 @@ impl Reader {
     }
 }
 
-/// Ends the rows when the task is dropped before its end: when its runtime shuts down, or a handler
-/// of notices panics.
+/// Ends the rows if the task is dropped before its end, because its runtime shuts down or a notice
+/// handler panics.
 struct TaskGuard(Producer);
 
 impl Drop for TaskGuard {
     fn drop(&mut self) {
         let gone = || Error::ConnectionClosed {
-            during: "because the task that read from it ended (its runtime was shut down, or a handler \
-                     of notices panicked)",
+            during: "because its reader task ended (the runtime was shut down, or a notice handler \
+                     panicked)",
             source: None,
         };
         self.0.finish(Err(gone()));

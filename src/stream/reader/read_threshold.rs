@@ -1,37 +1,40 @@
-/// For how many bytes the reader waits when the socket is empty: for one, so that no row is kept waiting;
-/// and where rows flow, for a good read, because every wake-up costs both ends.
+/// The number of bytes that the reader waits for when the socket is empty.
 ///
-/// Bytes that are fewer and stay so are read after a short time, which is the price: so it begins behind
-/// many bytes, and again behind many after it has been in vain.
+/// This is usually one byte, so that no row is delayed. In a continuous flow of rows it is a large
+/// read, because each wake-up has a cost for the reader and for the server.
+///
+/// Less data than the threshold is read only after a short timeout. To limit that latency,
+/// coalescing starts after 8 MiB, and restarts 1 MiB after each timeout.
 #[derive(Debug)]
 pub(super) struct ReadThreshold {
     mark: usize,
-    /// Bytes that are to come before it pays.
+    /// The number of bytes to receive before coalescing starts.
     missing: usize,
 }
 
-/// 8 MiB, which take a server 10 to 60 ms: against these, 1 or 2 ms at the end of the result are small.
+/// 8 MiB, which a server sends in 10 to 60 ms. Compared with that, 1 or 2 ms at the end of the
+/// result are small.
 const START_AFTER: usize = 8 << 20;
 
 const RESTART_AFTER: usize = 1 << 20;
 
 impl ReadThreshold {
-    /// `mark`: how many bytes are a good read.
+    /// `mark` is the size of a large read in bytes.
     pub(super) fn new(mark: usize) -> Self {
         Self { mark, missing: START_AFTER }
     }
 
-    /// So many bytes were read.
+    /// Records that `bytes` were read.
     pub(super) fn record(&mut self, bytes: usize) {
         self.missing = self.missing.saturating_sub(bytes);
     }
 
-    /// They did not come in time.
+    /// Records that the timeout expired before the threshold was reached.
     pub(super) fn timed_out(&mut self) {
         self.missing = RESTART_AFTER;
     }
 
-    /// How many bytes to wait for.
+    /// Returns the number of bytes to wait for.
     pub(super) fn next(&self) -> usize {
         if self.missing == 0 { self.mark } else { 1 }
     }
@@ -42,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_byte_is_enough_until_rows_flow() {
+    fn threshold_is_one_byte_until_rows_flow() {
         let mut threshold = ReadThreshold::new(64);
         for _ in 0..8 {
             assert_eq!(threshold.next(), 1);

@@ -1,4 +1,4 @@
-//! Going on behind the last row on another connection.
+//! Resuming a query after its last row, on a new connection.
 
 use std::{borrow::Cow, cmp::Ordering, fmt, mem};
 
@@ -13,19 +13,19 @@ use crate::{
     sql::{Field, Select},
 };
 
-/// Where a query stands that can be resumed.
+/// The state of a query that can be resumed.
 pub(super) struct ResumeState {
     select: Select,
-    /// By which the rows are sorted.
+    /// The key that orders the rows.
     key: Field,
     /// The key of the last row, as JSON.
     last: Option<String>,
     rows: u64,
-    /// Rows without the key, which the present request leaves out, are still to be requested.
+    /// Whether rows without the key, which the current request omits, still have to be requested.
     check_missing_key: bool,
-    /// The part of the present run that was checked.
+    /// The part of the current run that was checked.
     checked: Run,
-    /// How often it was resumed since the last row.
+    /// The number of resumptions since the last row.
     pub(super) attempts_without_progress: u32,
 }
 
@@ -42,8 +42,8 @@ impl ResumeState {
         }
     }
 
-    /// Looks at the keys of a run of rows, at each once. At a row whose key is not right the run is cut
-    /// off.
+    /// Checks the keys of a run of rows, each once. Truncates the run before a row with an invalid
+    /// key.
     pub(super) fn record(&mut self, buffer: &[u8], run: &mut Run) -> Result<()> {
         while self.checked.rows < run.rows {
             let Some((value, next)) = rows::value_at(buffer, self.checked.frame_bytes) else {
@@ -67,16 +67,16 @@ impl ResumeState {
         Ok(())
     }
 
-    /// The run has been handed over.
+    /// Starts a new run, after the current one was enqueued.
     pub(super) fn next_run(&mut self) {
         self.checked = Run::default();
     }
 
-    /// The key of the next row.
+    /// Returns the key of the next row.
     fn next_key(&self, document: &[u8]) -> Result<String> {
         let wrong = |what: String| {
             Error::config(format!(
-                "resume_by({:?}): row {} {what}; it must be a number or a string, and another one in each row",
+                "resume_by({:?}): row {} {what}; keys must be unique numbers or strings",
                 self.key.keys().unwrap_or_default().join("."),
                 self.rows + 1
             ))
@@ -85,27 +85,27 @@ impl ResumeState {
         let key = Find(self.key.keys()?).deserialize(&mut json);
         let key = match key.and_then(|key| json.end().map(|()| key)) {
             Ok(Some(key)) => key.get(),
-            Ok(None) => return Err(wrong("has no such field".into())),
+            Ok(None) => return Err(wrong("does not have this field".into())),
             Err(e) => return Err(wrong(format!("is not JSON ({e})"))),
         };
-        let kind = Kind::of(key).ok_or_else(|| wrong(format!("has {key} there")))?;
+        let kind = Kind::of(key).ok_or_else(|| wrong(format!("has the key {key}")))?;
         let Some(last) = &self.last else { return Ok(key.to_owned()) };
         if Kind::of(last) != Some(kind) {
-            return Err(wrong(format!("has {key} there, behind {last}")));
+            return Err(wrong(format!("has the key {key} after {last}")));
         }
-        // How strings are sorted, only the server knows.
+        // Only the server knows the order of strings.
         let increases = match kind {
             Kind::Number => compare(last, key) == Ordering::Less,
-            // In `json`, one string may be written in several ways.
+            // In `json`, the same string can have several representations.
             Kind::String => text(last) != text(key),
         };
         match increases {
             true => Ok(key.to_owned()),
-            false => Err(wrong(format!("has {key} there, behind {last}"))),
+            false => Err(wrong(format!("has the key {key} after {last}"))),
         }
     }
 
-    /// The request for the rows after the last one.
+    /// Returns the request for the rows after the last one.
     pub(super) fn rest(&mut self) -> Result<Bytes> {
         self.check_missing_key = self.last.is_some();
         match &self.last {
@@ -114,8 +114,9 @@ impl ResumeState {
         }
     }
 
-    /// The request after one that has been answered to its end: for a row without the key, which is
-    /// an error with and without a resumption.
+    /// Returns one more request after a resumed query, which checks for rows without the key. They
+    /// sort last and would otherwise be missed. Such a row is an error with and without a
+    /// resumption.
     pub(super) fn missing_key_request(&mut self) -> Result<Option<Bytes>> {
         if !mem::take(&mut self.check_missing_key) {
             return Ok(None);
@@ -128,20 +129,23 @@ impl ResumeState {
     }
 }
 
-/// Whether a query may go on behind this error, on another connection.
+/// Returns whether a query can be resumed after this error.
 pub(super) fn is_transient(error: &Error) -> bool {
     match error {
         Error::Timeout { phase, .. } => *phase == TimeoutPhase::Read,
-        // A standby's replay was in the way.
+        // A conflict with recovery on a standby.
         Error::Server(e) if *e.code() == sqlstate::T_R_SERIALIZATION_FAILURE => true,
         Error::Server(e) if is_pooler_error(e) => true,
         error => error.ends_session() && error.is_retriable(),
     }
 }
 
-/// PgBouncer has one SQLSTATE for whatever it says itself, and no function of Postgres's source code. Of a query that was
-/// being answered, it is that the server is lost, or that something took too long. Elsewhere it may as well be that a
-/// login is refused, or a transaction: so such an error is not retriable in general.
+/// Returns whether PgBouncer itself reports the error. It uses one SQLSTATE for all its errors, and
+/// sends no routine.
+///
+/// During a response, the error means that the server is lost or that a timeout expired. At other
+/// times it can also mean that a login or a transaction was rejected, so it is not retriable in
+/// general.
 fn is_pooler_error(error: &DbError) -> bool {
     error.severity() == "FATAL"
         && *error.code() == sqlstate::PROTOCOL_VIOLATION
@@ -168,7 +172,7 @@ impl Kind {
     }
 }
 
-/// Finds what is at a path of keys; of a key that is repeated, the last one, as Postgres does.
+/// Finds the value at a path of keys. If a key is repeated, this is the last value, as in Postgres.
 struct Find<'p>(&'p [String]);
 
 impl<'de> DeserializeSeed<'de> for Find<'_> {
@@ -231,7 +235,7 @@ impl<'de> Visitor<'de> for Find<'_> {
     }
 }
 
-/// Whether a key is this one.
+/// Compares a key of an object with this one.
 struct Is<'k>(&'k str);
 
 impl<'de> DeserializeSeed<'de> for Is<'_> {
@@ -254,7 +258,7 @@ impl Visitor<'_> for Is<'_> {
     }
 }
 
-/// The text of a string of JSON.
+/// Returns the text of a JSON string.
 fn text(string: &str) -> Cow<'_, str> {
     match string.contains('\\') {
         true => serde_json::from_str(string).map_or(Cow::Borrowed(string), Cow::Owned),
@@ -262,7 +266,7 @@ fn text(string: &str) -> Cow<'_, str> {
     }
 }
 
-/// Compares two numbers of JSON exactly, whatever their size.
+/// Compares two JSON numbers exactly, for any size.
 fn compare(a: &str, b: &str) -> Ordering {
     if let (Ok(a), Ok(b)) = (a.parse::<i64>(), b.parse::<i64>()) {
         return a.cmp(&b);
@@ -276,7 +280,7 @@ fn compare(a: &str, b: &str) -> Ordering {
     }
 }
 
-/// `0.{digits} * 10^exponent`, without zeros in front and behind.
+/// The number `0.{digits} * 10^exponent`, without leading and trailing zeros.
 struct Decimal {
     negative: bool,
     digits: Vec<u8>,
@@ -293,7 +297,7 @@ impl Decimal {
         let zeros = digits.clone().take_while(|d| *d == b'0').count();
         let mut digits: Vec<u8> = digits.skip(zeros).collect();
         digits.truncate(digits.iter().rposition(|d| *d != b'0').map_or(0, |last| last + 1));
-        // Beyond any number that Postgres has.
+        // This exceeds every number of Postgres.
         let exponent: i64 = exponent.parse().unwrap_or(i64::from(i32::MAX));
         Self { negative, exponent: exponent + whole.len() as i64 - zeros as i64, digits }
     }
@@ -345,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_string_that_is_written_in_another_way_is_the_same_key() {
+    fn strings_with_different_escapes_are_the_same_key() {
         let key = |last: &str, next: &str| {
             let mut state = ResumeState::new(&Select::new("v"), &field("id"));
             state.last = Some(last.to_owned());
@@ -355,13 +359,13 @@ mod tests {
             [(r#""\u00e9""#, "\"\u{e9}\""), (r#""a\/b""#, r#""a/b""#), (r#""a""#, r#""a""#)]
         {
             let error = key(last, next).unwrap_err().to_string();
-            assert!(error.contains("another one in each row"), "{error}");
+            assert!(error.contains("keys must be unique"), "{error}");
         }
         assert_eq!(key(r#""a\"""#, r#""a""#).unwrap(), r#""a""#);
     }
 
     #[test]
-    fn a_key_is_found_as_postgres_finds_it() {
+    fn key_is_found_as_in_postgres() {
         let find = |path: &str, document: &str| {
             let path: Vec<String> = path.split('.').map(Into::into).collect();
             let mut json = serde_json::Deserializer::from_str(document);
