@@ -11,10 +11,11 @@ use crate::{
     metrics::{self, Outcome, RowFailure},
 };
 
-/// The stream's end of the channel. Dropped before the end of the rows, it cancels the query.
+/// The stream's side of the channel. If it is dropped before the end of the rows, the query is
+/// cancelled.
 pub(super) struct Consumer {
     pub(super) channel: Arc<Channel>,
-    /// The end, or the error that is the end, has been read.
+    /// Whether the end of the rows, or the error that ends them, has been read.
     pub(super) ended: bool,
     /// The number of rows that were decoded.
     pub(super) deserialized: u64,
@@ -49,7 +50,7 @@ impl Consumer {
         self.chunk_since = Some(now());
     }
 
-    /// The rows of the present chunk are done with: tells metrics what became of them.
+    /// Records the rows of the current chunk in the metrics.
     pub(super) fn chunk_done(&mut self) {
         let Some(since) = self.chunk_since.take() else { return };
         let metrics = &self.channel.observer.metrics;
@@ -69,8 +70,10 @@ impl Consumer {
         self.flushed = seen;
     }
 
-    /// Times the reading of one row, which stands for a chunk of `rows`. `read` calls what it is given
-    /// behind the predicates on documents; `filters`: there are some.
+    /// Times the decoding of one row, from which the time of a chunk of `rows` is estimated.
+    ///
+    /// `read` calls its argument after the predicates on documents, of which there are some if
+    /// `filters` is set.
     #[cold]
     pub(super) fn timed<R>(
         &self,
@@ -89,13 +92,13 @@ impl Consumer {
         row
     }
 
-    /// A row does not decode, or predicates cannot be asked about it.
+    /// Records a row that could not be decoded, for the caller or for a predicate.
     pub(super) fn row_failed(&self, error: &Error) {
         self.channel.consumed.failed.add(1);
         self.channel.observer.metrics.row_failed(row_failure(error));
     }
 
-    /// An error has come out of the channel, which is the end.
+    /// Ends the stream with an error from the channel.
     pub(super) fn fail(&mut self, error: &Error) {
         // A query that its caller cancels has not failed.
         if !matches!(error, Error::Cancelled) {

@@ -1,4 +1,4 @@
-//! The deadlines of a query: for the whole of it, and for its first row.
+//! The deadlines of a query and of its first row.
 
 use std::{
     future::{Future, pending},
@@ -10,7 +10,7 @@ use tokio::{select, task::unconstrained, time::sleep_until};
 use super::{channel::Channel, settings::StreamSettings};
 use crate::error::{Error, TimeoutPhase};
 
-/// When the query, and its first row, must be there.
+/// The deadlines of a query.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadlines {
     query: Option<Deadline>,
@@ -25,7 +25,7 @@ struct Deadline {
 }
 
 impl Deadlines {
-    /// A time that no clock reaches is no deadline.
+    /// Computes the deadlines. A timeout beyond the range of the clock is no deadline.
     pub(super) fn new(started_at: Instant, settings: &StreamSettings) -> Self {
         let deadline = |after: Option<Duration>, phase| {
             let after = after?;
@@ -37,7 +37,7 @@ impl Deadlines {
         }
     }
 
-    /// Runs the step up to which there can be no row.
+    /// Runs `step`, before which no row can arrive, and fails when a deadline expires.
     pub(super) async fn bound<T, E: From<Error>>(
         &self,
         step: impl Future<Output = Result<T, E>>,
@@ -50,8 +50,8 @@ impl Deadlines {
         }
     }
 
-    /// Resolves when time is up. The time of a pause does not count for the first row: it cannot
-    /// come then.
+    /// Resolves when a deadline expires. Pauses do not count towards the deadline of the first row,
+    /// because it cannot arrive then.
     pub(super) async fn expired(&self, channel: &Channel) -> Error {
         let first_row = async {
             let mut paused = Duration::ZERO;
@@ -65,7 +65,7 @@ impl Deadlines {
             }
         };
         select! {
-            // Of two that pass at once, the same one is named every time.
+            // If both expire at the same time, always report the same one.
             biased;
             error = expired(self.query, Duration::ZERO) => error,
             error = first_row => error,
@@ -76,9 +76,8 @@ impl Deadlines {
 async fn expired(deadline: Option<Deadline>, later: Duration) -> Error {
     let Some(Deadline { at, phase, after }) = deadline else { return pending().await };
     match at.checked_add(later) {
-        // A reader that always finds bytes uses up its task's budget; the timer must fire
-        // nevertheless.
-        // On the heap: most queries have no deadline, and each would move its timer.
+        // Unconstrained: the timer must fire even if a reader that always finds data has used up
+        // the budget of its task. Boxed: most queries have no deadline, but would move the timer.
         Some(at) => Box::pin(unconstrained(sleep_until(at.into()))).await,
         None => pending().await,
     }
@@ -98,7 +97,7 @@ mod tests {
     };
 
     #[tokio::test(start_paused = true)]
-    async fn of_two_deadlines_at_once_that_of_the_query_counts() {
+    async fn simultaneous_deadlines_report_that_of_the_query() {
         let second = Some(Duration::from_secs(1));
         let settings =
             StreamSettings { timeout: second, first_row_timeout: second, ..Default::default() };

@@ -1,4 +1,4 @@
-//! One request on a connection, and how far the server has answered it.
+//! One request on a connection, and the state of its response.
 
 use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
 
@@ -43,7 +43,7 @@ pub(super) struct Exchange {
     pub(super) is_rerun: bool,
 }
 
-/// What the next bytes of an answer are.
+/// The next part of a response.
 pub(super) enum Next {
     Progress(Progress),
     /// A message that may come at any time. Its handler has run.
@@ -52,7 +52,7 @@ pub(super) enum Next {
     Incomplete(usize),
 }
 
-/// Whether more of an answer is to come.
+/// Whether the response is complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Answer {
     Complete,
@@ -106,7 +106,7 @@ impl Exchange {
         self.unsent.len() < self.request_bytes
     }
 
-    /// What of the request is not sent yet.
+    /// Returns the part of the request that has not been sent.
     pub(super) fn take_unsent(&mut self) -> Bytes {
         std::mem::take(&mut self.unsent)
     }
@@ -199,7 +199,7 @@ impl Exchange {
         if connection.is_in_message() { None } else { query.take_usual(&connection.buffer) }
     }
 
-    /// Looks whether a session that has ended was ended before the request arrived.
+    /// Checks whether a session that has ended was ended before the request arrived.
     async fn failed(&mut self, error: Error) -> Error {
         if self.connection.reused && !self.is_answered && error.ends_session() {
             self.not_begun = ended_idle(&error) || self.connection.ends_unread().await;

@@ -1,4 +1,4 @@
-//! What the outside sees of a query: its span, its metrics, and when it started.
+//! Observability of a query: its span, its metrics, and its start time.
 
 use std::{
     sync::{
@@ -53,7 +53,7 @@ impl QueryObserver {
         span::connected(&self.span(), slot);
     }
 
-    /// The stream is ready to be read.
+    /// Records that the stream is ready to be read.
     pub(super) fn started(&self, chunk_size: usize) {
         self.metrics.started(self.elapsed());
         self.metrics.chunk_size(chunk_size);
@@ -84,7 +84,7 @@ impl Drop for QueryObserver {
     }
 }
 
-/// The rows of a query that has finished.
+/// The number of rows of a query that has finished.
 #[derive(Debug, Default, Clone, Copy)]
 pub(super) struct Rows {
     /// Rows that the stream yielded, if there was a stream.
@@ -93,7 +93,7 @@ pub(super) struct Rows {
     pub(super) bytes: u64,
 }
 
-/// The outcome of a query that ended with this error.
+/// Returns the outcome of a query that ended with this error.
 pub(super) fn outcome(error: &Error) -> Outcome {
     match error {
         Error::Cancelled => Outcome::Cancelled,
@@ -108,7 +108,7 @@ pub(super) fn outcome(error: &Error) -> Outcome {
     }
 }
 
-/// The time of tokio's clock, which a test may stop.
+/// Returns the time of tokio's clock, which a test can pause.
 pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }

@@ -1,4 +1,4 @@
-//! Opening a stream: from `execute()` up to the first rows.
+//! Opening a stream: from `execute()` to the first rows.
 
 use std::{pin::pin, sync::Arc};
 
@@ -32,7 +32,7 @@ pub(super) async fn open(slot: &SlotHandle, plan: QueryPlan) -> Result<Arc<Chann
     let query = slot.begin_query();
     let opening = Opening { slot, plan: &plan, query: &query, observer: &observer };
     let opened = {
-        // By reference: a future that takes another by value has room for it twice.
+        // Passed by reference: a future that takes another by value reserves its size twice.
         let run = pin!(opening.run());
         let run = pin!(run.instrument(observer.span()));
         query.unless_cancelled(deadlines.bound(run)).await
@@ -60,7 +60,7 @@ struct Opening<'a> {
     observer: &'a QueryObserver,
 }
 
-/// A query that the server has begun to answer.
+/// A query to which the server has started to respond.
 struct Opened {
     guard: StreamGuard,
     start: Start,
@@ -69,7 +69,7 @@ struct Opened {
 struct Start {
     sessions: Sessions,
     first: Option<FirstRows>,
-    /// An error is reported by the stream, after the first rows.
+    /// The stream reports an error after the first rows.
     answer: Result<Answer>,
 }
 
@@ -310,7 +310,7 @@ fn taken_twice() -> Error {
 }
 
 impl OpenError {
-    /// Attempts to connect were counted one by one.
+    /// Attempts to connect have been counted one by one.
     fn of_acquire(error: Error) -> Self {
         let is_connecting = match error {
             Error::ConnectionBusy => false,

@@ -1,5 +1,5 @@
-//! One result from several sessions: how they agree on the same rows. docs/ARCHITECTURE.md has a
-//! table of the steps.
+//! Parallel queries: how several sessions agree on the same rows. docs/ARCHITECTURE.md has a table
+//! of the steps.
 
 use std::{
     convert::Infallible,
@@ -186,7 +186,7 @@ impl Parallel<'_> {
                 Err(Obstacle::Denied(error)) if !relation.is_lockable => return Err(error),
                 Err(Obstacle::Denied(_)) => relation.is_lockable = false,
                 Err(Obstacle::Locked(error)) => {
-                    // One query would have heard nothing since then.
+                    // A single query would have received no message since then.
                     let silence = first.limits.read_timeout;
                     if let Some(after) = silence.filter(|_| is_over(Some(began), silence)) {
                         return Err(Error::Timeout { phase: TimeoutPhase::Read, after });
@@ -305,7 +305,7 @@ impl Parallel<'_> {
         }
     }
 
-    /// Has the server plan a part.
+    /// Sends a part to be planned by the server.
     fn plan(&self, portal: &str, part: Partition) -> Result<Bytes> {
         let statement = Select { partition: Some(part), ..self.select.clone() }.rows()?;
         let parameters = statement.parameters.iter().zip(1..);
@@ -314,7 +314,7 @@ impl Parallel<'_> {
         frontend::bind_portal(portal, &statement.sql, &parameters).map(Into::into)
     }
 
-    /// The error of planning a part.
+    /// Converts an error of planning a part.
     fn explain(&self, error: Error) -> Obstacle {
         match error {
             Error::Server(e) if *e.code() == sqlstate::LOCK_NOT_AVAILABLE => {
@@ -352,7 +352,7 @@ pub(super) async fn end_transaction(session: &mut Connection) -> Result<()> {
     session.end_transaction(COMMIT).await
 }
 
-/// Statements in one message of the simple protocol.
+/// Runs statements in one message of the simple protocol.
 fn simple(statements: &[&str]) -> Result<Bytes> {
     frontend::simple_query(&statements.join("; ")).map(Into::into)
 }

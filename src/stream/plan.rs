@@ -1,4 +1,4 @@
-//! What a query asks for, and how its rows are read.
+//! The plan of a query: what it selects, and how it is executed.
 
 use bytes::Bytes;
 
@@ -10,7 +10,8 @@ use crate::{
     sql::{Condition, Field, Select, Statement},
 };
 
-/// A query that is ready to be sent: everything that can be checked without a server is checked.
+/// A query that is ready to be sent. Everything that can be validated without a server has been
+/// validated.
 #[derive(Debug)]
 pub(crate) struct QueryPlan {
     pub(crate) spec: Box<QuerySpec>,
@@ -19,7 +20,7 @@ pub(crate) struct QueryPlan {
     pub(crate) execution: Execution,
 }
 
-/// What a query asks for. On the heap, because builders and futures are moved.
+/// The specification of a query. It is boxed, because builders and futures are moved.
 #[derive(Debug)]
 pub(crate) struct QuerySpec {
     pub(crate) select: Select,
@@ -29,15 +30,15 @@ pub(crate) struct QuerySpec {
     pub(crate) has_predicates: bool,
 }
 
-/// How the rows are read.
+/// How a query is executed.
 #[derive(Debug)]
 pub(crate) enum Execution {
-    /// By one query.
+    /// As one query.
     Single,
-    /// By one query that is sorted by this field. If its connection is lost, it is resumed.
+    /// As one query that is ordered by this field. If its connection is lost, it is resumed.
     Resumable(Field),
     /// By several sessions in one snapshot. `partition_by` is raw SQL; without it, the relation is
-    /// split by its blocks.
+    /// divided by its blocks.
     Parallel { parts: usize, partition_by: Option<String> },
 }
 

@@ -1,11 +1,11 @@
-//! Conditions in Rust on documents and on decoded rows.
+//! Rust predicates on documents and on decoded rows.
 
 use serde_json::Value;
 
 use super::row::{FromJsonRow, Row};
 use crate::error::Result;
 
-/// Conditions in Rust, all of which must hold.
+/// Rust predicates, all of which must hold.
 pub(crate) struct Predicates<T> {
     pub(crate) on_documents: Vec<Predicate<Value>>,
     pub(crate) on_rows: Vec<Predicate<T>>,
@@ -25,7 +25,7 @@ impl<T> Default for Predicates<T> {
     }
 }
 
-/// Whether a row passes that is not to be decoded.
+/// Returns whether all predicates accept a row that is returned undecoded.
 pub(super) fn passes<T: FromJsonRow>(
     row: &Row<'_>,
     predicates: &Predicates<T>,
@@ -46,7 +46,8 @@ pub(super) fn passes<T: FromJsonRow>(
     Ok(predicates.on_rows.iter().all(|accepts| accepts(&decoded)))
 }
 
-/// What a row is, unless a predicate rejects it; `judged` is called behind the predicates.
+/// Decodes a row, unless a predicate on documents rejects it. Calls `judged` after these
+/// predicates.
 pub(super) fn read<T: FromJsonRow>(
     row: &Row<'_>,
     predicates: &[Predicate<Value>],
@@ -62,7 +63,7 @@ pub(super) fn read<T: FromJsonRow>(
     }
 }
 
-/// What predicates on documents say of a row.
+/// The result of the predicates on documents for a row.
 enum Verdict {
     /// There are none.
     NoPredicates,
@@ -70,8 +71,8 @@ enum Verdict {
     Skip,
 }
 
-/// Asks the predicates. What they cannot be asked about must not pass: it is an error, even where
-/// the type asked for would take it.
+/// Applies the predicates. A document that they cannot be applied to is an error, even if the
+/// requested type could be decoded.
 fn apply_predicates(row: &Row<'_>, predicates: &[Predicate<Value>]) -> Result<Verdict> {
     if predicates.is_empty() {
         return Ok(Verdict::NoPredicates);

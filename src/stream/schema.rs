@@ -1,4 +1,4 @@
-//! The one column that a query must return.
+//! The column that a query must return.
 
 use crate::{
     error::{Error, Result},
@@ -13,7 +13,7 @@ pub(super) fn check_columns(columns: &[Column]) -> Result<()> {
     match columns {
         [Column { type_oid: JSON | JSONB, format: Format::Text, .. }] => Ok(()),
         [Column { type_oid: JSON | JSONB, .. }] => {
-            Err(Error::protocol("the column came in binary format, though text was asked for"))
+            Err(Error::protocol("unexpected binary format of a column: expected text"))
         }
         [] => Err(no_columns()),
         [only] => Err(Error::InvalidSchema {
@@ -23,7 +23,7 @@ pub(super) fn check_columns(columns: &[Column]) -> Result<()> {
             ),
         }),
         several => {
-            // The first few are enough to recognize the query by.
+            // The first few are enough to recognize the query.
             let mut shown: Vec<String> = several.iter().take(4).map(describe).collect();
             if several.len() > shown.len() {
                 shown.push("...".into());
@@ -50,7 +50,7 @@ fn describe(column: &Column) -> String {
     format!("{name:?} of type {}", type_name(column.type_oid))
 }
 
-/// The names of the most common types, from `pg_type.dat`; for others the OID.
+/// Returns the name of a common type, from `pg_type.dat`, or the OID of any other.
 fn type_name(oid: u32) -> String {
     let name = match oid {
         16 => "boolean",
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn exactly_one_json_column_is_taken() {
+    fn check_columns_accepts_exactly_one_json_column() {
         assert!(check_columns(&[column("data", JSON)]).is_ok());
         assert!(check_columns(&[column("anything", JSONB)]).is_ok());
         let found = |columns: &[Column]| check_columns(columns).unwrap_err().to_string();

@@ -2,23 +2,24 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// The most rows in a chunk, unless set otherwise: about one read of small documents.
+/// The default maximum of rows per chunk: about one read of small documents.
 const DEFAULT_CHUNK_SIZE: usize = 256;
 
-/// Between these an adaptive size moves, unless set otherwise.
+/// The default minimum and maximum of an adaptive chunk size.
 const DEFAULT_ADAPTIVE: (usize, usize) = (16, 4096);
 
-/// The memory of a stream, unless set otherwise: 1 MiB, or one row if that is larger.
+/// The default memory of a stream: 1 MiB, or one row if that is larger.
 const DEFAULT_MAX_MEMORY: usize = 1 << 20;
 
-/// The largest read, 64 KiB: the server flushes 8 KiB at a time, and larger reads measure the same.
+/// The maximum size of a read, 64 KiB. The server flushes 8 KiB at a time, and larger reads are not
+/// faster.
 pub(super) const MAX_READ: usize = 64 << 10;
 pub(super) const MIN_READ: usize = 1 << 10;
 /// A page of 20 documents of 500 bytes fits. A connection keeps a buffer of this size between
 /// queries.
 const MAX_FIRST_READ: usize = 16 << 10;
 
-/// What the user has set for a stream.
+/// The settings of a stream, as set by the caller.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct StreamSettings {
     pub(crate) chunk_size: Option<usize>,
@@ -26,7 +27,7 @@ pub(crate) struct StreamSettings {
     pub(crate) adaptive_min: Option<usize>,
     pub(crate) adaptive_max: Option<usize>,
     pub(crate) max_memory: Option<usize>,
-    /// Shares of the memory: to warn at, and to fail at.
+    /// The fractions of the memory at which to warn and to fail.
     pub(crate) soft_limits: Option<(f32, f32)>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) first_row_timeout: Option<Duration>,
@@ -38,34 +39,32 @@ pub(crate) struct StreamSettings {
 impl StreamSettings {
     /// # Errors
     ///
-    /// [`Error::Config`]: they contradict themselves.
+    /// [`Error::Config`]: a setting is invalid, or two contradict each other.
     pub(crate) fn check(&self) -> Result<()> {
         let (min, max) = self.adaptive_bounds();
         let refuse = |message: String| Err(Error::config(message));
         if self.chunk_size == Some(0) {
-            return refuse(
-                "chunk_size is 0, so no row could ever be handed over: set at least 1".into(),
-            );
+            return refuse("chunk_size is 0, so no row could be delivered: set at least 1".into());
         }
         if min == 0 || min > max {
             return refuse(format!(
-                "adaptive_min_size is {min} and adaptive_max_size {max}: the first must be at least 1 \
-                 and at most the second"
+                "adaptive_min_size is {min} and adaptive_max_size is {max}: the minimum must be at \
+                 least 1 and at most the maximum"
             ));
         }
         if self.max_memory == Some(0) {
             return refuse(
-                "max_memory is 0, so no row could ever be read: set at least the size of the \
+                "max_memory is 0, so no row could be read: set at least the size of the \
                  largest row in bytes"
                     .into(),
             );
         }
         if let Some((warn, fail)) = self.soft_limits {
-            // Not a number is within no range.
+            // NaN is in no range.
             if !((0.0..=fail).contains(&warn) && (0.0..=1.0).contains(&fail) && fail > 0.0) {
                 return refuse(format!(
-                    "memory_soft_limits({warn}, {fail}): both are shares of max_memory from 0.0 to \
-                     1.0, the first not above the second, and the second above 0.0"
+                    "invalid memory_soft_limits({warn}, {fail}): expected fractions of max_memory \
+                     from 0.0 to 1.0, the first at most the second, and the second above 0.0"
                 ));
             }
         }
@@ -76,7 +75,7 @@ impl StreamSettings {
             ("pause_timeout", self.pause_timeout),
         ] {
             if zero(timeout) {
-                return refuse(format!("{name} is 0: leave it out where nothing should time out"));
+                return refuse(format!("{name} is 0: omit it to disable the timeout"));
             }
         }
         Ok(())
@@ -84,7 +83,7 @@ impl StreamSettings {
 
     fn adaptive_bounds(&self) -> (usize, usize) {
         let (min, max) = DEFAULT_ADAPTIVE;
-        // One bound beyond the other's default moves it along.
+        // A limit beyond the default of the other limit replaces that default.
         match (self.adaptive_min, self.adaptive_max) {
             (None, None) => (min, max),
             (Some(set), None) => (set, set.max(max)),
@@ -93,7 +92,7 @@ impl StreamSettings {
         }
     }
 
-    /// The rows per chunk. If that adapts: the minimum and the maximum.
+    /// Returns the rows per chunk; for an adaptive size also the minimum and the maximum.
     pub(super) fn chunk_rows(&self) -> (usize, Option<(usize, usize)>) {
         let rows = self.chunk_size.unwrap_or(DEFAULT_CHUNK_SIZE);
         if !self.adaptive {
@@ -103,18 +102,18 @@ impl StreamSettings {
         (rows.clamp(min, max), Some((min, max)))
     }
 
-    /// The most bytes held.
+    /// Returns the maximum memory in bytes.
     pub(super) fn memory(&self) -> usize {
         self.max_memory.unwrap_or(DEFAULT_MAX_MEMORY)
     }
 
-    /// Whether a row larger than that is an error, or passes alone.
+    /// Returns whether a row larger than the maximum memory is an error. Otherwise it passes alone.
     pub(super) fn is_strict(&self) -> bool {
         self.max_memory.is_some()
     }
 
-    /// Whether a row that fits into the read buffer may exceed the memory. Any other row is found
-    /// before it is read.
+    /// Returns whether a row that fits into the read buffer can exceed the maximum memory. Any
+    /// other row is detected before it is read.
     pub(super) fn is_tiny(&self) -> bool {
         self.is_strict() && self.memory() < 4 * MIN_READ
     }
@@ -132,39 +131,39 @@ impl StreamSettings {
         Ok(())
     }
 
-    /// The bytes above which the stream warns.
+    /// Returns the memory above which the stream warns.
     pub(super) fn warn_at(&self) -> usize {
         self.soft_limits.map_or(self.memory(), |(warn, _)| share(self.memory(), warn))
     }
 
-    /// The bytes at which the stream fails instead of waiting for its consumer.
+    /// Returns the memory at which the stream fails instead of waiting for its consumer.
     pub(super) fn fail_at(&self) -> Option<usize> {
         let (_, fail) = self.soft_limits.filter(|(_, fail)| *fail < 1.0)?;
         Some(share(self.memory(), fail))
     }
 
-    /// The most chunks that wait to be read: one for every 4 KiB of memory. Memory is bounded by
-    /// bytes; this bounds what is not counted there, when a server sends its rows one by one. It sends
-    /// 8 KiB at a time otherwise.
+    /// Returns the maximum number of chunks in the queue: one for every 4 KiB of memory. It limits
+    /// the overhead of chunks, which is not counted as memory, if a server sends its rows one by
+    /// one. Usually a server sends 8 KiB at a time.
     pub(super) fn max_chunks(&self) -> usize {
         (self.memory() / (4 << 10)).max(64)
     }
 
-    /// The bytes of one read by one of `readers` that share the memory: a quarter of it, so that
-    /// the next read can begin while earlier ones wait for the consumer. If the stream is to fail
-    /// at less than its memory, a quarter of that.
+    /// Returns the size of a read by each of `readers` that share the memory. It is a quarter of
+    /// the memory, so that the next read can start while earlier ones wait for the consumer. If the
+    /// stream fails at less than its memory, it is a quarter of that.
     pub(super) fn read_size(&self, readers: usize) -> usize {
         let memory = self.fail_at().map_or(self.memory(), |fail_at| fail_at.min(self.memory()));
         (memory / 4 / readers.max(1)).clamp(MIN_READ, MAX_READ)
     }
 
-    /// The size of the buffer in which the caller of `execute()` reads the beginning of an answer.
+    /// Returns the size of the buffer into which `execute()` reads the beginning of the response.
     pub(super) fn first_read_size(&self, readers: usize) -> usize {
         self.read_size(readers).min(MAX_FIRST_READ)
     }
 }
 
-/// Returns the share `of` a limit; the limit itself from 1.0 on.
+/// Returns the fraction `of` a limit, or the limit itself from 1.0.
 fn share(limit: usize, of: f32) -> usize {
     if of < 1.0 { (limit as f64 * f64::from(of)) as usize } else { limit }
 }
@@ -174,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_that_contradict_themselves_are_errors() {
+    fn check_rejects_contradictory_settings() {
         type S = StreamSettings;
         let refused: [(S, &str); 12] = [
             (S { chunk_size: Some(0), ..S::default() }, "chunk_size"),
@@ -202,9 +201,10 @@ mod tests {
         S { adaptive_min: Some(8), adaptive_max: Some(8), ..S::default() }.check().unwrap();
     }
 
-    /// As the query builder's methods promise, and docs/ARCHITECTURE.md.
+    /// These are the defaults in the documentation of the query builder and in
+    /// docs/ARCHITECTURE.md.
     #[test]
-    fn what_is_not_set_is_as_documented() {
+    fn defaults_are_as_documented() {
         let settings = StreamSettings::default();
         settings.check().unwrap();
         assert_eq!((settings.memory(), settings.is_strict()), (1_048_576, false));
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn one_bound_moves_the_other() {
+    fn adaptive_limit_beyond_the_others_default_replaces_it() {
         let bounds = |adaptive_min, adaptive_max| {
             let settings = StreamSettings { adaptive_min, adaptive_max, ..Default::default() };
             StreamSettings { adaptive: true, ..settings }.chunk_rows().1.unwrap()
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_and_queues_fit_the_memory() {
+    fn reads_and_queues_are_sized_by_the_memory() {
         for (memory, read, chunks) in
             [(1, 1024, 64), (8192, 2048, 64), (1 << 20, 65_536, 256), (1 << 24, 65_536, 4096)]
         {

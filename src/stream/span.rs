@@ -1,4 +1,4 @@
-//! The span of a query, by [OpenTelemetry's conventions for databases].
+//! The span of a query, with the fields of [OpenTelemetry's conventions for databases].
 //!
 //! [OpenTelemetry's conventions for databases]: https://opentelemetry.io/docs/specs/semconv/database/postgresql/
 
@@ -11,20 +11,21 @@ use crate::{
     error::Error,
 };
 
-/// What a query is, for those who trace it.
+/// What the span shows of a query.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct QueryText<'a> {
-    /// The relation, as it was given.
+    /// The relation, as passed by the caller.
     pub(crate) entity: &'a str,
     pub(crate) sql: &'a str,
-    /// Whether the values are apart from the text, so that it may be shown.
+    /// Whether all values are parameters, so that the text can be shown.
     pub(crate) is_parameterized: bool,
 }
 
-/// Begins the span. It ends with the stream, as who reads it sees it: not with the clean-up behind it.
+/// Starts the span. It ends when the consumer sees the end of the stream, and does not include the
+/// cleanup.
 pub(super) fn begin(slot: &Slot, query: QueryText<'_>) -> Span {
     let QueryText { entity, sql, is_parameterized } = query;
-    // What is worked out here is so only where the span is wanted.
+    // The macro evaluates the fields only if the span is enabled.
     info_span!(
         target: TARGET,
         "query",
@@ -51,24 +52,24 @@ fn summary(entity: &str) -> String {
     format!("{OPERATION} {entity}")
 }
 
-/// `{database}|{schema}`, as far as it is known.
+/// Returns `{database}|{schema}`, or only the database if the schema is unknown.
 fn namespace(slot: &Slot, entity: &str) -> String {
     let database = slot.config().database().unwrap_or_default();
     match entity.rsplit_once('.') {
-        // A dot in quotes is a part of a name.
+        // A dot within quotes is part of a name.
         Some((schema, _)) if !entity.contains('"') => format!("{database}|{schema}"),
         _ => database,
     }
 }
 
-/// The server that is tried first.
+/// Returns the address and the port of the server that is tried first.
 fn first_server(slot: &Slot) -> (Option<String>, Option<i64>) {
     slot.first_target().map_or((None, None), |target| {
         server(target.host.as_deref(), target.unix_socket.as_deref(), target.port)
     })
 }
 
-/// Says where the query runs, where that is not the first host of several.
+/// Records where the query runs, if that is not the first host.
 pub(super) fn connected(span: &Span, slot: &Slot) {
     if span.is_disabled() {
         return;
@@ -82,7 +83,7 @@ pub(super) fn connected(span: &Span, slot: &Slot) {
         let (address, _) = server(info.host.as_deref(), info.unix_socket.as_deref(), info.port);
         let numeric = info.address.map(|address| address.to_string());
         span.record("server.address", address.or(numeric));
-        // The usual one too, for it replaces another.
+        // Also the default port, because it may replace another.
         span.record("server.port", i64::from(info.port));
     }
     if let Some(address) = info.address {
@@ -91,28 +92,28 @@ pub(super) fn connected(span: &Span, slot: &Slot) {
     }
 }
 
-/// The address as the conventions want it: a socket's path, or a host's name; and the port, which they leave
-/// out where it is the usual one.
+/// Returns the address and the port as the conventions define them. The address is the path of a
+/// socket or the name of a host. The default port is omitted.
 fn server(host: Option<&str>, socket: Option<&Path>, port: u16) -> (Option<String>, Option<i64>) {
     match (socket, host) {
         (Some(path), _) => (Some(path.display().to_string()), None),
         (None, Some(host)) => {
             (Some(host.to_owned()), (port != DEFAULT_PORT).then_some(i64::from(port)))
         }
-        // Only a numeric address, which is the peer's.
+        // There is only a numeric address, which is recorded as that of the peer.
         (None, None) => (None, None),
     }
 }
 
-/// Says how many rows were delivered. This is the end: exporters take it to be where a span was left last, so
-/// it is entered once more.
+/// Records the number of delivered rows and the end of the span. Exporters use the last time that a
+/// span was exited as its end, so the span is entered once more.
 pub(super) fn ended(span: &Span, rows: u64) {
     span.in_scope(|| {
         span.record("db.response.returned_rows", i64::try_from(rows).unwrap_or(i64::MAX));
     });
 }
 
-/// Says why the query failed: the SQLSTATE, or the error's category.
+/// Records why the query failed: the SQLSTATE or the category of the error.
 pub(super) fn failed(span: &Span, error: &Error) {
     span.in_scope(|| {
         let state = error.sqlstate().map(|state| state.code());

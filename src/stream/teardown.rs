@@ -1,4 +1,4 @@
-//! What becomes of a connection when its query is over.
+//! Releasing or closing a connection when its query has ended.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,8 +12,8 @@ use crate::{
     metrics::connection::CloseReason,
 };
 
-/// A request in flight, held by a future of the user. Dropped, the query is cancelled, and its
-/// connection is cleaned up in a task.
+/// A running request, held by a future of the caller. If it is dropped, the query is cancelled, and
+/// a task cleans up its connection.
 pub(super) struct InFlight {
     held: Option<Held>,
     runtime: Handle,
@@ -203,7 +203,7 @@ pub(super) async fn cancel_and_release(mut exchange: Exchange, lease: Option<Lea
 /// Releases a connection whose query is answered, after ending its transaction, if there is one.
 pub(super) async fn release(mut connection: Box<Connection>, lease: Option<Lease>) -> Result<()> {
     end_transaction(&mut connection).await?;
-    // The next query may be short, and need less.
+    // The next query may be short and need a smaller buffer.
     connection.release_read_buffer();
     give_back(connection, lease);
     Ok(())
