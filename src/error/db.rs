@@ -69,13 +69,16 @@ impl DbError {
         self.internal_position
     }
 
-    /// Returns the text of an internally generated command that failed, for example a query inside
-    /// a PL/pgSQL function.
+    /// Returns the text of an internally generated command that failed.
+    ///
+    /// For example, this is a query inside a PL/pgSQL function.
     pub fn internal_query(&self) -> Option<&str> {
         self.internal_query.as_deref()
     }
 
-    /// Returns the context of the error: a call stack with one entry per line, most recent first.
+    /// Returns the context of the error.
+    ///
+    /// This is a call stack with one entry per line, most recent first.
     pub fn where_(&self) -> Option<&str> {
         self.where_.as_deref()
     }

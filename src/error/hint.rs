@@ -203,8 +203,8 @@ pub(super) fn closed(during: &str, source: Option<&io::Error>) -> String {
     format!("{what}; {advice}")
 }
 
-/// Returns why the peer of a session can no longer be reached although it has not closed the
-/// connection: unanswered keepalives or retransmissions, `tcp_user_timeout`, or a network failure.
+/// Returns why the peer of a session can no longer be reached, if it has not closed the connection.
+/// Reasons are unanswered keepalives or retransmissions, `tcp_user_timeout`, and network failures.
 pub(super) fn lost(e: &io::Error) -> Option<&'static str> {
     use io::ErrorKind as K;
     Some(match e.kind() {

@@ -1,8 +1,9 @@
 use std::fmt;
 
-/// Displays untrusted text (from a server, a certificate, a document) so that it cannot mislead the
-/// reader of a log or a terminal: on one line, without escape sequences, invisible characters and
-/// changes of direction, and at most `max` bytes.
+/// Displays untrusted text so that it cannot mislead the reader of a log or a terminal.
+///
+/// The text comes from a server, a certificate or a document. It is displayed on one line, with at
+/// most `max` bytes, and without escape sequences, invisible characters and changes of direction.
 ///
 /// A run of such characters becomes one space, so that words stay separated.
 pub(crate) struct OneLine<'a> {
@@ -32,9 +33,11 @@ impl fmt::Display for OneLine<'_> {
     }
 }
 
-/// Returns whether a character is invisible or changes how others are displayed: control characters
-/// (C0 and C1), line separators, Unicode's Default_Ignorable_Code_Point (bidirectional controls,
-/// zero-width characters, fillers, tags), and interlinear annotation marks.
+/// Returns whether a character is invisible or changes how others are displayed.
+///
+/// These are control characters (C0 and C1), line separators, interlinear annotation marks, and
+/// Unicode's Default_Ignorable_Code_Point: bidirectional controls, zero-width characters, fillers
+/// and tags.
 fn misleads(c: char) -> bool {
     c.is_control()
         || matches!(

@@ -15,9 +15,10 @@ pub enum TimeoutPhase {
     FirstRow,
     /// `timeout`: the last row did not arrive within this time after the call of `execute()`.
     Query,
-    /// The start of a [`parallel`](crate::QueryBuilder::parallel) query. Not all of its connections
-    /// could begin a transaction within `connect_timeout` (10 seconds if it is not set), or other
-    /// sessions kept changing the relation for 3 seconds.
+    /// The start of a [`parallel`](crate::QueryBuilder::parallel) query.
+    ///
+    /// Not all of its connections could begin a transaction within `connect_timeout`, or 10 seconds
+    /// if that is not set. Or other sessions kept changing the relation for 3 seconds.
     Parallel {
         /// The number of connections that had begun a transaction.
         connections: usize,

@@ -460,7 +460,7 @@ mod tests {
         let first = cache.entity("v");
         assert!(Arc::ptr_eq(&first, &cache.entity("v")));
         assert!(!Arc::ptr_eq(&first, &cache.entity("w")));
-        // A recorder without a size has no address of its own.
+        // A zero-sized recorder has no unique address.
         let recorder = (NoopRecorder, 7_u64);
         with_local_recorder(&recorder.0, || assert!(!Arc::ptr_eq(&first, &cache.entity("v"))));
     }

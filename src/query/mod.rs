@@ -393,7 +393,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         self
     }
 
-    /// Orders the query by a unique key, and resumes the stream if the connection is lost.
+    /// Orders the query by a unique key, and resumes it if the connection is lost.
     ///
     /// The stream resumes after the last received row on a new connection, and no row is skipped or
     /// repeated. The key is a field of the document, a number or a string.
