@@ -107,7 +107,7 @@ impl<T> fmt::Debug for Body<T> {
 }
 
 impl<T: FromJsonRow> QueryStream<T> {
-    /// Converts the stream to lines of JSON, for example for the body of an HTTP response.
+    /// Converts the stream to lines of JSON, for example for an HTTP response body.
     ///
     /// The format is [NDJSON](https://github.com/ndjson/ndjson-spec), one row per line. Each item
     /// has the rows of one chunk, so the first row is not delayed. Rows are not decoded unless

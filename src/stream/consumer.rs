@@ -109,7 +109,7 @@ impl Consumer {
         self.end(outcome(error));
     }
 
-    /// Ends the stream, which has no current chunk any more. The first end counts.
+    /// Ends the stream, which must have no current chunk. The first call counts.
     pub(super) fn end(&mut self, how: Outcome) {
         if self.ended {
             return;

@@ -32,14 +32,14 @@ pub(super) struct Exchange {
     pub(super) closes: Vec<Arc<str>>,
     request_bytes: usize,
     unsent: Bytes,
-    /// The server has answered with something other than an error.
+    /// Whether the server has responded with something other than an error.
     is_answered: bool,
     /// How long the server has sent nothing.
     pub(super) blocked: Duration,
-    /// The server cannot have begun the query: it has not received the whole request, or has not
+    /// The server cannot have started the query: it has not received the whole request, or has not
     /// read it.
     not_begun: bool,
-    /// It was run again after a late cancel request, which happens once.
+    /// Whether it was run again after a late cancel request, which happens at most once.
     pub(super) is_rerun: bool,
 }
 
@@ -75,14 +75,14 @@ impl Exchange {
         }
     }
 
-    /// Sends another request after one that has been answered to its end.
+    /// Sends another request after one whose response is complete.
     pub(super) fn send_instead(&mut self, request: Bytes, query: ExtendedQuery) {
         self.query = query;
         self.request_bytes = request.len();
         self.unsent = request;
     }
 
-    /// Reads the end of the answer to a request that has failed.
+    /// Reads the rest of the response to a request that has failed.
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ impl Exchange {
         }
     }
 
-    /// Whether the server may have received a part of the request.
+    /// Returns whether the server may have received a part of the request.
     pub(super) fn is_sent(&self) -> bool {
         self.unsent.len() < self.request_bytes
     }
@@ -111,7 +111,7 @@ impl Exchange {
         std::mem::take(&mut self.unsent)
     }
 
-    /// Sends the request, and reads the answer up to where rows may come. Cancel-safe.
+    /// Sends the request, and reads the response until rows may arrive. Cancel-safe.
     ///
     /// # Errors
     ///
@@ -171,7 +171,7 @@ impl Exchange {
         }
     }
 
-    /// Takes the message at the front of the read buffer, which is not a row.
+    /// Handles the message at the front of the read buffer, which is not a row.
     pub(super) fn next_message(&mut self) -> Result<Next> {
         if let Some(size) = self.take_usual() {
             let tag = self.connection.buffer.first().copied().unwrap_or_default();
@@ -207,8 +207,8 @@ impl Exchange {
         error
     }
 
-    /// Whether the connection had ended while it was idle, so that the server has not begun the
-    /// query: it can be run on another connection as if nothing had happened.
+    /// Returns whether the connection had ended while it was idle. The server has then not started
+    /// the query, and it can be run on another connection.
     pub(super) fn is_stale(&self, error: &Error) -> bool {
         self.connection.reused
             && !self.is_answered
@@ -216,24 +216,24 @@ impl Exchange {
             && self.has_not_begun(error)
     }
 
-    /// Whether the server cannot have begun the query.
+    /// Returns whether the server cannot have started the query.
     pub(super) fn has_not_begun(&self, error: &Error) -> bool {
         self.not_begun || self.connection.session.is_ending() && is_reset(error)
     }
 
-    /// Whether the query was hit by a cancel request for an earlier one: some proxies close the
-    /// connection of a cancel request before the server has acted on it. The server has ended the
-    /// query.
+    /// Returns whether a cancel request for an earlier query cancelled this one. Some proxies close
+    /// the connection of a cancel request before the server has processed it. The server has ended
+    /// the query.
     pub(super) fn is_late_cancel(&self, error: &Error) -> bool {
         let is_cancelled = error.sqlstate().is_some_and(|code| *code == sqlstate::QUERY_CANCELED);
-        // Later than that it was statement_timeout or another session, with the same SQLSTATE.
+        // After that, it was statement_timeout or another session, with the same SQLSTATE.
         is_cancelled
             && !self.is_rerun
             && !self.connection.is_in_transaction()
             && self.connection.session.was_cancelled_recently()
     }
 
-    /// Reads the rows that arrive together, and the end of the answer if it arrives with them.
+    /// Reads the rows that arrive together, and the end of the response if it arrives with them.
     /// Does not wait for more. Cancel-safe.
     ///
     /// Leaves everything unusual in the read buffer, for a reader: rows that do not fit into it,
@@ -277,7 +277,7 @@ impl Exchange {
         self.end().await
     }
 
-    /// Reads the end of the answer, after the rows, as far as it has arrived.
+    /// Reads the end of the response, after the rows, as far as it has arrived.
     async fn end(&mut self) -> Result<Answer> {
         loop {
             let is_unusual = match self.connection.buffer.first() {
@@ -302,7 +302,7 @@ impl Exchange {
         }
     }
 
-    /// Reads what has arrived. Returns whether there was something.
+    /// Reads what has arrived. Returns whether there was any data.
     async fn read_more(&mut self) -> Result<bool> {
         match poll_fn(|cx| Poll::Ready(self.connection.poll_read(cx))).await {
             Poll::Ready(Ok(0)) => Err(closed(std::io::ErrorKind::UnexpectedEof.into())),
@@ -312,7 +312,7 @@ impl Exchange {
         }
     }
 
-    /// Cuts the run of rows off the read buffer.
+    /// Splits the run of rows off the read buffer.
     fn cut(&mut self, run: &mut Run, first: &mut Option<FirstRows>) -> Answer {
         if run.rows > 0 {
             let Run { rows, frame_bytes, value_bytes } = std::mem::take(run);
@@ -336,21 +336,22 @@ impl Exchange {
     }
 }
 
-/// Reports that a cancel request for an earlier query has hit this one.
+/// Logs that a cancel request for an earlier query cancelled this one.
 pub(super) fn late_cancel(error: &Error) {
     warn!(
         target: TARGET,
         %error,
-        "a late cancel request for an earlier query has hit this one, which is run again"
+        "a late cancel request for an earlier query cancelled this one, which is run again"
     );
 }
 
-/// Whether the server has ended the session because it was idle: it has not begun a query.
+/// Returns whether the server has ended the session because it was idle, so that it has not started
+/// a query.
 fn ended_idle(error: &Error) -> bool {
     error.sqlstate().is_some_and(|code| *code == sqlstate::IDLE_SESSION_TIMEOUT)
 }
 
-/// Whether the peer closed the connection before it had read everything that was sent.
+/// Returns whether the peer closed the connection before it had read everything that was sent.
 fn is_reset(error: &Error) -> bool {
     let Error::ConnectionClosed { source: Some(source), .. } = error else { return false };
     source.kind() == std::io::ErrorKind::ConnectionReset

@@ -154,7 +154,7 @@ impl Opening<'_> {
         Ok(Start { sessions, first, answer })
     }
 
-    /// Chooses how the server finds the statement: by its text, or by its name.
+    /// Chooses how the request identifies the statement: by its text or by its name.
     fn choose_statement(&self, connection: &mut Connection) -> Choice {
         let (plan, config) = (self.plan, self.slot.config());
         let is_cached = plan.spec.is_persistent
@@ -196,7 +196,7 @@ impl Opening<'_> {
         if retry.statements_lost && self.slot.config().prepared_statements_lost().set() {
             warn!(
                 target: TARGET,
-                "the server has lost a prepared statement, so statements are not cached any more: \
+                "the server has lost a prepared statement, so statements are no longer cached: \
                  set statement_cache_capacity to 0 if a pooler does not support prepared statements"
             );
         }

@@ -48,7 +48,8 @@ const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// How long an attempt waits for a lock while it holds one that others may wait for.
 const BRIEF_LOCK_WAIT: Duration = Duration::from_millis(10);
 
-/// How long attempts are repeated while other sessions change the relation or want it exclusively.
+/// How long attempts are repeated while other sessions change the relation or wait for an exclusive
+/// lock.
 const CONTENTION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The pause before an attempt is repeated.
@@ -90,7 +91,7 @@ enum Obstacle {
     Locked(Error),
     /// The role must not lock the relation; it may be able to read it.
     Denied(Error),
-    /// Another session has changed the relation meanwhile, or wants it exclusively.
+    /// Another session has changed the relation meanwhile, or waits for an exclusive lock.
     Contended(Option<Error>),
     Failed(Error),
 }
@@ -157,7 +158,7 @@ impl Parallel<'_> {
                 Ok((relation, connecting.await.map_err(not_connected)?))
             }
             others = &mut connecting => {
-                // To its end, so that the client keeps its connection.
+                // Read to its end, so that the client keeps its connection.
                 let relation = describing.await?;
                 Ok((relation, others.map_err(not_connected)?))
             }
@@ -214,8 +215,8 @@ impl Parallel<'_> {
         }
     }
 
-    /// Begins a transaction on each session, without a lock or a snapshot: through a pooler, each
-    /// has a connection to the server then, or nothing is blocked by the wait for one.
+    /// Begins a transaction on each session, without a lock or a snapshot. After that, each has a
+    /// connection to the server even through a pooler. Waiting for one blocks no other session.
     async fn begin_transactions(
         &self,
         slot: &SlotHandle,
@@ -255,12 +256,12 @@ impl Parallel<'_> {
             Some(expression) => split_by_hash(expression, self.parts)?,
             None => exported.split_by_blocks(self.parts),
         };
-        // Never the same name again: pgpool takes it for a portal of an earlier transaction.
+        // Use each name only once: pgpool would mistake it for a portal of an earlier transaction.
         let portal = format!("part_{}", PORTALS.fetch_add(1, Relaxed));
         let plans =
             parts.into_iter().map(|part| self.plan(&portal, part)).collect::<Result<Vec<_>>>()?;
         let mut plans = plans.into_iter();
-        // Later waits for locks are those of functions, while rows are being sent.
+        // Later waits for locks are those of functions that run while rows are sent.
         let see = simple(&[&relation.session_view(), &relation.set_lock_timeout(LOCK_WAIT)])?;
         let join = simple(&[&relation.join_snapshot(&exported, BRIEF_LOCK_WAIT)?])?;
         let planned = first.transact(

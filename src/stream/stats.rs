@@ -30,8 +30,9 @@ pub struct StreamStats {
     pub items_buffered: u64,
     /// Bytes of JSON in these rows.
     pub bytes_buffered: usize,
-    /// Bytes of memory that the stream uses for unread rows, with their protocol overhead, and for
-    /// the read buffer.
+    /// Memory that the stream uses, in bytes.
+    ///
+    /// It consists of unread rows, with their protocol overhead, and of the read buffer.
     pub estimated_memory: usize,
     /// Maximum of [`estimated_memory`](Self::estimated_memory) so far.
     pub peak_memory: usize,

@@ -88,8 +88,8 @@ impl Drop for InFlight {
 }
 
 impl Held {
-    /// Cancels the query, if the server may have begun it, and releases the connection. In a task,
-    /// unless there is nothing to wait for.
+    /// Cancels the query if the server may have started it, and releases the connection. Uses a
+    /// task unless there is nothing to wait for.
     pub(super) fn abandon(self, runtime: &Handle) {
         let Self { mut exchange, lease, running } = self;
         if !exchange.is_sent() && !exchange.connection.is_in_transaction() {
@@ -105,8 +105,8 @@ impl Held {
 }
 
 impl Held {
-    /// Closes a connection whose session has ended. If that was not the server's doing, its query
-    /// is cancelled in a task: the server may not have noticed.
+    /// Closes a connection whose session has ended. If the server did not end it, a task cancels
+    /// its query, because the server may not have noticed.
     pub(super) fn close_ended(self, error: &Error) {
         let Self { mut exchange, lease, running } = self;
         if !matches!(error, Error::Io { .. }) {
@@ -122,8 +122,8 @@ impl Held {
     }
 }
 
-/// The client's connection while a parallel query begins on it. Dropped, the statement that it
-/// waits for is cancelled and the transaction ended, in a task.
+/// The client's connection while a parallel query starts on it. If it is dropped, a task cancels
+/// the statement that it waits for and ends the transaction.
 pub(super) struct StartingTransaction {
     held: Option<(Box<Connection>, Lease, QuerySession)>,
     runtime: Handle,
@@ -185,13 +185,13 @@ impl Drop for StartingTransaction {
     }
 }
 
-/// Reports a connection that was closed because its query could not be stopped.
+/// Logs that a connection was closed because its query could not be cancelled.
 pub(super) fn cleanup_failed(error: &Error, running: &QuerySession) {
     debug!(target: TARGET, %error, "closed a connection that could not be cleaned up");
     running.failed_to_stop(error);
 }
 
-/// Cancels the query, if the server may have begun it, and releases the connection.
+/// Cancels the query if the server may have started it, and releases the connection.
 pub(super) async fn cancel_and_release(mut exchange: Exchange, lease: Option<Lease>) -> Result<()> {
     if exchange.is_sent() {
         let unsent = exchange.take_unsent();
@@ -239,7 +239,7 @@ impl LostSession {
     }
 }
 
-/// Whether the connection was lost without a message from the server that ends the session.
+/// Returns whether the connection was lost without a message from the server that ends the session.
 pub(super) fn is_lost(error: &Error) -> bool {
     matches!(error, Error::ConnectionClosed { .. } | Error::Io { .. })
 }

@@ -118,7 +118,7 @@ enum Activity {
 enum RowsState {
     Open,
     Complete,
-    /// The error, until the stream takes it.
+    /// The error, until the stream has received it.
     Failed(Option<Error>),
 }
 

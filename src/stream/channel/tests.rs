@@ -411,7 +411,7 @@ fn reader_error_ends_the_stream_after_the_rows_received() {
     assert!(pause.as_mut().poll(&mut cx).is_pending());
     let error = Error::ConnectionClosed { during: "a test", source: None };
     two.finish(Err(error));
-    assert!(pause.as_mut().poll(&mut cx).is_ready(), "nothing is read any more");
+    assert!(pause.as_mut().poll(&mut cx).is_ready(), "no reader is reading");
     assert_eq!(one.permit_read(false), ReadPermit::Closed);
     assert!(matches!(pin!(one.reserve(1)).poll(&mut cx), Poll::Ready(Err(Interrupt::Closed))));
     channel.resume();
