@@ -164,7 +164,7 @@ impl ReadBuffer {
         Ok(())
     }
 
-    /// Makes sure that an incomplete frame fits into the buffer, with room for a good read.
+    /// Ensures that an incomplete frame fits into the buffer, with room for a large read.
     pub(super) async fn make_room(
         &mut self,
         connection: &mut Connection,
@@ -179,7 +179,7 @@ impl ReadBuffer {
         if free >= missing && (large || free >= self.read_size / 4) {
             return Ok(());
         }
-        // The complete rows first: then only the beginning of the next one is moved.
+        // Enqueue the complete rows first, so that only the beginning of the next one is moved.
         self.enqueue(connection, resume).await?;
         self.yield_to_consumer().await;
         if self.reclaim(connection, &next)? {
@@ -188,8 +188,8 @@ impl ReadBuffer {
         self.replace(connection, next).await
     }
 
-    /// Gives the consumer its turn, while the rows are in the processor's cache. The memory that it
-    /// releases is used for the next rows, where a reader that ran ahead would need new pages.
+    /// Lets the consumer run while the rows are in the processor's cache. The memory that it
+    /// releases is reused for the next rows. A reader that runs ahead would need new pages.
     async fn yield_to_consumer(&mut self) {
         if self.producer.has_unread() {
             select! {
@@ -201,10 +201,10 @@ impl ReadBuffer {
         }
     }
 
-    /// Makes room in the same buffer, if every chunk that was cut off it has been dropped.
+    /// Makes room in the same buffer, if every chunk that was split off it has been dropped.
     ///
-    /// An allocator does more than that for each buffer: it merges and searches the small pieces
-    /// that the decoded rows have left.
+    /// A new buffer costs more: the allocator merges and searches the small blocks that the decoded
+    /// rows have freed.
     fn reclaim(&self, connection: &mut Connection, next: &Incomplete) -> Result<bool> {
         let size = self.size_for(connection, next)?;
         let has_size = self.memory.as_ref().is_some_and(|memory| memory.size() == size);
@@ -214,7 +214,7 @@ impl ReadBuffer {
         Ok(has_size && !is_wanted && buffer.try_reclaim(size - buffer.len()))
     }
 
-    /// The size of a buffer with room for a frame, after what has arrived.
+    /// Returns the size of a buffer with room for a frame, in addition to what has arrived.
     fn size_for(&self, connection: &Connection, next: &Incomplete) -> Result<usize> {
         let limit = self.settings.memory();
         if self.settings.is_strict() && next.value_bytes > limit {
@@ -223,7 +223,7 @@ impl ReadBuffer {
         Ok(next.frame_bytes.max(connection.buffer.len() + MIN_READ).max(self.read_size))
     }
 
-    /// Replaces the buffer by an empty one of the usual size.
+    /// Replaces the buffer by an empty one of the default size.
     pub(super) async fn renew(&mut self, connection: &mut Connection) -> Result<(), Interrupt> {
         self.replace(connection, Incomplete { frame_bytes: HEADER, value_bytes: 0 }).await
     }
@@ -260,7 +260,7 @@ impl ReadBuffer {
             && self.producer.is_memory_short()
     }
 
-    /// Reads some bytes. Complete rows do not wait for them: they are enqueued first.
+    /// Reads some bytes. Complete rows are not delayed: they are enqueued before waiting.
     pub(super) async fn fill(
         &mut self,
         connection: &mut Connection,
