@@ -38,7 +38,7 @@ pub(crate) enum Stop {
     Malformed(Error),
 }
 
-/// A row of which only the beginning has arrived.
+/// A row that has arrived only in part.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Incomplete {
     /// The size of its frame in bytes, as far as it is known.

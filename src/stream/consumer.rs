@@ -72,8 +72,8 @@ impl Consumer {
 
     /// Times the decoding of one row, from which the time of a chunk of `rows` is estimated.
     ///
-    /// `read` calls its argument after the predicates on documents, of which there are some if
-    /// `filters` is set.
+    /// `read` calls its argument after the predicates on documents. `filters` is set if there are
+    /// any.
     #[cold]
     pub(super) fn timed<R>(
         &self,

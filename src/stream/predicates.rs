@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::row::{FromJsonRow, Row};
 use crate::error::Result;
 
-/// Rust predicates, all of which must hold.
+/// Rust predicates. All must hold.
 pub(crate) struct Predicates<T> {
     pub(crate) on_documents: Vec<Predicate<Value>>,
     pub(crate) on_rows: Vec<Predicate<T>>,

@@ -273,8 +273,8 @@ fn first_row_is_missing_until_it_arrives_or_cannot_arrive() {
     }
 }
 
-/// The reader holds rows and waits for room. Room is made, and before the reader runs, the stream is
-/// paused.
+/// The reader holds rows and waits for room. Room is made, and before the reader runs, the stream
+/// is paused.
 #[test]
 fn pause_waits_for_a_reader_that_was_woken_but_has_not_run() {
     let mut cx = Context::from_waker(Waker::noop());
@@ -301,8 +301,8 @@ fn pause_waits_for_a_reader_that_was_woken_but_has_not_run() {
     channel.close(StreamState::Cancelled, true);
 }
 
-/// The counters that the stream writes without the lock are consistent at any time. Under Miri, this
-/// tries the orders that the memory model allows.
+/// The counters that the stream writes without the lock are consistent at any time. Under Miri,
+/// this tries the orders that the memory model allows.
 #[test]
 fn stream_stats_are_consistent_while_rows_are_consumed() {
     let channel = channel(1);
@@ -336,8 +336,8 @@ fn stream_stats_are_consistent_while_rows_are_consumed() {
     counting.join().unwrap();
 }
 
-/// A deadline ends the reader while it waits for room. A pause must not wait for it when room is made
-/// later.
+/// A deadline ends the reader while it waits for room. A pause must not wait for it when room is
+/// made later.
 #[test]
 fn pause_does_not_wait_for_a_reader_that_has_ended() {
     let mut cx = Context::from_waker(Waker::noop());
