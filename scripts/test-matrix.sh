@@ -14,7 +14,7 @@ done
 versions=${*:-13 14 15 16 17 18}
 . scripts/setup-postgres.sh
 . scripts/setup-tests.sh
-tests=${TESTS:---workspace --tests --features bb8,deadpool}
+tests=${TESTS:---workspace --tests --all-features}
 mkdir -p target/matrix
 
 # shellcheck disable=SC2086

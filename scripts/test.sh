@@ -3,7 +3,7 @@
 #
 # The whole test suite, from an empty machine. With arguments, the tests that `cargo test` chooses by them:
 # -p, --package, --test, --example, --bench, --features, --lib, --bins, --tests, --examples, --doc, --no-run,
-# --no-fail-fast, --release, -q, --quiet, -v, --verbose, --all-features.
+# --no-fail-fast, --release, -q, --quiet, -v, --verbose. All features are on.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/common.sh
@@ -15,11 +15,11 @@ for argument in "$@"; do
         --) break ;;
         -p | --package | --test | --example | --bench | --features) value=follows ;;
         --package=* | --test=* | --example=* | --bench=* | --features=*) ;;
-        --lib | --bins | --tests | --examples | --doc | --no-run | --no-fail-fast | --release | --all-features) ;;
+        --lib | --bins | --tests | --examples | --doc | --no-run | --no-fail-fast | --release) ;;
         -q | --quiet | -v | --verbose) ;;
         -*) misused "unknown option: $argument" ;;
     esac
 done
 . scripts/setup-postgres.sh
 . scripts/setup-tests.sh
-exec cargo test --workspace --features bb8,deadpool "$@"
+exec cargo test --workspace --all-features "$@"

@@ -783,8 +783,11 @@ async fn a_burst_of_dropped_streams_does_not_pile_up_connections() {
     let others = "select count(*) from pg_stat_activity
                   where backend_type = 'client backend' and application_name = 'burst'";
     let url = format!("{}?application_name=burst", cluster().url());
+    // On a busy machine, the default is not enough to keep every connection.
+    let config = url.parse::<ConnectionConfig>().unwrap().to_builder();
+    let config = config.cancel_timeout(Duration::from_secs(60)).build().unwrap();
     let burst = async |streams: usize| {
-        let client = FraiseClient::connect(&url).await.unwrap();
+        let client = FraiseClient::connect_with_config(config.clone()).await.unwrap();
         let pid = client.backend_pid();
         for _ in 0..streams {
             let stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
@@ -801,7 +804,7 @@ async fn a_burst_of_dropped_streams_does_not_pile_up_connections() {
 
     // Of many clients at once.
     let connect = async || {
-        let client = FraiseClient::connect(&url).await.unwrap();
+        let client = FraiseClient::connect_with_config(config.clone()).await.unwrap();
         let stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
         (client, stream)
     };
