@@ -5,11 +5,11 @@ use crate::{
     connection::{CancelToken, ConnectionInfo, ServerVersion, Slot, SlotHandle},
     error::{DbError, Result},
     query::QueryBuilder,
-    stream::FromJsonRow,
+    stream::{FromJsonRow, Pipeline},
 };
 
 #[cfg(doc)]
-use crate::error::Error;
+use crate::error::{Error, TimeoutPhase};
 
 /// A client of a Postgres server, with at most one connection and one active stream.
 ///
@@ -17,18 +17,50 @@ use crate::error::Error;
 /// dropped. A lost connection is replaced at the next query. To run several streams concurrently,
 /// use several clients or a pool (module `pool`).
 ///
+/// # Concurrent fetches
+///
+/// [`fetch_all`](QueryBuilder::fetch_all), [`fetch_one`](QueryBuilder::fetch_one),
+/// [`fetch_optional`](QueryBuilder::fetch_optional), [`count`](QueryBuilder::count),
+/// [`exists`](QueryBuilder::exists) and [`explain`](QueryBuilder::explain) of one client can be
+/// called concurrently from any number of tasks. They share the connection: requests are sent
+/// without waiting for earlier answers, at most 128 at a time, first come, first served.
+///
+/// * The server answers one request after the other, so a slow query delays those after it.
+/// * An error, a timeout or a drop of one fetch affects no other. If the connection has to be
+///   replaced, the other requests are sent again.
+/// * [`execute`](QueryBuilder::execute) waits for the fetches in progress. While its stream is
+///   active, a fetch is [`Error::ConnectionBusy`]. The same holds for fetches with
+///   [`parallel`](QueryBuilder::parallel) or [`resume_by`](QueryBuilder::resume_by).
+/// * A fetch with a long answer must be polled: if its rows are left unread for 2 seconds while
+///   others wait, it ends with [`Error::Timeout`] ([`TimeoutPhase::Consumer`]).
+///
+/// ```no_run
+/// # use fraiseql_wire::{FraiseClient, Result};
+/// # #[derive(serde::Deserialize)]
+/// # struct User;
+/// # async fn run(client: &FraiseClient, ids: &[String]) -> Result<()> {
+/// let user = |id: &String| {
+///     client.query::<User>("v_user").where_sql("data->>'id' = $1").bind(id.clone()).fetch_one()
+/// };
+/// // One connection, and about one round trip for all of them.
+/// let users: Vec<User> = futures_util::future::try_join_all(ids.iter().map(user)).await?;
+/// # Ok(())
+/// # }
+/// ```
+///
 /// The methods must be called within a tokio runtime with the I/O and time drivers enabled.
 ///
 /// Dropping the client closes its connection. If a stream is active, the connection is closed when
 /// that stream ends.
 pub struct FraiseClient {
     slot: Arc<Slot>,
+    pipeline: Arc<Pipeline>,
 }
 
 impl FraiseClient {
     /// Creates a client without connecting. The first query connects.
     pub fn new(config: ConnectionConfig) -> Self {
-        Self { slot: Arc::new(Slot::new(config)) }
+        Self { slot: Arc::new(Slot::new(config)), pipeline: Arc::default() }
     }
 
     /// Connects to the server of a connection string.
@@ -123,7 +155,16 @@ impl FraiseClient {
     /// Nothing is sent before the query is executed. The builder and its stream do not borrow from
     /// the client.
     pub fn query<T: FromJsonRow>(&self, entity: &str) -> QueryBuilder<T> {
-        QueryBuilder::new(self.slot_handle(), entity)
+        self.query_with(self.slot_handle(), entity)
+    }
+
+    /// Begins a query that has this handle.
+    pub(crate) fn query_with<T: FromJsonRow>(
+        &self,
+        slot: SlotHandle,
+        entity: &str,
+    ) -> QueryBuilder<T> {
+        QueryBuilder::new(slot, Arc::clone(&self.pipeline), entity)
     }
 
     /// See [`Slot::next_checkout`].

@@ -106,8 +106,10 @@
 //!   `sslmode=verify-full`: see [`SslMode`].
 //! * **The environment supplies settings.** `PGPASSWORD`, `PGSSLMODE` and others, a service file
 //!   and `~/.pgpass` supply settings that are not given, as in libpq: see [`ConnectionConfig`].
-//! * **A client runs one stream at a time.** A second query is [`Error::ConnectionBusy`]. Use
-//!   several clients, or a pool (module `pool`).
+//! * **A client runs one stream at a time.** Another query is [`Error::ConnectionBusy`] until the
+//!   stream has ended. Use several clients, or a pool (module `pool`). Fetches
+//!   ([`fetch_all`](QueryBuilder::fetch_all), [`fetch_one`](QueryBuilder::fetch_one) and others) of
+//!   one client can run concurrently: they share its connection.
 //! * **Names are case-sensitive.** [`query("V_User")`](FraiseClient::query) is the relation
 //!   `"V_User"`, not `v_user`.
 //! * **A row that cannot be decoded does not end the stream.** It is an `Err` item, and the stream

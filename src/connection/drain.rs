@@ -45,6 +45,9 @@ const ROUNDS: usize = 4;
 /// otherwise would produce rows that are discarded. After the request everything must be read,
 /// because a server that waits for room in its socket does not check for signals.
 ///
+/// If other requests were pipelined after the query, no cancel request is sent, because it might
+/// hit one of them: the answer is only discarded.
+///
 /// # Errors
 ///
 /// The connection cannot be used again and must be dropped.
@@ -80,7 +83,8 @@ async fn clean_up(
 ) -> Result<()> {
     let Limits { cancel_timeout, drain_limit, .. } = connection.limits;
     let session = Arc::clone(&connection.session);
-    let cancel = async || match session.cancel.as_ref().filter(|_| query.is_running()) {
+    let is_alone = connection.followers == 0;
+    let cancel = async || match session.cancel.as_ref().filter(|_| is_alone && query.is_running()) {
         Some(key) => session.send_cancel(key).await,
         None => Ok(()),
     };
@@ -95,7 +99,7 @@ async fn clean_up(
                 return Ok(());
             }
         }
-        if query.is_running() && session.cancel.is_none() {
+        if is_alone && query.is_running() && session.cancel.is_none() {
             return Err(no_key());
         }
         let sent = connection.write(unsent).await;

@@ -1,8 +1,16 @@
 //! The rights to a client's connection: to run a query, and to use the connection.
 
-use std::{any::Any, fmt, mem, ops::Deref, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    fmt,
+    future::pending,
+    mem,
+    ops::Deref,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
-use tokio::time::sleep;
+use tokio::{sync::futures::Notified, time::sleep};
 use tracing::debug;
 
 use super::{
@@ -13,7 +21,7 @@ use super::{
     running_query::RunningQuery,
     server_connection::Connection,
     session::Session,
-    slot::{ConnectionState, Slot},
+    slot::{ConnectionState, Slot, SlotState},
 };
 use crate::{
     error::{ConnectAttempt, Error, Result},
@@ -30,8 +38,16 @@ pub(crate) struct SlotHandle {
 
 type PoolGuard = Arc<dyn Any + Send + Sync>;
 
-/// The right to run a query, the right to use the connection, and the connection, if any.
-type Acquired = (StreamGuard, Lease, Option<Box<Connection>>);
+/// The right to use the client's connection, and the connection, if there is one.
+pub(crate) type Leased = (Lease, Option<Box<Connection>>);
+
+/// How a fetch gets the connection.
+pub(crate) enum FetchClaim {
+    /// For itself.
+    Alone(Leased),
+    /// Together with other fetches, or after another query.
+    Shared,
+}
 
 impl SlotHandle {
     /// Takes the connection for a query, or opens one, and the right to run the query.
@@ -42,17 +58,101 @@ impl SlotHandle {
     ///
     /// [`Error::ConnectionBusy`] immediately, if a stream is active; the errors of connecting.
     pub(crate) async fn acquire(&self) -> Result<(StreamGuard, Lease, Box<Connection>)> {
-        let (guard, lease, idle) = self.take().await?;
+        let (guard, leased) = self.claim_alone().await?;
+        let (lease, connection) = self.usable(leased).await?;
+        Ok((guard, lease, connection))
+    }
+
+    /// Returns a connection that can run a query: the one that was leased, or a new one if there is
+    /// none or it has ended.
+    pub(crate) async fn usable(&self, leased: Leased) -> Result<(Lease, Box<Connection>)> {
+        let (lease, idle) = leased;
         if let Some(mut connection) = idle {
             // Before the request is sent, because afterwards the server may have begun it.
             if connection.is_alive().await {
-                return Ok((guard, lease, connection));
+                return Ok((lease, connection));
             }
             connection.discard_stale();
         }
         // On the heap: connecting is rare, its future is large, and every query would move it.
         let connection = Box::pin(self.open()).await?;
-        Ok((guard, lease, connection))
+        Ok((lease, connection))
+    }
+
+    /// Claims the connection for a fetch. Does not wait.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConnectionBusy`], if a stream is active.
+    pub(crate) fn claim_fetch(&self) -> Result<FetchClaim> {
+        let mut state = self.lock();
+        if state.stream_alive {
+            return Err(Error::ConnectionBusy);
+        }
+        if self.is_shared() {
+            return Ok(FetchClaim::Shared);
+        }
+        Ok(self.lease(&mut state).map_or(FetchClaim::Shared, FetchClaim::Alone))
+    }
+
+    /// Lets fetches share the connection, until [`unshare`](Self::unshare).
+    pub(crate) fn share(&self) {
+        let state = self.lock();
+        self.is_shared.store(true, Relaxed);
+        drop(state);
+        self.contended.notify_waiters();
+    }
+
+    /// Ends the sharing.
+    pub(crate) fn unshare(&self) {
+        let is_closed = {
+            let state = self.lock();
+            self.is_shared.store(false, Relaxed);
+            state.closed
+        };
+        if is_closed {
+            // The client was dropped before.
+            self.close();
+        }
+        self.freed.notify_waiters();
+    }
+
+    /// Takes the connection for the fetches that share it. Waits for the query that uses it.
+    pub(crate) async fn lease_shared(&self) -> Leased {
+        loop {
+            let freed = self.freed.notified();
+            let leased = self.lease(&mut self.lock());
+            if let Some(leased) = leased {
+                return leased;
+            }
+            freed.await;
+        }
+    }
+
+    /// Resolves when fetches wait for the connection, or share it.
+    pub(crate) async fn contended(&self) {
+        loop {
+            let contended = self.contended.notified();
+            if self.is_shared() {
+                return;
+            }
+            contended.await;
+        }
+    }
+
+    /// Resolves when a cancel token is used, or a stream waits for the connection.
+    pub(crate) fn driver_needed(&self) -> Notified<'_> {
+        self.driver_notify.notified()
+    }
+
+    /// Whether a stream has the connection or waits for it.
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.lock().stream_alive
+    }
+
+    /// The guard of a fetch, which does not reject other queries.
+    pub(crate) fn fetch_guard(&self) -> StreamGuard {
+        StreamGuard { slot: self.clone(), is_exclusive: false }
     }
 
     /// Begins a query that the client's tokens can cancel, until the value and its sessions are
@@ -60,7 +160,10 @@ impl SlotHandle {
     pub(crate) fn begin_query(&self) -> RunningQuery {
         let query = RunningQuery::new();
         let mut state = self.lock();
-        state.queries.retain(|query| query.strong_count() > 0);
+        // Not for each query: many may be in progress.
+        if state.queries.len() == state.queries.capacity() {
+            state.queries.retain(|query| query.strong_count() > 0);
+        }
         state.queries.push(query.downgrade());
         query
     }
@@ -77,35 +180,49 @@ impl SlotHandle {
     ///
     /// [`Error::ConnectionBusy`] immediately, if a stream is active.
     pub(crate) async fn take_idle(&self) -> Result<Option<Box<Connection>>> {
-        let (_guard, _lease, idle) = self.take().await?;
+        let (_guard, (_lease, idle)) = self.claim_alone().await?;
         Ok(idle)
     }
 
-    async fn take(&self) -> Result<Acquired> {
+    /// Claims the connection for one query. Waits for the fetches in progress and for a cleanup;
+    /// from the first moment on, queries that come later are rejected.
+    pub(crate) async fn claim_alone(&self) -> Result<(StreamGuard, Leased)> {
+        let guard = {
+            let mut state = self.lock();
+            if state.stream_alive {
+                return Err(Error::ConnectionBusy);
+            }
+            state.stream_alive = true;
+            StreamGuard { slot: self.clone(), is_exclusive: true }
+        };
         loop {
             // Registered before the state is read, so that no notification is missed.
             let freed = self.freed.notified();
-            if let Some(taken) = self.try_take()? {
-                return Ok(taken);
+            let leased = {
+                let mut state = self.lock();
+                match self.is_shared() {
+                    true => {
+                        self.driver_notify.notify_one();
+                        None
+                    }
+                    false => self.lease(&mut state),
+                }
+            };
+            if let Some(leased) = leased {
+                return Ok((guard, leased));
             }
             freed.await;
         }
     }
 
-    /// Takes the connection, if there is one. `None` while the connection is being cleaned up.
-    fn try_take(&self) -> Result<Option<Acquired>> {
-        let mut state = self.lock();
-        if state.stream_alive {
-            return Err(Error::ConnectionBusy);
-        }
+    /// Takes the connection, unless it is in use.
+    fn lease(&self, state: &mut SlotState) -> Option<Leased> {
         let idle = match mem::replace(&mut state.connection, ConnectionState::InUse) {
-            ConnectionState::InUse => return Ok(None),
+            ConnectionState::InUse => return None,
             ConnectionState::Idle(connection) => Some(connection),
             ConnectionState::None => None,
         };
-        state.stream_alive = true;
-        let guard = StreamGuard { slot: self.clone() };
-        Ok(Some((guard, Lease { slot: Some(self.clone()) }, idle)))
+        Some((Lease { slot: Some(self.clone()) }, idle))
     }
 
     /// Opens the client's connection.
@@ -158,6 +275,11 @@ impl SlotHandle {
         opened
     }
 
+    /// Another handle, without the guard of a pool.
+    pub(crate) fn unpooled(&self) -> Self {
+        self.slot.handle()
+    }
+
     #[cfg(any(feature = "bb8", feature = "deadpool"))]
     pub(crate) fn with_pool_guard(self, guard: PoolGuard) -> Self {
         Self { _pool_guard: Some(guard), ..self }
@@ -179,10 +301,12 @@ impl Slot {
     }
 }
 
-/// Marks the slot as having an active stream, until it is dropped.
+/// Keeps the client out of its pool until the query's stream is closed. For a stream of the user,
+/// it also rejects other queries of the client.
 pub(crate) struct StreamGuard {
     /// The pool guard in it is released after the mark is removed.
     slot: SlotHandle,
+    is_exclusive: bool,
 }
 
 impl StreamGuard {
@@ -194,7 +318,9 @@ impl StreamGuard {
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        self.slot.lock().stream_alive = false;
+        if self.is_exclusive {
+            self.slot.lock().stream_alive = false;
+        }
     }
 }
 
@@ -243,6 +369,26 @@ impl Lease {
         let opened = Box::pin(slot.open()).await;
         slot.connecting.end();
         opened
+    }
+
+    /// Opens the client's connection.
+    ///
+    /// # Errors
+    ///
+    /// The errors of connecting.
+    pub(crate) async fn open(&self) -> Result<Box<Connection>> {
+        match &self.slot {
+            Some(slot) => Box::pin(slot.open()).await,
+            None => Err(Error::InvalidState { message: "the lease of the connection has ended" }),
+        }
+    }
+
+    /// Resolves when fetches wait for this connection.
+    pub(crate) async fn contended(&self) {
+        match &self.slot {
+            Some(slot) => slot.contended().await,
+            None => pending().await,
+        }
     }
 
     /// See [`Connecting::deadline_error`].

@@ -13,6 +13,7 @@ mod info;
 mod lease;
 mod login;
 mod messages;
+mod outgoing;
 mod random;
 mod report;
 mod running_query;
@@ -33,7 +34,7 @@ pub use self::{
 };
 pub(crate) use self::{
     drain::cancel_and_drain,
-    lease::{Lease, SlotHandle, StreamGuard},
+    lease::{FetchClaim, Lease, Leased, SlotHandle, StreamGuard},
     messages::Taken,
     report::{TARGET, count_protocol_error},
     running_query::{QuerySession, RunningQuery},

@@ -60,6 +60,10 @@ impl RunningQuery {
         self.0.changed.notify_waiters();
     }
 
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.0.lock().is_cancelled
+    }
+
     /// Resolves when the query is marked.
     pub(crate) async fn cancelled(&self) {
         self.0.until(|state| state.is_cancelled).await;

@@ -18,6 +18,7 @@ use tokio::{
 use super::{
     cancel::timed_out,
     messages::{Taken, take_message},
+    outgoing::Outgoing,
     report::{count_protocol_error, unexpected},
     session::Session,
     statement_cache::StatementCache,
@@ -48,6 +49,10 @@ pub(crate) struct Connection {
     pub(super) low_water: usize,
     /// Bytes that have arrived and are not processed yet.
     pub(crate) buffer: BytesMut,
+    /// Pipelined requests. Reading sends them.
+    pub(super) outgoing: Outgoing,
+    /// How many requests were made after the one whose answer is being read. Their answers follow.
+    pub(crate) followers: usize,
     /// A long message that is read as it arrives. The buffer has its next bytes.
     pub(super) long: Option<LongMessage>,
     pub(crate) session: Arc<Session>,
@@ -94,18 +99,34 @@ impl Connection {
     /// Waits for bytes and appends them to the buffer, within its capacity. Returns 0 at the end of
     /// the stream. Cancel-safe.
     pub(crate) async fn read(&mut self) -> io::Result<usize> {
+        poll_fn(|cx| self.poll_read(cx)).await
+    }
+
+    /// Reads what has arrived, within the capacity of the buffer, without waiting. Sends pipelined
+    /// requests first.
+    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.outgoing.poll_send(&mut self.transport, cx);
         let limit = self.buffer.capacity() - self.buffer.len();
         // `read_buf` would grow the buffer when it is full; the caller decides about that.
         let mut room = bytes::BufMut::limit(&mut self.buffer, limit);
-        self.transport.read_buf(&mut room).await
+        let read = std::pin::pin!(self.transport.read_buf(&mut room));
+        match std::future::Future::poll(read, cx) {
+            Poll::Pending => match self.outgoing.take_error() {
+                Some(e) => Poll::Ready(Err(e)),
+                None => Poll::Pending,
+            },
+            read => read,
+        }
     }
 
-    /// Reads what has arrived, within the capacity of the buffer, without waiting.
-    pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        let limit = self.buffer.capacity() - self.buffer.len();
-        let mut room = bytes::BufMut::limit(&mut self.buffer, limit);
-        let read = std::pin::pin!(self.transport.read_buf(&mut room));
-        std::future::Future::poll(read, cx)
+    /// Adds a request that does not wait for the answers to earlier ones. Reading sends it.
+    pub(crate) fn pipeline(&mut self, request: &[u8]) {
+        self.outgoing.add(request);
+    }
+
+    /// How many bytes of pipelined requests are not sent yet.
+    pub(crate) fn outgoing(&self) -> usize {
+        self.outgoing.len()
     }
 
     /// Makes [`read`](Self::read) wait for `bytes` bytes. Returns whether the system supports it.
@@ -194,8 +215,12 @@ impl Connection {
     }
 
     /// Whether nothing is left of the last answer. Messages that may come at any time are handled;
-    /// any other one would be taken for the answer to the next query.
+    /// any other one would be taken for the answer to the next query. The answers to pipelined
+    /// requests are expected.
     pub(super) fn is_clean(&mut self) -> bool {
+        if self.followers > 0 {
+            return self.is_usable();
+        }
         loop {
             if let Some(is_clean) = self.look_for_rest() {
                 return is_clean;
@@ -203,9 +228,13 @@ impl Connection {
         }
     }
 
+    fn is_usable(&self) -> bool {
+        self.skip == 0 && !self.transport.is_closed() && !self.session.may_be_cancelled()
+    }
+
     /// A step of [`is_clean`](Self::is_clean); `None` after a message that may come at any time.
     fn look_for_rest(&mut self) -> Option<bool> {
-        if self.skip > 0 || self.transport.is_closed() || self.session.may_be_cancelled() {
+        if !self.is_usable() {
             return Some(false);
         }
         match self.take_message() {
@@ -220,7 +249,7 @@ impl Connection {
     ///
     /// The operating system is asked, not only the runtime, because bytes may have arrived since
     /// the runtime last polled the socket.
-    pub(super) async fn is_alive(&mut self) -> bool {
+    pub(crate) async fn is_alive(&mut self) -> bool {
         // A server does not send more than this to an idle session.
         for _ in 0..MAX_IDLE_READS {
             loop {

@@ -2,7 +2,10 @@
 
 use std::{
     mem,
-    sync::{Arc, Mutex, MutexGuard, OnceLock},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use tokio::{sync::Notify, time::timeout};
@@ -31,7 +34,13 @@ pub(crate) struct Slot {
     pub(super) config: ConnectionConfig,
     state: Mutex<SlotState>,
     pub(super) freed: Notify,
+    /// Several fetches share the connection, or wait to share it. Changes under the lock.
+    pub(super) is_shared: AtomicBool,
     pub(crate) notices: Notices,
+    /// Notified when a fetch begins to wait for a connection in use.
+    pub(super) contended: Notify,
+    /// Notified when the task that runs shared fetches must look at them.
+    pub(super) driver_notify: Notify,
     first_target: OnceLock<Option<Target>>,
     /// Handles of metrics, which its queries share.
     pub(crate) query_metrics: QueryMetricsCache,
@@ -40,13 +49,14 @@ pub(crate) struct Slot {
 #[derive(Debug, Default)]
 pub(super) struct SlotState {
     pub(super) connection: ConnectionState,
+    /// A stream is active or waits for the connection: other queries are rejected.
     pub(super) stream_alive: bool,
     /// The session of the connection, also while the connection is in use.
     pub(super) session: Option<Arc<Session>>,
     /// There has been a connection before.
     pub(super) connected_before: bool,
     /// The client was dropped: the connection will not be used again.
-    closed: bool,
+    pub(super) closed: bool,
     /// Queries that may be in progress: one that runs, and those that wait for its cleanup.
     pub(super) queries: Vec<WeakQuery>,
     /// How often the client was taken out of its pool or returned to it; 0 without a pool.
@@ -68,8 +78,17 @@ impl Slot {
     pub(crate) fn new(config: ConnectionConfig) -> Self {
         let (state, notices) = (Mutex::default(), Notices::default());
         let query_metrics = QueryMetricsCache::default();
-        let (freed, first_target) = (Notify::new(), OnceLock::new());
-        Self { config, state, freed, notices, first_target, query_metrics }
+        Self {
+            config,
+            state,
+            freed: Notify::new(),
+            is_shared: AtomicBool::new(false),
+            notices,
+            contended: Notify::new(),
+            driver_notify: Notify::new(),
+            first_target: OnceLock::new(),
+            query_metrics,
+        }
     }
 
     pub(crate) fn config(&self) -> &ConnectionConfig {
@@ -98,6 +117,7 @@ impl Slot {
         for query in &queries {
             query.cancel();
         }
+        self.driver_notify.notify_one();
         let stopped = async {
             for query in &queries {
                 query.stop().await?;
@@ -120,7 +140,7 @@ impl Slot {
         let unwanted = {
             let mut state = self.lock();
             match connection {
-                Some(connection) if !state.closed => {
+                Some(connection) if !state.closed || self.is_shared() => {
                     state.connection = ConnectionState::Idle(connection);
                     None
                 }
@@ -140,6 +160,11 @@ impl Slot {
 
     pub(crate) fn session(&self) -> Option<Arc<Session>> {
         self.lock().session.clone()
+    }
+
+    /// Whether several fetches share the connection, or wait to share it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.is_shared.load(Relaxed)
     }
 
     pub(crate) fn is_busy(&self) -> bool {

@@ -15,6 +15,9 @@ pub enum TimeoutPhase {
     FirstRow,
     /// `timeout`: the last row did not arrive within this time after the call of `execute()`.
     Query,
+    /// The caller of a fetch left its rows unread for 2 seconds while other fetches waited for the
+    /// connection.
+    Consumer,
     /// The start of a [`parallel`](crate::QueryBuilder::parallel) query.
     ///
     /// Not all of its connections could begin a transaction within `connect_timeout`, or 10 seconds
@@ -53,6 +56,10 @@ impl TimeoutPhase {
             Self::Parallel { .. } => {
                 "other sessions kept changing the relation or its partitions: run the query again"
             }
+            Self::Consumer => {
+                "its future was not polled, or a predicate took long: poll it, spawn it as a task, \
+                 or use another client for it"
+            }
             Self::Query => "select less (limit(), filter()), read faster, or raise timeout",
         }
     }
@@ -66,6 +73,7 @@ impl fmt::Display for TimeoutPhase {
             Self::Read => "waiting for the server",
             Self::FirstRow => "waiting for the first row",
             Self::Query => "running the query",
+            Self::Consumer => "waiting for rows to be read that block other fetches",
             Self::Parallel { connections, of } => {
                 return write!(
                     f,

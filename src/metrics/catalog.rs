@@ -146,6 +146,8 @@ catalog! {
         "Bytes drained and discarded after queries that ended early.";
     CONNECTIONS_OPEN "connections_open" Gauge "connections" []
         "Open connections.";
+    REQUESTS_IN_FLIGHT "requests_in_flight" Gauge "requests" []
+        "Requests on shared connections that were sent and are not answered.";
     STREAMS_ACTIVE "streams_active" Gauge "streams" ["entity"]
         "Active streams.";
     STREAM_BUFFERED_ROWS "stream_buffered_rows" Gauge "rows" ["entity"]

@@ -256,6 +256,31 @@ impl std::fmt::Debug for OpenGauge {
     }
 }
 
+/// A pipelined request that is not answered, until it is dropped.
+pub(crate) struct RequestsInFlight {
+    gauge: Gauge,
+    count: f64,
+}
+
+impl RequestsInFlight {
+    /// No request, but a handle to count others.
+    pub(crate) fn new() -> Self {
+        Self { gauge: gauge!(REQUESTS_IN_FLIGHT), count: 0.0 }
+    }
+
+    /// Counts another request.
+    pub(crate) fn another(&self) -> Self {
+        self.gauge.increment(1.0);
+        Self { gauge: self.gauge.clone(), count: 1.0 }
+    }
+}
+
+impl Drop for RequestsInFlight {
+    fn drop(&mut self) {
+        self.gauge.decrement(self.count);
+    }
+}
+
 /// A cancel request. It is counted when this is dropped: if it has not finished, as abandoned.
 pub(crate) struct CancelRequest {
     outcome: CancelOutcome,

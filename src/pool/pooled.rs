@@ -115,10 +115,10 @@ impl PooledClient {
         object: O,
         entity: &str,
     ) -> QueryBuilder<T> {
-        let guard = PoolGuard { since: Instant::now(), object };
+        let guard = Arc::new(PoolGuard { since: Instant::now(), object });
         let client = &guard.object.as_ref().client;
-        let slot = client.slot_handle();
-        QueryBuilder::new(slot.with_pool_guard(Arc::new(guard)), entity)
+        let slot = client.slot_handle().with_pool_guard(guard.clone());
+        client.query_with(slot, entity)
     }
 }
 

@@ -2,7 +2,7 @@
 
 mod options;
 
-use std::{borrow::Cow, fmt, marker::PhantomData, pin::Pin, time::Duration};
+use std::{borrow::Cow, fmt, marker::PhantomData, pin::Pin, sync::Arc, time::Duration};
 
 use futures_core::Stream;
 use serde_json::Value;
@@ -16,8 +16,8 @@ use crate::{
         Condition, Field, Filter, Order, OrderBy, Projection, Select, Statement, TYPE_TEST, ToParam,
     },
     stream::{
-        Execution, FromJsonRow, Predicates, QueryPlan, QuerySpec, QueryStream, StreamSettings,
-        encode,
+        Execution, FromJsonRow, Pipeline, Predicates, QueryPlan, QuerySpec, QueryStream,
+        StreamSettings, encode,
     },
 };
 
@@ -70,6 +70,7 @@ use crate::{
 #[must_use = "a query does nothing until it is executed"]
 pub struct QueryBuilder<T> {
     slot: SlotHandle,
+    pipeline: Arc<Pipeline>,
     spec: Box<QuerySpec>,
     options: QueryOptions,
     predicates: Predicates<T>,
@@ -77,9 +78,10 @@ pub struct QueryBuilder<T> {
 }
 
 impl<T: FromJsonRow> QueryBuilder<T> {
-    pub(crate) fn new(slot: SlotHandle, entity: &str) -> Self {
+    pub(crate) fn new(slot: SlotHandle, pipeline: Arc<Pipeline>, entity: &str) -> Self {
         Self {
             slot,
+            pipeline,
             spec: Box::new(QuerySpec {
                 select: Select::new(entity),
                 settings: StreamSettings::default(),
@@ -514,8 +516,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// [`first_row_timeout`](Self::first_row_timeout) limits that time.
     ///
     /// The client connects first if it has no connection. A connection that ended while it was idle
-    /// is replaced. If an earlier stream of the client was just dropped, this method waits for its
-    /// cleanup.
+    /// is replaced. This method waits for fetches of the client that are in progress, and for the
+    /// cleanup of a stream that was just dropped.
     ///
     /// # Errors
     ///
@@ -532,7 +534,22 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// Dropping the future cancels the query on the server, like dropping the stream.
     pub async fn execute(self) -> Result<QueryStream<T>> {
-        let Self { slot, mut spec, options, predicates, .. } = self;
+        let Prepared { slot, plan, predicates, .. } = self.prepare()?;
+        QueryStream::open(&slot, plan, predicates).await
+    }
+
+    /// Runs the query like [`execute`](Self::execute), but shares the connection with other fetches.
+    async fn fetch(self) -> Result<QueryStream<T>> {
+        let Prepared { slot, pipeline, plan, predicates } = self.prepare()?;
+        match plan.execution {
+            Execution::Single => QueryStream::fetch(&pipeline, slot, plan, predicates).await,
+            _ => QueryStream::open(&slot, plan, predicates).await,
+        }
+    }
+
+    /// Checks and encodes the query.
+    fn prepare(self) -> Result<Prepared<T>> {
+        let Self { slot, pipeline, mut spec, options, predicates, .. } = self;
         let QuerySpec { select, settings, .. } = &mut *spec;
         settings.check()?;
         options.apply(select, settings)?;
@@ -540,21 +557,24 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         let query = encode(select.rows()?)?;
         spec.has_predicates = !predicates.is_empty();
         let plan = QueryPlan { spec, query, execution: options.execution()? };
-        QueryStream::open(&slot, plan, predicates).await
+        Ok(Prepared { slot, pipeline, plan, predicates })
     }
 
     /// Runs the query and collects all rows in a `Vec`, which has no memory limit.
     ///
+    /// Fetches of one client can run [concurrently](crate::FraiseClient#concurrent-fetches).
+    ///
     /// # Errors
     ///
     /// Errors of [`execute`](Self::execute) and of the stream. The first row that cannot be decoded
-    /// ends the query.
+    /// ends the query. [`Error::Timeout`] also if the future is not polled while rows are waiting
+    /// and other fetches of the client need the connection.
     ///
     /// # Cancel safety
     ///
     /// Dropping the future cancels the query on the server.
     pub async fn fetch_all(self) -> Result<Vec<T>> {
-        let mut stream = self.execute().await?;
+        let mut stream = self.fetch().await?;
         let mut rows = Vec::new();
         while let Some(row) = next(&mut stream).await {
             rows.push(row?);
@@ -599,7 +619,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         if is_limited {
             self.spec.select.limit = Some(self.spec.select.limit.unwrap_or(1).min(1));
         }
-        let mut stream = self.execute().await?;
+        let mut stream = self.fetch().await?;
         let row = next(&mut stream).await.transpose()?;
         if is_limited {
             while let Some(more) = next(&mut stream).await {
@@ -632,7 +652,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
             let statement = self.spec.select.count()?;
             return self.fetch_scalar(statement).await;
         }
-        let mut stream = self.execute().await?;
+        let mut stream = self.fetch().await?;
         let mut rows = 0;
         while let Some(row) = next(&mut stream).await {
             row?;
@@ -685,12 +705,12 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Takes `self` by value: predicates need not be `Sync`, so a future that borrows them is not
     /// `Send`.
     async fn fetch_scalar<A: FromJsonRow>(self, statement: Statement) -> Result<A> {
-        let Self { slot, mut spec, .. } = self;
+        let Self { slot, pipeline, mut spec, .. } = self;
         spec.settings.check()?;
         spec.settings.row_limit = Some(1);
         let sql = statement.sql.clone();
         let plan = QueryPlan { spec, query: encode(statement)?, execution: Execution::Single };
-        let opened = QueryStream::open(&slot, plan, Predicates::default()).await;
+        let opened = QueryStream::fetch(&pipeline, slot, plan, Predicates::default()).await;
         let mut stream = opened.map_err(|e| not_json(e, &sql))?;
         let answer = next(&mut stream).await;
         // Read to the end, so that the connection is free immediately. Another row (from another
@@ -700,6 +720,14 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         }
         answer.unwrap_or(Err(Error::InvalidState { message: "the server returned no row" }))
     }
+}
+
+/// A query that can be sent.
+struct Prepared<T> {
+    slot: SlotHandle,
+    pipeline: Arc<Pipeline>,
+    plan: QueryPlan,
+    predicates: Predicates<T>,
 }
 
 /// Replaces the server's error for a document that is not JSON by [`Error::InvalidSchema`].

@@ -82,6 +82,15 @@ impl Exchange {
         self.unsent = request;
     }
 
+    /// Begins to read the answer to a pipelined request.
+    pub(super) fn read_answer(&mut self, query: ExtendedQuery, is_rerun: bool) {
+        self.query = query;
+        self.request_bytes = frontend::END_OF_QUERY;
+        self.is_answered = false;
+        self.blocked = Duration::ZERO;
+        self.is_rerun = is_rerun;
+    }
+
     /// Reads the rest of the response to a request that has failed.
     ///
     /// # Errors
@@ -313,7 +322,7 @@ impl Exchange {
     }
 
     /// Splits the run of rows off the read buffer.
-    fn cut(&mut self, run: &mut Run, first: &mut Option<FirstRows>) -> Answer {
+    pub(super) fn cut(&mut self, run: &mut Run, first: &mut Option<FirstRows>) -> Answer {
         if run.rows > 0 {
             let Run { rows, frame_bytes, value_bytes } = std::mem::take(run);
             let buffer = &mut self.connection.buffer;

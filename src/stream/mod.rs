@@ -10,6 +10,7 @@ mod exchange;
 mod observer;
 mod open;
 mod parallel;
+mod pipeline;
 mod plan;
 mod predicates;
 mod query_stream;
@@ -20,6 +21,7 @@ mod row_chunk;
 mod schema;
 mod settings;
 mod span;
+mod statement;
 mod stats;
 mod teardown;
 
@@ -32,6 +34,7 @@ pub use self::{
 };
 pub(crate) use self::{
     parallel::{MAX_PARALLEL, MIN_MEMORY},
+    pipeline::Pipeline,
     plan::{Execution, QueryPlan, QuerySpec, encode},
     predicates::Predicates,
     settings::StreamSettings,

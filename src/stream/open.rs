@@ -1,55 +1,93 @@
 //! Opening a stream: from `execute()` to the first rows.
 
-use std::{pin::pin, sync::Arc};
+use std::{future::poll_fn, pin::pin, sync::Arc, task::Poll, time::Duration};
 
-use tracing::{Instrument, warn};
+use tracing::Instrument;
 
 use super::{
     channel::{Channel, FirstRows},
     deadline::Deadlines,
-    exchange::{Answer, Exchange, late_cancel},
+    exchange::{Answer, Exchange},
     observer::{QueryObserver, Rows, outcome},
     parallel::{BeginError, Parallel, try_all},
     plan::{Execution, QueryPlan, unnamed},
     reader::ReaderTask,
     resume::ResumeState,
+    statement,
     teardown::{Held, InFlight, StartError, StartingTransaction, give_back},
 };
 use crate::{
-    connection::{Choice, Connection, Lease, RunningQuery, SlotHandle, StreamGuard, TARGET},
+    connection::{Choice, Connection, Lease, Leased, RunningQuery, SlotHandle, StreamGuard},
     error::{Error, Result, TimeoutPhase},
     metrics::connection as metrics,
     protocol::{extended_query::ExtendedQuery, frontend::NO_CLOSES},
 };
 
+/// How a query gets its connection.
+pub(super) enum Claim {
+    /// For a stream: it waits for the fetches in progress, and rejects those that come later.
+    Exclusive,
+    /// For a fetch, which has claimed it, or was rejected.
+    Fetch(Result<Leased>),
+}
+
+/// How far [`open`] has come.
+pub(super) enum Outcome {
+    Open(Arc<Channel>),
+    /// A fetch whose connection other fetches need too. Its answer has not arrived.
+    Interrupted(Box<Interrupted>),
+}
+
+/// A fetch that has been sent, and waits for its answer.
+pub(super) struct Interrupted {
+    pub(super) held: Held,
+    pub(super) choice: Choice,
+    pub(super) guard: StreamGuard,
+    pub(super) plan: QueryPlan,
+    pub(super) observer: QueryObserver,
+    pub(super) deadlines: Deadlines,
+    pub(super) query: RunningQuery,
+}
+
 /// Runs a query up to its first rows, and returns the channel from which its stream reads.
 ///
 /// If the whole answer has arrived by then, the connection is back in the client. Otherwise reader
 /// tasks read the rest. Dropping the future cancels the query, in the background.
-pub(super) async fn open(slot: &SlotHandle, plan: QueryPlan) -> Result<Arc<Channel>> {
+pub(super) async fn open(slot: &SlotHandle, plan: QueryPlan, claim: Claim) -> Result<Outcome> {
     let observer = QueryObserver::begin(slot, plan.labels(), plan.text());
     let deadlines = Deadlines::new(observer.started_at, &plan.spec.settings);
     let query = slot.begin_query();
     let opening = Opening { slot, plan: &plan, query: &query, observer: &observer };
     let opened = {
         // Passed by reference: a future that takes another by value reserves its size twice.
-        let run = pin!(opening.run());
+        let run = pin!(opening.run(claim));
         let run = pin!(run.instrument(observer.span()));
         query.unless_cancelled(deadlines.bound(run)).await
     };
     match opened {
-        Ok(opened) => Ok(opened.into_channel(plan, observer, deadlines)),
-        Err(OpenError { error, is_counted }) => {
-            let error = slot.connecting().deadline_error(error);
-            let is_connecting = matches!(error, Error::Connection { .. });
-            if !is_counted && !is_connecting && !matches!(error, Error::Cancelled) {
-                metrics::error(error.category().as_str(), metrics::Phase::Query);
-            }
-            observer.failed(&error);
-            observer.finish(outcome(&error), Rows::default());
-            Err(error)
+        Ok((guard, Started::Rows(start))) => {
+            let opened = Opened { guard, start };
+            Ok(Outcome::Open(opened.into_channel(plan, observer, deadlines)))
         }
+        Ok((guard, Started::Interrupted(held, choice))) => {
+            let interrupted = Interrupted { held, choice, guard, plan, observer, deadlines, query };
+            Ok(Outcome::Interrupted(Box::new(interrupted)))
+        }
+        Err(error) => Err(failed(slot, &observer, error)),
     }
+}
+
+/// Reports a query that has no stream.
+pub(super) fn failed(slot: &SlotHandle, observer: &QueryObserver, error: OpenError) -> Error {
+    let OpenError { error, is_counted } = error;
+    let error = slot.connecting().deadline_error(error);
+    let is_connecting = matches!(error, Error::Connection { .. });
+    if !is_counted && !is_connecting && !matches!(error, Error::Cancelled) {
+        metrics::error(error.category().as_str(), metrics::Phase::Query);
+    }
+    observer.failed(&error);
+    observer.finish(outcome(&error), Rows::default());
+    error
 }
 
 /// A query that has no stream yet.
@@ -60,27 +98,37 @@ struct Opening<'a> {
     observer: &'a QueryObserver,
 }
 
-/// A query to which the server has started to respond.
-struct Opened {
-    guard: StreamGuard,
-    start: Start,
+/// A query that the server has begun to answer.
+pub(super) struct Opened {
+    pub(super) guard: StreamGuard,
+    pub(super) start: Start,
 }
 
-struct Start {
-    sessions: Sessions,
-    first: Option<FirstRows>,
+pub(super) struct Start {
+    pub(super) sessions: Sessions,
+    /// How long the query waited for the server.
+    pub(super) blocked: Duration,
+    pub(super) first: Option<FirstRows>,
     /// The stream reports an error after the first rows.
-    answer: Result<Answer>,
+    pub(super) answer: Result<Answer>,
+}
+
+/// What a query has come to on its connection.
+enum Started {
+    Rows(Start),
+    Interrupted(Held, Choice),
 }
 
 /// The connections of a query.
-enum Sessions {
+pub(super) enum Sessions {
+    /// Answered completely, and the connection is released.
+    None,
     One(Held),
     Several(Vec<Held>),
 }
 
 /// Why a query could not be opened.
-struct OpenError {
+pub(super) struct OpenError {
     error: Error,
     /// Already counted as a failed attempt to connect.
     is_counted: bool,
@@ -89,14 +137,22 @@ struct OpenError {
 impl Opening<'_> {
     /// Acquires the client's connection and starts the query on it. A connection that turns out to
     /// have ended while it was idle is replaced, once.
-    async fn run(self) -> Result<Opened, OpenError> {
+    async fn run(self, claim: Claim) -> Result<(StreamGuard, Started), OpenError> {
+        let is_shareable = matches!(claim, Claim::Fetch(_));
+        let claimed = match claim {
+            Claim::Exclusive => self.slot.claim_alone().await,
+            Claim::Fetch(leased) => leased.map(|leased| (self.slot.fetch_guard(), leased)),
+        };
+        let (guard, mut leased) = claimed.map_err(OpenError::of_acquire)?;
         let mut is_replaced = false;
         loop {
-            let acquired = self.slot.acquire().await;
-            let (guard, lease, connection) = acquired.map_err(OpenError::of_acquire)?;
+            let acquired = self.slot.usable(leased).await;
+            let (lease, connection) = acquired.map_err(OpenError::of_acquire)?;
             self.observer.connected(self.slot);
             let started = match &self.plan.execution {
-                Execution::Single | Execution::Resumable(_) => self.start(lease, connection).await,
+                Execution::Single | Execution::Resumable(_) => {
+                    self.start(lease, connection, is_shareable).await
+                }
                 Execution::Parallel { parts, partition_by } => {
                     let select = &self.plan.spec.select;
                     let partition_by = partition_by.as_deref();
@@ -105,8 +161,11 @@ impl Opening<'_> {
                 }
             };
             match started {
-                Ok(start) => return Ok(Opened { guard, start }),
-                Err(StartError { is_stale: true, .. }) if !is_replaced => is_replaced = true,
+                Ok(started) => return Ok((guard, started)),
+                Err(StartError { stale: Some(lease), .. }) if !is_replaced => {
+                    is_replaced = true;
+                    leased = (lease, None);
+                }
                 Err(StartError { error, is_counted, .. }) => {
                     return Err(OpenError { error, is_counted });
                 }
@@ -114,14 +173,16 @@ impl Opening<'_> {
         }
     }
 
-    /// Sends the query, and reads up to its first rows.
+    /// Sends the query, and reads up to its first rows. If it is shareable, waiting for the answer
+    /// ends when other fetches need the connection.
     async fn start(
         &self,
         lease: Lease,
         mut connection: Box<Connection>,
-    ) -> Result<Start, StartError> {
+        is_shareable: bool,
+    ) -> Result<Started, StartError> {
         let (settings, query) = (&self.plan.spec.settings, &self.plan.query);
-        let mut statement = self.choose_statement(&mut connection);
+        let mut statement = statement::choose(self.plan, self.slot, &mut connection, self.observer);
         let closes = connection.statements.take_closes();
         let (request, steps) = query.request(statement.statement(), &closes)?;
         let mut exchange = Exchange::new(connection, request, ExtendedQuery::with(steps));
@@ -129,8 +190,22 @@ impl Opening<'_> {
         let mut in_flight = InFlight::new();
         let running = self.query.session();
         let held = in_flight.hold(Held { exchange, lease: Some(lease), running });
-        while let Err(error) = held.exchange.start(settings, settings.first_read_size(1)).await {
-            let next = self.retry(&mut held.exchange, &statement, &error);
+        let read = settings.first_read_size(1);
+        loop {
+            let answer = held.exchange.start(settings, read);
+            // A fetch that comes meanwhile polls this one, so there is nothing to be woken by.
+            let is_needed = || is_shareable && self.slot.is_shared();
+            let error = match until(is_needed, answer).await {
+                Some(Ok(())) => break,
+                Some(Err(error)) => error,
+                None => {
+                    let held = in_flight.take().ok_or_else(taken_twice)?;
+                    return Ok(Started::Interrupted(held, statement));
+                }
+            };
+            let failed = (&statement, &error);
+            let exchange = &mut held.exchange;
+            let next = statement::retry(self.plan, self.slot, exchange, failed, self.observer);
             let Some(next) = next.filter(|_| !error.ends_session()) else {
                 return Err(in_flight.failed(error));
             };
@@ -150,57 +225,16 @@ impl Opening<'_> {
         } else {
             Ok(Answer::Continues)
         };
-        let sessions = in_flight.take().map(Sessions::One).ok_or_else(taken_twice)?;
-        Ok(Start { sessions, first, answer })
-    }
-
-    /// Chooses how the request identifies the statement: by its text or by its name.
-    fn choose_statement(&self, connection: &mut Connection) -> Choice {
-        let (plan, config) = (self.plan, self.slot.config());
-        let is_cached = plan.spec.is_persistent
-            && matches!(plan.execution, Execution::Single)
-            && config.statement_cache_capacity() > 0
-            && !config.prepared_statements_lost().get()
-            && plan.query.has_room_for_name();
-        if !is_cached {
-            return Choice::Unnamed;
-        }
-        let choice = connection.statements.choose(plan.query.sql());
-        let metrics = &self.observer.metrics;
-        match choice {
-            Choice::Prepared(_) => metrics.statement_hit(),
-            _ => metrics.statement_missed(),
-        }
-        metrics.statements_evicted(connection.statements.take_evicted());
-        choice
-    }
-
-    /// Returns how to run the query again after an error that is not about the query itself.
-    /// Nothing was delivered yet.
-    fn retry(&self, exchange: &mut Exchange, sent: &Choice, error: &Error) -> Option<Choice> {
-        if exchange.is_late_cancel(error) {
-            late_cancel(error);
-            exchange.is_rerun = true;
-            return Some(Choice::Unnamed);
-        }
-        let statements = &mut exchange.connection.statements;
-        let sql = self.plan.query.sql();
-        if matches!(error, Error::InvalidSchema { .. }) {
-            statements.forget(sql, true);
-        }
-        let code = error.sqlstate().filter(|_| !exchange.query.has_bound())?;
-        let retry = statements.recover(sql, sent, *code)?;
-        if let Some(reason) = retry.reason {
-            self.observer.metrics.statement_reprepared(reason);
-        }
-        if retry.statements_lost && self.slot.config().prepared_statements_lost().set() {
-            warn!(
-                target: TARGET,
-                "the server has lost a prepared statement, so statements are no longer cached: \
-                 set statement_cache_capacity to 0 if a pooler does not support prepared statements"
-            );
-        }
-        Some(retry.choice)
+        let held = in_flight.take().ok_or_else(taken_twice)?;
+        let blocked = held.exchange.blocked;
+        let sessions = match answer {
+            Ok(Answer::Complete) => {
+                give_back(held.exchange.connection, held.lease);
+                Sessions::None
+            }
+            _ => Sessions::One(held),
+        };
+        Ok(Started::Rows(Start { sessions, blocked, first, answer }))
     }
 
     /// Opens the other sessions of a parallel query, and starts the query on each.
@@ -209,7 +243,7 @@ impl Opening<'_> {
         parallel: Parallel<'_>,
         lease: Lease,
         connection: Box<Connection>,
-    ) -> Result<Start, StartError> {
+    ) -> Result<Started, StartError> {
         let running = self.query.session();
         let mut starting = StartingTransaction::new();
         let first = starting.hold(connection, lease, running.clone());
@@ -246,32 +280,26 @@ impl Opening<'_> {
         let started = try_all(started).await?;
         let sessions = started.into_iter().map(|mut in_flight| in_flight.take());
         let sessions = sessions.collect::<Option<Vec<_>>>().ok_or_else(taken_twice)?;
+        let blocked = sessions.iter().map(|held| held.exchange.blocked).sum();
         let (first, answer) = (None, Ok(Answer::Continues));
-        Ok(Start { sessions: Sessions::Several(sessions), first, answer })
+        let sessions = Sessions::Several(sessions);
+        Ok(Started::Rows(Start { sessions, blocked, first, answer }))
     }
 }
 
 impl Opened {
-    /// Creates the channel. If the answer is complete, returns the connection to the client;
-    /// otherwise starts the tasks that read the rest.
-    fn into_channel(
+    /// Creates the channel, and starts the tasks that read the rest of the answer.
+    pub(super) fn into_channel(
         self,
         plan: QueryPlan,
         observer: QueryObserver,
         deadlines: Deadlines,
     ) -> Arc<Channel> {
-        let Self { guard, start: Start { sessions, first, answer } } = self;
-        let blocked = match &sessions {
-            Sessions::One(held) => held.exchange.blocked,
-            Sessions::Several(several) => several.iter().map(|held| held.exchange.blocked).sum(),
-        };
-        let sessions = match (sessions, &answer) {
-            (Sessions::One(held), Ok(Answer::Complete)) => {
-                give_back(held.exchange.connection, held.lease);
-                Vec::new()
-            }
-            (Sessions::One(held), _) => vec![held],
-            (Sessions::Several(several), _) => several,
+        let Self { guard, start: Start { sessions, blocked, first, answer } } = self;
+        let sessions = match sessions {
+            Sessions::None => Vec::new(),
+            Sessions::One(held) => vec![held],
+            Sessions::Several(several) => several,
         };
         let settings = &plan.spec.settings;
         let readers = sessions.len();
@@ -281,8 +309,10 @@ impl Opened {
         channel.observer.started(settings.chunk_rows().0);
         let mut failed = answer.err();
         for (held, number) in sessions.into_iter().zip(0..) {
-            let is_hit = held.exchange.connection.session.was_cancelled_recently();
-            let again = (is_hit && rows == 0 && readers == 1).then(|| unnamed(&plan.query));
+            let connection = &held.exchange.connection;
+            let is_hit = connection.session.was_cancelled_recently();
+            let is_alone = readers == 1 && connection.followers == 0;
+            let again = (is_hit && rows == 0 && is_alone).then(|| unnamed(&plan.query));
             let resume = match &plan.execution {
                 Execution::Resumable(key) => Some(ResumeState::new(&plan.spec.select, key)),
                 Execution::Single | Execution::Parallel { .. } => None,
@@ -300,8 +330,21 @@ impl Opened {
             };
             task.start();
         }
+        if let Some(error) = failed {
+            channel.fail(error);
+        }
         channel
     }
+}
+
+/// Runs a step that can be dropped at any time. `None`: at a poll, `condition` was true.
+async fn until<T>(condition: impl Fn() -> bool, step: impl Future<Output = T>) -> Option<T> {
+    let mut step = pin!(step);
+    poll_fn(|cx| match condition() {
+        true => Poll::Ready(None),
+        false => step.as_mut().poll(cx).map(Some),
+    })
+    .await
 }
 
 /// No query without its connection: its rows would look complete.
@@ -311,7 +354,7 @@ fn taken_twice() -> Error {
 
 impl OpenError {
     /// Attempts to connect have been counted one by one.
-    fn of_acquire(error: Error) -> Self {
+    pub(super) fn of_acquire(error: Error) -> Self {
         let is_connecting = match error {
             Error::ConnectionBusy => false,
             Error::Timeout { phase, .. } => phase == TimeoutPhase::Connect,

@@ -3,6 +3,7 @@ use std::{
     future::poll_fn,
     marker::PhantomData,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -15,17 +16,19 @@ use super::{
     chunk::Chunk,
     consumer::Consumer,
     control::StreamControl,
-    open::open,
+    open::{Claim, Outcome, open},
+    pipeline::{Pipeline, fetch},
     plan::QueryPlan,
     predicates::{Predicates, passes, read},
     row::FromJsonRow,
     row_chunk::RowChunk,
     stats::{StreamState, StreamStats},
 };
-use crate::{connection::SlotHandle, error::Result, metrics::Outcome};
-
-#[cfg(doc)]
-use crate::error::Error;
+use crate::{
+    connection::SlotHandle,
+    error::{Error, Result},
+    metrics,
+};
 
 /// The rows of one query, as a [`Stream`] of decoded values.
 ///
@@ -95,16 +98,33 @@ impl<T: FromJsonRow> QueryStream<T> {
         predicates: Predicates<T>,
     ) -> Result<Self> {
         // Boxed: otherwise the future of each caller would contain it and copy it.
-        let channel = Box::pin(open(slot, plan)).await?;
-        Ok(Self {
-            consumer: Consumer::new(channel),
+        let opened = Box::pin(open(slot, plan, Claim::Exclusive)).await?;
+        let Outcome::Open(channel) = opened else { return Err(interrupted()) };
+        Ok(Self::new(Consumer::new(channel), predicates))
+    }
+
+    /// Runs a query up to its first rows, and shares the connection with other fetches of the
+    /// client. Dropping the future cancels it.
+    pub(crate) async fn fetch(
+        pipeline: &Arc<Pipeline>,
+        slot: SlotHandle,
+        plan: QueryPlan,
+        predicates: Predicates<T>,
+    ) -> Result<Self> {
+        let consumer = fetch(pipeline, slot, plan).await?;
+        Ok(Self::new(consumer, predicates))
+    }
+
+    fn new(consumer: Consumer, predicates: Predicates<T>) -> Self {
+        Self {
+            consumer,
             chunk: None,
             untimed: None,
             is_plain: false,
             row: 0,
             predicates,
             rows: PhantomData,
-        })
+        }
     }
 
     /// Stops reading from the server. Resolves when no connection is being read.
@@ -236,7 +256,7 @@ impl<T: FromJsonRow> QueryStream<T> {
     /// Ends the stream without waiting for the cleanup.
     pub(super) fn stop(&mut self) {
         self.chunk = None;
-        self.consumer.end(Outcome::Cancelled);
+        self.consumer.end(metrics::Outcome::Cancelled);
     }
 
     /// Returns the next row of the current chunk that no predicate rejects.
@@ -392,11 +412,16 @@ impl<T: FromJsonRow> QueryStream<T> {
                 Some(Err(error))
             }
             None => {
-                self.consumer.end(Outcome::Success);
+                self.consumer.end(metrics::Outcome::Success);
                 None
             }
         })
     }
+}
+
+/// Only fetches are interrupted.
+fn interrupted() -> Error {
+    Error::InvalidState { message: "the query of a stream was interrupted" }
 }
 
 impl<T: FromJsonRow> Stream for QueryStream<T> {

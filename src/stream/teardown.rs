@@ -53,7 +53,7 @@ impl InFlight {
         let Some(held) = self.take() else { return error.into() };
         if held.exchange.is_stale(&error) {
             held.exchange.connection.discard_stale();
-            return StartError { is_stale: true, ..error.into() };
+            return StartError { stale: held.lease, ..error.into() };
         }
         if error.ends_session() {
             held.close_ended(&error);
@@ -69,13 +69,13 @@ pub(super) struct StartError {
     pub(super) error: Error,
     /// Already counted as a failed attempt to connect.
     pub(super) is_counted: bool,
-    /// The connection had ended while it was idle.
-    pub(super) is_stale: bool,
+    /// Set if the connection had ended while it was idle: the right to replace it.
+    pub(super) stale: Option<Lease>,
 }
 
 impl From<Error> for StartError {
     fn from(error: Error) -> Self {
-        Self { error, is_counted: false, is_stale: false }
+        Self { error, is_counted: false, stale: None }
     }
 }
 
@@ -161,14 +161,16 @@ impl StartingTransaction {
             }
             None => false,
         };
+        let mut stale = None;
         if let Some((connection, lease)) = self.take() {
             if is_stale {
                 connection.discard_stale();
+                stale = Some(lease);
             } else {
                 lease.give_back(connection);
             }
         }
-        StartError { error, is_counted, is_stale }
+        StartError { error, is_counted, stale }
     }
 }
 

@@ -3,6 +3,7 @@
 mod cancel;
 mod flow;
 mod parallel;
+mod pipeline;
 mod scale;
 mod stream;
 #[path = "../support/mod.rs"]

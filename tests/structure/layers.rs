@@ -152,7 +152,13 @@ fn what_is_absent_stays_absent() {
         (&["SELECT ", "WHERE "], &["sql"]),
         (
             &["tokio::spawn", "task::spawn(", "JoinSet", ".spawn("],
-            &["connection/unanswered", "stream/reader", "stream/teardown", "stream/channel/pause"],
+            &[
+                "connection/unanswered",
+                "stream/channel/pause",
+                "stream/pipeline",
+                "stream/reader",
+                "stream/teardown",
+            ],
         ),
         (&["TcpStream", "UnixStream", "lookup_host"], &["transport"]),
         (&["rustls::", "webpki::"], &["transport"]),

@@ -36,6 +36,11 @@ impl BlockedTime {
         }
     }
 
+    /// Since when it is blocked on this side, if it is.
+    pub(in crate::stream) fn since(&self, on: BlockedOn) -> Option<Instant> {
+        self.present.filter(|(present, _)| *present == on).map(|(_, since)| since)
+    }
+
     /// Returns the time blocked on the consumer and on the server since the last call, without the
     /// current wait.
     pub(in crate::stream) fn since_last(&mut self) -> (Duration, Duration) {

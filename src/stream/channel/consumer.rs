@@ -51,6 +51,11 @@ impl Channel {
         }
     }
 
+    /// Ends the rows of a query without readers with an error.
+    pub(in crate::stream) fn fail(&self, error: Error) {
+        self.lock().rows = RowsState::Failed(Some(error));
+    }
+
     /// Closes the stream: if the query still runs, it is cancelled and its connection cleaned up.
     /// Returns whether this is the first call, which decides the state. `by_consumer`: the stream
     /// itself closes it and has no unread chunk.

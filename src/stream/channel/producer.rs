@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     connection::TARGET,
-    error::{Error, Result},
+    error::{Error, Result, TimeoutPhase},
     metrics::ChunkSeen,
 };
 
@@ -343,6 +343,15 @@ impl Producer {
             self.channel.observer.metrics.chunk_size(next);
         }
         next
+    }
+
+    /// If the consumer has received nothing for this long though there is something: the error that
+    /// ends the rows.
+    pub(in crate::stream) fn stalled(&self, limit: Duration) -> Option<Error> {
+        let state = self.channel.lock();
+        let since = state.readers.get(self.reader)?.blocked.since(BlockedOn::Consumer)?;
+        let is_stalled = now().saturating_duration_since(since) >= limit;
+        is_stalled.then_some(Error::Timeout { phase: TimeoutPhase::Consumer, after: limit })
     }
 
     /// Returns whether another reader waits for memory until others hold less.

@@ -4,8 +4,10 @@
 mod buffer;
 mod read_threshold;
 
+use std::{future::pending, time::Duration};
+
 use bytes::Bytes;
-use tokio::{select, task::yield_now};
+use tokio::{select, task::yield_now, time::sleep};
 use tracing::{debug, warn};
 
 use self::buffer::ReadBuffer;
@@ -107,6 +109,7 @@ impl Reader {
                 error = deadlines.expired(producer.channel()) => {
                     Err(lease.as_ref().map_or_else(|| error.copy(), |l| l.deadline_error(error.copy())).into())
                 }
+                error = stalled(&producer, lease.as_ref()) => Err(error.into()),
             },
         };
         self.tear_down(end, lease, running).await;
@@ -362,6 +365,23 @@ impl Reader {
         }
     }
 }
+
+/// Resolves when a fetch does not read its rows for [`MAX_STALL`] while others wait for its
+/// connection.
+async fn stalled(producer: &Producer, lease: Option<&Lease>) -> Error {
+    let Some(lease) = lease else { return pending().await };
+    lease.contended().await;
+    loop {
+        match producer.stalled(MAX_STALL) {
+            Some(error) => return error,
+            None => sleep(MAX_STALL / 4).await,
+        }
+    }
+}
+
+/// How long the caller of a fetch may leave its rows unread while other fetches wait for the
+/// connection.
+const MAX_STALL: Duration = Duration::from_secs(2);
 
 /// Ends the rows if the task is dropped before its end, because its runtime shuts down or a notice
 /// handler panics.

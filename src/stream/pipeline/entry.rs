@@ -1,0 +1,145 @@
+//! A fetch whose answer is read by a task.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+};
+
+use tokio::task::AbortHandle;
+
+use crate::{
+    connection::{RunningQuery, StreamGuard},
+    error::{Error, Result},
+    stream::{consumer::Consumer, deadline::Deadlines, observer::QueryObserver, plan::QueryPlan},
+};
+
+/// A fetch whose answer is read by a task.
+pub(super) struct Entry(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// Taken by the side that ends the fetch: the driver with an answer, or the caller without one.
+    job: Option<Job>,
+    answer: Option<Result<Consumer>>,
+    /// It was answered, or the caller does not wait any more.
+    is_ended: bool,
+    caller: Option<Waker>,
+    /// Stops the task that runs a fetch which was taken over.
+    task: Option<AbortHandle>,
+}
+
+/// What a fetch asks for, and what observes it.
+pub(super) struct Job {
+    pub(super) plan: QueryPlan,
+    pub(super) observer: QueryObserver,
+    pub(super) deadlines: Deadlines,
+    pub(super) guard: StreamGuard,
+    pub(super) query: RunningQuery,
+}
+
+impl Entry {
+    pub(super) fn new(job: Job) -> Self {
+        Self(Mutex::new(State { job: Some(job), ..State::default() }))
+    }
+
+    /// A fetch that a task of its own runs.
+    pub(super) fn taken_over(caller: Waker) -> Self {
+        Self(Mutex::new(State { caller: Some(caller), ..State::default() }))
+    }
+
+    pub(super) fn abort_with(&self, task: AbortHandle) {
+        self.lock().task = Some(task);
+    }
+
+    /// Waits for the answer.
+    pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<Result<Consumer>> {
+        let mut state = self.lock();
+        if let Some(answer) = state.answer.take() {
+            return Poll::Ready(answer);
+        }
+        if !state.caller.as_ref().is_some_and(|caller| caller.will_wake(cx.waker())) {
+            let earlier = state.caller.replace(cx.waker().clone());
+            // What a waker drops is not known.
+            drop(state);
+            drop(earlier);
+        }
+        Poll::Pending
+    }
+
+    /// Whether the caller waits for an answer that it does not have.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.lock().job.is_some()
+    }
+
+    /// Looks at the job, if the answer is wanted.
+    pub(super) fn with_job<R>(&self, look: impl FnOnce(&Job) -> R) -> Option<R> {
+        self.lock().job.as_ref().map(look)
+    }
+
+    /// Takes the job to end the fetch. `None`: it has been ended.
+    pub(super) fn take_job(&self) -> Option<Job> {
+        self.lock().job.take()
+    }
+
+    /// Hands the answer to the caller.
+    pub(super) fn finish(&self, answer: Result<Consumer>) {
+        let mut state = self.lock();
+        if state.is_ended {
+            drop(state);
+            // Stops the query.
+            drop(answer);
+            return;
+        }
+        state.is_ended = true;
+        state.answer = Some(answer);
+        let caller = state.caller.take();
+        drop(state);
+        if let Some(caller) = caller {
+            caller.wake();
+        }
+    }
+
+    /// The caller does not want the answer any more. Returns the job if the driver has not ended
+    /// it.
+    pub(super) fn abandon(&self) -> Option<Job> {
+        let mut state = self.lock();
+        state.is_ended = true;
+        let (job, answer, task) = (state.job.take(), state.answer.take(), state.task.take());
+        drop(state);
+        // Stops a query that has begun to answer.
+        drop(answer);
+        if let Some(task) = task {
+            task.abort();
+        }
+        job
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ends a fetch with an error when it is dropped, unless it has ended.
+pub(super) struct FinishOnDrop(pub(super) Arc<Entry>);
+
+impl Drop for FinishOnDrop {
+    fn drop(&mut self) {
+        self.0.finish(Err(task_ended()));
+    }
+}
+
+/// The error of a fetch whose task ended before it.
+pub(super) fn task_ended() -> Error {
+    Error::ConnectionClosed {
+        during: "because the task that read from it ended (its runtime was shut down, or a handler of \
+                 notices panicked)",
+        source: None,
+    }
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Entry").finish_non_exhaustive()
+    }
+}

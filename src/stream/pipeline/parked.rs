@@ -1,0 +1,68 @@
+//! A fetch between two polls, where a task can take it over.
+
+use std::{fmt, future::Future, pin::Pin, sync::Arc, task::Waker};
+
+use super::entry::{Entry, FinishOnDrop};
+use crate::{error::Result, stream::consumer::Consumer};
+
+/// A query that runs up to its first rows.
+pub(super) type Run = Pin<Box<dyn Future<Output = Result<Consumer>> + Send>>;
+
+/// The fetch that waits for its next poll, and those that were taken over meanwhile.
+#[derive(Default)]
+pub(super) struct Parked {
+    run: Option<(u64, Run, Waker)>,
+    taken_over: Vec<(u64, Arc<Entry>)>,
+    last: u64,
+}
+
+/// What has become of a fetch between two polls.
+pub(super) enum Unparked {
+    Run(Run),
+    /// A task runs it.
+    TakenOver(Arc<Entry>),
+}
+
+impl Parked {
+    /// `caller` is woken when a task that took it over has the answer.
+    pub(super) fn park(&mut self, run: Run, caller: Waker) -> u64 {
+        self.last += 1;
+        self.run = Some((self.last, run, caller));
+        self.last
+    }
+
+    /// Takes a fetch out again.
+    pub(super) fn unpark(&mut self, number: u64) -> Option<Unparked> {
+        if let Some((_, run, _)) = self.run.take_if(|(parked, ..)| *parked == number) {
+            return Some(Unparked::Run(run));
+        }
+        let at = self.taken_over.iter().position(|(taken, _)| *taken == number)?;
+        Some(Unparked::TakenOver(self.taken_over.swap_remove(at).1))
+    }
+
+    /// Lets a task run the fetch that waits for its next poll.
+    pub(super) fn take_over(&mut self) {
+        if let Some((number, run, caller)) = self.run.take() {
+            self.taken_over.push((number, take_over(run, caller)));
+        }
+    }
+}
+
+/// Runs a fetch in a task, until the answer is abandoned.
+pub(super) fn take_over(run: Run, caller: Waker) -> Arc<Entry> {
+    let entry = Arc::new(Entry::taken_over(caller));
+    // Made here, because a runtime that shuts down drops tasks that have never run.
+    let finish = FinishOnDrop(Arc::clone(&entry));
+    let task = tokio::spawn(async move {
+        let opened = run.await;
+        finish.0.finish(opened);
+    });
+    entry.abort_with(task.abort_handle());
+    entry
+}
+
+impl fmt::Debug for Parked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parked").field("is_some", &self.run.is_some()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,102 @@
+//! The fetches of a client that share its connection.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+use super::{
+    entry::Entry,
+    parked::Parked,
+    request::{Queued, Sent},
+};
+use crate::{
+    connection::{Choice, SlotHandle},
+    stream::teardown::{Held, give_back},
+};
+
+/// The fetches of one client that share its connection.
+#[derive(Debug, Default)]
+pub(crate) struct Pipeline {
+    state: Mutex<State>,
+    /// Wakes the driver.
+    pub(super) changed: Notify,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    /// Requests that are not sent, the oldest first.
+    queue: VecDeque<Queued>,
+    pub(super) has_driver: bool,
+    /// A request that was sent before the driver started.
+    adopted: Option<Sent>,
+    pub(super) parked: Parked,
+}
+
+impl Pipeline {
+    /// Adds a request. Returns whether a driver must be started.
+    pub(super) fn enqueue(&self, slot: &SlotHandle, entry: Arc<Entry>) -> bool {
+        let mut state = self.lock();
+        state.queue.push_back(Queued { entry, losses: 0, is_rerun: false });
+        if state.has_driver {
+            drop(state);
+            self.changed.notify_one();
+            return false;
+        }
+        state.has_driver = true;
+        slot.share();
+        // The fetch that has the connection must go on even if its caller does not poll it.
+        state.parked.take_over();
+        true
+    }
+
+    /// Gives the driver a request that was sent before it started, and the connection.
+    pub(super) fn adopt(&self, entry: Arc<Entry>, held: Held, choice: Choice) {
+        let Held { mut exchange, lease, running } = held;
+        let unsent = exchange.take_unsent();
+        exchange.connection.pipeline(&unsent);
+        exchange.connection.followers = 1;
+        let sent = Sent::adopted(entry, running, choice, &exchange);
+        self.lock().adopted = sent;
+        give_back(exchange.connection, lease);
+    }
+
+    pub(super) fn take_adopted(&self) -> Option<Sent> {
+        self.lock().adopted.take()
+    }
+
+    /// Takes the next request that is not sent.
+    pub(super) fn next(&self) -> Option<Queued> {
+        self.lock().queue.pop_front()
+    }
+
+    /// Puts requests back to the front, in their order.
+    pub(super) fn requeue(&self, queued: Vec<Queued>) {
+        let mut state = self.lock();
+        queued.into_iter().rev().for_each(|queued| state.queue.push_front(queued));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().queue.is_empty()
+    }
+
+    pub(super) fn waiting(&self) -> Vec<Arc<Entry>> {
+        self.lock().queue.iter().map(|queued| Arc::clone(&queued.entry)).collect()
+    }
+
+    /// The driver ends, unless there are further requests.
+    pub(super) fn finish(&self, slot: &SlotHandle) -> bool {
+        let mut state = self.lock();
+        if state.queue.is_empty() {
+            state.has_driver = false;
+            slot.unshare();
+        }
+        state.queue.is_empty()
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,724 @@
+//! Fetches that share a connection: each gets its own answer or an error, whatever becomes of the
+//! others, and no query is cancelled that its caller did not stop. docs/ARCHITECTURE.md has the
+//! rules as a table, whose rows are tested here.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::support::{
+    admin, backend_state, client, cluster,
+    daemon::Daemon,
+    eventually,
+    proxy::Proxy,
+    random::Random,
+    scripted::{self, Scripted, Step},
+    sql, terminate, url_at,
+};
+use fraiseql_wire::{
+    ConnectionConfig, ConnectionConfigBuilder, Error, FraiseClient, RawJson, RetryPolicy,
+    TimeoutPhase, sqlstate,
+};
+use futures_util::{
+    StreamExt,
+    future::{join, join_all, poll_immediate},
+};
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+fn builder(url: &str) -> ConnectionConfigBuilder {
+    ConnectionConfig::parse(url).unwrap().to_builder()
+}
+
+async fn connect(config: ConnectionConfigBuilder) -> FraiseClient {
+    FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap()
+}
+
+/// The answer to a query of the unnamed statement, with these rows.
+fn answer(rows: &[&str]) -> Vec<u8> {
+    let rows: Vec<u8> = rows.iter().flat_map(|row| scripted::row(row)).collect();
+    [scripted::begin_json(), rows, scripted::complete(), scripted::ready()].concat()
+}
+
+fn script(steps: impl IntoIterator<Item = Step>) -> Vec<Step> {
+    scripted::login().into_iter().chain(steps).collect()
+}
+
+/// Each kind of fetch, with an answer that no other one has.
+async fn fetch_and_check(client: &FraiseClient, number: u64) {
+    let query = || client.query::<u64>("v_short");
+    let at_least = (number % 300).max(1);
+    match number % 6 {
+        0 => {
+            let rows = query().where_sql("data::text::int >= $1::int").bind(at_least as i32);
+            let rows = rows.order_by("data::text::int").limit(20).fetch_all().await.unwrap();
+            let expected: Vec<u64> = (at_least..=300).take(20).collect();
+            assert_eq!(rows, expected);
+        }
+        1 => {
+            let one = query().where_sql("data::text = $1::text").bind(at_least.to_string());
+            assert_eq!(one.fetch_one().await.unwrap(), at_least);
+        }
+        2 => {
+            let one = query().where_sql("data::text = $1::text").bind(format!("-{number}"));
+            assert_eq!(one.fetch_optional().await.unwrap(), None);
+        }
+        3 => {
+            let counted = query().where_sql("data::text::int >= $1::int").bind(at_least as i32);
+            assert_eq!(counted.count().await.unwrap(), 301 - at_least);
+        }
+        4 => {
+            let all = query().where_sql("data::text::int = $1::int").bind(at_least as i32);
+            assert!(all.exists().await.unwrap());
+        }
+        _ => {
+            let plan = query().explain(false).await.unwrap();
+            assert!(plan[0]["Plan"].is_object(), "{plan}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn concurrent_fetches_share_one_connection_and_get_their_own_answers() {
+    let client = Arc::new(client().await);
+    let pid = client.backend_pid();
+    let tasks = (0..16).map(|task| {
+        let client = Arc::clone(&client);
+        tokio::spawn(async move {
+            for number in 0..50 {
+                fetch_and_check(&client, task * 50 + number).await;
+            }
+        })
+    });
+    for task in join_all(tasks).await {
+        task.unwrap();
+    }
+    assert_eq!(client.backend_pid(), pid);
+    assert!(!client.is_busy());
+}
+
+#[tokio::test]
+async fn concurrent_fetches_of_one_task_get_their_own_answers() {
+    let client = client().await;
+    join_all((0..300).map(|number| fetch_and_check(&client, number))).await;
+    // One after the other again.
+    for number in 0..12 {
+        fetch_and_check(&client, number).await;
+    }
+}
+
+#[tokio::test]
+async fn requests_are_sent_before_earlier_answers() {
+    let answers = [answer(&["1"]), answer(&["2"]), answer(&["3"])].concat();
+    let steps = [Step::ExpectQuery, Step::ExpectQuery, Step::ExpectQuery, Step::Send(answers)];
+    let server = Scripted::start(vec![script(steps)]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let fetch = || client.query::<u64>("v").fetch_all();
+    let rows = join_all([fetch(), fetch(), fetch()]).await;
+    let rows: Vec<_> = rows.into_iter().map(Result::unwrap).collect();
+    assert_eq!(rows, [[1], [2], [3]]);
+    drop(client);
+    server.done().await;
+}
+
+#[tokio::test]
+async fn answers_that_are_cut_anywhere_are_matched_in_order() {
+    let answers = [answer(&["1", "2"]), answer(&[]), answer(&["3"])].concat();
+    for cut in 0..answers.len() {
+        let (go, wait) = oneshot::channel();
+        let steps = [
+            Step::ExpectQuery,
+            Step::ExpectQuery,
+            Step::ExpectQuery,
+            Step::Send(answers[..cut].to_vec()),
+            Step::Wait(wait),
+            Step::Send(answers[cut..].to_vec()),
+        ];
+        let server = Scripted::start(vec![script(steps)]).await;
+        let client = FraiseClient::connect(&server.url()).await.unwrap();
+        let fetch = || client.query::<u64>("v").fetch_all();
+        let mut rows = Box::pin(join_all([fetch(), fetch(), fetch()]));
+        assert!(poll_immediate(&mut rows).await.is_none());
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+            assert!(poll_immediate(&mut rows).await.is_none());
+        }
+        go.send(()).unwrap();
+        let rows: Vec<_> = rows.await.into_iter().map(Result::unwrap).collect();
+        assert_eq!(rows, [vec![1, 2], vec![], vec![3]], "cut at {cut}");
+        drop(client);
+        server.done().await;
+    }
+}
+
+#[tokio::test]
+async fn a_fetch_that_is_not_polled_does_not_block_others() {
+    let client = client().await;
+    let mut first = Box::pin(client.query::<u64>("v_short").fetch_all());
+    assert!(poll_immediate(&mut first).await.is_none());
+    // Sent, and not polled again until the end.
+    let second = Box::pin(client.query::<u64>("v_one").fetch_one());
+    assert_eq!(second.await.unwrap(), 1);
+    let mut third = Box::pin(client.query::<u64>("v_one").fetch_one());
+    assert!(poll_immediate(&mut third).await.is_none());
+    for number in 0..30 {
+        fetch_and_check(&client, number).await;
+    }
+    assert_eq!(third.await.unwrap(), 1);
+    assert_eq!(first.await.unwrap().len(), 300);
+}
+
+#[tokio::test]
+async fn an_error_of_one_fetch_touches_no_other() {
+    let client = client().await;
+    let fetch = |number: u64| {
+        let client = &client;
+        async move {
+            match number % 4 {
+                0 => fetch_and_check(client, number).await,
+                1 => {
+                    let error = client.query::<u64>("v_missing").fetch_all().await.unwrap_err();
+                    assert_eq!(error.sqlstate(), Some(&sqlstate::UNDEFINED_TABLE), "{error}");
+                }
+                2 => {
+                    let error = client.query::<String>("v_short").fetch_all().await.unwrap_err();
+                    assert!(error.is_row_error(), "{error}");
+                }
+                _ => {
+                    let fails = client.query::<u64>("v_short").where_sql("1 / ($1::int - 5) = 0");
+                    let error = fails.bind(5).fetch_all().await.unwrap_err();
+                    assert_eq!(error.sqlstate(), Some(&sqlstate::DIVISION_BY_ZERO), "{error}");
+                }
+            }
+        }
+    };
+    join_all((0..200).map(fetch)).await;
+}
+
+#[tokio::test]
+async fn a_panic_in_a_predicate_touches_no_other_fetch() {
+    let client = Arc::new(client().await);
+    let others = join_all((0..50).map(|number| fetch_and_check(&client, number)));
+    let panics = (0..5).map(|_| {
+        let client = Arc::clone(&client);
+        tokio::spawn(async move {
+            let query = client.query::<u64>("v_short").where_rust(|_| panic!("planted"));
+            query.fetch_all().await
+        })
+    });
+    let (panicked, _) = join(join_all(panics), others).await;
+    assert!(panicked.iter().all(Result::is_err));
+    fetch_and_check(&client, 1).await;
+}
+
+#[tokio::test]
+async fn rows_before_an_error_do_not_make_a_fetch_whole() {
+    let client = client().await;
+    sql("create view v_pipeline_fails as
+         select to_jsonb(1 / (50 - i)) as data from generate_series(1, 100) i")
+    .await;
+    let fails = || client.query::<i64>("v_pipeline_fails").fetch_all();
+    for result in join_all((0..20).map(|_| fails())).await {
+        let error = result.unwrap_err();
+        assert_eq!(error.sqlstate(), Some(&sqlstate::DIVISION_BY_ZERO), "{error}");
+    }
+}
+
+/// Long answers are read by a task of their own, between short ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn long_and_short_answers_share_a_connection() {
+    let client = client().await;
+    let pid = client.backend_pid();
+    let fetch = |number: u64| {
+        let client = &client;
+        async move {
+            if number % 5 == 0 {
+                let rows = client.query::<Value>("v_endless").limit(5_000 + number);
+                let rows = rows.fetch_all().await.unwrap();
+                assert_eq!(rows.len() as u64, 5_000 + number);
+                assert!(rows.iter().zip(1..).all(|(row, id)| row["id"] == id));
+            } else {
+                fetch_and_check(client, number).await;
+            }
+        }
+    };
+    join_all((0..60).map(fetch)).await;
+    assert_eq!(client.backend_pid(), pid);
+}
+
+#[tokio::test]
+async fn a_stopped_long_answer_between_others_costs_none_of_them() {
+    let client = client().await;
+    let fetch = |number: u64| {
+        let client = &client;
+        async move {
+            if number % 5 == 0 {
+                // Stops after the first row that the predicate accepts.
+                let found = client.query::<Value>("v_endless").limit(20_000);
+                let found = found.where_rust(|row| row["id"] == 400).fetch_optional();
+                assert_eq!(found.await.unwrap().unwrap()["id"], 400);
+            } else {
+                fetch_and_check(client, number).await;
+            }
+        }
+    };
+    join_all((0..30).map(fetch)).await;
+}
+
+#[tokio::test]
+async fn execute_waits_for_fetches_and_then_has_the_connection_alone() {
+    let client = client().await;
+    let fetches = join_all((0..50).map(|number| fetch_and_check(&client, number)));
+    let mut fetches = Box::pin(fetches);
+    assert!(poll_immediate(&mut fetches).await.is_none());
+    let mut execute = Box::pin(client.query::<u64>("v_short").execute());
+    assert!(poll_immediate(&mut execute).await.is_none());
+    // The stream is next.
+    let error = client.query::<u64>("v_one").fetch_one().await.unwrap_err();
+    assert!(matches!(error, Error::ConnectionBusy), "{error}");
+    let (_, stream) = join(fetches, execute).await;
+    let stream = stream.unwrap();
+    let error = client.query::<u64>("v_one").count().await.unwrap_err();
+    assert!(matches!(error, Error::ConnectionBusy), "{error}");
+    assert_eq!(stream.count().await, 300);
+    fetch_and_check(&client, 1).await;
+}
+
+/// Dropped before it is sent.
+#[tokio::test]
+async fn dropping_a_queued_fetch_sends_nothing() {
+    let (go, wait) = oneshot::channel();
+    let steps = [
+        Step::Wait(wait),
+        Step::ExpectQuery,
+        Step::Send(answer(&["1"])),
+        Step::ExpectQuery,
+        Step::Send(answer(&["3"])),
+        Step::ExpectEnd,
+    ];
+    // Nothing is sent before the login has ended.
+    let mut login = scripted::login();
+    let Some(Step::Send(welcome)) = login.pop() else { panic!() };
+    let mut steps = steps.into_iter();
+    let first = steps.next().unwrap();
+    let server = Scripted::start(vec![
+        login.into_iter().chain([first, Step::Send(welcome)]).chain(steps).collect(),
+    ])
+    .await;
+    let client = FraiseClient::new(ConnectionConfig::parse(&server.url()).unwrap());
+    let fetch = || Box::pin(client.query::<u64>("v").fetch_one());
+    let (mut first, mut second, mut third) = (fetch(), fetch(), fetch());
+    for fetch in [&mut first, &mut second, &mut third] {
+        assert!(poll_immediate(fetch).await.is_none());
+    }
+    drop(second);
+    go.send(()).unwrap();
+    let (first, third) = join(first, third).await;
+    assert_eq!((first.unwrap(), third.unwrap()), (1, 3));
+    drop(client);
+    server.done().await;
+}
+
+/// Dropped after it was sent, before its turn or during it.
+#[tokio::test]
+async fn dropping_a_sent_fetch_discards_its_answer_and_cancels_nothing() {
+    for dropped in 0..3 {
+        let (go, wait) = oneshot::channel();
+        let (is_sent, sent) = oneshot::channel();
+        let steps = [
+            Step::ExpectQuery,
+            Step::ExpectQuery,
+            Step::ExpectQuery,
+            Step::Signal(is_sent),
+            Step::Wait(wait),
+            Step::Send([answer(&["0"]), answer(&["1"]), answer(&["2"])].concat()),
+            Step::ExpectEnd,
+        ];
+        let server = Scripted::start(vec![script(steps)]).await;
+        let client = FraiseClient::connect(&server.url()).await.unwrap();
+        let mut fetches: Vec<_> =
+            (0..3).map(|_| Some(Box::pin(client.query::<u64>("v").fetch_one()))).collect();
+        for fetch in fetches.iter_mut().flatten() {
+            assert!(poll_immediate(fetch).await.is_none());
+        }
+        sent.await.unwrap();
+        fetches[dropped] = None;
+        tokio::task::yield_now().await;
+        go.send(()).unwrap();
+        for (fetch, number) in fetches.into_iter().zip(0..) {
+            if let Some(fetch) = fetch {
+                assert_eq!(fetch.await.unwrap(), number);
+            }
+        }
+        drop(client);
+        // A cancel request would be an unexpected connection, which panics.
+        server.done().await;
+    }
+}
+
+#[tokio::test]
+async fn dropping_the_only_fetch_cancels_it() {
+    let client = client().await;
+    let admin = admin().await;
+    // Through the shared path: another fetch comes and goes.
+    let mut slow = Box::pin(client.query::<Value>("v_asleep").fetch_one());
+    assert!(poll_immediate(&mut slow).await.is_none());
+    let mut other = Box::pin(client.query::<u64>("v_one").fetch_one());
+    assert!(poll_immediate(&mut other).await.is_none());
+    drop(other);
+    let pid = client.backend_pid().unwrap();
+    eventually("it runs", async || backend_state(&admin, pid).await.as_deref() == Some("active"))
+        .await;
+    drop(slow);
+    fetch_and_check(&client, 3).await;
+    eventually("it was stopped", async || {
+        backend_state(&admin, pid).await.as_deref() != Some("active")
+    })
+    .await;
+}
+
+/// The head is slow and dropped while others wait: they are run on another connection.
+#[tokio::test]
+async fn dropping_a_slow_fetch_moves_the_others_to_another_connection() {
+    let admin = admin().await;
+    let config = builder(&cluster().url()).cancel_timeout(Duration::from_millis(300));
+    let client = connect(config).await;
+    let pid = client.backend_pid().unwrap();
+    let mut slow = Box::pin(client.query::<Value>("v_asleep").fetch_one());
+    assert!(poll_immediate(&mut slow).await.is_none());
+    let mut others = Box::pin(join_all((0..12).map(|number| fetch_and_check(&client, number))));
+    assert!(poll_immediate(&mut others).await.is_none());
+    eventually("it runs", async || backend_state(&admin, pid).await.as_deref() == Some("active"))
+        .await;
+    drop(slow);
+    others.await;
+    assert_ne!(client.backend_pid(), Some(pid));
+    // The server does not continue the one that was dropped.
+    eventually("the old backend is gone", async || backend_state(&admin, pid).await.is_none())
+        .await;
+}
+
+#[tokio::test]
+async fn an_answer_beyond_drain_limit_moves_the_others_to_another_connection() {
+    let config = builder(&cluster().url()).drain_limit(100_000);
+    let client = connect(config).await;
+    let pid = client.backend_pid();
+    let mut long = Box::pin(client.query::<RawJson>("v_endless").limit(2_000_000).fetch_all());
+    assert!(poll_immediate(&mut long).await.is_none());
+    let mut others = Box::pin(join_all((0..12).map(|number| fetch_and_check(&client, number))));
+    assert!(poll_immediate(&mut others).await.is_none());
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+    drop(long);
+    others.await;
+    assert_ne!(client.backend_pid(), pid);
+}
+
+#[tokio::test]
+async fn a_timeout_of_one_fetch_touches_no_other() {
+    let config = builder(&cluster().url()).cancel_timeout(Duration::from_millis(300));
+    let client = connect(config).await;
+    let slow = client.query::<Value>("v_asleep").timeout(Duration::from_millis(100)).fetch_one();
+    let others = join_all((0..30).map(|number| fetch_and_check(&client, number)));
+    let (slow, _) = join(slow, others).await;
+    let error = slow.unwrap_err();
+    assert!(matches!(error, Error::Timeout { phase: TimeoutPhase::Query, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_silent_server_fails_the_fetch_that_waits_for_it_and_no_other() {
+    let short = Duration::from_millis(200);
+    let silent = script([Step::ExpectQuery, Step::ExpectQuery, Step::Silence]);
+    let second = script([Step::ExpectQuery, Step::Send(answer(&["2"])), Step::ExpectEnd]);
+    let server = Scripted::start(vec![silent, second]).await;
+    let client = connect(builder(&server.url()).read_timeout(short).cancel_timeout(short)).await;
+    let fetch = || client.query::<u64>("v").fetch_one();
+    let (first, second) = join(fetch(), fetch()).await;
+    let error = first.unwrap_err();
+    assert!(matches!(error, Error::Timeout { phase: TimeoutPhase::Read, .. }), "{error}");
+    assert_eq!(second.unwrap(), 2);
+    drop(client);
+    server.done().await;
+}
+
+#[tokio::test]
+async fn a_lost_connection_fails_what_was_answered_in_part_and_reruns_the_rest() {
+    let part = [answer(&["1"]), scripted::begin_json(), scripted::row("2")].concat();
+    let first = script([
+        Step::ExpectQuery,
+        Step::ExpectQuery,
+        Step::ExpectQuery,
+        Step::ExpectQuery,
+        Step::Send(part),
+        Step::Close,
+    ]);
+    let again = [answer(&["3"]), answer(&["4"])].concat();
+    let second = script([Step::ExpectQuery, Step::ExpectQuery, Step::Send(again), Step::ExpectEnd]);
+    let server = Scripted::start(vec![first, second]).await;
+    let client = connect(builder(&server.url())).await;
+    let fetch = || client.query::<u64>("v").fetch_all();
+    let results = join_all([fetch(), fetch(), fetch(), fetch()]).await;
+    let error = results[1].as_ref().unwrap_err();
+    assert!(matches!(error, Error::ConnectionClosed { .. }), "{error}");
+    for (at, expected) in [(0, 1), (2, 3), (3, 4)] {
+        assert_eq!(results[at].as_ref().unwrap(), &[expected]);
+    }
+    drop(client);
+    server.done().await;
+}
+
+#[tokio::test]
+async fn a_query_that_ends_each_session_is_given_up_and_the_others_are_answered() {
+    let client = client().await;
+    sql("create view v_pipeline_ends as
+         select to_jsonb(pg_terminate_backend(pg_backend_pid())) as data")
+    .await;
+    let ends = client.query::<Value>("v_pipeline_ends").fetch_one();
+    let others = join_all((0..12).map(|number| fetch_and_check(&client, number)));
+    let (ended, _) = join(ends, others).await;
+    let error = ended.unwrap_err();
+    assert_eq!(error.sqlstate(), Some(&sqlstate::ADMIN_SHUTDOWN), "{error}");
+}
+
+#[tokio::test]
+async fn without_retries_a_lost_connection_fails_the_query_in_progress_only() {
+    let first = script([Step::ExpectQuery, Step::ExpectQuery, Step::Close]);
+    let second = script([Step::ExpectQuery, Step::Send(answer(&["2"])), Step::ExpectEnd]);
+    let server = Scripted::start(vec![first, second]).await;
+    let client = connect(builder(&server.url()).retry(RetryPolicy::none())).await;
+    let fetch = || client.query::<u64>("v").fetch_one();
+    let (first, second) = join(fetch(), fetch()).await;
+    let error = first.unwrap_err();
+    assert!(matches!(error, Error::ConnectionClosed { .. }), "{error}");
+    assert_eq!(second.unwrap(), 2);
+    drop(client);
+    server.done().await;
+}
+
+/// Sessions end at random under many fetches: all are answered, on one connection after the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sessions_that_end_at_random_cost_no_answer() {
+    let admin = admin().await;
+    let client = client().await;
+    let random = Random::of(7);
+    let done = AtomicU64::new(0);
+    let fetches = async {
+        let tasks = (0..8).map(|task| {
+            let (client, done) = (&client, &done);
+            async move {
+                for number in 0..60 {
+                    // The whole answer arrives at once, so none is lost in part.
+                    fetch_and_check(client, task * 60 + number).await;
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        join_all(tasks).await;
+    };
+    let ends = async {
+        let mut random = random;
+        while done.load(Ordering::Relaxed) < 8 * 60 - 80 {
+            let until = done.load(Ordering::Relaxed) + 5 + random.below(40);
+            eventually("some are done", async || done.load(Ordering::Relaxed) >= until.min(400))
+                .await;
+            if let Some(pid) = client.backend_pid() {
+                terminate(&admin, pid).await;
+            }
+        }
+    };
+    join(fetches, ends).await;
+}
+
+/// The caller of a long fetch does not read it: it fails, and the others are answered.
+#[tokio::test]
+async fn a_fetch_whose_rows_are_not_read_times_out_and_others_go_on() {
+    let client = client().await;
+    let mut long = Box::pin(client.query::<RawJson>("v_endless").limit(1_000_000).fetch_all());
+    assert!(poll_immediate(&mut long).await.is_none());
+    // Not polled: its reader fills its memory and waits.
+    fetch_and_check(&client, 1).await;
+    fetch_and_check(&client, 4).await;
+    let error = long.await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { phase: TimeoutPhase::Consumer, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_cancel_token_stops_fetches_that_are_not_polled() {
+    let admin = admin().await;
+    let client = client().await;
+    let pid = client.backend_pid().unwrap();
+    let mut fetches: Vec<_> =
+        (0..3).map(|_| Box::pin(client.query::<Value>("v_asleep").fetch_one())).collect();
+    for fetch in &mut fetches {
+        assert!(poll_immediate(fetch).await.is_none());
+    }
+    eventually("it runs", async || backend_state(&admin, pid).await.as_deref() == Some("active"))
+        .await;
+    client.cancel_token().cancel().await.unwrap();
+    assert_ne!(backend_state(&admin, pid).await.as_deref(), Some("active"));
+    for fetch in fetches {
+        let error = fetch.await.unwrap_err();
+        assert!(matches!(error, Error::Cancelled), "{error}");
+    }
+    fetch_and_check(&client, 1).await;
+}
+
+#[tokio::test]
+async fn dropping_the_client_does_not_stop_its_fetches() {
+    let client = client().await;
+    let fetches: Vec<_> =
+        (0..20).map(|_| Box::pin(client.query::<u64>("v_short").fetch_all())).collect();
+    let mut all = Box::pin(join_all(fetches));
+    assert!(poll_immediate(&mut all).await.is_none());
+    let pid = client.backend_pid().unwrap();
+    drop(client);
+    for rows in all.await {
+        assert_eq!(rows.unwrap().len(), 300);
+    }
+    let admin = admin().await;
+    eventually("its connection is closed", async || backend_state(&admin, pid).await.is_none())
+        .await;
+}
+
+#[test]
+fn a_runtime_that_shuts_down_ends_fetches_with_an_error() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (one, other) = (runtime(), runtime());
+    let url = cluster().url();
+    let client = one.block_on(FraiseClient::connect(&url)).unwrap();
+    let fetch = || Box::pin(client.query::<Value>("v_asleep").fetch_one());
+    let (mut first, mut second) = (fetch(), fetch());
+    one.block_on(async {
+        assert!(poll_immediate(&mut first).await.is_none());
+        assert!(poll_immediate(&mut second).await.is_none());
+        tokio::task::yield_now().await;
+    });
+    drop(one);
+    for fetch in [first, second] {
+        let error = other.block_on(fetch).unwrap_err();
+        assert!(matches!(error, Error::ConnectionClosed { .. }), "{error}");
+    }
+}
+
+/// Statements are prepared, lost and prepared again while many requests are in flight.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prepared_statements_that_change_cost_no_answer() {
+    let client = client().await;
+    let admin = admin().await;
+    sql("create table t_pipeline (data jsonb); insert into t_pipeline values ('7');
+         create view v_pipeline as select data from t_pipeline")
+    .await;
+    let done = AtomicU64::new(0);
+    let fetches = join_all((0..8).map(|_| async {
+        for _ in 0..100 {
+            let seven = client.query::<u64>("v_pipeline").fetch_one().await.unwrap();
+            assert_eq!(seven, 7);
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+    }));
+    let changes = async {
+        let mut types = ["json", "jsonb"].iter().cycle();
+        while done.load(Ordering::Relaxed) < 700 {
+            let other = types.next().unwrap();
+            let change = format!(
+                "begin; drop view v_pipeline; create view v_pipeline as select data::{other} as data
+                 from t_pipeline; commit"
+            );
+            admin.batch_execute(&change).await.unwrap();
+            let until = done.load(Ordering::Relaxed) + 20;
+            eventually("some are done", async || done.load(Ordering::Relaxed) >= until.min(750))
+                .await;
+        }
+    };
+    join(fetches, changes).await;
+}
+
+/// Statements are closed on the server without the client's knowledge.
+#[tokio::test]
+async fn prepared_statements_that_are_gone_cost_no_answer() {
+    let client = client().await;
+    sql("create function gone() returns jsonb language plpgsql as
+         $$ begin deallocate all; return '0'; end $$;
+         create view v_pipeline_gone as select gone() as data")
+    .await;
+    for round in 0..5 {
+        let gone = async {
+            if round % 2 == 0 {
+                // Not prepared itself.
+                let query = client.query::<u64>("v_pipeline_gone").persistent(false);
+                assert_eq!(query.fetch_one().await.unwrap(), 0);
+            }
+        };
+        let others = join_all((0..40).map(|number| fetch_and_check(&client, number)));
+        join(others, gone).await;
+    }
+}
+
+async fn share_through(url: &str) {
+    let client = connect(builder(url)).await;
+    let long = async {
+        let rows = client.query::<Value>("v_endless").limit(5_000).fetch_all().await.unwrap();
+        assert_eq!(rows.len(), 5_000);
+    };
+    let shorts = join_all((0..200).map(|number| fetch_and_check(&client, number)));
+    join(shorts, long).await;
+    // Dropped in between.
+    for _ in 0..5 {
+        let mut slow = Box::pin(client.query::<Value>("v_short").fetch_all());
+        assert!(poll_immediate(&mut slow).await.is_none());
+        let mut others = Box::pin(join_all((0..12).map(|n| fetch_and_check(&client, n))));
+        assert!(poll_immediate(&mut others).await.is_none());
+        drop(slow);
+        others.await;
+    }
+}
+
+#[tokio::test]
+async fn fetches_share_a_connection_behind_poolers_and_proxies() {
+    let port = cluster().port();
+    let at = |port: u16| url_at(([127, 0, 0, 1], port));
+    for mode in ["transaction", "session"] {
+        let pgbouncer = Daemon::pgbouncer_in(mode, port);
+        share_through(&at(pgbouncer.port)).await;
+    }
+    let pgpool = Daemon::pgpool(port);
+    share_through(&at(pgpool.port)).await;
+    let haproxy = Daemon::haproxy(&[port]);
+    share_through(&at(haproxy.port)).await;
+}
+
+/// As a service does: more tasks than requests may be in flight.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_fetches_than_may_be_in_flight_are_answered_in_order() {
+    let client = client().await;
+    sql("create sequence s_pipeline;
+         create view v_pipeline_next as select to_jsonb(nextval('s_pipeline')) as data")
+    .await;
+    let fetches = (0..400).map(|_| client.query::<u64>("v_pipeline_next").fetch_one());
+    let numbers: Vec<_> = join_all(fetches).await.into_iter().map(Result::unwrap).collect();
+    assert_eq!(numbers, (1..=400).collect::<Vec<u64>>(), "first come, first served");
+}
+
+#[tokio::test]
+async fn a_connection_is_opened_once_for_fetches_that_wait_for_it() {
+    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let url = format!("{}?sslmode=disable", url_at(proxy.address));
+    let client = FraiseClient::new(ConnectionConfig::parse(&url).unwrap());
+    join_all((0..50).map(|number| fetch_and_check(&client, number))).await;
+    assert_eq!(proxy.connections(), 1);
+    // No server: each fetch gets the reason.
+    let dead = scripted::login();
+    let server = Scripted::start(vec![dead]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let fetch = || client.query::<u64>("v").fetch_one();
+    for result in join_all([fetch(), fetch(), fetch()]).await {
+        let error = result.unwrap_err();
+        let is_reason = matches!(error, Error::Connection { .. } | Error::ConnectionClosed { .. });
+        assert!(is_reason, "{error:?}");
+    }
+}
