@@ -1,6 +1,6 @@
-//! Errors: what they say, which are worth a retry, and a loop that retries: `cargo run --example errors_and_retry`.
+//! Errors, their retry advice, and a retry loop: `cargo run --example errors_and_retry`.
 //!
-//! With `DATABASE_URL` set it uses that server, in a schema of its own; without, it starts a private one.
+//! It uses the server of `DATABASE_URL`, in a schema of its own, or starts a private one.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ struct Reading {
 }
 
 const DATA: &str = "
-    -- 50,000 readings, 50 MB; of every thousandth the value is missing.
+    -- 50,000 readings, 50 MB. Every thousandth has no value.
     create view v_reading as
     select jsonb_build_object('id', i, 'celsius', case when i % 1000 <> 0 then i % 40 end,
                               'trace', repeat('x', 1000)) as data
@@ -27,7 +27,7 @@ const DATA: &str = "
     create view v_large as select to_jsonb(repeat('x', 1000000)) as data;
     create view v_asleep as select to_jsonb(pg_sleep(600)::text) as data;
 
-    -- The first two who ask wait for long.
+    -- The first two queries wait for ten minutes.
     create sequence asked;
     create view v_cold as
     select to_jsonb(case when nextval('asked') < 3 then pg_sleep(600)::text else 'warm' end) as data;
@@ -40,57 +40,54 @@ async fn main() -> support::Result<()> {
 
 async fn run(url: String, admin: tokio_postgres::Client) -> support::Result<()> {
     let client = FraiseClient::connect(&url).await?;
-    println!("What goes wrong, and whether to try again:");
+    println!("Errors and their advice:");
     what_goes_wrong(&client, &url).await?;
 
-    println!("\nA session that is ended in mid-stream, once:");
+    println!("\nA session terminated mid-stream, once:");
     let mut to_be_ended = true;
     let counts = with_retry(5, async || {
         let mut readings = client.query::<Reading>("v_reading").execute().await?;
-        // From zero in each attempt: a query that is run again starts from its first row.
+        // Starts at zero in each attempt, because the query starts at its first row.
         let mut counts = Counts::default();
         while let Some(reading) = readings.next().await {
             match reading {
                 Ok(_) => counts.good += 1,
-                // One bad document: the stream goes on.
+                // One bad document: the stream continues.
                 Err(e) if e.is_row_error() => {
                     counts.bad += 1;
                     counts.first_bad.get_or_insert_with(|| e.to_string());
                 }
-                // Every other error is the end, behind all rows that came before it.
+                // Any other error ends the stream, after the rows already received.
                 Err(e) => {
-                    println!("  {} rows, then the end", counts.good + counts.bad);
+                    println!("  {} rows, then an error", counts.good + counts.bad);
                     return Err(e);
                 }
             }
             if counts.good == 2000 && std::mem::take(&mut to_be_ended) {
                 let ended = support::terminate(&admin, &client).await;
-                ended.expect("this is the example's doing");
+                ended.expect("the example terminates the session");
             }
         }
         Ok(counts)
     });
     let Counts { good, bad, first_bad } = counts.await?;
-    println!(
-        "  {good} good rows, {bad} bad ones, of which the first: {}",
-        first_bad.unwrap_or_default()
-    );
+    println!("  {good} good rows, {bad} bad ones; the first: {}", first_bad.unwrap_or_default());
 
-    println!("\nA query that is too slow, twice:");
+    println!("\nA query that times out twice:");
     let cold = async || {
         client.query::<String>("v_cold").timeout(Duration::from_millis(300)).fetch_one().await
     };
-    println!("  in the end: {}", with_retry(5, cold).await?);
+    println!("  result: {}", with_retry(5, cold).await?);
 
-    println!("\nOne that always is:");
+    println!("\nA query that always times out:");
     let asleep = async || {
         client.query::<String>("v_asleep").timeout(Duration::from_millis(100)).fetch_one().await
     };
-    println!("  given up: {}", with_retry(3, asleep).await.unwrap_err());
+    println!("  no more attempts: {}", with_retry(3, asleep).await.unwrap_err());
 
-    println!("\nA view that is not there:");
+    println!("\nA missing view:");
     let missing = async || client.query::<String>("v_missing").fetch_all().await;
-    println!("  not tried again: {}", with_retry(5, missing).await.unwrap_err());
+    println!("  not retried: {}", with_retry(5, missing).await.unwrap_err());
     Ok(())
 }
 
@@ -101,9 +98,9 @@ struct Counts {
     first_bad: Option<String>,
 }
 
-/// Runs a job until it succeeds, as long as its errors say that trying again can help, and at most so many times.
+/// Runs a job at most `attempts` times, while the advice of its errors is to retry.
 ///
-/// A lost connection is replaced by the client itself when the job's next query begins.
+/// The client replaces a lost connection when the next query begins.
 async fn with_retry<T>(
     attempts: u32,
     mut job: impl AsyncFnMut() -> fraiseql_wire::Result<T>,
@@ -120,14 +117,14 @@ async fn with_retry<T>(
             RetryAdvice::Immediately => Duration::ZERO,
             _ => backoff(attempt),
         };
-        println!("  attempt {attempt} of {attempts}, again in {pause:.0?}: {error}");
+        println!("  attempt {attempt} of {attempts}, retrying in {pause:.0?}: {error}");
         tokio::time::sleep(pause).await;
         attempt += 1;
     }
 }
 
-/// A random part of a bound that doubles from 100 ms up to 5 s: many clients that failed together do not come back
-/// together.
+/// Full jitter: a random part of a limit that doubles from 100 ms to 5 s, so that clients that failed
+/// together do not retry together.
 fn backoff(failures: u32) -> Duration {
     let doubled = Duration::from_millis(100).saturating_mul(2u32.saturating_pow(failures - 1));
     doubled.min(Duration::from_secs(5)).mul_f64(support::random())
@@ -135,28 +132,28 @@ fn backoff(failures: u32) -> Duration {
 
 async fn what_goes_wrong(client: &FraiseClient, url: &str) -> fraiseql_wire::Result<()> {
     let missing = client.query::<RawJson>("v_missing").fetch_all().await;
-    show("a view that is not there", missing.unwrap_err());
+    show("a missing view", missing.unwrap_err());
 
     let injected = client.query::<RawJson>("v_reading; drop table users").fetch_all().await;
-    show("a name that is none: nothing is sent", injected.unwrap_err());
+    show("an invalid name: nothing is sent", injected.unwrap_err());
 
     let limited = support::with_setting(url, "statement_timeout=100");
     let limited = FraiseClient::connect(&limited).await?;
     let stopped = limited.query::<RawJson>("v_asleep").fetch_all().await;
-    show("the server's limit", stopped.unwrap_err());
+    show("a timeout of the server", stopped.unwrap_err());
 
     let asleep = client.query::<RawJson>("v_asleep").timeout(Duration::from_millis(100));
-    show("a deadline of ours", asleep.fetch_all().await.unwrap_err());
+    show("a timeout of the client", asleep.fetch_all().await.unwrap_err());
 
     let stream = client.query::<RawJson>("v_reading").execute().await?;
     client.cancel_token().cancel().await?;
-    show("somebody stops the query", stream.try_for_each(async |_| Ok(())).await.unwrap_err());
+    show("a cancelled query", stream.try_for_each(async |_| Ok(())).await.unwrap_err());
 
     let large = client.query::<RawJson>("v_large").max_memory(64 << 10).fetch_all().await;
-    show("a row that is too large", large.unwrap_err());
+    show("a row above max_memory", large.unwrap_err());
 
-    let nobody = FraiseClient::connect("postgres://app@127.0.0.1:1/shop").await;
-    show("nobody listens", nobody.unwrap_err());
+    let refused = FraiseClient::connect("postgres://app@127.0.0.1:1/shop").await;
+    show("a port without a server", refused.unwrap_err());
     Ok(())
 }
 
@@ -168,7 +165,7 @@ fn show(what: &str, error: Error) {
         error.is_retriable(),
         error.retry_advice()
     );
-    // The code, the hint, the position and so on, when it was the server that said something.
+    // With an error of the server: code, message, hint, position and so on.
     if let Some(e) = error.as_db_error() {
         println!("    SQLSTATE {}, message {:?}", e.code(), e.message());
     }

@@ -1,6 +1,6 @@
-//! One query filtered by SQL, by typed filters and by Rust, and who rejected how much: `cargo run --example filters`.
+//! One query filtered by SQL, typed filters and Rust predicates: `cargo run --example filters`.
 //!
-//! With `DATABASE_URL` set it uses that server, in a schema of its own; without, it starts a private one.
+//! It uses the server of `DATABASE_URL`, in a schema of its own, or starts a private one.
 
 use fraiseql_wire::{FraiseClient, QueryBuilder, field};
 use futures_util::StreamExt;
@@ -30,8 +30,8 @@ const DATA: &str = "
         'placed_at', timestamptz '2026-01-01 08:00+00' + i * interval '10 minutes',
         'status', (array['open', 'paid', 'shipped', 'returned'])[1 + i % 4],
         'country', (array['FR', 'NO', 'PT', 'PL', 'BE'])[1 + i % 5],
-        -- Documents of one kind that are not all alike: a filter on numbers passes over the text.
-        'total', case when i % 1000 = 1 then to_jsonb('to be seen'::text) else to_jsonb(i % 700) end,
+        -- Some totals are text: a filter on numbers does not match these.
+        'total', case when i % 1000 = 1 then to_jsonb('unknown'::text) else to_jsonb(i % 700) end,
         'tags', to_jsonb((array['gift', 'express', 'b2b'])[1 : i / 4 % 4]),
         'lines', (select jsonb_agg(jsonb_build_object('sku', n, 'quantity', 1 + (i + n) % 3))
                   from generate_series(1, 1 + i % 5) n))
@@ -63,7 +63,7 @@ async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
         }
     }
 
-    // Without conditions in Rust, the server counts and sends no rows.
+    // Without Rust predicates, the server counts and sends no rows.
     let all = client.query::<Order>("v_order").count().await?;
     let paid = client.query::<Order>("v_order").where_sql("data->>'status' = $1").bind("paid");
     let stats = orders.stats();
@@ -73,31 +73,31 @@ async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
     println!("in Rust     {} of these are rejected", stats.total_rows_filtered);
     println!("result      {} orders", stats.total_rows_yielded);
 
-    // The server's plan; with `true` it runs the query and says how long each step took.
+    // The server's plan; `true` also runs the query and returns the time of each step.
     let plan = paid_orders(&client, "paid", 300).explain(false).await?;
     println!("plan        {}", steps(&plan[0]["Plan"]).join(" < "));
     Ok(())
 }
 
-/// A status and a number that come from a request, say.
-fn paid_orders(client: &FraiseClient, status: &str, least: u32) -> QueryBuilder<Order> {
+/// `status` and `min_total` could come from a request.
+fn paid_orders(client: &FraiseClient, status: &str, min_total: u32) -> QueryBuilder<Order> {
     client
         .query::<Order>("v_order")
-        // What the server can check, the server should. SQL of yours, never of the request; its values are bound,
-        // so that they are not SQL.
+        // The server should check what it can. Raw SQL must be yours, never the request's; its values
+        // are bound.
         .where_sql("data->>'status' = $1")
         .bind(status)
-        // Without SQL: any value is safe, and a document where `total` is text does not match and does no harm.
-        .filter(field("total").gte(least).and(field("country").in_(["FR", "NO", "PL"])))
-        // What is easier said in Rust, on the document ...
+        // A typed filter: any value is safe, and a document whose `total` is text does not match.
+        .filter(field("total").gte(min_total).and(field("country").in_(["FR", "NO", "PL"])))
+        // Conditions that are easier in Rust, on the document ...
         .where_rust(|order| order["tags"].as_array().is_some_and(|tags| tags.len() > 1))
-        // ... or on the row that was made of it.
+        // ... or on the decoded row.
         .where_typed(|order| order.lines.iter().map(|l| l.quantity).sum::<u32>() > 4)
         .order_by_field(field("total").desc())
         .order_by("data->>'placed_at'")
 }
 
-/// The steps of a plan, from the last one down.
+/// The steps of a plan, from the last one.
 fn steps(plan: &Value) -> Vec<String> {
     let this = plan["Node Type"].as_str().unwrap_or("?").to_owned();
     let inner = plan["Plans"].as_array().into_iter().flatten().flat_map(steps);

@@ -1,9 +1,10 @@
-//! A worker that ends well: `cargo run --example graceful_shutdown`, and then Ctrl-C or SIGTERM.
+//! A worker with a graceful shutdown: `cargo run --example graceful_shutdown`, then Ctrl-C or SIGTERM.
 //!
-//! It takes no new work, gives what is running a deadline (in seconds, the first argument; 5 unless given), stops the
-//! rest on the server, closes its connections and exits with 0. A second signal is a deadline that has passed.
+//! It starts no new work, waits for running streams, cancels the rest on the server, closes its
+//! connections and exits with 0. The first argument limits the wait, in seconds. Default: 5. A second
+//! signal ends the wait.
 //!
-//! With `DATABASE_URL` set it uses that server, in a schema of its own; without, it starts a private one.
+//! It uses the server of `DATABASE_URL`, in a schema of its own, or starts a private one.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use tokio::{
 
 mod support;
 
-/// A feed that takes a second or so to go through, and one that does not end.
+/// A feed that takes about a second, and an endless one.
 const DATA: &str = "
     create view v_feed as
     select jsonb_build_object('id', i, 'text', repeat('x', 100)) as data
@@ -29,20 +30,20 @@ const DATA: &str = "
     from (select generate_series(1, 2000000000) i) as numbers;
 ";
 
-/// What the workers are told.
+/// What the workers should do.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Phase {
     Work,
-    /// Finish what is running.
+    /// Finish running streams.
     Finish,
-    /// Stop it.
+    /// Cancel them.
     Stop,
 }
 
 #[tokio::main]
 async fn main() -> support::Result<()> {
     let deadline = std::env::args().nth(1).map_or(Ok(5), |seconds| seconds.parse())?;
-    // Before any work: from here on a signal does not end the process.
+    // Before any work: from here on, signals do not end the process.
     let mut signals = Signals::new()?;
     let place = support::Place::make(DATA).await?;
     let result = serve(&place.url, &mut signals, Duration::from_secs(deadline)).await;
@@ -52,16 +53,16 @@ async fn main() -> support::Result<()> {
 }
 
 async fn serve(url: &str, signals: &mut Signals, deadline: Duration) -> support::Result<()> {
-    let (phase, told) = watch::channel(Phase::Work);
+    let (phase, current) = watch::channel(Phase::Work);
     let mut workers = JoinSet::new();
     for (number, feed) in ["v_feed", "v_feed", "v_endless"].into_iter().enumerate() {
-        workers.spawn(work(number, FraiseClient::connect(url).await?, feed, told.clone()));
+        workers.spawn(work(number, FraiseClient::connect(url).await?, feed, current.clone()));
     }
     println!("working; process {}", std::process::id());
 
     tokio::select! {
-        () = signals.next() => println!("no new work, and {deadline:?} for what is running"),
-        // None ends by itself, unless it fails: then the others are dropped, and their streams with them.
+        () = signals.next() => println!("no new work, waiting {deadline:?} for running streams"),
+        // A worker only ends here if it fails. The others are then dropped with their streams.
         Some(ended) = workers.join_next() => ended??,
     }
     phase.send_replace(Phase::Finish);
@@ -79,48 +80,48 @@ async fn serve(url: &str, signals: &mut Signals, deadline: Duration) -> support:
     match in_time {
         Some(ended) => ended,
         None => {
-            println!("stopping the rest");
+            println!("cancelling the rest");
             phase.send_replace(Phase::Stop);
             all_ended.await
         }
     }
 }
 
-/// Goes through its feed, again and again.
+/// Reads its feed repeatedly.
 async fn work(
     number: usize,
     client: FraiseClient,
     feed: &str,
-    mut told: watch::Receiver<Phase>,
+    mut current: watch::Receiver<Phase>,
 ) -> support::Result<()> {
     let mut feeds = 0;
-    while *told.borrow() == Phase::Work {
+    while *current.borrow() == Phase::Work {
         let mut rows = client.query::<RawJson>(feed).execute().await?;
         let mut handled = 0;
         let finished = loop {
             let row = tokio::select! {
-                // In this order: a stream that always has rows would else be asked first now and then.
+                // In this order, so that a stream that always has rows does not delay the stop.
                 biased;
-                _ = told.wait_for(|phase| *phase == Phase::Stop) => break false,
+                _ = current.wait_for(|phase| *phase == Phase::Stop) => break false,
                 row = rows.next() => row,
             };
             match row {
-                // Not in the select: what was taken is handled.
+                // Not in the select: a received row is always handled.
                 Some(row) => handle(row?).await,
                 None => break true,
             }
             handled += 1;
         };
         if !finished {
-            // Resolves when the server has stopped. Dropping the stream would stop it as well, but in the
-            // background, where the end of the process is in the way.
+            // Resolves when the server has stopped the query. Dropping the stream would cancel it in
+            // the background, which the end of the process could prevent.
             rows.cancel().await?;
-            println!("worker {number}: stopped behind row {handled} of {feed}");
+            println!("worker {number}: cancelled after row {handled} of {feed}");
             break;
         }
         feeds += 1;
     }
-    // In order, so that the server's log is silent about it.
+    // Sends Terminate, so that the server logs no lost connection.
     client.close().await?;
     println!("worker {number}: {feeds} times through {feed}, closed");
     Ok(())
@@ -130,7 +131,7 @@ async fn handle(_row: RawJson) {
     sleep(Duration::from_millis(2)).await;
 }
 
-/// Ctrl-C, and what service managers and containers send.
+/// SIGINT (Ctrl-C) and SIGTERM, which service managers and containers send.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,

@@ -1,8 +1,8 @@
 //! A service's `/metrics`, for Prometheus: `cargo run --release --example metrics`.
 //!
-//! It reads rows in the ways that show on a dashboard (fast, too slowly, paused, dropped, failing) and then
-//! serves the numbers until Ctrl-C. With `DATABASE_URL` set it uses that server, in a schema of its own;
-//! without, it starts a private one. With an argument it listens at that address.
+//! It reads rows fast, slowly, paused, dropped and failing, then serves the metrics until Ctrl-C. The
+//! argument is the address to listen at. It uses the server of `DATABASE_URL`, in a schema of its own,
+//! or starts a private one.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ struct Reading {
     celsius: f64,
 }
 
-/// Of every hundredth reading the value is missing.
+/// Every hundredth reading has no value.
 const DATA: &str = "
     create table tv_reading as
     select jsonb_build_object('id', i, 'celsius', case when i % 100 <> 0 then i % 40 end,
@@ -37,7 +37,7 @@ const DATA: &str = "
 
 #[tokio::main]
 async fn main() -> Result<()> {
-    // Before the first query: numbers begin to count when there is a recorder.
+    // Before the first query: nothing is counted without a recorder.
     let metrics = install()?;
 
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:9184".into());
@@ -71,9 +71,9 @@ async fn main() -> Result<()> {
     result
 }
 
-/// A recorder with histograms that Prometheus can add up over instances.
+/// A recorder with histograms that Prometheus can aggregate over instances.
 fn install() -> Result<PrometheusHandle> {
-    // Those of OpenTelemetry's conventions; and powers of four for what is counted.
+    // OpenTelemetry's buckets for seconds, and powers of four for counts.
     let seconds = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
     let counts: Vec<f64> = (0..13).map(|n| f64::from(4u32.pow(n))).collect();
     let shares = [0.1, 0.25, 0.5, 0.75, 0.9, 1.0];
@@ -91,7 +91,7 @@ async fn work(url: &str, schema: &str) -> Result<()> {
     let client = FraiseClient::connect(url).await?;
     let (readings, fails) = (format!("{schema}.v_reading"), format!("{schema}.v_fails"));
 
-    // As fast as it goes; every hundredth row does not fit.
+    // At full speed. Every hundredth row cannot be decoded.
     let (mut good, mut bad) = (0, 0);
     let mut stream = client.query::<Reading>(&readings).execute().await?;
     while let Some(row) = stream.next().await {
@@ -101,9 +101,9 @@ async fn work(url: &str, schema: &str) -> Result<()> {
             Err(e) => return Err(e.into()),
         }
     }
-    println!("read {good} rows, {bad} more do not fit");
+    println!("read {good} rows, {bad} more cannot be decoded");
 
-    // A consumer that is slow, with little memory: the server waits for it.
+    // A slow consumer with little memory: the server waits.
     let mut stream = client.query::<RawJson>(&readings).max_memory(64 << 10).execute().await?;
     while let Some(chunk) = stream.next_chunk().await {
         chunk?;
@@ -118,19 +118,19 @@ async fn work(url: &str, schema: &str) -> Result<()> {
     drop(stream);
 
     let failed = client.query::<RawJson>(&fails).fetch_all().await.unwrap_err();
-    println!("as it should: {failed}");
+    println!("failed as expected: {failed}");
 
     println!("ready; look for:");
     for line in [
-        "fraiseql_wire_rows_yielded_total            what was read, by entity",
-        "fraiseql_wire_rows_deserialization_failed_total  what did not fit",
-        "fraiseql_wire_channel_send_wait_seconds_sum how long our consumer held the server up",
-        "fraiseql_wire_socket_wait_seconds_sum       how long the server let us wait",
-        "fraiseql_wire_stream_paused_total           who paused, and why",
-        "fraiseql_wire_query_error_total             what failed, by category",
+        "fraiseql_wire_rows_yielded_total            rows delivered, by entity",
+        "fraiseql_wire_rows_deserialization_failed_total  rows that cannot be decoded",
+        "fraiseql_wire_channel_send_wait_seconds_sum time blocked on the consumer",
+        "fraiseql_wire_socket_wait_seconds_sum       time blocked on the server",
+        "fraiseql_wire_stream_paused_total           pauses, by reason",
+        "fraiseql_wire_query_error_total             failed queries, by category",
     ] {
         println!("  {line}");
     }
-    // Until Ctrl-C. Histograms are tidied up now and then where nobody scrapes them.
+    // Serves until Ctrl-C.
     std::future::pending().await
 }

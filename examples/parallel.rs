@@ -1,6 +1,7 @@
-//! One query by several connections, and one that goes on when its connection is lost: `cargo run --example parallel`.
+//! One query on several connections, and a stream that resumes after a lost connection:
+//! `cargo run --example parallel`.
 //!
-//! With `DATABASE_URL` set it uses that server, in a schema of its own; without, it starts a private one.
+//! It uses the server of `DATABASE_URL`, in a schema of its own, or starts a private one.
 
 use std::time::Instant;
 
@@ -33,8 +34,9 @@ async fn main() -> support::Result<()> {
 async fn run(url: String, admin: tokio_postgres::Client) -> support::Result<()> {
     let client = FraiseClient::connect(&url).await?;
 
-    // A table, in partitions or not, or a materialized view: each connection reads its share of the blocks, and all
-    // see one snapshot. It pays where the server is busy making text of documents and has processors to spare.
+    // A table, partitioned or not, or a materialized view: each connection reads a part of the blocks,
+    // in one snapshot. It is faster if converting documents to text limits the server, and it has
+    // idle CPUs.
     let mut sums = Vec::new();
     for connections in [1, 2, 4] {
         let began = Instant::now();
@@ -44,23 +46,24 @@ async fn run(url: String, admin: tokio_postgres::Client) -> support::Result<()> 
             sum += event?.id;
         }
         let (stats, took) = (events.stats(), began.elapsed());
-        println!("tv_event by {connections}: {} rows in {took:.0?}", stats.total_rows_yielded);
+        println!("tv_event on {connections}: {} rows in {took:.0?}", stats.total_rows_yielded);
         sums.push(sum);
     }
-    println!("the same rows: {}", sums.iter().all(|sum| *sum == sums[0]));
+    println!("same rows: {}", sums.iter().all(|sum| *sum == sums[0]));
 
-    // A view has no blocks: say what to split it by. Every backend reads all rows, and sends its own.
+    // A view has no blocks, so it needs an expression to split by. Every backend reads all rows and
+    // sends its part.
     let by_id = client.query::<Event>("v_event").parallel(3).partition_by("data->>'id'");
-    println!("v_event by 3: {} rows", by_id.fetch_all().await?.len());
+    println!("v_event on 3: {} rows", by_id.fetch_all().await?.len());
 
-    // There is no order in it, so what needs one is refused before anything is sent.
+    // The rows have no order: a query that needs one is rejected before anything is sent.
     let sorted = client.query::<Event>("tv_event").parallel(2).order_by("data->'id'");
     if let Err(e) = sorted.execute().await {
         println!("{e}");
     }
 
-    // Sorted by a key that no two rows share. When the connection is lost, the stream goes on behind the last row on
-    // another one; who reads it does not notice. What comes then is of a new snapshot.
+    // Sorted by a unique key. If the connection is lost, the stream resumes after the last row on
+    // another one, in a new snapshot; the consumer does not notice.
     let query = client.query::<RawJson>("v_event").resume_by(field("id"));
     let mut events = query.execute().await?;
     let before = client.backend_pid();

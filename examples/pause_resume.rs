@@ -1,6 +1,6 @@
-//! A stream that is paused, watched, slowed down and cancelled from another task: `cargo run --example pause_resume`.
+//! A stream that is paused, resumed and cancelled from another task: `cargo run --example pause_resume`.
 //!
-//! With `DATABASE_URL` set it uses that server, in a schema of its own; without, it starts a private one.
+//! It uses the server of `DATABASE_URL`, in a schema of its own, or starts a private one.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::{task::JoinSet, time::sleep};
 
 mod support;
 
-/// Of more rows than anybody reads.
+/// A view with two billion rows.
 const DATA: &str = "
     create view v_event as
     select jsonb_build_object('id', i, 'text', repeat('x', 1000)) as data
@@ -27,33 +27,34 @@ async fn main() -> support::Result<()> {
 async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
     let client = FraiseClient::connect(&url).await?;
 
-    println!("Steered from another task:");
+    println!("Controlled from another task:");
     let events = client.query::<RawJson>("v_event").execute().await?;
-    // A handle. It keeps nothing alive but the numbers.
+    // The handle keeps only the statistics alive.
     let control = events.control();
     let mut reader = JoinSet::new();
     reader.spawn(read(events));
-    steer(&control).await?;
-    println!("  the reader: {}", reader.join_next().await.ok_or("no task")??);
-    // The client can be used at once.
+    control_stream(&control).await?;
+    println!("  the consumer: {}", reader.join_next().await.ok_or("no task")??);
+    // The client can be used immediately.
     let next = client.query::<RawJson>("v_event").limit(3).fetch_all().await?;
     println!("  the next query has {} rows", next.len());
 
-    println!("A pause that nobody ends:");
-    // A pause holds a snapshot on the server, which keeps vacuum waiting. This is for all pauses of the stream.
+    println!("A pause with a timeout:");
+    // A pause holds a snapshot on the server, which delays vacuum. The timeout is for all pauses of
+    // the stream.
     let bounded = client.query::<RawJson>("v_event").pause_timeout(Duration::from_millis(200));
     let mut events = bounded.execute().await?;
     events.pause().await?;
     println!("  {:?}", events.state());
-    // What had come is there, then nothing is until the pause has ended.
+    // Buffered rows can be read; then the stream is pending until the pause ends.
     while events.state() == StreamState::Paused {
         events.next().await.transpose()?;
     }
-    println!("  {:?} by itself, after {:.1?}", events.state(), events.stats().paused_for);
+    println!("  {:?} automatically after {:.1?}", events.state(), events.stats().paused_for);
     drop(events);
 
-    println!("A reader that takes its time:");
-    // Nobody has to pause for this: a stream reads ahead as far as its memory goes, and then the server waits.
+    println!("A slow consumer:");
+    // No pause is needed: a stream reads ahead up to its memory limit, then the server waits.
     let bounded = client.query::<RawJson>("v_event").max_memory(128 << 10);
     let mut events = bounded.execute().await?;
     let mut bytes = 0;
@@ -63,32 +64,32 @@ async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
         sleep(Duration::from_millis(5)).await;
     }
     let stats = events.stats();
-    println!("  {} MiB read, at most {} KiB of it held", bytes >> 20, stats.peak_memory >> 10);
+    println!("  {} MiB read, at most {} KiB buffered", bytes >> 20, stats.peak_memory >> 10);
     println!(
-        "  held up by the reader for {:.1?}, by the server for {:.1?}",
+        "  blocked on the consumer for {:.1?}, on the server for {:.1?}",
         stats.time_blocked_on_consumer, stats.time_blocked_on_server
     );
     Ok(())
 }
 
-/// Reads to the end, whatever that is.
+/// Reads until the stream ends.
 async fn read(mut events: QueryStream<RawJson>) -> String {
     while let Some(event) = events.next().await {
         match event {
             Ok(_) => {}
-            // Another task has cancelled the stream: this must not be taken for the end of the rows.
-            Err(Error::Cancelled) => return "cancelled, so there would be more".into(),
+            // Another task has cancelled the stream: this is not the end of the rows.
+            Err(Error::Cancelled) => return "cancelled, so the rows are incomplete".into(),
             Err(e) => return e.to_string(),
         }
     }
     "all rows".into()
 }
 
-async fn steer(control: &StreamControl) -> support::Result<()> {
+async fn control_stream(control: &StreamControl) -> support::Result<()> {
     until(control, |stats| stats.total_rows_yielded > 1000).await;
-    // Resolves when nothing is read from the server any more.
+    // Resolves when reading from the server has stopped.
     control.pause_with_reason("maintenance").await?;
-    // The reader takes what had come, and waits.
+    // The consumer reads the buffered rows, then waits.
     until(control, |stats| stats.items_buffered == 0).await;
     let before = control.stats();
     sleep(Duration::from_millis(200)).await;
@@ -96,7 +97,7 @@ async fn steer(control: &StreamControl) -> support::Result<()> {
     let reason = stats.pause_reason.unwrap_or_default();
     println!("  {:?} for {reason}: {:.1?}", stats.state, stats.paused_for);
     println!(
-        "  meanwhile {} rows came, {} were read, {} wait",
+        "  meanwhile {} rows received, {} read, {} buffered",
         stats.total_rows_received - before.total_rows_received,
         stats.total_rows_yielded - before.total_rows_yielded,
         stats.items_buffered
@@ -106,13 +107,13 @@ async fn steer(control: &StreamControl) -> support::Result<()> {
     until(control, |stats| stats.total_rows_yielded > before.total_rows_yielded + 1000).await;
     println!("  {:?} again", control.state());
 
-    // Resolves when the query is stopped on the server.
+    // Resolves when the server has stopped the query.
     control.cancel().await?;
     println!("  {:?}", control.state());
     Ok(())
 }
 
-/// Waits until the numbers say so.
+/// Waits until the statistics fulfil a condition.
 async fn until(control: &StreamControl, holds: impl Fn(&StreamStats) -> bool) {
     while !holds(&control.stats()) {
         sleep(Duration::from_millis(1)).await;

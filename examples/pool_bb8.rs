@@ -1,6 +1,6 @@
-//! Many tasks that stream at once through a pool of `bb8`: `cargo run --example pool_bb8 --features bb8`.
+//! Many concurrent streams through a pool of `bb8`: `cargo run --example pool_bb8 --features bb8`.
 //!
-//! With `DATABASE_URL` set it uses that server, in a schema of its own; without, it starts a private one.
+//! It uses the server of `DATABASE_URL`, in a schema of its own, or starts a private one.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ async fn main() -> support::Result<()> {
 
 async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
     let manager = pool::bb8::Manager::new(ConnectionConfig::parse(&url)?).pool_name("events");
-    // Whoever waits longer than this for a client gets an error of the pool.
+    // A longer wait for a client is an error of the pool.
     let pool = pool::bb8::Pool::builder()
         .max_size(4)
         .connection_timeout(Duration::from_secs(30))
@@ -41,8 +41,7 @@ async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
     for _ in 0..12 {
         let pool = pool.clone();
         tasks.spawn(async move {
-            // To be kept: by `get` it is only lent, and a query takes the client along. The end of the stream gives
-            // it back.
+            // An owned guard, because the stream keeps it. It is released when the stream has ended.
             let client = pool.get_owned().await?;
             let events = client.query::<RawJson>("v_event").execute().await?;
             let rows = events.try_fold(0, async |rows, _| Ok(rows + 1)).await?;
@@ -56,14 +55,14 @@ async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
     let state = pool.state();
     println!("12 tasks read {rows} rows on at most 4 connections: {}", state.connections <= 4);
 
-    // A stream that is dropped: its query is stopped on the server, and the client goes back when its connection is
-    // clean, so that whoever gets it finds nothing of that.
+    // Dropping a stream cancels its query on the server. The client returns to the pool after the
+    // cleanup of its connection.
     let client = pool.get_owned().await?;
     let pid = client.backend_pid();
     let mut endless = client.query::<RawJson>("v_endless").execute().await?;
     endless.next().await.transpose()?;
     drop(endless);
-    // All there are, one of them that one.
+    // Take all clients: one of them has that connection.
     let mut clients = Vec::new();
     for _ in 0..pool.state().connections {
         clients.push(pool.get_owned().await?);
@@ -71,6 +70,6 @@ async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
     let same = clients.into_iter().find(|client| client.backend_pid() == pid);
     let client = same.ok_or("the connection was closed")?;
     let last = client.query::<RawJson>("v_event").where_sql("(data->>'id')::int = 20000");
-    println!("the same connection, the next query: {} row", last.count().await?);
+    println!("the next query on the same connection: {} row", last.count().await?);
     Ok(())
 }

@@ -1,6 +1,7 @@
-//! Many tasks that stream at once through a pool of `deadpool`: `cargo run --example pool_deadpool --features deadpool`.
+//! Many concurrent streams through a pool of `deadpool`:
+//! `cargo run --example pool_deadpool --features deadpool`.
 //!
-//! With `DATABASE_URL` set it uses that server, in a schema of its own; without, it starts a private one.
+//! It uses the server of `DATABASE_URL`, in a schema of its own, or starts a private one.
 
 use std::time::Duration;
 
@@ -29,11 +30,11 @@ async fn main() -> support::Result<()> {
 }
 
 async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
-    // A recorder before the pool: numbers begin to count when there is one.
+    // Before the pool: nothing is counted without a recorder.
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder()?;
 
     let manager = pool::deadpool::Manager::new(ConnectionConfig::parse(&url)?).pool_name("events");
-    // Whoever waits longer than this for a client gets an error of the pool.
+    // A longer wait for a client is an error of the pool.
     let pool = pool::deadpool::Pool::builder(manager)
         .max_size(4)
         .wait_timeout(Some(Duration::from_secs(30)))
@@ -44,7 +45,7 @@ async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
     for _ in 0..12 {
         let pool = pool.clone();
         tasks.spawn(async move {
-            // The query takes the client along, so that the stream is `'static`; its end gives it back.
+            // The stream keeps the guard, so it is `'static`; the end of the stream releases it.
             let client = pool.get().await?;
             let pid = client.backend_pid();
             let events = client.query::<RawJson>("v_event").execute().await?;
@@ -60,14 +61,14 @@ async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
     }
     println!("12 tasks read {rows} rows on at most 4 connections: {}", backends.len() <= 4);
 
-    // A stream that is dropped: its query is stopped on the server, and the client goes back when its connection is
-    // clean, so that whoever gets it finds nothing of that.
+    // Dropping a stream cancels its query on the server. The client returns to the pool after the
+    // cleanup of its connection.
     let client = pool.get().await?;
     let pid = client.backend_pid();
     let mut endless = client.query::<RawJson>("v_endless").execute().await?;
     endless.next().await.transpose()?;
     drop(endless);
-    // All there are, one of them that one.
+    // Take all clients: one of them has that connection.
     let mut clients = Vec::new();
     for _ in 0..pool.status().size {
         clients.push(pool.get().await?);
@@ -75,12 +76,12 @@ async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
     let same = clients.into_iter().find(|client| client.backend_pid() == pid);
     let client = same.ok_or("the connection was closed")?;
     let last = client.query::<RawJson>("v_event").where_sql("(data->>'id')::int = 20000");
-    println!("the same connection, the next query: {} row", last.count().await?);
+    println!("the next query on the same connection: {} row", last.count().await?);
 
-    // What a service does before each scrape.
+    // A service does this before each scrape.
     pool::deadpool::record(&pool);
     for line in metrics.render().lines().filter(|line| line.starts_with("db_client")) {
-        // Of what takes time, how often and how long in all.
+        // Of histograms, only the count and the sum.
         if !line.contains("quantile") {
             println!("  {line}");
         }

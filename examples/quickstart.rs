@@ -1,7 +1,7 @@
-//! The main job, from an empty machine to typed rows: `cargo run --release --example quickstart`.
+//! Typed rows, pause and cancel by drop, on 200,000 orders: `cargo run --release --example quickstart`.
 //!
-//! With `DATABASE_URL` set it uses that server, in a schema of its own. Without, it starts a private
-//! Postgres in a temporary folder. Either is removed at the end, on Ctrl-C too.
+//! It uses the server of `DATABASE_URL`, in a schema of its own, or starts a private Postgres in a
+//! temporary folder. Either is removed at the end, also on Ctrl-C.
 
 use std::{
     fmt::Display,
@@ -17,7 +17,7 @@ mod cluster;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
-/// An order as the service that reads it knows it: what it does not name is skipped.
+/// The fields that this program needs; others are skipped.
 #[derive(Debug, Deserialize)]
 struct Order {
     id: u64,
@@ -57,7 +57,7 @@ const DATA: &str = "
         'lines', items.lines,
         'total', items.total,
         'tags', to_jsonb((array['gift', 'express', 'b2b', 'first'])[1 : i / 4 % 4]),
-        'note', case when i % 10 = 0 then 'leave it with the neighbour' end)
+        'note', case when i % 10 = 0 then 'leave it with the neighbor' end)
     from generate_series(1, 200000) i
     cross join lateral (
         select jsonb_agg(jsonb_build_object(
@@ -82,10 +82,10 @@ async fn main() -> Result<()> {
     job.await
 }
 
-/// A schema of its own, which is dropped at the end.
+/// Runs in a new schema, which is dropped at the end.
 async fn on_your_server(url: &str) -> Result<()> {
     let schema = format!("fraiseql_wire_quickstart_{}", std::process::id());
-    print("server", "the one of DATABASE_URL");
+    print("server", "DATABASE_URL");
     print("schema", format_args!("{schema} (dropped at the end)"));
     let result = until_ctrl_c(run(url, &schema)).await;
     let admin = connect_admin(url).await?;
@@ -93,7 +93,7 @@ async fn on_your_server(url: &str) -> Result<()> {
     finish(result, "the schema is dropped")
 }
 
-/// A server of its own, which is removed at the end.
+/// Runs on a new server, which is removed at the end.
 async fn on_a_private_server() -> Result<()> {
     let started = Instant::now();
     let server = cluster::Cluster::start(cluster::REQUIRE_PASSWORD)?;
@@ -108,21 +108,21 @@ async fn run(url: &str, schema: &str) -> Result<()> {
     let admin = connect_admin(url).await?;
     let version: String = admin.query_one("show server_version", &[]).await?.get(0);
     print("version", format_args!("PostgreSQL {version}"));
-    print("data", "making 200,000 orders, which takes the server some seconds ...");
+    print("data", "creating 200,000 orders, which takes some seconds ...");
     let started = Instant::now();
     admin.batch_execute(&format!("create schema {schema}; set search_path = {schema}")).await?;
     admin.batch_execute(DATA).await?;
     admin.batch_execute("analyze tv_order").await?;
-    print("", format_args!("made in {}", ms(started.elapsed())));
+    print("", format_args!("created in {}", ms(started.elapsed())));
 
-    // This is all it takes to read them. A client has one connection and uses it again and again.
+    // A client has one connection and reuses it.
     let client = FraiseClient::connect(url).await?;
     filter(&client, schema).await?;
     pause(&client, schema).await?;
     drop_early(&client, schema, &admin).await
 }
 
-/// Typed rows of a query that the server filters and sorts, and a predicate in Rust on top.
+/// Reads typed rows, filtered and sorted by the server and by a predicate in Rust.
 async fn filter(client: &FraiseClient, schema: &str) -> Result<()> {
     heading("Typed rows, filtered by the server and in Rust");
     let query = client
@@ -152,7 +152,7 @@ async fn filter(client: &FraiseClient, schema: &str) -> Result<()> {
     Ok(())
 }
 
-/// While a stream is paused, nothing is read, and the server waits.
+/// Pauses a stream: nothing is read, and the server waits.
 async fn pause(client: &FraiseClient, schema: &str) -> Result<()> {
     heading("Pause and resume");
     let mut orders = client.query::<Order>(&format!("{schema}.v_order")).execute().await?;
@@ -165,7 +165,7 @@ async fn pause(client: &FraiseClient, schema: &str) -> Result<()> {
     print(
         "meanwhile",
         format_args!(
-            "{} rows came in {}; {} wait in {} of memory",
+            "{} rows received in {}; {} buffered in {} of memory",
             after.total_rows_received - before.total_rows_received,
             ms(after.paused_for),
             count(after.items_buffered),
@@ -174,12 +174,12 @@ async fn pause(client: &FraiseClient, schema: &str) -> Result<()> {
     );
     orders.resume().await?;
     read(&mut orders, u64::MAX).await?;
-    print("resumed", format_args!("{} rows in all", count(orders.stats().total_rows_yielded)));
+    print("resumed", format_args!("{} rows in total", count(orders.stats().total_rows_yielded)));
     summary(&orders.stats());
     Ok(())
 }
 
-/// A stream that is dropped stops its query on the server.
+/// Drops a stream, which cancels its query on the server.
 async fn drop_early(client: &FraiseClient, schema: &str, admin: &Admin) -> Result<()> {
     heading("Drop a stream of 40,000,000,000 rows");
     let pid = client.backend_pid().ok_or("the client has no connection")?;
@@ -194,7 +194,7 @@ async fn drop_early(client: &FraiseClient, schema: &str, admin: &Admin) -> Resul
             break state;
         }
         if dropped.elapsed() > Duration::from_secs(30) {
-            return Err("the server still works 30 s after the stream was dropped".into());
+            return Err("the query still runs 30 s after its stream was dropped".into());
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     };
@@ -206,7 +206,7 @@ async fn drop_early(client: &FraiseClient, schema: &str, admin: &Admin) -> Resul
     Ok(())
 }
 
-/// Reads up to so many rows.
+/// Reads at most `rows` rows.
 async fn read(orders: &mut QueryStream<Order>, rows: u64) -> Result<()> {
     for _ in 0..rows {
         match orders.next().await {
@@ -219,7 +219,7 @@ async fn read(orders: &mut QueryStream<Order>, rows: u64) -> Result<()> {
 
 type Admin = tokio_postgres::Client;
 
-/// Another driver, for what this crate does not do: making tables, and looking from outside.
+/// Another driver, to create tables and to look at the server's sessions.
 async fn connect_admin(url: &str) -> Result<Admin> {
     let (admin, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await?;
     tokio::spawn(connection);
@@ -233,7 +233,7 @@ async fn backend_state(admin: &Admin, pid: u32) -> Result<String> {
     Ok(row.map_or_else(|| "gone".to_owned(), |row| row.get(0)))
 }
 
-/// Runs the job, or gives it up on Ctrl-C.
+/// Runs the job until it ends or Ctrl-C is pressed.
 async fn until_ctrl_c(job: impl Future<Output = Result<()>>) -> Option<Result<()>> {
     tokio::select! {
         result = job => Some(result),
@@ -267,7 +267,7 @@ fn summary(stats: &StreamStats) {
         "speed",
         format_args!("{} rows/s, {}", count((rows as f64 / reading) as u64), ms(stats.elapsed)),
     );
-    print("peak memory", format_args!("{} held by the stream", kib(stats.peak_memory)));
+    print("peak memory", format_args!("{} used by the stream", kib(stats.peak_memory)));
 }
 
 fn heading(text: &str) {
@@ -286,7 +286,7 @@ fn kib(bytes: usize) -> String {
     format!("{} KiB", bytes.div_ceil(1024))
 }
 
-/// A number with its thousands apart.
+/// A number with thousands separators.
 fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();

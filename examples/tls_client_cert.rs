@@ -1,7 +1,8 @@
-//! TLS with the server verified, and a certificate in place of a password: `cargo run --example tls_client_cert`.
+//! TLS with server verification, and login by client certificate: `cargo run --example tls_client_cert`.
 //!
-//! With `DATABASE_URL` set it connects to that server, with what `PGSSLROOTCERT`, `PGSSLCERT` and `PGSSLKEY` or the
-//! string itself name, as psql does. Without, it starts a private server with certificates made for it.
+//! It connects to the server of `DATABASE_URL`, with the files named by `PGSSLROOTCERT`, `PGSSLCERT`
+//! and `PGSSLKEY` or by the string, as psql does. Otherwise it starts a private server with new
+//! certificates.
 
 use fraiseql_wire::{ConnectionConfig, FraiseClient, SslMode, TlsConfig};
 use serde_json::Value;
@@ -25,15 +26,15 @@ async fn main() -> support::Result<()> {
 }
 
 async fn on_a_private_server() -> support::Result<()> {
-    // In earnest somebody else does this: an authority signs a certificate with the server's name in it, and one with
-    // the role `app` as its common name.
+    // In production a CA does this: it signs a certificate with the server's name, and one with the
+    // role `app` as common name.
     let (authority, folder) = (Authority::new("an authority"), tempfile::tempdir()?);
     let (server, client) = (authority.server("localhost", &["localhost"]), authority.client("app"));
     let file = |name, text| certificates::write(folder.path(), name, text);
     let ca = file("ca.crt", &authority.pem);
     let (cert, key) = (file("app.crt", &client.certificate), file("app.key", &client.key));
 
-    // The server asks for the certificate where pg_hba.conf says `cert`.
+    // `cert` in pg_hba.conf requires the client certificate.
     let private = Cluster::start_with(&Setup {
         hba: "host all postgres all scram-sha-256\nhostssl all app all cert\n",
         settings: "-c ssl=on -c ssl_cert_file={folder}/server.crt -c ssl_key_file={folder}/server.key \
@@ -48,7 +49,7 @@ async fn on_a_private_server() -> support::Result<()> {
     support::connect(&private.url()).await?.batch_execute("create role app login").await?;
     let port = private.port();
 
-    println!("By a connection string:");
+    println!("With a connection string:");
     let url = format!(
         "postgres://app@localhost:{port}/postgres?sslmode=verify-full&sslrootcert={}&sslcert={}&sslkey={}",
         ca.display(),
@@ -59,7 +60,7 @@ async fn on_a_private_server() -> support::Result<()> {
     show(&client).await?;
     client.close().await?;
 
-    // What is in code wins over the string and the environment. Files can be given as text as well.
+    // Settings in code override the string and the environment. Certificates can also be given as text.
     println!("In code:");
     let url = format!("postgres://app@localhost:{port}/postgres");
     let tls = || TlsConfig::builder().ca_cert_path(&ca);
@@ -70,10 +71,10 @@ async fn on_a_private_server() -> support::Result<()> {
 
     println!("Without the certificate:");
     refused(FraiseClient::connect_tls(&url, tls().build()?).await);
-    println!("By a name that is not in the server's certificate:");
+    println!("With a name that is not in the server's certificate:");
     let by_address = url.replace("localhost", "127.0.0.1");
     refused(FraiseClient::connect_tls(&by_address, tls().build()?).await);
-    println!("With an authority that has not signed it:");
+    println!("With a CA that has not signed it:");
     let stranger = TlsConfig::builder().ca_cert_pem(Authority::new("a stranger").pem).build()?;
     refused(FraiseClient::connect_tls(&url, stranger).await);
 
@@ -81,16 +82,16 @@ async fn on_a_private_server() -> support::Result<()> {
     Ok(())
 }
 
-/// What the connection is, as the client sees it and as the server does.
+/// Prints the connection, as the client and as the server see it.
 async fn show(client: &FraiseClient) -> support::Result<()> {
     let info = client.connection_info().ok_or("the client has no connection")?;
     let host = info.host.unwrap_or_default();
     println!("  {host}, port {}, protocol {}", info.port, info.protocol_version);
     match (info.tls_version, info.tls_cipher) {
         (Some(version), Some(cipher)) => println!("  {version}, {cipher}"),
-        _ => println!("  in the clear"),
+        _ => println!("  unencrypted"),
     }
-    // A certificate is shown while TLS is agreed upon: as far as the login goes, nothing more is asked for.
+    // The certificate is sent in the TLS handshake, so the login itself requires nothing.
     println!("  authentication: {}", info.auth_method);
     let session = client
         .query::<Value>("pg_catalog.pg_stat_ssl")
@@ -103,7 +104,7 @@ async fn show(client: &FraiseClient) -> support::Result<()> {
 
 fn refused(attempt: fraiseql_wire::Result<FraiseClient>) {
     match attempt {
-        Ok(_) => println!("  connected, which should not be"),
+        Ok(_) => println!("  connected, which is wrong"),
         Err(e) => println!("  {}: {e}", e.category()),
     }
 }

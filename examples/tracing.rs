@@ -1,6 +1,6 @@
 //! Spans by OpenTelemetry's conventions, written to standard output: `cargo run --example tracing`.
 //!
-//! With `DATABASE_URL` set it asks that server, without it starts a private one.
+//! It uses the server of `DATABASE_URL`, or starts a private one.
 
 use fraiseql_wire::FraiseClient;
 use opentelemetry::trace::TracerProvider;
@@ -14,7 +14,7 @@ mod cluster;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // In a service: an exporter of OTLP, and batches.
+    // A service would use an OTLP exporter with batches.
     let exporter = opentelemetry_stdout::SpanExporter::default();
     let provider = SdkTracerProvider::builder().with_simple_exporter(exporter).build();
     let spans = tracing_opentelemetry::layer().with_tracer(provider.tracer("example"));
@@ -37,13 +37,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             .bind("log%")
             .fetch_all()
             .await?;
-        // An error has its SQLSTATE in its span.
+        // The span of a failed query has its SQLSTATE.
         let missing = client.query::<Value>("v_missing").fetch_all().await;
         Ok::<_, fraiseql_wire::Error>((settings.len(), missing.is_err()))
     };
-    // The spans of queries are children of the one they run in.
+    // Spans of queries are children of the current span.
     let (settings, failed) = request.instrument(info_span!("GET /settings")).await?;
-    println!("{settings} settings; the other query failed, as it should: {failed}");
+    println!("{settings} settings; the other query failed as expected: {failed}");
 
     provider.shutdown()?;
     if let Some(server) = private {

@@ -1,6 +1,6 @@
-//! Rows as your own types, whole or in part, copied or borrowed: `cargo run --example typed`.
+//! Rows as your own types, complete or in part, copied or borrowed: `cargo run --example typed`.
 //!
-//! With `DATABASE_URL` set it uses that server, in a schema of its own; without, it starts a private one.
+//! It uses the server of `DATABASE_URL`, in a schema of its own, or starts a private one.
 
 use chrono::{DateTime, NaiveDate, Utc};
 use fraiseql_wire::{FraiseClient, RawJson};
@@ -9,18 +9,18 @@ use serde::Deserialize;
 
 mod support;
 
-/// Fields that the document has and the type has not are skipped.
+/// Fields of the document that are not here are skipped.
 #[derive(Debug, Deserialize)]
 struct Order {
     id: u64,
-    /// Postgres writes a `timestamptz` in JSON as RFC 3339 has it. A `String` would do as well.
+    /// Postgres writes a `timestamptz` in JSON as in RFC 3339.
     placed_at: DateTime<Utc>,
-    /// A `date`. `None` when it is null, and when it is not there at all.
+    /// A `date`. `None` if it is null or missing.
     delivered_on: Option<NaiveDate>,
     customer: Customer,
     payment: Payment,
     lines: Vec<Line>,
-    /// What is put in place of a field that is missing; null would be an error here.
+    /// Empty if the field is missing; null would be an error.
     #[serde(default)]
     tags: Vec<String>,
 }
@@ -48,7 +48,7 @@ enum Payment {
         received: bool,
     },
     Cash,
-    /// Variants that are added later do not break this reader.
+    /// For variants that are added later.
     #[serde(other)]
     Unknown,
 }
@@ -100,7 +100,7 @@ async fn whole_documents(client: &FraiseClient) -> fraiseql_wire::Result<()> {
     while let Some(order) = orders.next().await {
         let order = match order {
             Ok(order) => order,
-            // It says which row and where in it, and never what stood there. The stream goes on.
+            // The error has the row and the path, never the value. The stream continues.
             Err(e) if e.is_row_error() => {
                 println!("  {e}");
                 continue;
@@ -113,10 +113,10 @@ async fn whole_documents(client: &FraiseClient) -> fraiseql_wire::Result<()> {
             Payment::Card { last_digits } => format!("by card ...{last_digits}"),
             Payment::Transfer { bank, received: true } => format!("by transfer from {bank}"),
             Payment::Transfer { bank, received: false } => {
-                format!("by transfer, not yet here from {bank}")
+                format!("by transfer, not yet received from {bank}")
             }
             Payment::Cash => "in cash".into(),
-            Payment::Unknown => "in some way".into(),
+            Payment::Unknown => "in another way".into(),
         };
         let delivered =
             order.delivered_on.map_or("no".into(), |day| day.format("%d %B").to_string());
@@ -126,17 +126,20 @@ async fn whole_documents(client: &FraiseClient) -> fraiseql_wire::Result<()> {
         );
     }
     let stats = orders.stats();
-    println!("  {} rows, {} that do not fit", stats.total_rows_yielded, stats.total_rows_failed);
+    println!(
+        "  {} rows, {} that cannot be decoded",
+        stats.total_rows_yielded, stats.total_rows_failed
+    );
     Ok(())
 }
 
-/// The server takes the documents apart, and sends what is asked for.
+/// The server sends the selected fields only.
 async fn some_fields(client: &FraiseClient) -> fraiseql_wire::Result<()> {
     #[derive(Debug, Deserialize)]
     struct Destination {
         id: u64,
         customer: Customer,
-        // What a document does not have is null in what comes.
+        // A missing field is sent as null.
         delivered_on: Option<NaiveDate>,
     }
     println!("Some fields:");
@@ -150,7 +153,7 @@ async fn some_fields(client: &FraiseClient) -> fraiseql_wire::Result<()> {
     Ok(())
 }
 
-/// Many rows at once, as types that point into the buffer in which they came.
+/// A chunk of rows, decoded into types that borrow from it.
 async fn borrowed(client: &FraiseClient) -> fraiseql_wire::Result<()> {
     #[derive(Debug, Deserialize)]
     struct Row<'a> {
@@ -159,7 +162,7 @@ async fn borrowed(client: &FraiseClient) -> fraiseql_wire::Result<()> {
     }
     #[derive(Debug, Deserialize)]
     struct Name<'a> {
-        // A `&str` would be an error where JSON has an escape, such as \" in a name; this is copied then.
+        // `&str` cannot represent a JSON string with an escape such as \"; `Cow` copies it.
         #[serde(borrow)]
         name: std::borrow::Cow<'a, str>,
     }
@@ -178,7 +181,7 @@ async fn borrowed(client: &FraiseClient) -> fraiseql_wire::Result<()> {
     Ok(())
 }
 
-/// The bytes as the server sent them, for who passes them on, or decodes some of them only.
+/// The bytes as the server sent them, to forward them or to decode some of them.
 async fn raw(client: &FraiseClient) -> fraiseql_wire::Result<()> {
     #[derive(Deserialize)]
     struct Id {

@@ -1,4 +1,4 @@
-//! What a client is told when something goes wrong; the rest goes to the log.
+//! Errors as HTTP responses. Details go to the log only.
 
 use axum::{
     http::{StatusCode, header},
@@ -9,15 +9,15 @@ use fraiseql_wire::{Error, sqlstate};
 
 #[derive(Debug)]
 pub enum Failure {
-    /// What is wrong with the request.
+    /// An invalid request, and why.
     BadRequest(String),
-    /// The request is for another host.
+    /// A request for another host.
     Host,
-    /// There is no such stream, or it has ended.
+    /// The stream does not exist, or has ended.
     NoStream,
-    /// No connection could be had.
+    /// The pool returned no connection.
     Pool(PoolError<Error>),
-    /// The query could not be run, or steered.
+    /// The query failed, or could not be controlled.
     Query(Error),
     /// The system has no random bytes.
     Random(getrandom::Error),
@@ -31,8 +31,8 @@ impl From<getrandom::Error> for Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let (status, said) = match &self {
-            Self::BadRequest(said) => (StatusCode::BAD_REQUEST, said.as_str()),
+        let (status, text) = match &self {
+            Self::BadRequest(text) => (StatusCode::BAD_REQUEST, text.as_str()),
             Self::Host => {
                 (StatusCode::MISDIRECTED_REQUEST, "not a name of this service: add it to HOSTS")
             }
@@ -52,7 +52,7 @@ impl IntoResponse for Failure {
             Self::Query(error) => eprintln!("{status}: {error}"),
             Self::Random(error) => eprintln!("{status}: {error}"),
         }
-        let mut response = (status, format!("{said}\n")).into_response();
+        let mut response = (status, format!("{text}\n")).into_response();
         let headers = response.headers_mut();
         headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
         if status == StatusCode::SERVICE_UNAVAILABLE {
@@ -65,7 +65,7 @@ impl IntoResponse for Failure {
 const INTERNAL: (StatusCode, &str) =
     (StatusCode::INTERNAL_SERVER_ERROR, "the orders could not be read: see the service's log");
 
-/// The crate knows which errors pass by themselves.
+/// Temporary errors are those with a retry advice.
 fn of(error: &Error) -> (StatusCode, &'static str) {
     match error {
         Error::InvalidState { .. } => (StatusCode::CONFLICT, "the stream has ended"),

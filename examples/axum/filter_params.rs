@@ -1,4 +1,4 @@
-//! Which orders a request asks for: its query string, made into typed filters, whose values are parameters.
+//! The query string of a request as typed filters, whose values are parameters.
 
 use std::collections::HashSet;
 
@@ -11,7 +11,7 @@ pub struct FilterParams {
 }
 
 impl FilterParams {
-    /// The error says what is wrong with which parameter.
+    /// Parses the parameters. The error names the invalid one.
     pub fn parse(parameters: Vec<(String, String)>) -> Result<Self, String> {
         let mut params = Self::default();
         let mut seen = HashSet::new();
@@ -51,10 +51,10 @@ impl FilterParams {
     }
 }
 
-/// Postgres has no text with a NUL in it.
+/// Postgres text cannot contain NUL.
 fn text(name: &str, value: String) -> Result<String, String> {
     match value.contains('\0') {
-        true => Err(format!("{name} holds a NUL character")),
+        true => Err(format!("{name} contains a NUL character")),
         false => Ok(value),
     }
 }
@@ -66,7 +66,7 @@ fn number(name: &str, value: &str) -> Result<f64, String> {
     }
 }
 
-/// At most what fits into 32 bits: Postgres counts to 2^63.
+/// At most 32 bits: Postgres allows up to 2^63.
 fn whole(name: &str, value: &str) -> Result<u64, String> {
     match value.parse::<u32>() {
         Ok(number) => Ok(number.into()),

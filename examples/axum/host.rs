@@ -1,8 +1,8 @@
-//! The names that the service answers to.
+//! The host names that the service accepts, to prevent DNS rebinding.
 //!
-//! Without a check of them, DNS rebinding lets any web page read the service through the browser of
-//! its visitor: the page's own name resolves to 127.0.0.1 the next time, and for the browser the
-//! service is then the page's server.
+//! Without this check, any web page could read the service through its visitor's browser: the page's
+//! own name resolves to 127.0.0.1 the second time, so the browser treats the service as the page's
+//! server.
 
 use std::{env, net::IpAddr, sync::Arc};
 
@@ -15,10 +15,10 @@ use axum::{
 
 use crate::error::Failure;
 
-/// Names beside `localhost` and IP addresses, which need no DNS.
+/// Names in addition to `localhost` and IP addresses, which need no DNS.
 pub type Names = Arc<[String]>;
 
-/// Those in `HOSTS`, separated by commas.
+/// The names in `HOSTS`, separated by commas.
 pub fn names() -> Names {
     let names = env::var("HOSTS").unwrap_or_default();
     names
@@ -28,7 +28,7 @@ pub fn names() -> Names {
         .collect()
 }
 
-/// Refuses a request for another name.
+/// Rejects a request for another name.
 pub async fn check(State(names): State<Names>, request: Request, next: Next) -> Response {
     match is_allowed(&request, &names) {
         true => next.run(request).await,
@@ -43,7 +43,7 @@ fn is_allowed(request: &Request, names: &[String]) -> bool {
         let known = host == "localhost" || address.parse::<IpAddr>().is_ok();
         !authority.as_str().contains('@') && (known || names.contains(&host))
     };
-    // One, in the header; and in the target too, if that is a whole URI.
+    // Exactly one Host header, and the authority of the target if that is a complete URI.
     let mut headers = request.headers().get_all(header::HOST).iter();
     let (Some(host), None) = (headers.next(), headers.next()) else { return false };
     let host = Authority::try_from(host.as_bytes());

@@ -1,19 +1,19 @@
-//! A service that streams a query over HTTP, with a page to watch and steer it:
+//! A service that streams a query over HTTP, with a page to watch and control it:
 //! `cargo run --release --features deadpool --example axum`, then open the address it prints.
 //!
 //! ```text
-//! GET    /orders.ndjson?status=paid&min_total=100   a line of JSON each
+//! GET    /orders.ndjson?status=paid&min_total=100   one line of JSON per row
 //! GET    /orders.json?customer.city=Oslo&limit=10   one JSON array
-//! GET    /streams/{id}                              the numbers of a stream; its id is in the header Stream-Id
-//! POST   /streams/{id}/pause                        nothing is read from the server, whose query waits
+//! GET    /streams/{id}                              statistics; the header Stream-Id has the id
+//! POST   /streams/{id}/pause                        reading stops, and the query waits
 //! POST   /streams/{id}/resume
-//! DELETE /streams/{id}                              stops it; so does closing its connection
+//! DELETE /streams/{id}                              cancels it, as closing its connection does
 //! ```
 //!
-//! With `DATABASE_URL` set it reads from that server, the view that is its argument, or `v_order`;
-//! and changes nothing there. Without, it starts a private Postgres in a temporary folder, with
-//! 300,000 orders. It listens at `LISTEN`, or at 127.0.0.1:3000, until Ctrl-C. It answers to IP
-//! addresses, to `localhost` and to the names in `HOSTS`.
+//! It reads the view named by its argument (default: `v_order`) from the server of `DATABASE_URL` and
+//! changes nothing there. Without that variable, it starts a private Postgres with 300,000 orders. It
+//! listens at `LISTEN` (default: 127.0.0.1:3000) until Ctrl-C, and accepts requests for IP addresses,
+//! `localhost` and the names in `HOSTS`.
 
 mod error;
 mod filter_params;
@@ -50,15 +50,15 @@ mod cluster;
 
 type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
-/// Streams at once, each of which has a connection, unless `POOL_SIZE` says otherwise.
+/// Maximum concurrent streams, each with a connection, if `POOL_SIZE` is not set.
 const POOL_SIZE: usize = 8;
-/// How long a request waits for a connection of the pool; then it is told to come again.
+/// How long a request waits for a connection; then it receives status 503.
 const WAIT: Duration = Duration::from_secs(2);
-/// How long the first row may take.
+/// Maximum time until the first row.
 const FIRST_ROW: Duration = Duration::from_secs(30);
-/// A pause that lasts longer ends by itself: it holds a connection, and a snapshot on the server.
+/// Maximum time of a pause, which holds a connection and a snapshot on the server.
 const PAUSE: Duration = Duration::from_secs(600);
-/// How long streams may go on after Ctrl-C.
+/// How long streams may continue after Ctrl-C.
 const GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
@@ -92,7 +92,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// Serves until Ctrl-C; streams may then come to their end for a while, before they are stopped.
+/// Serves until Ctrl-C, then waits for streams before it cancels them.
 async fn serve(app: App) -> Result<()> {
     let address = std::env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".into());
     let listener = TcpListener::bind(address).await?;
@@ -119,7 +119,7 @@ async fn serve(app: App) -> Result<()> {
     app.pool.close();
     if timeout(GRACE, &mut server).await.is_err() {
         app.streams.cancel_all().await;
-        // What is left has not got its first row.
+        // The requests left have not received their first row.
         let _ = timeout(GRACE, server).await;
     }
     Ok(())
@@ -143,7 +143,7 @@ async fn json_array(
     respond("application/json", listed, rows.into_json_array()).await
 }
 
-/// Runs the query, on a connection that goes back to the pool when the stream is over.
+/// Runs the query on a connection that returns to the pool when the stream has ended.
 async fn open(
     app: &App,
     parameters: Vec<(String, String)>,
@@ -158,10 +158,9 @@ async fn open(
     params.apply(query).execute().await.map_err(Failure::Query)
 }
 
-/// The rows' bytes as they came, as the body of the response.
+/// Returns the bytes of the rows as the body of the response.
 ///
-/// Nothing else is needed to stop the query when the client goes away: then the body is dropped, and the stream
-/// with it.
+/// If the client disconnects, the body is dropped with its stream, which cancels the query.
 async fn respond<B>(
     content_type: &'static str,
     listed: streams::Listed,
@@ -170,7 +169,7 @@ async fn respond<B>(
 where
     B: Stream<Item = fraiseql_wire::Result<Bytes>> + Send + Unpin + 'static,
 {
-    // An error before the first row can still be told by the status.
+    // An error before the first row can still set the status.
     let mut body = body.peekable();
     if let Some(Err(error)) = Pin::new(&mut body).next_if(Result::is_err).await {
         return Err(Failure::Query(error));
@@ -181,12 +180,12 @@ where
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
         (streams::HEADER, listed.id().to_owned()),
     ];
-    // Later, the error of the body breaks the connection off: the client sees that the rows are not all.
+    // A later error aborts the connection, so the client sees that the rows are incomplete.
     let body = body.inspect_err(move |error| eprintln!("stream {}: {error}", listed.id()));
     Ok((headers, Body::from_stream(body)).into_response())
 }
 
-/// A stream that has ended has no numbers any more.
+/// An ended stream has no statistics.
 async fn numbers(State(app): State<App>, Path(id): Path<String>) -> Response {
     match app.streams.get(&id) {
         Some(stream) => Json(streams::numbers(&stream.stats())).into_response(),
@@ -213,7 +212,7 @@ async fn stop(State(app): State<App>, Path(id): Path<String>) -> Result<StatusCo
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The page. Its style and its script run by a word that is new each time, and it can ask only this service.
+/// The page. Its style and script need a new nonce each time, and it can request only this service.
 async fn page() -> Result<Response, Failure> {
     let nonce = streams::random_id()?;
     let policy = format!(
@@ -230,7 +229,9 @@ async fn page() -> Result<Response, Failure> {
 }
 
 async fn private_server() -> Result<cluster::Cluster> {
-    println!("starting a private Postgres and making 300,000 orders, which takes some seconds ...");
+    println!(
+        "starting a private Postgres and creating 300,000 orders, which takes some seconds ..."
+    );
     let server = cluster::Cluster::start(cluster::REQUIRE_PASSWORD)?;
     let (admin, connection) = tokio_postgres::connect(&server.url(), tokio_postgres::NoTls).await?;
     tokio::spawn(connection);

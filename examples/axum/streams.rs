@@ -1,4 +1,4 @@
-//! The streams under way, by ids that nobody can guess: who knows one may steer it.
+//! Active streams by random ids. A client that knows an id can control the stream.
 
 use std::{
     collections::HashMap,
@@ -10,14 +10,14 @@ use fraiseql_wire::{StreamControl, StreamState, StreamStats};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-/// Where a response says its stream's id.
+/// The response header with the id of the stream.
 pub const HEADER: HeaderName = HeaderName::from_static("stream-id");
 
 #[derive(Clone, Default)]
 pub struct Streams(Arc<Mutex<HashMap<String, StreamControl>>>);
 
 impl Streams {
-    /// Lists a stream, as long as what this returns is alive.
+    /// Lists a stream until the result is dropped.
     pub fn list(&self, control: StreamControl) -> Result<Listed, getrandom::Error> {
         let id = random_id()?;
         self.lock().insert(id.clone(), control);
@@ -28,19 +28,19 @@ impl Streams {
         self.lock().get(id).cloned()
     }
 
-    /// Stops every query on the server.
+    /// Cancels every query on the server.
     pub async fn cancel_all(&self) {
         let controls: Vec<_> = self.lock().values().cloned().collect();
         join_all(controls.iter().map(StreamControl::cancel)).await;
     }
 
-    /// Nothing panics while it is held.
+    /// Recovers from poisoning: no code panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, StreamControl>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A stream's place in the list.
+/// An entry of the list, which is removed on drop.
 pub struct Listed {
     streams: Streams,
     id: String,
@@ -58,7 +58,7 @@ impl Drop for Listed {
     }
 }
 
-/// What the page draws.
+/// The statistics that the page shows.
 pub fn numbers(stats: &StreamStats) -> Value {
     let state = match stats.state {
         StreamState::Running => "running",

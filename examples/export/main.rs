@@ -1,11 +1,11 @@
 //! Exports a table or view as lines of JSON, gzipped if the file's name ends in `.gz`:
 //! `cargo run --release --example export -- --key id v_order orders.ndjson.gz`.
 //!
-//! With `--help` it says more; with `--demo` it makes some data, on the server of `DATABASE_URL` or on a private one,
-//! and exports that.
+//! `--help` prints all options. `--demo` creates data, on the server of `DATABASE_URL` or a private one,
+//! and exports it.
 //!
-//! The file is there when it is whole, and not before. With a key, an export goes on when the connection is lost,
-//! and with `--resume` when it was interrupted: part.rs says how.
+//! The file appears when it is complete. With a key, an export resumes after a lost connection, and
+//! with `--resume` after an interruption: see part.rs.
 
 mod part;
 #[path = "../support/mod.rs"]
@@ -30,20 +30,19 @@ use tokio::signal::unix::{SignalKind, signal};
 const HELP: &str = "
 Usage: export [--url URL] [--where SQL] [--key FIELD [--resume]] ENTITY OUTPUT
 
-  ENTITY       the table or view, with its schema if need be; its column `data` is exported
-  OUTPUT       the file, which is replaced if it is there; gzipped if its name ends in .gz
-  --url URL    the server, without a password; unless given, that of DATABASE_URL, or of PGHOST and so on
-  --where SQL  a condition; it is put into the query as it is
-  --key FIELD  a field that no two rows share, a number or a string, by which the rows are sorted:
-               for an export that can go on
-  --resume     goes on with OUTPUT.part, if there is one
-  --demo       makes some data and exports it; nothing else is needed then
+  ENTITY       the table or view, as NAME or SCHEMA.NAME; its column `data` is exported
+  OUTPUT       the file, which is replaced if it exists; gzipped if its name ends in .gz
+  --url URL    the server, without a password; default: DATABASE_URL, or PGHOST and so on
+  --where SQL  a condition, as raw SQL
+  --key FIELD  a unique field, a number or a string, to sort by; an export with a key can resume
+  --resume     resume with OUTPUT.part, if it exists
+  --demo       create data and export it, without other arguments
 
-Every user of this machine can read the arguments of a program: put a password into DATABASE_URL, PGPASSWORD
-or the password file (~/.pgpass).
+Every user of this machine can read the arguments of a program: put a password into DATABASE_URL,
+PGPASSWORD or the password file (~/.pgpass).
 
-One export is one snapshot of the server's. One that has gone on is not: what was changed meanwhile may be
-missing or older, and a row whose key was changed may be there twice.
+An export is one snapshot of the server, unless it was resumed. Then rows that changed meanwhile may be
+missing or older, and a row whose key changed may occur twice.
 ";
 
 #[derive(Default)]
@@ -58,19 +57,19 @@ struct Options {
 
 enum End {
     Done,
-    /// By a signal, with the exit code that says so.
+    /// By a signal, with its exit code.
     Interrupted(u8),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let said = |option: &str| arguments.iter().any(|argument| argument == option);
-    if said("--help") {
+    let has = |option: &str| arguments.iter().any(|argument| argument == option);
+    if has("--help") {
         print!("{}", HELP.trim_start());
         return ExitCode::SUCCESS;
     }
-    let result = if said("--demo") {
+    let result = if has("--demo") {
         support::with_data(DEMO, demo).await.map(|()| End::Done)
     } else {
         match Options::parse(arguments) {
@@ -96,12 +95,12 @@ async fn export(options: &Options) -> Result<End> {
         Some(url) => ConnectionConfig::parse(&url)?,
         None => ConnectionConfig::from_env()?,
     };
-    // A lost connection is waited for as long as a failover takes.
-    let patience = RetryPolicy::default().max_attempts(60).max_backoff(Duration::from_secs(1));
-    let config = config.to_builder().retry(patience).build()?;
-    // What there is may take long to read. Ctrl-C ends the program then as it does any other, and nothing is changed.
+    // Retries for as long as a failover takes.
+    let retry = RetryPolicy::default().max_attempts(60).max_backoff(Duration::from_secs(1));
+    let config = config.to_builder().retry(retry).build()?;
+    // Reading an existing file may take long. Until then Ctrl-C ends the program, and changes nothing.
     let begun = match options.resume {
-        true => Part::go_on(&options.output, &options.identity())?,
+        true => Part::resume(&options.output, &options.identity())?,
         false => None,
     };
     let mut stopped = pin!(stopped()?);
@@ -112,18 +111,18 @@ async fn export(options: &Options) -> Result<End> {
     let client = FraiseClient::new(config);
     let began = Instant::now();
 
-    // Nothing awaits in the middle of a write: wherever this is given up, the file has whole lines.
+    // No write contains an await: wherever this is cancelled, the file has complete lines.
     let end = tokio::select! {
         copied = copy(&client, options, &mut part) => copied.map(|()| End::Done),
         code = &mut stopped => Ok(End::Interrupted(code)),
     };
-    // Waits until the query is stopped on the server, if it was given up.
+    // Waits until the server has stopped a cancelled query.
     if let Err(e) = client.close().await {
         eprintln!("while closing: {e}");
     }
 
     if let Ok(End::Done) = end {
-        let snapshots = if part.went_on { "several snapshots" } else { "one snapshot" };
+        let snapshots = if part.is_resumed { "several snapshots" } else { "one snapshot" };
         let (rows, size) = (part.rows, HumanBytes(part.bytes));
         part.finish()?;
         let (output, took) = (options.output.display(), HumanDuration(began.elapsed()));
@@ -134,23 +133,23 @@ async fn export(options: &Options) -> Result<End> {
     let rows = part.rows;
     if options.key.is_some() && rows > 0 {
         part.keep()?;
-        eprintln!("{why} behind {rows} rows; to go on:\n  {}", options.to_resume());
+        eprintln!("{why} after {rows} rows; to resume:\n  {}", options.to_resume());
     } else {
         part.discard()?;
-        eprintln!("{why} behind {rows} rows; to go on needs a row and a --key, so nothing is left");
+        eprintln!("{why} after {rows} rows; resuming needs a row and a --key, so nothing is kept");
     }
     end
 }
 
 async fn copy(client: &FraiseClient, options: &Options, part: &mut Part) -> Result<()> {
-    let behind = match (&options.key, part.last_line.take()) {
+    let after = match (&options.key, part.last_line.take()) {
         (Some(key), Some(line)) => Some(part::key_of(&line, key)?),
         _ => None,
     };
-    let plan = options.query(client, &behind).explain(false).await?;
+    let plan = options.query(client, &after).explain(false).await?;
     let bar = progress(part, plan[0]["Plan"]["Plan Rows"].as_u64().unwrap_or(0));
 
-    let rows = options.query(client, &behind).execute().await?;
+    let rows = options.query(client, &after).execute().await?;
     let control = rows.control();
     let mut lines = rows.into_ndjson();
     while let Some(whole_lines) = lines.next().await {
@@ -161,12 +160,12 @@ async fn copy(client: &FraiseClient, options: &Options, part: &mut Part) -> Resu
             bar.set_message(HumanBytes(part.bytes).to_string());
         }
     }
-    part.went_on |= control.stats().resumptions > 0;
+    part.is_resumed |= control.stats().resumptions > 0;
     bar.finish_and_clear();
     Ok(())
 }
 
-/// On standard error, and only if that is a terminal. What it expects is the planner's estimate.
+/// A progress bar on standard error, if that is a terminal. The total is the planner's estimate.
 fn progress(part: &Part, estimate: u64) -> ProgressBar {
     let bar = ProgressBar::new(part.rows + estimate).with_position(part.rows);
     let template = "{wide_bar} {human_pos} of about {human_len} rows, {msg}, {rate}/s, {eta} left";
@@ -178,12 +177,12 @@ fn progress(part: &Part, estimate: u64) -> ProgressBar {
         bar.set_style(style.with_key("rate", rate));
     }
     bar.enable_steady_tick(Duration::from_millis(200));
-    // What was there already took no time.
+    // Rows of an earlier run took no time.
     bar.reset_eta();
     bar
 }
 
-/// Resolves when the process is told to end. Who waits for it is told, instead of the process being ended.
+/// Resolves at SIGINT or SIGTERM, which then no longer end the process.
 fn stopped() -> Result<impl Future<Output = u8>> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -213,7 +212,7 @@ impl Options {
                 Long("url") => {
                     let url = parser.value()?.string()?;
                     if has_password(&url) {
-                        return Err("--url has a password in it, which every user of this machine can read: put \
+                        return Err("--url contains a password, which every user of this machine can read: put \
                                     it into DATABASE_URL, PGPASSWORD or the password file"
                             .into());
                     }
@@ -235,22 +234,22 @@ impl Options {
         Ok(options)
     }
 
-    fn query(&self, client: &FraiseClient, behind: &Option<Value>) -> QueryBuilder<RawJson> {
+    fn query(&self, client: &FraiseClient, after: &Option<Value>) -> QueryBuilder<RawJson> {
         let mut query = client.query(&self.entity);
         if let Some(condition) = &self.condition {
             query = query.where_sql(condition);
         }
         if let Some(key) = &self.key {
-            // It sorts by the key.
+            // This also sorts by the key.
             query = query.resume_by(field(key));
-            if let Some(last) = behind {
+            if let Some(last) = after {
                 query = query.filter(field(key).gt(last.clone()));
             }
         }
         query
     }
 
-    /// What has to be the same for an export to go on.
+    /// The query, which must be the same to resume an export.
     fn identity(&self) -> String {
         json!({"entity": self.entity, "where": self.condition, "key": self.key}).to_string()
     }

@@ -1,12 +1,12 @@
-//! The file of an export while it is written: `OUTPUT.part`, which gets its name when it is whole.
+//! The file of an export while it is written: `OUTPUT.part`, which is renamed when it is complete.
 //!
-//! It holds whole lines, whenever the program ends in order. When it is killed, the last line may be cut; and a
-//! gzipped file consists of members of whole lines, of which the last may be cut. An export that goes on reads the
-//! file from its beginning, cuts off what is not whole, and continues behind the key of the last line that is. That
-//! a file goes on with the query it was begun with, a second file, `OUTPUT.part.query`, sees to.
+//! If the program ends normally, the file has complete lines. If it is killed, the last line may be
+//! truncated, or the last member of a gzipped file, whose members are complete lines. A resumed export
+//! reads the file, truncates it after the last complete line or member, and continues after the key of
+//! the last line. `OUTPUT.part.query` has the query, which must be the same.
 //!
-//! After a crash of the whole machine, parts of a file may be missing in its middle. In a gzipped one the checksum of
-//! the member tells; in a plain one a line that is not JSON may tell. Begin anew rather than rely on that.
+//! After a crash of the machine, parts in the middle of the file may be missing. The checksum of a gzip
+//! member detects this, and invalid JSON may. Start again rather than rely on that.
 
 use std::{
     borrow::Cow,
@@ -24,22 +24,22 @@ use serde_json::{Value, value::RawValue};
 
 use crate::support::Result;
 
-/// How much text goes into one member of a gzipped file: what a program that is killed may lose. Each costs some
-/// 20 bytes, and that the compression begins anew.
+/// Text per member of a gzipped file, which is what a killed program may lose. A member costs 20 bytes
+/// and restarts the compression.
 const MEMBER: usize = 16 << 20;
 
 pub struct Part {
     output: PathBuf,
     file: BufWriter<File>,
-    /// The member that is being made. It goes to the file when it is whole.
+    /// The current member, which is written when it is complete.
     member: Option<Member>,
     pub rows: u64,
-    /// Of text.
+    /// Bytes of text.
     pub bytes: u64,
-    /// The last one that was in the file when an export went on.
+    /// The last line of the file that an export was resumed with.
     pub last_line: Option<Vec<u8>>,
-    /// Not all rows are of one query.
-    pub went_on: bool,
+    /// The rows are of several snapshots.
+    pub is_resumed: bool,
 }
 
 struct Member {
@@ -48,14 +48,14 @@ struct Member {
 }
 
 impl Part {
-    /// Begins a file.
+    /// Creates a file.
     pub fn begin(output: &Path, identity: &str) -> Result<Self> {
         let path = part(output);
         let file = match OpenOptions::new().write(true).create_new(true).open(&path) {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {
                 let path = path.display();
-                let what = "of an export that did not end: go on with --resume, or remove it";
-                return Err(format!("there is {path}, {what}").into());
+                let what = "of an unfinished export: use --resume, or remove it";
+                return Err(format!("{path} is {what}").into());
             }
             other => other.map_err(|e| format!("{}: {e}", path.display()))?,
         };
@@ -67,12 +67,12 @@ impl Part {
             rows: 0,
             bytes: 0,
             last_line: None,
-            went_on: false,
+            is_resumed: false,
         })
     }
 
-    /// Goes on with the file, if there is one.
-    pub fn go_on(output: &Path, identity: &str) -> Result<Option<Self>> {
+    /// Resumes the file, if it exists.
+    pub fn resume(output: &Path, identity: &str) -> Result<Option<Self>> {
         let path = part(output);
         if !path.exists() {
             return Ok(None);
@@ -80,7 +80,7 @@ impl Part {
         let begun_with = fs::read_to_string(query(output)).unwrap_or_default();
         if begun_with != identity {
             let path = path.display();
-            return Err(format!("{path} was not begun with this query: {begun_with}").into());
+            return Err(format!("{path} is of another query: {begun_with}").into());
         }
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
         let mut reader = BufReader::new(file);
@@ -95,12 +95,12 @@ impl Part {
             member: is_gzip(output).then(Member::new),
             rows: whole.rows,
             bytes: whole.bytes,
-            went_on: whole.rows > 0,
+            is_resumed: whole.rows > 0,
             last_line: (whole.rows > 0).then_some(whole.last),
         }))
     }
 
-    /// Adds whole lines.
+    /// Appends complete lines.
     pub fn write(&mut self, lines: &[u8]) -> io::Result<()> {
         match &mut self.member {
             None => self.file.write_all(lines)?,
@@ -125,7 +125,7 @@ impl Part {
         Ok(())
     }
 
-    /// Gives the file its name, when all of it is on the disk.
+    /// Renames the file after it was synced to disk.
     pub fn finish(mut self) -> Result<()> {
         self.end_member()?;
         self.file.flush()?;
@@ -133,11 +133,11 @@ impl Part {
         fs::rename(part(&self.output), &self.output)?;
         fs::remove_file(query(&self.output))?;
         let folder = self.output.parent().filter(|folder| !folder.as_os_str().is_empty());
-        // The name too.
+        // Syncs the name too.
         Ok(File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?)
     }
 
-    /// Leaves the file to an export that goes on.
+    /// Keeps the file for a resumed export.
     pub fn keep(mut self) -> io::Result<()> {
         if self.member.as_ref().is_some_and(|member| member.text > 0) {
             self.end_member()?;
@@ -159,19 +159,19 @@ impl Member {
     }
 }
 
-/// What of a file is whole.
+/// The complete part of a file.
 #[derive(Default)]
 struct Whole {
-    /// Where it ends in the file.
+    /// Its end in the file.
     end: u64,
     rows: u64,
-    /// Of text.
+    /// Bytes of text.
     bytes: u64,
     last: Vec<u8>,
 }
 
 impl Whole {
-    /// Reads lines of JSON up to one that is not whole, and says whether that is the end.
+    /// Reads complete lines of JSON, and returns whether they reach the end.
     fn of(reader: &mut impl BufRead) -> io::Result<(Self, bool)> {
         let (mut whole, mut line) = (Self::default(), Vec::new());
         loop {
@@ -189,12 +189,12 @@ impl Whole {
     }
 }
 
-/// Reads members of gzip up to one that is not whole, or holds what is not.
+/// Reads complete gzip members that contain complete lines.
 fn whole_members(reader: &mut BufReader<File>) -> io::Result<Whole> {
     let mut all = Whole::default();
     while !reader.fill_buf()?.is_empty() {
         let mut member = BufReader::new(GzDecoder::new(&mut *reader));
-        // Its end has a checksum.
+        // A member ends with a checksum.
         let Ok((whole, true)) = Whole::of(&mut member) else { break };
         drop(member);
         let rows = all.rows + whole.rows;
@@ -204,11 +204,11 @@ fn whole_members(reader: &mut BufReader<File>) -> io::Result<Whole> {
     Ok(all)
 }
 
-/// The key of a line, exactly as it is there.
+/// Returns the key of a line, unchanged.
 ///
 /// # Errors
 ///
-/// It is no string, or a number that would have to be rounded.
+/// If it is not a string, or a number that would be rounded.
 pub fn key_of(line: &[u8], path: &str) -> Result<Value> {
     let mut found: &RawValue = serde_json::from_slice(line)?;
     for name in path.split('.') {
@@ -220,19 +220,19 @@ pub fn key_of(line: &[u8], path: &str) -> Result<Value> {
     if key.is_string() || key.is_number() && written == found.get() {
         return Ok(key);
     }
-    Err(format!("the last line has {found} as {path}, behind which it cannot go on").into())
+    Err(format!("cannot resume after {path} {found} of the last line").into())
 }
 
 fn is_gzip(output: &Path) -> bool {
     output.extension().is_some_and(|extension| extension == "gz")
 }
 
-/// The file while it is not whole.
+/// The unfinished file.
 fn part(output: &Path) -> PathBuf {
     with(output, ".part")
 }
 
-/// What it was begun with.
+/// The file with its query.
 fn query(output: &Path) -> PathBuf {
     with(output, ".part.query")
 }

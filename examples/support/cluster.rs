@@ -329,7 +329,7 @@ impl Owner {
         self.ids.map_or(Ok(()), |(uid, gid)| lchown(path, Some(uid), Some(gid)))
     }
 
-    /// A command as that user, with nothing of this process's environment that could steer it.
+    /// A command as that user, without variables of this process that could affect it.
     pub fn command(&self, program: &Path, folder: &Path) -> Command {
         let mut command = Command::new(program);
         if let Some((uid, gid)) = self.ids {

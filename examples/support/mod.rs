@@ -1,7 +1,6 @@
-//! What the examples share and none of them is about: data to read, on the server of `DATABASE_URL` or on a
-//! private one that is started for it.
+//! Shared by the examples: data to read, on the server of `DATABASE_URL` or on a private one.
 
-// Each example uses a part of it.
+// Each example uses a part of this.
 #![allow(dead_code)]
 
 use fraiseql_wire::FraiseClient;
@@ -10,17 +9,17 @@ pub mod cluster;
 
 pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// A schema of the example's own.
+/// A schema for the example.
 pub struct Place {
-    /// A connection string for it: names are looked up in the schema.
+    /// A connection string whose `search_path` is the schema.
     pub url: String,
-    /// Another driver, for what this crate does not do: making tables, and looking from outside.
+    /// Another driver, to create tables and to look at the server's sessions.
     pub admin: tokio_postgres::Client,
     schema: String,
     private: Option<cluster::Cluster>,
 }
 
-/// Makes the data, runs the example, and removes the data, however the example ends; on Ctrl-C too.
+/// Creates the data, runs the example, and removes the data, also after an error or Ctrl-C.
 pub async fn with_data<F: Future<Output = Result<()>>>(
     data: &str,
     example: impl FnOnce(String, tokio_postgres::Client) -> F,
@@ -36,7 +35,7 @@ pub async fn with_data<F: Future<Output = Result<()>>>(
 }
 
 impl Place {
-    /// Makes a schema, and in it what this SQL makes.
+    /// Creates a schema and runs this SQL in it.
     pub async fn make(data: &str) -> Result<Self> {
         let (server, private) = match std::env::var("DATABASE_URL") {
             Ok(url) => (url, None),
@@ -60,7 +59,7 @@ impl Place {
     /// Removes the schema, and the server if it is private.
     pub async fn remove(self) -> Result<()> {
         let drop_schema = format!("drop schema {} cascade", self.schema);
-        // Its notice says what went with it.
+        // Without the notice that lists what was dropped.
         let quietly = format!("set client_min_messages = warning; {drop_schema}");
         self.admin.batch_execute(&quietly).await?;
         if let Some(private) = self.private {
@@ -80,7 +79,7 @@ pub fn with_setting(url: &str, setting: &str) -> String {
         };
     }
     let option = option.replace('=', "%3D");
-    // Behind the schema, which stands last.
+    // After the schema, which is last.
     match url.contains("options=-csearch_path") {
         true => format!("{url}%20{option}"),
         false if url.contains('?') => format!("{url}&options={option}"),
@@ -94,14 +93,14 @@ pub async fn connect(url: &str) -> Result<tokio_postgres::Client> {
     Ok(client)
 }
 
-/// Ends the client's session from outside, as an administrator or a failing server does.
+/// Terminates the client's session, as an administrator or a failing server does.
 pub async fn terminate(admin: &tokio_postgres::Client, client: &FraiseClient) -> Result<()> {
     let pid = i32::try_from(client.backend_pid().ok_or("the client has no connection")?)?;
     admin.execute("select pg_terminate_backend($1)", &[&pid]).await?;
     Ok(())
 }
 
-/// A number between 0 and 1, of the randomness that hash maps are seeded with.
+/// A random number between 0 and 1, from the seed of hash maps.
 pub fn random() -> f64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(()) as f64 / u64::MAX as f64

@@ -170,7 +170,7 @@ async fn what_goes_wrong_is_said() {
     in_state(&browser, "failed").await;
     const ERROR: &str = "return document.getElementById('error').textContent";
     let said = browser.run(ERROR).await;
-    assert_eq!(said, "The response broke off: these are not all rows.");
+    assert_eq!(said, "The response was aborted: the rows are incomplete.");
 
     // A value that makes no sense is not even sent.
     let before = rows(&browser).await;

@@ -105,7 +105,7 @@ fn prometheus_counts_what_the_example_did() {
     let mut example = Running::start(example("metrics").arg("127.0.0.1:0"));
     let address = example.line_with("listening on").split("http://").nth(1).unwrap().to_owned();
     let address = address.strip_suffix("/metrics").unwrap();
-    example.line_with("read 19800 rows, 200 more do not fit");
+    example.line_with("read 19800 rows, 200 more cannot be decoded");
     example.line_with("division by zero (SQLSTATE 22012)");
     example.line_with("ready");
 
@@ -207,7 +207,7 @@ fn the_spans_of_the_example_are_those_of_the_conventions() {
     let failed = span("SELECT v_missing");
     assert!(failed.contains("Status       : Error"));
     assert!(failed.contains("error.type: String(Owned(\"42P01\"))"), "{failed}");
-    assert!(said.contains("the other query failed, as it should: true"));
+    assert!(said.contains("the other query failed as expected: true"));
 }
 
 /// An example as Cargo has built it, with this binary's server.
