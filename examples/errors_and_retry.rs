@@ -123,8 +123,8 @@ async fn with_retry<T>(
     }
 }
 
-/// Full jitter: a random part of a limit that doubles from 100 ms to 5 s, so that clients that failed
-/// together do not retry together.
+/// Full jitter: a random part of a limit that doubles from 100 ms to 5 s, so that clients that
+/// failed together do not retry together.
 fn backoff(failures: u32) -> Duration {
     let doubled = Duration::from_millis(100).saturating_mul(2u32.saturating_pow(failures - 1));
     doubled.min(Duration::from_secs(5)).mul_f64(support::random())

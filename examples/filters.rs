@@ -83,8 +83,8 @@ async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
 fn paid_orders(client: &FraiseClient, status: &str, min_total: u32) -> QueryBuilder<Order> {
     client
         .query::<Order>("v_order")
-        // The server should check what it can. Raw SQL must be yours, never the request's; its values
-        // are bound.
+        // The server should check what it can. Raw SQL must be yours, never the request's; its
+        // values are bound.
         .where_sql("data->>'status' = $1")
         .bind(status)
         // A typed filter: any value is safe, and a document whose `total` is text does not match.

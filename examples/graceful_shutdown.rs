@@ -1,8 +1,9 @@
-//! A worker with a graceful shutdown: `cargo run --example graceful_shutdown`, then Ctrl-C or SIGTERM.
+//! A worker with a graceful shutdown: `cargo run --example graceful_shutdown`, then Ctrl-C or
+//! SIGTERM.
 //!
 //! It starts no new work, waits for running streams, cancels the rest on the server, closes its
-//! connections and exits with 0. The first argument limits the wait, in seconds. Default: 5. A second
-//! signal ends the wait.
+//! connections and exits with 0. The first argument limits the wait, in seconds. Default: 5. A
+//! second signal ends the wait.
 //!
 //! It uses the server of `DATABASE_URL`, in a schema of its own, or starts a private one.
 
@@ -113,8 +114,8 @@ async fn work(
             handled += 1;
         };
         if !finished {
-            // Resolves when the server has stopped the query. Dropping the stream would cancel it in
-            // the background, which the end of the process could prevent.
+            // Resolves when the server has stopped the query. Dropping the stream would cancel it
+            // in the background, which the end of the process could prevent.
             rows.cancel().await?;
             println!("worker {number}: cancelled after row {handled} of {feed}");
             break;

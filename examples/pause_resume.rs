@@ -1,4 +1,5 @@
-//! A stream that is paused, resumed and cancelled from another task: `cargo run --example pause_resume`.
+//! A stream that is paused, resumed and cancelled from another task: `cargo run --example
+//! pause_resume`.
 //!
 //! It uses the server of `DATABASE_URL`, in a schema of its own, or starts a private one.
 

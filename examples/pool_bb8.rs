@@ -41,7 +41,8 @@ async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
     for _ in 0..12 {
         let pool = pool.clone();
         tasks.spawn(async move {
-            // An owned guard, because the stream keeps it. It is released when the stream has ended.
+            // An owned guard, because the stream keeps it. It is released when the stream has
+            // ended.
             let client = pool.get_owned().await?;
             let events = client.query::<RawJson>("v_event").execute().await?;
             let rows = events.try_fold(0, async |rows, _| Ok(rows + 1)).await?;

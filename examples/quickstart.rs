@@ -1,4 +1,5 @@
-//! Typed rows, pause and cancel by drop, on 200,000 orders: `cargo run --release --example quickstart`.
+//! Typed rows, pause and cancel by drop, on 200,000 orders: `cargo run --release --example
+//! quickstart`.
 //!
 //! It uses the server of `DATABASE_URL`, in a schema of its own, or starts a private Postgres in a
 //! temporary folder. Either is removed at the end, also on Ctrl-C.

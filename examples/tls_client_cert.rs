@@ -1,8 +1,9 @@
-//! TLS with server verification, and login by client certificate: `cargo run --example tls_client_cert`.
+//! TLS with server verification, and login by client certificate: `cargo run --example
+//! tls_client_cert`.
 //!
-//! It connects to the server of `DATABASE_URL`, with the files named by `PGSSLROOTCERT`, `PGSSLCERT`
-//! and `PGSSLKEY` or by the string, as psql does. Otherwise it starts a private server with new
-//! certificates.
+//! It connects to the server of `DATABASE_URL`, with the files named by `PGSSLROOTCERT`,
+//! `PGSSLCERT` and `PGSSLKEY` or by the string, as psql does. Otherwise it starts a private server
+//! with new certificates.
 
 use fraiseql_wire::{ConnectionConfig, FraiseClient, SslMode, TlsConfig};
 use serde_json::Value;
@@ -60,7 +61,8 @@ async fn on_a_private_server() -> support::Result<()> {
     show(&client).await?;
     client.close().await?;
 
-    // Settings in code override the string and the environment. Certificates can also be given as text.
+    // Settings in code override the string and the environment. Certificates can also be given as
+    // text.
     println!("In code:");
     let url = format!("postgres://app@localhost:{port}/postgres");
     let tls = || TlsConfig::builder().ca_cert_path(&ca);

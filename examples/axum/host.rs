@@ -1,8 +1,8 @@
 //! The host names that the service accepts, to prevent DNS rebinding.
 //!
-//! Without this check, any web page could read the service through its visitor's browser: the page's
-//! own name resolves to 127.0.0.1 the second time, so the browser treats the service as the page's
-//! server.
+//! Without this check, any web page could read the service through its visitor's browser: the
+//! page's own name resolves to 127.0.0.1 the second time, so the browser treats the service as the
+//! page's server.
 
 use std::{env, net::IpAddr, sync::Arc};
 

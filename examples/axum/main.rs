@@ -10,10 +10,10 @@
 //! DELETE /streams/{id}                              cancels it, as closing its connection does
 //! ```
 //!
-//! It reads the view named by its argument (default: `v_order`) from the server of `DATABASE_URL` and
-//! changes nothing there. Without that variable, it starts a private Postgres with 300,000 orders. It
-//! listens at `LISTEN` (default: 127.0.0.1:3000) until Ctrl-C, and accepts requests for IP addresses,
-//! `localhost` and the names in `HOSTS`.
+//! It reads the view named by its argument (default: `v_order`) from the server of `DATABASE_URL`
+//! and changes nothing there. Without that variable, it starts a private Postgres with 300,000
+//! orders. It listens at `LISTEN` (default: 127.0.0.1:3000) until Ctrl-C, and accepts requests for
+//! IP addresses, `localhost` and the names in `HOSTS`.
 
 mod error;
 mod filter_params;

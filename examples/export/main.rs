@@ -1,8 +1,8 @@
 //! Exports a table or view as lines of JSON, gzipped if the file's name ends in `.gz`:
 //! `cargo run --release --example export -- --key id v_order orders.ndjson.gz`.
 //!
-//! `--help` prints all options. `--demo` creates data, on the server of `DATABASE_URL` or a private one,
-//! and exports it.
+//! `--help` prints all options. `--demo` creates data, on the server of `DATABASE_URL` or a private
+//! one, and exports it.
 //!
 //! The file appears when it is complete. With a key, an export resumes after a lost connection, and
 //! with `--resume` after an interruption: see part.rs.
@@ -98,7 +98,8 @@ async fn export(options: &Options) -> Result<End> {
     // Retries for as long as a failover takes.
     let retry = RetryPolicy::default().max_attempts(60).max_backoff(Duration::from_secs(1));
     let config = config.to_builder().retry(retry).build()?;
-    // Reading an existing file may take long. Until then Ctrl-C ends the program, and changes nothing.
+    // Reading an existing file may take long. Until then Ctrl-C ends the program, and changes
+    // nothing.
     let begun = match options.resume {
         true => Part::resume(&options.output, &options.identity())?,
         false => None,

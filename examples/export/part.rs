@@ -1,12 +1,12 @@
 //! The file of an export while it is written: `OUTPUT.part`, which is renamed when it is complete.
 //!
 //! If the program ends normally, the file has complete lines. If it is killed, the last line may be
-//! truncated, or the last member of a gzipped file, whose members are complete lines. A resumed export
-//! reads the file, truncates it after the last complete line or member, and continues after the key of
-//! the last line. `OUTPUT.part.query` has the query, which must be the same.
+//! truncated, or the last member of a gzipped file, whose members are complete lines. A resumed
+//! export reads the file, truncates it after the last complete line or member, and continues after
+//! the key of the last line. `OUTPUT.part.query` has the query, which must be the same.
 //!
-//! After a crash of the machine, parts in the middle of the file may be missing. The checksum of a gzip
-//! member detects this, and invalid JSON may. Start again rather than rely on that.
+//! After a crash of the machine, parts in the middle of the file may be missing. The checksum of a
+//! gzip member detects this, and invalid JSON may. Start again rather than rely on that.
 
 use std::{
     borrow::Cow,
@@ -24,8 +24,8 @@ use serde_json::{Value, value::RawValue};
 
 use crate::support::Result;
 
-/// Text per member of a gzipped file, which is what a killed program may lose. A member costs 20 bytes
-/// and restarts the compression.
+/// Text per member of a gzipped file, which is what a killed program may lose. A member costs 20
+/// bytes and restarts the compression.
 const MEMBER: usize = 16 << 20;
 
 pub struct Part {

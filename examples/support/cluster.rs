@@ -68,8 +68,8 @@ pub struct Setup<'a> {
     pub settings: &'a str,
     /// Files in that folder, which only the server may read.
     pub files: &'a [(&'a str, &'a str)],
-    /// A folder with programs of another version, and where in it they are. It is copied to where the
-    /// server's user can run them.
+    /// A folder with programs of another version, and where in it they are. It is copied to where
+    /// the server's user can run them.
     pub programs: Option<(&'a Path, &'a str)>,
     /// The port of a primary, to follow it by streaming replication.
     pub standby_of: Option<u16>,

@@ -42,7 +42,7 @@ fn names(cell: &str) -> Vec<&str> {
 fn word(advice: RetryAdvice) -> &'static str {
     match advice {
         RetryAdvice::Never => "no",
-        RetryAdvice::Immediately => "at once",
+        RetryAdvice::Immediately => "now",
         RetryAdvice::AfterDelay => "later",
         other => panic!("{other:?}"),
     }
