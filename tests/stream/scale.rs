@@ -9,7 +9,11 @@ use std::{
 };
 
 use crate::support::{
-    admin, backend_state, client, cluster, eventually, proxy::Proxy, random::Random, sql,
+    admin, backend_state, client, cluster, eventually,
+    proxy::Proxy,
+    random::Random,
+    scripted::{self, Scripted, Step},
+    sql,
 };
 use fraiseql_wire::{
     Error, ErrorCategory, Field, FraiseClient, RawJson, Result, RetryPolicy, StreamState,
@@ -573,6 +577,46 @@ async fn a_key_that_is_none_ends_the_stream() {
     let error = stream.next().await.unwrap().unwrap_err();
     assert!(error.to_string().contains("row 1"), "{error}");
     assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
+}
+
+/// In a flow of rows, the reader waits for many bytes. The response to the request after the last row
+/// is short.
+#[tokio::test]
+async fn resumed_stream_receives_a_short_response_after_many_rows() {
+    const ROWS: u64 = 2500;
+    let text = "x".repeat(4000);
+    let rows = |ids: std::ops::RangeInclusive<u64>| -> Vec<u8> {
+        ids.flat_map(|id| scripted::row(&format!(r#"{{"id":{id},"text":"{text}"}}"#))).collect()
+    };
+    let mut lost = scripted::login();
+    lost.extend([
+        Step::ExpectQuery,
+        Step::Send([scripted::begin_json(), rows(1..=1)].concat()),
+        Step::Close,
+    ]);
+    let mut resumed = scripted::login();
+    resumed.extend([
+        Step::ExpectQuery,
+        Step::Send(
+            [scripted::begin_json(), rows(2..=ROWS), scripted::complete(), scripted::ready()]
+                .concat(),
+        ),
+        Step::ExpectQuery,
+        Step::Send([scripted::begin_json(), scripted::complete(), scripted::ready()].concat()),
+        Step::Silence,
+    ]);
+    let server = Scripted::start(vec![lost, resumed]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let query = client.query::<Numbered>("v").resume_by("id");
+    let mut stream = query.execute().await.unwrap();
+    for id in 1..=ROWS {
+        assert_eq!(stream.next().await.unwrap().unwrap().id, id);
+    }
+    let end = tokio::time::timeout(Duration::from_secs(20), stream.next()).await;
+    assert!(end.expect("the short response is received").is_none());
+    assert_eq!(stream.stats().resumptions, 1);
+    drop((stream, client));
+    server.done().await;
 }
 
 /// A host that is lost is followed by the next one; when all are, that is the error, behind the rows that came.

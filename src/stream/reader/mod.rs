@@ -131,6 +131,8 @@ impl Reader {
                 Ok(()) => self.read_answer().await,
                 failed => failed,
             };
+            // The next response can be short, and must not wait for the bytes of a large read.
+            self.exchange.connection.set_low_water(1);
             request = match read {
                 Err(Interrupt::Failed(error)) => match lease {
                     Some(lease) if self.can_resume(&error) => {
