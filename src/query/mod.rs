@@ -397,8 +397,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
 
     /// Orders the query by a unique key, and resumes it if the connection is lost.
     ///
-    /// The stream resumes after the last received row on a new connection, and no row is skipped or
-    /// repeated. The key is a field of the document, a number or a string.
+    /// The stream resumes after the last received row on a new connection. No row is skipped or
+    /// repeated unless it changes meanwhile. The key is a field of the document, a number or a
+    /// string.
     /// [`StreamStats::resumptions`](crate::StreamStats) counts the resumptions.
     ///
     /// # When it resumes

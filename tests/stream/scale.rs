@@ -550,7 +550,7 @@ async fn a_key_that_is_none_ends_the_stream() {
         ("twice", 699, "row 700 has the key 699 after 699"),
         ("missing", 999, "row 1000 does not have this field"),
         ("none", 999, "row 1000 does not have this field"),
-        ("truth", 999, "row 1000 has true there"),
+        ("truth", 999, "row 1000 has the key true"),
     ] {
         let mut stream = client
             .query::<RawJson>("t_unkeyed")

@@ -289,7 +289,11 @@ impl Reader {
             // Otherwise the server could continue to run the query.
             let Exchange { connection, query, .. } = &mut self.exchange;
             if let Err(error) = cancel_and_drain(connection, query, Bytes::new()).await {
-                debug!(target: TARGET, %error, "could not cancel the query that is resumed on a new connection");
+                debug!(
+                    target: TARGET,
+                    %error,
+                    "could not cancel the query that is resumed on a new connection"
+                );
             }
             self.is_replaced = true;
             self.exchange.connection.hang_up();
