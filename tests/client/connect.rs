@@ -259,7 +259,7 @@ async fn a_server_that_misbehaves_while_logging_in_is_an_error() {
         ("4 bytes", vec![b"R\0\0\0\x03".to_vec()]),
         ("ends in the middle", vec![message(b'R', b"\0\0")]),
         ("extra bytes", vec![message(b'R', b"\0\0\0\0x")]),
-        ("where an authentication request", vec![scripted::ready()]),
+        ("expected an authentication request", vec![scripted::ready()]),
         ("GSSAPI", vec![message(b'R', b"\0\0\0\x07")]),
         ("an unknown method", vec![message(b'R', b"\0\0\0\x63")]),
         (
