@@ -381,12 +381,7 @@ impl Life {
 
     /// What must hold of the numbers at any moment; at the end they are counted in.
     fn add_up(&self, stats: &StreamStats, memory: Option<usize>, at_end: bool) {
-        let parts = stats.total_rows_yielded
-            + stats.total_rows_filtered
-            + stats.total_rows_failed
-            + stats.total_rows_discarded
-            + stats.items_buffered;
-        assert_eq!(stats.total_rows_received, parts, "{stats:?}");
+        crate::stats::assert_consistent(stats);
         if let Some(memory) = memory {
             assert!(stats.peak_memory <= memory + (64 << 10), "{memory}: {stats:?}");
         }

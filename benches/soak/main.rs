@@ -12,6 +12,8 @@ mod cluster;
 mod proxy;
 #[path = "../../tests/support/random.rs"]
 mod random;
+#[path = "../../tests/support/stats.rs"]
+mod stats;
 mod world;
 
 use std::{

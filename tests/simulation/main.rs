@@ -915,12 +915,7 @@ impl Life {
     }
 
     fn check(&self, asked: &Asked, read: u64, stats: &StreamStats) {
-        let parts = stats.total_rows_yielded
-            + stats.total_rows_filtered
-            + stats.total_rows_failed
-            + stats.total_rows_discarded
-            + stats.items_buffered;
-        assert_eq!(stats.total_rows_received, parts, "{stats:?}");
+        support::stats::assert_consistent(stats);
         assert_eq!(stats.total_rows_yielded, read, "{stats:?}");
         let limit = asked.memory.map_or(1 << 20, |(bytes, _)| bytes);
         let most = limit.max(self.world.query(asked.id).largest_row()) + (64 << 10);

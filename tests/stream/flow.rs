@@ -12,23 +12,14 @@ use crate::support::{
     random::Random,
     scripted::{self, Scripted, Step},
     sql,
+    stats::assert_consistent,
 };
 use fraiseql_wire::{
     ConnectionConfig, Error, ErrorCategory, FraiseClient, QueryStream, RawJson, RowChunk,
-    StreamControl, StreamState, StreamStats, TimeoutPhase,
+    StreamControl, StreamState, TimeoutPhase,
 };
 use futures_util::{StreamExt, stream::FusedStream};
 use serde_json::Value;
-
-/// What must hold at any moment.
-fn add_up(stats: &StreamStats) {
-    let parts = stats.total_rows_yielded
-        + stats.total_rows_filtered
-        + stats.total_rows_failed
-        + stats.total_rows_discarded
-        + stats.items_buffered;
-    assert_eq!(stats.total_rows_received, parts, "{stats:?}");
-}
 
 fn phase(error: &Error) -> TimeoutPhase {
     let Error::Timeout { phase, .. } = error else { panic!("{error:?}") };
@@ -67,7 +58,7 @@ async fn a_handle_steers_from_another_task() {
     assert_eq!(stream.next().await.unwrap().unwrap()["id"], read + 1);
     drop(stream);
     assert_eq!(control.state(), StreamState::Cancelled);
-    add_up(&control.stats());
+    assert_consistent(&control.stats());
     // Who only resumes cannot know that it has ended.
     control.resume().await.unwrap();
     let error = control.pause().await.unwrap_err();
@@ -85,7 +76,7 @@ async fn a_cancel_by_a_handle_is_an_error_of_the_stream() {
     let control = stream.control();
     control.cancel().await.unwrap();
     assert_eq!(control.state(), StreamState::Cancelled);
-    add_up(&control.stats());
+    assert_consistent(&control.stats());
     assert_eq!(client.query::<u8>("v_one").fetch_one().await.unwrap(), 1);
 
     assert_eq!(stream.stats().items_buffered, 7, "the rest of the chunk");
@@ -95,7 +86,7 @@ async fn a_cancel_by_a_handle_is_an_error_of_the_stream() {
     assert!(!stream.is_terminated());
     assert!(matches!(stream.next().await, Some(Err(Error::Cancelled))));
     assert!(stream.next().await.is_none() && stream.is_terminated());
-    add_up(&stream.stats());
+    assert_consistent(&stream.stats());
     assert_eq!(stream.stats().total_rows_yielded, 8);
 
     // Also one that is waited for.
@@ -216,7 +207,7 @@ async fn timeouts_of_a_query_stop_it_on_the_server() {
     let stats = stream.stats();
     assert_eq!((stats.state, stats.total_rows_yielded), (StreamState::Failed, rows));
     assert!(rows > 0 && stats.total_rows_discarded == 0);
-    add_up(&stats);
+    assert_consistent(&stats);
 
     // Before the first row.
     for (first_row, expected) in [(true, TimeoutPhase::FirstRow), (false, TimeoutPhase::Query)] {
@@ -610,7 +601,7 @@ async fn a_chunk_is_many_rows_at_once() {
         for (row, error) in (first..).zip(chunk.decode::<u8>()) {
             assert!(error.unwrap_err().to_string().contains(&format!("row {row} ")));
         }
-        add_up(&stream.stats());
+        assert_consistent(&stream.stats());
     }
     assert!(chunks >= 5000 / 256 && number == 5000);
     let stats = stream.stats();
@@ -651,7 +642,7 @@ async fn chunks_hold_only_what_predicates_accept() {
     assert_eq!(rows, expected);
     let stats = stream.stats();
     assert_eq!(stats.total_rows_failed, 3);
-    add_up(&stats);
+    assert_consistent(&stats);
 }
 
 async fn body(
@@ -895,7 +886,7 @@ async fn live(
     let (mut read, mut paused) = (0, false);
     loop {
         let before = stream.stats();
-        add_up(&before);
+        assert_consistent(&before);
         if (before.state == StreamState::Paused) != paused {
             return Err(format!("paused is {paused}, but {before:?}"));
         }
@@ -915,7 +906,7 @@ async fn live(
             4 => tokio::task::yield_now().await,
             5 if random.below(10) == 0 => {
                 stream.cancel().await.map_err(|e| e.to_string())?;
-                add_up(&stream.stats());
+                assert_consistent(&stream.stats());
                 let ended = stream.next().await.is_none();
                 return ended.then_some(()).ok_or("a row behind cancel()".into());
             }

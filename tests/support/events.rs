@@ -33,7 +33,7 @@ pub struct SpanSeen {
     pub fields: BTreeMap<&'static str, String>,
     /// The name of the span it is in.
     pub parent: Option<&'static str>,
-    /// What was told within it.
+    /// The events within it.
     pub events: Vec<String>,
     /// How often it was entered.
     pub entries: usize,
@@ -53,8 +53,8 @@ impl SpanSeen {
 impl Events {
     /// Begins to listen on this thread, until the guard is dropped.
     pub fn listen() -> (Self, DefaultGuard) {
-        // `tracing` remembers for each event whether anybody listens. While there is one subscriber, a thread without
-        // it decides that for all threads; with two, all are asked.
+        // `tracing` caches for each event whether any subscriber is interested. While there is one
+        // subscriber, a thread without it decides that for all threads; with two, all are asked.
         static SECOND: OnceLock<Dispatch> = OnceLock::new();
         SECOND.get_or_init(|| Dispatch::new(Self::default()));
         let events = Self::default();
@@ -120,8 +120,7 @@ impl Subscriber for Events {
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
-        let mut line = Line(event.metadata().level().to_string());
-        event.record(&mut line);
+        let line = line(event);
         let mut told = self.told();
         let span = match event.parent() {
             Some(id) => Some(index(id)),
@@ -129,9 +128,9 @@ impl Subscriber for Events {
             None => None,
         };
         if let Some(span) = span {
-            told.spans[span].events.push(line.0.clone());
+            told.spans[span].events.push(line.clone());
         }
-        told.events.push(line.0);
+        told.events.push(line);
     }
 
     fn enter(&self, id: &span::Id) {
@@ -169,6 +168,13 @@ impl Visit for Fields {
     fn record_str(&mut self, field: &Field, value: &str) {
         self.0.insert(field.name(), value.to_owned());
     }
+}
+
+/// An event in one line: its level and its fields.
+pub fn line(event: &Event<'_>) -> String {
+    let mut line = Line(event.metadata().level().to_string());
+    event.record(&mut line);
+    line.0
 }
 
 struct Line(String);

@@ -10,10 +10,12 @@ pub mod cluster;
 pub mod daemon;
 pub mod events;
 pub mod http;
+pub mod log;
 pub mod proxy;
 pub mod random;
 pub mod scripted;
 pub mod service;
+pub mod stats;
 pub mod webdriver;
 
 use std::sync::OnceLock;
@@ -44,7 +46,7 @@ create role role_scram login password 'scram-secret';
 revoke create on schema public from public;
 ";
 
-/// Views that many tests read. Made once: replacing a view waits for whoever reads it.
+/// Views that many tests read. Made once: replacing a view waits for its readers.
 const VIEWS: &str = "
 create view v_one as select '1'::json as data;
 create view v_short as select to_json(i) as data from generate_series(1, 300) i;
@@ -59,6 +61,7 @@ grant select on v_short, v_endless, v_asleep to role_trust;
 /// The cluster of this test binary, started by the first test that asks.
 pub fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+    log::init();
     CLUSTER.get_or_init(|| {
         let cluster = Cluster::start(HBA).unwrap_or_else(|e| panic!("{e}"));
         let url = cluster.url();

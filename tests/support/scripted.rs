@@ -28,10 +28,10 @@ pub enum Step {
     Echo(Answer),
     /// Sends these bytes.
     Send(Vec<u8>),
-    /// Sends messages like this one, so many bytes at most, until nobody reads them; tells that, and ends
-    /// the last message when somebody does.
+    /// Sends messages like this one, at most this number of bytes, until they are not read any
+    /// more. Signals that, and completes the last message when it is read.
     Flood(Vec<u8>, usize, oneshot::Sender<()>),
-    /// Waits for the test to say go on.
+    /// Waits for a signal of the test.
     Wait(oneshot::Receiver<()>),
     /// Tells another script, or the test, to go on.
     Signal(oneshot::Sender<()>),
@@ -42,7 +42,7 @@ pub enum Step {
     Dead(oneshot::Sender<()>, oneshot::Receiver<()>),
     /// Says nothing more, until the other side closes.
     Silence,
-    /// Ends its own side in order, and goes on reading.
+    /// Ends its own side in order, and continues to read.
     HalfClose,
     /// Closes the connection in order: the default at the end of a script.
     Close,
@@ -61,6 +61,7 @@ pub struct Scripted {
 
 impl Scripted {
     pub async fn start(scripts: Vec<Vec<Step>>) -> Self {
+        super::log::init();
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let task = tokio::spawn(async move {
@@ -179,7 +180,7 @@ async fn play(mut socket: TcpStream, script: Vec<Step>) {
     while matches!(socket.read(&mut rest).await, Ok(n) if n > 0) {}
 }
 
-/// Whoever does not read for so long does not read.
+/// A client that does not read for this time does not read at all.
 const BLOCKED: std::time::Duration = std::time::Duration::from_millis(300);
 
 /// Returns how much of the last message was sent.

@@ -7,6 +7,8 @@ mod random;
 mod rows;
 mod scram;
 mod session;
+#[path = "../../../tests/support/stats.rs"]
+mod stats;
 
 use std::{
     fmt::Display,

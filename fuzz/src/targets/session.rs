@@ -246,12 +246,7 @@ impl Client<'_> {
         }
         assert!(next(&mut stream).await.is_none(), "something is behind the end");
         let stats = stream.stats();
-        let became = stats.total_rows_yielded
-            + stats.total_rows_filtered
-            + stats.total_rows_failed
-            + stats.total_rows_discarded
-            + stats.items_buffered;
-        assert_eq!(stats.total_rows_received, became, "{stats:?}");
+        super::stats::assert_consistent(&stats);
         if self.does(SMALL) {
             assert!(stats.peak_memory <= MEMORY + MAX_READ, "{stats:?}");
         }
