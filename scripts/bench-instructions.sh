@@ -1,9 +1,9 @@
 #!/bin/sh
 # Usage: scripts/bench-instructions.sh [check] [short]
 #
-# What rows and short queries cost in instructions, copies and allocations, counted by valgrind. With `check`,
-# this crate's are compared with those in docs/benchmarks.md. Otherwise those of every client are counted and
-# written there. With `short`, only those of short queries.
+# Counts the instructions, copies and allocations of rows and short queries with valgrind. With
+# `check`, compares this crate's counts with those in docs/benchmarks.md. Otherwise counts those of
+# every client and writes them there. With `short`, only those of short queries.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/common.sh

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Usage: scripts/bench.sh [short] [ROUNDS]
 #
-# This crate beside other clients: fills docs/benchmarks.md. Takes about 25 minutes with the default of 5 rounds. With
-# `short`, only the short queries, in about 4 minutes; their tables are printed too.
+# Compares this crate with other clients, and writes docs/benchmarks.md. Takes about 25 minutes.
+# Default: 5 rounds. With `short`, runs only the short queries, in about 4 minutes, and prints their
+# tables too.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/common.sh

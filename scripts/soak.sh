@@ -1,8 +1,8 @@
 #!/bin/sh
 # Usage: scripts/soak.sh [MINUTES [SEED]]
 #
-# Many clients at the same time, with a server and networks that fail. Default: 20 minutes. Nothing may be lost, and
-# nothing may grow or remain. With a seed, begins as another run did.
+# Runs many clients at the same time, with a server and networks that fail. Default: 20 minutes.
+# Nothing may be lost, and nothing may grow or remain. A seed repeats the beginning of another run.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/common.sh

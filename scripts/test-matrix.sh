@@ -1,9 +1,11 @@
 #!/bin/sh
 # Usage: scripts/test-matrix.sh [VERSION...]
 #
-# The test suite against each of these versions of Postgres, 13 to 18 if none is named, and the results as a table.
+# Runs the test suite against each of these versions of Postgres, and prints a table of results.
+# Default: 13 to 18.
 #
-# The tests' output is in target/matrix. TESTS chooses among them: TESTS="--test query" scripts/test-matrix.sh 13
+# The tests' output is in target/matrix. TESTS selects tests:
+# TESTS="--test query" scripts/test-matrix.sh 13
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/common.sh
@@ -23,7 +25,8 @@ cargo test $tests --no-run
 # shellcheck disable=SC2016
 at_exit 'rm -rf "${programs:-}"'
 programs=$(mktemp -d /tmp/fraiseql-wire-matrix.XXXXXX)
-# Where the server's user can run them. The packages hold no pg_basebackup, which is good for older servers too.
+# Where the server's user can run them. The packages contain no pg_basebackup; a newer one supports
+# older servers too.
 chmod a+rx "$programs"
 cp -R target/pgvector/. "$programs/pgvector"
 

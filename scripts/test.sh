@@ -1,9 +1,9 @@
 #!/bin/sh
 # Usage: scripts/test.sh [CARGO-TEST-OPTION...] [FILTER] [-- TEST-OPTION...]
 #
-# The whole test suite, from an empty machine. With arguments, the tests that `cargo test` chooses by them:
-# -p, --package, --test, --example, --bench, --features, --lib, --bins, --tests, --examples, --doc, --no-run,
-# --no-fail-fast, --release, -q, --quiet, -v, --verbose. All features are on.
+# Runs the whole test suite, from an empty machine, with all features. Arguments select tests, as
+# those of `cargo test`: -p, --package, --test, --example, --bench, --features, --lib, --bins,
+# --tests, --examples, --doc, --no-run, --no-fail-fast, --release, -q, --quiet, -v, --verbose.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/common.sh

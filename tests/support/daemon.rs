@@ -25,7 +25,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// PgBouncer in transaction mode before the server on `port`: 4 server connections for everybody.
+    /// PgBouncer in transaction mode in front of the server on `port`, with 4 server connections.
     pub fn pgbouncer(server: u16) -> Self {
         Self::pgbouncer_in("transaction", server)
     }

@@ -1,4 +1,4 @@
-//! As much of HTTP/1.1 as tests need: each request on a connection of its own, and an answer that says whether it
+//! As much of HTTP/1.1 as tests need: a connection per request, and an answer that says whether it
 //! came whole.
 
 use tokio::{
@@ -69,7 +69,8 @@ impl Opened {
         header(&self.head, name)
     }
 
-    /// Reads what has come, or waits for some, and throws it away but for the end; `false` behind the last.
+    /// Reads what has arrived, or waits for it, and discards it except its end. Returns `false`
+    /// after the last of it.
     pub async fn more(&mut self) -> bool {
         self.read.drain(..self.read.len().saturating_sub(LAST_CHUNK.len()));
         matches!(self.socket.read_buf(&mut self.read).await, Ok(1..))

@@ -35,9 +35,9 @@ struct Faults {
     piece: AtomicUsize,
     /// How long each piece is held back, in microseconds.
     delay: AtomicU64,
-    /// Nothing of the client's passes any more, and the server is told so, while its own goes on.
+    /// Ends the direction from the client to the server in order. The other direction continues.
     client_shut: watch::Sender<bool>,
-    /// Behind a cut, what the client still says passes.
+    /// After a cut, bytes from the client still pass.
     half_cut: AtomicBool,
     from_server: AtomicU64,
     /// Bytes of the clients, while they are recorded.
@@ -85,19 +85,19 @@ impl Proxy {
         self.cut_after(bytes);
     }
 
-    /// Ends connections in order after so many more bytes from the server.
+    /// Ends connections in order after `bytes` more bytes from the server.
     pub fn cut_after(&self, bytes: u64) {
         self.faults.cut_after.store(bytes, SeqCst);
     }
 
-    /// Ends them in order after so many more bytes, but takes what the clients say to the server until they
-    /// end.
+    /// Ends them in order after `bytes` more bytes, but passes bytes from the clients until
+    /// they end.
     pub fn half_cut_after(&self, bytes: u64) {
         self.faults.half_cut.store(true, SeqCst);
         self.cut_after(bytes);
     }
 
-    /// Ends what the clients say, and not what the server does; or lets it pass on later connections.
+    /// Ends the direction from clients to the server only; or lets it pass on later connections.
     pub fn shut_clients(&self, shut: bool) {
         self.faults.client_shut.send_replace(shut);
     }
@@ -107,7 +107,7 @@ impl Proxy {
         self.faults.delay.store(u64::try_from(time.as_micros()).unwrap(), SeqCst);
     }
 
-    /// Ends them with a reset after so many more bytes.
+    /// Ends them with a reset after `bytes` more bytes.
     pub fn reset_after(&self, bytes: u64) {
         self.faults.cut_with_reset.send_replace(true);
         self.cut_after(bytes);
@@ -118,7 +118,7 @@ impl Proxy {
         self.faults.cut_after.load(SeqCst) == 0
     }
 
-    /// Passes at most so many bytes at once.
+    /// Passes at most `bytes` bytes at a time.
     pub fn piece(&self, bytes: usize) {
         self.faults.piece.store(bytes, SeqCst);
     }

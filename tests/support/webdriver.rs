@@ -1,5 +1,5 @@
-//! A headless Chromium, told what to do in the [WebDriver](https://www.w3.org/TR/webdriver2/) protocol, which is JSON over
-//! HTTP.
+//! A headless Chromium, controlled by the
+//! [WebDriver](https://www.w3.org/TR/webdriver2/) protocol, which is JSON over HTTP.
 
 use std::{
     os::unix::process::CommandExt,
@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 
 use super::{cluster::free_port, eventually, http};
 
-/// A browser of its own, with an empty profile. It ends when it is dropped, and with the tests, however they end.
+/// A browser with an empty profile. It ends when it is dropped, and with the tests, however they
+/// end.
 pub struct Browser {
     /// Where the driver listens.
     address: String,
