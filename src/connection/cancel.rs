@@ -36,9 +36,9 @@ impl CancelKey {
     /// Sends one cancel request on a connection of its own, and waits until the server has handled
     /// it. The server does not answer; it closes that connection.
     pub(super) async fn send(&self) -> Result<()> {
-        let counted = CancelRequest::begin();
+        let metrics = CancelRequest::begin();
         let sent = self.try_send().await;
-        counted.finish(sent.is_ok());
+        metrics.finish(sent.is_ok());
         if sent.is_ok() {
             debug!(target: TARGET, pid = self.process_id, "sent a cancel request");
         }

@@ -59,11 +59,11 @@ pub(crate) async fn cancel_and_drain(
     let Limits { drain_limit, .. } = connection.limits;
     let mut drain = Drain { limit: drain_limit, drained: 0 };
     let began = Instant::now();
-    let settled = clean_up(connection, query, &mut unsent, &mut drain).await;
+    let cleaned_up = clean_up(connection, query, &mut unsent, &mut drain).await;
     let took = began.elapsed();
     metrics::drained(took, drain.drained);
     debug!(target: TARGET, bytes = drain.drained, ?took, "drained a query that ended early");
-    settled.inspect_err(|e| {
+    cleaned_up.inspect_err(|e| {
         metrics::error(e.category().as_str(), metrics::Phase::Drain);
         connection.set_close_reason(match e {
             // The session's connection, not that of a cancel request.
@@ -88,7 +88,7 @@ async fn clean_up(
         Some(key) => session.send_cancel(key).await,
         None => Ok(()),
     };
-    let settled = async {
+    let cleaned_up = async {
         // Often the whole answer has arrived.
         if unsent.is_empty() && drain.take_all_arrived(connection).await? {
             return Ok(());
@@ -127,15 +127,15 @@ async fn clean_up(
             _ => Ok(()),
         }
     };
-    let settled = async {
-        settled.await?;
+    let cleaned_up = async {
+        cleaned_up.await?;
         // A cancel token may have sent a request, which must not cancel the next query.
         session.requests_ended().await;
         Ok(())
     };
     match Instant::now().checked_add(cancel_timeout) {
-        Some(at) => timeout_at(at, settled).await.map_err(|_| timed_out(cancel_timeout))?,
-        None => settled.await,
+        Some(at) => timeout_at(at, cleaned_up).await.map_err(|_| timed_out(cancel_timeout))?,
+        None => cleaned_up.await,
     }
 }
 

@@ -71,7 +71,7 @@ pub(super) async fn handshake(
         refused,
         metrics: LoginMetrics::begin(),
     };
-    let asked = Instant::now();
+    let login_began = Instant::now();
     let version = match login.authenticate(&mut stream).await {
         Ok(version) => version,
         Err(LoginError { reason, error }) => {
@@ -79,7 +79,7 @@ pub(super) async fn handshake(
             return Err(error);
         }
     };
-    login.metrics.succeeded(asked.elapsed());
+    login.metrics.succeeded(login_began.elapsed());
     let auth_method = login.auth_method;
     stream.trusted = true;
     attempt.enter(Phase::Startup);
@@ -135,7 +135,7 @@ pub(super) async fn handshake(
     };
     Ok(Connection {
         transport: stream.transport,
-        low_water: 1,
+        rcvlowat: 1,
         buffer: stream.buffer,
         outgoing: Outgoing::default(),
         followers: 0,

@@ -113,7 +113,7 @@ impl Login<'_> {
             if let Some(mechanism) = mechanism(&request) {
                 self.metrics.set_mechanism(mechanism);
             }
-            self.check(&state, &request).map_err(because(RefusedByPolicy))?;
+            self.check_request(&state, &request).map_err(because(RefusedByPolicy))?;
             state = match (state, request) {
                 (
                     LoginState::Start | LoginState::PasswordSent | LoginState::ScramVerified,
@@ -237,9 +237,9 @@ impl Login<'_> {
 
     /// Rejects a request that the settings do not allow, before anything is sent in answer. The
     /// rules are libpq's (`check_expected_areq`).
-    fn check(&self, state: &LoginState, request: &Authentication) -> Result<()> {
+    fn check_request(&self, state: &LoginState, request: &Authentication) -> Result<()> {
         let config = self.config;
-        let asked = match request {
+        let requested = match request {
             // With TLS, its handshake has checked this.
             Authentication::Ok if self.tls.is_none() && config.tls.requires_certificate() => {
                 return Err(Error::authentication(
@@ -264,7 +264,7 @@ impl Login<'_> {
             Authentication::Unsupported { name } if name.starts_with("SSPI") => Method::Sspi,
             Authentication::Unsupported { .. } => Method::Gss,
         };
-        if let Some(required) = config.require_auth.as_ref().filter(|r| !r.allows(asked)) {
+        if let Some(required) = config.require_auth.as_ref().filter(|r| !r.allows(requested)) {
             return Err(Error::authentication(format!(
                 "require_auth is {:?}, but the server asks for {}",
                 required.as_str(),

@@ -46,7 +46,7 @@ use crate::{
 pub(crate) struct Connection {
     pub(super) transport: Transport,
     /// `SO_RCVLOWAT`: how many bytes must have arrived before a read returns.
-    pub(super) low_water: usize,
+    pub(super) rcvlowat: usize,
     /// Bytes that have arrived and are not processed yet.
     pub(crate) buffer: BytesMut,
     /// Pipelined requests. Reading sends them.
@@ -130,11 +130,11 @@ impl Connection {
     }
 
     /// Makes [`read`](Self::read) wait for `bytes` bytes. Returns whether the system supports it.
-    pub(crate) fn set_low_water(&mut self, bytes: usize) -> bool {
-        if bytes != self.low_water && self.transport.set_rcvlowat(bytes) {
-            self.low_water = bytes;
+    pub(crate) fn set_rcvlowat(&mut self, bytes: usize) -> bool {
+        if bytes != self.rcvlowat && self.transport.set_rcvlowat(bytes) {
+            self.rcvlowat = bytes;
         }
-        bytes == self.low_water
+        bytes == self.rcvlowat
     }
 
     /// Makes the read buffer about `size` bytes large, and keeps its content. Reuses memory that

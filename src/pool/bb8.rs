@@ -51,11 +51,11 @@ impl ManageConnection for Manager {
 
     /// Does not contact the server.
     async fn is_valid(&self, client: &mut PooledClient) -> Result<()> {
-        client.check()
+        client.check_out()
     }
 
     fn has_broken(&self, client: &mut PooledClient) -> bool {
-        client.check().is_err()
+        client.check_out().is_err()
     }
 }
 

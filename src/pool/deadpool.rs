@@ -48,7 +48,7 @@ impl managed::Manager for Manager {
 
     /// Does not contact the server.
     async fn recycle(&self, client: &mut PooledClient, _: &Metrics) -> RecycleResult<Error> {
-        Ok(client.check()?)
+        Ok(client.check_out()?)
     }
 }
 

@@ -105,7 +105,7 @@ impl PooledClient {
     ///
     /// Called when the client is taken from its pool, and by some pools when it is returned. Each
     /// call ends the previous checkout.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(super) fn check_out(&self) -> Result<()> {
         self.client.next_checkout();
         if self.client.is_busy() { Err(Error::ConnectionBusy) } else { Ok(()) }
     }

@@ -117,7 +117,7 @@ impl Message {
             tag::EMPTY_QUERY_RESPONSE => empty(Self::EmptyQueryResponse),
             tag::ERROR_RESPONSE | tag::NOTICE_RESPONSE => {
                 let mut fields = ErrorFields::new(tag);
-                fields.read(body)?;
+                fields.parse(body)?;
                 fields.finish()
             }
             tag::NEGOTIATE_PROTOCOL_VERSION => parse_negotiate_protocol_version(body),
@@ -347,7 +347,7 @@ impl ErrorFields {
         Self { tag, position: Position::Tag, texts: [const { None }; KNOWN_FIELDS.len()] }
     }
 
-    pub(super) fn read(&mut self, mut piece: &[u8]) -> Result<()> {
+    pub(super) fn parse(&mut self, mut piece: &[u8]) -> Result<()> {
         while let Some((&first, rest)) = piece.split_first() {
             match self.position {
                 Position::Tag if first == 0 => self.position = Position::End,

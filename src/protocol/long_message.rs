@@ -29,11 +29,11 @@ pub(crate) struct LongMessage {
     tag: u8,
     /// The number of bytes of the body that have not arrived.
     missing: usize,
-    kept: Kept,
+    content: Content,
 }
 
 #[derive(Debug)]
-enum Kept {
+enum Content {
     Fields(Box<ErrorFields>),
     Head(Vec<u8>),
 }
@@ -56,13 +56,13 @@ impl LongMessage {
         if !Self::is_supported(tag) || size <= MAX_WHOLE {
             return None;
         }
-        let kept = match tag {
+        let content = match tag {
             tag::ERROR_RESPONSE | tag::NOTICE_RESPONSE => {
-                Kept::Fields(Box::new(ErrorFields::new(tag)))
+                Content::Fields(Box::new(ErrorFields::new(tag)))
             }
-            _ => Kept::Head(Vec::new()),
+            _ => Content::Head(Vec::new()),
         };
-        Some(Self { tag, missing: size - super::frame::HEADER, kept })
+        Some(Self { tag, missing: size - super::frame::HEADER, content })
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -73,15 +73,15 @@ impl LongMessage {
     pub(crate) fn read(&mut self, buffer: &mut BytesMut) -> Result<Option<Message>> {
         let piece = buffer.split_to(self.missing.min(buffer.len()));
         self.missing -= piece.len();
-        match &mut self.kept {
-            Kept::Fields(fields) => {
-                fields.read(&piece)?;
+        match &mut self.content {
+            Content::Fields(fields) => {
+                fields.parse(&piece)?;
                 match self.missing {
                     0 => fields.finish().map(Some),
                     _ => Ok(None),
                 }
             }
-            Kept::Head(head) => {
+            Content::Head(head) => {
                 let room = MAX_HEAD - head.len();
                 head.extend_from_slice(piece.get(..room).unwrap_or(&piece));
                 if self.missing > 0 {

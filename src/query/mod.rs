@@ -552,7 +552,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     fn prepare(self) -> Result<Prepared<T>> {
         let Self { slot, pipeline, mut spec, options, predicates, .. } = self;
         let QuerySpec { select, settings, .. } = &mut *spec;
-        settings.check()?;
+        settings.validate()?;
         options.apply(select, settings)?;
         settings.row_limit = select.limit;
         let query = encode(select.rows()?)?;
@@ -707,7 +707,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// `Send`.
     async fn fetch_scalar<A: FromJsonRow>(self, statement: Statement) -> Result<A> {
         let Self { slot, pipeline, mut spec, .. } = self;
-        spec.settings.check()?;
+        spec.settings.validate()?;
         spec.settings.row_limit = Some(1);
         let sql = statement.sql.clone();
         let plan = QueryPlan { spec, query: encode(statement)?, execution: Execution::Single };

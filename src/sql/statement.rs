@@ -55,10 +55,10 @@ pub(crate) enum Condition {
     Filter(Filter),
     /// The field sorts after this JSON value, in the order of `jsonb`, like [`OrderBy`] without a
     /// collation.
-    Behind(Field, String),
+    After(Field, String),
     /// The document has no such field. These rows sort last, but the field is not greater than any
     /// value.
-    Without(Field),
+    WithoutKey(Field),
 }
 
 #[derive(Debug, Clone)]
@@ -102,9 +102,9 @@ impl Select {
 
     /// Returns the rest of the query after `rows` rows, the last of which has the key `last` (JSON
     /// text).
-    pub(crate) fn behind(&self, key: &Field, last: &str, rows: u64) -> Self {
+    pub(crate) fn after(&self, key: &Field, last: &str, rows: u64) -> Self {
         let mut rest = self.clone();
-        rest.conditions.push(Condition::Behind(key.clone(), last.to_owned()));
+        rest.conditions.push(Condition::After(key.clone(), last.to_owned()));
         rest.limit = self.limit.map(|limit| limit.saturating_sub(rows));
         rest.offset = None;
         rest
@@ -112,9 +112,9 @@ impl Select {
 
     /// Returns a query for at most one of the rows without the key, if the rest of the query after
     /// `rows` rows includes them.
-    pub(crate) fn without(&self, key: &Field, rows: u64) -> Self {
+    pub(crate) fn without_key(&self, key: &Field, rows: u64) -> Self {
         let mut rest = self.clone();
-        rest.conditions.push(Condition::Without(key.clone()));
+        rest.conditions.push(Condition::WithoutKey(key.clone()));
         rest.limit = Some(self.limit.map_or(1, |limit| limit.saturating_sub(rows).min(1)));
         rest.offset = None;
         rest
@@ -220,11 +220,11 @@ impl Select {
                     let mut target = SqlContext { document, is_json, parameters };
                     sql.push_str(&filter.to_sql(&mut target)?);
                 }
-                Condition::Behind(key, last) => {
+                Condition::After(key, last) => {
                     let last = parameters.add(Param::text(last));
                     sql.push_str(&format!("{} > {last}::jsonb", key.json(document)?));
                 }
-                Condition::Without(key) => {
+                Condition::WithoutKey(key) => {
                     sql.push_str(&format!("{} IS NULL", key.json(document)?));
                 }
             }
@@ -263,7 +263,7 @@ impl Select {
     fn check_parameters(&self) -> Result<()> {
         let conditions = self.conditions.iter().filter_map(|c| match c {
             Condition::Sql(sql) => Some(sql),
-            Condition::Filter(_) | Condition::Behind(..) | Condition::Without(_) => None,
+            Condition::Filter(_) | Condition::After(..) | Condition::WithoutKey(_) => None,
         });
         let order = self.order.iter().filter_map(|o| match o {
             Order::Sql(sql) => Some(sql),

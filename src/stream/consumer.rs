@@ -79,11 +79,11 @@ impl Consumer {
         &self,
         rows: usize,
         filters: bool,
-        read: impl FnOnce(&mut dyn FnMut()) -> R,
+        decode: impl FnOnce(&mut dyn FnMut()) -> R,
     ) -> R {
         let began = now();
         let mut judged = began;
-        let row = read(&mut || judged = now());
+        let row = decode(&mut || judged = now());
         let rows = u32::try_from(rows).unwrap_or(u32::MAX);
         self.channel.observer.metrics.decoded((now() - judged).saturating_mul(rows));
         if filters {

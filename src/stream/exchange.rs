@@ -263,26 +263,26 @@ impl Exchange {
             let max_bytes = self.connection.limits.max_message_size;
             match run.extend(&self.connection.buffer, max_rows, max_bytes) {
                 Stop::Full if run.rows as u64 == row_limit => break,
-                Stop::Full | Stop::Malformed(_) => return Ok(self.cut(&mut run, first)),
+                Stop::Full | Stop::Malformed(_) => return Ok(self.take_rows(&mut run, first)),
                 Stop::Other => break,
                 Stop::Incomplete(row) => {
                     let arrived = self.connection.buffer.len() - run.frame_bytes;
                     let is_full = row.frame_bytes > arrived + self.connection.free();
                     if is_full {
-                        return Ok(self.cut(&mut run, first));
+                        return Ok(self.take_rows(&mut run, first));
                     }
                     match self.read_more().await {
                         Ok(true) => {}
-                        Ok(false) => return Ok(self.cut(&mut run, first)),
+                        Ok(false) => return Ok(self.take_rows(&mut run, first)),
                         Err(e) => {
-                            self.cut(&mut run, first);
+                            self.take_rows(&mut run, first);
                             return Err(e);
                         }
                     }
                 }
             }
         }
-        self.cut(&mut run, first);
+        self.take_rows(&mut run, first);
         self.end().await
     }
 
@@ -322,7 +322,7 @@ impl Exchange {
     }
 
     /// Splits the run of rows off the read buffer.
-    pub(super) fn cut(&mut self, run: &mut Run, first: &mut Option<FirstRows>) -> Answer {
+    pub(super) fn take_rows(&mut self, run: &mut Run, first: &mut Option<FirstRows>) -> Answer {
         if run.rows > 0 {
             let Run { rows, frame_bytes, value_bytes } = std::mem::take(run);
             let buffer = &mut self.connection.buffer;

@@ -275,7 +275,8 @@ impl Parallel<'_> {
         let (planned, joined) = tokio::join!(planned, join_all(joined));
         // A failure there would happen on every session; and without this session no other can
         // import its snapshot.
-        let sight = SessionView::parse(&some(planned.map_err(|error| self.explain(error))?)?)?;
+        let sight =
+            SessionView::parse(&some(planned.map_err(|error| self.planning_error(error))?)?)?;
         let mut contended = None;
         for answer in joined {
             match answer {
@@ -316,7 +317,7 @@ impl Parallel<'_> {
     }
 
     /// Converts an error of planning a part.
-    fn explain(&self, error: Error) -> Obstacle {
+    fn planning_error(&self, error: Error) -> Obstacle {
         match error {
             Error::Server(e) if *e.code() == sqlstate::LOCK_NOT_AVAILABLE => {
                 Obstacle::Contended(Some(Error::Server(e)))

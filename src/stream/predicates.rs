@@ -48,7 +48,7 @@ pub(super) fn passes<T: FromJsonRow>(
 
 /// Decodes a row, unless a predicate on documents rejects it. Calls `judged` after these
 /// predicates.
-pub(super) fn read<T: FromJsonRow>(
+pub(super) fn decode_selected<T: FromJsonRow>(
     row: &Row<'_>,
     predicates: &[Predicate<Value>],
     judged: &mut dyn FnMut(),

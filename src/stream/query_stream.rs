@@ -19,7 +19,7 @@ use super::{
     open::{Claim, Outcome, open},
     pipeline::{Pipeline, fetch},
     plan::QueryPlan,
-    predicates::{Predicates, passes, read},
+    predicates::{Predicates, decode_selected, passes},
     row::FromJsonRow,
     row_chunk::RowChunk,
     stats::{StreamState, StreamStats},
@@ -81,9 +81,9 @@ pub struct QueryStream<T> {
     /// The chunk whose rows are being returned.
     chunk: Option<Delivery>,
     /// The number of rows in the chunk, until one of them has been timed.
-    untimed: Option<usize>,
+    sample_pending: Option<usize>,
     /// Whether the next row only has to be decoded: it is not timed, and there are no predicates.
-    is_plain: bool,
+    fast_path: bool,
     /// The number of the last row that was returned or skipped.
     row: u64,
     predicates: Predicates<T>,
@@ -119,8 +119,8 @@ impl<T: FromJsonRow> QueryStream<T> {
         Self {
             consumer,
             chunk: None,
-            untimed: None,
-            is_plain: false,
+            sample_pending: None,
+            fast_path: false,
             row: 0,
             predicates,
             rows: PhantomData,
@@ -262,7 +262,7 @@ impl<T: FromJsonRow> QueryStream<T> {
     /// Returns the next row of the current chunk that no predicate rejects.
     #[inline]
     fn next_buffered(&mut self) -> Option<Result<T>> {
-        if !self.is_plain {
+        if !self.fast_path {
             return self.next_selected();
         }
         let row = self.chunk.as_mut()?.chunk.next_row(self.row + 1)?;
@@ -284,17 +284,17 @@ impl<T: FromJsonRow> QueryStream<T> {
     /// timed.
     fn next_selected(&mut self) -> Option<Result<T>> {
         let chunk = &mut self.chunk.as_mut()?.chunk;
-        self.is_plain = self.predicates.is_empty();
+        self.fast_path = self.predicates.is_empty();
         let consumer = &mut self.consumer;
         let Predicates { on_documents, on_rows } = &self.predicates;
         while let Some(row) = chunk.next_row(self.row + 1) {
             self.row += 1;
             consumer.channel.consumed.bytes.add(row.value_bytes());
-            let read = |judged: &mut dyn FnMut()| read(&row, on_documents, judged);
+            let decode = |judged: &mut dyn FnMut()| decode_selected(&row, on_documents, judged);
             // One row is timed per chunk: reading the clock costs as much as decoding a small row.
-            let decoded = match self.untimed.take() {
-                None => read(&mut || {}),
-                Some(rows) => consumer.timed(rows, !on_documents.is_empty(), read),
+            let decoded = match self.sample_pending.take() {
+                None => decode(&mut || {}),
+                Some(rows) => consumer.timed(rows, !on_documents.is_empty(), decode),
             };
             let Some(decoded) = decoded else {
                 consumer.channel.consumed.filtered.add(1);
@@ -402,8 +402,8 @@ impl<T: FromJsonRow> QueryStream<T> {
         Poll::Ready(match next {
             Some(Ok(delivery)) => {
                 self.consumer.chunk_received();
-                self.untimed = Some(delivery.chunk.rows);
-                self.is_plain = false;
+                self.sample_pending = Some(delivery.chunk.rows);
+                self.fast_path = false;
                 self.chunk = Some(delivery);
                 Some(Ok(()))
             }

@@ -199,13 +199,17 @@ fn is_ascii(bytes: &[u8]) -> bool {
 /// string in a byte slice (563 + 30 ns against 717 ns for a small document).
 pub(super) fn decode<'a, U: Deserialize<'a>>(bytes: &'a [u8], row: u64) -> Result<U> {
     let text = std::str::from_utf8(bytes).map_err(|e| not_utf8::<U>(row, e))?;
-    serde_json::from_str(text).map_err(|e| explain::<U>(text, row, e))
+    serde_json::from_str(text).map_err(|e| locate_error::<U>(text, row, e))
 }
 
 /// Returns the error with the path at which the decoder failed. Decodes the document again, so only
 /// rows that fail have this cost.
 #[cold]
-fn explain<'a, U: Deserialize<'a>>(text: &'a str, row: u64, source: serde_json::Error) -> Error {
+fn locate_error<'a, U: Deserialize<'a>>(
+    text: &'a str,
+    row: u64,
+    source: serde_json::Error,
+) -> Error {
     let type_name = type_name::<U>();
     let is_data = source.classify() == Category::Data;
     if !is_data && serde_json::from_str::<&RawValue>(text).is_ok() {

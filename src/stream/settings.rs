@@ -40,7 +40,7 @@ impl StreamSettings {
     /// # Errors
     ///
     /// [`Error::Config`]: a setting is invalid, or two contradict each other.
-    pub(crate) fn check(&self) -> Result<()> {
+    pub(crate) fn validate(&self) -> Result<()> {
         let (min, max) = self.adaptive_bounds();
         let refuse = |message: String| Err(Error::config(message));
         if self.chunk_size == Some(0) {
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn check_rejects_contradictory_settings() {
+    fn validate_rejects_contradictory_settings() {
         type S = StreamSettings;
         let refused: [(S, &str); 12] = [
             (S { chunk_size: Some(0), ..S::default() }, "chunk_size"),
@@ -190,15 +190,15 @@ mod tests {
             (S { pause_timeout: Some(Duration::ZERO), ..S::default() }, "pause_timeout is 0"),
         ];
         for (settings, part) in refused {
-            let error = settings.check().unwrap_err().to_string();
+            let error = settings.validate().unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
         let only_one = S { adaptive_min: Some(9000), ..S::default() };
-        only_one.check().unwrap();
+        only_one.validate().unwrap();
         for soft_limits in [(0.8, 1.0), (0.0, 0.1), (0.5, 0.5)] {
-            S { soft_limits: Some(soft_limits), ..S::default() }.check().unwrap();
+            S { soft_limits: Some(soft_limits), ..S::default() }.validate().unwrap();
         }
-        S { adaptive_min: Some(8), adaptive_max: Some(8), ..S::default() }.check().unwrap();
+        S { adaptive_min: Some(8), adaptive_max: Some(8), ..S::default() }.validate().unwrap();
     }
 
     /// These are the defaults in the documentation of the query builder and in
@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn defaults_are_as_documented() {
         let settings = StreamSettings::default();
-        settings.check().unwrap();
+        settings.validate().unwrap();
         assert_eq!((settings.memory(), settings.is_strict()), (1_048_576, false));
         assert_eq!((settings.read_size(1), settings.max_chunks()), (65_536, 256));
         assert_eq!((settings.warn_at(), settings.fail_at()), (1_048_576, None));

@@ -57,7 +57,7 @@ const MIN_FREE: usize = 8 << 10;
 const LINGER: Duration = Duration::from_millis(1);
 
 /// How long the beginning of an answer may wait for the rest before a reader continues it.
-const PATIENCE: Duration = Duration::from_millis(10);
+const HANDOFF_AFTER: Duration = Duration::from_millis(10);
 
 /// Runs the requests of a pipeline, in the order in which they came.
 pub(super) struct Driver {
@@ -344,7 +344,7 @@ impl Driver {
             if !has_rows {
                 return pending().await;
             }
-            sleep(PATIENCE).await;
+            sleep(HANDOFF_AFTER).await;
         };
         let since = now();
         let read = select! {
@@ -613,7 +613,7 @@ impl Head {
                 true
             }
         };
-        exchange.cut(&mut self.run, &mut self.first);
+        exchange.take_rows(&mut self.run, &mut self.first);
         self.are_rows_complete = !is_long;
         is_long.then_some(Step::HandOver)
     }

@@ -106,13 +106,13 @@ impl ReadBuffer {
         connection: &mut Connection,
         resume: &mut Option<ResumeState>,
     ) -> Result<(), Interrupt> {
-        let checked = self.check(connection, resume);
+        let checked = self.check_rows(connection, resume);
         let Self { memory, run, producer, .. } = self;
         if let Some(memory) = memory.as_ref().filter(|_| run.rows > 0) {
             let rows = run.rows as u64;
             // Split off only when there is room: a future that is dropped before that loses
             // nothing.
-            let make = || cut(&mut connection.buffer, run, memory);
+            let make = || split_rows(&mut connection.buffer, run, memory);
             self.chunk_rows = producer.push(make).await?;
             self.rows_left = self.rows_left.saturating_sub(rows);
             if let Some(resume) = resume {
@@ -129,15 +129,19 @@ impl ReadBuffer {
         resume: &mut Option<ResumeState>,
     ) {
         // Drops an invalid row. Why the rows end is already known.
-        let _ = self.check(connection, resume);
+        let _ = self.check_rows(connection, resume);
         let Self { memory, run, producer, .. } = self;
         if let Some(memory) = memory.as_ref().filter(|_| run.rows > 0) {
-            producer.push_last(|| cut(&mut connection.buffer, run, memory));
+            producer.push_last(|| split_rows(&mut connection.buffer, run, memory));
         }
     }
 
     /// Checks the rows of the run. Truncates it before an invalid row.
-    fn check(&mut self, connection: &Connection, resume: &mut Option<ResumeState>) -> Result<()> {
+    fn check_rows(
+        &mut self,
+        connection: &Connection,
+        resume: &mut Option<ResumeState>,
+    ) -> Result<()> {
         self.check_sizes(&connection.buffer)?;
         resume.as_mut().map_or(Ok(()), |resume| resume.record(&connection.buffer, &mut self.run))
     }
@@ -300,7 +304,7 @@ impl ReadBuffer {
             // Do not wait for more data if the timeout is that short.
             let in_time = timeout.is_none_or(|timeout| timeout > 4 * COALESCE_TIMEOUT);
             let wanted = if in_time { self.threshold.next() } else { 1 };
-            let waits_for_more = connection.set_low_water(wanted) && wanted > 1;
+            let waits_for_more = connection.set_rcvlowat(wanted) && wanted > 1;
             let read = select! {
                 biased;
                 () = self.producer.changed() => None,
@@ -335,7 +339,7 @@ impl ReadBuffer {
 }
 
 /// Splits the rows of `run` off the buffer.
-fn cut(
+fn split_rows(
     buffer: &mut BytesMut,
     run: &mut Run,
     memory: &Arc<MemoryPermit>,

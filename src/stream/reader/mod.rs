@@ -132,7 +132,7 @@ impl Reader {
                 failed => failed,
             };
             // The next response can be short, and must not wait for the bytes of a large read.
-            self.exchange.connection.set_low_water(1);
+            self.exchange.connection.set_rcvlowat(1);
             request = match read {
                 Err(Interrupt::Failed(error)) => match lease {
                     Some(lease) if self.can_resume(&error) => {
@@ -298,7 +298,7 @@ impl Reader {
             self.is_replaced = true;
             self.exchange.connection.hang_up();
         }
-        let request = state.rest()?;
+        let request = state.next_request()?;
         let connection = select! {
             biased;
             () = self.producer.closed() => return Err(error.into()),
@@ -325,7 +325,7 @@ impl Reader {
         let teardown = self.teardown(&end);
         let Self { mut exchange, producer, mut buffer, .. } = self;
         buffer.release(&mut exchange.connection);
-        exchange.connection.set_low_water(1);
+        exchange.connection.set_rcvlowat(1);
         // On success, the connection is returned before the stream ends. After an error, the
         // consumer does not wait for the cleanup.
         let finish = |end| match end {

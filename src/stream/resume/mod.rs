@@ -82,22 +82,22 @@ impl ResumeState {
             ))
         };
         let mut json = serde_json::Deserializer::from_slice(document);
-        let key = Find(self.key.keys()?).deserialize(&mut json);
+        let key = KeyVisitor(self.key.keys()?).deserialize(&mut json);
         let key = match key.and_then(|key| json.end().map(|()| key)) {
             Ok(Some(key)) => key.get(),
             Ok(None) => return Err(wrong("does not have this field".into())),
             Err(e) => return Err(wrong(format!("is not JSON ({e})"))),
         };
-        let kind = Kind::of(key).ok_or_else(|| wrong(format!("has the key {key}")))?;
+        let kind = KeyKind::of(key).ok_or_else(|| wrong(format!("has the key {key}")))?;
         let Some(last) = &self.last else { return Ok(key.to_owned()) };
-        if Kind::of(last) != Some(kind) {
+        if KeyKind::of(last) != Some(kind) {
             return Err(wrong(format!("has the key {key} after {last}")));
         }
         // Only the server knows the order of strings.
         let increases = match kind {
-            Kind::Number => compare(last, key) == Ordering::Less,
+            KeyKind::Number => compare(last, key) == Ordering::Less,
             // In `json`, the same string can have several representations.
-            Kind::String => text(last) != text(key),
+            KeyKind::String => text(last) != text(key),
         };
         match increases {
             true => Ok(key.to_owned()),
@@ -106,10 +106,10 @@ impl ResumeState {
     }
 
     /// Returns the request for the rows after the last one.
-    pub(super) fn rest(&mut self) -> Result<Bytes> {
+    pub(super) fn next_request(&mut self) -> Result<Bytes> {
         self.check_missing_key = self.last.is_some();
         match &self.last {
-            Some(last) => request(&self.select.behind(&self.key, last, self.rows)),
+            Some(last) => request(&self.select.after(&self.key, last, self.rows)),
             None => request(&self.select),
         }
     }
@@ -121,7 +121,7 @@ impl ResumeState {
         if !mem::take(&mut self.check_missing_key) {
             return Ok(None);
         }
-        request(&self.select.without(&self.key, self.rows)).map(Some)
+        request(&self.select.without_key(&self.key, self.rows)).map(Some)
     }
 
     pub(super) fn rows(&self) -> u64 {
@@ -157,12 +157,12 @@ fn request(select: &Select) -> Result<Bytes> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+enum KeyKind {
     Number,
     String,
 }
 
-impl Kind {
+impl KeyKind {
     fn of(key: &str) -> Option<Self> {
         match key.bytes().next()? {
             b'"' => Some(Self::String),
@@ -173,9 +173,9 @@ impl Kind {
 }
 
 /// Finds the value at a path of keys. If a key is repeated, this is the last value, as in Postgres.
-struct Find<'p>(&'p [String]);
+struct KeyVisitor<'p>(&'p [String]);
 
-impl<'de> DeserializeSeed<'de> for Find<'_> {
+impl<'de> DeserializeSeed<'de> for KeyVisitor<'_> {
     type Value = Option<&'de RawValue>;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
@@ -186,7 +186,7 @@ impl<'de> DeserializeSeed<'de> for Find<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Find<'_> {
+impl<'de> Visitor<'de> for KeyVisitor<'_> {
     type Value = Option<&'de RawValue>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -196,9 +196,9 @@ impl<'de> Visitor<'de> for Find<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let Some((first, rest)) = self.0.split_first() else { return Ok(None) };
         let mut found = None;
-        while let Some(is_it) = map.next_key_seed(Is(first))? {
+        while let Some(is_it) = map.next_key_seed(KeyEq(first))? {
             match is_it {
-                true => found = map.next_value_seed(Find(rest))?,
+                true => found = map.next_value_seed(KeyVisitor(rest))?,
                 false => drop(map.next_value::<IgnoredAny>()?),
             }
         }
@@ -236,9 +236,9 @@ impl<'de> Visitor<'de> for Find<'_> {
 }
 
 /// Compares a key of an object with this one.
-struct Is<'k>(&'k str);
+struct KeyEq<'k>(&'k str);
 
-impl<'de> DeserializeSeed<'de> for Is<'_> {
+impl<'de> DeserializeSeed<'de> for KeyEq<'_> {
     type Value = bool;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
@@ -246,7 +246,7 @@ impl<'de> DeserializeSeed<'de> for Is<'_> {
     }
 }
 
-impl Visitor<'_> for Is<'_> {
+impl Visitor<'_> for KeyEq<'_> {
     type Value = bool;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -271,7 +271,7 @@ fn compare(a: &str, b: &str) -> Ordering {
     if let (Ok(a), Ok(b)) = (a.parse::<i64>(), b.parse::<i64>()) {
         return a.cmp(&b);
     }
-    let (a, b) = (Decimal::read(a), Decimal::read(b));
+    let (a, b) = (Decimal::parse(a), Decimal::parse(b));
     let size = |a: &Decimal, b: &Decimal| (a.exponent, &a.digits).cmp(&(b.exponent, &b.digits));
     match (a.sign(), b.sign()) {
         (1, 1) => size(&a, &b),
@@ -288,7 +288,7 @@ struct Decimal {
 }
 
 impl Decimal {
-    fn read(number: &str) -> Self {
+    fn parse(number: &str) -> Self {
         let negative = number.starts_with('-');
         let number = number.trim_start_matches('-');
         let (number, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
@@ -369,7 +369,7 @@ mod tests {
         let find = |path: &str, document: &str| {
             let path: Vec<String> = path.split('.').map(Into::into).collect();
             let mut json = serde_json::Deserializer::from_str(document);
-            let found = Find(&path).deserialize(&mut json).unwrap();
+            let found = KeyVisitor(&path).deserialize(&mut json).unwrap();
             found.map(|key| key.get().to_owned())
         };
         assert_eq!(find("id", r#"{"a": [1, {"id": 9}], "id": 1.50}"#).as_deref(), Some("1.50"));
