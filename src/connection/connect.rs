@@ -230,9 +230,10 @@ impl HostAttempt<'_> {
             self.attempt.enter(Phase::Tls);
             // After an error here, plaintext may be tried, if it is allowed. A file that cannot be
             // read at the moment is no reason to continue without TLS.
-            let loaded = self.tls().await.map_err(|e| match is_lost(&e) {
-                true => Failure::new(e, NextStep::NextAddress),
-                false => Failure::new(e, NextStep::OtherEncryption),
+            let loaded = self.tls().await.map_err(|e| {
+                let next =
+                    if is_lost(&e) { NextStep::NextAddress } else { NextStep::OtherEncryption };
+                Failure::new(e, next)
             })?;
             let began = Instant::now();
             transport = match transport.encrypt(&loaded).await {

@@ -200,12 +200,11 @@ impl SlotHandle {
             let freed = self.freed.notified();
             let leased = {
                 let mut state = self.lock();
-                match self.is_shared() {
-                    true => {
-                        self.driver_notify.notify_one();
-                        None
-                    }
-                    false => self.lease(&mut state),
+                if self.is_shared() {
+                    self.driver_notify.notify_one();
+                    None
+                } else {
+                    self.lease(&mut state)
                 }
             };
             if let Some(leased) = leased {

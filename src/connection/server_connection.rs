@@ -392,9 +392,10 @@ impl Connection {
         let (mut value, mut failure) = (None, None);
         loop {
             let mut run = Run::default();
-            let stop = match self.is_in_message() {
-                true => Stop::Other,
-                false => run.extend(&self.buffer, 1, MAX_CONTROL_FRAME),
+            let stop = if self.is_in_message() {
+                Stop::Other
+            } else {
+                run.extend(&self.buffer, 1, MAX_CONTROL_FRAME)
             };
             match stop {
                 Stop::Full => {

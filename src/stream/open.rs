@@ -340,11 +340,8 @@ impl Opened {
 /// Runs a step that can be dropped at any time. `None`: at a poll, `condition` was true.
 async fn until<T>(condition: impl Fn() -> bool, step: impl Future<Output = T>) -> Option<T> {
     let mut step = pin!(step);
-    poll_fn(|cx| match condition() {
-        true => Poll::Ready(None),
-        false => step.as_mut().poll(cx).map(Some),
-    })
-    .await
+    poll_fn(|cx| if condition() { Poll::Ready(None) } else { step.as_mut().poll(cx).map(Some) })
+        .await
 }
 
 /// No query without its connection: its rows would look complete.

@@ -338,11 +338,12 @@ async fn begin(
     begun: &AtomicUsize,
     running: &QuerySession,
 ) -> Result<()> {
-    let (requests, answers) = match session.is_in_transaction() {
+    let (requests, answers) = if session.is_in_transaction() {
         // Separate requests, so that a pooler can give the server connection to another client in
         // between.
-        true => ([simple(&[ROLLBACK])?, simple(&[BEGIN])?].concat().into(), 2),
-        false => (simple(&[BEGIN])?, 1),
+        ([simple(&[ROLLBACK])?, simple(&[BEGIN])?].concat().into(), 2)
+    } else {
+        (simple(&[BEGIN])?, 1)
     };
     session.transact(requests, answers, running).await?;
     begun.fetch_add(1, Relaxed);
@@ -379,12 +380,10 @@ pub(super) async fn try_all<T, E>(
                 Poll::Pending => is_pending = true,
             }
         }
-        match is_pending {
-            true => Poll::Pending,
-            false => {
-                Poll::Ready(Ok(running.iter_mut().filter_map(|(_, done)| done.take()).collect()))
-            }
+        if is_pending {
+            return Poll::Pending;
         }
+        Poll::Ready(Ok(running.iter_mut().filter_map(|(_, done)| done.take()).collect()))
     })
     .await
 }

@@ -78,8 +78,6 @@ fn apply_predicates(row: &Row<'_>, predicates: &[Predicate<Value>]) -> Result<Ve
         return Ok(Verdict::NoPredicates);
     }
     let document = Value::from_row(row)?;
-    Ok(match predicates.iter().all(|accepts| accepts(&document)) {
-        true => Verdict::Keep(document),
-        false => Verdict::Skip,
-    })
+    let is_kept = predicates.iter().all(|accepts| accepts(&document));
+    Ok(if is_kept { Verdict::Keep(document) } else { Verdict::Skip })
 }

@@ -324,9 +324,10 @@ impl<T: FromJsonRow> QueryStream<T> {
         as_text: bool,
     ) -> Poll<Option<Result<RowChunk>>> {
         loop {
-            let rows = match as_text || !self.predicates.is_empty() {
-                true => self.select_buffered(as_text),
-                false => self.take_buffered().map(Ok),
+            let rows = if as_text || !self.predicates.is_empty() {
+                self.select_buffered(as_text)
+            } else {
+                self.take_buffered().map(Ok)
             };
             if rows.is_some() {
                 return Poll::Ready(rows);

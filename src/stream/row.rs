@@ -222,9 +222,10 @@ fn locate_error<'a, U: Deserialize<'a>>(
         // The error is after the document.
         Ok(_) => ".".to_owned(),
     };
-    match is_data {
-        true => Error::Deserialization { type_name, row, path, source: cause(source) },
-        false => Error::JsonDecode { type_name, row, path, source: source.into() },
+    if is_data {
+        Error::Deserialization { type_name, row, path, source: cause(source) }
+    } else {
+        Error::JsonDecode { type_name, row, path, source: source.into() }
     }
 }
 

@@ -48,9 +48,10 @@ impl ChunkSize {
         if self.trend.abs() < TREND {
             return;
         }
-        let rows = match self.trend > 0 {
-            true => self.rows.saturating_mul(2).min(self.max),
-            false => (self.rows / 2).max(self.min),
+        let rows = if self.trend > 0 {
+            self.rows.saturating_mul(2).min(self.max)
+        } else {
+            (self.rows / 2).max(self.min)
         };
         self.trend = 0;
         self.adjustments += u64::from(rows != self.rows);

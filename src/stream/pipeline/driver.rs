@@ -291,13 +291,13 @@ impl Driver {
                     self.complete(exchange);
                     continue;
                 }
-                Next::Progress(Progress::Failed(error)) => match error.ends_session() {
-                    true => return Err(error),
-                    false => {
-                        head.error = Some(error);
-                        continue;
+                Next::Progress(Progress::Failed(error)) => {
+                    if error.ends_session() {
+                        return Err(error);
                     }
-                },
+                    head.error = Some(error);
+                    continue;
+                }
                 Next::Progress(Progress::Columns(columns)) => {
                     count_protocol_error("RowDescription", check_columns(&columns))
                 }

@@ -99,9 +99,10 @@ impl ResumeState {
             // In `json`, the same string can have several representations.
             KeyKind::String => text(last) != text(key),
         };
-        match increases {
-            true => Ok(key.to_owned()),
-            false => Err(wrong(format!("has the key {key} after {last}"))),
+        if increases {
+            Ok(key.to_owned())
+        } else {
+            Err(wrong(format!("has the key {key} after {last}")))
         }
     }
 
@@ -196,10 +197,11 @@ impl<'de> Visitor<'de> for KeyVisitor<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let Some((first, rest)) = self.0.split_first() else { return Ok(None) };
         let mut found = None;
-        while let Some(is_it) = map.next_key_seed(KeyEq(first))? {
-            match is_it {
-                true => found = map.next_value_seed(KeyVisitor(rest))?,
-                false => drop(map.next_value::<IgnoredAny>()?),
+        while let Some(is_key) = map.next_key_seed(KeyEq(first))? {
+            if is_key {
+                found = map.next_value_seed(KeyVisitor(rest))?;
+            } else {
+                map.next_value::<IgnoredAny>()?;
             }
         }
         Ok(found)
@@ -260,9 +262,10 @@ impl Visitor<'_> for KeyEq<'_> {
 
 /// Returns the text of a JSON string.
 fn text(string: &str) -> Cow<'_, str> {
-    match string.contains('\\') {
-        true => serde_json::from_str(string).map_or(Cow::Borrowed(string), Cow::Owned),
-        false => Cow::Borrowed(string.trim_matches('"')),
+    if string.contains('\\') {
+        serde_json::from_str(string).map_or(Cow::Borrowed(string), Cow::Owned)
+    } else {
+        Cow::Borrowed(string.trim_matches('"'))
     }
 }
 
