@@ -214,6 +214,11 @@ impl Connection {
         }
     }
 
+    /// Checks the state of a session that reports that it is ready, and in no transaction.
+    pub(crate) fn check_ready(&self) -> Result<()> {
+        self.session.async_messages.check_encoding()
+    }
+
     /// Whether nothing is left of the last answer. Messages that may come at any time are handled;
     /// any other one would be taken for the answer to the next query. The answers to pipelined
     /// requests are expected.
@@ -237,6 +242,9 @@ impl Connection {
         if !self.is_usable() {
             return Some(false);
         }
+        if self.buffer.is_empty() && self.long.is_none() {
+            return Some(true);
+        }
         match self.take_message() {
             Ok(Taken::Async) => None,
             Ok(Taken::Incomplete) => Some(true),
@@ -248,7 +256,7 @@ impl Connection {
     /// it. Reads only what has arrived.
     ///
     /// The operating system is asked, not only the runtime, because bytes may have arrived since
-    /// the runtime last polled the socket.
+    /// the runtime last polled the socket. A Unix socket of Linux need not be asked.
     pub(crate) async fn is_alive(&mut self) -> bool {
         // A server does not send more than this to an idle session.
         for _ in 0..MAX_IDLE_READS {
@@ -265,6 +273,9 @@ impl Connection {
                 Poll::Ready(Ok(1..)) => continue,
                 Poll::Ready(_) => return false,
                 Poll::Pending => {}
+            }
+            if self.transport.reports_end_on_write() {
+                return true;
             }
             match self.transport.peek() {
                 Ok(None) => return true,

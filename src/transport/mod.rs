@@ -211,6 +211,19 @@ impl Transport {
         }
     }
 
+    /// Whether a write fails, and sends nothing, once the peer has closed the connection. A TCP
+    /// socket accepts the first write after that. If a Unix socket is closed with data that was not
+    /// read, Linux reports a reset; other systems report an end in order.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn reports_end_on_write(&self) -> bool {
+        matches!(self, Self::Unix(_))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn reports_end_on_write(&self) -> bool {
+        false
+    }
+
     /// Waits until the socket can be read.
     pub(crate) async fn readable(&self) -> io::Result<()> {
         match self {
