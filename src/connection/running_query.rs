@@ -36,9 +36,34 @@ struct State {
     sessions: usize,
     /// The sessions among them whose answer is read by a future of the caller, which may not be
     /// polled.
-    in_futures: Vec<Arc<Session>>,
+    in_futures: Sessions,
     /// Why a session may still work on it though its task has ended.
     failure: Option<Error>,
+}
+
+/// Sessions of one query, usually one.
+#[derive(Debug, Default)]
+struct Sessions {
+    first: Option<Arc<Session>>,
+    others: Vec<Arc<Session>>,
+}
+
+impl Sessions {
+    fn add(&mut self, session: Arc<Session>) {
+        match &mut self.first {
+            first @ None => *first = Some(session),
+            Some(_) => self.others.push(session),
+        }
+    }
+
+    fn remove(&mut self, session: &Arc<Session>) {
+        self.first.take_if(|other| Arc::ptr_eq(other, session));
+        self.others.retain(|other| !Arc::ptr_eq(other, session));
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Arc<Session>> {
+        self.first.iter().chain(&self.others)
+    }
 }
 
 impl RunningQuery {
@@ -101,7 +126,7 @@ impl RunningQuery {
     pub(super) async fn stop(&self) -> Result<()> {
         let stop_unpolled = async {
             sleep(FIRST_REPEAT).await;
-            let sessions = self.0.lock().in_futures.clone();
+            let sessions: Vec<_> = self.0.lock().in_futures.iter().cloned().collect();
             if sessions.is_empty() {
                 return pending().await;
             }
@@ -109,7 +134,7 @@ impl RunningQuery {
                 let key = session.cancel.as_ref().ok_or_else(no_key)?;
                 send_repeatedly(key, || self.0.begin_request(session)).await?;
             }
-            self.0.until(|state| state.sessions == state.in_futures.len()).await;
+            self.0.until(|state| state.sessions == state.in_futures.iter().count()).await;
             Ok(())
         };
         select! {
@@ -160,11 +185,11 @@ impl QuerySession {
     /// The session's answer is read by a future of the caller, until
     /// [`left_future`](Self::left_future).
     pub(crate) fn in_future(&self, session: &Arc<Session>) {
-        self.0.0.lock().in_futures.push(Arc::clone(session));
+        self.0.0.lock().in_futures.add(Arc::clone(session));
     }
 
     pub(crate) fn left_future(&self, session: &Arc<Session>) {
-        self.0.0.lock().in_futures.retain(|other| !Arc::ptr_eq(other, session));
+        self.0.0.lock().in_futures.remove(session);
     }
 
     /// See [`RunningQuery::cancelled`].

@@ -16,7 +16,7 @@
 //! Closing a statement that does not exist is not an error.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque, hash_map::RandomState},
     fmt::Write as _,
     hash::BuildHasher,
     mem,
@@ -49,9 +49,11 @@ const SEEN_PER_STATEMENT: usize = 4;
 #[derive(Debug)]
 pub(crate) struct StatementCache {
     capacity: usize,
-    statements: HashMap<Arc<str>, Entry>,
+    /// Sorted: to compare a text with a few others takes less than to hash it.
+    statements: BTreeMap<Arc<str>, Entry>,
     /// Hashes of the texts that were used once, the oldest first.
     seen_once: VecDeque<u64>,
+    hasher: RandomState,
     /// Statements to close with the next request.
     closes: Vec<Arc<str>>,
     /// Grows with each use: the order of uses, instead of a clock.
@@ -113,7 +115,8 @@ impl StatementCache {
     pub(crate) fn new(capacity: usize) -> Self {
         Self {
             capacity,
-            statements: HashMap::new(),
+            statements: BTreeMap::new(),
+            hasher: RandomState::new(),
             seen_once: VecDeque::new(),
             closes: Vec::new(),
             uses: 0,
@@ -277,9 +280,9 @@ impl StatementCache {
         found.and_then(|at| self.seen_once.remove(at)).is_some()
     }
 
-    /// With keys of its own, like those of the map: nobody can make texts that collide.
+    /// With keys of its own: nobody can make texts that collide.
     fn hash(&self, sql: &str) -> u64 {
-        self.statements.hasher().hash_one(sql)
+        self.hasher.hash_one(sql)
     }
 }
 

@@ -1,5 +1,5 @@
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     fmt,
     sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
@@ -129,7 +129,7 @@ impl EntityMetrics {
 /// They belong to the recorder that was installed when they were created. If another recorder is
 /// found (installed late, or by a test), they are created again.
 #[derive(Debug, Default)]
-pub(crate) struct QueryMetricsCache(Mutex<HashMap<String, (usize, Arc<EntityMetrics>)>>);
+pub(crate) struct QueryMetricsCache(Mutex<BTreeMap<String, (usize, Arc<EntityMetrics>)>>);
 
 /// The maximum number of relations whose handles are kept. Names are written in code, so a client
 /// has few.

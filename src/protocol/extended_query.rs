@@ -130,6 +130,18 @@ impl ExtendedQuery {
         }
     }
 
+    /// Takes ReadyForQuery if it is the next message, reports no transaction, and has arrived.
+    /// Returns its size.
+    pub(crate) fn take_ready(&mut self, buffer: &[u8]) -> Option<usize> {
+        match (self.state, buffer) {
+            (State::Complete, [b'Z', 0, 0, 0, 5, b'I', ..]) => {
+                self.state = State::Ready;
+                Some(6)
+            }
+            _ => None,
+        }
+    }
+
     /// Handles the next message.
     ///
     /// # Errors
@@ -196,6 +208,26 @@ mod tests {
             query.advance(message.clone())?;
         }
         Ok(query)
+    }
+
+    #[test]
+    fn ready_is_taken_after_the_last_row_and_outside_a_transaction() {
+        let described = [
+            Message::ParseComplete,
+            Message::BindComplete,
+            Message::RowDescription(Vec::new()),
+            Message::CommandComplete,
+        ];
+        let ready = b"Z\0\0\0\x05I";
+        let mut query = after(Steps::WHOLE, &described).unwrap();
+        for other in [&b"Z\0\0\0\x05T"[..], b"Z\0\0\0\x05E", b"Z\0\0\0\x06I", &ready[..5], b""] {
+            assert_eq!(query.take_ready(other), None, "{other:?}");
+        }
+        assert_eq!(query.take_ready(ready), Some(6));
+        assert!(!query.is_running());
+        assert!(query.advance(Message::ReadyForQuery).is_err());
+        let mut open = after(Steps::WHOLE, &described[..3]).unwrap();
+        assert_eq!(open.take_ready(ready), None);
     }
 
     #[test]

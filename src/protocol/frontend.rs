@@ -123,14 +123,21 @@ impl Query {
     /// [`Error::Config`]: a message exceeds the server's maximum length, there are more than 65,535
     /// parameters, or a text contains NUL.
     pub(crate) fn new(sql: impl Into<String>, parameters: &[Option<&str>]) -> Result<Self> {
-        let sql = sql.into();
+        Self::with(sql.into(), parameters.iter().copied())
+    }
+
+    /// The same, of an iterator, which is run several times.
+    pub(crate) fn with<'a>(
+        sql: String,
+        parameters: impl ExactSizeIterator<Item = Option<&'a str>> + Clone,
+    ) -> Result<Self> {
         let count = u16::try_from(parameters.len()).map_err(|_| {
             Error::config(format!(
                 "{} parameters are bound; the protocol allows at most 65,535 per query",
                 parameters.len()
             ))
         })?;
-        let lengths = parameters.iter().map(|value| 4 + value.map_or(0, str::len));
+        let lengths = parameters.clone().map(|value| 4 + value.map_or(0, str::len));
         let values = 2 + 2 + lengths.sum::<usize>() + 4;
         // Check before anything is copied.
         check_length(Some(b'P'), parse_length(&sql, ""), MAX_MESSAGE)?;
@@ -141,7 +148,7 @@ impl Query {
         let mut out = Vec::with_capacity(values);
         out.extend_from_slice(&0u16.to_be_bytes()); // all parameters are text
         out.extend_from_slice(&count.to_be_bytes());
-        for (i, value) in parameters.iter().enumerate() {
+        for (i, value) in parameters.enumerate() {
             match value {
                 None => out.extend_from_slice(&(-1i32).to_be_bytes()),
                 Some(value) => {

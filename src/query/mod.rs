@@ -650,8 +650,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Dropping the future cancels the query on the server.
     pub async fn count(self) -> Result<u64> {
         if self.predicates.is_empty() {
-            let statement = self.spec.select.count()?;
-            return self.fetch_scalar(statement).await;
+            return self.fetch_scalar(Select::count).await;
         }
         let mut stream = self.fetch().await?;
         let mut rows = 0;
@@ -673,8 +672,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Dropping the future cancels the query on the server.
     pub async fn exists(self) -> Result<bool> {
         if self.predicates.is_empty() {
-            let statement = self.spec.select.exists()?;
-            return self.fetch_scalar(statement).await;
+            return self.fetch_scalar(Select::exists).await;
         }
         Ok(self.fetch_optional().await?.is_some())
     }
@@ -696,21 +694,25 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     pub async fn explain(mut self, analyze: bool) -> Result<Value> {
         let QuerySpec { select, settings, .. } = &mut *self.spec;
         self.options.apply(select, settings)?;
-        let statement = select.explain(analyze)?;
         self.spec.is_persistent = false;
-        self.fetch_scalar(statement).await
+        self.fetch_scalar(|select| select.explain(analyze)).await
     }
 
     /// Runs a statement that returns one document.
     ///
     /// Takes `self` by value: predicates need not be `Sync`, so a future that borrows them is not
     /// `Send`.
-    async fn fetch_scalar<A: FromJsonRow>(self, statement: Statement) -> Result<A> {
+    async fn fetch_scalar<A: FromJsonRow>(
+        self,
+        statement: impl FnOnce(&Select) -> Result<Statement<'_>>,
+    ) -> Result<A> {
         let Self { slot, pipeline, mut spec, .. } = self;
+        let statement = statement(&spec.select)?;
         spec.settings.validate()?;
-        spec.settings.row_limit = Some(1);
         let sql = statement.sql.clone();
-        let plan = QueryPlan { spec, query: encode(statement)?, execution: Execution::Single };
+        let query = encode(statement)?;
+        spec.settings.row_limit = Some(1);
+        let plan = QueryPlan { spec, query, execution: Execution::Single };
         let opened = QueryStream::fetch(&pipeline, slot, plan, Predicates::default()).await;
         let mut stream = opened.map_err(|e| not_json(e, &sql))?;
         let answer = next(&mut stream).await;

@@ -8,9 +8,11 @@ const MAX_PARAMETERS: usize = u16::MAX as usize;
 /// element, so longer arrays would be slow.
 const ARRAY_LEN: usize = 1000;
 
-/// Collects the parameters of a statement while its SQL is built.
+/// Collects the parameters of a statement, after those that are bound, while its SQL is built.
 #[derive(Default)]
 pub(super) struct Parameters {
+    /// The number of values that are bound.
+    bound: usize,
     list: Vec<Param>,
     /// Sends values in arrays, because a statement cannot have enough parameters.
     uses_arrays: bool,
@@ -20,14 +22,14 @@ pub(super) struct Parameters {
 }
 
 impl Parameters {
-    pub(super) fn new(bound: &[Param], uses_arrays: bool) -> Self {
-        Self { list: bound.to_vec(), uses_arrays, ..Self::default() }
+    pub(super) fn new(bound: usize, uses_arrays: bool) -> Self {
+        Self { bound, uses_arrays, ..Self::default() }
     }
 
     /// Adds a value of a type that the server infers, and returns its SQL.
     pub(super) fn add(&mut self, param: Param) -> String {
         self.list.push(param);
-        format!("${}", self.list.len())
+        format!("${}", self.len())
     }
 
     /// Adds a value that the SQL casts or uses as text, and returns its SQL.
@@ -40,7 +42,8 @@ impl Parameters {
             self.list.push(Param::text("")); // replaced by close()
         }
         self.open_array.push(param.into_element());
-        let sql = format!("(${}::text[])[{}]", self.open_index + 1, self.open_array.len());
+        let sql =
+            format!("(${}::text[])[{}]", self.bound + self.open_index + 1, self.open_array.len());
         if self.open_array.len() == ARRAY_LEN {
             self.close();
         }
@@ -54,11 +57,15 @@ impl Parameters {
         }
     }
 
-    pub(super) fn is_too_long(&self) -> bool {
-        self.list.len() > MAX_PARAMETERS
+    fn len(&self) -> usize {
+        self.bound + self.list.len()
     }
 
-    /// Returns the parameters.
+    pub(super) fn is_too_long(&self) -> bool {
+        self.len() > MAX_PARAMETERS
+    }
+
+    /// Returns the parameters that follow those that are bound.
     ///
     /// # Errors
     /// [`Error::Config`]: there are too many parameters.
@@ -68,7 +75,7 @@ impl Parameters {
             return Err(Error::config(format!(
                 "the query has {} parameters, but the protocol allows at most {MAX_PARAMETERS}: \
                  use in_() or an array instead of one parameter for each value",
-                self.list.len()
+                self.len()
             )));
         }
         Ok(self.list)

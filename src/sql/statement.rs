@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 /// The maximum LIMIT and OFFSET in Postgres, where they are of type bigint.
 const MAX_COUNT: u64 = i64::MAX as u64;
 
+const DEFAULT_COLUMN: &str = "data";
+
 /// Appended to a document to check its type: only `json` and `jsonb` have this operator.
 pub(crate) const TYPE_TEST: &str = "#> '{}' AS \"data\"";
 
@@ -70,16 +72,16 @@ pub(crate) enum Order {
 
 /// A statement and its parameters.
 #[derive(Debug, Clone)]
-pub(crate) struct Statement {
+pub(crate) struct Statement<'a> {
     pub(crate) sql: String,
-    pub(crate) parameters: Vec<Param>,
+    pub(crate) parameters: Cow<'a, [Param]>,
 }
 
 impl Select {
     pub(crate) fn new(entity: &str) -> Self {
         Self {
             entity: entity.to_owned(),
-            column: Cow::Borrowed("data"),
+            column: Cow::Borrowed(DEFAULT_COLUMN),
             projection: Projection::Document,
             conditions: Vec::new(),
             order: Vec::new(),
@@ -121,7 +123,7 @@ impl Select {
     }
 
     /// Returns the query for the rows.
-    pub(crate) fn rows(&self) -> Result<Statement> {
+    pub(crate) fn rows(&self) -> Result<Statement<'_>> {
         self.check_parameters()?;
         let document = self.document()?;
         let projection = match &self.projection {
@@ -135,25 +137,25 @@ impl Select {
     }
 
     /// Returns the query for the number of rows.
-    pub(crate) fn count(&self) -> Result<Statement> {
+    pub(crate) fn count(&self) -> Result<Statement<'_>> {
         self.aggregate("to_jsonb(count(*))")
     }
 
     /// Returns the query for whether at least one row exists.
-    pub(crate) fn exists(&self) -> Result<Statement> {
+    pub(crate) fn exists(&self) -> Result<Statement<'_>> {
         let Statement { sql, parameters } = self.subquery()?;
         let sql = format!("SELECT to_jsonb(EXISTS ({sql})) AS \"data\"");
         Ok(Statement { sql, parameters })
     }
 
     /// Returns the query for the plan. With `analyze`, the server also runs the query.
-    pub(crate) fn explain(&self, analyze: bool) -> Result<Statement> {
+    pub(crate) fn explain(&self, analyze: bool) -> Result<Statement<'_>> {
         let Statement { sql, parameters } = self.rows()?;
         let analyze = if analyze { ", ANALYZE" } else { "" };
         Ok(Statement { sql: format!("EXPLAIN (FORMAT JSON{analyze}) {sql}"), parameters })
     }
 
-    fn aggregate(&self, aggregate: &str) -> Result<Statement> {
+    fn aggregate(&self, aggregate: &str) -> Result<Statement<'_>> {
         let Statement { sql, parameters } = self.subquery()?;
         let sql = format!("SELECT {aggregate} AS \"data\" FROM ({sql}) AS \"rows\"");
         Ok(Statement { sql, parameters })
@@ -161,7 +163,7 @@ impl Select {
 
     /// Returns the rows for an aggregate, without their documents. They are sorted only if the
     /// order decides which rows they are.
-    fn subquery(&self) -> Result<Statement> {
+    fn subquery(&self) -> Result<Statement<'_>> {
         self.check_parameters()?;
         let document = self.document()?;
         let bounded = self.limit.is_some() || self.offset.is_some();
@@ -174,28 +176,39 @@ impl Select {
             _ => self.clone(),
         };
         let projection = match &self.projection {
-            Projection::Sql(sql) => in_parentheses(sql),
+            Projection::Sql(sql) => Cow::Owned(in_parentheses(sql)),
             _ => document.clone(),
         };
         // The server checks the projection but does not compute it. So a missing column, or one of
         // another type, is an error as in the query itself.
         let projection = format!("{projection} {TYPE_TEST}");
-        plain.select(&projection, &document)
+        let Statement { sql, parameters } = plain.select(&projection, &document)?;
+        Ok(Statement { sql, parameters: Cow::Owned(parameters.into_owned()) })
     }
 
-    fn document(&self) -> Result<String> {
+    fn document(&self) -> Result<Cow<'static, str>> {
+        if let Cow::Borrowed(DEFAULT_COLUMN) = self.column {
+            return Ok(Cow::Borrowed("\"data\""));
+        }
         quote_name(&self.column)
+            .map(Cow::Owned)
             .map_err(|why| Error::config(format!("the column {:?}: {why}", self.column)))
     }
 
-    fn select(&self, projection: &str, document: &str) -> Result<Statement> {
-        let mut parameters = Parameters::new(&self.parameters, false);
+    fn select(&self, projection: &str, document: &str) -> Result<Statement<'_>> {
+        let bound = self.parameters.as_slice();
+        let mut parameters = Parameters::new(bound.len(), false);
         let mut sql = self.to_sql(projection, document, &mut parameters)?;
         if parameters.is_too_long() {
-            parameters = Parameters::new(&self.parameters, true);
+            parameters = Parameters::new(bound.len(), true);
             sql = self.to_sql(projection, document, &mut parameters)?;
         }
-        Ok(Statement { sql, parameters: parameters.finish()? })
+        let added = parameters.finish()?;
+        let parameters = match added.is_empty() {
+            true => Cow::Borrowed(bound),
+            false => Cow::Owned([bound, &added].concat()),
+        };
+        Ok(Statement { sql, parameters })
     }
 
     fn to_sql(

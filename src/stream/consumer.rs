@@ -81,9 +81,14 @@ impl Consumer {
         filters: bool,
         decode: impl FnOnce(&mut dyn FnMut()) -> R,
     ) -> R {
-        let began = now();
+        // The row is the first of its chunk.
+        let began = self.chunk_since.unwrap_or_else(now);
         let mut judged = began;
-        let row = decode(&mut || judged = now());
+        let row = decode(&mut || {
+            if filters {
+                judged = now();
+            }
+        });
         let rows = u32::try_from(rows).unwrap_or(u32::MAX);
         self.channel.observer.metrics.decoded((now() - judged).saturating_mul(rows));
         if filters {
@@ -122,7 +127,8 @@ impl Consumer {
             Outcome::Failed { .. } => StreamState::Failed,
             Outcome::Dropped | Outcome::Cancelled => StreamState::Cancelled,
         };
-        let is_first = self.channel.close(state, true);
+        let at = now();
+        let is_first = self.channel.close(state, at, true);
         let metrics = &self.channel.observer.metrics;
         metrics.taken(unread.rows, unread.bytes);
         metrics.discarded(unread.rows);
@@ -131,7 +137,7 @@ impl Consumer {
         let how = if is_first { how } else { Outcome::Cancelled };
         let (yielded, received) = self.channel.totals();
         let rows = Rows { yielded: Some(yielded), received: received.rows, bytes: received.bytes };
-        self.channel.observer.finish(how, rows);
+        self.channel.observer.finish(at, how, rows);
     }
 }
 

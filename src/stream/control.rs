@@ -2,6 +2,7 @@ use std::{fmt, sync::Arc};
 
 use super::{
     channel::Channel,
+    observer::now,
     stats::{StreamState, StreamStats},
 };
 use crate::error::Result;
@@ -75,7 +76,7 @@ impl StreamControl {
     ///
     /// Dropping the future does not stop the cancellation.
     pub async fn cancel(&self) -> Result<()> {
-        self.channel.close(StreamState::Cancelled, false);
+        self.channel.close(StreamState::Cancelled, now(), false);
         self.channel.released().await
     }
 

@@ -1,6 +1,11 @@
 //! One request on a connection, and the state of its response.
 
-use std::{future::poll_fn, sync::Arc, task::Poll, time::Duration};
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use bytes::{Buf, Bytes};
 use tokio::task::yield_now;
@@ -16,7 +21,7 @@ use crate::{
     },
     error::{Error, Result, sqlstate},
     protocol::{
-        backend::{DATA_ROW, ERROR_RESPONSE, name_of},
+        backend::{DATA_ROW, ERROR_RESPONSE, Message, name_of},
         extended_query::{ExtendedQuery, Progress},
         frame::{HEADER, Header, MAX_CONTROL_FRAME},
         frontend,
@@ -36,6 +41,8 @@ pub(super) struct Exchange {
     is_answered: bool,
     /// How long the server has sent nothing.
     pub(super) blocked: Duration,
+    /// When the last bytes arrived, if they were waited for.
+    arrived_at: Option<Instant>,
     /// The server cannot have started the query: it has not received the whole request, or has not
     /// read it.
     not_begun: bool,
@@ -70,6 +77,7 @@ impl Exchange {
             unsent: request,
             is_answered: false,
             blocked: Duration::ZERO,
+            arrived_at: None,
             not_begun: false,
             is_rerun: false,
         }
@@ -172,7 +180,9 @@ impl Exchange {
         let timeout = self.connection.limits.read_timeout;
         let since = now();
         let read = within(timeout, self.connection.read()).await;
-        self.blocked += now().saturating_duration_since(since);
+        let arrived_at = now();
+        self.blocked += arrived_at.saturating_duration_since(since);
+        self.arrived_at = Some(arrived_at);
         match read? {
             Ok(0) => Err(closed(std::io::ErrorKind::UnexpectedEof.into())),
             Ok(_) => Ok(()),
@@ -188,6 +198,12 @@ impl Exchange {
             self.connection.buffer.advance(size);
             self.is_answered = true;
             return Ok(Next::Progress(Progress::Continue));
+        }
+        if let Some(size) = self.take_ready() {
+            trace_received(Message::ReadyForQuery.name(), size);
+            self.connection.check_ready()?;
+            self.connection.buffer.advance(size);
+            return Ok(Next::Progress(Progress::Ready));
         }
         let message = match self.connection.take_message()? {
             Taken::Message(message) => message,
@@ -206,6 +222,11 @@ impl Exchange {
     fn take_usual(&mut self) -> Option<usize> {
         let Self { connection, query, .. } = self;
         if connection.is_in_message() { None } else { query.take_usual(&connection.buffer) }
+    }
+
+    fn take_ready(&mut self) -> Option<usize> {
+        let Self { connection, query, .. } = self;
+        if connection.is_in_message() { None } else { query.take_ready(&connection.buffer) }
     }
 
     /// Checks whether a session that has ended was ended before the request arrived.
@@ -315,7 +336,10 @@ impl Exchange {
     async fn read_more(&mut self) -> Result<bool> {
         match poll_fn(|cx| Poll::Ready(self.connection.poll_read(cx))).await {
             Poll::Ready(Ok(0)) => Err(closed(std::io::ErrorKind::UnexpectedEof.into())),
-            Poll::Ready(Ok(_)) => Ok(true),
+            Poll::Ready(Ok(_)) => {
+                self.arrived_at = None;
+                Ok(true)
+            }
             Poll::Ready(Err(e)) => Err(closed(e)),
             Poll::Pending => Ok(false),
         }
@@ -339,7 +363,8 @@ impl Exchange {
             };
             let chunk = Chunk::new(frames, rows, value_bytes);
             let memory = if is_small { frame_bytes } else { capacity };
-            *first = Some(FirstRows { chunk, memory, arrived_at: now() });
+            let arrived_at = self.arrived_at.unwrap_or_else(now);
+            *first = Some(FirstRows { chunk, memory, arrived_at });
         }
         Answer::Continues
     }

@@ -5,7 +5,7 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use tracing::Span;
@@ -44,18 +44,14 @@ impl QueryObserver {
         self.span.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn elapsed(&self) -> Duration {
-        now().saturating_duration_since(self.started_at)
-    }
-
     /// Records which server runs the query.
     pub(super) fn connected(&self, slot: &SlotHandle) {
         span::connected(&self.span(), slot);
     }
 
-    /// Records that the stream is ready to be read.
-    pub(super) fn started(&self, chunk_size: usize) {
-        self.metrics.started(self.elapsed());
+    /// The stream has been ready to be read since `at`.
+    pub(super) fn started(&self, at: Instant, chunk_size: usize) {
+        self.metrics.started(at.saturating_duration_since(self.started_at));
         self.metrics.chunk_size(chunk_size);
     }
 
@@ -64,8 +60,8 @@ impl QueryObserver {
         span::failed(&self.span(), error);
     }
 
-    /// Ends the span. The first call counts.
-    pub(super) fn finish(&self, outcome: Outcome, rows: Rows) {
+    /// Ends the span: the query has finished at `at`. The first call counts.
+    pub(super) fn finish(&self, at: Instant, outcome: Outcome, rows: Rows) {
         if self.is_finished.swap(true, Relaxed) {
             return;
         }
@@ -74,13 +70,16 @@ impl QueryObserver {
         if let Some(yielded) = rows.yielded {
             span::ended(&span, yielded);
         }
-        self.metrics.finish(outcome, self.elapsed(), rows.received, rows.bytes);
+        let elapsed = at.saturating_duration_since(self.started_at);
+        self.metrics.finish(outcome, elapsed, rows.received, rows.bytes);
     }
 }
 
 impl Drop for QueryObserver {
     fn drop(&mut self) {
-        self.finish(Outcome::Dropped, Rows::default());
+        if !self.is_finished.load(Relaxed) {
+            self.finish(now(), Outcome::Dropped, Rows::default());
+        }
     }
 }
 

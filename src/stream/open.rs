@@ -8,7 +8,7 @@ use super::{
     channel::{Channel, FirstRows},
     deadline::Deadlines,
     exchange::{Answer, Exchange},
-    observer::{QueryObserver, Rows, outcome},
+    observer::{QueryObserver, Rows, now, outcome},
     parallel::{BeginError, Parallel, try_all},
     plan::{Execution, QueryPlan, unnamed},
     reader::ReaderTask,
@@ -62,7 +62,8 @@ pub(super) async fn open(slot: &SlotHandle, plan: QueryPlan, claim: Claim) -> Re
         // Passed by reference: a future that takes another by value reserves its size twice.
         let run = pin!(opening.run(claim));
         let run = pin!(run.instrument(observer.span()));
-        query.unless_cancelled(deadlines.bound(run)).await
+        let run = pin!(deadlines.bound(run));
+        query.unless_cancelled(run).await
     };
     match opened {
         Ok((guard, Started::Rows(start))) => {
@@ -86,7 +87,7 @@ pub(super) fn failed(slot: &SlotHandle, observer: &QueryObserver, error: OpenErr
         metrics::error(error.category().as_str(), metrics::Phase::Query);
     }
     observer.failed(&error);
-    observer.finish(outcome(&error), Rows::default());
+    observer.finish(now(), outcome(&error), Rows::default());
     error
 }
 
@@ -305,8 +306,9 @@ impl Opened {
         let readers = sessions.len();
         let channel = Arc::new(Channel::new(readers, settings, Some(guard), observer));
         let rows = first.as_ref().map_or(0, |first| first.chunk.rows as u64);
+        let started_at = first.as_ref().map_or_else(now, |first| first.arrived_at);
         channel.start(blocked, first);
-        channel.observer.started(settings.chunk_rows().0);
+        channel.observer.started(started_at, settings.chunk_rows().0);
         let mut failed = answer.err();
         for (held, number) in sessions.into_iter().zip(0..) {
             let connection = &held.exchange.connection;

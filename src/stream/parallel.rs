@@ -309,7 +309,8 @@ impl Parallel<'_> {
 
     /// Sends a part to be planned by the server.
     fn plan(&self, portal: &str, part: Partition) -> Result<Bytes> {
-        let statement = Select { partition: Some(part), ..self.select.clone() }.rows()?;
+        let select = Select { partition: Some(part), ..self.select.clone() };
+        let statement = select.rows()?;
         let parameters = statement.parameters.iter().zip(1..);
         let parameters = parameters.map(|(parameter, number)| parameter.sent(number));
         let parameters = parameters.collect::<Result<Vec<_>>>()?;

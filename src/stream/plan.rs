@@ -71,10 +71,13 @@ impl QueryPlan {
 }
 
 /// Encodes a statement.
-pub(crate) fn encode(statement: Statement) -> Result<Query> {
+pub(crate) fn encode(statement: Statement<'_>) -> Result<Query> {
     let Statement { sql, parameters } = statement;
-    let parameters = parameters.iter().zip(1..).map(|(parameter, number)| parameter.sent(number));
-    Query::new(sql, &parameters.collect::<Result<Vec<_>>>()?)
+    for (parameter, number) in parameters.iter().zip(1..) {
+        parameter.sent(number)?;
+    }
+    // Each was checked. Collected, they would take an allocation.
+    Query::with(sql, parameters.iter().map(|parameter| parameter.sent(0).ok().flatten()))
 }
 
 /// The request that executes a query as the unnamed statement.

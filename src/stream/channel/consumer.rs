@@ -3,6 +3,7 @@
 use std::{
     mem,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use super::{BlockedOn, Channel, Closed, Delivery, Phase, RowsState, Volume, now, wake};
@@ -56,10 +57,16 @@ impl Channel {
         self.lock().rows = RowsState::Failed(Some(error));
     }
 
-    /// Closes the stream: if the query still runs, it is cancelled and its connection cleaned up.
+    /// Closes the stream at `at`: if the query still runs, it is cancelled, and its connection is
+    /// cleaned up.
     /// Returns whether this is the first call, which decides the state. `by_consumer`: the stream
     /// itself closes it and has no unread chunk.
-    pub(in crate::stream) fn close(&self, how: StreamState, by_consumer: bool) -> bool {
+    pub(in crate::stream) fn close(
+        &self,
+        how: StreamState,
+        at: Instant,
+        by_consumer: bool,
+    ) -> bool {
         let (queue, guard, waker, pause, is_first) = {
             let mut state = self.lock();
             let state = &mut *state;
@@ -68,7 +75,6 @@ impl Channel {
             match &mut state.closed {
                 Some(closed) => closed.by_consumer |= by_consumer,
                 None => {
-                    let at = now();
                     state.closed = Some(Closed { state: how, at, by_consumer });
                     pause = state.pause.resume(at);
                     state.all_unblocked(at);

@@ -13,11 +13,11 @@ mod counters;
 mod pause;
 mod pause_state;
 mod producer;
+mod queue;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::Waker,
     time::{Duration, Instant},
@@ -32,6 +32,7 @@ use self::{
     chunk_size::ChunkSize,
     counters::{Consumed, Received, Volume},
     pause_state::PauseState,
+    queue::Queue,
 };
 use super::{
     chunk::Chunk,
@@ -69,7 +70,7 @@ struct State {
     closed: Option<Closed>,
     /// Why a connection could not be cleaned up.
     cleanup_error: Option<Error>,
-    queue: VecDeque<Delivery>,
+    queue: Queue,
     memory: Budget,
     pause: PauseState,
     chunk_size: ChunkSize,
@@ -172,7 +173,7 @@ impl Channel {
                 rows: if readers == 0 { RowsState::Complete } else { RowsState::Open },
                 closed: None,
                 cleanup_error: None,
-                queue: VecDeque::new(),
+                queue: Queue::default(),
                 memory: Budget::new(settings.memory(), settings.warn_at()),
                 pause,
                 chunk_size: chunk_size(settings),
