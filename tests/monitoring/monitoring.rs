@@ -40,7 +40,7 @@ fn the_document_has_the_catalog() {
         )
         .unwrap();
     }
-    let path = Path::new(DOCS).join("METRICS.md");
+    let path = Path::new(DOCS).join("metrics-catalog.md");
     let document = fs::read_to_string(&path).unwrap();
     let (before, rest) = document.split_once("<!-- catalog -->").unwrap();
     let (written, after) = rest.split_once("<!-- end -->").unwrap();
