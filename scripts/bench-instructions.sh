@@ -2,8 +2,9 @@
 # Usage: scripts/bench-instructions.sh [check] [short]
 #
 # Counts the instructions, copies and allocations of rows and short queries with valgrind. With
-# `check`, compares this crate's counts with those in docs/benchmarks.md. Otherwise counts those of
-# every client and writes them there. With `short`, only those of short queries.
+# `check`, compares this crate's counts with those in docs/benchmarks.md and benchmarks-raw.md.
+# Otherwise counts those of every client and writes them there. With `short`, only those of short
+# queries.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/common.sh

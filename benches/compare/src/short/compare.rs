@@ -106,9 +106,9 @@ pub fn run(rounds: usize, programs: &Programs) {
     .unwrap();
     writeln!(tables, "#### The first of 1,000 small rows\n\n{first_rows}").unwrap();
     let machine = crate::compare::machine(rounds);
-    let text = format!("{machine}{summary}\n{tables}");
-    document::replace("short queries", &text);
-    print!("{text}");
+    document::replace("short queries", &format!("{machine}{summary}"));
+    document::replace("short queries, each client", &tables);
+    print!("{machine}{summary}\n{tables}");
 }
 
 fn run_load(load: &Load, programs: &Programs, url: &str) -> Cost {

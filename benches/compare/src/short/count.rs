@@ -68,11 +68,26 @@ pub fn write(programs: &Programs) {
         })
         .collect();
     rows.sort();
-    for ([relation, client, mode], figures) in rows {
+    for ([relation, client, mode], figures) in &rows {
         writeln!(text, "| {relation} | {client} | {mode} | {figures} |").unwrap();
     }
     document::replace("short queries, counted", &text);
+    document::replace("short queries, instructions", &summary(&rows));
     print!("{text}");
+}
+
+/// The instructions of the clients side by side, for `v_simple`.
+fn summary(rows: &[(Key, String)]) -> String {
+    let clients = ["fraiseql-wire", "tokio-postgres", "sqlx", "minimal"];
+    let mut text = format!("| `v_simple` | {} |\n|---|---|---|---|---|\n", clients.join(" | "));
+    for mode in ["by key", "by key, pool", "page of 20"] {
+        let cells = clients.map(|client| {
+            let row = rows.iter().find(|(key, _)| *key == ["v_simple", client, mode]);
+            row.and_then(|(_, figures)| figures.split(" | ").next()).unwrap_or_default()
+        });
+        writeln!(text, "| {mode} | {} |", cells.join(" | ")).unwrap();
+    }
+    text
 }
 
 /// Counts for this crate, and compares with the document. Returns whether nothing is more
