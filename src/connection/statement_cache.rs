@@ -153,6 +153,11 @@ impl StatementCache {
         Choice::Prepare(name)
     }
 
+    /// Whether a request to prepare this text was made whose outcome is not known.
+    pub(crate) fn is_unconfirmed(&self, sql: &str) -> bool {
+        self.statements.get(sql).is_some_and(|entry| entry.state == State::Sent)
+    }
+
     /// Takes the names of the statements to close. The next request must begin with these.
     pub(crate) fn take_closes(&mut self) -> Vec<Arc<str>> {
         mem::take(&mut self.closes)

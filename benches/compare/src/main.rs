@@ -59,6 +59,9 @@ fn main() {
         ["short", "compare", rounds, plain] => {
             short::compare(rounds.parse().unwrap(), &Programs::with(Path::new(plain)));
         }
+        ["short", "share", rounds, plain] => {
+            short::share(rounds.parse().unwrap(), &Programs::with(Path::new(plain)));
+        }
         ["short", "write", plain] => short::write(&Programs::with(Path::new(plain))),
         _ => {
             eprintln!("use scripts/bench.sh or scripts/bench-instructions.sh");

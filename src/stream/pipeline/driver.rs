@@ -229,7 +229,9 @@ impl Driver {
             let sql = job.plan.query.sql();
             let choice = match choice {
                 Some(choice) => choice,
-                None if self.is_being_prepared(sql) => Choice::Unnamed,
+                None if connection.statements.is_unconfirmed(sql) && self.prepares(sql) => {
+                    Choice::Unnamed
+                }
                 None => statement::choose(&job.plan, &self.slot, connection, &job.observer),
             };
             let prepares = matches!(choice, Choice::Prepare(_)).then(|| sql.to_owned());
@@ -258,8 +260,8 @@ impl Driver {
         }
     }
 
-    /// Whether a request prepares this text, and its outcome is not known yet.
-    fn is_being_prepared(&self, sql: &str) -> bool {
+    /// Whether a request in flight prepares this text.
+    fn prepares(&self, sql: &str) -> bool {
         let head = self.head.iter().map(|head| &head.sent);
         head.chain(&self.sent).any(|sent| sent.prepares.as_deref() == Some(sql))
     }

@@ -28,8 +28,7 @@ const ONE_TASK: &[Client] = &[OURS, FILTER, INSTRUMENTED, PEERS[0], PEERS[1], MI
 const SERVERS_TASK: &[Client] = &[OURS, PEERS[0], PEERS[1], MINIMAL];
 const POOLED: &[Client] = &[OURS, INSTRUMENTED, PEERS[0], PEERS[1]];
 const PAGES: &[Client] = &[("fraiseql-wire", PAGE), ("tokio-postgres", PAGE), ("sqlx", PAGE)];
-/// A client of this crate runs one query at a time: until it can share its connection, a pool of
-/// one takes its place, and `Access::Shared` is for tokio-postgres only.
+/// A client of sqlx runs one query at a time.
 const SHARED: &[Client] = &[OURS, PEERS[0]];
 
 const RELATIONS: [&str; 3] = ["v_simple", "tv_user", "v_deep"];
@@ -48,17 +47,11 @@ fn scenes() -> Vec<Scene> {
         clients,
         loads: clients
             .iter()
-            .map(|(client, mode)| {
-                let access = match (access, *client) {
-                    (Access::Shared { tasks }, "fraiseql-wire") => Access::Pool { tasks, size: 1 },
-                    _ => access,
-                };
-                Load::new(client, mode, relation).with(access, threads)
-            })
+            .map(|(client, mode)| Load::new(client, mode, relation).with(access, threads))
             .collect(),
     };
     let pool = Access::Pool { tasks: TASKS, size: 8 };
-    let shared = Access::Shared { tasks: TASKS };
+    let shared = Access::Shared { tasks: TASKS, clients: 1 };
     let mut scenes = Vec::new();
     for relation in RELATIONS {
         scenes.push(scene("one task", relation, ONE_TASK, Access::Own, 0));
@@ -69,7 +62,8 @@ fn scenes() -> Vec<Scene> {
         scenes.push(scene("32 tasks, pool of 8", relation, POOLED, pool, 2));
     }
     for relation in ["v_simple", "tv_user"] {
-        scenes.push(scene("32 tasks, one connection", relation, SHARED, shared, 2));
+        scenes.push(scene("32 tasks, one client", relation, SHARED, shared, 2));
+        scenes.push(scene("32 tasks, one client, one thread", relation, SHARED, shared, 0));
     }
     scenes
 }
@@ -109,6 +103,46 @@ pub fn run(rounds: usize, programs: &Programs) {
     document::replace("short queries", &format!("{machine}{summary}"));
     document::replace("short queries, each client", &tables);
     print!("{machine}{summary}\n{tables}");
+}
+
+/// The numbers of tasks and of connections that [`share`] compares.
+const SHARED_TASKS: [usize; 5] = [1, 8, 32, 128, 256];
+const CONNECTIONS: [usize; 4] = [1, 2, 4, 8];
+
+/// Runs one client, several clients, and pools of several sizes, and writes the table into the
+/// document.
+pub fn share(rounds: usize, programs: &Programs) {
+    let cluster = serve();
+    let url = url(cluster.folder(), cluster.port());
+    let mut text = crate::compare::machine(rounds);
+    for relation in ["v_simple", "v_deep"] {
+        let header = SHARED_TASKS.map(|tasks| format!(" {tasks} |")).concat();
+        let line = "---|".repeat(SHARED_TASKS.len() + 1);
+        writeln!(text, "`{relation}`, tasks:\n\n| |{header}\n|{line}").unwrap();
+        let rows = CONNECTIONS.map(|n| (n, false)).into_iter();
+        for (connections, is_pool) in rows.chain(CONNECTIONS.map(|n| (n, true))) {
+            let name = match (connections, is_pool) {
+                (1, false) => "one client".to_owned(),
+                (n, false) => format!("{n} clients"),
+                (n, true) => format!("pool of {n}"),
+            };
+            write!(text, "| {name} |").unwrap();
+            for tasks in SHARED_TASKS {
+                eprintln!("{relation}, {name}, {tasks} tasks");
+                let access = match is_pool {
+                    false => Access::Shared { tasks, clients: connections },
+                    true => Access::Pool { tasks, size: connections },
+                };
+                let load = Load::new(OURS.0, OURS.1, relation).with(access, 2);
+                let costs: Vec<_> = (0..rounds).map(|_| run_load(&load, programs, &url)).collect();
+                write!(text, " {:.1} |", us(median(&costs, wall_of_query))).unwrap();
+            }
+            text.push('\n');
+        }
+        text.push('\n');
+    }
+    document::replace("shared clients", &text);
+    print!("{text}");
 }
 
 fn run_load(load: &Load, programs: &Programs, url: &str) -> Cost {

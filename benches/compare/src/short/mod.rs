@@ -17,7 +17,7 @@ use std::{
 };
 
 pub use self::{
-    compare::run as compare,
+    compare::{run as compare, share},
     count::{check, write},
     measure::{count, time},
 };
@@ -45,8 +45,8 @@ pub enum Access {
     Own,
     /// `tasks` tasks take a connection from a pool of `size` for each query.
     Pool { tasks: usize, size: usize },
-    /// `tasks` tasks use one client at the same time.
-    Shared { tasks: usize },
+    /// `tasks` tasks use `clients` clients at the same time, each always the same one.
+    Shared { tasks: usize, clients: usize },
 }
 
 impl Load {
@@ -105,7 +105,7 @@ impl fmt::Display for Access {
         match self {
             Self::Own => f.write_str("own"),
             Self::Pool { tasks, size } => write!(f, "pool {tasks} {size}"),
-            Self::Shared { tasks } => write!(f, "shared {tasks}"),
+            Self::Shared { tasks, clients } => write!(f, "shared {tasks} {clients}"),
         }
     }
 }
@@ -119,7 +119,9 @@ impl FromStr for Access {
         match words[..] {
             ["own"] => Ok(Self::Own),
             ["pool", tasks, size] => Ok(Self::Pool { tasks: number(tasks)?, size: number(size)? }),
-            ["shared", tasks] => Ok(Self::Shared { tasks: number(tasks)? }),
+            ["shared", tasks, clients] => {
+                Ok(Self::Shared { tasks: number(tasks)?, clients: number(clients)? })
+            }
             _ => Err(format!("not an access: {text:?}")),
         }
     }

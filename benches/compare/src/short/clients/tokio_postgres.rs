@@ -23,18 +23,25 @@ enum Source {
 impl Session for TokioPostgres {
     async fn open(load: &Load, url: &str) -> Vec<Self> {
         let sql: Arc<str> = load.sql().into();
-        let (source, tasks) = match load.access {
-            Access::Own => (prepare(url, &sql).await, 1),
-            Access::Shared { tasks } => (prepare(url, &sql).await, tasks),
+        let (sources, tasks) = match load.access {
+            Access::Own => (vec![prepare(url, &sql).await], 1),
+            Access::Shared { tasks, clients } => {
+                let mut sources = Vec::new();
+                for _ in 0..clients {
+                    sources.push(prepare(url, &sql).await);
+                }
+                (sources, tasks)
+            }
             Access::Pool { tasks, size } => {
                 let manager = Manager::new(url.parse().unwrap(), NoTls);
                 let pool = Pool::builder(manager).max_size(size).build().unwrap();
-                (Source::Pool(pool), tasks)
+                (vec![Source::Pool(pool)], tasks)
             }
         };
         let is_page = load.mode == PAGE;
-        let session = || Self { source: source.clone(), sql: Arc::clone(&sql), is_page };
-        (0..tasks).map(|_| session()).collect()
+        let session =
+            |source: &Source| Self { source: source.clone(), sql: Arc::clone(&sql), is_page };
+        sources.iter().cycle().take(tasks).map(session).collect()
     }
 
     async fn query<T: Document>(&mut self, key: i64) -> u64 {

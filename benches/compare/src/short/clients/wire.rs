@@ -31,25 +31,31 @@ enum Source {
 impl Session for Wire {
     async fn open(load: &Load, url: &str) -> Vec<Self> {
         let config: ConnectionConfig = url.parse().unwrap();
-        let (source, tasks) = match load.access {
-            Access::Own => (Source::Client(connect(config).await), 1),
-            Access::Shared { tasks } => (Source::Client(connect(config).await), tasks),
+        let (sources, tasks) = match load.access {
+            Access::Own => (vec![Source::Client(connect(config).await)], 1),
+            Access::Shared { tasks, clients } => {
+                let mut sources = Vec::new();
+                for _ in 0..clients {
+                    sources.push(Source::Client(connect(config.clone()).await));
+                }
+                (sources, tasks)
+            }
             Access::Pool { tasks, size } => {
                 let pool = Pool::builder(Manager::new(config)).max_size(size).build().unwrap();
-                (Source::Pool(pool), tasks)
+                (vec![Source::Pool(pool)], tasks)
             }
         };
         let key = match load.relation.as_str() {
             "tv_user" => field("id"),
             _ => Field::column("id"),
         };
-        let session = || Self {
+        let session = |source: &Source| Self {
             source: source.clone(),
             relation: load.relation.clone(),
             mode: load.mode.clone(),
             key: key.clone(),
         };
-        (0..tasks).map(|_| session()).collect()
+        sources.iter().cycle().take(tasks).map(session).collect()
     }
 
     async fn query<T: Document>(&mut self, key: i64) -> u64 {
