@@ -33,7 +33,10 @@ pub(in crate::stream) async fn fetch(
     plan: QueryPlan,
 ) -> Result<Consumer> {
     match slot.claim_fetch() {
-        Ok(FetchClaim::Shared) => Box::pin(share(pipeline, slot, plan)).await,
+        Ok(FetchClaim::Shared) => {
+            let entry = share(pipeline, &slot, plan);
+            wait(pipeline, &slot, entry).await
+        }
         Ok(FetchClaim::Alone(leased)) => {
             let run = alone(Arc::clone(pipeline), slot, plan, Ok(leased));
             Alone::new(pipeline, Box::pin(run)).await
@@ -60,16 +63,16 @@ async fn alone(
     wait(&pipeline, &slot, entry).await
 }
 
-/// Runs a query on the shared connection.
-async fn share(pipeline: &Arc<Pipeline>, slot: SlotHandle, plan: QueryPlan) -> Result<Consumer> {
-    let observer = QueryObserver::begin(&slot, plan.labels(), plan.text());
+/// Adds a query to those that share the connection.
+fn share(pipeline: &Arc<Pipeline>, slot: &SlotHandle, plan: QueryPlan) -> Arc<Entry> {
+    let observer = QueryObserver::begin(slot, plan.labels(), plan.text());
     let deadlines = Deadlines::new(observer.started_at, &plan.spec.settings);
     let (query, guard) = (slot.begin_query(), slot.fetch_guard());
     let entry = Arc::new(Entry::new(Job { plan, observer, deadlines, guard, query }));
-    if pipeline.enqueue(&slot, Arc::clone(&entry)) {
+    if pipeline.enqueue(slot, Arc::clone(&entry)) {
         Driver::start(Arc::clone(pipeline), slot.unpooled());
     }
-    wait(pipeline, &slot, entry).await
+    entry
 }
 
 /// Waits for the answer that the driver reads.
