@@ -1,6 +1,6 @@
 use std::fmt;
 
-/// The timeout that expired, in [`Error::Timeout`].
+/// The timeout that expired, in [`Error::Timeout`](crate::Error::Timeout).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TimeoutPhase {
