@@ -1,8 +1,8 @@
-//! Which chunk size is best, and whether one that adapts is better than each fixed one.
+//! Compares chunk sizes: fixed ones, and the adaptive one.
 //!
-//! A server that plays its answer from memory sends the same rows to one client after the other, in
-//! turns; printed are medians, as ratios to the adaptive size's: above 1.00 a size is slower. Run it
-//! by `cargo bench --bench chunk_size`.
+//! A server that replays its answer from memory sends the same rows to the clients, in turns.
+//! Prints medians as ratios to the adaptive size: above 1.00, a size is slower. Run it by `cargo
+//! bench --bench chunk_size`.
 
 #[path = "support/replay.rs"]
 mod replay;

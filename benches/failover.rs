@@ -1,4 +1,5 @@
-//! What users see when a cluster changes its primary: run by `scripts/failover.sh`, which makes the cluster.
+//! Measures what users see when a cluster changes its primary. `scripts/failover.sh` makes the
+//! cluster and runs it.
 
 use std::{
     collections::BTreeMap,
@@ -88,7 +89,7 @@ impl Cluster {
         }
     }
 
-    /// Streams and queries while this happens to the primary.
+    /// Runs streams and queries while this happens to the primary.
     async fn during(&self, event: &str, command: &str) {
         let config: ConnectionConfig = self.url.parse().unwrap();
         let primary = FraiseClient::connect_with_config(config).await.unwrap();
@@ -116,7 +117,7 @@ impl Cluster {
         );
         let run = Command::new(&self.patroni).args(["return", &node]).output();
         run.unwrap();
-        // For the next event there must be somebody to take over.
+        // The next event needs a standby that can be promoted.
         sleep(Duration::from_secs(30)).await;
     }
 
@@ -134,7 +135,7 @@ impl Cluster {
     }
 
     async fn resumed(&self) -> (String, f64) {
-        // A failover takes longer than the default policy lasts.
+        // A failover takes longer than all attempts of the default policy.
         let retry = RetryPolicy::default().max_attempts(1000).max_backoff(Duration::from_secs(1));
         let mut builder = ConnectionConfig::builder()
             .user("postgres")
@@ -157,7 +158,7 @@ impl Cluster {
     }
 }
 
-/// Reads slowly, so that the event comes in between; checks the numbers.
+/// Reads slowly, so that the event happens in the middle, and checks the numbers.
 async fn read(query: QueryBuilder<Row>) -> (u64, Option<Error>, u64, Duration) {
     let mut stream = query.max_memory(256 << 10).execute().await.unwrap();
     let (mut rows, mut gap, mut last) = (0, Duration::ZERO, Instant::now());
@@ -178,7 +179,7 @@ async fn read(query: QueryBuilder<Row>) -> (u64, Option<Error>, u64, Duration) {
     (rows, None, stream.stats().resumptions, gap)
 }
 
-/// Asks again and again through a pool, and says for how long at most nobody answered.
+/// Queries through a pool repeatedly. Returns the longest time without an answer.
 async fn queries(url: &str, over: &AtomicBool) -> Duration {
     let config: ConnectionConfig = url.parse().unwrap();
     let pool = Pool::builder(pool::deadpool::Manager::new(config)).max_size(4).build().unwrap();

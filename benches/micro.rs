@@ -1,7 +1,7 @@
-//! Single parts: finding the rows in the bytes of a socket, handing them over, decoding them, and making the
-//! text of filters. `cargo bench --bench micro`.
+//! Single parts: finding the rows in received bytes, delivering and decoding them, and rendering
+//! filters. Run it by `cargo bench --bench micro`.
 
-// The protocol is not public: this is its source once more.
+// The protocol is not public, so its source is included here.
 #[path = "../src/error/mod.rs"]
 #[allow(dead_code, unreachable_pub, unused_imports)]
 mod error;
@@ -44,7 +44,7 @@ struct Address {
     zip: String,
 }
 
-/// The frames of a chunk: found and checked where they arrive, walked where they are read.
+/// The frames of a chunk: the reader finds and checks them, and the consumer iterates over them.
 fn framing(c: &mut Criterion) {
     const ROWS: usize = 256;
     let buffer = replay::row(DOCUMENT).repeat(ROWS);
@@ -70,7 +70,7 @@ fn framing(c: &mut Criterion) {
     group.finish();
 }
 
-/// Through socket, reader, and channel, in chunks of these sizes.
+/// Through socket, reader and channel, in chunks of these sizes.
 fn hand_over(c: &mut Criterion) {
     const ROWS: usize = 100_000;
     let runtime = runtime();

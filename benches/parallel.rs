@@ -1,7 +1,7 @@
-//! What several connections gain, and what it costs to be able to go on behind a lost one.
+//! Measures the gain of several connections, and the cost of `resume_by`.
 //!
-//! A real server on the same machine, so both depend on how many processors it has: printed are medians, as
-//! ratios to the first of their table. Run it by `cargo bench --bench parallel`.
+//! The server runs on the same machine, so the results depend on its number of processors. Prints
+//! medians as ratios to the first of their table. Run it by `cargo bench --bench parallel`.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -39,7 +39,8 @@ fn main() {
              analyze t_bench"
         ))
         .await;
-        // By itself: it is not for transactions, as several statements are one.
+        // A separate call: several statements of one call are one transaction, in which it is not
+        // allowed.
         support::sql("vacuum t_bench").await;
         let client = support::client().await;
         println!("{ROWS} documents of jsonb, about 600 bytes each");
@@ -68,7 +69,7 @@ async fn resumable(client: &FraiseClient) {
     compare("typed, sorted", &[("order_by_field", &sorted), ("resume_by", &resumed)]).await;
 }
 
-/// In turns, so that a slow moment of the machine meets all.
+/// Takes turns, so that a slow moment of the machine affects all variants.
 async fn compare<T: FromJsonRow + 'static>(
     label: &str,
     ways: &[(&str, &dyn Fn() -> QueryBuilder<T>)],

@@ -1,4 +1,4 @@
-//! What a client goes through: all kinds of queries, endings and faults, by chance.
+//! What a client does: all kinds of queries, endings and faults, at random.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -18,16 +18,16 @@ use serde::Deserialize;
 
 use crate::{random::Random, world::World};
 
-/// How many there are at once. Some reach the server directly, and half of these by its socket; the others have each
-/// a network of its own that fails.
+/// The number of concurrent clients. Some connect directly, and half of these by Unix socket. Each
+/// of the others has a proxy of its own that fails.
 pub const CLIENTS: usize = 16;
 const DIRECT: usize = 4;
 pub const NETWORKS: usize = CLIENTS - DIRECT;
 
-/// After a fault its consequences may be seen for so long, on a machine that is busy.
+/// How long the consequences of a fault may be seen, on a busy machine.
 pub const AFTERMATH: Duration = Duration::from_secs(20);
-/// Nothing takes so long that goes on at all.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The maximum duration of a step that makes progress.
+const STEP_TIMEOUT: Duration = Duration::from_secs(120);
 /// The rows of `v_rows`.
 const ROWS: u64 = 3000;
 
@@ -36,20 +36,20 @@ pub struct Shared {
     pub world: World,
     pub stop: AtomicBool,
     pub tally: Tally,
-    /// Until when the whole server is in trouble.
+    /// Until when the whole server may fail.
     pub restarting: Mutex<Option<Instant>>,
-    /// When connections were given up whose backends may not have noticed yet.
-    given_up: Mutex<VecDeque<Instant>>,
+    /// When connections were abandoned whose backends may not have noticed yet.
+    abandoned: Mutex<VecDeque<Instant>>,
 }
 
-/// What was done in all.
+/// The totals of all clients.
 #[derive(Default)]
 pub struct Tally {
     pub streams: AtomicU64,
     pub whole: AtomicU64,
     pub rows: AtomicU64,
     pub bytes: AtomicU64,
-    /// Connections that were replaced under a client.
+    /// Connections of a client that were replaced automatically.
     pub reconnects: AtomicU64,
     pub clients: AtomicU64,
     pub faults: AtomicU64,
@@ -63,21 +63,21 @@ impl Shared {
             stop: AtomicBool::new(false),
             tally: Tally::default(),
             restarting: Mutex::new(None),
-            given_up: Mutex::default(),
+            abandoned: Mutex::default(),
         }
     }
 
-    /// How many connections were given up of late.
-    pub fn given_up(&self) -> usize {
-        let mut given_up = self.given_up.lock().unwrap();
-        given_up.retain(|at| at.elapsed() < AFTERMATH);
-        given_up.len()
+    /// Returns how many connections were abandoned recently.
+    pub fn abandoned(&self) -> usize {
+        let mut abandoned = self.abandoned.lock().unwrap();
+        abandoned.retain(|at| at.elapsed() < AFTERMATH);
+        abandoned.len()
     }
 }
 
-/// A row, whatever it is read as.
+/// A row, in any of the forms it is read in.
 trait Numbered: FromJsonRow + 'static {
-    /// Its number, if it is whole.
+    /// Returns its number, if the row is complete.
     fn number(&self) -> u64;
 }
 
@@ -116,7 +116,7 @@ fn whole(id: u64, text: &str) -> u64 {
     id
 }
 
-/// The numbers that have to come: multiples of one, up to another.
+/// The expected numbers: the multiples of one number, up to another.
 struct Numbers {
     next: u64,
     step: u64,
@@ -141,7 +141,7 @@ impl Numbers {
 /// How a stream ended.
 enum End {
     Whole,
-    /// Nobody wanted the rest.
+    /// The consumer stopped early.
     Left,
     Failed(Error),
 }
@@ -149,16 +149,16 @@ enum End {
 struct Life {
     shared: Arc<Shared>,
     random: Random,
-    /// Which of all clients it is.
+    /// The number of this client.
     place: usize,
-    /// Its `read_timeout` and `cancel_timeout` are so short that they pass.
+    /// Whether its `read_timeout` and `cancel_timeout` are so short that they expire.
     is_impatient: bool,
     is_hasty: bool,
     troubled_until: Option<Instant>,
     backend: Option<u32>,
 }
 
-/// One client after the other, until it is enough.
+/// Runs clients, one after another, until the end of the round.
 pub async fn live(shared: Arc<Shared>, place: usize, seed: u64) {
     let mut life = Life {
         random: Random::of(seed),
@@ -176,11 +176,11 @@ pub async fn live(shared: Arc<Shared>, place: usize, seed: u64) {
                 break;
             }
             life.fault(&client);
-            let step = tokio::time::timeout(PATIENCE, life.step(&client)).await;
+            let step = tokio::time::timeout(STEP_TIMEOUT, life.step(&client)).await;
             step.unwrap_or_else(|_| panic!("client {place} hangs"));
             life.calm(&client);
         }
-        let parted = tokio::time::timeout(PATIENCE, life.part(client)).await;
+        let parted = tokio::time::timeout(STEP_TIMEOUT, life.part(client)).await;
         parted.unwrap_or_else(|_| panic!("client {place} does not go"));
     }
 }
@@ -233,14 +233,14 @@ impl Life {
         builder.build().unwrap()
     }
 
-    /// Something breaks, or not.
+    /// Causes a fault, or none.
     fn fault(&mut self, client: &FraiseClient) {
         if !self.chance(8) {
             return;
         }
         let backend = client.backend_pid();
         match (self.place.checked_sub(DIRECT), self.random.below(4)) {
-            // Two clients have nothing but restarts.
+            // Two clients see only restarts.
             (None, _) if self.place < DIRECT / 2 => return,
             (None, _) | (_, 0) => {
                 let Some(backend) = backend else { return };
@@ -248,7 +248,7 @@ impl Life {
             }
             (Some(network), what) => {
                 let (what, number) = match what {
-                    // A network ends always in the one way or always in the other.
+                    // A proxy always fails in the same way.
                     1 if network % 2 == 0 => ("cut", self.random.below(600_000)),
                     1 => ("reset", self.random.below(600_000)),
                     2 => ("stall", 1 + self.random.below(3000)),
@@ -261,7 +261,7 @@ impl Life {
         self.troubled_until = Some(Instant::now() + AFTERMATH);
     }
 
-    /// Its network is a good one again.
+    /// Repairs the client's network.
     fn calm(&mut self, client: &FraiseClient) {
         if self.is_troubled() && self.place >= DIRECT {
             let network = self.place - DIRECT;
@@ -284,10 +284,10 @@ impl Life {
     }
 
     fn give_up(&self) {
-        self.shared.given_up.lock().unwrap().push_back(Instant::now());
+        self.shared.abandoned.lock().unwrap().push_back(Instant::now());
     }
 
-    /// Notes an error, which must be expected: by this step, or because something was broken.
+    /// Records an error, which must be expected: because of this step, or because of a fault.
     fn met(&self, error: &Error, is_expected: bool) {
         let name = match error {
             Error::Server(e) => format!("server {}", e.code().code()),
@@ -301,7 +301,7 @@ impl Life {
             Error::Connection { .. } | Error::ConnectionClosed { .. } | Error::Io { .. } => {
                 self.is_troubled()
             }
-            // It goes, or is not there yet.
+            // The server is stopping or starting.
             Error::Server(e) => e.code().code().starts_with("57P0") && self.is_troubled(),
             _ => false,
         };
@@ -312,7 +312,7 @@ impl Life {
         }
     }
 
-    /// One thing that users do.
+    /// Does one thing that users do.
     async fn step(&mut self, client: &FraiseClient) {
         match self.random.below(14) {
             0..=3 => {
@@ -355,7 +355,7 @@ impl Life {
         let mut query = query
             .chunk_size(1 + self.random.below(300) as usize)
             .adaptive_chunking(self.chance(2))
-            // One that does not pass.
+            // A timeout that does not expire.
             .timeout(Duration::from_secs(3600));
         if self.chance(3) {
             query = query.pause_timeout(Duration::from_millis(1 + self.random.below(50)));
@@ -367,7 +367,7 @@ impl Life {
         (query, memory)
     }
 
-    /// Begins a query, and notes the error if there is one.
+    /// Executes a query, and records the error if there is one.
     async fn begin<T: FromJsonRow>(&mut self, query: QueryBuilder<T>) -> Option<QueryStream<T>> {
         self.shared.tally.streams.fetch_add(1, SeqCst);
         match query.execute().await {
@@ -379,7 +379,8 @@ impl Life {
         }
     }
 
-    /// What must hold of the numbers at any moment; at the end they are counted in.
+    /// Checks what must hold for the statistics at any moment. At the end they are added to the
+    /// totals.
     fn add_up(&self, stats: &StreamStats, memory: Option<usize>, at_end: bool) {
         crate::stats::assert_consistent(stats);
         if let Some(memory) = memory {
@@ -391,7 +392,7 @@ impl Life {
         }
     }
 
-    /// A query that is read, paused, resumed, left and cancelled.
+    /// A query that is read, paused, resumed, dropped and cancelled.
     async fn stream<T: Numbered>(
         &mut self,
         client: &FraiseClient,
@@ -512,13 +513,13 @@ impl Life {
             }
             Err(e) => Err(e),
         };
-        // What has ended by now cannot be steered.
+        // Controls have no effect on a stream that has ended.
         if let Err(e) = steered {
             assert!(matches!(e, Error::InvalidState { .. }), "{e:?}");
         }
     }
 
-    /// Bodies of an answer by HTTP.
+    /// Bodies of HTTP responses.
     async fn body(&mut self, client: &FraiseClient) {
         let (query, memory) = self.tuned(client.query::<Document>("v_rows"));
         let Some(stream) = self.begin(query).await else { return };
@@ -576,7 +577,7 @@ impl Life {
         }
     }
 
-    /// The server fails in the middle, behind rows that must all be there.
+    /// The server fails in the middle, after rows that must all arrive.
     async fn divided(&mut self, client: &FraiseClient) {
         let (query, memory) = self.tuned(client.query::<Document>("v_divided"));
         let Some(stream) = self.begin(query).await else { return };
@@ -588,7 +589,7 @@ impl Life {
         }
     }
 
-    /// Rows that do not decode, each by itself.
+    /// Rows that cannot be decoded; each is an error of its own.
     async fn some_bad(&mut self, client: &FraiseClient) {
         let (query, memory) = self.tuned(client.query::<Document>("v_some_bad"));
         let Some(mut stream) = self.begin(query).await else { return };
@@ -617,7 +618,7 @@ impl Life {
         self.add_up(&stats, memory, true);
     }
 
-    /// What cannot run.
+    /// Queries that the server rejects.
     async fn refused(&mut self, client: &FraiseClient) {
         let query = match self.random.below(3) {
             0 => client.query::<RawJson>("v_missing"),
@@ -629,7 +630,7 @@ impl Life {
         self.met(&e, is_missing || matches!(e, Error::Config { .. } | Error::InvalidSchema { .. }));
     }
 
-    /// A client of its own, of whose queries the server has enough.
+    /// A separate client, whose queries the server terminates.
     async fn statement_timeout(&mut self) {
         let client = FraiseClient::new(self.config(Some(Duration::from_millis(50))));
         let ended = client.query::<RawJson>("v_asleep").fetch_one().await;
@@ -638,7 +639,7 @@ impl Life {
         self.give_up();
     }
 
-    /// A query that takes longer than it may.
+    /// A query that exceeds its timeout.
     async fn timeout(&mut self, client: &FraiseClient) {
         let time = Duration::from_millis(1 + self.random.below(80));
         let passed = |e: &Error| {
@@ -651,7 +652,7 @@ impl Life {
         self.shared.tally.streams.fetch_add(1, SeqCst);
         if self.chance(3) {
             let query = client.query::<RawJson>("v_asleep");
-            // A backend that is terminated says first what columns there would be.
+            // A backend that is terminated may send the columns first.
             let first = match query.first_row_timeout(time).execute().await {
                 Ok(mut stream) => stream.next().await.expect("it is no end"),
                 Err(e) => Err(e),
@@ -670,7 +671,7 @@ impl Life {
         }
     }
 
-    /// execute() is not waited for to the end, and the next query comes at once.
+    /// The future of `execute()` is dropped early, and the next query follows immediately.
     async fn dropped_in_mid_air(&mut self, client: &FraiseClient) {
         for _ in 0..1 + self.random.below(4) {
             let view = if self.chance(2) { "v_asleep" } else { "v_endless" };
@@ -690,7 +691,7 @@ impl Life {
         }
     }
 
-    /// What takes one answer.
+    /// Queries with a single answer.
     async fn small(&mut self, client: &FraiseClient) {
         let rows = client.query::<Document>("v_rows");
         let answer = match self.random.below(4) {
@@ -704,7 +705,7 @@ impl Life {
         }
     }
 
-    /// A client goes, and its stream goes on.
+    /// The client is dropped, and its stream continues.
     async fn dropped_with_its_client(&mut self) {
         let client = FraiseClient::new(self.config(None));
         let query = client.query::<RawJson>("v_rows");
@@ -715,7 +716,7 @@ impl Life {
             1 => drop((stream, client)),
             _ => {
                 drop(client);
-                // Its cancel tokens stop nothing here.
+                // Its cancel tokens have no effect here.
                 let other = FraiseClient::new(self.config(None));
                 let mut numbers = Numbers::new(1, ROWS);
                 if let End::Failed(e) = self.read(&other, stream, &mut numbers, None).await {
@@ -725,7 +726,7 @@ impl Life {
         }
     }
 
-    /// The end of a client, in order or not.
+    /// The end of a client, by close or drop.
     async fn part(&mut self, client: FraiseClient) {
         self.give_up();
         match self.random.below(3) {

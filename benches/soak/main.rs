@@ -1,5 +1,5 @@
-//! A soak: many clients at once, of a server and networks that fail, for minutes. Nothing may be lost or come twice,
-//! no error is a surprise, and nothing grows or stays behind.
+//! A soak test: many concurrent clients, with a server and networks that fail, for minutes. No row
+//! may be lost or repeated, no error may be unexpected, and nothing may grow or leak.
 //!
 //! `scripts/soak.sh` runs it; docs/RELIABILITY.md has the results.
 
@@ -28,15 +28,15 @@ use clients::{CLIENTS, NETWORKS, Shared};
 use tokio::runtime::{Builder, Runtime};
 use world::World;
 
-/// Clients live for a round; behind it nothing may be left.
+/// How long clients live. After it nothing of theirs may be left.
 const ROUND: Duration = Duration::from_secs(60);
 const SAMPLES_A_ROUND: u32 = 6;
-/// The server is restarted in the middle of one round in so many.
+/// The server is restarted in the middle of every third round.
 const RESTART_EVERY: u64 = 3;
-/// What is being cleaned up is gone by then, also on a machine that is busy.
+/// When cleanups must have ended, even on a busy machine.
 const QUIET_WITHIN: Duration = Duration::from_secs(30);
-/// How much the resident memory may grow from the second quarter to the last. In 20 minutes a leak of 100 bytes a
-/// stream would be more, and the moods of the allocator are less.
+/// How much the resident memory may grow from the second quarter to the last. In 20 minutes a leak
+/// of 100 bytes per stream would be more; the variation of the allocator is less.
 const GROWTH_KIB: f64 = 4096.0;
 const GROWTH_SHARE: f64 = 0.05;
 
@@ -79,7 +79,7 @@ fn soak(minutes: u64, seed: u64) -> ExitCode {
     }
 }
 
-/// What this process holds.
+/// The resources of this process.
 #[derive(Clone, Copy)]
 struct Held {
     rss_kib: u64,
@@ -92,7 +92,7 @@ impl Held {
     fn now(runtime: &Runtime) -> Self {
         Self {
             rss_kib: status("VmRSS:"),
-            // One of them is that of looking.
+            // One of them is the descriptor of this folder.
             descriptors: fs::read_dir("/proc/self/fd").unwrap().count() - 1,
             tasks: runtime.metrics().num_alive_tasks(),
             threads: status("Threads:") as usize,
@@ -100,7 +100,7 @@ impl Held {
     }
 }
 
-/// A number of /proc/self/status.
+/// Returns a number of /proc/self/status.
 fn status(name: &str) -> u64 {
     let text = fs::read_to_string("/proc/self/status").unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
@@ -109,7 +109,7 @@ fn status(name: &str) -> u64 {
 
 struct Sample {
     at: Duration,
-    /// No client is there.
+    /// A sample without clients.
     is_quiet: bool,
     held: Held,
     backends: usize,
@@ -128,14 +128,14 @@ struct Soak {
 
 impl Soak {
     fn new(shared: Arc<Shared>, runtime: Runtime) -> Self {
-        // Its threads are there when they have worked.
+        // Its threads are started on first use.
         runtime.block_on(async { tokio::spawn(async {}).await.unwrap() });
         sleep(Duration::from_millis(100));
         let baseline = Held::now(&runtime);
         Self { shared, runtime, began: Instant::now(), baseline, samples: Vec::new() }
     }
 
-    /// Lets clients live for a round, and looks at what they leave.
+    /// Runs clients for a round, and checks what they leave.
     fn round(&mut self, round: u64, seed: u64) -> Result<(), String> {
         self.shared.stop.store(false, SeqCst);
         let live = |place: usize| {
@@ -150,7 +150,7 @@ impl Soak {
             }
             while began.elapsed() < ROUND * sample / SAMPLES_A_ROUND {
                 sleep(Duration::from_millis(200));
-                // Only a violation ends one.
+                // A client ends early only after a violation.
                 if clients.iter().any(|client| client.is_finished()) {
                     break 'samples;
                 }
@@ -188,11 +188,11 @@ impl Soak {
         self.samples.last().unwrap()
     }
 
-    /// Takes a sample while clients live. Each has a connection, perhaps one more for a moment, and those that it
-    /// has given up; and tasks of its own, to read, to clean up and to cancel.
+    /// Takes a sample while clients live. Each has a connection, perhaps one more briefly, and
+    /// those that it has abandoned. It also has tasks to read, to clean up and to cancel.
     fn sample(&mut self) -> Result<(), String> {
-        let (base, given_up) = (self.baseline, self.shared.given_up());
-        let connections = 2 * CLIENTS + given_up;
+        let (base, abandoned) = (self.baseline, self.shared.abandoned());
+        let connections = 2 * CLIENTS + abandoned;
         let Sample { held, backends, .. } = *self.look(false);
         let bounds = [
             ("backends", backends, connections),
@@ -206,7 +206,7 @@ impl Soak {
         }
     }
 
-    /// No client is there: neither is anything of theirs.
+    /// Takes a sample without clients: nothing of theirs may be left.
     fn quiet(&mut self) -> Result<(), String> {
         let began = Instant::now();
         loop {
@@ -231,7 +231,7 @@ impl Soak {
         }
     }
 
-    /// Mean resident memory of the second quarter of the run and of the last, in KiB.
+    /// Returns the mean resident memory of the second quarter of the run and of the last, in KiB.
     fn quarters(&self) -> (f64, f64) {
         let busy: Vec<_> = self.samples.iter().filter(|sample| !sample.is_quiet).collect();
         let quarter = busy.len().div_ceil(4);

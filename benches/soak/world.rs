@@ -1,5 +1,6 @@
-//! What the clients have around them: a server, networks that fail, and whoever administers both. It is a process
-//! of its own, told what to do line by line, so that what is measured in the other process are the clients.
+//! The environment of the clients: a server, networks that fail, and an operator of both. It is a
+//! separate process, controlled line by line, so that the measured process contains only the
+//! clients.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -15,7 +16,7 @@ use crate::{
     proxy::Proxy,
 };
 
-/// What is read. Every row has its number, and a text that tells whether it is whole.
+/// The data. Every row has its number, and a text that shows whether the row is complete.
 const VIEWS: &str = "
 create view v_rows as select jsonb_build_object('id', i, 'text', repeat('x', i % 200)) as data
     from (select generate_series(1, 3000) i) numbers;
@@ -42,7 +43,7 @@ pub struct World {
     pub folder: String,
     /// The superuser's password.
     pub password: String,
-    /// The ports of the networks that fail.
+    /// The ports of the proxies that fail.
     pub proxies: Vec<u16>,
 }
 
@@ -57,7 +58,7 @@ impl World {
         let mut line = String::new();
         replies.read_line(&mut line).unwrap();
         let mut words = line.split_whitespace();
-        // It has said why on the terminal.
+        // The process has printed the reason.
         let Some(port) = words.next() else { std::process::exit(1) };
         Self {
             process,
@@ -70,13 +71,13 @@ impl World {
         }
     }
 
-    /// Has something done, without waiting for it.
+    /// Sends a command, and does not wait for it.
     pub fn tell(&self, command: &str) {
         let mut commands = self.commands.lock().unwrap();
         commands.write_all(format!("{command}\n").as_bytes()).unwrap();
     }
 
-    /// Has something done, and waits for what comes of it.
+    /// Sends a command, and waits for its result.
     pub fn ask(&self, command: &str) -> String {
         let mut replies = self.replies.lock().unwrap();
         self.tell(command);
@@ -85,14 +86,14 @@ impl World {
         line.trim().to_owned()
     }
 
-    /// Ends it, and the server with it.
+    /// Ends the process, and the server with it.
     pub fn end(mut self) {
         drop(self.commands);
         self.process.wait().unwrap();
     }
 }
 
-/// What the other process does.
+/// The main loop of the other process.
 pub fn run(proxies: usize) {
     let cluster = match Cluster::start(REQUIRE_PASSWORD) {
         Ok(cluster) => Arc::new(cluster),
@@ -155,12 +156,12 @@ async fn serve(cluster: &Arc<Cluster>, proxies: usize) {
             }
             ["terminate", pid] => {
                 let text = format!("select pg_terminate_backend({pid})::text");
-                // The server may be on its way down, or the backend gone.
+                // The server may be stopping, or the backend may have ended.
                 tokio::spawn(async move { drop(sql(&cluster, &text).await) });
             }
             ["restart", mode] => {
                 let args = ["restart".to_owned(), "-m".to_owned(), mode.to_owned()];
-                // Networks fail meanwhile as they are told to.
+                // The proxies obey commands in the meantime.
                 tokio::task::spawn_blocking(move || {
                     cluster.control(&args.each_ref().map(String::as_str));
                     println!("done");
@@ -171,7 +172,7 @@ async fn serve(cluster: &Arc<Cluster>, proxies: usize) {
     }
 }
 
-/// Runs SQL on a connection of its own, which a restart does not break, and returns the last value.
+/// Runs SQL on a separate connection, which a restart does not break, and returns the last value.
 async fn sql(cluster: &Cluster, text: &str) -> Result<String, tokio_postgres::Error> {
     let (client, connection) = tokio_postgres::connect(&cluster.url(), NoTls).await?;
     tokio::spawn(connection);

@@ -1,4 +1,4 @@
-//! A server that plays its answers from memory.
+//! A server that replays its answers from memory.
 
 use std::{
     io::{Read, Write},
@@ -7,7 +7,7 @@ use std::{
     thread,
 };
 
-/// Answers every query with so many rows of this document, to whoever connects.
+/// Answers every query of every client with `rows` rows of this document.
 pub fn start(document: &str, rows: usize) -> SocketAddr {
     let column = b"\0\x01data\0\0\0\0\0\0\0\0\0\x0e\xda\xff\xff\xff\xff\xff\xff\0\0";
     let answer = [
@@ -42,14 +42,14 @@ fn serve(mut socket: TcpStream, answer: &[u8]) -> Option<()> {
     socket.write_all(&login).ok()?;
     loop {
         while skip(&mut socket, 1)? != b'S' {}
-        // As a server does: 8 KiB at a time.
+        // Like a server, which sends 8 KiB at a time.
         for part in answer.chunks(8 << 10) {
             socket.write_all(part).ok()?;
         }
     }
 }
 
-/// Reads a message with so many bytes of tag.
+/// Skips a message with a tag of `tag` bytes.
 fn skip(socket: &mut TcpStream, tag: usize) -> Option<u8> {
     let mut head = [0; 5];
     socket.read_exact(&mut head[..4 + tag]).ok()?;

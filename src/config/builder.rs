@@ -278,7 +278,7 @@ impl ConnectionConfigBuilder {
     /// later uses need no parsing. When there are more, the least recently used one is closed.
     /// Texts of more than 32 KiB are never prepared.
     ///
-    /// Prepared statements work behind poolers that support them, such as PgBouncer from 1.21 with
+    /// Prepared statements work through poolers that support them, such as PgBouncer from 1.21 with
     /// `max_prepared_statements`. If a pooler does not, the first statement that is missing
     /// disables them for this configuration and its clones. The query itself is sent again without
     /// a prepared statement.

@@ -46,8 +46,7 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
     let (hosts, query) = split_at_char(hosts, '?');
     let (hosts, database) = split_at_char(hosts, '/');
     // libpq accepts such names. No host name contains an @, and few database names do. It usually
-    // follows a user or password with an unescaped / or @, the rest of which would be resolved and
-    // shown.
+    // follows a user or password with an unescaped / or @, whose rest would be resolved and shown.
     for (name, part) in [("host", hosts), ("dbname", database.unwrap_or_default())] {
         if part.contains('@') {
             return Err(Error::config(format!(

@@ -3,8 +3,8 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-/// Whether a server has lost a prepared statement, as behind a pooler that gives each transaction
-/// another server connection and does not support prepared statements.
+/// Whether a server has lost a prepared statement. This happens with a pooler that uses another
+/// server connection for each transaction and does not support prepared statements.
 ///
 /// It is never reset. Copies of a configuration share it, because they connect to the same place. A
 /// configuration that is built from another one has its own: it may have another host.

@@ -379,7 +379,7 @@ impl Connection {
         count_protocol_error("ReadyForQuery", answer.ok_or_else(missing))
     }
 
-    /// Sends requests, each of which is answered up to a ReadyForQuery, and returns the value of
+    /// Sends requests, reads the answer to each until its ReadyForQuery, and returns the value of
     /// the last row.
     ///
     /// # Errors

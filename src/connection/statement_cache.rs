@@ -195,8 +195,8 @@ impl StatementCache {
         self.forget_seen(sql);
     }
 
-    /// Forgets everything and prepares nothing from now on. The server keeps what it has: behind a
-    /// pooler it could be another client's.
+    /// Forgets all statements and prepares none from now on. Does not close them on the server:
+    /// with a pooler, they could be another client's.
     pub(crate) fn disable(&mut self) {
         *self = Self { evicted: self.evicted, ..Self::new(0) };
     }

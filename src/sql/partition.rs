@@ -232,8 +232,8 @@ impl RelationInfo {
     /// Returns the statements by which another session locks the relation and imports the snapshot.
     ///
     /// The session does not wait for its lock. Another session that waits for an exclusive lock
-    /// would wait for the first session, and this one would queue behind it: a deadlock that the
-    /// server cannot detect.
+    /// would wait for the first session, and this session would queue after it. The server cannot
+    /// detect that deadlock.
     pub(crate) fn join_snapshot(
         &self,
         exported: &ExportedSnapshot,

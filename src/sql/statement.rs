@@ -102,8 +102,7 @@ impl Select {
         !has_raw_sql || !self.parameters.is_empty()
     }
 
-    /// Returns the rest of the query after `rows` rows, the last of which has the key `last` (JSON
-    /// text).
+    /// Returns the rest of the query after `rows` rows. `last` is the key of the last one, as JSON.
     pub(crate) fn after(&self, key: &Field, last: &str, rows: u64) -> Self {
         let mut rest = self.clone();
         rest.conditions.push(Condition::After(key.clone(), last.to_owned()));

@@ -1,4 +1,4 @@
-//! Clients side by side: in turns, so that a slow moment of the machine meets all of them.
+//! Compares clients. They take turns, so that a slow moment of the machine affects all of them.
 
 use std::{fmt::Write, fs, path::Path, process::Command, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
     replay, run as measured, run_sql, serve, this_program,
 };
 
-/// What is done with a row, and who does it how; the first is what the others are compared with.
+/// What is done with a row, and the clients that do it. The others are compared with the first.
 const GROUPS: [(&str, &[(&str, &str)]); 3] = [
     (
         "not decoded",
@@ -56,7 +56,7 @@ const EARLIER: &str = "fraiseql-wire 2.19.0";
 const SCENES: [(&str, bool, usize); 3] =
     [("Postgres", false, 2), ("replay", true, 0), ("replay, 2 threads", true, 2)];
 
-/// Who waits for first rows; the first is what the others are compared with.
+/// The clients that wait for first rows. The others are compared with the first.
 const WAITING: [(&str, &str); 8] = [
     ("libpq", "raw, row by row"),
     ("fraiseql-wire", "raw"),
@@ -68,14 +68,14 @@ const WAITING: [(&str, &str); 8] = [
     ("sqlx", "raw"),
 ];
 
-/// `earlier`: the program that has the earlier release.
+/// `earlier`: the program with the earlier release.
 pub fn run(rounds: usize, earlier: &Path) {
     let cluster = serve(&COMPARED);
     let mut text = machine(rounds);
     for (scene, is_replay, threads) in SCENES {
         let mut charts = Vec::new();
         for data in &COMPARED {
-            // Two threads against one change little but for small rows.
+            // A second thread changes little, except for small rows.
             if (is_replay && threads > 0 || data.table == "large" && is_replay)
                 && data.table != "small"
             {
@@ -108,7 +108,7 @@ pub fn run(rounds: usize, earlier: &Path) {
     print!("{}", document::read());
 }
 
-/// How long clients wait for the first row of a query, on a connection that has run others before.
+/// Measures the time to the first row of a query, on a connection that has run others before.
 fn first_rows(cluster: &Cluster, rounds: usize) -> String {
     run_sql(cluster, &FIRST.sql());
     run_sql(cluster, &SLOW.slow_sql());
@@ -148,7 +148,8 @@ fn first_rows(cluster: &Cluster, rounds: usize) -> String {
     text
 }
 
-/// What a connection costs its client, which is trusted, or proves a password that it has proved before.
+/// Measures the cost of a connection for its client: without a password, or with one that the
+/// client has used before.
 fn connecting(rounds: usize) -> String {
     let cluster = Cluster::start(&format!("host all scram all scram-sha-256\n{HBA}"));
     let cluster = cluster.unwrap_or_else(|e| panic!("{e}"));

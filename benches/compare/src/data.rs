@@ -14,7 +14,7 @@ pub struct DataSet {
 pub enum Shape {
     /// [`Customer`]: about 230 bytes.
     Customer,
-    /// [`Order`] with so many lines of about 100 bytes.
+    /// [`Order`] with this number of lines, of about 100 bytes each.
     Order { lines: usize },
 }
 
@@ -45,8 +45,8 @@ pub const FIRST: DataSet = DataSet { table: "first", rows: 1_000, shape: Shape::
 pub const SLOW: DataSet = DataSet { table: "slow", rows: 20, shape: Shape::Order { lines: 100 } };
 
 impl DataSet {
-    /// Makes a view of the table in which a row takes 5 ms. Of rows of less than 8 KiB it would be the server
-    /// that keeps them back.
+    /// Returns the SQL of a view of the table in which a row takes 5 ms. The server would buffer
+    /// rows of less than 8 KiB.
     pub fn slow_sql(&self) -> String {
         let Self { table, .. } = self;
         format!(

@@ -39,7 +39,7 @@ const MORE: [(&str, &str, usize); 7] = [
     ("libpq", "raw", 0),
 ];
 
-/// By TLS, from the server itself: an answer that was encrypted once cannot be played to another client.
+/// With TLS, from the server itself: an encrypted answer cannot be replayed to another client.
 const ENCRYPTED: [(&str, &str); 2] = [("fraiseql-wire", "raw, TLS"), ("minimal", "raw, TLS")];
 
 /// More than this, and something has become more expensive.

@@ -1,6 +1,7 @@
-//! What the same rows cost with this crate and with other clients.
+//! Compares the costs of the same rows with this crate and with other clients.
 //!
-//! `scripts/bench.sh` and `scripts/bench-instructions.sh` run it; docs/benchmarks.md says what comes of it.
+//! `scripts/bench.sh` and `scripts/bench-instructions.sh` run it; docs/benchmarks.md has the
+//! results.
 
 #[path = "../../../examples/support/certificates.rs"]
 #[allow(dead_code)]

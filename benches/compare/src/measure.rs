@@ -40,8 +40,8 @@ impl Cost {
     }
 }
 
-/// `threads`: of the runtime; 0 is the current thread. With more, it is a task of the runtime that reads, as
-/// in a server: what `block_on` runs itself is on none of the runtime's threads.
+/// `threads`: threads of the runtime; 0 is the current thread. With more, a task of the runtime
+/// reads, as in a server: `block_on` runs its own future on none of the runtime's threads.
 pub fn measure(task: Task, threads: usize) -> Cost {
     runtime(threads, cost(task))
 }

@@ -7,24 +7,24 @@ use std::{
     thread,
 };
 
-/// What a server said, up to each ReadyForQuery.
+/// The answers of a server, each up to its ReadyForQuery.
 pub type Answers = Vec<Vec<u8>>;
 
-/// Lets one connection through to the server at `port`, and returns what was answered on it. `client`
-/// is given the port to connect to, and returns when it has closed the connection.
+/// Forwards one connection to the server at `port`, and returns the answers. `client` receives the
+/// port to connect to, and returns when it has closed the connection.
 pub fn record(port: u16, client: impl FnOnce(u16)) -> Arc<Answers> {
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let here = listener.local_addr().unwrap().port();
     let recorder = thread::spawn(move || {
         let (mut client, _) = listener.accept().unwrap();
         let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let mut said = BufReader::with_capacity(1 << 20, server.try_clone().unwrap());
+        let mut received = BufReader::with_capacity(1 << 20, server.try_clone().unwrap());
         let mut answers = Vec::new();
         while let Some(request) = request(&mut client, answers.is_empty()) {
             server.write_all(&request).unwrap();
             let mut answer = Vec::new();
-            while message(&mut said, &mut answer) != Some(b'Z') {}
-            // A client that has gone has had enough.
+            while message(&mut received, &mut answer) != Some(b'Z') {}
+            // The client has closed its connection.
             if client.write_all(&answer).is_err() {
                 break;
             }
@@ -36,7 +36,7 @@ pub fn record(port: u16, client: impl FnOnce(u16)) -> Arc<Answers> {
     Arc::new(recorder.join().unwrap())
 }
 
-/// Plays the answers to whoever connects to the port that is returned, as long as they are there.
+/// Replays the answers to every client of the returned port, as long as they exist.
 pub fn play(answers: &Arc<Answers>) -> u16 {
     let answers = Arc::downgrade(answers);
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();

@@ -143,7 +143,7 @@ fn parse_address(host: &str) -> Option<IpAddr> {
 }
 
 /// Parses an IPv4 address in all forms that resolvers accept: one to four decimal, octal or
-/// hexadecimal numbers, of which the last fills the remaining bytes.
+/// hexadecimal numbers. The last number fills the remaining bytes.
 fn inet_aton(text: &str) -> Option<Ipv4Addr> {
     let mut numbers = Vec::new();
     for part in text.split('.') {

@@ -71,7 +71,7 @@ struct Candidate<'a> {
 }
 
 impl<'a> Search<'a> {
-    /// Adds the paths that begin with the candidates `below`, the last of which is `last`.
+    /// Adds the paths that begin with the candidates `below`. `last` is the last of them.
     fn climb(&mut self, last: &Certificate, below: &mut Vec<usize>) {
         let roots = self.roots;
         let issuer = last.tbs_certificate().issuer().to_der().unwrap_or_default();

@@ -8,8 +8,8 @@ use super::{Tally, Task};
 
 pub fn run(task: &Task, connected: &mut (dyn FnMut() + Send)) -> Tally {
     let url = CString::new(task.url()).unwrap();
-    // SAFETY: the strings end with a NUL and live long enough; the connection and each result are used
-    // until they are freed, and not after it.
+    // SAFETY: the strings end with a NUL and outlive their use. The connection and each result are
+    // used only until they are freed.
     unsafe {
         let connection = pq_sys::PQconnectdb(url.as_ptr());
         assert_eq!(pq_sys::PQstatus(connection), pq_sys::ConnStatusType::CONNECTION_OK);

@@ -1,5 +1,5 @@
-//! The least that can be done: a blocking socket, one buffer, rows where they lie, and serde_json as
-//! most people call it.
+//! The minimum: a blocking socket, one buffer, rows that are not copied, and serde_json as most
+//! programs call it.
 
 use std::{
     io::{Read, Write},
