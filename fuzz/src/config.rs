@@ -17,11 +17,11 @@ mod service;
 use self::{environment::Environment, keyword::Values, passfile::Wanted};
 use crate::targets::TempPath;
 
-/// Any text as a password file, behind what is looked for: host, database, user and password, each
-/// ended by a NUL.
+/// Fuzzes a password file. The input starts with the host, database, user and password, each ended
+/// by a NUL.
 ///
-/// What is found is what a plain reading finds; and a line that was written by the manual's rules is
-/// found by what it was written for, whatever follows.
+/// A simple parser must find the same password. A line that was escaped as the manual requires must
+/// be found by its own fields, whatever follows it.
 pub fn password_file(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let mut parts = text.splitn(5, '\0');
@@ -34,15 +34,15 @@ pub fn password_file(data: &[u8]) {
     };
 
     let found = look_up(file);
-    // libpq takes a colon that is not escaped for one of the name, which no plain reading does.
+    // libpq treats an unescaped colon as part of the name; the simple parser does not.
     if ![host, database, user].iter().any(|name| name.contains(':')) {
-        assert_eq!(found, read_plainly(file, [host, "5432", database, user]), "{file:?}");
+        assert_eq!(found, parse_simply(file, [host, "5432", database, user]), "{file:?}");
     }
-    // In lines about others, nothing is found.
+    // Lines for others match nothing.
     let others = "#x:*:*:*:no\n*:5433:*:*:no\n*:*:*\n";
     assert_eq!(look_up(&format!("{others}{file}")), found);
 
-    // A line cannot hold these.
+    // A line cannot contain these.
     if [host, database, user, password].iter().any(|part| part.contains(['\n', '\r'])) {
         return;
     }
@@ -51,13 +51,13 @@ pub fn password_file(data: &[u8]) {
     assert_eq!(look_up(&format!("{others}{line}\n{file}")).as_deref(), Some(password), "{line}");
 }
 
-/// The password of the first line with these fields, by [the manual].
+/// Returns the password of the first line with these fields, by [the manual].
 ///
 /// [the manual]: https://www.postgresql.org/docs/current/libpq-pgpass.html
-fn read_plainly(file: &str, wanted: [&str; 4]) -> Option<String> {
+fn parse_simply(file: &str, wanted: [&str; 4]) -> Option<String> {
     let lines = file.split('\n').map(|line| line.trim_end_matches('\r'));
     for line in lines.filter(|line| !line.starts_with('#')) {
-        // Each field as it is written, and as it is meant.
+        // Each field as it is written, and without its escapes.
         let mut fields = vec![(String::new(), String::new())];
         let mut chars = line.chars();
         while let Some(c) = chars.next() {
@@ -84,8 +84,8 @@ fn read_plainly(file: &str, wanted: [&str; 4]) -> Option<String> {
     None
 }
 
-/// By the manual, `:` and `\` are escaped. So may be anything else, and a `*` or a `#` must be where it
-/// would mean something.
+/// Escapes `:` and `\`, as the manual requires. Other characters may be escaped too; a `*` or `#`
+/// must be, where it has a meaning.
 fn escape(part: &str) -> String {
     let mut escaped = String::new();
     for c in part.chars() {
@@ -97,23 +97,23 @@ fn escape(part: &str) -> String {
     escaped
 }
 
-/// Long enough not to come about by chance.
+/// Too long to occur by chance.
 const SECRET: &str = "Pl4ntedS3cret";
 
-/// Any text as a service file: it is taken or refused, what is given explicitly counts, and no password
-/// is ever shown.
+/// Fuzzes a service file. It is accepted or rejected, explicit settings have precedence, and no
+/// password is ever shown.
 pub fn service_file(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    // A fuzzer sees what it is looked for by, and puts it where it is no secret.
+    // A fuzzer finds this constant, and puts it where it is not a secret.
     if text.contains(SECRET) {
         return;
     }
     let _ = fill(&text);
 
-    // Behind the end of the section nothing counts.
+    // Text after the end of the section has no effect.
     let ended = format!("[svc]\nhost=planted.example\n[other]\n{text}");
     assert_eq!(fill(&ended).unwrap().get("host"), Some("planted.example"));
-    // The last of a password's line and the first of one that is none.
+    // A password in its line, in another place, and in the last line.
     for shown in [
         fill(&format!("[svc]\npassword={SECRET}{text}")),
         fill(&format!("[svc]\n{SECRET}{text}")),
@@ -121,7 +121,7 @@ pub fn service_file(data: &[u8]) {
     ] {
         match shown {
             Err(error) => assert!(!error.contains(SECRET), "{error}"),
-            // What was taken as something else is no secret.
+            // Only a value that is read as the password is a secret.
             Ok(values) if values.get("password").is_some_and(|p| p.contains(SECRET)) => {
                 assert!(!format!("{values:?}").contains(SECRET), "{text:?}");
             }
@@ -130,12 +130,12 @@ pub fn service_file(data: &[u8]) {
     }
 }
 
-/// Fills in what this file says about the service `svc`.
+/// Applies the service `svc` of this file.
 fn fill(text: &str) -> Result<Values, String> {
     let file = TempPath::with(text);
     let variable = |name: &str| match name {
         "PGSERVICEFILE" => file.0.to_str().map(str::to_owned),
-        // Nowhere else.
+        // The only variable that is set.
         "PGSYSCONFDIR" => Some("/nowhere".to_owned()),
         _ => None,
     };

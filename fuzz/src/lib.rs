@@ -1,10 +1,10 @@
-//! What is fuzzed, as plain functions: libFuzzer calls them by `fuzz_targets/`, and `cargo test --test fuzz`
-//! with the inputs in `seeds/` and what can be made of those.
+//! Fuzz targets as plain functions. libFuzzer calls them from `fuzz_targets/`; `cargo test --test
+//! fuzz` calls them with the inputs in `seeds/` and mutations of these.
 //!
-//! `cargo +nightly fuzz run -s none rows fuzz/corpus/rows fuzz/seeds/rows`: without a sanitizer, because
-//! there is no `unsafe` here that one could watch.
+//! Run one with `cargo +nightly fuzz run -s none rows fuzz/corpus/rows fuzz/seeds/rows`. It needs
+//! no sanitizer, because the crate has no `unsafe`.
 
-// Most of it is not public: this is its source once more.
+// Most modules are not public, so their source is included here.
 #[path = "../../src/error/mod.rs"]
 #[allow(dead_code, unreachable_pub, unused_imports)]
 mod error;

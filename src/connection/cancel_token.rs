@@ -37,9 +37,9 @@ impl CancelToken {
     ///
     /// Resolves when the server no longer works on any of these queries, whether or not their
     /// streams are read. The future of `execute()` or of a fetch should be polled while this waits.
-    /// If it is not, its query is stopped by four cancel requests within 350 ms. They have no effect
-    /// on a server that is blocked by backpressure, nor on a [`parallel`] query that is still being
-    /// started. These are stopped when the future is polled or dropped.
+    /// If it is not, its query is stopped by four cancel requests within 350 ms. They have no
+    /// effect on a server that is blocked by backpressure, nor on a [`parallel`] query that is
+    /// still being started. These are stopped when the future is polled or dropped.
     ///
     /// [`parallel`]: crate::QueryBuilder::parallel
     ///

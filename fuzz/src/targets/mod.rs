@@ -1,4 +1,4 @@
-//! Each target takes any bytes, and panics when something that must hold does not.
+//! Fuzz targets. Each accepts any bytes, and panics if an invariant does not hold.
 
 mod connection_string;
 mod messages;
@@ -32,10 +32,10 @@ pub use crate::{
     config::{password_file, service_file},
 };
 
-/// A target by the name of its seeds' folder and of its binary.
+/// A target, by the name of its binary and of the folder of its seeds.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them.
+/// All targets.
 pub const TARGETS: [Target; 9] = [
     ("rows", rows),
     ("messages", messages),
@@ -48,18 +48,19 @@ pub const TARGETS: [Target; 9] = [
     ("revocation_list", revocation_list),
 ];
 
-/// A text of ours, into which what a server says has gone, is one line: it cannot forge lines in a log.
+/// Asserts that a text of this crate with text from a server is one line, so that the server cannot
+/// forge lines of a log.
 pub(crate) fn assert_one_line(text: impl Display) {
     let text = text.to_string();
     assert!(!text.contains(char::is_control), "{text:?}");
 }
 
-/// Whether it has these bytes anywhere.
+/// Returns whether `haystack` contains `needle`.
 pub(crate) fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|window| window == needle)
 }
 
-/// A place for a file or a folder, which goes when it is dropped.
+/// The path of a temporary file or folder, which is removed on drop.
 pub(crate) struct TempPath(pub(crate) PathBuf);
 
 impl TempPath {
@@ -70,7 +71,7 @@ impl TempPath {
         Self(std::env::temp_dir().join(name))
     }
 
-    /// With a file there that holds this, and that nobody else may read.
+    /// Creates a file with this text, which no other user can read.
     pub(crate) fn with(text: &str) -> Self {
         let path = Self::new();
         let mut options = OpenOptions::new();

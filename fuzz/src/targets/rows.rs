@@ -6,11 +6,11 @@ use crate::protocol::{
     rows::{ROW_OVERHEAD, Run, Stop, value_at},
 };
 
-/// Any bytes as what has arrived: how many rows are wanted, how large one may be, where the bytes are
-/// cut, then the bytes.
+/// Fuzzes runs of rows. The input starts with the maximum number of rows, the maximum size of a
+/// row, and where the bytes are divided.
 ///
-/// However they are cut, the rows are those that a plain reading finds, and none is asked for or read
-/// beyond what has arrived and what is allowed.
+/// However the bytes are divided, the rows must be those that a simple parser finds. Nothing may be
+/// read beyond the received bytes and the limits.
 pub fn rows(data: &[u8]) {
     let Some((&[rows, size, cuts], bytes)) = data.split_first_chunk() else { return };
     let max_rows = match usize::from(rows % 4) {
@@ -58,11 +58,11 @@ impl End {
 }
 
 fn check(run: &Run, stop: &Stop, buf: &[u8], max_rows: usize, max_frame: usize) {
-    let (expected, end) = read_plainly(buf, max_rows, max_frame);
+    let (expected, end) = parse_simply(buf, max_rows, max_frame);
     assert_eq!(End::of(stop), end, "{stop:?} of {buf:?}");
     assert_eq!(run.rows, expected.len());
 
-    // As the stream walks them.
+    // Iterates like the stream.
     let frames = &buf[..run.frame_bytes];
     let (mut at, mut walked, mut value_bytes) = (0, Vec::new(), 0);
     while let Some((value, next)) = value_at(frames, at) {
@@ -81,9 +81,10 @@ fn check(run: &Run, stop: &Stop, buf: &[u8], max_rows: usize, max_frame: usize) 
     }
 }
 
-/// The rows by [DataRow](https://www.postgresql.org/docs/current/protocol-message-formats.html), as slowly
-/// as one likes.
-fn read_plainly(buf: &[u8], max_rows: usize, max_frame: usize) -> (Vec<Option<Range<usize>>>, End) {
+/// Parses the rows byte by byte, as described for [DataRow].
+///
+/// [DataRow]: https://www.postgresql.org/docs/current/protocol-message-formats.html
+fn parse_simply(buf: &[u8], max_rows: usize, max_frame: usize) -> (Vec<Option<Range<usize>>>, End) {
     let number = |at: usize| {
         let bytes = buf.get(at..at + 4)?;
         Some(i64::from(i32::from_be_bytes(bytes.try_into().unwrap())))
@@ -99,7 +100,8 @@ fn read_plainly(buf: &[u8], max_rows: usize, max_frame: usize) -> (Vec<Option<Ra
             Some(_) => break End::Other,
         }
         let Some(len) = number(at + 1) else { break End::Incomplete };
-        // The length counts itself and not the tag. A column's number and a length are the least.
+        // The length counts itself but not the tag. A row has at least the number of columns and
+        // one length.
         if len < 4 + 2 + 4 || len + 1 > max_frame as i64 {
             break End::Malformed;
         }

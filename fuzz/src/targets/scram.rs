@@ -5,13 +5,14 @@ use sha2::Sha256;
 use super::assert_one_line;
 use crate::scram::{Binding, ClientFirst, Keys, NONCE_BYTES};
 
-/// The most iterations, so that an input does not take long.
+/// The maximum number of iterations, so that an input does not take long.
 pub(super) const MAX_ITERATIONS: u32 = 16;
 
-/// Any bytes as the server's side of a login: which binding, the challenge up to a line break, and the
-/// last word, in which `{signature}` stands for the right signature, and `{part}` for its beginning.
+/// Fuzzes the server's messages of a login: the binding, the challenge up to a line break, and the
+/// final message. In that, `{signature}` stands for the right signature, and `{part}` for its
+/// beginning.
 ///
-/// The server is believed if and only if its last word has that signature.
+/// The login succeeds if and only if the final message has the right signature.
 pub fn scram(data: &[u8]) {
     let Some((binding, said)) = data.split_first() else { return };
     let end = said.iter().position(|b| *b == b'\n').unwrap_or(said.len());
@@ -21,7 +22,8 @@ pub fn scram(data: &[u8]) {
         1 => Binding::NotOffered,
         _ => Binding::EndPoint(vec![0xff; 32]),
     };
-    // Fixed, so that an input can continue it: it begins with "r=" and 24 characters, BwcHBw and so on.
+    // A fixed nonce, so that an input can continue it: it starts with "r=" and 24 characters,
+    // BwcHBw and so on.
     let first = ClientFirst::new([7; NONCE_BYTES], binding);
     let client_first = first.message();
     let (_, nonce) = client_first.split_once("r=").unwrap();
@@ -41,7 +43,7 @@ pub fn scram(data: &[u8]) {
     let signature = signature(&keys, &client_first, text, &client_final);
 
     let server_final = replace(server_final, b"{signature}", signature.as_bytes());
-    // 20 characters are 15 bytes of its 32.
+    // 20 characters encode 15 of its 32 bytes.
     let server_final = replace(&server_final, b"{part}", &signature.as_bytes()[..20]);
     let verified = verifier.verify(&server_final);
     let is_right = std::str::from_utf8(&server_final)
@@ -55,14 +57,14 @@ pub fn scram(data: &[u8]) {
     }
 }
 
-/// What a server signs with, by section 3 of RFC 5802, from what was said.
+/// Computes the server's signature of these messages, by section 3 of RFC 5802.
 pub(super) fn signature(
     keys: &Keys,
     client_first: &str,
     server_first: &str,
     client_final: &str,
 ) -> String {
-    // Behind the gs2-header, which is a flag, a name that is not given, and their commas.
+    // Skips the gs2-header: a flag, an empty name, and their commas.
     let bare = client_first.splitn(3, ',').nth(2).unwrap_or_default();
     let without_proof = client_final.rsplit_once(",p=").map_or(client_final, |(start, _)| start);
     let mut hmac = <Hmac<Sha256> as KeyInit>::new_from_slice(&keys.server).unwrap();
@@ -70,7 +72,7 @@ pub(super) fn signature(
     BASE64.encode(hmac.finalize().into_bytes())
 }
 
-/// The text with the first `what` replaced.
+/// Returns the text with the first `what` replaced.
 fn replace(text: &[u8], what: &[u8], with: &[u8]) -> Vec<u8> {
     match text.windows(what.len()).position(|window| window == what) {
         Some(at) => [&text[..at], with, &text[at + what.len()..]].concat(),

@@ -1,4 +1,4 @@
-//! A whole session, from the start-up to the end of a second query, through the public API.
+//! A whole session, from startup to the end of a second query, through the public API.
 
 use std::{
     fs, io,
@@ -27,55 +27,55 @@ use super::{
 };
 use crate::scram::Keys;
 
-/// Any bytes as what a server says: what the client does (the bits below), in pieces of how many bytes,
-/// then what is said.
+/// Fuzzes the messages of a server. The input starts with what the client does (the bits below),
+/// and the size of the pieces in which the messages are sent.
 ///
-/// The server waits for the client behind each ReadyForQuery and each request for an answer; [`HANG_UP`],
-/// [`SILENCE`] and [`HASTE`] are for the server itself. Whatever it says, the client ends in its time and
-/// in order, and believes in no row and no end that was not said.
+/// The server waits for the client after each ReadyForQuery and each request for an answer.
+/// [`HANG_UP`], [`SILENCE`] and [`HASTE`] control the server itself. The client must finish in time
+/// and without a panic. It must not return a row or an end that was not sent.
 pub fn session(data: &[u8]) {
     play(data);
 }
 
-/// Rows are taken one by one, and there is room for few.
+/// Rows are read one by one, with little memory.
 const SMALL: u8 = 1;
-/// The stream is dropped behind its first row,
+/// The stream is dropped after its first row,
 const DROPS: u8 = 1 << 1;
 /// or cancelled,
 const CANCELS: u8 = 1 << 2;
 /// or paused and resumed.
 const PAUSES: u8 = 1 << 3;
-/// Rows are read by the chunk.
+/// Rows are read in chunks.
 const CHUNKS: u8 = 1 << 4;
-/// There is a predicate on documents, which all pass.
+/// A predicate on documents accepts all rows.
 const FILTERS: u8 = 1 << 5;
-/// The server is asked by the simple protocol whether it will do.
+/// The client checks the server's role, with the simple protocol.
 const READ_WRITE: u8 = 1 << 6;
-/// Protocol 3.2, and no limits but those that are the default.
+/// Protocol 3.2, and only the default limits.
 const PROTOCOL_3_2: u8 = 1 << 7;
 
-/// Ends this connection; the next one goes on.
+/// The server closes this connection. The next connection continues the script.
 const HANG_UP: &[u8] = b"!\0\0\0\x04";
-/// Says nothing more on this connection.
+/// The server sends nothing more on this connection.
 const SILENCE: &[u8] = b"?\0\0\0\x04";
-/// Does not wait behind the next message.
+/// The server does not wait after the next message.
 const HASTE: &[u8] = b"+\0\0\0\x04";
-/// In a challenge: the client's nonce, which is as long.
+/// In a challenge: replaced by the client's nonce, which has the same length.
 const NONCE: &[u8] = &[b'N'; 24];
-/// In the last word of SCRAM: the right signature, which is as long.
+/// In the final message of SCRAM: replaced by the right signature, which has the same length.
 const SIGNATURE: &[u8] = &[b'V'; 44];
 
 const PASSWORD: &str = "pl4nted-secret";
 
-/// What has become of a session.
+/// The outcome of a session.
 #[derive(Debug, Default)]
 pub struct Outcome {
     pub connected: bool,
-    /// Queries that have ended well, as the client says.
+    /// The number of queries that completed, as the client reports.
     pub complete: usize,
-    /// Rows that came out of streams, those included that are no documents.
+    /// The number of rows that streams returned, including rows that are not documents.
     pub rows: usize,
-    /// What else came out.
+    /// The errors that the client returned.
     pub errors: Vec<String>,
 }
 
@@ -84,13 +84,13 @@ pub fn play(data: &[u8]) -> Outcome {
     let Some((&[choices, pace], said)) = data.split_first_chunk() else {
         return Outcome::default();
     };
-    // Time passes when there is nothing else to do, so nobody waits for it.
+    // Time advances when all tasks are idle, so timeouts take no time.
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     let runtime = runtime.enable_all().start_paused(true).build().unwrap();
     let outcome = runtime.block_on(async {
         let server = Server::start(said.to_vec(), pace);
         let client = Client { choices, said, at: 0, outcome: Outcome::default() };
-        // More than all the client's deadlines together.
+        // Longer than all deadlines of the client together.
         let outcome = timeout(Duration::from_secs(60), client.run(&server)).await;
         outcome.expect("the client ends by its deadlines")
     });
@@ -100,7 +100,7 @@ pub fn play(data: &[u8]) -> Outcome {
 
 fn check(outcome: &Outcome, said: &[u8]) {
     let (mut let_in, mut ready, mut complete) = (0, 0, 0);
-    // Whether there were columns, and the end of their rows.
+    // Whether columns were sent, and the end of their rows.
     let mut query = (false, false);
     for frame in frames(said) {
         match (frame[0], query) {
@@ -120,17 +120,17 @@ fn check(outcome: &Outcome, said: &[u8]) {
     assert!(outcome.complete <= complete, "{complete} were complete: {outcome:?}");
     assert!(outcome.rows <= said.iter().filter(|b| **b == b'D').count(), "{outcome:?}");
     for error in &outcome.errors {
-        // Of a task that panicked, no more is heard.
+        // This error would hide that a task has panicked.
         assert!(!error.contains("runtime was shut down"), "{error}");
         assert!(!error.contains(PASSWORD) || contains(said, PASSWORD.as_bytes()), "{error}");
     }
 }
 
-/// The client, and what is expected of it.
+/// The client, and the rows that it may return.
 struct Client<'a> {
     choices: u8,
     said: &'a [u8],
-    /// Behind the last row that came.
+    /// The position after the last returned row.
     at: usize,
     outcome: Outcome,
 }
@@ -188,7 +188,7 @@ impl Client<'_> {
             Ok(stream) => self.read(stream).await,
             Err(e) => self.failed(&e),
         }
-        // Another one, behind whatever the first has left.
+        // A second query, after whatever the first one has left.
         let query = client.query::<Value>("v").timeout(Duration::from_secs(20));
         match query.fetch_all().await {
             Ok(rows) => {
@@ -230,7 +230,7 @@ impl Client<'_> {
                 }
             }
             if self.does(PAUSES) {
-                // Either may find the stream at its end.
+                // The stream may have ended before either of these.
                 let _ = stream.pause().await;
                 let _ = stream.resume().await;
             }
@@ -252,7 +252,7 @@ impl Client<'_> {
         }
     }
 
-    /// A row that came was said, behind the one before it.
+    /// Checks that a returned row was sent, after the previous one.
     fn row(&mut self, document: &[u8]) {
         let len = u32::try_from(document.len()).unwrap();
         let rest = &self.said[self.at..];
@@ -276,7 +276,7 @@ impl Client<'_> {
     }
 }
 
-/// All the messages, the server's own included.
+/// Returns all frames, including those that control the server.
 fn frames(said: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     let mut script = Script { said: said.to_vec(), at: 0 };
     std::iter::from_fn(move || script.next())
@@ -289,10 +289,11 @@ async fn next(stream: &mut QueryStream<RawJson>) -> Option<Result<RawJson>> {
 /// The memory of a small stream.
 const MEMORY: usize = 4 << 10;
 
-/// One read, which a stream may hold beyond its memory.
+/// The size of one read, by which a stream may exceed its memory.
 const MAX_READ: usize = 64 << 10;
 
-/// The server: a Unix socket, because thousands of sessions a minute would leave TCP without ports.
+/// The server. It uses a Unix socket, because thousands of sessions per minute would use up the TCP
+/// ports.
 struct Server {
     folder: TempPath,
 }
@@ -314,14 +315,14 @@ impl Server {
     }
 }
 
-/// What is still to be said, by whichever connection comes to it.
+/// The messages that are not sent yet. All connections share them.
 struct Script {
     said: Vec<u8>,
     at: usize,
 }
 
 impl Script {
-    /// The next message, or all the rest when that is not one.
+    /// Returns the next message, or all remaining bytes if they are not a message.
     fn next(&mut self) -> Option<Vec<u8>> {
         let rest = self.said.get(self.at..).filter(|rest| !rest.is_empty())?;
         let len = rest.get(1..5).map(|len| u32::from_be_bytes(len.try_into().unwrap()) as usize);
@@ -331,7 +332,7 @@ impl Script {
     }
 }
 
-/// The server's end of a connection.
+/// The server's side of a connection.
 struct Peer {
     socket: UnixStream,
     pace: u8,
@@ -341,7 +342,7 @@ struct Peer {
 impl Peer {
     async fn serve(mut self, script: Arc<Mutex<Script>>) -> io::Result<()> {
         let startup = self.read_body().await?;
-        // A cancel request: its answer is the end.
+        // The answer to a cancel request is the end of the connection.
         if startup.starts_with(&80_877_102u32.to_be_bytes()) {
             return Ok(());
         }
@@ -378,7 +379,7 @@ impl Peer {
         }
         self.send().await?;
         self.socket.shutdown().await?;
-        // Unread bytes would make a reset of the end.
+        // With unread bytes, closing the socket would reset the connection.
         self.read_to_end().await
     }
 
@@ -395,7 +396,7 @@ impl Peer {
         Ok(())
     }
 
-    /// What the client answers, as text.
+    /// Returns the client's answer, as text.
     async fn answer(&mut self) -> io::Result<String> {
         self.send().await?;
         self.socket.read_u8().await?;
@@ -403,7 +404,7 @@ impl Peer {
         Ok(String::from_utf8_lossy(&body).into_owned())
     }
 
-    /// The kind of the client's next message.
+    /// Returns the tag of the client's next message.
     async fn next_tag(&mut self) -> io::Result<u8> {
         self.send().await?;
         let tag = self.socket.read_u8().await?;
@@ -424,7 +425,7 @@ impl Peer {
     }
 }
 
-/// What was said of SCRAM.
+/// The SCRAM messages of a login.
 #[derive(Default)]
 struct Scram {
     client_first: String,
@@ -456,7 +457,7 @@ impl Scram {
     }
 }
 
-/// Puts a text in its place, where that is, and is as long.
+/// Replaces `place` by `text`, if the frame contains it and it has the same length.
 fn put(frame: &mut [u8], place: &[u8], text: &str) {
     let at = frame.windows(place.len()).position(|window| window == place);
     if let Some(at) = at.filter(|_| text.len() == place.len()) {
