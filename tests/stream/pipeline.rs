@@ -722,3 +722,24 @@ async fn a_connection_is_opened_once_for_fetches_that_wait_for_it() {
         assert!(is_reason, "{error:?}");
     }
 }
+
+#[tokio::test]
+async fn a_server_error_before_the_end_of_the_connection_is_that_of_its_fetch() {
+    let error = scripted::message(b'E', b"SERROR\0VERROR\0C22012\0Mdivision by zero\0\0");
+    let first = script([
+        Step::ExpectQuery,
+        Step::ExpectQuery,
+        Step::Send([scripted::message(b'1', b""), error].concat()),
+        Step::Close,
+    ]);
+    let second = script([Step::ExpectQuery, Step::Send(answer(&["2"])), Step::ExpectEnd]);
+    let server = Scripted::start(vec![first, second]).await;
+    let client = connect(builder(&server.url())).await;
+    let fetch = || client.query::<u64>("v").fetch_one();
+    let (first, second) = join(fetch(), fetch()).await;
+    let error = first.unwrap_err();
+    assert_eq!(error.sqlstate(), Some(&sqlstate::DIVISION_BY_ZERO), "{error}");
+    assert_eq!(second.unwrap(), 2);
+    drop(client);
+    server.done().await;
+}

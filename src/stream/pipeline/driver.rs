@@ -467,13 +467,15 @@ impl Driver {
         let session = is_lost(error).then(|| LostSession::new(&exchange.connection));
         // Frees the descriptor.
         drop(exchange);
-        if let Some(Head { sent, run, first, .. }) = self.head.take() {
+        if let Some(Head { sent, run, first, error: reported, .. }) = self.head.take() {
             if let Some(session) = session {
                 session.cancel(&sent.running);
             }
             let losses = sent.losses + 1;
-            match lease.pause_before_retry(losses) {
-                Ok(Some(pause)) if run.rows == 0 && first.is_none() => {
+            match (reported, lease.pause_before_retry(losses)) {
+                // Prefer the server's error over the end of the connection that followed it.
+                (Some(reported), _) => self.fail(&sent.entry, reported),
+                (None, Ok(Some(pause))) if run.rows == 0 && first.is_none() => {
                     self.pause = pause;
                     self.sent.push_front(Sent { losses, ..sent });
                 }
