@@ -25,7 +25,7 @@ use fraiseql_wire::{
 };
 use futures_util::{
     StreamExt,
-    future::{join, join_all, poll_immediate},
+    future::{Either, join, join_all, poll_immediate, select},
 };
 use serde_json::Value;
 use tokio::sync::oneshot;
@@ -742,4 +742,27 @@ async fn a_server_error_before_the_end_of_the_connection_is_that_of_its_fetch() 
     assert_eq!(second.unwrap(), 2);
     drop(client);
     server.done().await;
+}
+
+/// The beginning of an answer is handed over in time, however many requests come meanwhile.
+#[tokio::test]
+async fn further_requests_do_not_delay_the_first_rows_of_a_slow_answer() {
+    let begun = [scripted::begin_json(), scripted::row("1")].concat();
+    let steps = [Step::ExpectQuery, Step::ExpectQuery, Step::Send(begun), Step::Silence];
+    let server = Scripted::start(vec![script(steps)]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let first = client.query::<u64>("v").where_rust(|row| *row == 1).fetch_optional();
+    let mut others = Vec::new();
+    let further = async {
+        for _ in 0..400 {
+            let mut other = Box::pin(client.query::<u64>("v").fetch_one());
+            assert!(poll_immediate(&mut other).await.is_none());
+            others.push(other);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    match select(Box::pin(first), Box::pin(further)).await {
+        Either::Left((first, _)) => assert_eq!(first.unwrap(), Some(1)),
+        Either::Right(_) => panic!("the row that had arrived was not delivered"),
+    }
 }

@@ -83,8 +83,8 @@ struct Head {
     /// The rows, after the last of them has been received.
     first: Option<FirstRows>,
     are_rows_complete: bool,
-    /// Rows have waited for more of the answer.
-    is_slow: bool,
+    /// Since when rows have waited for more of the answer.
+    rows_since: Option<Instant>,
     error: Option<Error>,
 }
 
@@ -341,12 +341,11 @@ impl Driver {
             sleep_until(at.into()).await;
             error
         };
-        let has_rows = self.head.as_ref().is_some_and(|head| head.run.rows > 0);
+        // Not since the last byte or the last request: both may go on for long.
+        let slow_at = self.head.as_mut().and_then(Head::slow_at);
         let slow = async {
-            if !has_rows {
-                return pending().await;
-            }
-            sleep(HANDOFF_AFTER).await;
+            let Some(at) = slow_at else { return pending().await };
+            sleep_until(at.into()).await;
         };
         let since = now();
         let read = select! {
@@ -357,10 +356,7 @@ impl Driver {
                 self.end_cancelled();
                 return Ok(());
             }
-            () = slow => {
-                self.head.iter_mut().for_each(|head| head.is_slow = true);
-                return Ok(());
-            }
+            () = slow => return Ok(()),
             error = silent => return Err(error),
         };
         *silent_since = now();
@@ -584,7 +580,19 @@ impl Drop for Driver {
 impl Head {
     fn new(sent: Sent) -> Self {
         let (run, first) = (Run::default(), None);
-        Self { sent, run, first, are_rows_complete: false, is_slow: false, error: None }
+        Self { sent, run, first, are_rows_complete: false, rows_since: None, error: None }
+    }
+
+    /// When a reader is to continue the answer, if rows wait for more of it.
+    fn slow_at(&mut self) -> Option<Instant> {
+        if self.run.rows == 0 {
+            return None;
+        }
+        self.rows_since.get_or_insert_with(now).checked_add(HANDOFF_AFTER)
+    }
+
+    fn is_slow(&self) -> bool {
+        self.rows_since.is_some_and(|since| now().saturating_duration_since(since) >= HANDOFF_AFTER)
     }
 
     /// Looks for rows in the read buffer. `None`: a message of another kind is next.
@@ -610,7 +618,7 @@ impl Head {
             Stop::Full | Stop::Malformed(_) => true,
             Stop::Incomplete(row) => {
                 let needed = self.run.frame_bytes + row.frame_bytes;
-                if needed <= MAX_READ && !self.is_slow {
+                if needed <= MAX_READ && !self.is_slow() {
                     connection.reserve(needed);
                     return Some(Step::Wait);
                 }
