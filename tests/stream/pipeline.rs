@@ -766,3 +766,21 @@ async fn further_requests_do_not_delay_the_first_rows_of_a_slow_answer() {
         Either::Right(_) => panic!("the row that had arrived was not delivered"),
     }
 }
+
+#[tokio::test]
+async fn long_answers_use_prepared_statements() {
+    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let url = format!("{}?sslmode=disable", url_at(proxy.address));
+    let client = FraiseClient::connect(&url).await.unwrap();
+    let mut sent = Vec::new();
+    for _ in 0..4 {
+        proxy.record();
+        let short = client.query::<u64>("v_one").fetch_one();
+        let long = client.query::<Value>("v_endless").limit(3_000).fetch_all();
+        let (one, rows) = join(short, long).await;
+        assert_eq!((one.unwrap(), rows.unwrap().len()), (1, 3_000));
+        let bytes = proxy.record();
+        sent.push(bytes.windows(9).any(|bytes| bytes == b"v_endless"));
+    }
+    assert_eq!(sent, [true, true, false, false]);
+}

@@ -389,9 +389,7 @@ impl Driver {
             None => Ok(Answer::Complete),
         };
         let Some(job) = entry.take_job() else { return };
-        if !matches!(choice, Choice::Prepared(_)) {
-            exchange.connection.statements.confirm(job.plan.query.sql(), choice);
-        }
+        confirm(exchange, &job, choice);
         let start = Start { sessions: Sessions::None, blocked: exchange.blocked, first, answer };
         deliver(entry, job, start);
     }
@@ -399,7 +397,8 @@ impl Driver {
     /// Lets a reader continue a long answer. The connection comes back when the reader has ended.
     fn hand_over(&mut self, work: Work, head: Head, job: Job) {
         let Work { lease, mut exchange, .. } = work;
-        let Head { sent: Sent { entry, running, .. }, first, .. } = head;
+        let Head { sent: Sent { entry, running, choice, .. }, first, .. } = head;
+        confirm(&mut exchange, &job, &choice);
         exchange.connection.followers = self.sent.len();
         let blocked = exchange.blocked;
         let held = Held { exchange, lease: Some(lease), running };
@@ -628,6 +627,13 @@ impl Head {
         exchange.take_rows(&mut self.run, &mut self.first);
         self.are_rows_complete = !is_long;
         is_long.then_some(Step::HandOver)
+    }
+}
+
+/// The columns of the result were described, and are as expected.
+fn confirm(exchange: &mut Exchange, job: &Job, choice: &Choice) {
+    if !matches!(choice, Choice::Prepared(_)) {
+        exchange.connection.statements.confirm(job.plan.query.sql(), choice);
     }
 }
 
