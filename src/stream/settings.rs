@@ -118,6 +118,11 @@ impl StreamSettings {
         self.is_strict() && self.memory() < 4 * MIN_READ
     }
 
+    /// Returns whether a row that fits into the largest read can exceed the maximum memory.
+    pub(super) fn is_below_read(&self) -> bool {
+        self.is_strict() && self.memory() < MAX_READ
+    }
+
     /// Checks the size of a message that is not a row.
     ///
     /// # Errors

@@ -784,3 +784,15 @@ async fn long_answers_use_prepared_statements() {
     }
     assert_eq!(sent, [true, true, false, false]);
 }
+
+#[tokio::test]
+async fn a_row_beyond_max_memory_fails_its_fetch() {
+    let client = client().await;
+    sql("create view v_pipeline_large as select to_jsonb(repeat('x', 40000)) as data").await;
+    let large = || client.query::<Value>("v_pipeline_large").max_memory(10_000).fetch_all();
+    for result in join_all((0..5).map(|_| large())).await {
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::MemoryLimitExceeded { limit: 10_000, .. }), "{error}");
+    }
+    join_all((0..10).map(|number| fetch_and_check(&client, number))).await;
+}

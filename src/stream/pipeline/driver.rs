@@ -18,7 +18,7 @@ use tokio::{
 use super::{
     entry::{Entry, Job, task_ended},
     queue::Pipeline,
-    request::{Queued, Sent},
+    request::{Queued, Sent, needs_reader},
 };
 use crate::{
     connection::{
@@ -242,7 +242,7 @@ impl Driver {
                 entry: Arc::clone(&entry),
                 running: job.query.session(),
                 settings: job.plan.spec.settings,
-                needs_reader: !job.plan.reads_first_rows(),
+                needs_reader: needs_reader(&job.plan),
                 choice,
                 prepares,
                 query: ExtendedQuery::with(steps),

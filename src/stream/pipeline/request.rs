@@ -7,7 +7,7 @@ use crate::{
     connection::{Choice, QuerySession, Session},
     metrics::connection::RequestsInFlight,
     protocol::extended_query::ExtendedQuery,
-    stream::{exchange::Exchange, settings::StreamSettings},
+    stream::{exchange::Exchange, plan::QueryPlan, settings::StreamSettings},
 };
 
 /// A request that is not sent.
@@ -50,7 +50,7 @@ impl Sent {
         let is_prepare = matches!(choice, Choice::Prepare(_));
         let (settings, needs_reader, prepares) = entry.with_job(|job| {
             let prepares = is_prepare.then(|| job.plan.query.sql().to_owned());
-            (job.plan.spec.settings, !job.plan.reads_first_rows(), prepares)
+            (job.plan.spec.settings, needs_reader(&job.plan), prepares)
         })?;
         Some(Self {
             entry,
@@ -66,6 +66,11 @@ impl Sent {
             session: Some(Arc::clone(&exchange.connection.session)),
         })
     }
+}
+
+/// Whether a reader must look at each row. The read buffer of pipelined answers is large.
+pub(super) fn needs_reader(plan: &QueryPlan) -> bool {
+    !plan.reads_first_rows() || plan.spec.settings.is_below_read()
 }
 
 impl fmt::Debug for Sent {

@@ -147,9 +147,9 @@ impl ReadBuffer {
     }
 
     /// Truncates the run before a row that exceeds the memory. Such a row can be in the buffer only
-    /// if the memory is very small.
+    /// if the memory is very small, or if a pipelined answer was read with others.
     fn check_sizes(&mut self, buffer: &[u8]) -> Result<()> {
-        if !self.settings.is_tiny() {
+        if !self.settings.is_below_read() {
             return Ok(());
         }
         let limit = self.settings.memory();
