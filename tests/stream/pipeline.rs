@@ -796,3 +796,37 @@ async fn a_row_beyond_max_memory_fails_its_fetch() {
     }
     join_all((0..10).map(|number| fetch_and_check(&client, number))).await;
 }
+
+#[tokio::test]
+async fn dropping_all_fetches_cancels_each_and_keeps_the_connection() {
+    let admin = admin().await;
+    let client = client().await;
+    let pid = client.backend_pid().unwrap();
+    let mut slow: Vec<_> =
+        (0..5).map(|_| Box::pin(client.query::<Value>("v_asleep").fetch_one())).collect();
+    for slow in &mut slow {
+        assert!(poll_immediate(slow).await.is_none());
+    }
+    eventually("it runs", async || backend_state(&admin, pid).await.as_deref() == Some("active"))
+        .await;
+    drop(slow);
+    fetch_and_check(&client, 1).await;
+    assert_eq!(client.backend_pid(), Some(pid));
+}
+
+#[tokio::test]
+async fn a_fetch_that_follows_a_drop_waits_until_the_dropped_one_is_cancelled() {
+    let admin = admin().await;
+    let client = client().await;
+    let pid = client.backend_pid().unwrap();
+    let mut first = Box::pin(client.query::<u64>("v_one").fetch_one());
+    assert!(poll_immediate(&mut first).await.is_none());
+    let mut slow = Box::pin(client.query::<Value>("v_asleep").fetch_one());
+    assert!(poll_immediate(&mut slow).await.is_none());
+    assert_eq!(first.await.unwrap(), 1);
+    eventually("it runs", async || backend_state(&admin, pid).await.as_deref() == Some("active"))
+        .await;
+    drop(slow);
+    fetch_and_check(&client, 1).await;
+    assert_eq!(client.backend_pid(), Some(pid));
+}

@@ -211,7 +211,14 @@ impl Driver {
         }
     }
 
+    /// Sends the next requests, unless all that were sent are to be cancelled first: a cancel
+    /// request must not hit the next ones.
     fn send_queued(&mut self, connection: &mut Connection) {
+        let is_wanted = |sent: &Sent| sent.entry.is_wanted();
+        let mut sent = self.head.iter().map(|head| &head.sent).chain(&self.sent).peekable();
+        if sent.peek().is_some() && !sent.any(is_wanted) {
+            return;
+        }
         while self.sent.len() < MAX_IN_FLIGHT && connection.outgoing() < MAX_OUTGOING {
             let Some(queued) = self.pipeline.next() else { return };
             self.send(connection, queued, None);
