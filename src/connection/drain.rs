@@ -45,8 +45,8 @@ const ROUNDS: usize = 4;
 /// otherwise would produce rows that are discarded. After the request everything must be read,
 /// because a server that waits for room in its socket does not check for signals.
 ///
-/// If other requests were pipelined after the query, no cancel request is sent, because it might
-/// hit one of them: the answer is only discarded.
+/// While other requests that were pipelined after the query are wanted, no cancel request is sent,
+/// because it might hit one of them: the answer is only discarded.
 ///
 /// # Errors
 ///
@@ -83,8 +83,8 @@ async fn clean_up(
 ) -> Result<()> {
     let Limits { cancel_timeout, drain_limit, .. } = connection.limits;
     let session = Arc::clone(&connection.session);
-    let is_alone = connection.followers == 0;
-    let cancel = async || match session.cancel.as_ref().filter(|_| is_alone && query.is_running()) {
+    let may_cancel = || !session.others_wanted() && query.is_running();
+    let cancel = async || match session.cancel.as_ref().filter(|_| may_cancel()) {
         Some(key) => session.send_cancel(key).await,
         None => Ok(()),
     };
@@ -99,7 +99,7 @@ async fn clean_up(
                 return Ok(());
             }
         }
-        if is_alone && query.is_running() && session.cancel.is_none() {
+        if may_cancel() && session.cancel.is_none() {
             return Err(no_key());
         }
         let sent = connection.write(unsent).await;
@@ -111,9 +111,11 @@ async fn clean_up(
         let mut pause = FIRST_REPEAT;
         while cancelled.is_ok() {
             let round = drain.drained + drain_limit / ROUNDS;
+            let is_barred = session.others_wanted();
             select! {
                 biased;
                 ready = drain.run(connection, round) => if ready? { return Ok(()) },
+                () = session.others_unwanted(), if is_barred => pause = FIRST_REPEAT,
                 () = sleep(pause) => pause *= 2,
             }
             // A request that arrives before the server has begun the query has no effect.

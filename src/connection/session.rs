@@ -1,7 +1,13 @@
 //! A session on a server, and the cancel requests that are sent to it.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{
+            AtomicBool,
+            Ordering::{AcqRel, Acquire},
+        },
+    },
     time::Duration,
 };
 
@@ -39,6 +45,10 @@ pub(crate) struct Session {
     pub(super) cancel: Option<CancelKey>,
     requests: Mutex<Requests>,
     request_ended: Notify,
+    /// Other requests follow the one whose answer is being read, and are wanted: a cancel request
+    /// might hit one of them.
+    others_wanted: AtomicBool,
+    others_unwanted: Notify,
 }
 
 /// Cancel requests that were sent to this session.
@@ -64,6 +74,31 @@ impl Session {
             cancel,
             requests: Mutex::default(),
             request_ended: Notify::new(),
+            others_wanted: AtomicBool::new(false),
+            others_unwanted: Notify::new(),
+        }
+    }
+
+    /// Sets whether the session has other requests, which are wanted.
+    pub(crate) fn set_others_wanted(&self, is_wanted: bool) {
+        if self.others_wanted.swap(is_wanted, AcqRel) && !is_wanted {
+            self.others_unwanted.notify_waiters();
+        }
+    }
+
+    /// Whether a cancel request might hit another request than the one whose answer is being read.
+    pub(crate) fn others_wanted(&self) -> bool {
+        self.others_wanted.load(Acquire)
+    }
+
+    /// Resolves when a cancel request can hit no other request that is wanted.
+    pub(super) async fn others_unwanted(&self) {
+        loop {
+            let changed = self.others_unwanted.notified();
+            if !self.others_wanted() {
+                return;
+            }
+            changed.await;
         }
     }
 

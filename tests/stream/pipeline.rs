@@ -3,6 +3,7 @@
 //! rules as a table, whose rows are tested here.
 
 use std::{
+    future::Future,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -829,4 +830,80 @@ async fn a_fetch_that_follows_a_drop_waits_until_the_dropped_one_is_cancelled() 
     drop(slow);
     fetch_and_check(&client, 1).await;
     assert_eq!(client.backend_pid(), Some(pid));
+}
+
+/// Rows that are sent at once, and then one that takes its time.
+const THEN_ASLEEP: &str = "create or replace view v_then_asleep as
+    select case when i <= 100 then to_jsonb(repeat('x', 300)) else to_jsonb(pg_sleep(600)::text) end
+    as data from (select generate_series(1, 101) i) as numbers";
+
+/// A fetch from `v_then_asleep` that a reader has taken over, and others whose requests are sent
+/// after it.
+async fn slow_with_followers<'a>(
+    client: &'a FraiseClient,
+    others: usize,
+) -> (
+    impl Future<Output = Result<Vec<Value>, Error>> + use<>,
+    Vec<impl Future<Output = Result<u64, Error>> + use<'a>>,
+) {
+    sql(THEN_ASLEEP).await;
+    let has_rows = Arc::new(AtomicU64::new(0));
+    let rows = Arc::clone(&has_rows);
+    let slow = client.query::<Value>("v_then_asleep").where_rust(move |_| {
+        rows.fetch_add(1, Ordering::Relaxed);
+        true
+    });
+    let mut slow = Box::pin(slow.fetch_all());
+    assert!(poll_immediate(&mut slow).await.is_none());
+    let mut followers: Vec<_> =
+        (0..others).map(|_| Box::pin(client.query::<u64>("v_one").fetch_one())).collect();
+    for follower in &mut followers {
+        assert!(poll_immediate(follower).await.is_none());
+    }
+    while has_rows.load(Ordering::Relaxed) == 0 {
+        assert!(poll_immediate(&mut slow).await.is_none());
+        tokio::task::yield_now().await;
+    }
+    (slow, followers)
+}
+
+#[tokio::test]
+async fn dropping_a_slow_fetch_that_has_rows_stops_it_and_moves_the_others() {
+    let admin = admin().await;
+    let config = builder(&cluster().url()).cancel_timeout(Duration::from_millis(300));
+    let client = connect(config).await;
+    let pid = client.backend_pid().unwrap();
+    let (slow, followers) = slow_with_followers(&client, 5).await;
+    drop(slow);
+    for one in join_all(followers).await {
+        assert_eq!(one.unwrap(), 1);
+    }
+    assert_ne!(client.backend_pid(), Some(pid));
+    eventually("the old backend is gone", async || backend_state(&admin, pid).await.is_none())
+        .await;
+}
+
+#[tokio::test]
+async fn dropping_a_slow_fetch_that_has_rows_and_all_others_keeps_the_connection() {
+    let client = client().await;
+    let pid = client.backend_pid();
+    let (slow, followers) = slow_with_followers(&client, 5).await;
+    drop(slow);
+    drop(followers);
+    fetch_and_check(&client, 1).await;
+    assert_eq!(client.backend_pid(), pid);
+}
+
+#[tokio::test]
+async fn a_cancel_token_stops_a_slow_fetch_that_has_rows_and_the_others() {
+    let client = client().await;
+    let pid = client.backend_pid();
+    let (slow, followers) = slow_with_followers(&client, 5).await;
+    client.cancel_token().cancel().await.unwrap();
+    assert!(matches!(slow.await, Err(Error::Cancelled)));
+    for follower in followers {
+        assert!(matches!(follower.await, Err(Error::Cancelled)));
+    }
+    fetch_and_check(&client, 1).await;
+    assert_eq!(client.backend_pid(), pid);
 }

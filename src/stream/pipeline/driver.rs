@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    convert::Infallible,
     future::pending,
     mem,
     sync::Arc,
@@ -128,7 +129,11 @@ impl Driver {
 
     async fn run(mut self) {
         while !self.has_finished {
-            let (lease, connection) = self.slot.lease_shared().await;
+            let (lease, connection) = select! {
+                biased;
+                leased = self.slot.lease_shared() => leased,
+                never = self.observe_followers() => match never {},
+            };
             match self.connection(&lease, connection).await {
                 Ok(connection) => self.work(lease, connection).await,
                 Err(error) => {
@@ -170,6 +175,7 @@ impl Driver {
         self.session = Some(Arc::clone(&connection.session));
         let mut exchange = Exchange::new(connection, Bytes::new(), ExtendedQuery::new());
         exchange.connection.followers = 0;
+        exchange.connection.session.set_others_wanted(false);
         let mut work = Work { lease, exchange, silent_since: now() };
         let mut was_shared = false;
         loop {
@@ -407,6 +413,7 @@ impl Driver {
         let Head { sent: Sent { entry, running, choice, .. }, first, .. } = head;
         confirm(&mut exchange, &job, &choice);
         exchange.connection.followers = self.sent.len();
+        exchange.connection.session.set_others_wanted(self.are_followers_wanted());
         let blocked = exchange.blocked;
         let held = Held { exchange, lease: Some(lease), running };
         let answer = Ok(Answer::Continues);
@@ -425,33 +432,31 @@ impl Driver {
     async fn discard(&self, work: &mut Work) -> Result<()> {
         let Exchange { connection, query, .. } = &mut work.exchange;
         self.end_cancelled();
-        connection.followers = self.followers_wanted();
-        if connection.followers > 0 {
-            select! {
-                biased;
-                discarded = cancel_and_drain(connection, query, Bytes::new()) => discarded?,
-                () = self.followers_unwanted() => {
-                    connection.followers = 0;
-                    cancel_and_drain(connection, query, Bytes::new()).await?;
-                }
-            }
-        } else {
-            cancel_and_drain(connection, query, Bytes::new()).await?;
+        let session = Arc::clone(&connection.session);
+        session.set_others_wanted(self.are_followers_wanted());
+        select! {
+            biased;
+            discarded = cancel_and_drain(connection, query, Bytes::new()) => discarded?,
+            never = self.observe_followers() => match never {},
         }
-        connection.followers = 0;
+        session.set_others_wanted(false);
         work.silent_since = now();
         Ok(())
     }
 
-    /// How many of the requests that were sent after the head are wanted. To the others a late
-    /// cancel request does no harm.
-    fn followers_wanted(&self) -> usize {
-        self.sent.iter().filter(|sent| sent.entry.is_wanted()).count()
+    /// Whether a request that was sent after the head is wanted. To the others a late cancel
+    /// request does no harm.
+    fn are_followers_wanted(&self) -> bool {
+        self.sent.iter().any(|sent| sent.entry.is_wanted())
     }
 
-    /// Resolves when no request that was sent after the head is wanted.
-    async fn followers_unwanted(&self) {
-        while self.followers_wanted() > 0 {
+    /// Tells the cleanup of an earlier request whether requests that were sent after it are still
+    /// wanted.
+    async fn observe_followers(&self) -> Infallible {
+        loop {
+            if let Some(session) = &self.session {
+                session.set_others_wanted(self.are_followers_wanted());
+            }
             select! {
                 () = self.pipeline.changed.notified() => {}
                 () = self.slot.driver_needed() => self.end_cancelled(),

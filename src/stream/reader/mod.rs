@@ -341,7 +341,13 @@ impl Reader {
             }
             Teardown::CancelAndDrain => {
                 finish(end);
-                cancel_and_release(exchange, lease).await
+                let connection = &exchange.connection;
+                let uncancelled = (connection.followers > 0).then(|| LostSession::new(connection));
+                let released = cancel_and_release(exchange, lease).await;
+                if let Some(session) = uncancelled.filter(|_| released.is_err()) {
+                    session.cancel(&running);
+                }
+                released
             }
             Teardown::CloseEnded => {
                 if let Err(Interrupt::Failed(error)) = &end {
