@@ -583,10 +583,7 @@ async fn has_schema(admin: &tokio_postgres::Client, pid: u32) -> bool {
 }
 
 fn example(name: &str) -> Command {
-    let test = std::env::current_exe().unwrap();
-    let built = test.ancestors().nth(2).unwrap().join("examples").join(name);
-    assert!(built.exists(), "run the whole suite, or first: cargo build --example {name}");
-    let mut command = Command::new(built);
+    let mut command = Command::new(crate::support::example::path(name));
     command.current_dir("/");
     command
 }

@@ -1,5 +1,5 @@
-//! The quickstart, as a newcomer runs it: by itself, as another user, twice at once, beside a server
-//! and on one, and interrupted.
+//! The quickstart: alone, as another user, twice in parallel, next to a running server and on one,
+//! and interrupted.
 
 use std::{
     fs,
@@ -8,18 +8,16 @@ use std::{
     process::{Command, Output, Stdio},
 };
 
-use crate::support::{admin, cluster};
+use crate::support::{admin, cluster, example};
 
 /// The example, copied to where every user may run it.
 fn program(folder: &Path) -> PathBuf {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
-    let test = std::env::current_exe().unwrap();
-    let built = test.ancestors().nth(2).unwrap().join("examples/quickstart");
-    assert!(built.exists(), "run the whole suite, or first: cargo build --example quickstart");
     let program = folder.join("quickstart");
-    // By another process: a process that another thread starts while a file is open for writing has it open too for a
-    // moment, and meanwhile the file cannot be executed.
-    let copied = Command::new("cp").arg(built).arg(&program).status().unwrap();
+    // Copied by another process. Otherwise a process that another thread starts meanwhile inherits
+    // the open file, and a file that is open for writing cannot be executed.
+    let copied =
+        Command::new("cp").arg(example::path("quickstart")).arg(&program).status().unwrap();
     assert!(copied.success());
     program
 }

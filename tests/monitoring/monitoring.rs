@@ -210,12 +210,9 @@ fn the_spans_of_the_example_are_those_of_the_conventions() {
     assert!(said.contains("the other query failed as expected: true"));
 }
 
-/// An example as Cargo has built it, with this binary's server.
+/// Returns the command of an example, with the server of this binary.
 fn example(name: &str) -> Command {
-    let test = std::env::current_exe().unwrap();
-    let built = test.ancestors().nth(2).unwrap().join("examples").join(name);
-    assert!(built.exists(), "run the whole suite, or first: cargo build --example {name}");
-    let mut command = Command::new(built);
+    let mut command = Command::new(crate::support::example::path(name));
     command.env("DATABASE_URL", crate::support::cluster().url());
     command
 }

@@ -9,6 +9,7 @@ pub mod certificates;
 pub mod cluster;
 pub mod daemon;
 pub mod events;
+pub mod example;
 pub mod http;
 pub mod log;
 pub mod proxy;

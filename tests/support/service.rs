@@ -6,6 +6,8 @@ use std::{
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
 };
 
+use super::example;
+
 /// A running service. It ends when it is dropped.
 pub struct Service {
     /// Where it listens: `127.0.0.1:41234`.
@@ -33,14 +35,8 @@ impl Service {
     }
 
     pub fn start(configure: impl FnOnce(&mut Command)) -> Self {
-        let test = std::env::current_exe().unwrap();
-        let built = test.ancestors().nth(2).unwrap().join("examples/axum");
-        assert!(
-            built.exists(),
-            "run the whole suite, or first: cargo build --features deadpool --example axum"
-        );
         let log = tempfile::NamedTempFile::new().unwrap();
-        let mut command = Command::new(built);
+        let mut command = Command::new(example::path("axum"));
         command.env_remove("DATABASE_URL").env_remove("POOL_SIZE").env("LISTEN", "127.0.0.1:0");
         command.stdout(Stdio::piped()).stderr(log.reopen().unwrap());
         configure(&mut command);
