@@ -1,4 +1,4 @@
-//! Cancelling at every step of a query, and what a query does when its connection is lost.
+//! Cancelling at every step of a query, and queries whose connection is lost.
 
 use std::{
     env,
@@ -78,10 +78,10 @@ fn assert_cancelled<T: std::fmt::Debug>(result: Result<T>) {
 
 // ---- Cancel tokens ----
 
-/// A token ends a query in each of the ways in which one is asked for, and a ping, while the client
-/// logs in. Nothing is sent after that.
+/// A token cancels each kind of query, and a ping, while the client logs in. Nothing is sent after
+/// that.
 #[tokio::test]
-async fn cancel_token_ends_what_waits_for_the_login() {
+async fn cancel_token_cancels_queries_that_wait_for_the_login() {
     for step in 0..7 {
         let (reached, arrived) = oneshot::channel();
         let login = vec![Step::ExpectStartup, Step::Signal(reached), Step::ExpectEnd];
@@ -110,9 +110,9 @@ async fn cancel_token_ends_what_waits_for_the_login() {
     }
 }
 
-/// The mark stays: `cancel()` resolves though nothing polls the query, which then sends nothing.
+/// `cancel()` resolves even if the query is not polled. When it is polled again, it sends nothing.
 #[tokio::test]
-async fn cancel_token_marks_a_query_that_is_not_polled() {
+async fn cancel_token_cancels_a_query_that_is_not_polled() {
     // While it connects.
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let client = client_at(listener.local_addr().unwrap());
@@ -147,7 +147,7 @@ async fn cancel_token_marks_a_query_that_is_not_polled() {
 
 /// A query that waits for the cleanup of an earlier stream is cancelled without being sent.
 #[tokio::test]
-async fn cancel_token_ends_a_query_that_waits_for_a_cleanup() {
+async fn cancel_token_cancels_a_query_that_waits_for_a_cleanup() {
     let (cancel_seen, seen) = oneshot::channel();
     let (go, wait) = oneshot::channel();
     let mut first = scripted::login();
@@ -183,7 +183,7 @@ async fn cancel_token_ends_a_query_that_waits_for_a_cleanup() {
 
 /// While the client waits to connect again.
 #[tokio::test]
-async fn cancel_token_ends_a_query_that_waits_to_reconnect() {
+async fn cancel_token_cancels_a_query_that_waits_to_reconnect() {
     let mut first = scripted::login();
     first.push(Step::Close);
     let server = Scripted::start(vec![first]).await;
@@ -201,7 +201,7 @@ async fn cancel_token_ends_a_query_that_waits_to_reconnect() {
 
 /// While a stream is resumed.
 #[tokio::test]
-async fn cancel_token_ends_a_stream_that_waits_to_resume() {
+async fn cancel_token_cancels_a_stream_that_waits_to_resume() {
     let mut first = scripted::login();
     let row = scripted::row(r#"{"id":1}"#);
     first.extend([Step::ExpectQuery, Step::Send([scripted::begin_json(), row].concat())]);
@@ -281,7 +281,7 @@ async fn cancel_token_is_never_lost_while_a_query_starts() {
 
 /// A query is stopped on the server even if its stream is not read or is paused.
 #[tokio::test]
-async fn cancel_token_stops_what_nobody_reads() {
+async fn cancel_token_cancels_streams_that_are_not_read() {
     let admin = admin().await;
     let client = client().await;
     let pid = client.backend_pid().unwrap();
@@ -355,7 +355,7 @@ async fn cutting_proxy(servers: Vec<SocketAddr>) -> (SocketAddr, watch::Sender<(
                 let mut server = TcpStream::connect(server).await.unwrap();
                 tokio::select! {
                     _ = copy_bidirectional(&mut client, &mut server) => {}
-                    // The server's end stays, as behind a NAT that forgets a connection.
+                    // The server's side stays open, as with a NAT that forgets a connection.
                     _ = cut.changed() => {
                         drop(client);
                         tokio::time::sleep(LONG).await;
@@ -470,10 +470,10 @@ async fn ping_keeps_a_connection_on_which_the_server_reported_an_error() {
     within(server.done()).await;
 }
 
-/// An error without the end of the answer to a ping costs the connection: the end would be taken for
-/// the answer to the next query.
+/// A ping that fails without a ReadyForQuery closes the connection. Otherwise a late ReadyForQuery
+/// would be taken for the answer to the next query.
 #[tokio::test]
-async fn ping_closes_a_connection_whose_answer_has_no_end() {
+async fn ping_without_ready_for_query_closes_the_connection() {
     let ping = || Step::Expect(b"Q\0\0\0\x05\0".to_vec());
     let mut first = scripted::login();
     let error = scripted::error("ERROR", "53200", "out of memory");
@@ -488,10 +488,10 @@ async fn ping_closes_a_connection_whose_answer_has_no_end() {
     within(client.ping()).await.unwrap();
 }
 
-/// `statement_timeout` has the SQLSTATE of a cancelled query. No late cancel request of an earlier query
-/// is the cause, so the query is not run again.
+/// `statement_timeout` has the SQLSTATE of a cancelled query. It is not caused by a late cancel
+/// request of an earlier query, so the query is not run again.
 #[tokio::test]
-async fn query_that_is_too_slow_is_not_run_again_after_a_cancelled_one() {
+async fn query_ended_by_statement_timeout_is_not_run_again() {
     sql("create view v_numbers as select to_jsonb(generate_series(1, 100000000)) as data;
          create sequence s_runs;
          create view v_runs as select to_jsonb(n) as data
@@ -589,16 +589,16 @@ async fn cancel_finds_its_server_through_a_balancer() {
     assert_eq!(backend_state(&admin, pid).await.as_deref(), Some("idle"));
 }
 
-/// Both sides' certificates are renewed under an open session, and then TLS is switched off: a
-/// query of the session can be cancelled as long as a new session could be made.
+/// The certificates of both sides are renewed during a session, and then TLS is switched off. A
+/// query of the session can be cancelled as long as a new session could be opened.
 #[tokio::test]
-async fn cancel_uses_the_certificates_of_now() {
+async fn cancel_uses_renewed_certificates() {
     let (old, new) = (Authority::new("Old"), Authority::new("New"));
     let folder = tempfile::tempdir().unwrap();
     let (server, user) = (old.server("s", &["127.0.0.1"]), old.client("postgres"));
     let cluster = Cluster::start_with(&Setup {
         hba: REQUIRE_PASSWORD,
-        // Not ssl itself: what stands here cannot be changed.
+        // Not `ssl` itself: a setting of this file cannot be changed later.
         settings: "-c ssl_cert_file={folder}/server.crt \
                    -c ssl_key_file={folder}/server.key -c ssl_ca_file={folder}/ca.crt",
         files: &[
@@ -683,7 +683,7 @@ async fn cancel_uses_the_certificates_of_now() {
 
 /// A process without a free descriptor can stop a query: the session's own is closed for it.
 #[tokio::test]
-async fn cancel_needs_no_free_descriptor() {
+async fn cancel_works_without_a_free_descriptor() {
     const URL: &str = "FRAISEQL_WIRE_TEST_WITHOUT_DESCRIPTORS";
     if let Ok(url) = env::var(URL) {
         return without_descriptors(&url).await;
@@ -694,8 +694,10 @@ async fn cancel_needs_no_free_descriptor() {
     // Only the view must be there.
     drop(client().await);
     let mut command = Command::new("sh");
-    command
-        .args(["-c", "ulimit -n 64; exec \"$0\" --exact cancel::cancel_needs_no_free_descriptor"]);
+    command.args([
+        "-c",
+        "ulimit -n 64; exec \"$0\" --exact cancel::cancel_works_without_a_free_descriptor",
+    ]);
     let output = command.arg(env::current_exe().unwrap()).env(URL, url).output();
     let output = tokio::task::spawn_blocking(move || output).await.unwrap().unwrap();
     let output = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -731,7 +733,7 @@ async fn without_descriptors(url: &str) {
 
 /// A row that a Rust predicate has found is the answer, whatever becomes of the cleanup.
 #[tokio::test]
-async fn fetch_optional_returns_the_row_though_the_cleanup_fails() {
+async fn fetch_optional_returns_the_row_if_the_cleanup_fails() {
     let config = at(real()).database("postgres").drain_limit(0).build().unwrap();
     let client = FraiseClient::connect_with_config(config).await.unwrap();
     for _ in 0..3 {
@@ -745,7 +747,7 @@ async fn fetch_optional_returns_the_row_though_the_cleanup_fails() {
 
 // ---- Deadlines ----
 
-/// A server that reads nothing is as silent as one that sends nothing.
+/// A server that reads nothing counts as silent, like one that sends nothing.
 #[tokio::test]
 async fn read_timeout_covers_sending_the_query() {
     let (_keep, never) = oneshot::channel();
@@ -764,10 +766,10 @@ async fn read_timeout_covers_sending_the_query() {
     eventually("it is given up", async || !client.is_busy()).await;
 }
 
-/// A server that is down is not a slow query: not at first, not between queries, not in a
-/// resumption.
+/// A server that is down is not reported as a slow query: not at first, not between queries, and
+/// not during a resumption.
 #[tokio::test]
-async fn deadline_that_passes_while_connecting_reports_the_connection() {
+async fn deadline_while_connecting_reports_the_connection() {
     let short = Duration::from_millis(500);
     let check = |error: Error, reason: &str| {
         assert!(matches!(error, Error::Connection { .. }), "{error:?}");
@@ -806,7 +808,7 @@ async fn deadline_that_passes_while_connecting_reports_the_connection() {
 
 /// Deadlines hold however slow the handler of notices is, and however many have arrived.
 #[tokio::test]
-async fn deadlines_are_looked_at_between_notices() {
+async fn deadlines_are_checked_between_notices() {
     let notice = scripted::fields(b'N', &[(b'S', "NOTICE"), (b'C', "00000"), (b'M', "slow")]);
     let flood = notice.repeat(4000);
     let slow = || {
@@ -862,7 +864,7 @@ async fn deadlines_are_looked_at_between_notices() {
 /// A handler of notices that panics costs the connection, wherever it is called, and not the
 /// client.
 #[tokio::test]
-async fn notice_handler_that_panics_never_leaves_the_client_busy() {
+async fn panicking_notice_handler_never_leaves_the_client_busy() {
     let warning =
         scripted::fields(b'N', &[(b'S', "WARNING"), (b'C', "01000"), (b'M', "it panics")]);
     let begun = [scripted::begin_json(), scripted::row("1")].concat();
@@ -991,7 +993,7 @@ async fn soft_limits_of_a_small_memory_fail_only_for_a_consumer_that_lags() {
 
 /// A row larger than `max_memory` is an error wherever it lies in a read.
 #[tokio::test]
-async fn max_memory_of_a_few_bytes_refuses_every_larger_row() {
+async fn max_memory_of_a_few_bytes_rejects_every_larger_row() {
     sql("create view v_longer as select to_json(repeat('x', i)) as data
          from generate_series(1, 200) i")
     .await;

@@ -1,4 +1,4 @@
-//! Flow control: pauses, handles, time, memory, chunks, bodies, and that the numbers add up.
+//! Flow control: pauses, handles, time, memory, chunks and bodies, with consistent statistics.
 
 use std::{
     collections::VecDeque,
@@ -36,7 +36,7 @@ async fn wait_until_idle(client: &FraiseClient) {
 }
 
 #[tokio::test]
-async fn a_handle_steers_from_another_task() {
+async fn stream_control_works_from_another_task() {
     let client = client().await;
     let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
     stream.next().await.unwrap().unwrap();
@@ -59,17 +59,17 @@ async fn a_handle_steers_from_another_task() {
     drop(stream);
     assert_eq!(control.state(), StreamState::Cancelled);
     assert_consistent(&control.stats());
-    // Who only resumes cannot know that it has ended.
+    // A caller that only resumes cannot know that the stream has ended.
     control.resume().await.unwrap();
     let error = control.pause().await.unwrap_err();
     assert_eq!(error.category(), ErrorCategory::InvalidState);
     control.cancel().await.unwrap();
 }
 
-/// Whoever reads must not take the end for that of the rows; the client can go on at once, though the
-/// stream is still there.
+/// The consumer must not mistake the cancellation for the end of the rows. The client can be used
+/// immediately, even if the stream still exists.
 #[tokio::test]
-async fn a_cancel_by_a_handle_is_an_error_of_the_stream() {
+async fn stream_control_cancel_is_an_error_of_the_stream() {
     let client = client().await;
     let mut stream = client.query::<Value>("v_endless").chunk_size(8).execute().await.unwrap();
     stream.next().await.unwrap().unwrap();
@@ -89,7 +89,7 @@ async fn a_cancel_by_a_handle_is_an_error_of_the_stream() {
     assert_consistent(&stream.stats());
     assert_eq!(stream.stats().total_rows_yielded, 8);
 
-    // Also one that is waited for.
+    // Also while a consumer waits for its next row.
     let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
     let control = stream.control();
     stream.pause().await.unwrap();
@@ -106,7 +106,7 @@ async fn a_cancel_by_a_handle_is_an_error_of_the_stream() {
 }
 
 #[tokio::test]
-async fn a_pause_ends_by_itself_when_its_time_is_up() {
+async fn pause_ends_when_pause_timeout_expires() {
     let (events, _listening) = Events::listen();
     let client = client().await;
     let query = client.query::<Value>("v_endless").pause_timeout(Duration::from_secs(60));
@@ -122,7 +122,7 @@ async fn a_pause_ends_by_itself_when_its_time_is_up() {
     assert_eq!(stream.stats().paused_for.as_secs(), 60);
     assert_eq!(events.with("cause=\"timeout\"").len(), 1);
 
-    // It can be set, and lifted, in the middle of a pause.
+    // The timeout can be set and removed during a pause.
     stream.pause().await.unwrap();
     stream.clear_pause_timeout();
     tokio::time::sleep(Duration::from_secs(3600)).await;
@@ -132,7 +132,7 @@ async fn a_pause_ends_by_itself_when_its_time_is_up() {
     assert_eq!((stream.state(), stream.stats().pauses), (StreamState::Running, 2));
     assert!(paused.elapsed().as_secs() > 3700);
 
-    // Also when every row has come, and only the end is held back.
+    // Also if all rows have arrived, and only the end waits.
     drop(stream);
     let query = client.query::<u8>("v_one").pause_timeout(Duration::from_secs(60));
     let mut stream = query.execute().await.unwrap();
@@ -142,7 +142,7 @@ async fn a_pause_ends_by_itself_when_its_time_is_up() {
 }
 
 #[tokio::test]
-async fn a_pause_that_outlasts_the_statement_timeout_is_warned_of_once() {
+async fn pause_longer_than_statement_timeout_logs_one_warning() {
     let (events, _listening) = Events::listen();
     let config = ConnectionConfig::builder()
         .host("127.0.0.1")
@@ -164,10 +164,10 @@ async fn a_pause_that_outlasts_the_statement_timeout_is_warned_of_once() {
     assert_eq!(events.with("lunch").len(), 1);
 }
 
-/// A consumer that is busy on the reader's own thread is what holds it up, though the reader never finds the
-/// queue full: it has its turn when the consumer has had its own.
+/// A busy consumer on the thread of the reader blocks the reader. This must be recorded, although
+/// the reader never finds the queue full: it runs only after the consumer.
 #[tokio::test]
-async fn a_busy_consumer_on_the_same_thread_is_seen_to_be_slow() {
+async fn busy_consumer_on_the_same_thread_is_recorded_as_slow() {
     let client = client().await;
     let mut stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
     for _ in 0..5_000 {
@@ -179,15 +179,15 @@ async fn a_busy_consumer_on_the_same_thread_is_seen_to_be_slow() {
     assert!(consumer > server, "{consumer:?} for the consumer, {server:?} for the server");
 }
 
-/// Every timeout stops the query on the server and leaves the client usable; what had come is read
-/// first.
+/// Every timeout cancels the query on the server and leaves the client usable. Rows that have
+/// arrived are read first.
 #[tokio::test]
-async fn timeouts_of_a_query_stop_it_on_the_server() {
+async fn query_timeouts_cancel_it_on_the_server() {
     let client = client().await;
     let pid = client.backend_pid();
     let short = Duration::from_millis(1000);
 
-    // A consumer that does not read at all does not keep the server from being stopped.
+    // The timeout expires even if the consumer does not read at all.
     let query = client.query::<Value>("v_endless").timeout(short);
     let mut stream = query.execute().await.unwrap();
     wait_until_idle(&client).await;
@@ -217,7 +217,7 @@ async fn timeouts_of_a_query_stop_it_on_the_server() {
         wait_until_idle(&client).await;
     }
 
-    // Nothing comes at all.
+    // No data arrives at all.
     let config = ConnectionConfig::builder()
         .host("127.0.0.1")
         .port(cluster().port())
@@ -231,13 +231,13 @@ async fn timeouts_of_a_query_stop_it_on_the_server() {
     assert_eq!(phase(&error), TimeoutPhase::Read);
     wait_until_idle(&impatient).await;
 
-    // Rows that come in time know nothing of it.
+    // Rows that arrive in time are not affected.
     let query = client.query::<u64>("v_short").timeout(Duration::from_secs(60));
     let rows = query.first_row_timeout(Duration::from_secs(60)).fetch_all().await.unwrap();
     assert_eq!(rows, (1..=300).collect::<Vec<_>>());
     assert_eq!(client.backend_pid(), pid);
 
-    // Connecting counts.
+    // The time to connect counts.
     let server = Scripted::start(vec![vec![Step::ExpectStartup, Step::Silence]]).await;
     let client = FraiseClient::new(server.url().parse().unwrap());
     let error = client.query::<Value>("v").timeout(short).execute().await.unwrap_err();
@@ -248,14 +248,14 @@ async fn timeouts_of_a_query_stop_it_on_the_server() {
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Lets hours pass at once, as for a machine that was suspended, and goes on.
+/// Advances the clock by hours, as if the machine had been suspended.
 async fn hours_pass() {
     tokio::time::pause();
     tokio::time::advance(5 * HOUR).await;
     tokio::time::resume();
 }
 
-/// A client whose deadlines are an hour.
+/// Returns a client whose timeouts are an hour.
 async fn patient(port: u16) -> FraiseClient {
     let config = ConnectionConfig::builder()
         .host("127.0.0.1")
@@ -268,14 +268,14 @@ async fn patient(port: u16) -> FraiseClient {
     FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap()
 }
 
-/// Time that jumps ends what has a deadline, and nothing else.
+/// A jump of the clock ends only what has a deadline.
 #[tokio::test]
-async fn hours_that_pass_at_once_end_what_has_a_deadline() {
+async fn clock_jump_ends_only_what_has_a_deadline() {
     let client = patient(cluster().port()).await;
     let pid = client.backend_pid();
     let admin = admin().await;
 
-    // In mid-stream.
+    // In the middle of a stream.
     for timeout in [None, Some(HOUR)] {
         let query = client.query::<Value>("v_endless").first_row_timeout(HOUR);
         let query = match timeout {
@@ -288,7 +288,7 @@ async fn hours_that_pass_at_once_end_what_has_a_deadline() {
             next += 1;
             assert_eq!(stream.next().await.unwrap().unwrap()["id"], next);
         }
-        // A server that is not heard in a pause is not silent.
+        // During a pause, `read_timeout` does not apply.
         stream.pause().await.unwrap();
         hours_pass().await;
         if timeout.is_none() {
@@ -319,7 +319,8 @@ async fn hours_that_pass_at_once_end_what_has_a_deadline() {
         assert_eq!(client.backend_pid(), pid);
     }
 
-    // Before the first row. Of several that are over at once, one is told: so each has a client for it.
+    // Before the first row. If several deadlines have expired, only one is reported, so each has a
+    // client of its own.
     for expected in [TimeoutPhase::Query, TimeoutPhase::FirstRow, TimeoutPhase::Read] {
         let client = match expected {
             TimeoutPhase::Read => patient(cluster().port()).await,
@@ -346,7 +347,7 @@ async fn hours_that_pass_at_once_end_what_has_a_deadline() {
         assert_eq!(client.backend_pid(), pid);
     }
 
-    // A pause, and a session that nobody uses.
+    // A pause, and a session that is idle.
     let query = client.query::<Value>("v_endless").pause_timeout(HOUR);
     let mut stream = query.execute().await.unwrap();
     stream.pause().await.unwrap();
@@ -361,9 +362,9 @@ async fn hours_that_pass_at_once_end_what_has_a_deadline() {
     assert_eq!(client.backend_pid(), pid);
 }
 
-/// So it does with what waits for a server that does not answer: connecting, and stopping a query.
+/// Also for steps that wait for a silent server: connecting, and cancelling a query.
 #[tokio::test]
-async fn hours_that_pass_at_once_end_connecting_and_cleaning_up() {
+async fn clock_jump_ends_connecting_and_cleanup() {
     let (told, asked) = tokio::sync::oneshot::channel();
     let silent = vec![Step::ExpectStartup, Step::Signal(told), Step::Silence];
     let server = Scripted::start(vec![silent]).await;
@@ -398,9 +399,9 @@ async fn hours_that_pass_at_once_end_connecting_and_cleaning_up() {
     server.done().await;
 }
 
-/// In a pause the first row cannot come.
+/// No row can arrive during a pause, so pauses do not count.
 #[tokio::test]
-async fn the_first_row_has_as_much_longer_as_the_stream_was_paused() {
+async fn first_row_timeout_excludes_pauses() {
     let (go, wait) = tokio::sync::oneshot::channel();
     let mut script = scripted::login();
     script.push(Step::ExpectQuery);
@@ -426,7 +427,7 @@ async fn the_first_row_has_as_much_longer_as_the_stream_was_paused() {
 }
 
 #[tokio::test]
-async fn soft_limits_warn_once_a_crossing_and_fail_once() {
+async fn soft_limits_warn_once_per_crossing_and_fail_once() {
     let (events, _listening) = Events::listen();
     let client = client().await;
     let query = client.query::<Value>("v_endless").max_memory(1 << 20).memory_soft_limits(0.5, 1.0);
@@ -434,7 +435,7 @@ async fn soft_limits_warn_once_a_crossing_and_fail_once() {
     for round in 1..=3 {
         eventually("memory is full", async || stream.stats().estimated_memory > 950 << 10).await;
         assert_eq!(events.with("soft limit").len(), round);
-        // All but empty again.
+        // Almost empty again.
         stream.pause().await.unwrap();
         while stream.stats().items_buffered > 0 {
             stream.next().await.unwrap().unwrap();
@@ -454,7 +455,7 @@ async fn soft_limits_warn_once_a_crossing_and_fail_once() {
             Err(e) => break e,
         }
     };
-    // The consumer is what is slow, and the advice is about it: no document is too large.
+    // The consumer is slow, and the advice is about the consumer: no document is too large.
     let Error::ConsumerLagged { limit, buffered } = error else { panic!("{error:?}") };
     assert!(limit == 512 << 10 && buffered <= limit, "{limit}, {buffered}");
     assert!(buffered > limit / 2, "{limit}, {buffered}");
@@ -467,18 +468,18 @@ async fn soft_limits_warn_once_a_crossing_and_fail_once() {
     client.ping().await.unwrap();
 }
 
-/// The chunk size follows who is slow, and no row waits for a chunk to fill.
+/// The chunk size follows the speed of the consumer, and no row waits for a chunk to fill.
 #[tokio::test]
-async fn the_chunk_size_adapts_to_the_consumer() {
+async fn adaptive_chunk_size_follows_the_consumer() {
     let adaptive = |client: &FraiseClient| {
         let query = client.query::<Value>("v_endless").adaptive_chunking(true).chunk_size(4);
         query.adaptive_min_size(2).adaptive_max_size(64).max_memory(4 << 20)
     };
     let client = client().await;
     let mut stream = adaptive(&client).execute().await.unwrap();
-    // A server that is slow for a moment may have it go down in between.
+    // If the server is slow for a moment, the size may decrease in between.
     for row in 0.. {
-        // Every row lets the reader go as far as it can.
+        // The reader runs as far as it can before every row.
         tokio::task::yield_now().await;
         stream.next().await.unwrap().unwrap();
         if stream.stats().chunk_size == 64 {
@@ -489,7 +490,7 @@ async fn the_chunk_size_adapts_to_the_consumer() {
     assert!(stream.stats().chunk_adjustments >= 4);
     drop(stream);
 
-    // Each row is waited for.
+    // The consumer waits for each row.
     let mut script = scripted::login();
     script.push(Step::ExpectQuery);
     script.push(Step::Send(scripted::begin_json()));
@@ -517,12 +518,13 @@ async fn the_chunk_size_adapts_to_the_consumer() {
 }
 
 #[tokio::test]
-async fn time_is_put_down_to_who_took_it() {
+async fn blocked_time_is_attributed_to_server_or_consumer() {
     let client = client().await;
     let began = Instant::now();
     let mut stream =
         client.query::<Value>("v_endless").max_memory(64 << 10).execute().await.unwrap();
-    // It also gives the consumer its turn, and goes on: it waits for room when nothing comes any more.
+    // This also lets the consumer run. The reader then continues: it waits for room until no more
+    // data arrives.
     eventually("the reader waits for room", async || {
         let before = stream.stats();
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -538,7 +540,7 @@ async fn time_is_put_down_to_who_took_it() {
     let blocked = after.time_blocked_on_consumer - before.time_blocked_on_consumer;
     assert!(blocked >= Duration::from_millis(45), "{before:?} {after:?}");
     assert_eq!(after.time_blocked_on_server, before.time_blocked_on_server);
-    // A pause is nobody's fault.
+    // The time of a pause counts for neither side.
     stream.pause().await.unwrap();
     let before = stream.stats();
     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -567,7 +569,7 @@ async fn time_is_put_down_to_who_took_it() {
 }
 
 #[tokio::test]
-async fn a_chunk_is_many_rows_at_once() {
+async fn next_chunk_returns_many_rows() {
     #[derive(Debug, PartialEq, serde::Deserialize)]
     struct Named<'a> {
         name: &'a str,
@@ -578,7 +580,7 @@ async fn a_chunk_is_many_rows_at_once() {
     .await;
     let client = client().await;
     let mut stream = client.query::<RawJson>("v_named").execute().await.unwrap();
-    // It can begin in the middle of a chunk.
+    // Reading chunks can begin in the middle of a chunk.
     assert_eq!(stream.next().await.unwrap().unwrap().as_str(), r#"{"name": "n1"}"#);
     let (mut number, mut chunks) = (1, 0);
     while let Some(chunk) = stream.next_chunk().await {
@@ -596,7 +598,7 @@ async fn a_chunk_is_many_rows_at_once() {
             assert_eq!(row, expected.as_bytes());
             assert_eq!(decoded.unwrap().map(|row| row.name.to_owned()), name);
         }
-        // Errors name the row of the stream.
+        // Errors name the number of the row in the stream.
         let first = number - chunk.len() as u64 + 1;
         for (row, error) in (first..).zip(chunk.decode::<u8>()) {
             assert!(error.unwrap_err().to_string().contains(&format!("row {row} ")));
@@ -609,9 +611,9 @@ async fn a_chunk_is_many_rows_at_once() {
     assert_eq!(stats.bytes_buffered, 0);
 }
 
-/// Predicates hold for chunks too, and a row they cannot judge is an error in its place.
+/// Predicates apply to chunks too. A row that they cannot be applied to is an error in its place.
 #[tokio::test]
-async fn chunks_hold_only_what_predicates_accept() {
+async fn chunks_contain_only_rows_that_predicates_accept() {
     sql("create view v_judged as
          select case when i % 100 = 50 then '1e999' else to_json(i) end as data
          from generate_series(1, 300) i")
@@ -656,9 +658,9 @@ async fn body(
     String::from_utf8(text).unwrap()
 }
 
-/// The server, too, can make one text of many rows.
+/// The server can also make one text of many rows.
 #[tokio::test]
-async fn bodies_are_what_the_server_would_have_made() {
+async fn bodies_equal_the_text_made_by_the_server() {
     sql("create view v_lines as select to_jsonb(t) as data
          from (select i, repeat('ü', i % 50) as text, null as none from generate_series(1, 5000) i) t;
          create view v_broken_lines as
@@ -671,7 +673,7 @@ async fn bodies_are_what_the_server_would_have_made() {
     let lines = client.query::<RawJson>("v_lines").execute().await.unwrap();
     let expected = made("select string_agg(data::text || E'\\n', '') from v_lines").await;
     assert_eq!(body(lines.into_ndjson()).await, expected);
-    // Nothing of it is decoded, so any type will do.
+    // No row is decoded, so any type will do.
     let array = client.query::<u8>("v_lines").execute().await.unwrap();
     let expected = made("select '[' || string_agg(data::text, ',') || ']' from v_lines").await;
     assert_eq!(body(array.into_json_array()).await, expected);
@@ -686,9 +688,9 @@ async fn bodies_are_what_the_server_would_have_made() {
     assert_eq!(body(some.execute().await.unwrap().into_json_array()).await, "[7,9]");
 }
 
-/// A body that breaks off must not look whole.
+/// A body that ends early must not look complete.
 #[tokio::test]
-async fn a_body_ends_at_its_first_error() {
+async fn body_ends_at_its_first_error() {
     let (go, wait) = tokio::sync::oneshot::channel();
     let mut script = scripted::login();
     script.push(Step::ExpectQuery);
@@ -703,7 +705,7 @@ async fn a_body_ends_at_its_first_error() {
     assert_eq!(error.category(), ErrorCategory::ConnectionClosed);
     assert!(array.next().await.is_none());
 
-    // That of one row as well: nobody could tell that it is missing.
+    // The error of a single row ends it too: otherwise the row would be missing without notice.
     let client = crate::support::client().await;
     sql("create view v_one_bad as
          select case when i = 3 then '1e999' else to_json(i) end as data
@@ -717,10 +719,10 @@ async fn a_body_ends_at_its_first_error() {
     client.ping().await.unwrap();
 }
 
-/// What serde_json makes of unusual documents: a value, or an error of that row alone. `RawJson`
-/// passes all of them unchanged.
+/// serde_json decodes an unusual document to a value, or fails for that row alone. `RawJson`
+/// returns all of them unchanged.
 #[tokio::test]
-async fn unusual_documents_pass_raw_and_decode_or_fail_by_themselves() {
+async fn unusual_documents_are_raw_unchanged_and_decode_or_fail_per_row() {
     let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
     let documents = [
         deep.as_str(),
@@ -749,7 +751,7 @@ async fn unusual_documents_pass_raw_and_decode_or_fail_by_themselves() {
     assert!(nested_too_deeply.contains("valid JSON"), "{nested_too_deeply}");
     assert!(nested_too_deeply.contains("recursion limit exceeded"), "{nested_too_deeply}");
     assert!(next().await.is_err(), "no f64 is so large");
-    // Without loss only as a type that takes the digits, or raw.
+    // Exact only for a type that keeps the digits, and for `RawJson`.
     assert_eq!(next().await.unwrap().as_f64().unwrap(), 123_456_789_012_345_680_000_000_000_000.0);
     assert!(next().await.is_err(), "half of a character is no Unicode text");
     assert_eq!(next().await.unwrap(), serde_json::json!({"a": 2}), "the last one counts");
@@ -767,9 +769,10 @@ async fn unusual_documents_pass_raw_and_decode_or_fail_by_themselves() {
     assert!(twice.is_row_error() && matches!(twice, Error::Deserialization { .. }), "{twice:?}");
 }
 
-/// Streams that are dropped one upon the other use one connection, and one more for its cancel request.
+/// Streams that are dropped one after another use one connection, and one more for the cancel
+/// request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_burst_of_dropped_streams_does_not_pile_up_connections() {
+async fn burst_of_dropped_streams_does_not_accumulate_connections() {
     let admin = admin().await;
     let others = "select count(*) from pg_stat_activity
                   where backend_type = 'client backend' and application_name = 'burst'";
@@ -793,7 +796,7 @@ async fn a_burst_of_dropped_streams_does_not_pile_up_connections() {
     assert_eq!(open, 8);
     drop(clients);
 
-    // Of many clients at once.
+    // With many clients in parallel.
     let connect = async || {
         let client = FraiseClient::connect_with_config(config.clone()).await.unwrap();
         let stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
@@ -812,7 +815,7 @@ async fn a_burst_of_dropped_streams_does_not_pile_up_connections() {
     .await;
 }
 
-/// No task outlives its stream, however it ends, but for the clean-up.
+/// No task outlives its stream, however it ends, except for the cleanup.
 #[tokio::test]
 async fn no_task_outlives_its_stream() {
     let client = client().await;
@@ -849,9 +852,10 @@ async fn no_task_outlives_its_stream() {
     drop(control);
 }
 
-/// Whatever is done to a stream, in whatever order: no row is lost or doubled, and the numbers add up.
+/// Random operations on a stream, in random order, lose and repeat no row, and the statistics are
+/// consistent.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn random_lives_of_a_stream_lose_and_double_nothing() {
+async fn random_operations_lose_and_repeat_no_row() {
     const ROWS: u64 = 3000;
     sql("create view v_numbered as
          select jsonb_build_object('id', i, 'text', repeat('x', i % 100)) as data
@@ -876,7 +880,8 @@ async fn random_lives_of_a_stream_lose_and_double_nothing() {
     tokio::join!(lives(0..500), lives(500..1000));
 }
 
-/// One life, against a model of two numbers: what was read, and whether it is paused.
+/// Runs random operations against a model of two values: the rows read, and whether the stream is
+/// paused.
 async fn live(
     mut stream: QueryStream<Value>,
     random: &mut Random,
@@ -925,7 +930,7 @@ async fn live(
                 }
             }
             n => {
-                // Up to so many rows, or as many as are there.
+                // At most this number of rows, or the buffered ones.
                 for _ in 0..1 + random.below(n * 20) {
                     let next = match paused || random.below(2) == 0 {
                         true => futures_util::FutureExt::now_or_never(stream.next()),

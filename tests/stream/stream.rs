@@ -1,4 +1,4 @@
-//! Streaming: rows as they arrive, back-pressure, and every way to end.
+//! Streaming: rows as they arrive, backpressure, and every end of a stream.
 
 use std::{
     sync::{
@@ -22,7 +22,7 @@ use fraiseql_wire::{
 use futures_util::{StreamExt, TryStreamExt, stream::FusedStream};
 use serde_json::Value;
 
-/// A proxy in front of the cluster, and a client that goes through it.
+/// Starts a proxy in front of the cluster, and a client that uses it.
 async fn proxied() -> (Proxy, FraiseClient) {
     let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
     let url = crate::support::url_at(proxy.address);
@@ -30,7 +30,7 @@ async fn proxied() -> (Proxy, FraiseClient) {
     (proxy, client)
 }
 
-/// Reads up to the end: the rows, and the error if there is one.
+/// Reads to the end. Returns the rows, and the error if there is one.
 async fn read_all<T: fraiseql_wire::FromJsonRow>(
     mut stream: QueryStream<T>,
 ) -> (Vec<T>, Option<Error>) {
@@ -49,7 +49,7 @@ async fn read_all<T: fraiseql_wire::FromJsonRow>(
 }
 
 #[tokio::test]
-async fn a_null_is_the_json_null() {
+async fn null_column_is_json_null() {
     sql("create view v_nulls as select * from (values ('1'::json), (null)) t(data)").await;
     let client = client().await;
     let rows: Vec<Option<i32>> = client
@@ -66,9 +66,9 @@ async fn a_null_is_the_json_null() {
     assert_eq!(rows.iter().map(RawJson::as_str).collect::<Vec<_>>(), ["1", "null"]);
 }
 
-/// `json` keeps what was written: every byte passes unchanged.
+/// `json` keeps the original text, so every byte arrives unchanged.
 #[tokio::test]
-async fn raw_rows_are_the_servers_bytes() {
+async fn raw_json_returns_the_bytes_of_the_server() {
     let document = r#"{ "a":1.10,  "a":"\u00e9é", "n":12345678901234567890123.45 }"#;
     sql(&format!("create view v_raw as select '{document}'::json as data")).await;
     let client = client().await;
@@ -79,7 +79,7 @@ async fn raw_rows_are_the_servers_bytes() {
 }
 
 #[tokio::test]
-async fn a_row_that_does_not_decode_is_an_item_and_the_stream_goes_on() {
+async fn row_that_does_not_decode_is_an_error_item_and_the_stream_continues() {
     sql(r#"create view v_mixed as
            select * from (values ('1'::jsonb), ('"two"'), ('3')) t(data)"#)
     .await;
@@ -99,7 +99,7 @@ async fn a_row_that_does_not_decode_is_an_item_and_the_stream_goes_on() {
 }
 
 #[tokio::test]
-async fn databases_in_other_encodings_are_converted_or_fail_row_by_row() {
+async fn database_in_another_encoding_is_converted_or_fails_per_row() {
     sql("create database latin1 encoding 'LATIN1' locale 'C' template template0").await;
     sql("create database sql_ascii encoding 'SQL_ASCII' locale 'C' template template0").await;
     let url = |db| format!("{}?dbname={db}", cluster().url());
@@ -116,7 +116,8 @@ async fn databases_in_other_encodings_are_converted_or_fail_row_by_row() {
     let rows: Vec<String> = client.query("v").execute().await.unwrap().try_collect().await.unwrap();
     assert_eq!(rows, ["a", "é", "b"]);
 
-    // The server does not know what these bytes are, and says so where it would have to send them.
+    // The server does not know the encoding of these bytes, and reports an error when it sends
+    // them.
     let client = FraiseClient::connect(&url("sql_ascii")).await.unwrap();
     let (rows, error) = read_all(client.query::<String>("v").execute().await.unwrap()).await;
     assert_eq!(rows, ["a"]);
@@ -127,9 +128,9 @@ async fn databases_in_other_encodings_are_converted_or_fail_row_by_row() {
     assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap(), ["a"]);
 }
 
-/// A server that passes on bytes it does not check.
+/// With SQL_ASCII, the server sends bytes that it does not check.
 #[tokio::test]
-async fn a_row_that_is_not_utf8_is_a_row_error() {
+async fn row_that_is_not_utf8_is_a_row_error() {
     let not_utf8 = scripted::message(b'D', b"\0\x01\0\0\0\x03\"\xe9\"");
     let answer = [
         scripted::begin_json(),
@@ -157,9 +158,9 @@ async fn a_row_that_is_not_utf8_is_a_row_error() {
     server.done().await;
 }
 
-/// A function that raises a notice, changes a parameter and fails, row by row.
+/// A function raises a notice, changes a parameter and fails, between rows.
 #[tokio::test]
-async fn what_comes_between_rows_does_not_disturb_them() {
+async fn messages_between_rows_do_not_affect_rows() {
     sql("create function talk(i int) returns json language plpgsql as $$
          begin
              raise notice 'row %', i;
@@ -176,7 +177,8 @@ async fn what_comes_between_rows_does_not_disturb_them() {
     assert!(error.is_none(), "{error:?}");
     assert_eq!(rows, (1..50).collect::<Vec<_>>());
 
-    // Every row before the error, the error whole, then the end; and the client goes on.
+    // Every row before the error arrives, the error is complete, the stream ends, and the client
+    // can be used again.
     let pid = client.backend_pid();
     let (rows, error) = read_all(client.query::<u32>("v_fails").execute().await.unwrap()).await;
     assert_eq!(rows, (1..50).collect::<Vec<_>>());
@@ -192,9 +194,9 @@ async fn what_comes_between_rows_does_not_disturb_them() {
     assert_eq!(client.backend_pid(), pid);
 }
 
-/// The same between rows with every message that may come at any time, byte for byte.
+/// Like the previous test, with every message that may come at any time, divided at every byte.
 #[tokio::test]
-async fn asynchronous_messages_between_rows_are_absorbed_however_they_are_cut() {
+async fn async_messages_between_rows_are_handled_at_every_split() {
     let notice = scripted::fields(
         b'N',
         &[(b'S', "NOTICE"), (b'V', "NOTICE"), (b'C', "00000"), (b'M', "hi")],
@@ -216,7 +218,7 @@ async fn asynchronous_messages_between_rows_are_absorbed_however_they_are_cut() 
         scripted::ready(),
     ]
     .concat();
-    // Cut at every byte: one script a cut.
+    // One script for each byte at which the messages are divided.
     let script = |cut: usize| {
         let mut steps = scripted::login();
         steps.push(Step::ExpectQuery);
@@ -234,9 +236,9 @@ async fn asynchronous_messages_between_rows_are_absorbed_however_they_are_cut() 
     server.done().await;
 }
 
-/// The first row does not wait for a second, whatever the size of a chunk.
+/// The first row does not wait for a second one, whatever the chunk size.
 #[tokio::test]
-async fn the_first_row_is_there_before_the_server_makes_the_second() {
+async fn first_row_arrives_before_the_server_computes_the_second() {
     let (go, wait) = tokio::sync::oneshot::channel();
     let mut script = scripted::login();
     script.push(Step::ExpectQuery);
@@ -254,10 +256,10 @@ async fn the_first_row_is_there_before_the_server_makes_the_second() {
     server.done().await;
 }
 
-/// Where rows flow, the reader waits for many bytes at a time; but not for those that do not come, in the
-/// middle of the rows, at their end, and in the next query.
+/// In a flow of rows, the reader waits for many bytes. It must not wait for bytes that do not come:
+/// between rows, at their end, and in the next query.
 #[tokio::test]
-async fn a_row_behind_many_others_does_not_wait_for_more() {
+async fn row_after_many_others_does_not_wait_for_more() {
     let text = format!("\"{}\"", "x".repeat(1000));
     let many = scripted::row(&text).repeat(20_000);
     let mut script = scripted::login();
@@ -294,10 +296,10 @@ async fn a_row_behind_many_others_does_not_wait_for_more() {
     server.done().await;
 }
 
-/// A connection that ends in the middle is an error behind the rows that arrived, never an early
-/// end; and the client connects again.
+/// A connection lost in the middle is an error after the received rows, never an early end. The
+/// client connects again.
 #[tokio::test]
-async fn a_connection_lost_in_the_middle_gives_its_rows_then_an_error() {
+async fn connection_lost_mid_stream_yields_rows_then_error() {
     for reset in [false, true] {
         let (proxy, client) = proxied().await;
         match reset {
@@ -310,7 +312,7 @@ async fn a_connection_lost_in_the_middle_gives_its_rows_then_an_error() {
         assert_eq!(error.category(), ErrorCategory::ConnectionClosed, "{error}");
         assert!(error.is_retriable());
         if !reset {
-            // A row on the wire has 11 bytes of protocol, and these have about 120 of JSON.
+            // A row has 11 bytes of protocol, and about 120 of JSON.
             assert!(rows.len() > 6_000, "{} rows", rows.len());
         }
         for (i, row) in rows.iter().enumerate() {
@@ -321,9 +323,9 @@ async fn a_connection_lost_in_the_middle_gives_its_rows_then_an_error() {
     }
 }
 
-/// Frames come in pieces of every size from a slow network, and stop for a while.
+/// A slow network delivers frames in pieces of every size, and then stalls.
 #[tokio::test]
-async fn a_network_that_is_slow_or_stands_still_loses_nothing() {
+async fn slow_or_stalled_network_loses_no_rows() {
     let (proxy, client) = proxied().await;
     for piece in [1, 7, 4096] {
         proxy.piece(piece);
@@ -335,7 +337,7 @@ async fn a_network_that_is_slow_or_stands_still_loses_nothing() {
     let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
     proxy.stall(true);
     let mut expected = 0;
-    // What had passed is read; then it stands still.
+    // The rows that were forwarded are read; then the proxy stalls.
     let still = Duration::from_millis(200);
     while let Ok(row) = tokio::time::timeout(still, stream.next()).await {
         expected += 1;
@@ -348,9 +350,9 @@ async fn a_network_that_is_slow_or_stands_still_loses_nothing() {
     }
 }
 
-/// A connection that was never idle is not replaced: its loss is the user's to know.
+/// A connection that was never idle is not replaced automatically. Its loss is reported.
 #[tokio::test]
-async fn a_server_that_goes_away_at_the_first_query_is_an_error() {
+async fn connection_lost_at_the_first_query_is_an_error() {
     for end in [Step::Close, Step::Reset] {
         let mut script = scripted::login();
         script.push(Step::ExpectQuery);
@@ -369,9 +371,9 @@ async fn a_server_that_goes_away_at_the_first_query_is_an_error() {
     }
 }
 
-/// The server's own word that it ends the session comes behind the rows too.
+/// The server's error for the end of the session also comes after the rows.
 #[tokio::test]
-async fn a_terminated_backend_is_an_error_with_its_sqlstate() {
+async fn terminated_backend_yields_rows_then_error_with_sqlstate() {
     sql("create view v_sleepy as
          select to_json(repeat('x', 9000)) as data from generate_series(1, 3) i
          union all select to_json(pg_sleep(600)::text)")
@@ -396,9 +398,9 @@ async fn a_terminated_backend_is_an_error_with_its_sqlstate() {
     client.ping().await.unwrap();
 }
 
-/// The server's work ends, and the client goes on on the same connection.
+/// The query ends on the server, and the client keeps its connection.
 #[tokio::test]
-async fn a_dropped_stream_is_stopped_on_the_server_and_its_connection_used_again() {
+async fn dropped_stream_is_cancelled_and_its_connection_reused() {
     let admin = admin().await;
     let client = client().await;
     let pid = client.backend_pid().unwrap();
@@ -413,7 +415,7 @@ async fn a_dropped_stream_is_stopped_on_the_server_and_its_connection_used_again
             backend_state(&admin, pid).await.as_deref() == Some("idle")
         })
         .await;
-        // Far from the 2 s after which the connection would have been given up.
+        // Much less than the 2 s after which the connection would be closed.
         assert!(dropped.elapsed() < Duration::from_secs(1), "{:?}", dropped.elapsed());
 
         let stream = client.query::<u8>("v_one").execute().await.unwrap();
@@ -422,9 +424,9 @@ async fn a_dropped_stream_is_stopped_on_the_server_and_its_connection_used_again
     }
 }
 
-/// A cancel request that is late would hit the next query.
+/// A late cancel request would cancel the next query.
 #[tokio::test]
-async fn a_cancel_never_hits_the_next_query() {
+async fn cancel_never_affects_the_next_query() {
     let client = client().await;
     let pid = client.backend_pid();
     for i in 0..200 {
@@ -440,9 +442,9 @@ async fn a_cancel_never_hits_the_next_query() {
     assert_eq!(client.backend_pid(), pid, "and the connection was never given up");
 }
 
-/// The future of `execute()`, dropped at whatever it waits for.
+/// The future of `execute()` is dropped at each of its await points.
 #[tokio::test]
-async fn a_dropped_execute_stops_the_query() {
+async fn dropped_execute_cancels_the_query() {
     let admin = admin().await;
     let client = client().await;
     let pid = client.backend_pid().unwrap();
@@ -460,16 +462,16 @@ async fn a_dropped_execute_stops_the_query() {
     }
 }
 
-/// Nothing is sent before the first poll, so there is nothing to clean up.
+/// Nothing is sent before the first poll, so no cleanup is necessary.
 #[tokio::test]
-async fn execute_dropped_before_its_first_poll_leaves_the_connection_as_it_was() {
+async fn execute_dropped_before_its_first_poll_keeps_the_connection() {
     let mut script = scripted::login();
     script.push(Step::ExpectQuery);
     script.push(Step::Send(
         [scripted::begin_json(), scripted::row("1"), scripted::complete(), scripted::ready()]
             .concat(),
     ));
-    // A second connection, or a cancel request, would be refused.
+    // The script would reject a second connection and a cancel request.
     let server = Scripted::start(vec![script]).await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();
     drop(client.query::<u8>("never_sent").execute());
@@ -479,9 +481,9 @@ async fn execute_dropped_before_its_first_poll_leaves_the_connection_as_it_was()
     server.done().await;
 }
 
-/// A server cannot be asked anything in the middle of a message, so the request is sent to its end.
+/// A request that was sent in part must be completed before anything else is sent.
 #[tokio::test]
-async fn an_execute_dropped_in_the_middle_of_sending_keeps_the_connection() {
+async fn execute_dropped_while_sending_keeps_the_connection() {
     let (read, wait_to_read) = tokio::sync::oneshot::channel();
     let (cancelled, wait_for_end) = tokio::sync::oneshot::channel();
     let mut script = scripted::login();
@@ -499,12 +501,12 @@ async fn an_execute_dropped_in_the_middle_of_sending_keeps_the_connection() {
     let cancel = vec![Step::Expect(scripted::cancel_request()), Step::Wait(wait_for_end)];
     let server = Scripted::start(vec![script, cancel]).await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();
-    // More than sockets hold.
+    // More than the sockets' buffers.
     let large = "x".repeat(30 << 20);
     let query = client.query::<u8>("v").where_sql("data->>'a' = $1").bind(large);
     let mut query = Box::pin(query.execute());
     assert!(futures_util::poll!(query.as_mut()).is_pending());
-    // The task runs once: it fills the sockets.
+    // The task runs once, and fills the sockets.
     tokio::task::yield_now().await;
     drop(query);
     read.send(()).unwrap();
@@ -515,7 +517,7 @@ async fn an_execute_dropped_in_the_middle_of_sending_keeps_the_connection() {
 }
 
 #[tokio::test]
-async fn cancel_resolves_when_the_client_can_go_on() {
+async fn cancel_resolves_when_the_client_is_usable() {
     let admin = admin().await;
     let client = client().await;
     let pid = client.backend_pid().unwrap();
@@ -532,10 +534,10 @@ async fn cancel_resolves_when_the_client_can_go_on() {
     stream.cancel().await.unwrap();
 }
 
-/// When the server cannot be told, the connection is given up, and the client opens another.
+/// If the cancel request fails, the connection is closed, and the client opens another one.
 #[tokio::test]
-async fn a_query_that_cannot_be_cancelled_costs_the_connection_and_not_more() {
-    // The session, a cancel request that is never answered, and a second session.
+async fn failed_cancel_closes_only_the_connection() {
+    // The session, a cancel request without an answer, and a second session.
     let mut first = scripted::login();
     first.push(Step::ExpectQuery);
     first.push(Step::Send([scripted::begin_json(), scripted::row("1")].concat()));
@@ -560,7 +562,7 @@ async fn a_query_that_cannot_be_cancelled_costs_the_connection_and_not_more() {
 }
 
 #[tokio::test]
-async fn a_second_stream_of_a_client_is_refused_at_once() {
+async fn second_stream_of_a_client_is_rejected_immediately() {
     let client = client().await;
     let stream = client.query::<Value>("v_endless").execute().await.unwrap();
     let busy = |r: Result<_, Error>| matches!(r, Err(Error::ConnectionBusy));
@@ -572,9 +574,9 @@ async fn a_second_stream_of_a_client_is_refused_at_once() {
     assert!(!client.is_busy());
 }
 
-/// A stream is its own: the client may go before it.
+/// The client may be dropped before its stream.
 #[tokio::test]
-async fn a_stream_outlives_its_client_and_then_ends_the_session() {
+async fn stream_outlives_its_client_and_then_closes_the_session() {
     let admin = admin().await;
     let client = client().await;
     let pid = client.backend_pid().unwrap();
@@ -585,10 +587,10 @@ async fn a_stream_outlives_its_client_and_then_ends_the_session() {
     eventually("the backend is gone", async || backend_state(&admin, pid).await.is_none()).await;
 }
 
-/// Nothing passes a pause, seen at the wire; what had arrived can be read, and then nothing comes
-/// until the stream is resumed.
+/// The proxy sees that a paused stream reads nothing. Buffered rows can still be read. Then the
+/// stream is pending until it is resumed.
 #[tokio::test]
-async fn a_paused_stream_reads_nothing_more() {
+async fn paused_stream_stops_reading() {
     let admin = admin().await;
     let (proxy, client) = proxied().await;
     let pid = client.backend_pid().unwrap();
@@ -599,7 +601,7 @@ async fn a_paused_stream_reads_nothing_more() {
     assert_eq!(stream.state(), StreamState::Paused);
     let received = stream.stats().total_rows_received;
 
-    // The sockets fill up, and the server waits for its client.
+    // The sockets fill up, and backpressure stops the server.
     eventually("the server waits", async || {
         let waits = "select count(*) from pg_stat_activity where pid = $1
                      and wait_event = 'ClientWrite'";
@@ -626,10 +628,10 @@ async fn a_paused_stream_reads_nothing_more() {
     assert_eq!(stream.stats().pauses, 1);
 }
 
-/// What had been read when the pause came is handed over before the pause resolves, also by a reader on
-/// another thread that is just not running.
+/// Rows that were read before the pause are delivered before the pause resolves, even if the reader
+/// is on another thread and not running at that moment.
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
-async fn nothing_is_received_behind_a_pause() {
+async fn no_row_is_received_after_a_pause_resolves() {
     let pauses = async || {
         let client = client().await;
         for round in 0..40 {
@@ -650,11 +652,12 @@ async fn nothing_is_received_behind_a_pause() {
     }
 }
 
-/// A resume is not lost on a reader that is waiting for room at that moment.
+/// A resume also wakes a reader that waits for room at that moment.
 #[tokio::test]
-async fn a_resume_while_the_queue_is_full_is_not_lost() {
+async fn resume_while_the_queue_is_full_is_not_lost() {
     let (go, wait) = tokio::sync::oneshot::channel();
-    // The queue holds a chunk for 4 KiB of memory: here 64, of 128 rows. Three more wait before it.
+    // The queue holds one chunk per 4 KiB of memory: here 64 chunks of 128 rows. Three more are
+    // read before the reader waits.
     let mut script = scripted::login();
     script.push(Step::ExpectQuery);
     script.push(Step::Send([scripted::begin_json(), scripted::row("1").repeat(131)].concat()));
@@ -669,7 +672,7 @@ async fn a_resume_while_the_queue_is_full_is_not_lost() {
     stream.next().await.unwrap().unwrap();
     eventually("a chunk follows", async || stream.stats().total_rows_received == 130).await;
     stream.resume().await.unwrap();
-    // The reader looks at what has changed: still no room.
+    // The reader checks the state: there is still no room.
     tokio::task::yield_now().await;
     tokio::task::yield_now().await;
     for _ in 1..131 {
@@ -683,9 +686,9 @@ async fn a_resume_while_the_queue_is_full_is_not_lost() {
     server.done().await;
 }
 
-/// The end comes behind the pause too, so that what a user sees does not depend on luck.
+/// The end also waits for the pause, so that the result does not depend on timing.
 #[tokio::test]
-async fn the_end_of_a_paused_stream_waits_for_resume() {
+async fn end_of_a_paused_stream_waits_for_resume() {
     let client = client().await;
     let mut stream = client.query::<u8>("v_one").execute().await.unwrap();
     stream.pause().await.unwrap();
@@ -701,12 +704,12 @@ async fn the_end_of_a_paused_stream_waits_for_resume() {
     }
     assert_eq!(stream.stats().total_rows_yielded, 1);
     assert_eq!(stream.pause().await.unwrap_err().category(), ErrorCategory::InvalidState);
-    // Who only resumes cannot know that it has ended.
+    // A caller that only resumes cannot know that the stream has ended.
     stream.resume().await.unwrap();
 }
 
 #[tokio::test]
-async fn a_paused_stream_can_be_dropped_and_cancelled() {
+async fn paused_stream_can_be_dropped_and_cancelled() {
     let client = client().await;
     let pid = client.backend_pid();
     for cancel in [true, false] {
@@ -721,9 +724,9 @@ async fn a_paused_stream_can_be_dropped_and_cancelled() {
     }
 }
 
-/// Memory stays under the cap, and one read, whatever the consumer does; nothing is lost for it.
+/// The memory is at most the limit and one read, whatever the consumer does, and no row is lost.
 #[tokio::test]
-async fn a_slow_consumer_holds_the_server_back() {
+async fn slow_consumer_applies_backpressure_to_the_server() {
     const ROWS: u64 = 1_000_000;
     const READ: usize = 64 << 10;
     sql("create view v_million as
@@ -754,7 +757,7 @@ async fn a_slow_consumer_holds_the_server_back() {
 }
 
 #[tokio::test]
-async fn a_row_beyond_the_cap_is_an_error_behind_the_rows_before_it() {
+async fn row_larger_than_max_memory_is_an_error_after_earlier_rows() {
     sql("create view v_growing as
          select to_json(repeat('x', (10 ^ i)::int)) as data from generate_series(1, 6) i")
     .await;
@@ -767,7 +770,7 @@ async fn a_row_beyond_the_cap_is_an_error_behind_the_rows_before_it() {
     };
     client.ping().await.unwrap();
 
-    // With no limit set, a row larger than the default passes alone.
+    // Without a limit, a row larger than the default is buffered alone.
     sql("create view v_huge as
          select to_json(repeat('x', i * 10000000)) as data from generate_series(0, 2) i")
     .await;
@@ -784,9 +787,10 @@ async fn a_row_beyond_the_cap_is_an_error_behind_the_rows_before_it() {
     assert!(stream.stats().peak_memory <= 64 << 10);
 }
 
-/// Rows of any size pass one after the other, each when the memory of the one before is free.
+/// Large rows are delivered one after another, each when the memory of the previous one is
+/// released.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn large_rows_wait_for_memory_and_never_for_ever() {
+async fn large_rows_wait_for_memory_without_deadlock() {
     sql("create view v_large as
          select to_json(repeat('x', (array[1300000, 1, 3000000, 900000])[i % 4 + 1])) as data
          from generate_series(1, 40) i;
@@ -801,7 +805,7 @@ async fn large_rows_wait_for_memory_and_never_for_ever() {
     let rows = tokio::time::timeout(Duration::from_secs(60), rows).await;
     assert_eq!(rows.expect("the reader reads on"), 40);
 
-    // Two of these together are beyond the cap.
+    // Two of these rows exceed the limit.
     let mut stream = client.query::<Value>("v_900k").max_memory(1_000_000).execute().await.unwrap();
     while let Some(row) = stream.next().await {
         row.unwrap();
@@ -811,9 +815,9 @@ async fn large_rows_wait_for_memory_and_never_for_ever() {
     assert!((900_000..=1_000_000 + (64 << 10)).contains(&stats.peak_memory), "{stats:?}");
 }
 
-/// Rust predicates see every document; what they reject is counted and not yielded.
+/// Rust predicates are applied to every document. Rejected rows are counted and not returned.
 #[tokio::test]
-async fn rust_predicates_are_all_asked() {
+async fn all_rust_predicates_are_applied() {
     let client = client().await;
     let mut stream = client
         .query::<u64>("v_short")
@@ -833,9 +837,10 @@ async fn rust_predicates_are_all_asked() {
     assert!(stats.chunks_received >= 300 / 7);
 }
 
-/// A predicate that cannot be asked lets nothing pass: rows may be kept from a tenant by it.
+/// A row that a predicate cannot be applied to is never returned: the predicate may separate
+/// tenants.
 #[tokio::test]
-async fn a_row_that_no_predicate_can_judge_is_an_error() {
+async fn row_that_a_predicate_cannot_be_applied_to_is_an_error() {
     sql(r#"create view v_tenants as
            select ('{"tenant":' || i || ',"x":' || x || '}')::json as data
            from (values (1, '1'), (2, '2'), (2, '1e999'), (1, '3')) t(i, x)"#)
@@ -890,10 +895,10 @@ async fn next_is_cancel_safe() {
     assert!(ticks > 0);
 }
 
-/// The reader task goes with its runtime; whoever still has the stream is told.
+/// The reader task ends with its runtime. The consumer then gets an error.
 #[test]
-fn a_runtime_that_is_shut_down_ends_the_stream_with_an_error() {
-    // On one thread, the task that reads has not run when the runtime is shut down.
+fn runtime_shutdown_ends_the_stream_with_an_error() {
+    // On one thread, the reader task has not run when the runtime is shut down.
     for mut builder in
         [tokio::runtime::Builder::new_current_thread(), tokio::runtime::Builder::new_multi_thread()]
     {
@@ -922,7 +927,7 @@ fn runtime_is_shut_down(first: tokio::runtime::Runtime, second: tokio::runtime::
         assert!(error.is_retriable() && error.sqlstate().is_none());
         assert!(stream.next().await.is_none());
         drop(stream);
-        // Nothing could cancel the query, but its socket is closed: the server notices when it
+        // The query cannot be cancelled, but its socket is closed. The server notices when it
         // sends.
         let admin = admin().await;
         eventually("the query has ended on the server", async || {
@@ -943,10 +948,10 @@ impl Wake for Woken {
     }
 }
 
-/// A stream wakes whoever has asked last, and nobody else.
+/// A stream wakes only the task that polled it last.
 #[tokio::test]
-async fn the_last_waker_is_the_one_that_is_woken() {
-    // Who asks, one after the other, before each row.
+async fn stream_wakes_only_the_last_waker() {
+    // The tasks that poll, one after another, before each row.
     let orders: [&[usize]; 5] = [&[0], &[0, 1], &[0, 1, 0], &[0, 1, 2, 2], &[2, 0, 0, 1]];
     let (signals, waits): (Vec<_>, Vec<_>) =
         orders.iter().map(|_| tokio::sync::oneshot::channel()).unzip();
@@ -973,7 +978,7 @@ async fn the_last_waker_is_the_one_that_is_woken() {
         eventually("it is woken", async || wakers[last].0.load(SeqCst) > 0).await;
         let woken = |who: usize| wakers[who].0.load(SeqCst);
         assert!((0..3).all(|who| who == last || woken(who) == 0), "{order:?}");
-        // One that was never told may ask all the same: what has come is there for anybody.
+        // A task that was not woken may also poll, and gets the buffered rows.
         let row = ask(&mut stream, (last + 1) % 3);
         assert!(matches!(row, Poll::Ready(Some(Ok(1)))), "{order:?}: {row:?}");
     }
@@ -982,9 +987,9 @@ async fn the_last_waker_is_the_one_that_is_woken() {
     server.done().await;
 }
 
-/// A stream is handed from task to task while it waits, and each time goes on where it is.
+/// A pending stream moves from task to task, and each of them continues it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_stream_moves_between_tasks_while_it_is_pending() {
+async fn pending_stream_moves_between_tasks() {
     const ROWS: usize = 300;
     let (signals, waits): (Vec<_>, Vec<_>) =
         (0..ROWS).map(|_| tokio::sync::oneshot::channel()).unzip();
@@ -998,7 +1003,8 @@ async fn a_stream_moves_between_tasks_while_it_is_pending() {
     let client = FraiseClient::connect(&server.url()).await.unwrap();
     let mut stream = client.query::<usize>("v").execute().await.unwrap();
     for (i, go) in signals.into_iter().enumerate() {
-        // The first task leaves its waker behind, and the row may come while the stream is on its way.
+        // The waker of the first task stays registered, and the row may arrive while the stream
+        // moves.
         let first = tokio::spawn(async move {
             assert!(futures_util::poll!(stream.next()).is_pending());
             stream
@@ -1021,16 +1027,16 @@ async fn a_stream_moves_between_tasks_while_it_is_pending() {
     server.done().await;
 }
 
-/// Many streams at once, whose readers let go of the thread whenever they like, on one thread and on several.
+/// Many streams in parallel, whose readers yield at random, on one thread and on several.
 #[test]
-fn streams_are_whole_in_whatever_order_their_tasks_run() {
+fn streams_are_complete_in_any_order_of_tasks() {
     let one = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let several =
         tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
     for (first_seed, runtime) in [(0, one), (100, several)] {
         runtime.unwrap().block_on(async {
             let tasks: Vec<_> =
-                (0..16).map(|i| tokio::spawn(read_restlessly(first_seed + i))).collect();
+                (0..16).map(|i| tokio::spawn(read_with_random_yields(first_seed + i))).collect();
             for task in tasks {
                 task.await.unwrap();
             }
@@ -1038,7 +1044,7 @@ fn streams_are_whole_in_whatever_order_their_tasks_run() {
     }
 }
 
-async fn read_restlessly(seed: u64) {
+async fn read_with_random_yields(seed: u64) {
     let mut random = Random::of(seed);
     let client = client().await;
     let pid = client.backend_pid();
@@ -1052,7 +1058,7 @@ async fn read_restlessly(seed: u64) {
             match random.below(40) {
                 0 => stream = tokio::spawn(async move { stream }).await.unwrap(),
                 1 => {
-                    // Begun and dropped, it is a pause all the same, until it is ended.
+                    // A pause that was polled once and dropped is in effect until it is ended.
                     let _ = futures_util::poll!(std::pin::pin!(stream.pause()));
                     stream.resume().await.unwrap();
                 }
