@@ -1,4 +1,4 @@
-//! Connecting: addresses, logins, timeouts, and what is said when it fails.
+//! Connecting: addresses, logins, timeouts, and the errors.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ fn url(login: &str) -> String {
 }
 
 #[tokio::test]
-async fn every_password_method_lets_the_right_password_in() {
+async fn every_password_method_accepts_the_right_password() {
     for login in [
         "role_trust",
         "role_password:password-secret",
@@ -36,7 +36,7 @@ async fn every_password_method_lets_the_right_password_in() {
 }
 
 #[tokio::test]
-async fn every_password_method_refuses_the_wrong_password() {
+async fn every_password_method_rejects_the_wrong_password() {
     for login in ["role_password:wrong", "role_md5:wrong", "role_scram:wrong"] {
         let error = FraiseClient::connect(&url(login)).await.unwrap_err();
         assert_eq!(error.category(), ErrorCategory::Authentication, "{error}");
@@ -50,14 +50,14 @@ async fn every_password_method_refuses_the_wrong_password() {
 }
 
 #[tokio::test]
-async fn a_missing_password_says_where_to_put_it() {
+async fn missing_password_error_names_its_sources() {
     let error = FraiseClient::connect(&url("role_scram")).await.unwrap_err();
     assert_eq!(error.category(), ErrorCategory::Authentication);
     assert!(error.to_string().contains("write it in the connection string"), "{error}");
 }
 
 #[tokio::test]
-async fn a_role_that_pg_hba_does_not_know_is_refused() {
+async fn role_without_a_pg_hba_entry_is_rejected() {
     let error = FraiseClient::connect(&url("nobody_at_all")).await.unwrap_err();
     assert_eq!(error.category(), ErrorCategory::Authentication);
     let code = error.sqlstate();
@@ -65,7 +65,7 @@ async fn a_role_that_pg_hba_does_not_know_is_refused() {
 }
 
 #[tokio::test]
-async fn a_missing_database_says_what_to_do() {
+async fn missing_database_error_gives_advice() {
     let url = format!("{}?dbname=no_such_db", cluster().url());
     let error = FraiseClient::connect(&url).await.unwrap_err();
     assert_eq!(error.sqlstate(), Some(&sqlstate::INVALID_CATALOG_NAME));
@@ -74,7 +74,7 @@ async fn a_missing_database_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_refused_port_names_every_address_and_can_be_retried() {
+async fn refused_port_error_names_every_address_and_is_retriable() {
     let error = FraiseClient::connect("postgres://u:planted@localhost:1/d").await.unwrap_err();
     let Error::Connection { attempts } = &error else { panic!("{error:?}") };
     assert!(!attempts.is_empty());
@@ -86,14 +86,14 @@ async fn a_refused_port_names_every_address_and_can_be_retried() {
 }
 
 #[tokio::test]
-async fn a_name_that_does_not_resolve_is_an_error_of_connecting() {
+async fn name_that_does_not_resolve_is_a_connection_error() {
     let error = FraiseClient::connect("host=no-such-host.invalid user=u").await.unwrap_err();
     assert_eq!(error.category(), ErrorCategory::Connection);
     assert!(error.to_string().contains("resolving"), "{error}");
 }
 
 #[tokio::test]
-async fn a_unix_socket_is_a_directory_as_host() {
+async fn host_that_is_a_directory_is_a_unix_socket() {
     let folder = cluster().folder().display();
     let port = cluster().port();
     for url in [
@@ -125,9 +125,9 @@ async fn settings_reach_the_server() {
     assert_eq!(rows, [["my app", "5MB", "UTF8"]]);
 }
 
-/// The timeout covers a server that takes the connection and then stays silent, wherever it does.
+/// The timeout covers a server that accepts the connection and is then silent, at any step.
 #[tokio::test]
-async fn connect_timeout_ends_every_silence() {
+async fn connect_timeout_ends_silence_at_every_step() {
     let salt = || message(b'R', &[0, 0, 0, 5, 1, 2, 3, 4]);
     let scripts: Vec<Vec<Step>> = vec![
         vec![Step::Silence],
@@ -151,9 +151,9 @@ async fn connect_timeout_ends_every_silence() {
     }
 }
 
-/// The same within the handshakes of TLS and SCRAM, wherever the server's bytes end.
+/// The same within the handshakes of TLS and SCRAM, at every byte.
 #[tokio::test]
-async fn connect_timeout_ends_a_silence_within_tls_and_sasl() {
+async fn connect_timeout_ends_silence_within_tls_and_sasl() {
     let authority = Authority::new("the authority");
     let pair = authority.server("localhost", &["127.0.0.1"]);
     let encrypted = Cluster::start_with(&Setup {
@@ -170,7 +170,7 @@ async fn connect_timeout_ends_a_silence_within_tls_and_sasl() {
         )
     };
     for mode in ["disable", "require"] {
-        // How many bytes the server sends until a client is logged in.
+        // The number of bytes that the server sends until a client is logged in.
         let proxy = Proxy::start(([127, 0, 0, 1], encrypted.port()).into()).await;
         let more = format!("sslmode={mode}");
         let client = FraiseClient::connect(&url(proxy.address.port(), &more)).await.unwrap();
@@ -195,7 +195,7 @@ async fn connect_timeout_ends_a_silence_within_tls_and_sasl() {
 }
 
 #[tokio::test]
-async fn a_new_client_connects_at_its_first_use() {
+async fn new_client_connects_on_first_use() {
     let client = FraiseClient::new(ConnectionConfig::parse(&cluster().url()).unwrap());
     assert!(!client.is_connected());
     client.ping().await.unwrap();
@@ -203,7 +203,7 @@ async fn a_new_client_connects_at_its_first_use() {
 }
 
 #[tokio::test]
-async fn a_connection_that_ended_while_idle_is_replaced() {
+async fn connection_that_ended_while_idle_is_replaced() {
     let admin = admin().await;
     let client = client().await;
     for use_it in [true, false] {
@@ -239,7 +239,7 @@ async fn unix_socket_connection_that_ended_while_idle_is_replaced() {
     }
 }
 
-/// An orderly end: the server sees Terminate and the backend goes.
+/// The server receives Terminate, and the backend ends.
 #[tokio::test]
 async fn close_and_drop_end_the_session() {
     let admin = admin().await;
@@ -258,7 +258,7 @@ async fn close_and_drop_end_the_session() {
 }
 
 #[tokio::test]
-async fn terminate_is_the_last_word() {
+async fn terminate_is_the_last_message() {
     let mut script = scripted::login();
     script.push(Step::Expect(b"X\0\0\0\x04".to_vec()));
     let server = Scripted::start(vec![script]).await;
@@ -266,10 +266,10 @@ async fn terminate_is_the_last_word() {
     server.done().await;
 }
 
-/// What a server must not do before it has let the user in: each is an error, none a panic, none
-/// waits for the timeout, none shows the password.
+/// Messages that a server must not send before it has accepted the user. Each is an error without a
+/// panic, without waiting for the timeout, and without the password.
 #[tokio::test]
-async fn a_server_that_misbehaves_while_logging_in_is_an_error() {
+async fn forbidden_message_during_the_login_is_an_error() {
     let sasl = || message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0");
     let cases: Vec<(&str, Vec<Vec<u8>>)> = vec![
         ("closed the connection", vec![]),
@@ -292,7 +292,7 @@ async fn a_server_that_misbehaves_while_logging_in_is_an_error() {
         // Before it has proved that it knows the password.
         ("before it had proved", vec![sasl(), scripted::auth_ok()]),
         ("malformed", vec![sasl(), message(b'R', b"\0\0\0\x0br=evil,s=QQ==,i=1")]),
-        // A weaker method, asked for in the middle.
+        // A weaker method, requested in the middle.
         ("in the middle", vec![sasl(), message(b'R', b"\0\0\0\x03")]),
         ("in the middle", vec![message(b'R', b"\0\0\0\x03"), message(b'R', b"\0\0\0\x03")]),
         ("in the middle", vec![message(b'R', b"\0\0\0\x0cv=AAAA")]),
@@ -309,7 +309,7 @@ async fn a_server_that_misbehaves_while_logging_in_is_an_error() {
 }
 
 #[tokio::test]
-async fn an_unknown_parameter_is_an_error_before_anything_is_sent() {
+async fn unknown_parameter_is_an_error_before_anything_is_sent() {
     let error = FraiseClient::connect("postgres://u:planted@h/d?retries=3").await.unwrap_err();
     assert_eq!(error.category(), ErrorCategory::Config);
     assert!(error.to_string().contains("connection parameter"), "{error}");

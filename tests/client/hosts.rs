@@ -1,4 +1,4 @@
-//! Several hosts: which one is taken, and what happens to the others.
+//! Several hosts: which one is used, and what happens to the others.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use fraiseql_wire::{
     sqlstate,
 };
 
-/// A port where nobody listens.
+/// Returns a port without a listener.
 fn closed_port() -> u16 {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     listener.local_addr().unwrap().port()
@@ -25,7 +25,7 @@ fn url(ports: &[u16], more: &str) -> String {
     format!("postgres://{superuser}@{}/postgres?sslmode=disable&{more}", hosts.join(","))
 }
 
-/// A server that refuses with this error.
+/// A server that rejects the client with this error.
 fn refusing(code: &str) -> Vec<Step> {
     vec![Step::ExpectStartup, Step::Send(scripted::error("FATAL", code, "no"))]
 }
@@ -49,11 +49,11 @@ const STANDBY: &[(&str, &str)] =
     &[("default_transaction_read_only", "off"), ("in_hot_standby", "on")];
 
 #[tokio::test]
-async fn the_next_host_follows_one_that_cannot_be_reached() {
+async fn next_host_is_tried_after_an_unreachable_one() {
     let (closed, open) = (closed_port(), cluster().port());
     let client = FraiseClient::connect(&url(&[closed, open], "")).await.unwrap();
     assert_eq!(client.connection_info().unwrap().port, open);
-    // A name that does not resolve, and one with an address that need not be.
+    // A name that does not resolve, and a name with an address that does not need to.
     let text = format!(
         "host=does-not-exist.invalid,does-not-exist.invalid,127.0.0.1 hostaddr=,127.0.0.1,127.0.0.1
          port={closed},{closed},{open} user=postgres password={} dbname=postgres",
@@ -64,9 +64,9 @@ async fn the_next_host_follows_one_that_cannot_be_reached() {
     assert_eq!(client.connection_info().unwrap().port, open);
 }
 
-/// The resolver's failure of one host is no more than that.
+/// If the resolver fails for one host, the next host is tried.
 #[tokio::test]
-async fn a_name_that_does_not_resolve_is_followed_by_the_next_host() {
+async fn next_host_is_tried_after_a_name_that_does_not_resolve() {
     let open = cluster().port();
     let text = format!(
         "host=does-not-exist.invalid,127.0.0.1 port={open},{open} user=postgres password={} dbname=postgres",
@@ -89,7 +89,7 @@ async fn a_name_that_does_not_resolve_is_followed_by_the_next_host() {
     assert!(error.is_retriable() && error.sqlstate().is_none());
 }
 
-/// Each address is named. `localhost` has one or two; the server is at one of them.
+/// Each address is named. `localhost` has one or two; the server listens on one of them.
 #[tokio::test]
 async fn every_address_of_a_name_is_tried() {
     let (closed, open) = (closed_port(), cluster().port());
@@ -112,7 +112,7 @@ async fn every_address_of_a_name_is_tried() {
 }
 
 #[tokio::test]
-async fn the_last_error_lists_every_attempt_with_its_reason() {
+async fn connection_error_lists_every_attempt_with_its_reason() {
     let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let not_now = Scripted::start(vec![refusing("57P03")]).await;
     let ports = [closed_port(), silent.local_addr().unwrap().port(), not_now.address.port()];
@@ -139,9 +139,9 @@ async fn the_last_error_lists_every_attempt_with_its_reason() {
     not_now.done().await;
 }
 
-/// 57P03 is about this server now; another refusal is about the user, and is the last word.
+/// 57P03 is about this server at this moment. Another error is about the user, and final.
 #[tokio::test]
-async fn a_server_that_cannot_take_connections_now_is_passed_over() {
+async fn server_that_cannot_accept_connections_now_is_skipped() {
     let not_now = Scripted::start(vec![refusing("57P03")]).await;
     let ports = [not_now.address.port(), cluster().port()];
     let client = FraiseClient::connect(&url(&ports, "")).await.unwrap();
@@ -157,9 +157,10 @@ async fn a_server_that_cannot_take_connections_now_is_passed_over() {
     }
 }
 
-/// The server's word is the error, also when another address was tried before: `localhost` is often two.
+/// The server's error is returned, even if another address was tried before: `localhost` often has
+/// two.
 #[tokio::test]
-async fn a_refusal_behind_an_unreachable_address_is_still_a_refusal() {
+async fn rejection_after_an_unreachable_address_is_returned() {
     let closed = closed_port();
     let refuses = Scripted::start(vec![refusing("28P01")]).await;
     let text = url(&[closed, refuses.address.port()], "");
@@ -171,10 +172,10 @@ async fn a_refusal_behind_an_unreachable_address_is_still_a_refusal() {
     refuses.done().await;
 }
 
-/// What libpq does not do: a server that goes away while logging in may be a proxy whose own server
-/// is gone.
+/// Unlike libpq: a server that closes the connection during the login may be a proxy whose own
+/// server is lost.
 #[tokio::test]
-async fn a_server_that_goes_away_while_logging_in_is_passed_over() {
+async fn server_that_disconnects_during_the_login_is_skipped() {
     for end in [Step::Close, Step::Reset] {
         let gone = Scripted::start(vec![vec![Step::ExpectStartup, end]]).await;
         let ports = [gone.address.port(), cluster().port()];
@@ -185,7 +186,7 @@ async fn a_server_that_goes_away_while_logging_in_is_passed_over() {
 }
 
 #[tokio::test]
-async fn each_role_takes_the_servers_that_have_it() {
+async fn target_session_attrs_accepts_only_servers_with_the_role() {
     use TargetSessionAttrs::{Any, PreferStandby, Primary, ReadOnly, ReadWrite, Standby};
     let cases = [
         (Any, [true, true, true]),
@@ -193,7 +194,7 @@ async fn each_role_takes_the_servers_that_have_it() {
         (ReadOnly, [false, true, true]),
         (Primary, [true, true, false]),
         (Standby, [false, false, true]),
-        // Alone, anything will do in the second pass.
+        // With a single host, the second pass accepts any role.
         (PreferStandby, [true, true, true]),
     ];
     for (attrs, expected) in cases {
@@ -216,7 +217,7 @@ async fn each_role_takes_the_servers_that_have_it() {
 
 /// Servers before Postgres 14 do not report their role.
 #[tokio::test]
-async fn a_server_that_does_not_report_its_role_is_asked() {
+async fn server_that_does_not_report_its_role_is_queried() {
     let answer = |value: &str| {
         let len = u32::try_from(value.len()).unwrap().to_be_bytes();
         let row = [b"\0\x01", &len[..], value.as_bytes()].concat();
@@ -232,7 +233,7 @@ async fn a_server_that_does_not_report_its_role_is_asked() {
         ("primary", "select pg_catalog.pg_is_in_recovery()", "t", false),
         ("standby", "select pg_catalog.pg_is_in_recovery()", "t", true),
     ] {
-        // Cut at every byte.
+        // Divided at every byte.
         for cut in 0..answer(value).len() {
             let (first, second) = (answer(value)[..cut].to_vec(), answer(value)[cut..].to_vec());
             let mut script = scripted::login();
@@ -246,14 +247,14 @@ async fn a_server_that_does_not_report_its_role_is_asked() {
             server.done().await;
         }
     }
-    // The real one, asked in both ways, gives the same answer.
+    // The real server gives the same answer in both ways.
     let text = url(&[cluster().port()], "target_session_attrs=read-write");
     FraiseClient::connect(&text).await.unwrap();
 }
 
-/// An answer without a value is none: such a server is not taken for anything, and the next host is.
+/// If the answer has no value, the role is unknown, and the next host is tried.
 #[tokio::test]
-async fn a_server_that_does_not_say_its_role_is_passed_over() {
+async fn server_with_an_unknown_role_is_skipped() {
     let description = message(b'T', b"\0\x01x\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0");
     let null = message(b'D', b"\0\x01\xff\xff\xff\xff");
     let end = [message(b'C', b"SHOW\0"), scripted::ready()].concat();
@@ -290,9 +291,10 @@ async fn a_server_that_does_not_say_its_role_is_passed_over() {
     }
 }
 
-/// The first pass looks for a standby on every host, the second takes the first that is there.
+/// The first pass looks for a standby on every host; the second uses the first host that is
+/// available.
 #[tokio::test]
-async fn prefer_standby_looks_at_every_host_before_it_takes_a_primary() {
+async fn prefer_standby_tries_every_host_before_a_primary() {
     let primary = Scripted::start(vec![reporting(PRIMARY)]).await;
     let standby = Scripted::start(vec![reporting(STANDBY)]).await;
     let ports = [primary.address.port(), standby.address.port()];
@@ -314,8 +316,8 @@ async fn prefer_standby_looks_at_every_host_before_it_takes_a_primary() {
 }
 
 #[tokio::test]
-async fn random_order_spreads_clients_over_hosts() {
-    // Which of the two says so is seen by the port.
+async fn load_balance_hosts_spreads_clients_over_hosts() {
+    // The port in the error shows which of the two was asked.
     let rounds = 40;
     let (a, b) = tokio::join!(
         Scripted::start((0..rounds).map(|_| scripted::login()).collect()),
@@ -336,13 +338,14 @@ async fn random_order_spreads_clients_over_hosts() {
         let client = FraiseClient::connect_with_config(config.clone()).await.unwrap();
         first += usize::from(client.connection_info().unwrap().port == a.address.port());
     }
-    // By chance this fails once in 2^39 runs.
+    // This fails by chance in one of 2^39 runs.
     assert!(0 < first && first < rounds, "{first} of {rounds}");
 }
 
 #[tokio::test]
-async fn each_address_has_the_whole_timeout() {
-    // Both are silent; the third one answers after a time in which one timeout for all would be over.
+async fn connect_timeout_applies_to_each_address() {
+    // Both are silent. The third one answers after a time that exceeds a single timeout for all of
+    // them.
     let silent = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let silent_too = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = |l: &tokio::net::TcpListener| l.local_addr().unwrap().port();
@@ -374,7 +377,7 @@ async fn each_address_has_the_whole_timeout() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn an_abstract_socket_is_a_host_with_an_at_sign() {
+async fn host_with_an_at_sign_is_an_abstract_socket() {
     use std::os::linux::net::SocketAddrExt;
     let name = format!("@fraiseql-wire-{}/.s.PGSQL.6543", std::process::id());
     let address = std::os::unix::net::SocketAddr::from_abstract_name(&name[1..]).unwrap();
@@ -398,7 +401,7 @@ async fn an_abstract_socket_is_a_host_with_an_at_sign() {
 }
 
 #[tokio::test]
-async fn requirepeer_checks_who_runs_the_server() {
+async fn requirepeer_checks_the_user_of_the_server() {
     let folder = cluster().folder().display();
     let port = cluster().port();
     let text = |user: &str| format!("host={folder} port={port} user=postgres requirepeer={user}");
@@ -407,7 +410,7 @@ async fn requirepeer_checks_who_runs_the_server() {
     let message = error.to_string();
     let runs_as = message.split("as the user \"").nth(1).unwrap().split('"').next().unwrap();
     FraiseClient::connect(&text(runs_as)).await.unwrap();
-    // It is about Unix sockets only, as in libpq.
+    // The setting applies only to Unix sockets, as in libpq.
     FraiseClient::connect(&url(&[port], "requirepeer=somebody")).await.unwrap();
     assert_eq!(error.sqlstate(), None::<&sqlstate::SqlState>);
 }

@@ -1,4 +1,4 @@
-//! Logging in: what is acceptable, where the password comes from, and what a server may not do.
+//! Logging in: accepted methods, the sources of passwords, and forbidden messages.
 
 use std::{
     os::unix::fs::PermissionsExt,
@@ -26,9 +26,9 @@ fn config(user: &str) -> ConnectionConfigBuilder {
         .database("postgres")
 }
 
-/// A server that asks for a method that is not acceptable gets no answer at all.
+/// A server that requests a method that is not accepted gets no answer at all.
 #[tokio::test]
-async fn nothing_is_given_away_to_a_method_that_is_not_acceptable() {
+async fn method_that_is_not_accepted_gets_no_answer() {
     let methods: [(&str, &[u8]); 4] = [
         ("require_auth=scram-sha-256", b"\0\0\0\x03"),
         ("require_auth=scram-sha-256", b"\0\0\0\x05salt"),
@@ -36,7 +36,7 @@ async fn nothing_is_given_away_to_a_method_that_is_not_acceptable() {
         ("require_auth=md5", b"\0\0\0\x0aSCRAM-SHA-256\0\0"),
     ];
     for (setting, request) in methods {
-        // Whatever comes instead of the end of the connection fails the script.
+        // The script fails if anything but the end of the connection arrives.
         let script = vec![Step::ExpectStartup, Step::Send(message(b'R', request)), Step::ExpectEnd];
         let server = Scripted::start(vec![script]).await;
         let url = format!("{}&{setting}", server.url());
@@ -48,7 +48,7 @@ async fn nothing_is_given_away_to_a_method_that_is_not_acceptable() {
 }
 
 #[tokio::test]
-async fn a_password_provider_is_asked_once_a_connection_and_only_when_needed() {
+async fn password_provider_is_called_once_per_connection_if_needed() {
     let asked = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&asked);
     let provider = move || {
@@ -84,7 +84,7 @@ async fn a_password_provider_is_asked_once_a_connection_and_only_when_needed() {
 }
 
 #[tokio::test]
-async fn the_password_file_is_read_for_each_connection() {
+async fn password_file_is_read_for_each_connection() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("passwords");
     let write = |password: &str| {
@@ -106,10 +106,11 @@ async fn the_password_file_is_read_for_each_connection() {
 }
 
 #[tokio::test]
-async fn the_number_of_iterations_has_a_cap_that_can_be_set() {
+async fn scram_iterations_have_a_configurable_maximum() {
     let challenge = |text: &str| message(b'R', &[b"\0\0\0\x0b", text.as_bytes()].concat());
     let sasl = || message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0");
-    // The nonce must continue the client's, which the script does not know: the count is read first.
+    // The nonce must continue the client's, which the script does not know. The client checks the
+    // iterations first.
     for (max, count, expected) in [
         (None, "100001", "at most 100000"),
         (Some(5000), "5001", "at most 5000"),
@@ -144,9 +145,9 @@ async fn the_number_of_iterations_has_a_cap_that_can_be_set() {
     }
 }
 
-/// One iteration is little, and servers may be set so.
+/// A server may use one iteration, which makes the proof weak.
 #[tokio::test]
-async fn a_server_that_does_not_know_the_password_is_found_out() {
+async fn server_that_does_not_know_the_password_is_detected() {
     let signature_of_nobody =
         message(b'R', b"\0\0\0\x0cv=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
     for (last, expected) in [
@@ -177,9 +178,9 @@ async fn a_server_that_does_not_know_the_password_is_found_out() {
     }
 }
 
-/// Over a connection in the clear this means that something in between has taken TLS away.
+/// On an unencrypted connection, this means that an attacker has removed TLS.
 #[tokio::test]
-async fn channel_binding_offered_in_the_clear_is_refused() {
+async fn channel_binding_offered_in_plaintext_is_rejected() {
     let offer = message(b'R', b"\0\0\0\x0aSCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0");
     let script = vec![Step::ExpectStartup, Step::Send(offer), Step::ExpectEnd];
     let server = Scripted::start(vec![script]).await;
@@ -189,9 +190,9 @@ async fn channel_binding_offered_in_the_clear_is_refused() {
     server.done().await;
 }
 
-/// What was computed for one login is used for the next one only if it is for the same password.
+/// The keys of one login are reused only for the same password.
 #[tokio::test]
-async fn what_is_remembered_of_a_login_is_for_that_password_only() {
+async fn cached_scram_keys_are_used_only_for_the_same_password() {
     sql(
         "set password_encryption = 'scram-sha-256'; create role role_changing login password 'one'",
     )
@@ -215,9 +216,9 @@ async fn what_is_remembered_of_a_login_is_for_that_password_only() {
     assert!(!gets_in().await);
 }
 
-/// At every step of the start-up, whatever comes or does not come is an error, and soon.
+/// At every step of the startup, any data and any silence results in an error, soon.
 #[tokio::test]
-async fn nothing_that_a_server_does_while_starting_up_is_more_than_an_error() {
+async fn malformed_startup_never_panics_or_hangs() {
     let sasl = || Step::Send(message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0"));
     let challenge = || {
         Step::Echo(Box::new(|first: &[u8]| {
@@ -227,7 +228,7 @@ async fn nothing_that_a_server_does_while_starting_up_is_more_than_an_error() {
             message(b'R', &[b"\0\0\0\x0b", text.as_bytes()].concat())
         }))
     };
-    // How far it comes.
+    // The number of steps before the fault.
     let steps: [&dyn Fn() -> Vec<Step>; 5] = [
         &|| vec![Step::ExpectStartup],
         &|| vec![Step::ExpectStartup, Step::Send(message(b'R', b"\0\0\0\x03"))],
@@ -235,7 +236,7 @@ async fn nothing_that_a_server_does_while_starting_up_is_more_than_an_error() {
         &|| vec![Step::ExpectStartup, sasl(), challenge()],
         &|| vec![Step::ExpectStartup, Step::Send(scripted::auth_ok())],
     ];
-    // What comes then. The same bytes at random in each run.
+    // The data that follows. Each run uses the same random bytes.
     let mut seed = 7u32;
     let mut noise = |len: usize| -> Vec<u8> {
         let mut next = || {
@@ -273,16 +274,16 @@ async fn nothing_that_a_server_does_while_starting_up_is_more_than_an_error() {
             let error = FraiseClient::connect(&server.url()).await.expect_err("it is not a server");
             let shown = format!("{error} {error:?}");
             assert!(!shown.contains("planted-secret"), "step {i}, {attack:?}: {shown}");
-            // The timeout is 20 s: it is not what ends this.
+            // The timeout is 20 s, so it does not end this.
             assert_ne!(error.category(), ErrorCategory::Timeout, "step {i}, {attack:?}");
             assert!(started.elapsed() < Duration::from_secs(20));
         }
     }
 }
 
-/// Before anybody has proved who they are, nothing is believed and nothing is passed on.
+/// Before the server has proved its identity, its other messages are not trusted and not forwarded.
 #[tokio::test]
-async fn nothing_but_the_login_is_heard_before_it_is_over() {
+async fn only_login_messages_are_trusted_before_the_login_ends() {
     for early in [
         scripted::fields(
             b'N',

@@ -1,4 +1,4 @@
-//! Clients out of pools: who has them, how many there are, and what they come back as.
+//! Clients from pools: their owners, their number, and their state after their return.
 
 use std::{
     sync::{
@@ -34,13 +34,13 @@ fn deadpool(name: &str) -> pool::deadpool::Pool {
 
 async fn bb8(name: &str) -> pool::bb8::Pool {
     let manager = pool::bb8::Manager::new(config(name)).pool_name(name);
-    // It is not fair: who waits may wait for long.
+    // It is not fair: a caller may wait for long.
     let patience = Duration::from_secs(600);
     let builder = pool::bb8::Pool::builder().max_size(CLIENTS as u32).connection_timeout(patience);
     builder.build(manager).await.unwrap()
 }
 
-/// A way to a client, whatever the pool.
+/// Checks out a client, from either pool.
 trait Take: Send + Sync + 'static {
     fn take(&self) -> impl Future<Output = impl Pooled + Send> + Send;
 }
@@ -57,14 +57,14 @@ impl Take for pool::bb8::Pool {
     }
 }
 
-/// The backends of clients with this name.
+/// Returns the number of backends of clients with this name.
 async fn backends(admin: &tokio_postgres::Client, name: &str) -> i64 {
     let query = "select count(*) from pg_stat_activity where application_name = $1";
     admin.query_one(query, &[&name]).await.unwrap().get(0)
 }
 
-/// 10,000 checkouts over 8 connections, given up at random: there are never more than 8 backends, every answer is that
-/// of its own question, and each is answered.
+/// Runs 10,000 checkouts over 8 connections, dropped at random. There are never more than 8
+/// backends, every query is answered, and with its own rows.
 async fn ten_thousand_checkouts(name: &str, pool: &(impl Take + Clone)) {
     const CHECKOUTS: u64 = 10_000;
     let (next, answered) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
@@ -104,7 +104,7 @@ async fn ten_thousand_checkouts(name: &str, pool: &(impl Take + Clone)) {
     assert!((1..=CLIENTS as i64).contains(&most), "{most} backends");
 }
 
-/// One use of a client; all rows of its query say `number`.
+/// Uses a client once. All rows of its query contain `number`.
 async fn check_out(client: impl Pooled, number: u64, random: &mut Random) {
     let number = number as i64;
     let tagged = |query: QueryBuilder<(i64, u64)>| {
@@ -121,7 +121,7 @@ async fn check_out(client: impl Pooled, number: u64, random: &mut Random) {
             return;
         }
         3 => {
-            // Given up anywhere between the checkout and the first row.
+            // Dropped anywhere between the checkout and the first row.
             let execute = client.query::<RawJson>("v_asleep").execute();
             let patience = Duration::from_micros(random.below(3000));
             return drop(tokio::time::timeout(patience, execute).await);
@@ -159,9 +159,10 @@ async fn ten_thousand_checkouts_of_bb8_need_eight_backends() {
         .await;
 }
 
-/// A stream keeps its client's place until it ends, wherever it is, and until what it was doing is cleaned up.
+/// A stream keeps its place in the pool until it has ended and its cleanup has finished, wherever
+/// it is.
 #[tokio::test]
-async fn a_stream_keeps_its_place_in_the_pool() {
+async fn stream_keeps_its_place_in_the_pool() {
     let pool = deadpool("kept");
     let used = || pool.status().size - pool.status().available;
     assert_eq!(used(), 0);
@@ -171,10 +172,10 @@ async fn a_stream_keeps_its_place_in_the_pool() {
     while stream.next().await.is_some() {
         assert_eq!(used(), 1);
     }
-    // Its end has been read; that it is still there does not matter.
+    // Its end has been read. That the stream still exists has no effect.
     eventually("it is back", async || used() == 0).await;
     drop(stream);
-    // A failure that leaves the connection behind.
+    // An error that keeps the connection.
     let query = pool.get().await.unwrap().query::<RawJson>("v_short");
     let mut stream =
         query.select_projection("to_jsonb(1 / (data::text::int - 200))").execute().await.unwrap();
@@ -185,7 +186,7 @@ async fn a_stream_keeps_its_place_in_the_pool() {
         assert_eq!(used(), 1);
     }
     eventually("it is back", async || used() == 0).await;
-    // Dropped in the middle: back only when the connection is clean.
+    // Dropped in the middle: returned only when the connection is clean.
     let client = pool.get().await.unwrap();
     let pid = client.backend_pid();
     let mut stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
@@ -198,7 +199,7 @@ async fn a_stream_keeps_its_place_in_the_pool() {
     assert_eq!(client.backend_pid(), pid, "the same connection");
     assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
     assert_eq!(used(), 0, "and behind a query that was collected");
-    // A pool that is gone does not take its streams along.
+    // Dropping the pool does not end its streams.
     let mut stream = pool.get().await.unwrap().query::<u64>("v_short").execute().await.unwrap();
     drop(pool);
     let mut rows = 0;
@@ -209,8 +210,8 @@ async fn a_stream_keeps_its_place_in_the_pool() {
     assert_eq!(rows, 300);
 }
 
-/// A token belongs to one checkout: it cancels what runs on the client until the client is
-/// returned, a stream that has taken the client included, and then nothing any more.
+/// A token belongs to one checkout. It cancels what runs on the client until the client is
+/// returned, also a stream that keeps the client. After that it has no effect.
 #[tokio::test]
 async fn cancel_token_of_a_pooled_client_is_void_when_the_client_is_returned() {
     use ::deadpool::managed::Object;
@@ -218,7 +219,7 @@ async fn cancel_token_of_a_pooled_client_is_void_when_the_client_is_returned() {
     let deadpool = pool::deadpool::Pool::builder(manager).max_size(1).build().unwrap();
     let bb8 = ::bb8::Pool::builder()
         .max_size(1)
-        // Then nothing is called when a client is taken out.
+        // With this, nothing is called when a client is checked out.
         .test_on_check_out(false)
         .build(pool::bb8::Manager::new(config("tokens")))
         .await
@@ -236,7 +237,7 @@ async fn cancel_token_of_a_pooled_client_is_void_when_the_client_is_returned() {
 }
 
 async fn void_when_returned<C: Pooled>(take: impl AsyncFn() -> (CancelToken, C)) {
-    // Returned without a query; with a query that has ended; with one that was dropped.
+    // Returned without a query, after a query, and after a dropped query.
     for end in 0..3 {
         let (void, client) = take().await;
         match end {
@@ -253,11 +254,11 @@ async fn void_when_returned<C: Pooled>(take: impl AsyncFn() -> (CancelToken, C))
             stream.next().await.unwrap().unwrap();
         }
         void.cancel().await.unwrap();
-        // More than could have been on the way already.
+        // More time than a request could need.
         for _ in 0..100_000 {
             stream.next().await.unwrap().unwrap();
         }
-        // Its own token is not.
+        // The client's own token is valid.
         token.clone().cancel().await.unwrap();
         let error = loop {
             match stream.next().await.unwrap() {
@@ -270,9 +271,9 @@ async fn void_when_returned<C: Pooled>(take: impl AsyncFn() -> (CancelToken, C))
     }
 }
 
-/// A connection that was lost is replaced, and not counted twice.
+/// A lost connection is replaced, and not counted twice.
 #[tokio::test]
-async fn a_lost_connection_is_replaced_in_its_place() {
+async fn lost_pooled_connection_is_replaced() {
     let pool = deadpool("lost");
     let admin = admin().await;
     let client = pool.get().await.unwrap();
@@ -284,7 +285,7 @@ async fn a_lost_connection_is_replaced_in_its_place() {
     assert_ne!(client.backend_pid(), Some(pid));
     assert_eq!(backends(&admin, "lost").await, 1);
     assert_eq!(pool.status().size, 1);
-    // In mid-stream: the error is the stream's.
+    // In the middle of a stream: the stream ends with the error.
     let mut stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
     assert!(stream.next().await.unwrap().is_ok());
     let end =
@@ -299,9 +300,9 @@ async fn a_lost_connection_is_replaced_in_its_place() {
     assert_eq!(pool.get().await.unwrap().query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
 }
 
-/// Who waits too long hears it from the pool; who cannot connect, from the server.
+/// A caller that waits too long gets the pool's error; one that cannot connect gets the server's.
 #[tokio::test]
-async fn errors_are_those_of_the_pool_and_the_server() {
+async fn pool_and_server_errors_are_distinguished() {
     let manager = pool::deadpool::Manager::new(config("errors"));
     let pool = pool::deadpool::Pool::builder(manager)
         .max_size(1)
@@ -323,9 +324,9 @@ async fn errors_are_those_of_the_pool_and_the_server() {
     }
 }
 
-/// bb8 tries again until time is up, and its error has no reason: that is told to its sink.
+/// bb8 retries until its timeout, and its error has no reason. Its sink receives the reason.
 #[tokio::test]
-async fn why_bb8_cannot_connect_is_told_to_its_sink() {
+async fn bb8_sink_receives_the_reason_why_it_cannot_connect() {
     #[derive(Debug, Clone, Default)]
     struct Sink(Arc<Mutex<Vec<Error>>>);
     impl bb8::ErrorSink<Error> for Sink {
@@ -354,9 +355,9 @@ async fn why_bb8_cannot_connect_is_told_to_its_sink() {
     }
 }
 
-/// What is told of pools, by the names of OpenTelemetry.
+/// The metrics of pools have the names of OpenTelemetry.
 #[test]
-fn pools_are_measured_by_the_conventions() {
+fn pool_metrics_follow_the_conventions() {
     use metrics_util::debugging::{DebugValue, DebuggingRecorder};
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
@@ -411,10 +412,10 @@ fn pools_are_measured_by_the_conventions() {
     );
 }
 
-/// Reads through a pool: they go to a standby as long as there is one, and back to it; and over all hosts where that
-/// is asked for.
+/// A pool reads from a standby while one is available, and from it again later. If configured, it
+/// spreads over all hosts.
 #[tokio::test]
-async fn a_pool_reads_from_standbys_and_spreads_over_hosts() {
+async fn pool_reads_from_standbys_and_spreads_over_hosts() {
     let primary =
         Cluster::start_with(&Setup { hba: REQUIRE_PASSWORD, ..Setup::default() }).unwrap();
     let view = "create view v_role as select to_json(pg_is_in_recovery()) as data";
@@ -450,7 +451,7 @@ async fn a_pool_reads_from_standbys_and_spreads_over_hosts() {
     standby.control(&["stop", "-m", "fast"]);
     assert!(!in_recovery(&prefers).await, "the same client, on the primary now");
     standby.control(&["start"]);
-    // A client stays where it is; a new one goes to the standby, when that takes it.
+    // A client keeps its server. A new one connects to the standby, once that accepts connections.
     let away = prefers.get().await.unwrap();
     eventually("there is a standby again", async || {
         in_recovery(&prefers).await || {

@@ -1,4 +1,4 @@
-//! What stands between a client and its server: poolers, proxies, and a standby in place of a primary.
+//! Clients that use poolers and proxies, and a standby in place of a primary.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use fraiseql_wire::{Error, ErrorCategory, FraiseClient, RawJson, TimeoutPhase, s
 use futures_util::{StreamExt, TryStreamExt, future::join_all};
 use serde_json::Value;
 
-/// What has to go through `name`, which is at `url`: whole streams, the ends of others, errors, and the same client
-/// behind each.
-async fn everything_passes(name: &str, url: &str) {
+/// Checks what must work through `name`, at `url`: complete streams, other ends of streams, errors,
+/// and the use of the same client after each of them.
+async fn assert_supported(name: &str, url: &str) {
     sql(&format!(
         "create table t_{name} as select to_jsonb(i) as data from generate_series(1, 100000) i;
          create view v_{name} as select data from v_endless;
@@ -34,7 +34,8 @@ async fn everything_passes(name: &str, url: &str) {
         eventually("the server's work has ended", async || at_work().await == 0).await;
         assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
         client.ping().await.unwrap();
-        // pgpool may take so long to pass a cancel request on that the clean-up gives the connection up.
+        // pgpool may take so long to forward a cancel request that the cleanup closes the
+        // connection.
         if name != "pgpool" {
             assert_eq!(client.backend_pid(), pid, "all on one connection");
         }
@@ -49,7 +50,7 @@ async fn everything_passes(name: &str, url: &str) {
     };
     let all: Vec<u64> = (1..=100_000).collect();
 
-    // Whole.
+    // Read completely.
     let rows = client.query::<u64>(&table).order_by("data").fetch_all().await.unwrap();
     assert!(rows == all);
     let query = client.query::<u64>(&table).where_sql("data::int > $1").bind(99_990);
@@ -58,7 +59,7 @@ async fn everything_passes(name: &str, url: &str) {
     // Dropped.
     drop(begun().await);
     usable().await;
-    // Cancelled, from both sides.
+    // Cancelled, by the stream and by its handle.
     let mut stream = begun().await;
     stream.cancel().await.unwrap();
     assert!(stream.next().await.is_none());
@@ -68,7 +69,7 @@ async fn everything_passes(name: &str, url: &str) {
     let error = stream.try_for_each(async |_| Ok(())).await.unwrap_err();
     assert!(matches!(error, Error::Cancelled), "{error:?}");
     usable().await;
-    // Errors: of the statement, and behind rows.
+    // Errors: of the statement, and after rows.
     let error = client.query::<Value>("v_missing").execute().await.unwrap_err();
     assert_eq!(error.sqlstate(), Some(&sqlstate::UNDEFINED_TABLE), "{error}");
     usable().await;
@@ -95,12 +96,12 @@ async fn everything_passes(name: &str, url: &str) {
 }
 
 #[tokio::test]
-async fn pgbouncer_in_transaction_mode_passes_everything() {
+async fn pgbouncer_in_transaction_mode_is_supported() {
     let pooler = Daemon::pgbouncer(crate::support::cluster().port());
     let url = crate::support::url_at(([127, 0, 0, 1], pooler.port));
-    everything_passes("pgbouncer", &url).await;
+    assert_supported("pgbouncer", &url).await;
 
-    // More clients than server connections, each used again and again.
+    // More clients than server connections, each used repeatedly.
     let clients = (0..8).map(|_| async {
         let client = FraiseClient::connect(&url).await.unwrap();
         for round in 0..10u64 {
@@ -113,7 +114,7 @@ async fn pgbouncer_in_transaction_mode_passes_everything() {
     });
     join_all(clients).await;
 
-    // Start-up parameters it does not know are refused by the pooler: its word comes through.
+    // The pooler rejects startup parameters that it does not know, and its error is returned.
     let config = fraiseql_wire::ConnectionConfig::builder()
         .host("127.0.0.1")
         .port(pooler.port)
@@ -125,7 +126,7 @@ async fn pgbouncer_in_transaction_mode_passes_everything() {
     assert!(error.to_string().contains("statement_timeout"), "{error}");
 }
 
-/// A pooler that ignores start-up parameters answers as if the server had them. Only the server's
+/// A pooler that ignores startup parameters answers as if the server had them. Only the server's
 /// own setting shows that. Limits that the client applies itself hold.
 #[tokio::test]
 async fn statement_timeout_ignored_by_a_pooler_does_not_limit_queries_and_timeout_does() {
@@ -166,28 +167,28 @@ async fn statement_timeout_ignored_by_a_pooler_does_not_limit_queries_and_timeou
 }
 
 #[tokio::test]
-async fn pgpool_passes_everything() {
+async fn pgpool_is_supported() {
     let pooler = Daemon::pgpool(crate::support::cluster().port());
     let url = crate::support::url_at(([127, 0, 0, 1], pooler.port));
-    everything_passes("pgpool", &url).await;
+    assert_supported("pgpool", &url).await;
 }
 
 #[tokio::test]
-async fn haproxy_passes_everything() {
-    // The first server is not there.
+async fn haproxy_is_supported() {
+    // The first server does not exist.
     let closed =
         std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
     let proxy = Daemon::haproxy(&[closed, crate::support::cluster().port()]);
     let url = crate::support::url_at(([127, 0, 0, 1], proxy.port));
-    // Until its checks have found out which server is there, it refuses or hangs up.
+    // Until its checks have found the available server, it rejects or closes connections.
     let found = async || FraiseClient::connect(&url).await.is_ok();
     eventually("the proxy has found the server", found).await;
-    everything_passes("haproxy", &url).await;
+    assert_supported("haproxy", &url).await;
 }
 
-/// Reading goes to the standby while there is one, and to the primary when there is none.
+/// Clients read from the standby while it is available, and otherwise from the primary.
 #[tokio::test]
-async fn reading_follows_the_standby_and_then_the_primary() {
+async fn prefer_standby_reads_from_the_standby_and_then_the_primary() {
     let primary =
         Cluster::start_with(&Setup { hba: REQUIRE_PASSWORD, ..Setup::default() }).unwrap();
     let view = "create view v_role as select to_json(pg_is_in_recovery()) as data";
@@ -217,7 +218,7 @@ async fn reading_follows_the_standby_and_then_the_primary() {
         assert_eq!(query.fetch_all().await.unwrap(), [in_recovery], "{attrs}");
     }
 
-    // The clients live on when their server goes.
+    // The clients remain usable when their server stops.
     let prefers = FraiseClient::connect(&url("prefer-standby")).await.unwrap();
     let demands = FraiseClient::connect(&url("standby")).await.unwrap();
     assert!(is_in_recovery(&prefers).await && is_in_recovery(&demands).await);
@@ -230,9 +231,9 @@ async fn reading_follows_the_standby_and_then_the_primary() {
     primary.stop();
 }
 
-/// A standby that becomes the primary is taken for one by the next connection.
+/// After a standby is promoted, the next connection uses it as the primary.
 #[tokio::test]
-async fn a_promoted_standby_takes_over() {
+async fn promoted_standby_is_used_as_the_primary() {
     let primary =
         Cluster::start_with(&Setup { hba: REQUIRE_PASSWORD, ..Setup::default() }).unwrap();
     let view = "create view v_role as select to_json(pg_is_in_recovery()) as data";

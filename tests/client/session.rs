@@ -1,4 +1,4 @@
-//! The life of a connection: what it tells, how it is stopped from outside, how it is replaced.
+//! The life of a connection: its information, cancelling its query, and its replacement.
 
 use std::{
     sync::{Arc, Mutex},
@@ -34,8 +34,8 @@ async fn connect(config: ConnectionConfigBuilder) -> FraiseClient {
     FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap()
 }
 
-/// Runs a query to its end, and returns its error: of `execute()` or of the stream, which depends on
-/// whether the server had sent its columns before.
+/// Runs a query to its end, and returns its error. `execute()` returns it, or the stream if the
+/// server had sent the columns before.
 async fn outcome(client: &FraiseClient, view: &str) -> Option<Error> {
     match client.query::<Value>(view).execute().await {
         Ok(stream) => stream.try_collect::<Vec<_>>().await.err(),
@@ -44,7 +44,7 @@ async fn outcome(client: &FraiseClient, view: &str) -> Option<Error> {
 }
 
 #[tokio::test]
-async fn a_client_tells_how_it_is_connected() {
+async fn connection_info_describes_the_connection() {
     let client = FraiseClient::new(config().build().unwrap());
     assert!(client.connection_info().is_none() && client.server_version().is_none());
     assert!(client.parameter("TimeZone").is_none() && !client.is_connected());
@@ -62,9 +62,9 @@ async fn a_client_tells_how_it_is_connected() {
     client.close().await.unwrap();
 }
 
-/// What is changed in the middle of a query is known at once.
+/// A change in the middle of a query is visible immediately.
 #[tokio::test]
-async fn a_changed_parameter_is_the_one_that_is_told() {
+async fn changed_parameter_is_visible_immediately() {
     sql("create function set_zone() returns json language sql as
              $$ select to_json(set_config('TimeZone', 'Europe/Berlin', false)) $$;
          create view v_zone as select set_zone() as data")
@@ -101,7 +101,7 @@ async fn settings_reach_the_session() {
 }
 
 #[tokio::test]
-async fn notices_go_to_the_handler_whatever_query_they_come_with() {
+async fn notice_handler_receives_notices_of_every_query() {
     sql("create function complain(i int) returns json language plpgsql as $$
          begin raise warning 'row %', i using hint = 'look'; return to_json(i); end $$;
          create view v_complaints as select complain(i) as data from generate_series(1, 3) i")
@@ -121,12 +121,12 @@ async fn notices_go_to_the_handler_whatever_query_they_come_with() {
 }
 
 #[tokio::test]
-async fn a_cancel_token_stops_the_query_from_anywhere() {
+async fn cancel_token_cancels_the_query_from_another_task() {
     let admin = admin().await;
     let client = client().await;
     let pid = client.backend_pid().unwrap();
     let token = client.cancel_token();
-    // Nothing runs: nothing happens, to the next query neither.
+    // Without a running query it has no effect, also not on the next query.
     token.cancel().await.unwrap();
     let stream = client.query::<u32>("v_short").execute().await.unwrap();
     assert_eq!(stream.try_collect::<Vec<_>>().await.unwrap().len(), 300);
@@ -148,7 +148,7 @@ async fn a_cancel_token_stops_the_query_from_anywhere() {
     assert_eq!(client.backend_pid(), Some(pid));
     assert_eq!(backend_state(&admin, pid).await.as_deref(), Some("idle"));
 
-    // A query that is still looking for its first row.
+    // A query that still searches for its first row.
     let token = client.cancel_token();
     let (error, _) = tokio::join!(outcome(&client, "v_asleep"), async {
         eventually("the query runs", async || {
@@ -160,14 +160,14 @@ async fn a_cancel_token_stops_the_query_from_anywhere() {
     assert!(matches!(error, Some(Error::Cancelled)), "{error:?}");
     client.ping().await.unwrap();
 
-    // After the client, it has nothing to do.
+    // After the client is dropped, it has no effect.
     drop(client);
     token.cancel().await.unwrap();
 }
 
-/// The same query, stopped by somebody else, is the server's error.
+/// If another session cancels the query, the error is the server's.
 #[tokio::test]
-async fn a_cancel_by_somebody_else_is_the_servers_error() {
+async fn cancel_by_another_session_is_a_server_error() {
     let admin = admin().await;
     let client = client().await;
     let pid = i32::try_from(client.backend_pid().unwrap()).unwrap();
@@ -181,10 +181,11 @@ async fn a_cancel_by_somebody_else_is_the_servers_error() {
     assert_eq!(error.unwrap().sqlstate(), Some(&fraiseql_wire::sqlstate::QUERY_CANCELED));
 }
 
-/// However a token and the end of a query fall together, the next query is not hit.
+/// However a token and the end of a query overlap, the next query is not cancelled.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cancel_token_never_hits_the_next_query() {
-    // The server is done with it long before it is read: a cancel request finds no query, or the next.
+async fn cancel_token_never_cancels_the_next_query() {
+    // The server finishes the query long before it is read. A cancel request finds no query, or the
+    // next one.
     sql("create view v_sent as select to_json(i) as data from generate_series(1, 20000) i").await;
     let client = client().await;
     let mut begun_rounds = 0;
@@ -195,11 +196,11 @@ async fn a_cancel_token_never_hits_the_next_query() {
             stream.next().await.unwrap().unwrap();
         }
         let token = client.cancel_token();
-        // It has begun while the query runs, if that still does, and goes on by itself.
+        // It was started while the query may still run, and continues in its own task.
         let mut cancel = Box::pin(async move { token.cancel().await });
         let begun = futures_util::poll!(cancel.as_mut()).is_pending();
         let cancel = begun.then(|| tokio::spawn(cancel));
-        // The end, or the error: both are right.
+        // The end or the error: both are correct.
         let _ = stream.try_collect::<Vec<_>>().await;
         if let Some(cancel) = cancel.as_ref().filter(|_| round % 3 == 0) {
             cancel.abort();
@@ -215,9 +216,9 @@ async fn a_cancel_token_never_hits_the_next_query() {
     assert!(begun_rounds > 50, "{begun_rounds} of 200 cancels met a query");
 }
 
-/// The server comes back while the client tries again.
+/// The server becomes available while the client retries.
 #[tokio::test]
-async fn a_lost_connection_is_replaced_by_the_retry_policy() {
+async fn retry_policy_replaces_a_lost_connection() {
     let not_now =
         || vec![Step::ExpectStartup, Step::Send(scripted::error("FATAL", "57P03", "starting up"))];
     let mut first = scripted::login();
@@ -243,7 +244,7 @@ async fn a_lost_connection_is_replaced_by_the_retry_policy() {
     drop(client);
     server.done().await;
 
-    // Bounded; and the first connection of a client is not repeated.
+    // Attempts are limited, and the first connection of a client is not retried.
     let mut first = scripted::login();
     first.push(Step::Close);
     let server = Scripted::start(vec![not_now(), first, not_now(), not_now()]).await;
@@ -265,7 +266,7 @@ async fn a_lost_connection_is_replaced_by_the_retry_policy() {
 
 #[tokio::test]
 async fn read_timeout_counts_only_while_rows_are_wanted() {
-    // Longer than a busy machine keeps a server from answering.
+    // Longer than a busy machine delays an answer.
     let timeout = Duration::from_secs(2);
     let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
     let client = connect(
@@ -279,7 +280,7 @@ async fn read_timeout_counts_only_while_rows_are_wanted() {
     .await;
     let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
     stream.next().await.unwrap().unwrap();
-    // Paused, and with full memory, nobody waits for the server.
+    // While paused or with full memory, the client does not wait for the server.
     stream.pause().await.unwrap();
     tokio::time::sleep(timeout + Duration::from_secs(1)).await;
     stream.resume().await.unwrap();
@@ -297,7 +298,7 @@ async fn read_timeout_counts_only_while_rows_are_wanted() {
 }
 
 #[tokio::test]
-async fn a_message_beyond_the_limit_is_refused_before_it_is_read() {
+async fn message_larger_than_the_limit_is_rejected_before_it_is_read() {
     sql("create view v_two_sizes as
          select to_json(repeat('x', i)) as data from (values (10), (100000)) t(i)")
     .await;
@@ -310,10 +311,10 @@ async fn a_message_beyond_the_limit_is_refused_before_it_is_read() {
     client.ping().await.unwrap();
 }
 
-/// Beyond its bounds a clean-up gives the connection up, and the next query opens another one.
+/// A cleanup that exceeds its limits closes the connection, and the next query opens another one.
 #[tokio::test]
-async fn the_bounds_of_a_clean_up_can_be_set() {
-    // Full sockets are more than the limit.
+async fn cleanup_limits_are_configurable() {
+    // Full sockets exceed the limit.
     let admin = admin().await;
     let client = connect(config().drain_limit(0)).await;
     let pid = client.backend_pid();
@@ -332,7 +333,7 @@ async fn the_bounds_of_a_clean_up_can_be_set() {
     client.ping().await.unwrap();
     assert_ne!(client.backend_pid(), pid);
 
-    // The server is not reached in time.
+    // The server cannot be reached in time.
     let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
     let bounded = ConnectionConfig::builder()
         .host("127.0.0.1")
@@ -351,10 +352,10 @@ async fn the_bounds_of_a_clean_up_can_be_set() {
     client.ping().await.unwrap();
 }
 
-/// While the cancel request is on its way, nothing is read: else the server would work on, and might
-/// send more than may be drained.
+/// Until the cancel request is delivered, nothing is read. Otherwise the server would continue, and
+/// might send more than may be drained.
 #[tokio::test]
-async fn nothing_is_drained_before_the_server_has_the_cancel_request() {
+async fn drain_starts_after_the_cancel_request_is_delivered() {
     const FLOOD: usize = 64 << 20;
     let (begun, wait) = tokio::sync::oneshot::channel();
     let (blocked, is_blocked) = tokio::sync::oneshot::channel();
@@ -390,7 +391,7 @@ async fn nothing_is_drained_before_the_server_has_the_cancel_request() {
     server.done().await;
 }
 
-/// A server that gives no key for cancelling can be used; stopping a query costs the connection.
+/// A server without a cancel key can be used. Cancelling a query closes the connection.
 #[tokio::test]
 async fn without_a_cancel_key_a_dropped_stream_closes_the_connection() {
     let login =
@@ -422,9 +423,9 @@ async fn without_a_cancel_key_a_dropped_stream_closes_the_connection() {
     server.done().await;
 }
 
-/// Protocol 3.2: a long cancel key, and a server that speaks 3.0 only.
+/// Protocol 3.2: a long cancel key, and a server that supports only 3.0.
 #[tokio::test]
-async fn protocol_3_2_is_spoken_when_asked_for() {
+async fn protocol_3_2_is_used_if_configured() {
     let key: Vec<u8> = (0..=255).collect();
     let mut start = vec![Step::Expect(
         b"\0\0\0\x26\0\x03\0\x02user\0u\0database\0u\0client_encoding\0UTF8\0\0".to_vec(),
@@ -478,17 +479,17 @@ async fn protocol_3_2_is_spoken_when_asked_for() {
     let error =
         FraiseClient::connect(&format!("{url}&min_protocol_version=3.2")).await.unwrap_err();
     assert!(error.to_string().contains("min_protocol_version"), "{error}");
-    // The real one, which is older than 3.2, says so too.
+    // A real server older than 3.2 reports the same.
     let url = format!("{}?max_protocol_version=latest", cluster().url());
     let client = FraiseClient::connect(&url).await.unwrap();
     let expected = if client.server_version().unwrap().major >= 18 { "3.2" } else { "3.0" };
     assert_eq!(client.connection_info().unwrap().protocol_version, expected);
 }
 
-/// Seen from the kernel: the keepalive timer of the connection runs.
+/// The kernel shows that the keepalive timer of the connection runs.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn keepalives_are_on_unless_switched_off() {
+async fn keepalives_are_on_by_default() {
     let timer = |port: u16| {
         let local = format!(":{port:04X} ");
         let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
@@ -528,8 +529,8 @@ async fn keepalives_are_on_unless_switched_off() {
     }
 }
 
-/// A host that has lost its power acknowledges nothing any more. Keepalive probes without an answer
-/// end a stream that waits for rows; `tcp_user_timeout` ends a session that sends; the query is not
+/// A host that has lost its power acknowledges nothing more. Keepalive probes without an answer end
+/// a stream that waits for rows; `tcp_user_timeout` ends a session that sends. The query is not
 /// sent again, because the host may have received it.
 #[cfg(target_os = "linux")]
 #[tokio::test]
@@ -568,7 +569,7 @@ async fn keepalives_and_tcp_user_timeout_end_sessions_with_a_dead_host() {
             (false, _) => config.keepalive(false).tcp_user_timeout(second),
         };
         let client = connect(config).await;
-        // What the client does until it notices, if it does.
+        // What the client does until it detects the dead host, if it does.
         let noticed = async {
             if in_mid_result {
                 let mut stream = client.query::<u8>("v").execute().await.unwrap();
@@ -598,7 +599,7 @@ async fn keepalives_and_tcp_user_timeout_end_sessions_with_a_dead_host() {
 }
 
 #[test]
-fn settings_that_make_no_sense_are_errors_of_build() {
+fn invalid_settings_are_errors_of_build() {
     let base = || ConnectionConfig::builder().host("h");
     for (builder, part) in [
         (base().host("i").port(1).port(2).port(3), "port"),
@@ -621,7 +622,7 @@ fn settings_that_make_no_sense_are_errors_of_build() {
     }
 }
 
-/// Services run them in tasks that move between threads.
+/// Services run futures in tasks that move between threads.
 #[test]
 fn every_future_is_send() {
     fn send<T: Send>(_: T) {}
@@ -640,9 +641,9 @@ fn every_future_is_send() {
     send(client.close());
 }
 
-/// An answer that nobody asked for would be taken for that to the next query.
+/// An unexpected answer would be taken for the answer to the next query.
 #[tokio::test]
-async fn a_connection_with_something_left_on_it_is_not_used_again() {
+async fn connection_with_unread_data_is_not_reused() {
     let answer = |value: &str| {
         [scripted::begin_json(), scripted::row(value), scripted::complete(), scripted::ready()]
             .concat()
@@ -667,7 +668,7 @@ async fn a_connection_with_something_left_on_it_is_not_used_again() {
 /// The last client encoding that a server reports must be UTF-8, however it spells that: in any
 /// other one, it would silently compare with other values than the ones that were bound.
 #[tokio::test]
-async fn a_login_that_ends_in_another_client_encoding_fails() {
+async fn login_with_another_client_encoding_fails() {
     let login = |reports: &[(&str, &str)]| {
         let mut bytes = scripted::auth_ok();
         for (name, value) in reports {
@@ -717,10 +718,10 @@ async fn a_login_that_ends_in_another_client_encoding_fails() {
     }
 }
 
-/// Wherever in a session a server reports another encoding, its connection is not used again; rows
-/// already received are delivered first.
+/// If a server reports another encoding at any point of a session, its connection is not used
+/// again. Rows already received are delivered first.
 #[tokio::test]
-async fn a_client_encoding_that_changes_in_a_session_is_an_error_and_closes_the_connection() {
+async fn client_encoding_changed_in_a_session_is_an_error_and_closes_the_connection() {
     let changed = message(b'S', b"client_encoding\0LATIN1\0");
     let back = message(b'S', b"client_encoding\0UTF8\0");
     let answer = |rows: &[&str]| {
@@ -772,10 +773,10 @@ async fn a_client_encoding_that_changes_in_a_session_is_an_error_and_closes_the_
     }
 }
 
-/// The same where no rows are wanted: after the end of a query, while a stopped query is drained,
-/// and in a round trip.
+/// Also when no rows are read: after the end of a query, while a cancelled query is drained, and in
+/// a round trip.
 #[tokio::test]
-async fn a_client_encoding_that_changes_unseen_closes_the_connection() {
+async fn client_encoding_changed_outside_of_rows_closes_the_connection() {
     let changed = message(b'S', b"client_encoding\0LATIN1\0");
     let rows = [scripted::begin_json(), scripted::row("1")].concat();
     let end = [scripted::complete(), scripted::ready()].concat();
@@ -800,7 +801,7 @@ async fn a_client_encoding_that_changes_unseen_closes_the_connection() {
     drop(client);
     server.done().await;
 
-    // In what a stopped query still sends.
+    // In the remaining messages of a cancelled query.
     let (cancelled, cancel) = tokio::sync::oneshot::channel();
     let mut first = scripted::login();
     first.extend([Step::ExpectQuery, Step::Send(rows.clone()), Step::Wait(cancel)]);
@@ -831,10 +832,10 @@ async fn a_client_encoding_that_changes_unseen_closes_the_connection() {
     server.done().await;
 }
 
-/// A function that changes the encoding, of a real server: the query that ran it fails, and the
-/// next one compares in UTF-8 again.
+/// A function on a real server changes the encoding. The query that ran it fails, and the next one
+/// compares in UTF-8 again.
 #[tokio::test]
-async fn a_view_that_changes_client_encoding_costs_its_connection() {
+async fn view_that_changes_client_encoding_closes_the_connection() {
     sql("create view v_green as select to_jsonb('grün'::text) as data;
          create function set_latin() returns text volatile language sql as
              $$ select set_config('client_encoding', 'LATIN1', false) $$;
@@ -853,7 +854,7 @@ async fn a_view_that_changes_client_encoding_costs_its_connection() {
     let mut stream = client.query::<RawJson>("v_latin_endless").execute().await.unwrap();
     stream.next().await.unwrap().unwrap();
     drop(stream);
-    // Stopped, it takes back what it has set: the connection is as good as before.
+    // A cancelled query reverts its settings, so the connection can be used again.
     assert_eq!(find().await, ["grün"]);
     assert_eq!(client.backend_pid(), backend);
     let error = outcome(&client, "v_latin").await.expect("an error");
@@ -862,10 +863,10 @@ async fn a_view_that_changes_client_encoding_costs_its_connection() {
     assert_ne!(client.backend_pid(), backend);
 }
 
-/// Keys of filters are literals in SQL. They mean the same where backslashes are escapes, which the
-/// server, a role or another client of a pooler may have set.
+/// Keys of filters are literals in SQL. They have the same meaning if backslashes are escapes,
+/// which the server, a role or another client of a pooler may have set.
 #[tokio::test]
-async fn keys_mean_the_same_whatever_standard_conforming_strings_says() {
+async fn filter_keys_do_not_depend_on_standard_conforming_strings() {
     sql(r#"create view v_backslash as select data::jsonb from (values
              ('{"a\\b": "both", "it''s": "quoted", "a\b": "control"}')) x(data)"#)
     .await;
@@ -889,7 +890,7 @@ async fn keys_mean_the_same_whatever_standard_conforming_strings_says() {
 
 /// A transaction that this client has not begun is foreign: its snapshot and its end are unknown.
 #[tokio::test]
-async fn a_connection_left_in_a_transaction_is_not_used_again() {
+async fn connection_left_in_a_transaction_is_not_reused() {
     for status in [b"T", b"E"] {
         let rows = [scripted::begin_json(), scripted::row("1"), scripted::complete()].concat();
         let mut first = scripted::login();
@@ -915,10 +916,10 @@ async fn a_connection_left_in_a_transaction_is_not_used_again() {
     }
 }
 
-/// Of a real pooler, which restores the encoding of each client: the one that changed it gets the
-/// error, another client on the same server connection finds what it looks for.
+/// A real pooler restores the encoding of each client. The client that changed it gets the error;
+/// another client on the same server connection is not affected.
 #[tokio::test]
-async fn a_client_encoding_that_another_client_of_a_pooler_has_set_does_no_harm() {
+async fn client_encoding_of_another_pooler_client_has_no_effect() {
     sql("create view v_green_pooled as select to_jsonb('grün'::text) as data;
          create function set_latin_pooled() returns text volatile language sql as
              $$ select set_config('client_encoding', 'LATIN1', false) $$;
@@ -944,7 +945,7 @@ async fn a_client_encoding_that_another_client_of_a_pooler_has_set_does_no_harm(
 /// TRACE events show each protocol message except rows: its direction, name and size, but no
 /// contents.
 #[tokio::test]
-async fn each_message_but_rows_is_a_trace_event_without_its_contents() {
+async fn messages_except_rows_are_trace_events_without_contents() {
     let mut script = scripted::login();
     script.push(Step::ExpectQuery);
     let answer = [

@@ -37,7 +37,7 @@ struct Numbered {
     id: u64,
 }
 
-/// A table of `rows` rows, each of some 100 bytes.
+/// Creates a table of `rows` rows, each of about 100 bytes.
 async fn table(name: &str, rows: u64) {
     sql(&format!(
         "create table {name} (id bigint, data jsonb not null);
@@ -53,7 +53,7 @@ fn with(options: &str) -> String {
     format!("{}?{options}", cluster().url())
 }
 
-/// A superuser's sessions whose logins take a second.
+/// Sessions of a superuser whose logins take a second.
 fn slow(name: &str, more: &str) -> String {
     with(&format!("application_name={name}&options=-c%20post_auth_delay%3D1{more}"))
 }
@@ -64,10 +64,10 @@ fn ids(rows: Vec<Numbered>) -> Vec<u64> {
     ids
 }
 
-/// While the other connections log in, no lock is held and no transaction is open: the table can be
-/// filled anew, and a session cannot end because it is idle in one.
+/// While the other connections log in, no lock is held and no transaction is open. So the table can
+/// be filled again, and no session is ended for being idle in a transaction.
 #[tokio::test]
-async fn nothing_is_locked_while_the_others_log_in() {
+async fn no_lock_is_held_while_other_connections_log_in() {
     table("t_login", 5000).await;
     table("t_login_source", 5000).await;
     let url = slow("login", "%20-c%20idle_in_transaction_session_timeout%3D900");
@@ -92,7 +92,7 @@ async fn nothing_is_locked_while_the_others_log_in() {
     assert_eq!(ids(rows.unwrap()), (10_001..=15_000).collect::<Vec<_>>());
 }
 
-/// What other sessions do to a relation, again and again.
+/// What other sessions do to a relation, repeatedly.
 struct Change {
     entity: &'static str,
     partition_by: Option<&'static str>,
@@ -261,13 +261,13 @@ const CHANGED: &str = "
     create view d_refresh_view as select data from d_refreshed;
     create materialized view d_recreate as select data from d_source";
 
-/// How often each kind of change was met with rows.
+/// How often each kind of change overlapped with rows.
 #[derive(Debug, Default)]
 struct Met {
     whole: u32,
     refused: u32,
     slowest: Duration,
-    /// The slowest read of a session that has nothing to do with the query or the change.
+    /// The slowest read of a session that is not involved.
     slowest_beside: Duration,
 }
 
@@ -283,7 +283,7 @@ fn changed<T: fraiseql_wire::FromJsonRow>(
     }
 }
 
-/// One query beside a change.
+/// Runs one query during a change.
 async fn meet(client: &FraiseClient, change: &Change, met: &mut Met) {
     let began = Instant::now();
     let result = changed::<Numbered>(client, change, 4).fetch_all().await;
@@ -303,7 +303,7 @@ async fn meet(client: &FraiseClient, change: &Change, met: &mut Met) {
             );
             met.whole += 1;
         }
-        // A name that is not there for a moment is what one query would meet with, too.
+        // A single query could also find that the relation does not exist at that moment.
         Err(e) if e.is_retriable() || e.sqlstate() == Some(&sqlstate::UNDEFINED_TABLE) => {
             met.refused += 1;
         }
@@ -311,12 +311,12 @@ async fn meet(client: &FraiseClient, change: &Change, met: &mut Met) {
     }
 }
 
-/// Each kind of change in a loop: every query ends, by the rows of one query or an error that can
-/// be retried.
+/// During each kind of change, every query ends with exactly the rows of one query, or with an
+/// error that can be retried.
 ///
-/// `CHANGE_QUERIES=200` runs more of them, beside each change.
+/// `CHANGE_QUERIES=200` runs more queries for each change.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn beside_every_kind_of_change_a_query_is_whole_or_refused() {
+async fn query_during_each_kind_of_change_is_complete_or_fails() {
     let queries = std::env::var("CHANGE_QUERIES").map_or(12, |n| n.parse().unwrap());
     sql(CHANGED).await;
     let client = client().await;
@@ -326,7 +326,7 @@ async fn beside_every_kind_of_change_a_query_is_whole_or_refused() {
             let session = admin().await;
             loop {
                 for step in change.steps {
-                    // It may be the one that a deadlock ends.
+                    // A deadlock may end this session.
                     if let Err(e) = session.batch_execute(step).await {
                         let _ = session.batch_execute("rollback").await;
                         assert!(
@@ -367,10 +367,10 @@ async fn beside_every_kind_of_change_a_query_is_whole_or_refused() {
     assert!(whole > 60, "most queries win in time");
 }
 
-/// Sessions of the query end at random moments, its rows included, while another session fills the
-/// table again: exactly the rows of one query, or an error that can be retried.
+/// Sessions of the query end at random moments, also while rows are read, and another session fills
+/// the table again. The result is exactly the rows of one query, or an error that can be retried.
 ///
-/// `LOSSES=5000` runs more of them, and `LOSS_SEED=7` begins with another seed.
+/// `LOSSES=5000` runs more of them, and `LOSS_SEED=7` starts with another seed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_that_end_at_random_lose_no_row() {
     let number = |name, default| std::env::var(name).map_or(default, |n| n.parse().unwrap());
@@ -409,7 +409,7 @@ async fn sessions_that_end_at_random_lose_no_row() {
             let mut read = Vec::new();
             while let Some(row) = rows.next().await {
                 if read.len() as u64 == before {
-                    // The rest waits in the sockets meanwhile.
+                    // The rest stays in the sockets meanwhile.
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 read.push(row?);
@@ -434,7 +434,7 @@ async fn sessions_that_end_at_random_lose_no_row() {
     assert!(losses < 60 || whole > 10 && refused > 10, "{whole} whole, {refused} refused");
 }
 
-/// A network that ends one connection at one message of the client, and then delivers no message of
+/// A network that ends one connection at one message of the client. It then delivers no message of
 /// any client until the test continues: the longest window that a lost session can leave.
 struct Gate {
     address: SocketAddr,
@@ -442,9 +442,9 @@ struct Gate {
 }
 
 struct Shared {
-    /// Which connection, by the order in which they come, and before which of its messages.
+    /// The number of the connection, in the order of arrival, and of its message.
     at: (usize, usize),
-    /// The server gets nothing more, and the client does not notice.
+    /// The server receives nothing more, and the client does not notice.
     is_silent: bool,
     connections: AtomicUsize,
     /// It has ended that connection.
@@ -457,7 +457,7 @@ impl Gate {
         Self::listen(server, at, false).await
     }
 
-    /// A network that only stops delivering the messages of that connection's client.
+    /// A network that only stops delivering the client's messages on that connection.
     async fn silent(server: SocketAddr, at: (usize, usize)) -> Self {
         Self::listen(server, at, true).await
     }
@@ -523,14 +523,15 @@ async fn pass(client: TcpStream, server: SocketAddr, number: usize, shared: Arc<
 #[derive(Debug, serde::Deserialize)]
 struct Made {
     id: u64,
-    /// Rows that were made together have the same.
+    /// Rows of the same version have the same value.
     by: u64,
 }
 
-/// Each session is lost before each of its messages, and the relation is rewritten then, if no lock
-/// is in the way: the result is whole, as it was before or after, or an error that can be retried.
+/// Each session is lost before each of its messages, and the relation is then rewritten, if no lock
+/// prevents it. The result is complete, from before or after the change, or an error that can be
+/// retried.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_session_that_is_lost_at_any_step_leaves_no_gap() {
+async fn session_lost_at_any_step_leaves_no_gap() {
     sql("create sequence g_made; select nextval('g_made'); grant select on g_made to public;
          create table g_source as select i::bigint as id from generate_series(1, 300) i;
          create table g_table as
@@ -579,7 +580,7 @@ async fn a_session_that_is_lost_at_any_step_leaves_no_gap() {
                     biased;
                     () = gate.shared.hit.notified() => {}
                     result = &mut run => {
-                        // Nothing was lost: there is no such message.
+                        // No connection was lost: there is no such message.
                         assert_eq!(result.unwrap().unwrap().len(), 300);
                         assert!(message > 1, "each session has messages");
                         break;
@@ -609,9 +610,9 @@ async fn a_session_that_is_lost_at_any_step_leaves_no_gap() {
     assert!(met.len() >= 3, "{met:?}");
 }
 
-/// The same changes on a primary, while a standby is read.
+/// The same changes on a primary, while its standby is read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn on_a_standby_a_query_is_whole_or_refused() {
+async fn query_on_a_standby_is_complete_or_fails() {
     let primary = Cluster::start(REQUIRE_PASSWORD).unwrap();
     let setup = Setup {
         standby_of: Some(primary.port()),
@@ -651,15 +652,15 @@ async fn on_a_standby_a_query_is_whole_or_refused() {
     primary.stop();
 }
 
-/// Another session wants the table exclusively and waits: no session of the stream holds a lock
-/// while it waits for one, so that the wait of readers is not longer than it would be without the
-/// stream.
+/// Another session waits for an exclusive lock. No session of the stream holds a lock while it
+/// waits for one, so the stream does not make other readers wait longer.
 #[tokio::test]
-async fn a_session_that_waits_for_a_lock_holds_none() {
+async fn session_that_waits_for_a_lock_holds_none() {
     table("t_wanted", 300).await;
     let client = FraiseClient::connect(&with("application_name=wanted")).await.unwrap();
     let (holder, wants, reader) = (admin().await, admin().await, admin().await);
-    // A reader holds the table, and another session wants it: from now on each further one waits.
+    // A reader holds the table, and another session wants an exclusive lock: every further session
+    // waits.
     holder.batch_execute("begin; select from t_wanted limit 1").await.unwrap();
     let wanting = async { wants.batch_execute("alter table t_wanted add column more int").await };
     let querying = async {
@@ -681,7 +682,7 @@ async fn a_session_that_waits_for_a_lock_holds_none() {
     };
     let (altered, ()) = tokio::join!(wanting, querying);
     altered.unwrap();
-    // The server's own limit counts as it does for one query.
+    // The server's own limit applies as to a single query.
     let url = with("options=-c%20lock_timeout%3D1500");
     let client = FraiseClient::connect(&url).await.unwrap();
     holder.batch_execute("begin; lock table t_wanted").await.unwrap();
@@ -690,10 +691,10 @@ async fn a_session_that_waits_for_a_lock_holds_none() {
     assert!(error.is_retriable() && error.to_string().contains("exclusive lock"), "{error}");
 }
 
-/// A lock that is never given up: the limits that end one query end a parallel one, though it waits in attempts that are
-/// shorter than they are.
+/// A lock that is never released: the limits of a single query also end a parallel one, although it
+/// waits in shorter attempts.
 #[tokio::test]
-async fn the_wait_for_a_lock_ends_as_that_of_one_query() {
+async fn lock_wait_is_limited_like_that_of_a_single_query() {
     table("t_held", 300).await;
     let holder = admin().await;
     holder.batch_execute("begin; lock table t_held").await.unwrap();
@@ -726,10 +727,10 @@ async fn the_wait_for_a_lock_ends_as_that_of_one_query() {
     holder.batch_execute("rollback").await.unwrap();
 }
 
-/// A relation that was created after the snapshot of the statement that asks what it is: its name is known, its row is
-/// not visible. The next statement sees it.
+/// A relation may be created after the snapshot of the statement that looks it up: its name is
+/// known, but its row is not visible. The next statement sees it.
 #[tokio::test]
-async fn a_relation_that_has_just_been_created_is_asked_for_again() {
+async fn relation_just_created_is_looked_up_again() {
     let message = || Step::Echo(Box::new(|_| Vec::new()));
     let no_row =
         [scripted::begin(&[("concat_ws", 25)]), scripted::complete(), scripted::ready()].concat();
@@ -744,9 +745,9 @@ async fn a_relation_that_has_just_been_created_is_asked_for_again() {
     assert_eq!(error.sqlstate(), Some(&sqlstate::INSUFFICIENT_PRIVILEGE), "{error}");
 }
 
-/// LOCK TABLE looks at children before it locks them, and fails with XX000 if one has just been dropped.
+/// LOCK TABLE looks up children before it locks them, and fails with XX000 if one was just dropped.
 #[tokio::test]
-async fn a_child_that_is_dropped_while_it_is_locked_is_tried_again() {
+async fn child_dropped_while_locking_is_retried() {
     let answers = |with: Vec<u8>| Step::Echo(Box::new(move |_| with.clone()));
     let ended = |status: &[u8]| [scripted::complete(), scripted::message(b'Z', status)].concat();
     let failed =
@@ -775,8 +776,8 @@ async fn a_child_that_is_dropped_while_it_is_locked_is_tried_again() {
     assert_eq!(error.sqlstate(), Some(&sqlstate::OUT_OF_MEMORY), "{error}");
 }
 
-/// A session is silent after an error of one of its requests, so its other answers may still come:
-/// nothing more is sent to it, because those answers would be taken for the answers to that.
+/// A session becomes silent after an error of one request, and its other answers may still arrive.
+/// Nothing more is sent to it: those answers would be taken for the answers to later requests.
 #[tokio::test]
 async fn session_silent_after_an_error_is_not_used_again() {
     let answers = |with: Vec<u8>| Step::Echo(Box::new(move |_| with.clone()));
@@ -789,7 +790,7 @@ async fn session_silent_after_an_error_is_not_used_again() {
         |code: &str| [scripted::error("ERROR", code, "no"), scripted::message(b'Z', b"E")].concat();
     let mut sight = ["same"; 16];
     (sight[0], sight[1]) = ("f", "");
-    // Parse and Bind are answered with Sync.
+    // Parse and Bind are answered together with Sync.
     let mut first = scripted::login();
     first.extend([
         answers(value(&["r", "0", "f", "f"], b"I")),
@@ -836,9 +837,10 @@ async fn scripted_client(server: &Scripted) -> FraiseClient {
     FraiseClient::connect_with_config(config.unwrap()).await.unwrap()
 }
 
-/// A token waits for the sessions that plan their parts, too, and they are stopped: here by a later cancel request.
+/// A token also waits for the sessions that plan their parts. Here a later cancel request stops
+/// them.
 #[tokio::test]
-async fn a_token_waits_for_sessions_that_have_not_begun_to_answer() {
+async fn cancel_token_waits_for_sessions_that_plan_their_parts() {
     table("t_planned", 300).await;
     sql("create function survives_cancel() returns int immutable language plpgsql as $$ begin
              begin perform pg_sleep(60); exception when query_canceled then null; end;
@@ -867,10 +869,10 @@ async fn a_token_waits_for_sessions_that_have_not_begun_to_answer() {
     assert_eq!(client.query::<RawJson>("t_planned").fetch_all().await.unwrap().len(), 300);
 }
 
-/// What one snapshot does not cover is refused, wherever it hides.
+/// Relations that the snapshot does not cover are rejected, also inside of views.
 #[tokio::test]
-async fn what_is_not_in_the_snapshot_is_refused() {
-    // A database of its own: every parallel query in it looks at the list of Citus's tables.
+async fn relations_outside_of_the_snapshot_are_rejected() {
+    // A separate database: every parallel query in it reads the list of Citus tables.
     sql("create database d_refused").await;
     let url = format!("{}/d_refused", cluster().url().strip_suffix("/postgres").unwrap());
     let admin = admin_at(&url).await;
@@ -925,7 +927,7 @@ async fn what_is_not_in_the_snapshot_is_refused() {
     let drop_list = "set allow_system_table_mods = on; drop table pg_catalog.pg_dist_partition";
     admin.batch_execute(drop_list).await.unwrap();
     assert_eq!(by("v_shard").fetch_all().await.unwrap().len(), 100);
-    // A pooler may hand out a session with another client's temporary table.
+    // A pooler may provide a session with another client's temporary table.
     let pooler = Daemon::pgbouncer(cluster().port());
     let url = url_at(([127, 0, 0, 1], pooler.port));
     let other = admin_at(&url).await;
@@ -935,9 +937,9 @@ async fn what_is_not_in_the_snapshot_is_refused() {
     assert!(error.to_string().contains("temporary"), "{error}");
 }
 
-/// Sessions that would compute other things of the same rows, or are of another server.
+/// Sessions that would compute different rows, or belong to another server, are rejected.
 #[tokio::test]
-async fn sessions_that_differ_are_refused() {
+async fn sessions_that_differ_are_rejected() {
     table("t_differ", 300).await;
     let admin = admin().await;
     sql("grant select on t_differ to role_trust").await;
@@ -977,14 +979,14 @@ async fn sessions_that_differ_are_refused() {
     second.stop();
 }
 
-/// Streams that share a pool's connections wait for each other in a bounded time, without a lock,
-/// and name the rule.
+/// Streams that share a pool wait for each other for a bounded time, without a lock, and the error
+/// names the rule.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_pool_that_is_too_small_is_an_error_that_says_so() {
+async fn pool_that_is_too_small_is_an_error_that_names_the_rule() {
     table("t_pool", 300).await;
     let pooler = Daemon::pgbouncer(cluster().port());
     let url = format!("{}?connect_timeout=2", url_at(([127, 0, 0, 1], pooler.port)));
-    // The pool has four.
+    // The pool has four connections.
     let client = FraiseClient::connect(&url).await.unwrap();
     let error = client.query::<RawJson>("t_pool").parallel(5).execute().await.unwrap_err();
     let phase = TimeoutPhase::Parallel { connections: 4, of: 5 };
@@ -1008,9 +1010,9 @@ async fn a_pool_that_is_too_small_is_an_error_that_says_so() {
     }
 }
 
-/// The error is the one that ended the query, not what followed from it on another connection.
+/// The error is the one that ended the query, not a consequence on another connection.
 #[tokio::test]
-async fn the_cause_is_reported() {
+async fn parallel_error_is_the_original_cause() {
     sql("create table t_cause as
          select jsonb_build_object('name', 'x' || i) as data from generate_series(1, 20000) i")
     .await;
@@ -1030,9 +1032,9 @@ async fn the_cause_is_reported() {
     assert_eq!(query().partition_by("data").fetch_all().await.unwrap().len(), 20_000);
 }
 
-/// A server that falls silent at any step before the rows is noticed after `read_timeout`.
+/// `read_timeout` ends the query if a server becomes silent at any step before the rows.
 #[tokio::test]
-async fn silence_before_the_rows_is_bounded() {
+async fn read_timeout_ends_silence_before_the_rows() {
     table("t_silent", 300).await;
     let server: SocketAddr = ([127, 0, 0, 1], cluster().port()).into();
     let (mut timeouts, mut whole) = (0, 0);
@@ -1064,9 +1066,9 @@ async fn silence_before_the_rows_is_bounded() {
     assert!(timeouts >= 16 && whole > 0, "{timeouts} {whole}");
 }
 
-/// With one connection, everything is as it is without `parallel`.
+/// With one connection, the query runs as without `parallel`.
 #[tokio::test]
-async fn one_connection_is_a_plain_query() {
+async fn parallel_with_one_connection_is_a_plain_query() {
     table("t_single", 300).await;
     let client = client().await;
     let one = || client.query::<Numbered>("t_single").parallel(1);
@@ -1078,11 +1080,11 @@ async fn one_connection_is_a_plain_query() {
     assert_eq!(rows.len(), 300);
 }
 
-/// A connection that needs much memory gets it in its turn, and not when the others are done.
+/// A connection that needs much memory gets it in its turn, not only after the others are done.
 #[tokio::test]
-async fn a_large_row_does_not_wait_for_the_end_of_the_others() {
+async fn large_row_does_not_wait_for_the_end_of_other_parts() {
     const ROWS: u64 = 200_000;
-    // In the first part, and as long on the wire as in the table.
+    // In the first part, and as large on the wire as in the table.
     sql(&format!(
         "create table t_large (id bigint, data jsonb);
          alter table t_large alter data set storage external;
@@ -1108,10 +1110,10 @@ async fn a_large_row_does_not_wait_for_the_end_of_the_others() {
     assert!(stats.peak_memory <= (2 << 20) + (64 << 10), "{stats:?}");
 }
 
-/// Trees whose parent has no rows, and tables of very different size, are split as evenly as one
+/// Trees whose parent has no rows, and tables of very different sizes, are divided as evenly as one
 /// table.
 #[tokio::test]
-async fn uneven_trees_are_split_evenly() {
+async fn uneven_trees_are_divided_evenly() {
     sql("create table u_parent (id bigint, data jsonb);
          create table u_large () inherits (u_parent); create table u_small () inherits (u_parent);
          create table u_smaller () inherits (u_small);

@@ -1,4 +1,4 @@
-//! Streams over more than one connection: parallel ones, and those that are resumed.
+//! Streams over more than one connection: parallel streams, and streams that are resumed.
 
 use std::{
     sync::{
@@ -26,7 +26,7 @@ struct Numbered {
     id: u64,
 }
 
-/// A table of so many rows, each of some 100 bytes.
+/// Creates a table of `rows` rows, each of about 100 bytes.
 async fn table(name: &str, rows: u64) {
     sql(&format!(
         "create table {name} (id bigint primary key, data jsonb not null);
@@ -38,7 +38,7 @@ async fn table(name: &str, rows: u64) {
     .await;
 }
 
-/// The backends of clients with this name, by what they do.
+/// Returns the number of active backends of clients with this name.
 async fn backends(admin: &tokio_postgres::Client, name: &str) -> i64 {
     let query = "select count(*) from pg_stat_activity where application_name = $1";
     admin.query_one(query, &[&name]).await.unwrap().get(0)
@@ -48,9 +48,9 @@ fn named(name: &str) -> String {
     format!("{}?application_name={name}", cluster().url())
 }
 
-/// Whatever is split, and into whatever: every row is there once.
+/// Every way to divide a relation returns each row once.
 #[tokio::test]
-async fn parts_are_the_whole() {
+async fn parallel_parts_return_each_row_once() {
     table("t_whole", 20_000).await;
     sql("create view v_whole as select data from t_whole;
          create materialized view m_whole as select data from t_whole;
@@ -73,7 +73,7 @@ async fn parts_are_the_whole() {
         ("m_whole", None, &all),
         ("p_whole", None, &all),
         ("v_whole", Some("data->>'id'"), &all),
-        // All in one part, and all NULL.
+        // All rows in one part, and all NULL.
         ("v_whole", Some("data->>'n' -- why not"), &all),
         ("v_whole", Some("data->'missing'"), &all),
         ("t_small", None, &[1]),
@@ -114,15 +114,15 @@ async fn parts_are_the_whole() {
     assert_eq!(backend_state(&admin, pid).await.as_deref(), Some("idle"));
 }
 
-/// What one query would see, and nothing else, whatever others write meanwhile.
+/// The result is that of one query, whatever other sessions write meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn parts_see_one_snapshot() {
+async fn parallel_parts_see_one_snapshot() {
     const ROWS: u64 = 2_000_000;
     table("t_busy", ROWS).await;
     sql(&format!("create sequence s_busy start {}", ROWS + 1)).await;
     let writers = tokio::spawn(async {
-        // In the first half rows move to other blocks, in pairs that add up to 0; in the second, for each that goes
-        // another one comes.
+        // In the first half, rows move to other blocks, in pairs whose sum is 0. In the second
+        // half, rows are replaced one by one.
         let write = async |seed: u64| {
             let admin = admin().await;
             let random = &mut Random::of(seed);
@@ -143,7 +143,7 @@ async fn parts_see_one_snapshot() {
                     add(a, 1),
                     add(b, -1)
                 );
-                // Two writers may wait for each other.
+                // Two writers may deadlock.
                 if admin.batch_execute(&text).await.is_err() {
                     let _ = admin.batch_execute("rollback").await;
                 }
@@ -169,7 +169,7 @@ async fn parts_see_one_snapshot() {
             assert!(!std::mem::replace(&mut seen[id], true), "{id} comes twice");
         }
         assert_eq!((rows, sum), (ROWS, 0));
-        // Of the first half nobody is ever missing.
+        // No row of the first half is ever missing.
         assert!(seen[1..=ROWS as usize / 2].iter().all(|seen| *seen));
         let stats = stream.stats();
         assert!(stats.peak_memory <= (2 << 20) + (64 << 10), "{stats:?}");
@@ -179,14 +179,15 @@ async fn parts_see_one_snapshot() {
     writers.abort();
 }
 
-/// The rows are exactly those of one REPEATABLE READ query, which another driver asks in the very snapshot.
+/// The rows are exactly those of one REPEATABLE READ query. Another driver runs it in the same
+/// snapshot.
 #[tokio::test]
-async fn the_snapshot_is_the_one_that_was_exported() {
+async fn parallel_query_reads_the_exported_snapshot() {
     table("t_twin", 50_000).await;
     let client = client().await;
     let stream = client.query::<RawJson>("t_twin").parallel(3).max_memory(64 << 10).execute().await;
     let mut stream = stream.unwrap();
-    // It has begun, and cannot end before it is read.
+    // It has started, and cannot end before it is read.
     sql("update t_twin set data = '{\"id\": 0}' where id % 2 = 0; delete from t_twin where id % 3 = 0").await;
     let mut sum = 0;
     let mut rows = 0;
@@ -197,9 +198,9 @@ async fn the_snapshot_is_the_one_that_was_exported() {
     assert_eq!((rows, sum), (50_000, 50_000 * 50_001 / 2));
 }
 
-/// Pauses, handles, numbers: there is one stream.
+/// Pauses, handles and statistics apply to the stream as a whole.
 #[tokio::test]
-async fn a_parallel_stream_is_steered_as_one() {
+async fn parallel_stream_is_controlled_as_one() {
     table("t_steered", 60_000).await;
     let client = FraiseClient::connect(&named("steered")).await.unwrap();
     let admin = admin().await;
@@ -232,14 +233,14 @@ async fn a_parallel_stream_is_steered_as_one() {
     assert_eq!(read, 60_000);
     assert_eq!(stream.state(), StreamState::Completed);
     drop(stream);
-    // Only the client's own stays.
+    // Only the client's own connection remains.
     eventually("the others are gone", async || backends(&admin, "steered").await == 1).await;
     assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
 }
 
-/// However it ends early, it ends everywhere, and the client's connection is clean.
+/// However a stream ends early, all its queries end, and the client's connection can be used again.
 #[tokio::test]
-async fn the_end_of_one_is_the_end_of_all() {
+async fn early_end_of_a_parallel_stream_ends_all_its_queries() {
     let client = FraiseClient::connect(&named("ended")).await.unwrap();
     let admin = admin().await;
     let pid = client.backend_pid().unwrap();
@@ -255,11 +256,11 @@ async fn the_end_of_one_is_the_end_of_all() {
     assert!(stream.next().await.unwrap().is_ok());
     drop(stream);
     usable().await;
-    // Before it began: three backends find no row in a long time.
+    // Before the first row: three backends search for a long time.
     let asleep = client.query::<RawJson>("v_asleep").parallel(3).partition_by("data::text");
     tokio::time::timeout(Duration::from_millis(300), asleep.execute()).await.unwrap_err();
     usable().await;
-    // Cancelled, from each side.
+    // Cancelled, by the stream and by its handle.
     let mut stream = endless().execute().await.unwrap();
     assert!(stream.next().await.unwrap().is_ok());
     stream.cancel().await.unwrap();
@@ -282,13 +283,13 @@ async fn the_end_of_one_is_the_end_of_all() {
     client.cancel_token().cancel().await.unwrap();
     assert!(matches!(last(&mut stream).await, Error::Cancelled));
     usable().await;
-    // In its time.
+    // By a timeout.
     let mut stream = endless().timeout(Duration::from_secs(3)).execute().await.unwrap();
     let error = last(&mut stream).await;
     assert!(matches!(error, Error::Timeout { phase: TimeoutPhase::Query, .. }), "{error:?}");
     usable().await;
     assert_eq!(client.backend_pid(), Some(pid), "all that on one connection");
-    // A backend that is not the client's is killed.
+    // A backend of another connection is killed.
     let mut stream = endless().execute().await.unwrap();
     let others = "select pg_terminate_backend(pid) from pg_stat_activity
                   where application_name = 'ended' and pid <> $1 limit 1";
@@ -297,7 +298,7 @@ async fn the_end_of_one_is_the_end_of_all() {
     assert!(error.is_retriable(), "{error:?}");
     usable().await;
     assert_eq!(client.backend_pid(), Some(pid));
-    // An error in a part of the rows.
+    // An error in some of the rows.
     sql("create table t_faulty as
          select to_jsonb(case when i = 29000 then 0 else i end) as data from generate_series(1, 30000) i")
     .await;
@@ -311,7 +312,7 @@ async fn the_end_of_one_is_the_end_of_all() {
     let error = last(&mut stream).await;
     assert_eq!(error.sqlstate(), Some(&sqlstate::DIVISION_BY_ZERO));
     usable().await;
-    // The client's own is killed.
+    // The backend of the client's own connection is killed.
     let mut stream = endless().execute().await.unwrap();
     admin
         .execute("select pg_terminate_backend($1)", &[&i32::try_from(pid).unwrap()])
@@ -321,9 +322,9 @@ async fn the_end_of_one_is_the_end_of_all() {
     usable().await;
 }
 
-/// What cannot be done is said before anything is sent, or with the client as it was.
+/// Invalid combinations are rejected before anything is sent, or without a change to the client.
 #[tokio::test]
-async fn what_does_not_go_together_is_an_error() {
+async fn invalid_combinations_are_errors() {
     sql("create view v_order as select data from (values ('{\"id\": 1}'::jsonb)) v(data)").await;
     let client = client().await;
     let query = || client.query::<RawJson>("v_order");
@@ -358,9 +359,9 @@ async fn what_does_not_go_together_is_an_error() {
     assert_eq!(query().fetch_all().await.unwrap().len(), 1);
 }
 
-/// The parts connect as the client does, and what fails there fails the query.
+/// The other connections are opened like the client's, and their errors fail the query.
 #[tokio::test]
-async fn a_server_without_room_for_all_is_an_error_of_execute() {
+async fn too_many_connections_is_an_error_of_execute() {
     table("t_narrow", 100).await;
     sql("alter role role_password connection limit 3; grant select on t_narrow to role_password")
         .await;
@@ -381,12 +382,12 @@ async fn a_server_without_room_for_all_is_an_error_of_execute() {
     );
 }
 
-/// A network that breaks again and again: every row comes once, in order.
+/// With a network that fails again and again, every row arrives once, in order.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_resumed_stream_loses_and_doubles_nothing() {
+async fn resumed_stream_loses_and_repeats_no_row() {
     const ROWS: u64 = 1_000_000;
     table("t_resumed", ROWS).await;
-    // With its statistics: else the server sorts a million rows again each time.
+    // With statistics. Otherwise the server sorts a million rows again each time.
     sql("create index on t_resumed ((data->'id')); analyze t_resumed").await;
     let proxy = Arc::new(Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await);
     let lifted = Arc::new(AtomicU64::new(0));
@@ -418,7 +419,7 @@ async fn a_resumed_stream_loses_and_doubles_nothing() {
         assert_eq!(row.unwrap().id, read);
         if cuts < 50 && read >= cuts * ROWS / 52 && lifted.load(SeqCst) == cuts {
             cuts += 1;
-            // Anywhere in what comes next: within rows, and sometimes within the login behind that.
+            // Anywhere in the next data: within rows, and sometimes within the next login.
             match cuts % 2 {
                 0 => proxy.cut_after(random.below(300_000)),
                 _ => proxy.reset_after(random.below(300_000)),
@@ -435,7 +436,7 @@ async fn a_resumed_stream_loses_and_doubles_nothing() {
     assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
 }
 
-/// Cuts the connection behind its first rows, again and again, and reads what comes.
+/// Cuts the connection after its first rows, repeatedly, and reads the stream.
 async fn read_through_cuts(
     proxy: &Proxy,
     stream: &mut fraiseql_wire::QueryStream<RawJson>,
@@ -448,7 +449,7 @@ async fn read_through_cuts(
             }
             Ok(Some(Err(e))) => error = Some(e),
             Ok(None) => return (rows, error),
-            // Nothing comes any more: the next connection lives for so many bytes.
+            // No more data arrives: the next connection is cut after this number of bytes.
             Err(_) if proxy.is_cut() => proxy.cut_after(20_000),
             Err(_) => {}
         }
@@ -469,9 +470,9 @@ async fn through(proxy: &Proxy, retry: RetryPolicy) -> FraiseClient {
     FraiseClient::connect_with_config(builder.build().unwrap()).await.unwrap()
 }
 
-/// Keys of every kind: what comes is what comes without a cut.
+/// For keys of every kind, the result is the same as without a cut.
 #[tokio::test]
-async fn keys_of_every_kind_are_gone_on_behind() {
+async fn resume_by_works_with_keys_of_every_kind() {
     sql(r#"
         create table t_keys as
         select jsonb_build_object('id', i, 'text', repeat('x', 50)) as integers,
@@ -534,9 +535,9 @@ async fn keys_of_every_kind_are_gone_on_behind() {
     assert_eq!(rows, ids);
 }
 
-/// A key that is no key ends the stream behind the rows before it.
+/// An invalid key ends the stream after the rows before it.
 #[tokio::test]
-async fn a_key_that_is_none_ends_the_stream() {
+async fn invalid_key_ends_the_stream_after_earlier_rows() {
     sql("create table t_unkeyed as
          select to_jsonb(i) as id, jsonb_build_object('id', i) as good,
                 jsonb_build_object('id', case when i = 700 then 699 else i end) as twice,
@@ -571,7 +572,7 @@ async fn a_key_that_is_none_ends_the_stream() {
         assert_eq!(error.category(), ErrorCategory::Config);
         assert!(stream.next().await.is_none());
     }
-    // What is selected must have it.
+    // The selected document must contain it.
     let query = client.query::<RawJson>("t_unkeyed").column("good").select_fields(["id2"]);
     let mut stream = query.resume_by("id").execute().await.unwrap();
     let error = stream.next().await.unwrap().unwrap_err();
@@ -579,8 +580,8 @@ async fn a_key_that_is_none_ends_the_stream() {
     assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
 }
 
-/// In a flow of rows, the reader waits for many bytes. The response to the request after the last row
-/// is short.
+/// In a flow of rows, the reader waits for many bytes. The response to the request after the last
+/// row is short.
 #[tokio::test]
 async fn resumed_stream_receives_a_short_response_after_many_rows() {
     const ROWS: u64 = 2500;
@@ -619,9 +620,10 @@ async fn resumed_stream_receives_a_short_response_after_many_rows() {
     server.done().await;
 }
 
-/// A host that is lost is followed by the next one; when all are, that is the error, behind the rows that came.
+/// If a host is lost, the stream resumes on the next one. If all are lost, it ends with an error
+/// after the received rows.
 #[tokio::test]
-async fn a_stream_is_resumed_on_the_next_host_or_ends() {
+async fn stream_is_resumed_on_the_next_host_or_ends() {
     table("t_hosts", 200_000).await;
     let server = ([127, 0, 0, 1], cluster().port()).into();
     let (first, second) = (Proxy::start(server).await, Proxy::start(server).await);
@@ -651,14 +653,14 @@ async fn a_stream_is_resumed_on_the_next_host_or_ends() {
         read += 1;
         assert_eq!(next(&mut stream).await.unwrap().unwrap(), read);
     }
-    // On the first as a rule; a machine that is very busy may have refused it.
+    // On the first host, unless a busy machine has rejected the connection.
     let (first, second) = match client.connection_info().unwrap().port == first.address.port() {
         true => (first, second),
         false => (second, first),
     };
     let resumed = stream.stats().resumptions;
     drop(first);
-    // What was in flight may still be read.
+    // In-flight data may still be read.
     while stream.stats().resumptions == resumed {
         read += 1;
         assert_eq!(next(&mut stream).await.unwrap().unwrap(), read);
@@ -680,9 +682,9 @@ async fn a_stream_is_resumed_on_the_next_host_or_ends() {
     assert!(next(&mut stream).await.is_none());
 }
 
-/// While there is no server to go on at, the stream can be paused, cancelled and dropped as at any time.
+/// While no server is available, the stream can be paused, cancelled and dropped.
 #[tokio::test]
-async fn a_stream_without_a_server_can_be_steered() {
+async fn stream_without_a_server_can_be_controlled() {
     table("t_away", 30_000).await;
     let server = ([127, 0, 0, 1], cluster().port()).into();
     for ending in 0..4 {
@@ -703,7 +705,7 @@ async fn a_stream_without_a_server_can_be_steered() {
         assert_eq!(stream.next().await.unwrap().unwrap().id, 1);
         drop(proxy);
         let mut read = 1;
-        // It reads on when there is room, and then finds no server.
+        // The reader continues when there is room, and then finds no server.
         while client.is_connected() {
             match futures_util::FutureExt::now_or_never(stream.next()) {
                 Some(row) => {
@@ -717,7 +719,7 @@ async fn a_stream_without_a_server_can_be_steered() {
         stream.resume().await.unwrap();
         match ending {
             0 => {
-                // It may find nothing to clean up, or no server for that.
+                // There may be nothing to clean up, or no server to cancel on.
                 let _ = stream.cancel().await;
                 assert!(stream.next().await.is_none());
             }
@@ -739,7 +741,7 @@ async fn a_stream_without_a_server_can_be_steered() {
                         Err(e) => break e,
                     }
                 };
-                // It passes while the client reconnects, which is the cause.
+                // The timeout expires while the client reconnects, which is reported as the cause.
                 assert!(matches!(error, Error::Connection { .. }), "{error:?}");
             }
         }
@@ -747,17 +749,17 @@ async fn a_stream_without_a_server_can_be_steered() {
     }
 }
 
-/// Whether a session of clients with this name waits for a lock.
+/// Returns whether a session of clients with this name waits for a lock.
 async fn waits_for_a_lock(admin: &tokio_postgres::Client, name: &str) -> bool {
     let query = "select count(*) from pg_stat_activity
                  where application_name = $1 and wait_event_type = 'Lock'";
     admin.query_one(query, &[&name]).await.unwrap().get::<_, i64>(0) > 0
 }
 
-/// Filled anew in one transaction, a table seems empty to every snapshot from before. One query would wait and see
-/// what is in it then, and so do several.
+/// If a table is truncated and filled in one transaction, it is empty in every earlier snapshot. A
+/// parallel query must wait and read the new rows, like a single query.
 #[tokio::test]
-async fn a_table_that_is_filled_anew_is_read_as_it_is_then() {
+async fn truncated_and_refilled_table_is_read_with_its_new_rows() {
     table("t_anew", 5000).await;
     sql("create view v_anew as select data from t_anew;
          create materialized view m_anew as select data from t_anew;
@@ -794,17 +796,17 @@ async fn a_table_that_is_filled_anew_is_read_as_it_is_then() {
         });
         assert_eq!(rows.unwrap().len(), 700, "{entity} by {by:?}");
     }
-    // Who may read some columns only, may do that.
+    // A role that may read only some columns can use this.
     let url = format!("{}?options=-c%20role%3Drole_column", cluster().url());
     let client = FraiseClient::connect(&url).await.unwrap();
     let query = client.query::<Numbered>("t_anew").parallel(2).partition_by("data->>'id'");
     assert_eq!(query.fetch_all().await.unwrap().len(), 700);
 }
 
-/// What waits behind somebody's lock before the parts have begun can be given up like everything else: the server
-/// does not go on waiting for nobody.
+/// A query that waits for a lock before its parts have started can be cancelled in every way. Its
+/// sessions do not keep waiting.
 #[tokio::test]
-async fn a_parallel_query_that_waits_for_a_lock_is_stopped() {
+async fn parallel_query_that_waits_for_a_lock_can_be_cancelled() {
     table("t_locked", 100).await;
     let (admin, locker) = (admin().await, admin().await);
     let client = FraiseClient::connect(&named("locked")).await.unwrap();
@@ -819,7 +821,7 @@ async fn a_parallel_query_that_waits_for_a_lock_is_stopped() {
         eventually("the server has stopped it", gone).await;
         eventually("the client is free", async || !client.is_busy()).await;
     };
-    // By its token.
+    // By its cancel token.
     let (result, ()) = tokio::join!(query().execute(), async {
         waits().await;
         client.cancel_token().cancel().await.unwrap();
@@ -836,7 +838,7 @@ async fn a_parallel_query_that_waits_for_a_lock_is_stopped() {
     }
     waits_no_more().await;
     assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
-    // In its time.
+    // By a timeout.
     let error = query().timeout(Duration::from_secs(1)).execute().await.unwrap_err();
     assert!(matches!(error, Error::Timeout { phase: TimeoutPhase::Query, .. }), "{error:?}");
     waits_no_more().await;
@@ -845,14 +847,14 @@ async fn a_parallel_query_that_waits_for_a_lock_is_stopped() {
     assert_eq!(query().fetch_all().await.unwrap().len(), 100);
 }
 
-/// The part on the client's own connection may be done long before the others.
+/// The part on the client's own connection may finish long before the others.
 #[tokio::test]
-async fn a_token_stops_the_parts_of_others_too() {
+async fn cancel_token_cancels_all_parts() {
     table("t_uneven", 10_000).await;
     let admin = admin().await;
     let client = FraiseClient::connect(&named("uneven")).await.unwrap();
     let pid = client.backend_pid().unwrap();
-    // The second half, which is the other's, begins and takes hours.
+    // The second half, on another connection, starts and takes hours.
     let query = client
         .query::<RawJson>("t_uneven")
         .where_sql("id <= 6000 or pg_sleep(1)::text = ''")
@@ -880,9 +882,9 @@ async fn a_token_stops_the_parts_of_others_too() {
     assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
 }
 
-/// A row without a key is an error also behind a resumption: it is not left out as if there were none.
+/// A row without a key is also an error after a resumption. It is not skipped.
 #[tokio::test]
-async fn a_row_without_a_key_is_not_lost_behind_a_cut() {
+async fn row_without_a_key_is_an_error_after_a_resumption() {
     sql("create table t_keyless as
          select case when i = 700 then '{\"a\": 1}'
                 else jsonb_build_object('id', i, 'text', repeat('x', 50)) end as data
@@ -912,9 +914,9 @@ async fn a_row_without_a_key_is_not_lost_behind_a_cut() {
     }
 }
 
-/// While another connection is looked for, nothing is left to clean up on the one before.
+/// While the stream reconnects, its earlier connection needs no cleanup.
 #[tokio::test]
-async fn a_stream_between_two_connections_is_cancelled_at_once() {
+async fn stream_between_two_connections_is_cancelled_immediately() {
     table("t_between", 30_000).await;
     let server = ([127, 0, 0, 1], cluster().port()).into();
     let proxy = Proxy::start(server).await;
@@ -934,7 +936,8 @@ async fn a_stream_between_two_connections_is_cancelled_at_once() {
     stream.next().await.unwrap().unwrap();
     proxy.stall(true);
     let before = proxy.connections();
-    // What has come is read; then nothing comes, not even the end of a cancel request, nor on the next connection.
+    // The received rows are read. Then nothing arrives: no answer to a cancel request, and nothing
+    // on the next connection.
     let control = stream.control();
     let reading = tokio::spawn(async move { while let Some(Ok(_)) = stream.next().await {} });
     eventually("it is given up", async || client.backend_pid().is_none()).await;
@@ -944,9 +947,10 @@ async fn a_stream_between_two_connections_is_cancelled_at_once() {
     eventually("the client is free", async || !client.is_busy()).await;
 }
 
-/// The rows of another server are in no snapshot of this one: between two of its own they may move to other blocks.
+/// Rows of another server are not part of a snapshot: they may move to other blocks between two
+/// queries.
 #[tokio::test]
-async fn what_has_foreign_tables_in_it_is_not_split() {
+async fn relation_with_foreign_tables_is_not_divided() {
     sql(&format!(
         "create extension postgres_fdw;
          create server s_far foreign data wrapper postgres_fdw
@@ -972,7 +976,7 @@ async fn what_has_foreign_tables_in_it_is_not_split() {
         let error = query().execute().await.unwrap_err();
         assert_eq!(error.category(), ErrorCategory::Config, "{entity}: {error}");
         assert!(error.to_string().contains("partition_by()"), "{error}");
-        // An expression does not bring them into the snapshot.
+        // An expression does not make them part of the snapshot.
         let error = query().partition_by("id").execute().await.unwrap_err();
         assert_eq!(error.category(), ErrorCategory::Config, "{entity}: {error}");
         let rows = client.query::<Numbered>(entity).fetch_all().await.unwrap();
@@ -980,9 +984,10 @@ async fn what_has_foreign_tables_in_it_is_not_split() {
     }
 }
 
-/// What comes before the rows may fill the memory too: a connection that has begun leaves it to those that have not.
+/// Data before the rows may also fill the memory. A connection that has started leaves memory to
+/// those that have not.
 #[tokio::test]
-async fn a_large_notice_does_not_keep_the_other_parts_from_beginning() {
+async fn large_notice_does_not_block_the_other_parts() {
     table("t_loud", 2000).await;
     sql("create function f_loud() returns bool language plpgsql immutable as
          $$ begin raise notice '%', repeat('x', 8000); return true; end $$")
