@@ -1,7 +1,8 @@
-//! What `fuzz/` fuzzes, on a stable compiler: each target takes its seeds, and inputs that are made of them.
+//! The targets of `fuzz/`, on a stable compiler: each is called with its seeds and with mutations
+//! of them.
 //!
-//! `FUZZ_COUNT=100000 cargo test --test fuzz rows` makes more of them than usual, and `FUZZ_SEED=7` the
-//! one that a failure has named, with those behind it.
+//! `FUZZ_COUNT=100000 cargo test --test fuzz rows` makes more mutations than usual. `FUZZ_SEED=7`
+//! starts with the one that a failure has named.
 
 // The targets reach what is not public: this is its source once more.
 #[path = "../src/error/mod.rs"]
@@ -84,7 +85,7 @@ fn sessions() {
 /// The targets get as far as they are meant to: an input that is refused at once tests nothing.
 #[test]
 fn seeds_of_sessions_reach_their_ends() {
-    // How many queries end well, how many rows come in all, and what is said first of what is not well.
+    // The number of successful queries, the number of all rows, and the first error.
     let cases: [(&str, usize, usize, &str); 31] = [
         ("cancelled", 1, 4, ""),
         ("cancelled_silence", 1, 4, "timed out cancelling the query"),
@@ -157,7 +158,7 @@ fn every_target_is_a_binary_and_has_seeds() {
     assert_eq!(manifest.matches("[[bin]]").count(), TARGETS.len());
 }
 
-/// Runs a target on its seeds, and on so many inputs made of them.
+/// Calls a target with its seeds, and with `count` mutations of them.
 fn run(name: &str, count: u64) {
     let (_, target) = TARGETS.into_iter().find(|(known, _)| *known == name).unwrap();
     let seeds = seeds(name);
@@ -249,7 +250,7 @@ fn mutate(seeds: &[(String, Vec<u8>)], random: &mut Random) -> Vec<u8> {
                 drop(input.splice(at..at, piece));
             }
             3 => input.insert(at, byte(random)),
-            // What another one goes on with.
+            // The part that another input continues with.
             4 => {
                 let other = &seeds[below(random, seeds.len())].1;
                 input.truncate(at);

@@ -1,8 +1,8 @@
-//! What is secret is shown nowhere: in no `Debug` and no `Display`, in no cause of an error, in no event, span
-//! or metric, whether all goes well or not.
+//! No secret is shown: in no `Debug` and no `Display`, in no cause of an error, and in no event,
+//! span or metric, with and without errors.
 //!
-//! Everything secret holds the same few letters, and everything that is told is searched for them. What the
-//! server says of a value is its own word, and not looked at; that nobody repeats it is.
+//! Every secret contains the same few letters, and all output is searched for them. Texts of the
+//! server are not searched for values, but copies of them are.
 
 mod support;
 
@@ -52,10 +52,11 @@ const SCRAM_KEY: &[u8; 32] = b"Pl4nted-key-of-scram-of-32-bytes";
 /// What is looked for.
 static FORMS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// What tracing was told.
+/// The output of tracing.
 static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
-/// Begins to listen: to every crate and on every thread, which keys and certificates are read on too.
+/// Starts to capture the events of every crate on every thread, including the threads that read
+/// keys and certificates.
 fn listen() -> &'static Snapshotter {
     static METRICS: OnceLock<Snapshotter> = OnceLock::new();
     METRICS.get_or_init(|| {
@@ -217,8 +218,8 @@ impl Subscriber for Everything {
     fn exit(&self, _: &span::Id) {}
 }
 
-/// The passwords of this binary's server are secrets, and what it keeps of them: whoever has that can log in by
-/// MD5, or pose as the server of SCRAM.
+/// The passwords of this binary's server are secrets, and so are the stored verifiers: with these,
+/// an attacker can log in by MD5, or impersonate a SCRAM server.
 async fn plant_passwords() {
     static DONE: tokio::sync::OnceCell<()> = tokio::sync::OnceCell::const_new();
     listen();
@@ -345,7 +346,7 @@ async fn logging_in_shows_no_password() {
     }
 }
 
-/// A password that is not written as it must be is taken apart at odd places. No part of it is shown by an error.
+/// A password with invalid syntax is split at unexpected places. An error shows no part of it.
 #[test]
 fn errors_of_connection_strings_show_no_part_of_a_password() {
     listen();
@@ -828,7 +829,7 @@ fn filters() -> Vec<Filter> {
     ]
 }
 
-/// The key of a certificate, what it is encrypted with, and the password behind TLS.
+/// The key of a certificate, the password that encrypts it, and the login password over TLS.
 #[tokio::test]
 async fn tls_shows_no_key_and_no_password() {
     listen();

@@ -1,7 +1,7 @@
-//! Spans and events, as a subscriber gets them.
+//! Spans and events, as a subscriber receives them.
 //!
-//! One test, alone in its process: what `tracing` remembers of who listens to a place in the code is the whole
-//! process's, and another thread that comes there first while this one begins to listen can spoil it.
+//! One test, in its own process: `tracing` caches per process which call sites are enabled. Another
+//! thread that reaches one first, while this test starts, would change that.
 
 mod support;
 
@@ -71,7 +71,8 @@ async fn spans_follow_the_conventions() {
     client.query::<u8>("app.v_order").where_sql("'planted' <> 'value'").fetch_all().await.unwrap();
     assert_eq!(events.spans("query")[1].field("db.query.text"), None);
 
-    // Failed before the first row and behind it, cancelled, dropped: it never ends with the drain.
+    // Failed before the first row and after it, cancelled, dropped: the span never includes the
+    // drain.
     client.query::<u8>("v_missing").execute().await.unwrap_err();
     client.query::<f64>("v_breaks").fetch_all().await.unwrap_err();
     let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();

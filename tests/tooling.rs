@@ -182,12 +182,12 @@ impl Sandbox {
 
     fn stub(&self, name: &str, text: &str) {
         let path = self.path("bin").join(name);
-        // It may be a link to a program of the system, which writing through the link would replace.
+        // It may be a link to a system program, which writing through the link would replace.
         if path.symlink_metadata().is_ok() {
             fs::remove_file(&path).unwrap();
         }
-        // A process that another thread starts meanwhile must not have the file open for writing: it could not be
-        // executed. `set -C`: the file must be a new one.
+        // Written by another process. Otherwise a process that another thread starts meanwhile
+        // inherits the open file, which then cannot be executed. `set -C`: the file must be new.
         let write = "set -C; printf '#!/bin/sh\\n%s\\n' \"$2\" >\"$1\" && chmod 755 \"$1\"";
         let mut shell = Command::new("/bin/sh");
         shell.args(["-c", write, "sh"]).arg(&path).arg(text);

@@ -1,5 +1,5 @@
-//! The documents, as a reader uses them: their links lead somewhere, what they have readers type is there, and what they
-//! say is public is public.
+//! The documents, as a reader uses them: links work, commands and files exist, and the lists of
+//! public items are right.
 
 use std::{
     collections::BTreeSet,
@@ -266,7 +266,8 @@ fn readme_program_is_examples_basic() {
     assert!(program.trim().lines().count() < 25);
 }
 
-/// Every public module, type and function outside of types is in the audit, and every row is public.
+/// Every public module, type and function outside of types is in the audit, and every row of it is
+/// public.
 #[test]
 fn api_audit_lists_every_public_type() {
     let audit = read("docs/API_AUDIT.md");
@@ -294,7 +295,8 @@ fn api_audit_lists_every_public_type() {
     assert_eq!(listed.difference(&public).collect::<Vec<_>>(), Vec::<&&str>::new(), "not public");
 }
 
-/// The path of an item of the list: `fn fraiseql_wire::Json<T>::new(..)` is `fraiseql_wire`, `Json`, `new`.
+/// Returns the path of an item of the list: `fn fraiseql_wire::Json<T>::new(..)` is
+/// `fraiseql_wire`, `Json`, `new`.
 fn path_of(words: &str) -> Vec<&str> {
     let start = words.find("fraiseql_wire").unwrap_or_else(|| panic!("{words}"));
     let mut path = Vec::new();

@@ -1,5 +1,5 @@
-//! The examples, as a reader runs them: on a server of theirs and without one. Each says what it should, and leaves
-//! nothing behind.
+//! The examples, as a reader runs them, with a server and without one. Each prints what it should,
+//! and leaves no sessions, schemas or files.
 
 use std::{
     fs,
@@ -15,7 +15,7 @@ use crate::support::{
     cluster::{Cluster, Setup},
 };
 
-/// Each has a row in the table that readers find them by.
+/// Each example has a row in the table of the README.
 #[test]
 fn the_table_has_them_all() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
@@ -29,7 +29,7 @@ fn the_table_has_them_all() {
     }
 }
 
-/// It reads a view of the user's, and makes none.
+/// Reads an existing view, and creates none.
 #[tokio::test]
 async fn basic() {
     let view = "create schema basic;
@@ -73,7 +73,7 @@ async fn filters() {
     ] {
         contains(&said, part);
     }
-    // What the server sends is what Rust rejects and what is left.
+    // The server sends the rows that Rust rejects, and the ones that remain.
     let number = |label: &str| {
         let line = said.lines().find(|line| line.starts_with(label)).unwrap();
         let digits =
@@ -177,12 +177,12 @@ async fn pause_resume() {
     ] {
         contains(&said, part);
     }
-    // What was set, and one read.
+    // The memory limit, and one read.
     let held = said.split("at most ").nth(1).unwrap().split(' ').next().unwrap();
     assert!(held.parse::<u32>().unwrap() <= 128 + 64, "{said}");
 }
 
-/// What runs is finished, the second signal stops the rest, and the process ends well.
+/// Running streams finish, a second signal stops the rest, and the program exits with success.
 #[tokio::test]
 async fn graceful_shutdown() {
     let name = "graceful_shutdown";
@@ -205,7 +205,7 @@ async fn graceful_shutdown() {
         };
         wait_for("working; process ", "");
         assert!(has_schema(&admin, process.id()).await);
-        // The one that does not end is under way.
+        // The endless request is in progress.
         let running = async || admin.query_one(queries, &[]).await.unwrap().get::<_, i64>(0) > 0;
         crate::support::eventually("it works", running).await;
         signal(&process, signals[0]);
@@ -224,7 +224,7 @@ async fn graceful_shutdown() {
     }
 }
 
-/// On its own server, and on one of ours, with what libpq's variables name.
+/// On its own server, and on a server of the test, with the variables of libpq.
 #[tokio::test]
 async fn tls_client_cert() {
     let said = success(&example("tls_client_cert").env_remove("DATABASE_URL").output().unwrap());
@@ -272,7 +272,7 @@ async fn tls_client_cert() {
     contains(&success(&command.output().unwrap()), shown);
 }
 
-/// All of a view, as the server itself says it, plain and gzipped.
+/// Exports a whole view, plain and gzipped, and compares it with the server's own text.
 #[tokio::test]
 async fn export_writes_what_is_there() {
     let folder = tempfile::tempdir().unwrap();
@@ -301,7 +301,7 @@ async fn export_writes_what_is_there() {
     let expected = documents("v_exported where (data->>'id')::int <= 30").await;
     assert_eq!(said.lines().collect::<Vec<_>>(), expected);
 
-    // What goes on behind a string goes on where the server sorts it.
+    // An export with string keys resumes in the server's sort order.
     let named = output("named.ndjson");
     let arguments = ["--key", "nested.name", "v_exported", &named];
     success(&export(&arguments));
@@ -314,7 +314,7 @@ async fn export_writes_what_is_there() {
     success(&export(&[&["--resume"], &arguments[..]].concat()));
     assert!(fs::read_to_string(&named).unwrap() == whole);
 
-    // None at all is a file too; what fails leaves none.
+    // An empty result is also a file. A failed export leaves no file.
     let none = output("none.ndjson.gz");
     success(&export(&["--where", "false", "v_exported", &none]));
     success(&Command::new("gzip").args(["-t", &none]).output().unwrap());
@@ -352,7 +352,8 @@ fn export_takes_no_password_in_its_arguments() {
     }
 }
 
-/// Ctrl-C in the middle, a file that is cut as if the program had been killed, and each row once in the end.
+/// Ctrl-C in the middle, and a file that is truncated as if the program had been killed. In the end
+/// each row is there once.
 #[tokio::test]
 async fn export_goes_on_behind_an_interruption() {
     let gate = Gate::make("interrupted", 1).await;
@@ -368,7 +369,7 @@ async fn export_goes_on_behind_an_interruption() {
         let resume = format!("--resume --key 'id' 'interrupted.v' '{}'", output.display());
         contains(&String::from_utf8_lossy(&said.stderr), &resume);
 
-        // Whole lines, and whole members.
+        // Whole lines, and whole gzip members.
         let part = folder.path().join(format!("{name}.part"));
         let bytes = fs::read(&part).unwrap();
         let text = if name.ends_with("gz") { unzip(&part) } else { bytes.clone() };
@@ -383,7 +384,7 @@ async fn export_goes_on_behind_an_interruption() {
         contains(&String::from_utf8_lossy(&export(&other).stderr), "is of another query");
         assert_eq!(fs::read(&part).unwrap(), bytes, "neither has touched it");
 
-        // Of the last one not all, and in its place what is longer than what is still to come.
+        // The last member is truncated, and followed by more data than the rest of the export.
         let cut = [&bytes[..bytes.len() - 5], &vec![b'x'; 20 << 20]].concat();
         fs::write(&part, cut).unwrap();
         let said = success(&export(&[&["--resume"], &arguments[..]].concat()));
@@ -394,7 +395,7 @@ async fn export_goes_on_behind_an_interruption() {
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "it alone");
         gate.close().await;
     }
-    // Without a key there is nothing to go on with.
+    // Without a key, the export cannot be resumed.
     let folder = tempfile::tempdir().unwrap();
     let process = gate.export_up_to_there(&[], &folder.path().join("rows.ndjson")).await;
     signal(&process, "TERM");
@@ -420,7 +421,7 @@ async fn export_survives_a_lost_connection() {
     assert!(fs::read(&output).unwrap() == gate.expected, "each row once");
 }
 
-/// A view of 40,000 rows that stops after 30,000, in the order of their keys, as long as a lock is held.
+/// A view of 40,000 rows, ordered by key, that stops after 30,000 rows while a lock is held.
 struct Gate {
     admin: tokio_postgres::Client,
     schema: &'static str,
@@ -468,7 +469,7 @@ impl Gate {
             .unwrap();
     }
 
-    /// An export that has come to the gate, and has written something.
+    /// Starts an export that has reached the lock and written some rows.
     async fn export_up_to_there(&self, more: &[&str], output: &Path) -> Child {
         let mut command = example("export");
         let url =
@@ -485,7 +486,7 @@ impl Gate {
         process
     }
 
-    /// How many queries of it are under way.
+    /// Returns how many queries of the view are running.
     async fn active(&self) -> i64 {
         let query = "select count(*) from pg_stat_activity
                      where application_name = 'example_export' and state = 'active' and query like $1";
@@ -494,7 +495,7 @@ impl Gate {
     }
 }
 
-/// The documents by their ids, as another driver reads them.
+/// Returns the documents, ordered by id, as another driver reads them.
 async fn documents(what: &str) -> Vec<String> {
     let query = format!("select data::text from {what} order by (data->>'id')::int");
     let rows = admin().await.query(&query, &[]).await.unwrap();
@@ -513,13 +514,13 @@ fn unzip(path: &Path) -> Vec<u8> {
     output.stdout
 }
 
-/// By the shell's own kill: a bare system has no program of that name.
+/// Sends a signal with the shell's own `kill`: a minimal system has no such program.
 fn signal(process: &Child, name: &str) {
     let kill = format!("kill -{name} {}", process.id());
     assert!(Command::new("/bin/sh").args(["-c", &kill]).status().unwrap().success());
 }
 
-/// Without `DATABASE_URL` they start a server of their own, and take it away.
+/// Without `DATABASE_URL`, an example starts its own server and removes it.
 #[test]
 fn on_a_private_server() {
     for (name, arguments, part) in
@@ -540,7 +541,8 @@ fn on_a_private_server() {
     }
 }
 
-/// What an example says on this binary's server, where it leaves nothing: no schema, no session, no file.
+/// Returns the output of an example on this binary's server. It must leave no schema, session or
+/// file.
 async fn run(name: &str) -> String {
     run_at(name, &url_of(name)).await
 }
@@ -559,7 +561,7 @@ async fn run_at(name: &str, url: &str) -> String {
     said
 }
 
-/// By the name of its sessions, what an example does on the server can be told from what the others do.
+/// Names the sessions of an example, which distinguishes them from those of other tests.
 fn url_of(name: &str) -> String {
     format!("{}?application_name=example_{name}", cluster().url())
 }
@@ -572,7 +574,7 @@ async fn nothing_is_left(name: &str, pid: u32) {
         let name = format!("example_{name}");
         admin.query_one(sessions, &[&name]).await.unwrap().get::<_, i64>(0)
     };
-    // A backend goes a little later than its client.
+    // A backend ends a little later than its client.
     crate::support::eventually("its sessions are gone", async || sessions_left().await == 0).await;
 }
 

@@ -1,4 +1,4 @@
-//! What the guides at the top of the repository say, compared with what the crate and a real server do.
+//! The guides, compared with the crate and a real server.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -217,7 +217,7 @@ async fn errors_look_as_the_guide_shows_them() {
     assert_eq!(labels.matches(" => \"").count(), said.len());
 }
 
-/// What the guide advises about each code of Appendix A is what the crate does when a server reports it.
+/// The advice for each code of Appendix A is what the crate does if a server reports the code.
 #[tokio::test]
 async fn each_sqlstate_is_retried_as_the_guide_says() {
     sql("create function fails(state text) returns jsonb language plpgsql as
@@ -396,7 +396,7 @@ fn the_guides_name_only_what_there_is() {
 #[tokio::test]
 async fn a_paused_stream_is_ended_by_what_the_guide_names() {
     let server = cluster().port();
-    // Behind the mode there is room for more.
+    // The text of the mode can contain further settings.
     let poolers = [
         ("transaction\nquery_timeout = 5", true),
         ("transaction\nclient_idle_timeout = 1\nserver_idle_timeout = 1", false),

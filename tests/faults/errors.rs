@@ -444,7 +444,7 @@ async fn long_messages_are_read_wherever_they_may_come() {
         // The ping.
         Step::Expect(b"Q\0\0\0\x05\0".to_vec()),
         Step::Send([all.clone(), message(b'I', b""), all.clone(), scripted::ready()].concat()),
-        // Between the rows, of which one looks like a part of a message and the other way round.
+        // Between the rows. One of them looks like a part of a message, and the other way round.
         Step::ExpectQuery,
         Step::Send(
             [
@@ -784,7 +784,7 @@ async fn a_request_that_no_server_reads_is_refused_before_it_is_sent() {
         assert_eq!(answer.is_err(), reads, "{length}: {answer:?}");
     }
 
-    // Startup: 10,004 bytes, of which the server reads all or nothing.
+    // A startup message of 10,004 bytes: the server reads all of it or nothing.
     let name = |len: usize| "x".repeat(len);
     let config = |len: usize| {
         let config = ConnectionConfig::builder().host("127.0.0.1").port(cluster().port());

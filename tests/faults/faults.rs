@@ -1,6 +1,6 @@
-//! What breaks: servers that stop, are killed and come back, connections that are cut at every byte, limits of the
-//! server, and standbys. Every row that came is delivered, a result that is not whole is an error, and the client
-//! goes on afterwards.
+//! Faults: servers that stop, are killed and restart, connections that are cut at every byte,
+//! limits of the server, and standbys. Every received row is delivered, an incomplete result is an
+//! error, and the client remains usable.
 
 use std::{path::Path, process::Command, time::Duration};
 
@@ -102,7 +102,8 @@ async fn a_server_that_ends_under_a_stream_gives_its_rows_an_error_and_the_clien
             // While it is away that is said, at once.
             let error = client.ping().await.unwrap_err();
             assert_eq!(told(&error), (ErrorCategory::Connection, None, true), "{how}: {error}");
-            // What a killed one leaves behind ends by itself, and is in the way until then.
+            // The remaining processes of a killed server end by themselves, but block a restart
+            // until then.
             eventually("it starts", async || server.try_control(&["start"])).await;
         }
         // What recovers says 57P03, which is one more thing to wait for.
@@ -125,7 +126,7 @@ async fn a_restart_between_queries_is_not_seen() {
     }
 }
 
-/// A session is cut behind each of its bytes: it is never taken for complete.
+/// A session that is cut after any of its bytes never looks complete.
 #[tokio::test]
 async fn a_session_cut_at_any_byte_is_an_error_behind_the_rows_that_came() {
     sql("create view v_five as select to_json(i) as data from generate_series(1, 5) i").await;
@@ -160,7 +161,7 @@ async fn a_session_cut_at_any_byte_is_an_error_behind_the_rows_that_came() {
     assert!(most == 5 && refused > 100, "{most} rows, {refused} sessions did not begin");
 }
 
-/// What the server's own limits end: what the user is told, and that the client goes on.
+/// Limits of the server: the error that the user gets, and the client remains usable.
 #[tokio::test]
 async fn the_servers_limits_are_told_by_their_sqlstates() {
     sql("create table t_locked (data json);
@@ -175,7 +176,7 @@ async fn the_servers_limits_are_told_by_their_sqlstates() {
              from (select i, pg_sleep(case when i > 2 then 600 else 0 end) from generate_series(1, 9) i) s
          ")
     .await;
-    // Class 53, insufficient resources: any of them may have gone by the next time.
+    // Class 53, insufficient resources: the cause may be gone at the next attempt.
     const RESOURCES: [&str; 5] = ["53000", "53100", "53200", "53300", "53400"];
     for state in RESOURCES {
         let view = "as select fails(i, '53000') as data from generate_series(1, 9) i";
@@ -207,7 +208,7 @@ async fn the_servers_limits_are_told_by_their_sqlstates() {
     lock.rollback().await.unwrap();
 }
 
-/// A client that cannot have a session now can have one later.
+/// A role that has too many connections can connect again later.
 #[tokio::test]
 async fn a_role_with_too_many_connections_is_told_so_and_goes_on_when_it_has_fewer() {
     let full = Cluster::start(REQUIRE_PASSWORD).unwrap();
@@ -229,7 +230,7 @@ async fn a_role_with_too_many_connections_is_told_so_and_goes_on_when_it_has_few
     assert_eq!(client.query::<u64>("v_numbers").limit(1).fetch_all().await.unwrap(), [1]);
 }
 
-/// A session that is ended because it is idle is replaced, and nobody sees it.
+/// A session that was ended for being idle is replaced automatically.
 #[tokio::test]
 async fn a_session_ended_because_it_is_idle_is_not_missed() {
     let url = format!("{}?options=-c%20idle_session_timeout%3D50", cluster().url());
@@ -247,8 +248,8 @@ async fn a_session_ended_because_it_is_idle_is_not_missed() {
     assert_ne!(client.backend_pid(), Some(pid));
 }
 
-/// However slowly it is read, a query is not idle: the limits of idle sessions and transactions, and the one of
-/// waiting for locks, are not for it.
+/// However slowly a query is read, it is not idle. The limits of idle sessions, idle transactions
+/// and lock waits do not apply.
 #[tokio::test]
 async fn a_paused_stream_is_not_idle_for_the_server() {
     sql(&NUMBERS.replace("v_numbers", "v_unhurried_numbers")).await;
@@ -276,7 +277,7 @@ async fn a_paused_stream_is_not_idle_for_the_server() {
     assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
 }
 
-/// Since Postgres 17 a transaction can be limited: that ends the session.
+/// Since Postgres 17 the duration of a transaction can be limited, which ends the session.
 #[tokio::test]
 async fn a_transaction_timeout_ends_the_session_and_not_the_client() {
     let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/postgres18");
@@ -300,7 +301,7 @@ async fn a_transaction_timeout_ends_the_session_and_not_the_client() {
     assert_eq!(client.query::<u64>("v_numbers").limit(1).fetch_all().await.unwrap(), [1]);
 }
 
-/// A standby ends a query that is in the way of replay, and not one that is promoted under.
+/// A standby cancels a query that conflicts with replay. A promotion does not end queries.
 #[tokio::test]
 async fn a_standby_ends_queries_in_the_way_of_replay_and_keeps_them_through_promotion() {
     let primary = Cluster::start(REQUIRE_PASSWORD).unwrap();
@@ -351,7 +352,8 @@ async fn a_standby_ends_queries_in_the_way_of_replay_and_keeps_them_through_prom
     .await;
 }
 
-/// A server that cannot take connections yet is followed by another host; of one alone that is what is said.
+/// If a server does not accept connections yet, the next host is tried. With a single host, its
+/// error is returned.
 #[tokio::test]
 async fn a_server_that_starts_up_is_followed_by_the_next_host() {
     for text in [
@@ -379,7 +381,7 @@ async fn a_server_that_starts_up_is_followed_by_the_next_host() {
         assert_eq!(told(&error), expected, "{error}");
         assert!(error.to_string().contains(text), "{error}");
 
-        // None of several speaks for the others.
+        // With several hosts, the error has no SQLSTATE of one of them.
         let other = Scripted::start(vec![refusing()]).await;
         let error = FraiseClient::connect(&url(other.address.port())).await.unwrap_err();
         assert_eq!(told(&error), (ErrorCategory::Connection, None, true), "{error}");
@@ -389,7 +391,8 @@ async fn a_server_that_starts_up_is_followed_by_the_next_host() {
     }
 }
 
-/// A standby that takes nobody says so with the SQLSTATE of a server that starts up, until it is promoted.
+/// A standby that accepts no connections reports the SQLSTATE of a server that starts up, until it
+/// is promoted.
 #[tokio::test]
 async fn a_standby_that_takes_nobody_is_had_when_it_does() {
     let primary = Cluster::start(REQUIRE_PASSWORD).unwrap();
@@ -403,14 +406,14 @@ async fn a_standby_that_takes_nobody_is_had_when_it_does() {
     let client = FraiseClient::new(standby.url().parse().unwrap());
     let error = client.query::<u64>("v_numbers").execute().await.unwrap_err();
     assert_eq!(told(&error), (ErrorCategory::Server, Some("57P03"), true), "{error}");
-    // Why, it says since Postgres 14.
+    // Since Postgres 14 it reports the reason.
     let said = if standby.version() < 14 { "starting up" } else { "Hot standby mode is disabled" };
     assert!(error.to_string().contains(said), "{error}");
     standby.control(&["promote"]);
     assert_eq!(client.query::<u64>("v_numbers").limit(2).fetch_all().await.unwrap(), [1, 2]);
 }
 
-/// The administrator of a pooler.
+/// The administration console of a pooler.
 struct Console(tokio_postgres::Client);
 
 impl Console {
@@ -423,7 +426,7 @@ impl Console {
         self.0.simple_query(command).await.unwrap();
     }
 
-    /// This column of what it shows for the database `postgres`.
+    /// Returns this column for the database `postgres`.
     async fn shows(&self, command: &str, name: &str, column: &str) -> String {
         let messages = self.0.simple_query(command).await.unwrap();
         let of_postgres = |message: &_| match message {
@@ -452,7 +455,7 @@ impl Console {
 
 const MODES: [&str; 2] = ["transaction", "session"];
 
-/// A client behind a pooler, which does not wait long for what the pooler holds up.
+/// Returns a client of the pooler that does not wait long if the pooler blocks.
 fn behind(pooler: &Daemon) -> FraiseClient {
     let config = fraiseql_wire::ConnectionConfig::builder()
         .host("127.0.0.1")
@@ -464,7 +467,8 @@ fn behind(pooler: &Daemon) -> FraiseClient {
     FraiseClient::new(config.build().unwrap())
 }
 
-/// A pooler that goes says nothing: what came is whole, the rest is lost, and between queries nobody sees it.
+/// A pooler that stops sends no error. Received rows are delivered, the rest is lost, and a loss
+/// between queries has no effect.
 #[tokio::test]
 async fn a_pooler_that_restarts_under_a_stream_loses_it_and_between_queries_nothing() {
     sql(&NUMBERS.replace("v_numbers", "v_pooled_numbers")).await;
@@ -491,10 +495,10 @@ async fn a_pooler_that_restarts_under_a_stream_loses_it_and_between_queries_noth
     }
 }
 
-/// PAUSE waits for what runs, and what begins waits for RESUME.
+/// PAUSE waits for running queries, and new queries wait for RESUME.
 #[tokio::test]
 async fn a_paused_pooler_lets_a_stream_end_and_the_next_query_wait() {
-    // More than all the sockets hold, so that the server is still at work.
+    // More than all sockets can buffer, so that the server is still busy.
     sql(
         "create view v_wide_numbers as
          select (repeat(' ', 10000) || i)::json as data from (select generate_series(1, 6000) i) n",
@@ -541,7 +545,7 @@ async fn a_paused_pooler_lets_a_stream_end_and_the_next_query_wait() {
     }
 }
 
-/// KILL ends the sessions of a database: in the pooler's words where it can say them, and else without.
+/// KILL ends the sessions of a database, with the pooler's error where it can send one.
 #[tokio::test]
 async fn a_database_killed_in_the_pooler_ends_its_streams_and_not_its_clients() {
     sql(&NUMBERS.replace("v_numbers", "v_killed_numbers")).await;
@@ -553,7 +557,7 @@ async fn a_database_killed_in_the_pooler_ends_its_streams_and_not_its_clients() 
             console.run("kill postgres").await;
         });
         let error = error.unwrap_err();
-        // PgBouncer has this one SQLSTATE for whatever it says itself.
+        // PgBouncer has one SQLSTATE for all its own errors.
         assert_eq!(told(&error), (ErrorCategory::Server, Some("08P01"), false), "{mode}: {error}");
         assert!(error.to_string().contains("FATAL: database removed"), "{error}");
         assert!(!client.is_connected());
@@ -563,7 +567,8 @@ async fn a_database_killed_in_the_pooler_ends_its_streams_and_not_its_clients() 
         });
         assert_eq!(rows.unwrap(), [1], "{mode}");
 
-        // While rows flow, it says so in the middle of one: that is no row, and no message.
+        // While rows are forwarded, it sends the error in the middle of one: that is neither a row
+        // nor a message.
         for _ in 0..5 {
             let mut stream = client.query::<u64>("v_killed_numbers").execute().await.unwrap();
             let mut next = 1;
@@ -589,7 +594,7 @@ async fn a_database_killed_in_the_pooler_ends_its_streams_and_not_its_clients() 
                 | LOST => {}
                 other => panic!("{mode}: {other:?}, {error}"),
             }
-            // The row that its word may have become the end of.
+            // The row whose end the error may look like.
             assert!(errors.len() <= 1 && errors.iter().all(Error::is_row_error), "{errors:?}");
             console.run("resume postgres").await;
             assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1], "{mode}");
@@ -597,8 +602,8 @@ async fn a_database_killed_in_the_pooler_ends_its_streams_and_not_its_clients() 
     }
 }
 
-/// A pooler says that it has lost the server with the SQLSTATE that it has for all it says. Where a query was under way, a
-/// stream that can be resumed goes on; where somebody logs in, it is the last word.
+/// A pooler reports a lost server with the SQLSTATE of all its own errors. A stream that can be
+/// resumed continues after it. During a login, the error is final.
 #[tokio::test]
 async fn a_resumed_stream_goes_on_behind_the_poolers_own_word() {
     const ROWS: u64 = 100_000;
@@ -628,7 +633,7 @@ async fn a_resumed_stream_goes_on_behind_the_poolers_own_word() {
         let client = FraiseClient::new(config.build().unwrap());
         let query = client.query::<RawJson>("t_pooled").resume_by("id").max_memory(64 << 10);
         let mut stream = query.execute().await.unwrap();
-        // What it goes on with will wait behind this.
+        // The resumed query will wait for this.
         let lock = locker.batch_execute("begin; lock table t_pooled");
         let mut lock = std::pin::pin!(lock);
         tokio::select! {
@@ -661,7 +666,7 @@ async fn a_resumed_stream_goes_on_behind_the_poolers_own_word() {
     }
 }
 
-/// The network takes everything and brings nothing more, and nobody says that it has ended.
+/// The network accepts all data and delivers nothing, and no side closes the connection.
 #[tokio::test]
 async fn a_black_hole_ends_by_read_timeout_with_the_rows_that_came() {
     sql(&NUMBERS.replace("v_numbers", "v_endless_numbers")).await;
@@ -691,7 +696,8 @@ async fn a_black_hole_ends_by_read_timeout_with_the_rows_that_came() {
     assert!(client.query::<RawJson>("v_one").fetch_one().await.is_ok());
 }
 
-/// What happens to the server is told by the pooler: in the server's words when there are any, and else in its own.
+/// The pooler reports faults of the server: with the server's error if there is one, and otherwise
+/// with its own.
 #[tokio::test]
 async fn a_server_that_ends_behind_a_pooler_is_told_by_the_pooler() {
     let server = breakable().await;
@@ -731,7 +737,7 @@ async fn a_server_that_ends_behind_a_pooler_is_told_by_the_pooler() {
     }
 }
 
-/// Each piece comes late, on the way there and on the way back: everything takes longer, and is as it was.
+/// Data is delayed in both directions: everything takes longer, with the same results.
 #[tokio::test]
 async fn a_network_with_delays_changes_nothing() {
     sql(&NUMBERS.replace("v_numbers", "v_late_numbers")).await;
@@ -742,7 +748,7 @@ async fn a_network_with_delays_changes_nothing() {
         .user("postgres")
         .password(crate::support::cluster::password())
         .database("postgres")
-        // What is on its way comes late too.
+        // In-flight data is also delayed.
         .cancel_timeout(Duration::from_secs(30));
     proxy.delay(Duration::from_millis(5));
     let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
@@ -770,7 +776,7 @@ async fn a_network_with_delays_changes_nothing() {
         for i in received + 1..=received + 500 {
             assert_eq!(stream.next().await.unwrap().unwrap(), i);
         }
-        // The rest of what the sockets hold would take long in small pieces.
+        // In small pieces, the rest of the buffered data would take long.
         proxy.piece(64 << 10);
         stream.cancel().await.unwrap();
         whole().await;
@@ -780,7 +786,7 @@ async fn a_network_with_delays_changes_nothing() {
         drop(stream);
         whole().await;
 
-        // Before anything has been answered.
+        // Before any answer has arrived.
         let mut execute = Box::pin(client.query::<u64>("v_late_numbers").execute());
         assert!(futures_util::poll!(&mut execute).is_pending());
         drop(execute);
@@ -788,7 +794,8 @@ async fn a_network_with_delays_changes_nothing() {
     }
 }
 
-/// A server that has ended its side and still reads: the rows count, the end does not, and it is told goodbye.
+/// A server that has closed its side but still reads: received rows are delivered, the end is an
+/// error, and the client sends Terminate.
 #[tokio::test]
 async fn a_server_that_ends_its_side_is_told_goodbye() {
     let goodbye = || Step::Expect(b"X\0\0\0\x04".to_vec());
@@ -828,7 +835,7 @@ async fn a_server_that_ends_its_side_is_told_goodbye() {
     // Between two queries: the client replaces the connection.
     let mut between = scripted::login();
     between.extend([Step::ExpectQuery, Step::Send(whole.clone()), Step::HalfClose]);
-    // The next query may be on its way already.
+    // The next query may already have been sent.
     between.push(Step::Silence);
     let mut second = scripted::login();
     second.extend([Step::ExpectQuery, Step::Send(whole.clone())]);
@@ -840,7 +847,7 @@ async fn a_server_that_ends_its_side_is_told_goodbye() {
     drop(client);
     server.done().await;
 
-    // After the query and before any answer: the server may have begun it.
+    // After the query and before any answer: the server may have started it.
     let mut before = scripted::login();
     before.extend([Step::ExpectQuery, Step::HalfClose, goodbye(), Step::ExpectEnd]);
     let server = Scripted::start(vec![before]).await;
@@ -850,7 +857,7 @@ async fn a_server_that_ends_its_side_is_told_goodbye() {
     server.done().await;
 }
 
-/// One direction of a connection ends in mid-result, and the other does not.
+/// One direction of a connection ends in the middle of a result, and the other does not.
 #[tokio::test]
 async fn a_connection_that_is_half_gone_gives_what_passes_and_is_not_used_again() {
     sql(&format!(
@@ -865,7 +872,7 @@ async fn a_connection_that_is_half_gone_gives_what_passes_and_is_not_used_again(
     let client = FraiseClient::connect(&url).await.unwrap();
     let admin = admin().await;
 
-    // What the client says does not arrive any more: the server sends what it has begun, and goes.
+    // The client's data no longer arrives. The server completes its answer, and closes.
     let pid = client.backend_pid().unwrap();
     let mut stream = client.query::<u64>("v_half_numbers").execute().await.unwrap();
     assert_eq!(stream.next().await.unwrap().unwrap(), 1);
@@ -880,7 +887,7 @@ async fn a_connection_that_is_half_gone_gives_what_passes_and_is_not_used_again(
     assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
     assert_ne!(client.backend_pid(), Some(pid));
 
-    // What the server says does not arrive any more: the client goes, and the server after it.
+    // The server's data no longer arrives. The client closes, and the server after it.
     let pid = client.backend_pid().unwrap();
     let stream = client.query::<u64>("v_gone_numbers").execute().await.unwrap();
     proxy.half_cut_after(1_000_000);
@@ -893,9 +900,9 @@ async fn a_connection_that_is_half_gone_gives_what_passes_and_is_not_used_again(
     assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
 }
 
-/// Networks that fail at random while streams are read, paused, dropped and cancelled at random: no row is lost or
-/// doubled, nothing that is not whole looks whole, no connection that is not clean is used again, and no backend
-/// stays behind.
+/// Networks fail at random while streams are read, paused, dropped and cancelled at random. No row
+/// is lost or repeated, no incomplete result looks complete, no unclean connection is reused, and
+/// no backend is left.
 #[tokio::test]
 async fn random_faults_lose_nothing_and_leave_nothing() {
     const ROWS: u64 = 2000;
@@ -970,14 +977,14 @@ async fn random_faults_lose_nothing_and_leave_nothing() {
                     assert_eq!(told(&e), LOST, "seed {seed}: {e:?}");
                     assert!(stream.next().await.is_none(), "seed {seed}");
                     broken += 1;
-                    // Else the client would try to connect again and again, with pauses.
+                    // Otherwise the client would try to connect repeatedly, with pauses.
                     proxy.cut_after(u64::MAX);
                 }
                 _ => left += 1,
             }
         }
         proxy.cut_after(u64::MAX);
-        // On whatever is left of the connection, or on a new one: the answer is this query's.
+        // On the same connection or a new one, the answer belongs to this query.
         let rows = client.query::<u64>("v_one").fetch_all().await;
         assert_eq!(rows.unwrap_or_else(|e| panic!("seed {seed}: {e}")), [1]);
     }

@@ -1,5 +1,6 @@
-//! Servers that lie: every message of a session malformed, cut, left out, repeated and replaced by every other, and
-//! floods without an end. The client never hangs, never panics, and never presents less than was sent as complete.
+//! Hostile servers: every message of a session is malformed, cut, omitted, repeated and replaced by
+//! every other, and floods never end. The client never hangs, never panics, and never presents an
+//! incomplete result as complete.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -16,14 +17,14 @@ use tokio::{
     time::timeout,
 };
 
-/// What a server says: while the client logs in, and in answer to its query. Then it closes.
+/// The messages of a server: during the login, and in answer to the query. Then it closes.
 #[derive(Clone)]
 struct Session {
     login: Vec<Vec<u8>>,
     answer: Vec<Vec<u8>>,
 }
 
-/// A session as Postgres would have it, with whatever may come at any time in between.
+/// Returns a session like that of Postgres, with all messages that may come at any time.
 fn session() -> Session {
     let key = scripted::message(b'K', &[0, 0, 0, 77, 1, 2, 3, 4]);
     let parameter = scripted::message(b'S', b"server_version\x0018.4\0");
@@ -55,7 +56,7 @@ fn session() -> Session {
     }
 }
 
-/// Plays one session after the other: each connection gets the one that is set.
+/// Replays sessions: each connection gets the one that is set.
 struct Liar {
     address: SocketAddr,
     said: Arc<Mutex<Session>>,
@@ -76,7 +77,8 @@ impl Liar {
         Self { address, said }
     }
 
-    /// Runs a query in this session: the rows that came, and the error, of connecting too.
+    /// Runs a query in this session. Returns the received rows, and the error, also that of
+    /// connecting.
     async fn run(&self, what: &str, session: &Session) -> (Vec<u64>, Option<Error>) {
         *self.said.lock().await = session.clone();
         let url = format!("postgres://u@{}/d?sslmode=disable", self.address);
@@ -102,7 +104,8 @@ impl Liar {
         timeout(Duration::from_secs(60), run).await.unwrap_or_else(|_| panic!("{what}: it hangs"))
     }
 
-    /// Complete is only what has all the rows that were sent whole, up to the end of the command.
+    /// A result is complete only if it has all rows that were sent completely, up to
+    /// CommandComplete.
     async fn check(&self, what: &str, session: &Session) {
         let (rows, error) = self.run(what, session).await;
         let sent: Vec<u64> = session.answer.iter().filter_map(|message| row_in(message)).collect();
@@ -126,7 +129,7 @@ async fn play(mut socket: TcpStream, session: Session) -> Option<()> {
     socket.read_exact(&mut vec![0; len as usize - 4]).await.ok()?;
     let login = session.login.concat();
     socket.write_all(&login).await.ok()?;
-    // The client may wait for the rest of a login that was spoilt, and would do so for ever.
+    // The client may wait forever for the rest of a malformed login.
     while login == self::session().login.concat() {
         let tag = socket.read_u8().await.ok()?;
         let len = socket.read_u32().await.ok()?;
@@ -141,7 +144,8 @@ async fn play(mut socket: TcpStream, session: Session) -> Option<()> {
     socket.read_to_end(&mut rest).await.ok().map(drop)
 }
 
-/// The number in a DataRow that is whole and of one column, 0 if it is none; `None` for any other message.
+/// Returns the number in a complete DataRow of one column, or 0 if it is not a number. `None` for
+/// any other message.
 fn row_in(message: &[u8]) -> Option<u64> {
     let (&tag, rest) = message.split_first()?;
     let (len, body) = rest.split_first_chunk::<4>()?;
@@ -155,7 +159,7 @@ fn row_in(message: &[u8]) -> Option<u64> {
     (tag == b'D' && whole).then_some(number.unwrap_or(0))
 }
 
-/// Both halves of a session, one message after the other.
+/// Returns both parts of a session.
 fn parts(session: &mut Session) -> [&mut Vec<Vec<u8>>; 2] {
     [&mut session.login, &mut session.answer]
 }
@@ -167,7 +171,7 @@ async fn the_session_is_good_before_it_is_spoilt() {
     assert!(error.is_none() && rows == [1, 22, 333], "{rows:?} {error:?}");
 }
 
-/// With a length that fits, and with the one it had.
+/// With a length that fits, and with the original one.
 #[tokio::test]
 async fn every_message_cut_at_every_byte_is_no_more_than_an_error() {
     let liar = Liar::start().await;
@@ -177,7 +181,7 @@ async fn every_message_cut_at_every_byte_is_no_more_than_an_error() {
             for len in 0..whole.len() {
                 let mut cut = session();
                 parts(&mut cut)[half][i].truncate(len);
-                // What follows fills it up, and what is behind that is no message.
+                // The next messages fill it up, and what follows is not a message.
                 let (rows, error) =
                     liar.run(&format!("{half}, {i} cut to {len} bytes"), &cut).await;
                 let whole = len == 0 && rows.len() >= 2;
@@ -201,7 +205,7 @@ async fn every_byte_changed_is_no_more_than_an_error() {
                 for byte in [0, 0x7f, 0x80, 0xff] {
                     let mut changed = session();
                     parts(&mut changed)[half][i][at] = byte;
-                    // What a changed length makes of the bytes behind it is not looked into.
+                    // How the bytes after a changed length are parsed is not checked.
                     let what = format!("{half}, {i}: byte {at} is {byte}");
                     let (rows, error) = liar.run(&what, &changed).await;
                     assert!(error.is_some() || rows.len() == 3, "{what}: {rows:?}");
@@ -257,7 +261,7 @@ async fn messages_left_out_repeated_and_out_of_place_never_make_a_result_look_wh
     }
 }
 
-/// Lengths that nobody could mean are refused before anything is waited or allocated for.
+/// Unreasonable lengths are rejected before the client waits or allocates memory.
 #[tokio::test]
 async fn lengths_beyond_reason_are_refused_at_once() {
     let liar = Liar::start().await;
@@ -268,7 +272,7 @@ async fn lengths_beyond_reason_are_refused_at_once() {
                 parts(&mut lying)[half][i][1..5].copy_from_slice(&len.to_be_bytes());
                 let (_, error) = liar.run(&format!("{half}, {i}: length {len}"), &lying).await;
                 let category = error.unwrap().category();
-                // The first may be the answer of a server before version 3 of the protocol.
+                // The first one may be the error of a server before version 3 of the protocol.
                 let expected = [ErrorCategory::Protocol, ErrorCategory::ConnectionClosed];
                 let attempts = ErrorCategory::Connection;
                 assert!(
@@ -280,13 +284,13 @@ async fn lengths_beyond_reason_are_refused_at_once() {
     }
 }
 
-/// `max_memory` is the limit of what is no row, too: by its header alone it has not more.
+/// `max_memory` also limits other messages: the header alone does not allocate more.
 #[tokio::test]
 async fn a_message_that_is_no_row_has_no_more_memory_than_a_row() {
     let liar = Liar::start().await;
     let mut large = session();
-    // One row, then a message of 8 MiB, most of which never comes: of a kind that is never that
-    // long. (Of an error, a notice and their like a part is kept.)
+    // One row, then an incomplete message of 8 MiB, of a kind that is never that long. (Part of a
+    // long error or notice is kept.)
     large.answer.truncate(4);
     large.answer.push([&b"C"[..], &(8u32 << 20).to_be_bytes(), b"SELECT "].concat());
     *liar.said.lock().await = large;
@@ -303,7 +307,7 @@ async fn a_message_that_is_no_row_has_no_more_memory_than_a_row() {
     assert!(held <= 4096 + (64 << 10), "{held}");
 }
 
-/// What comes without an end, and is no row, ends by the deadline; it is not kept.
+/// Endless messages that are not rows end by the deadline, and are not kept.
 #[tokio::test]
 async fn floods_end_by_their_deadlines() {
     let notice =
@@ -325,7 +329,7 @@ async fn floods_end_by_their_deadlines() {
         let end = timeout(Duration::from_secs(60), stream.next()).await;
         match end.unwrap_or_else(|_| panic!("{what}: it goes on")).unwrap() {
             Err(Error::Timeout { phase: TimeoutPhase::Query, .. }) => {}
-            // The first of many errors is the error.
+            // The first of many errors is returned.
             Err(Error::Server(e)) if what == "errors" => assert_eq!(e.code().code(), "XX000"),
             other => panic!("{what}: {other:?}"),
         }
@@ -344,7 +348,8 @@ async fn floods_end_by_their_deadlines() {
     }
 }
 
-/// A result whose column is described as one thing and sent as another is what was sent, or an error of each row.
+/// If a column is described as one type and sent as another, the result is what was sent, or an
+/// error per row.
 #[tokio::test]
 async fn a_description_that_lies_is_found_out_row_by_row() {
     let liar = Liar::start().await;
@@ -352,13 +357,14 @@ async fn a_description_that_lies_is_found_out_row_by_row() {
     lying.answer[3] = scripted::row("not json");
     let (rows, error) = liar.run("not json", &lying).await;
     assert!(error.is_none() && rows == [0, 22, 333], "{rows:?} {error:?}");
-    // Two columns where one was described.
+    // Two columns although one was described.
     lying.answer[3] = scripted::message(b'D', b"\0\x02\0\0\0\x011\0\0\0\x012");
     let (rows, error) = liar.run("two columns", &lying).await;
     assert!(rows.is_empty() && error.unwrap().category() == ErrorCategory::Protocol);
 }
 
-/// What a server says of its errors is kept and shown, in bounds: each field of them, whatever their number.
+/// The texts of a server's error are kept and shown up to a limit, for each field and for their
+/// number.
 #[tokio::test]
 async fn the_texts_of_an_error_are_kept_in_bounds() {
     const KEPT: usize = 8 << 10;
@@ -403,7 +409,7 @@ async fn the_texts_of_an_error_are_kept_in_bounds() {
         }
     }
 
-    // A text that just fits is whole; one of no characters at all is still one that is shown.
+    // A text of the maximum length is complete. A text without characters is still shown.
     let fits = "x".repeat(KEPT);
     let mut lying = session();
     lying.answer[5] = scripted::error("ERROR", "22012", &fits);
@@ -425,7 +431,7 @@ async fn the_texts_of_an_error_are_kept_in_bounds() {
     assert!(error.to_string().len() < 2 * KEPT, "{} bytes are shown", error.to_string().len());
 }
 
-/// The key that cancels is four bytes in version 3.0.
+/// In version 3.0, a cancel key has four bytes.
 #[tokio::test]
 async fn cancel_keys_of_odd_length_are_refused() {
     let liar = Liar::start().await;
@@ -450,7 +456,7 @@ fn check_shown(what: &str, shown: &str) {
     }
 }
 
-/// Whatever text of a server's reaches an error, the cause of one, or an event.
+/// Every text of a server that reaches an error, its cause, or an event.
 #[tokio::test]
 async fn no_text_of_a_server_misleads_the_reader_of_a_log() {
     let (events, _guard) = Events::listen();

@@ -1,4 +1,5 @@
-//! The example `axum`, as its clients see it: bodies, filters, refusals, and what becomes of the query.
+//! The example `axum`, as its clients see it: bodies, filters, rejections, and the end of the
+//! query.
 
 use crate::support::{
     admin, cluster, eventually,
@@ -227,7 +228,7 @@ async fn a_stream_is_steered_by_its_id() {
     assert!(service.log().contains(&id), "{}", service.log());
 }
 
-/// The status is right as long as no row has come; what the body of the answer says gives nothing away.
+/// Before the first row, errors change the status. The body of an error reveals no details.
 #[tokio::test]
 async fn errors_before_the_first_row_are_told_by_the_status() {
     sql("create table t_fails (i int); insert into t_fails values (1), (2);

@@ -1,5 +1,5 @@
-//! The page of the example `axum`, in a browser: what it shows, what its buttons do to the query on the server, and who
-//! can use it.
+//! The page of the example `axum`, in a browser: its content, the effect of its buttons on the
+//! query, and accessibility.
 
 use crate::support::{
     admin, eventually,
@@ -186,7 +186,8 @@ async fn what_goes_wrong_is_said() {
     in_state(&browser, "failed").await;
 }
 
-/// Everything is reached and used by the keyboard, has a name, can be seen, and fits a small screen.
+/// Every control can be reached and used by keyboard, has a name, is visible, and fits a small
+/// screen.
 #[tokio::test(flavor = "multi_thread")]
 async fn everybody_can_use_it() {
     make_orders("v_access").await;
@@ -291,7 +292,7 @@ async fn everybody_can_use_it() {
     check_console_and_requests(&browser, &service).await;
 }
 
-/// The texts that stand out less from what is behind them than WCAG's 4.5 to 1.
+/// Returns the texts whose contrast with their background is less than WCAG's 4.5 to 1.
 const CONTRAST: &str = "
     const parse = color => color.match(/[\\d.]+/g).map(Number);
     const behind = element => {

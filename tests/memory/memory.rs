@@ -13,8 +13,8 @@ fn live() -> usize {
     stats.bytes_allocated - stats.bytes_deallocated
 }
 
-/// `estimated_memory` is what the stream has allocated, within 10 % and a constant for the tasks, the
-/// queue and the parameters of a session.
+/// Checks `estimated_memory`, within 10 % and a constant for the tasks, the queue and the
+/// parameters of a session.
 fn agrees(stream: &QueryStream<RawJson>, before: usize, when: &str) {
     const CONSTANT: usize = 32 << 10;
     let counted = live().saturating_sub(before);
@@ -75,9 +75,8 @@ async fn what_a_stream_says_it_holds_is_what_is_allocated() {
     }
 }
 
-/// The memory that one huge row took is given back while the stream goes on.
-/// What is allocated is allocated for chunks and blocks, of which there are few; and what the rows themselves
-/// are made of.
+/// The memory of one huge row is released while the stream continues. Other allocations are few:
+/// chunks, read buffers, and the values of the rows.
 #[tokio::test]
 async fn nothing_is_allocated_for_a_row_but_what_it_is_made_of() {
     #[derive(serde::Deserialize)]

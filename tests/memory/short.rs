@@ -103,7 +103,8 @@ async fn a_longer_result_is_read_by_a_task_after_its_first_rows() {
     eventually("the task has ended", async || tasks() == before).await;
 }
 
-/// An answer that arrives in two parts, cut at every byte: always the same rows, and the same error.
+/// An answer that arrives in two parts, divided at every byte, has always the same rows and the
+/// same error.
 #[tokio::test]
 async fn an_answer_cut_anywhere_is_the_same_answer() {
     let _alone = ALONE.lock().await;

@@ -1,5 +1,5 @@
-//! What operators are given: the catalog as a document, the dashboard, the alerts, and the examples, as Prometheus
-//! and OpenTelemetry see them.
+//! What operators use: the documented catalog, the dashboard, the alerts, and the examples with
+//! Prometheus and OpenTelemetry.
 
 use std::{
     collections::BTreeSet,
@@ -52,7 +52,8 @@ fn the_document_has_the_catalog() {
     }
 }
 
-/// Names in the dashboard and the alerts are in the catalog, with the endings that Prometheus gives histograms.
+/// Names in the dashboard and the alerts are in the catalog, with the suffixes of Prometheus for
+/// histograms.
 #[test]
 fn dashboard_and_alerts_name_only_what_there_is() {
     let files = ["grafana-dashboard.json", "prometheus-alerts.yml"]
@@ -132,7 +133,8 @@ fn prometheus_counts_what_the_example_did() {
         (sum("query_error_total{category='server'}"), 1.0),
         (sum("query_cancelled_total{cause='drop'}"), 1.0),
         (sum("rows_deserialization_failed_total{reason='data'}"), 200.0),
-        // Two whole readings but for what did not fit, one row of a third, and what came before the error.
+        // Two complete reads except for the rows that did not fit, one row of a third, and the rows
+        // before the error.
         (sum("rows_yielded_total"), 19_800.0 + 20_000.0 + 1.0 + 999.0),
         (
             format!(

@@ -68,7 +68,8 @@ impl Numbers {
     }
 }
 
-/// Each scenario checks what it has driven; what is checked at the end is that there is none that nobody drives.
+/// Each scenario checks the metrics that it drives. At the end, no metric may be left that no
+/// scenario drives.
 #[tokio::test]
 async fn every_number_is_what_happened() {
     let recorder = DebuggingRecorder::new();
@@ -111,7 +112,7 @@ async fn queries(snapshotter: &Snapshotter) -> BTreeSet<String> {
     }
     drop(stream);
 
-    // An error before the first row, bad rows, and an error behind rows.
+    // An error before the first row, invalid rows, and an error after rows.
     client.query::<Value>("v_fails_at_once").execute().await.unwrap_err();
     client.query::<Value>("v_missing").execute().await.unwrap_err();
     client.query::<Value>("Robert'); drop table").execute().await.unwrap_err();
@@ -408,7 +409,8 @@ async fn connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
     drop(stream);
     drop(client);
 
-    // Out of order; and servers that do not stop. Two of these cannot be told to, one does not listen.
+    // Unexpected messages, and servers that do not stop. Two of them accept no cancel request, and
+    // one ignores it.
     let mut wrong = scripted::login();
     wrong.extend([Step::ExpectQuery, Step::Send(scripted::message(b'2', b"")), Step::ExpectEnd]);
     let silent = || {
@@ -444,8 +446,8 @@ async fn connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
         sum(&format!("authentications{name}_total"), &[("mechanism", mechanism)])
     };
     for (mechanism, successful, failed) in [
-        // The role, the socket, the missing database, three of one client, three by scripts; refused by
-        // policy, and lost.
+        // The role, the socket, the missing database, three of one client, three by scripts, those
+        // rejected by policy, and lost ones.
         ("trust", 9.0, 2.0),
         ("cleartext", 1.0, 0.0),
         ("md5", 1.0, 0.0),
@@ -533,7 +535,7 @@ async fn statements(snapshotter: &Snapshotter) -> BTreeSet<String> {
     // Two misses and a hit each; the second is prepared in place of the first.
     fetch("v_prepared", 3).await;
     fetch("v_one", 3).await;
-    // Two misses, in place of the other, and two hits, the second of which is none for the server.
+    // Two misses in place of the other, and two hits. The second one is a miss for the server.
     fetch("v_prepared", 3).await;
     sql("drop view v_prepared; create view v_prepared as select '1'::jsonb as data").await;
     fetch("v_prepared", 1).await;
@@ -556,7 +558,7 @@ async fn statements(snapshotter: &Snapshotter) -> BTreeSet<String> {
     numbers.names()
 }
 
-/// Whoever gives up waiting for a connection has seen a failure, and the dashboard has too.
+/// A caller that stops waiting for a connection counts as a failure, also in the dashboard.
 #[tokio::test]
 async fn an_attempt_that_is_given_up_counts_as_failed() {
     let recorder = DebuggingRecorder::new();

@@ -1,4 +1,4 @@
-//! Typed filters: what they match, compared with a plain evaluation in Rust over the same documents.
+//! Typed filters: their results, compared with a simple evaluation in Rust over the same documents.
 
 use std::{net::IpAddr, rc::Rc};
 
@@ -751,7 +751,7 @@ async fn numbers_are_compared_exactly() {
     assert_eq!(count(field("n").in_([0.1, 1.0])).await, 2);
 }
 
-/// Whatever the text, it is a value or a key, and comes back unchanged; the server sees one statement.
+/// Every text is a value or a key, and is returned unchanged; the server receives one statement.
 #[tokio::test]
 async fn no_text_can_inject() {
     const PIECES: &[&str] = &[

@@ -475,7 +475,7 @@ async fn typed_predicates_see_the_decoded_row() {
     assert!(ticks.get() > 50, "{} turns", ticks.get());
 }
 
-/// A predicate that panics does so in whoever polls, and costs the client nothing.
+/// A predicate that panics does so in the task that polls, and does not affect the client.
 #[tokio::test]
 async fn a_panic_in_a_predicate_leaves_the_client_usable() {
     let client = std::sync::Arc::new(client().await);

@@ -689,7 +689,7 @@ async fn pgpool_gives_right_answers_whatever_it_does_with_statements() {
     }
 }
 
-/// Several clients behind a pooler, while relations change: every answer is right.
+/// Several clients of a pooler, while relations change: every answer is right.
 #[tokio::test]
 async fn random_queries_give_right_answers_while_relations_change() {
     for mode in ["transaction", "session"] {

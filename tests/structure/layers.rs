@@ -40,7 +40,8 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// Every source file: its module's path (`stream/channel/pause_state`), and its code without tests and comments.
+/// Returns every source file: the path of its module (`stream/channel/pause_state`), and its code
+/// without tests and comments.
 fn sources() -> Vec<(String, String)> {
     let mut files = Vec::new();
     let mut folders = vec![PathBuf::from("src")];
@@ -162,8 +163,8 @@ fn what_is_absent_stays_absent() {
         ),
         (&["TcpStream", "UnixStream", "lookup_host"], &["transport"]),
         (&["rustls::", "webpki::"], &["transport"]),
-        // A clock that is set: it tells whether a certificate is in date, and never how long something
-        // has taken. Deadlines and times are by the clock that only goes on, which is tokio's.
+        // Wall time: it decides whether a certificate is valid, and never measures a duration.
+        // Deadlines and durations use the monotonic clock of tokio.
         (
             &["SystemTime::now", "Utc::now", "Local::now", "now_utc", "now_local"],
             &["transport/tls"],
@@ -209,7 +210,7 @@ fn every_dependency_has_its_reason() {
     assert_eq!(used, explained);
 }
 
-/// The paths in `use` lines, each with the module that it is relative to: `["super", "host", "Target"]`.
+/// Returns the paths in `use` lines, each relative to a module: `["super", "host", "Target"]`.
 fn use_paths(code: &str) -> Vec<Vec<String>> {
     let mut paths = Vec::new();
     for statement in code.split("use ").skip(1) {
@@ -241,7 +242,8 @@ fn use_paths(code: &str) -> Vec<Vec<String>> {
     paths
 }
 
-/// The module of `files` that a path in `file` refers to: `config/mod` for what `config` re-exports.
+/// Returns the module of `files` that a path in `file` refers to: `config/mod` for a re-export of
+/// `config`.
 fn resolve(file: &str, path: &[String], files: &BTreeSet<String>) -> Option<String> {
     let mut at: Vec<&str> = file.split('/').collect();
     if at.pop() != Some("mod") {

@@ -63,8 +63,8 @@ async fn require_auth_lets_in_whom_libpq_lets_in() {
     }
 }
 
-/// Passwords are prepared as Postgres does it: compatible forms are one, and what cannot be prepared
-/// is taken as it is.
+/// Passwords are normalized like in Postgres: compatible forms are equal. A password that cannot be
+/// normalized is used unchanged.
 #[tokio::test]
 async fn passwords_beyond_ascii_let_in_as_the_server_prepares_them() {
     sql("set password_encryption = 'scram-sha-256';

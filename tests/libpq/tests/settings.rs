@@ -328,7 +328,7 @@ fn generated_strings_are_read_as_libpq_reads_them() {
     assert!(taken > 1000 && refused > 1000, "{taken} taken, {refused} refused");
 }
 
-/// The corpus again in other environments, each in a process of its own: this test binary, with only
+/// Runs the corpus in other environments, each in a separate process: this test binary, with only
 /// the first test.
 #[test]
 fn environments_and_files_are_read_as_libpq_reads_them() {

@@ -1,4 +1,4 @@
-//! TLS with real servers: whom to trust, how it is agreed upon, and what it protects.
+//! TLS with real servers: trust, negotiation, and what it protects.
 
 #[path = "../../support/mod.rs"]
 mod support;
@@ -499,8 +499,8 @@ async fn direct_tls_and_protocol_3_2_with_postgres_18() {
     assert_eq!(client.connection_info().unwrap().auth_method, "scram-sha-256-plus");
 }
 
-/// What comes in the clear behind the answer to the request for TLS is not taken for anything
-/// (CVE-2021-23222), and an error in its place is not shown (CVE-2024-10977).
+/// Plaintext after the answer to the request for TLS is rejected (CVE-2021-23222), and an error in
+/// its place is not shown (CVE-2024-10977).
 #[tokio::test]
 async fn nothing_in_the_clear_is_believed() {
     let login = || {
@@ -533,7 +533,7 @@ async fn nothing_in_the_clear_is_believed() {
         assert!(!error.to_string().contains("timed out"), "{start:?}: {error}");
         drop(server);
     }
-    // With a server that has none, and a mode that lets it pass: the same socket goes on.
+    // With a server without TLS, and a mode that accepts plaintext, the same socket is used.
     let script =
         vec![request(), Step::Send(b"N".to_vec()), Step::ExpectStartup, Step::Send(login())];
     let server = Scripted::start(vec![script]).await;
@@ -563,8 +563,8 @@ async fn connect_timeout_covers_tls() {
     }
 }
 
-/// What may follow a failure of TLS where the mode allows a session in the clear: as libpq, an attempt in
-/// the clear where TLS itself failed, and none where the server said an error.
+/// After a failure of TLS, in a mode that accepts plaintext: like libpq, the client tries plaintext
+/// if TLS itself failed, but not if the server reported an error.
 #[tokio::test]
 async fn prefer_goes_on_in_the_clear_only_where_libpq_does() {
     let request = || Step::Expect(b"\0\0\0\x08\x04\xd2\x16\x2f".to_vec());
@@ -640,8 +640,8 @@ async fn sessions_without_protection_are_warned_of() {
     without.stop();
 }
 
-/// A certificate whose signature has no hash: whoever is in between could choose one, so it must not
-/// weaken the login.
+/// A certificate whose signature has no hash: an attacker could choose one, so it must not weaken
+/// the login.
 #[tokio::test]
 async fn a_certificate_without_a_hash_does_not_weaken_the_login() {
     let pair = Authority::ed25519("of another kind").server("localhost", &["localhost"]);

@@ -1,4 +1,5 @@
-//! Prints every public item of a crate, one a line, out of rustdoc's JSON: `fraiseql-wire-public-api NAME.json`.
+//! Prints every public item of a crate, one per line, from rustdoc's JSON:
+//! `fraiseql-wire-public-api NAME.json`.
 
 use std::{env, error::Error};
 
