@@ -257,7 +257,7 @@ fn builder(port: u16, user: &str) -> ConnectionConfigBuilder {
 
 /// A search that finds nothing must be one that finds something.
 #[test]
-fn the_search_finds_a_secret_in_each_form() {
+fn search_finds_a_secret_in_each_form() {
     listen();
     plant(SCRAM_KEY);
     for text in [
@@ -491,7 +491,7 @@ fn errors_of_connection_strings_show_no_part_of_a_password() {
 
 /// Whatever a server does with a login, and whatever goes wrong with it.
 #[tokio::test]
-async fn a_login_that_goes_wrong_shows_no_password() {
+async fn failed_login_shows_no_password() {
     listen();
     let ask = |method: &[u8]| Step::Send(message(b'R', method));
     let sasl = || ask(b"\0\0\0\x0aSCRAM-SHA-256\0\0");
@@ -971,7 +971,7 @@ const CHILD: &str = "FRAISEQL_WIRE_SECRETS_CHILD";
 
 /// Variables, a service file and the default password file, each in a process of its own.
 #[tokio::test]
-async fn what_comes_from_the_environment_is_not_shown_either() {
+async fn secrets_of_the_environment_are_not_shown() {
     if std::env::var_os(CHILD).is_some() {
         return println!("it was {}.", try_environment().await);
     }
@@ -999,7 +999,7 @@ async fn what_comes_from_the_environment_is_not_shown_either() {
         ("an error", vec![("PGSSLMODE", text("Pl4nted"))]),
     ] {
         let mut child = Command::new(std::env::current_exe().unwrap());
-        let name = "what_comes_from_the_environment_is_not_shown_either";
+        let name = "secrets_of_the_environment_are_not_shown";
         child.args(["--exact", name, "--nocapture"]);
         for (name, _) in std::env::vars_os().filter(|(n, _)| n.to_string_lossy().starts_with("PG"))
         {
@@ -1075,7 +1075,7 @@ mod memory {
     /// own logs in, and this one reads its memory, with what the server keeps of the passwords as
     /// evidence.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_login_leaves_no_secret_in_memory() {
+    async fn login_leaves_no_secret_in_memory() {
         const CHILD: &str = "FRAISEQL_WIRE_LOGIN_AND_WAIT";
         if std::env::var_os(CHILD).is_some() {
             // On a worker's stack.
@@ -1136,11 +1136,7 @@ mod memory {
                 let folder = tempfile::tempdir().unwrap();
                 let passfile = write(folder.path(), "passwords", &given);
                 let mut child = Command::new(std::env::current_exe().unwrap());
-                child.args([
-                    "--exact",
-                    "memory::a_login_leaves_no_secret_in_memory",
-                    "--nocapture",
-                ]);
+                child.args(["--exact", "memory::login_leaves_no_secret_in_memory", "--nocapture"]);
                 child.env(CHILD, way).stdin(Stdio::piped()).stdout(Stdio::piped());
                 let mut child = child.spawn().unwrap();
                 let mut answers = BufReader::new(child.stdout.take().unwrap());

@@ -43,7 +43,7 @@ async fn superuser_of_a_private_cluster_needs_its_password() {
 
 /// What forwards to a server as superuser requires the password itself.
 #[tokio::test]
-async fn superuser_behind_a_pooler_needs_its_password() {
+async fn superuser_of_a_pooler_needs_its_password() {
     let server = support::cluster().port();
     for daemon in [Daemon::pgbouncer(server), Daemon::pgpool(server), Daemon::haproxy(&[server])] {
         for database in ["postgres", "pgbouncer"] {
@@ -272,7 +272,7 @@ fn every_script_answers_help_and_rejects_unknown_options() {
 /// Ctrl-C, or a signal to the script alone, at each step of an installation: nothing is left, in
 /// the system or in `target`.
 #[test]
-fn a_script_that_is_interrupted_leaves_nothing() {
+fn interrupted_script_cleans_up() {
     let has_postgres = ["cargo", "cc", "apt-get", "initdb"];
     let has_packages = [
         "pgbouncer",
@@ -346,7 +346,7 @@ fn a_script_that_is_interrupted_leaves_nothing() {
 
 /// What is not the artifact of the checksums is not unpacked; pip compares them itself.
 #[test]
-fn a_download_is_compared_with_its_checksum_before_it_is_unpacked() {
+fn download_is_compared_with_its_checksum_before_unpacking() {
     let stubs = [
         "cargo",
         "cc",

@@ -81,7 +81,7 @@ fn links_inside_the_repository_resolve() {
 
 /// Each language has somebody who tries its blocks; a language without is an error.
 #[test]
-fn every_block_of_code_is_tried() {
+fn every_block_of_code_is_tested() {
     let crate_root = read("src/lib.rs");
     for (document, text) in documents() {
         let document = document.display().to_string();
@@ -95,7 +95,7 @@ fn every_block_of_code_is_tried() {
                 }
                 "sh" => try_shell(&document, code),
                 "toml" => try_manifest(&document, code),
-                // By the_sql_of_documents_runs.
+                // By sql_of_documents_is_valid.
                 "sql" => {}
                 // Nothing that is typed as it stands.
                 "text" => {}
@@ -158,7 +158,7 @@ fn try_manifest(document: &str, code: &str) {
 
 /// A database as the documents have it, and all of their SQL in it.
 #[tokio::test]
-async fn the_sql_of_documents_runs() {
+async fn sql_of_documents_is_valid() {
     let server = Cluster::start(REQUIRE_PASSWORD).unwrap();
     let superuser = admin_at(&server.url()).await;
     superuser.batch_execute("create role shop_owner").await.unwrap();

@@ -17,7 +17,7 @@ use crate::support::{
 
 /// Each example has a row in the table of the README.
 #[test]
-fn the_table_has_them_all() {
+fn readme_table_lists_all_examples() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let table = fs::read_to_string(folder.join("README.md")).unwrap();
     for entry in fs::read_dir(folder).unwrap() {
@@ -274,7 +274,7 @@ async fn tls_client_cert() {
 
 /// Exports a whole view, plain and gzipped, and compares it with the server's own text.
 #[tokio::test]
-async fn export_writes_what_is_there() {
+async fn export_writes_all_documents() {
     let folder = tempfile::tempdir().unwrap();
     let output = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     crate::support::sql(
@@ -333,7 +333,7 @@ async fn export_writes_what_is_there() {
 
 /// Every user of the machine can read the arguments of a program.
 #[test]
-fn export_takes_no_password_in_its_arguments() {
+fn export_rejects_passwords_in_arguments() {
     for url in [
         "postgres://u:Pl4nted@127.0.0.1/d",
         "postgresql://:Pl4nted@127.0.0.1",
@@ -355,7 +355,7 @@ fn export_takes_no_password_in_its_arguments() {
 /// Ctrl-C in the middle, and a file that is truncated as if the program had been killed. In the end
 /// each row is there once.
 #[tokio::test]
-async fn export_goes_on_behind_an_interruption() {
+async fn export_resumes_after_an_interruption() {
     let gate = Gate::make("interrupted", 1).await;
     for name in ["rows.ndjson", "rows.ndjson.gz"] {
         let folder = tempfile::tempdir().unwrap();
@@ -522,7 +522,7 @@ fn signal(process: &Child, name: &str) {
 
 /// Without `DATABASE_URL`, an example starts its own server and removes it.
 #[test]
-fn on_a_private_server() {
+fn examples_run_on_a_private_server() {
     for (name, arguments, part) in
         [("typed", &[][..], "Ada (borrowed)"), ("export", &["--demo"], "200000 rows, 22.18 MiB")]
     {

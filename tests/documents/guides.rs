@@ -186,7 +186,7 @@ fn with_usual_amount(text: &str) -> String {
 
 /// Each error is as the guide says: its label, its advice, and word by word what it looks like.
 #[tokio::test]
-async fn errors_look_as_the_guide_shows_them() {
+async fn errors_equal_those_of_the_guide() {
     let guide = read("ERROR_HANDLING_GUIDE.md");
     let messages = read("docs/error-messages.md");
     let rows = table(&guide, "Every error");
@@ -219,7 +219,7 @@ async fn errors_look_as_the_guide_shows_them() {
 
 /// The advice for each code of Appendix A is what the crate does if a server reports the code.
 #[tokio::test]
-async fn each_sqlstate_is_retried_as_the_guide_says() {
+async fn each_sqlstate_is_retried_as_the_guide_advises() {
     sql("create function fails(state text) returns jsonb language plpgsql as
          $$ begin raise exception 'it fails' using errcode = state; end $$")
     .await;
@@ -258,12 +258,12 @@ fn block<'a>(document: &'a str, section: &str, language: &str) -> &'a str {
 
 /// The environment and the connection string of the guide mean the same.
 #[test]
-fn the_settings_of_the_guide_are_settings() {
+fn settings_of_the_guide_exist() {
     let guide = read("PRODUCTION_DEPLOYMENT.md");
     // Variables are the process's, so it takes another one.
     if std::env::var_os("PGAPPNAME").is_none() {
         let mut process = std::process::Command::new(std::env::current_exe().unwrap());
-        process.args(["--exact", "guides::the_settings_of_the_guide_are_settings"]);
+        process.args(["--exact", "guides::settings_of_the_guide_exist"]);
         process.envs(block(&guide, "Settings", "sh").lines().filter_map(|l| l.split_once('=')));
         let output = process.output().unwrap();
         let output = String::from_utf8_lossy(&output.stdout);
@@ -295,7 +295,7 @@ fn the_settings_of_the_guide_are_settings() {
 
 /// The roles of the guide read what there is and what will be, and nothing else.
 #[tokio::test]
-async fn the_roles_of_the_guide_can_read_and_nothing_else() {
+async fn roles_of_the_guide_can_only_read() {
     let server = Cluster::start(REQUIRE_PASSWORD).unwrap();
     let setup = "create role shop_owner login; create database shop owner shop_owner";
     for statement in setup.split(';') {
@@ -367,7 +367,7 @@ async fn the_roles_of_the_guide_can_read_and_nothing_else() {
 
 /// Alerts and metrics that the guides name are there.
 #[test]
-fn the_guides_name_only_what_there_is() {
+fn guides_name_only_existing_items() {
     let there =
         ["docs/metrics-catalog.md", "docs/prometheus-alerts.yml", "docs/METRICS.md"].map(read);
     for guide in ["ERROR_HANDLING_GUIDE.md", "PRODUCTION_DEPLOYMENT.md"].map(read) {
@@ -394,7 +394,7 @@ fn the_guides_name_only_what_there_is() {
 /// Of time limits on the way: which end a stream that is paused beyond them, and which do not.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_paused_stream_is_ended_by_what_the_guide_names() {
+async fn paused_stream_is_ended_by_the_settings_of_the_guide() {
     let server = cluster().port();
     // The text of the mode can contain further settings.
     let poolers = [
@@ -458,7 +458,7 @@ async fn a_paused_stream_is_ended_by_what_the_guide_names() {
 
 /// Nobody free at a pooler is its own error, which is not retriable here.
 #[tokio::test]
-async fn a_pooler_with_nobody_free_says_so_as_the_guide_shows() {
+async fn pooler_without_a_free_connection_reports_the_error_of_the_guide() {
     let settings = "transaction\nquery_wait_timeout = 3\nmax_db_connections = 1";
     let pooler = Daemon::pgbouncer_in(settings, cluster().port());
     let url = crate::support::url_at(([127, 0, 0, 1], pooler.port));
@@ -482,7 +482,7 @@ async fn a_pooler_with_nobody_free_says_so_as_the_guide_shows() {
 
 /// A query can be stopped when the server takes no more connections.
 #[tokio::test]
-async fn a_cancel_request_takes_no_slot() {
+async fn cancel_request_needs_no_connection_slot() {
     let setup = Setup {
         hba: REQUIRE_PASSWORD,
         settings: "-c max_connections=2 -c superuser_reserved_connections=0 -c max_wal_senders=0",

@@ -50,7 +50,7 @@ fn private_folder(text: &str) -> &str {
 }
 
 #[test]
-fn it_runs_twice_at_once_beside_a_server_and_leaves_nothing() {
+fn quickstart_runs_twice_in_parallel_and_cleans_up() {
     let _beside = cluster();
     let folder = tempfile::tempdir().unwrap();
     let program = program(folder.path());
@@ -71,7 +71,7 @@ fn it_runs_twice_at_once_beside_a_server_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn on_a_server_of_yours_it_keeps_to_a_schema_and_drops_it() {
+async fn quickstart_on_an_existing_server_drops_its_schema() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new(program(folder.path()));
     let output = command.env("DATABASE_URL", cluster().url()).output().unwrap();
@@ -82,7 +82,7 @@ async fn on_a_server_of_yours_it_keeps_to_a_schema_and_drops_it() {
 }
 
 #[test]
-fn an_interrupted_run_leaves_nothing() {
+fn interrupted_quickstart_cleans_up() {
     let folder = tempfile::tempdir().unwrap();
     for (signal, status) in [("-INT", Some(130)), ("-KILL", None)] {
         let mut command = Command::new(program(folder.path()));

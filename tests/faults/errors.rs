@@ -122,7 +122,7 @@ async fn refusing_server() -> Cluster {
 
 /// Every advice of the guide, with the error that its situation provokes, ends that error's text.
 #[tokio::test]
-async fn each_advice_of_the_guide_is_given_for_what_provokes_it() {
+async fn each_advice_of_the_guide_is_given_for_its_cause() {
     let server = refusing_server().await;
     let port = server.port();
     let url = |user: &str, database: &str, more: &str| {
@@ -250,7 +250,7 @@ async fn each_advice_of_the_guide_is_given_for_what_provokes_it() {
     errors.push(("closed after max_protocol_version=3.2", refused(&newer).await));
 
     let mut table = advice();
-    // By a process of its own: `files_that_cannot_be_read_for_want_of_descriptors_can_be_retried`.
+    // By a process of its own: `files_unreadable_without_a_free_descriptor_are_retriable`.
     assert!(table.remove("a file cannot be read because no descriptors are left").is_some());
     for (situation, error) in errors {
         let advice =
@@ -267,7 +267,7 @@ async fn each_advice_of_the_guide_is_given_for_what_provokes_it() {
 
 /// A role that does not fit is no error of the network, of a server that is down, or of a port.
 #[tokio::test]
-async fn a_server_of_another_role_is_not_reported_as_one_that_is_down() {
+async fn server_of_another_role_is_not_reported_as_down() {
     for attrs in ["standby", "read-only"] {
         let url = format!("{}?target_session_attrs={attrs}", cluster().url());
         let error = refused(&url).await;
@@ -288,7 +288,7 @@ async fn a_server_of_another_role_is_not_reported_as_one_that_is_down() {
 
 /// As psql lists them: the refusal of the way that is preferred, then that of the other.
 #[tokio::test]
-async fn refusals_of_several_ways_are_listed_in_order() {
+async fn rejections_of_several_attempts_are_listed_in_order() {
     let server = refusing_server().await;
     let url =
         format!("postgres://role_scram:wrong@127.0.0.1:{}/postgres?sslmode=prefer", server.port());
@@ -360,7 +360,7 @@ async fn rows_and_error(mut stream: QueryStream<RawJson>) -> (usize, Option<Erro
 /// Texts of 17 MiB, of a value and by `raise`: the error that it is, in bounded memory, and the
 /// connection stays.
 #[tokio::test]
-async fn errors_and_notices_of_any_length_are_what_they_are() {
+async fn errors_and_notices_of_any_length_are_handled() {
     sql("create view v_long_value as
            select to_jsonb(case when i < 500 then i else repeat(chr(i - 380), 17825792)::int end) as data
            from generate_series(1, 1000) i;
@@ -500,7 +500,7 @@ async fn long_messages_are_read_wherever_they_may_come() {
 
 /// A stream that is dropped in the middle of such a message is drained from there.
 #[tokio::test]
-async fn a_stream_dropped_within_a_long_message_is_drained_from_there() {
+async fn stream_dropped_within_a_long_message_is_drained() {
     let long = "D\0\0\0\x0c\0\x01\0\0\0\x021".repeat(MIB / 4);
     let notice =
         scripted::fields(b'N', &[(b'S', "NOTICE"), (b'C', "00000"), (b'M', &"x".repeat(MIB))]);
@@ -544,7 +544,7 @@ fn message_empty() -> Vec<u8> {
 
 /// Other engines leave fields out. That is no reason to lose the error, or the connection.
 #[tokio::test]
-async fn an_error_without_a_sqlstate_keeps_the_connection() {
+async fn error_without_a_sqlstate_keeps_the_connection() {
     let mut script = scripted::login();
     for fields in [&[(b'S', "ERROR"), (b'M', "no code")][..], &[(b'M', "only a message")], &[]] {
         script.extend([
@@ -566,7 +566,7 @@ async fn an_error_without_a_sqlstate_keeps_the_connection() {
 /// The postmaster's error when it cannot start a process: in the answer to a start-up message, in
 /// pieces, and in that to the request for TLS.
 #[tokio::test]
-async fn a_server_that_cannot_start_a_process_is_followed_by_the_next_host() {
+async fn server_that_cannot_start_a_process_is_skipped() {
     let text = "could not fork new process for connection: Cannot allocate memory";
     let error = format!("E{text}\n\0").into_bytes();
     let tls_request = Step::Expect(b"\0\0\0\x08\x04\xd2\x16\x2f".to_vec());
@@ -625,7 +625,7 @@ async fn a_server_that_cannot_start_a_process_is_followed_by_the_next_host() {
 /// If the peer does not know the protocol version, the error names the version, whether the peer
 /// closes the connection or stays silent.
 #[tokio::test]
-async fn a_protocol_version_that_nothing_answers_to_is_named() {
+async fn unsupported_protocol_version_is_named_in_the_error() {
     for (step, mode) in [
         (Step::Close, "max_protocol_version=latest"),
         (Step::Reset, "max_protocol_version=3.2"),
@@ -757,7 +757,7 @@ async fn rows_without_a_document_are_neither_counted_nor_found() {
 /// Postgres's limit of a message: measured by the header alone, which it answers before the rest
 /// has come.
 #[tokio::test]
-async fn a_request_that_no_server_reads_is_refused_before_it_is_sent() {
+async fn request_that_is_too_long_is_rejected_before_it_is_sent() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let largest: u32 = 0x3fff_fffe;
     for (tag, length, reads) in [
@@ -819,7 +819,7 @@ async fn a_request_that_no_server_reads_is_refused_before_it_is_sent() {
 /// A provider is asked once more when its password has just been changed; a password that stays
 /// refused is not sent again and again.
 #[tokio::test]
-async fn a_password_provider_is_asked_once_more_after_a_refusal() {
+async fn password_provider_is_called_again_after_a_rejection() {
     let hba = "host all postgres all md5\nhost all role_rotated_plain all password\nhost all all all scram-sha-256\n";
     let server = Cluster::start(hba).unwrap();
     let admin = admin_at(&server.url()).await;
@@ -872,7 +872,7 @@ async fn a_password_provider_is_asked_once_more_after_a_refusal() {
 /// A process that has no descriptor left may have one later: what it could not read is no mistake
 /// in its settings.
 #[test]
-fn files_that_cannot_be_read_for_want_of_descriptors_can_be_retried() {
+fn files_unreadable_without_a_free_descriptor_are_retriable() {
     const CHILD: &str = "FRAISEQL_WIRE_TEST_FOLDER";
     let Some(folder) = std::env::var_os(CHILD).map(std::path::PathBuf::from) else {
         let folder = tempfile::tempdir().unwrap();
@@ -978,7 +978,7 @@ fn check_out_of_descriptors(what: &str, error: &Error) {
 
 /// Parameters of other drivers are answered with a replacement; no value is ever shown.
 #[test]
-fn a_parameter_of_another_driver_says_what_to_write() {
+fn parameter_of_another_driver_gives_advice() {
     for (parameters, name, advice) in [
         ("schema=planted", "schema", "search_path"),
         ("pgbouncer=true&connection_limit=1", "pgbouncer", "remove it"),

@@ -62,7 +62,7 @@ fn kill(signal: &str, pid: u32) {
 
 /// The server stops or is killed while rows flow, and comes back.
 #[tokio::test]
-async fn a_server_that_ends_under_a_stream_gives_its_rows_an_error_and_the_client_back() {
+async fn server_shutdown_mid_stream_yields_rows_then_error_and_client_is_reusable() {
     let server = breakable().await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();
     // `None`: the server says nothing, or may have no time to say it.
@@ -114,7 +114,7 @@ async fn a_server_that_ends_under_a_stream_gives_its_rows_an_error_and_the_clien
 
 /// A restart while nobody is asking is seen by nobody.
 #[tokio::test]
-async fn a_restart_between_queries_is_not_seen() {
+async fn restart_between_queries_is_invisible() {
     let server = breakable().await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();
     for mode in ["smart", "fast", "immediate"] {
@@ -128,7 +128,7 @@ async fn a_restart_between_queries_is_not_seen() {
 
 /// A session that is cut after any of its bytes never looks complete.
 #[tokio::test]
-async fn a_session_cut_at_any_byte_is_an_error_behind_the_rows_that_came() {
+async fn session_cut_at_any_byte_yields_rows_then_error() {
     sql("create view v_five as select to_json(i) as data from generate_series(1, 5) i").await;
     let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
     let url = format!("{}?sslmode=disable", crate::support::url_at(proxy.address));
@@ -163,7 +163,7 @@ async fn a_session_cut_at_any_byte_is_an_error_behind_the_rows_that_came() {
 
 /// Limits of the server: the error that the user gets, and the client remains usable.
 #[tokio::test]
-async fn the_servers_limits_are_told_by_their_sqlstates() {
+async fn server_limits_are_reported_by_their_sqlstates() {
     sql("create table t_locked (data json);
          insert into t_locked values ('1');
          create view v_locked as select data from t_locked;
@@ -210,7 +210,7 @@ async fn the_servers_limits_are_told_by_their_sqlstates() {
 
 /// A role that has too many connections can connect again later.
 #[tokio::test]
-async fn a_role_with_too_many_connections_is_told_so_and_goes_on_when_it_has_fewer() {
+async fn role_with_too_many_connections_can_connect_again_later() {
     let full = Cluster::start(REQUIRE_PASSWORD).unwrap();
     let admin = admin_at(&full.url()).await;
     admin
@@ -232,7 +232,7 @@ async fn a_role_with_too_many_connections_is_told_so_and_goes_on_when_it_has_few
 
 /// A session that was ended for being idle is replaced automatically.
 #[tokio::test]
-async fn a_session_ended_because_it_is_idle_is_not_missed() {
+async fn session_ended_while_idle_is_replaced_automatically() {
     let url = format!("{}?options=-c%20idle_session_timeout%3D50", cluster().url());
     if cluster().version() < 14 {
         // It has no such limit.
@@ -251,7 +251,7 @@ async fn a_session_ended_because_it_is_idle_is_not_missed() {
 /// However slowly a query is read, it is not idle. The limits of idle sessions, idle transactions
 /// and lock waits do not apply.
 #[tokio::test]
-async fn a_paused_stream_is_not_idle_for_the_server() {
+async fn paused_stream_is_not_idle_for_the_server() {
     sql(&NUMBERS.replace("v_numbers", "v_unhurried_numbers")).await;
     // The last since Postgres 14.
     let limits = ["idle_in_transaction_session_timeout", "lock_timeout", "idle_session_timeout"];
@@ -279,7 +279,7 @@ async fn a_paused_stream_is_not_idle_for_the_server() {
 
 /// Since Postgres 17 the duration of a transaction can be limited, which ends the session.
 #[tokio::test]
-async fn a_transaction_timeout_ends_the_session_and_not_the_client() {
+async fn transaction_timeout_ends_the_session_and_client_is_reusable() {
     let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/postgres18");
     assert!(programs.exists(), "Postgres 18 is not there: run scripts/test.sh, which fetches it");
     let server = Cluster::start_with(&Setup {
@@ -303,7 +303,7 @@ async fn a_transaction_timeout_ends_the_session_and_not_the_client() {
 
 /// A standby cancels a query that conflicts with replay. A promotion does not end queries.
 #[tokio::test]
-async fn a_standby_ends_queries_in_the_way_of_replay_and_keeps_them_through_promotion() {
+async fn standby_cancels_queries_that_conflict_with_replay_and_keeps_them_through_promotion() {
     let primary = Cluster::start(REQUIRE_PASSWORD).unwrap();
     let admin = admin_at(&primary.url()).await;
     admin
@@ -355,7 +355,7 @@ async fn a_standby_ends_queries_in_the_way_of_replay_and_keeps_them_through_prom
 /// If a server does not accept connections yet, the next host is tried. With a single host, its
 /// error is returned.
 #[tokio::test]
-async fn a_server_that_starts_up_is_followed_by_the_next_host() {
+async fn server_that_starts_up_is_skipped() {
     for text in [
         "the database system is starting up",
         "the database system is not yet accepting connections",
@@ -394,7 +394,7 @@ async fn a_server_that_starts_up_is_followed_by_the_next_host() {
 /// A standby that accepts no connections reports the SQLSTATE of a server that starts up, until it
 /// is promoted.
 #[tokio::test]
-async fn a_standby_that_takes_nobody_is_had_when_it_does() {
+async fn standby_that_rejects_connections_is_used_after_promotion() {
     let primary = Cluster::start(REQUIRE_PASSWORD).unwrap();
     admin_at(&primary.url()).await.batch_execute(NUMBERS).await.unwrap();
     let standby = Cluster::start_with(&Setup {
@@ -470,7 +470,7 @@ fn behind(pooler: &Daemon) -> FraiseClient {
 /// A pooler that stops sends no error. Received rows are delivered, the rest is lost, and a loss
 /// between queries has no effect.
 #[tokio::test]
-async fn a_pooler_that_restarts_under_a_stream_loses_it_and_between_queries_nothing() {
+async fn pooler_restart_mid_stream_is_an_error_and_between_queries_invisible() {
     sql(&NUMBERS.replace("v_numbers", "v_pooled_numbers")).await;
     for mode in MODES {
         let mut pooler = Daemon::pgbouncer_in(mode, cluster().port());
@@ -497,7 +497,7 @@ async fn a_pooler_that_restarts_under_a_stream_loses_it_and_between_queries_noth
 
 /// PAUSE waits for running queries, and new queries wait for RESUME.
 #[tokio::test]
-async fn a_paused_pooler_lets_a_stream_end_and_the_next_query_wait() {
+async fn paused_pooler_completes_a_stream_and_blocks_the_next_query() {
     // More than all sockets can buffer, so that the server is still busy.
     sql(
         "create view v_wide_numbers as
@@ -547,7 +547,7 @@ async fn a_paused_pooler_lets_a_stream_end_and_the_next_query_wait() {
 
 /// KILL ends the sessions of a database, with the pooler's error where it can send one.
 #[tokio::test]
-async fn a_database_killed_in_the_pooler_ends_its_streams_and_not_its_clients() {
+async fn pooler_kill_ends_streams_and_clients_are_reusable() {
     sql(&NUMBERS.replace("v_numbers", "v_killed_numbers")).await;
     for mode in MODES {
         let pooler = Daemon::pgbouncer_in(mode, cluster().port());
@@ -605,7 +605,7 @@ async fn a_database_killed_in_the_pooler_ends_its_streams_and_not_its_clients() 
 /// A pooler reports a lost server with the SQLSTATE of all its own errors. A stream that can be
 /// resumed continues after it. During a login, the error is final.
 #[tokio::test]
-async fn a_resumed_stream_goes_on_behind_the_poolers_own_word() {
+async fn resumable_stream_resumes_after_a_pooler_error() {
     const ROWS: u64 = 100_000;
     sql(&format!(
         "create table t_pooled as
@@ -668,7 +668,7 @@ async fn a_resumed_stream_goes_on_behind_the_poolers_own_word() {
 
 /// The network accepts all data and delivers nothing, and no side closes the connection.
 #[tokio::test]
-async fn a_black_hole_ends_by_read_timeout_with_the_rows_that_came() {
+async fn read_timeout_on_blackholed_connection_delivers_buffered_rows_first() {
     sql(&NUMBERS.replace("v_numbers", "v_endless_numbers")).await;
     let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
     let config = fraiseql_wire::ConnectionConfig::builder()
@@ -699,7 +699,7 @@ async fn a_black_hole_ends_by_read_timeout_with_the_rows_that_came() {
 /// The pooler reports faults of the server: with the server's error if there is one, and otherwise
 /// with its own.
 #[tokio::test]
-async fn a_server_that_ends_behind_a_pooler_is_told_by_the_pooler() {
+async fn pooler_reports_a_server_that_ends() {
     let server = breakable().await;
     let sleep = "set synchronous_commit = on;
                  create view v_asleep as select to_json(pg_sleep(600)::text) as data";
@@ -739,7 +739,7 @@ async fn a_server_that_ends_behind_a_pooler_is_told_by_the_pooler() {
 
 /// Data is delayed in both directions: everything takes longer, with the same results.
 #[tokio::test]
-async fn a_network_with_delays_changes_nothing() {
+async fn network_delays_do_not_change_results() {
     sql(&NUMBERS.replace("v_numbers", "v_late_numbers")).await;
     let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
     let config = fraiseql_wire::ConnectionConfig::builder()
@@ -797,7 +797,7 @@ async fn a_network_with_delays_changes_nothing() {
 /// A server that has closed its side but still reads: received rows are delivered, the end is an
 /// error, and the client sends Terminate.
 #[tokio::test]
-async fn a_server_that_ends_its_side_is_told_goodbye() {
+async fn server_that_closes_its_side_receives_terminate() {
     let goodbye = || Step::Expect(b"X\0\0\0\x04".to_vec());
     let answer = |rows: &[&str]| {
         let rows: Vec<_> = rows.iter().flat_map(|value| scripted::row(value)).collect();
@@ -859,7 +859,7 @@ async fn a_server_that_ends_its_side_is_told_goodbye() {
 
 /// One direction of a connection ends in the middle of a result, and the other does not.
 #[tokio::test]
-async fn a_connection_that_is_half_gone_gives_what_passes_and_is_not_used_again() {
+async fn half_closed_connection_delivers_rows_and_is_not_reused() {
     sql(&format!(
         "{};
          create view v_half_numbers as
@@ -904,7 +904,7 @@ async fn a_connection_that_is_half_gone_gives_what_passes_and_is_not_used_again(
 /// is lost or repeated, no incomplete result looks complete, no unclean connection is reused, and
 /// no backend is left.
 #[tokio::test]
-async fn random_faults_lose_nothing_and_leave_nothing() {
+async fn random_faults_lose_no_row_and_leave_no_backend() {
     const ROWS: u64 = 2000;
     sql("create view v_few_thousand as
          select jsonb_build_object('id', i, 'text', repeat('x', i % 200)) as data
@@ -1021,7 +1021,7 @@ async fn blocked_in_send(admin: &tokio_postgres::Client, pid: u32) {
 /// The client does not read, so the server cannot announce the end of the session: it closes the
 /// connection.
 #[tokio::test]
-async fn a_backend_terminated_while_blocked_in_send_closes_after_the_rows_it_sent() {
+async fn backend_terminated_while_blocked_in_send_yields_rows_then_error() {
     let server = breakable().await;
     let admin = admin_at(&server.url()).await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();
@@ -1050,7 +1050,7 @@ async fn a_backend_terminated_while_blocked_in_send_closes_after_the_rows_it_sen
 /// A crash of one backend ends every session. While the server recovers, it refuses with a reason
 /// that passes.
 #[tokio::test]
-async fn a_crash_of_another_backend_ends_the_stream_and_recovery_refuses_for_a_while() {
+async fn crash_of_another_backend_ends_the_stream_and_recovery_rejects_connections() {
     let server = breakable().await;
     let admin = admin_at(&server.url()).await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();
@@ -1096,7 +1096,7 @@ async fn a_crash_of_another_backend_ends_the_stream_and_recovery_refuses_for_a_w
 
 /// Replay of DROP TABLE ends the queries that read the table; of DROP DATABASE, the sessions in it.
 #[tokio::test]
-async fn a_standby_that_replays_a_drop_ends_what_is_in_its_way() {
+async fn standby_that_replays_a_drop_ends_conflicting_queries() {
     let primary = Cluster::start(REQUIRE_PASSWORD).unwrap();
     let admin = admin_at(&primary.url()).await;
     // Each row fills the server's buffer, and so is sent when it is made.
@@ -1148,7 +1148,7 @@ async fn a_standby_that_replays_a_drop_ends_what_is_in_its_way() {
 
 /// DROP DATABASE ... WITH (FORCE) ends the sessions in it, whether they send, wait, or are idle.
 #[tokio::test]
-async fn a_database_dropped_by_force_ends_its_sessions() {
+async fn database_dropped_by_force_ends_its_sessions() {
     let admin = admin().await;
     for state in ["sending", "blocked in send", "idle"] {
         admin.batch_execute("create database forced").await.unwrap();
@@ -1195,7 +1195,7 @@ async fn a_database_dropped_by_force_ends_its_sessions() {
 /// A large document is on its way when something ends the query: a cancel lets it arrive whole
 /// before the error, and a lost backend leaves a part of it, which is no row.
 #[tokio::test]
-async fn an_end_in_the_middle_of_a_large_document_is_no_row() {
+async fn end_in_the_middle_of_a_large_document_is_not_a_row() {
     const LARGE: usize = 40 << 20;
     sql(&format!(
         "create view v_large_numbers as
@@ -1256,7 +1256,7 @@ async fn an_end_in_the_middle_of_a_large_document_is_no_row() {
 
 /// RECONNECT replaces the server's connections once they are free: a stream is not disturbed.
 #[tokio::test]
-async fn a_pooler_that_reconnects_does_not_disturb_a_stream() {
+async fn pooler_reconnect_does_not_affect_a_stream() {
     sql("create view v_many_numbers as
          select to_json(i) as data from (select generate_series(1, 300000) i) numbers")
     .await;
@@ -1278,7 +1278,7 @@ async fn a_pooler_that_reconnects_does_not_disturb_a_stream() {
 /// A new process of PgBouncer takes over the sockets (`-R`): idle clients keep their connections,
 /// and of a stream nothing is missing unless there is an error.
 #[tokio::test]
-async fn a_pooler_that_is_replaced_online_loses_no_rows() {
+async fn pooler_replaced_online_loses_no_rows() {
     sql("create view v_more_numbers as
          select to_json(i) as data from (select generate_series(1, 300000) i) numbers")
     .await;

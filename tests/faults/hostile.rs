@@ -165,7 +165,7 @@ fn parts(session: &mut Session) -> [&mut Vec<Vec<u8>>; 2] {
 }
 
 #[tokio::test]
-async fn the_session_is_good_before_it_is_spoilt() {
+async fn unchanged_session_is_valid() {
     let liar = Liar::start().await;
     let (rows, error) = liar.run("as it is", &session()).await;
     assert!(error.is_none() && rows == [1, 22, 333], "{rows:?} {error:?}");
@@ -173,7 +173,7 @@ async fn the_session_is_good_before_it_is_spoilt() {
 
 /// With a length that fits, and with the original one.
 #[tokio::test]
-async fn every_message_cut_at_every_byte_is_no_more_than_an_error() {
+async fn every_message_cut_at_every_byte_is_an_error() {
     let liar = Liar::start().await;
     for half in 0..2 {
         for i in 0..parts(&mut session())[half].len() {
@@ -197,7 +197,7 @@ async fn every_message_cut_at_every_byte_is_no_more_than_an_error() {
 }
 
 #[tokio::test]
-async fn every_byte_changed_is_no_more_than_an_error() {
+async fn every_changed_byte_is_at_most_an_error() {
     let liar = Liar::start().await;
     for half in 0..2 {
         for i in 0..parts(&mut session())[half].len() {
@@ -216,7 +216,7 @@ async fn every_byte_changed_is_no_more_than_an_error() {
 }
 
 #[tokio::test]
-async fn messages_left_out_repeated_and_out_of_place_never_make_a_result_look_whole() {
+async fn omitted_repeated_and_misplaced_messages_never_complete_a_result() {
     let liar = Liar::start().await;
     let mut others: Vec<Vec<u8>> =
         parts(&mut session()).into_iter().flat_map(|m| m.clone()).collect();
@@ -263,7 +263,7 @@ async fn messages_left_out_repeated_and_out_of_place_never_make_a_result_look_wh
 
 /// Unreasonable lengths are rejected before the client waits or allocates memory.
 #[tokio::test]
-async fn lengths_beyond_reason_are_refused_at_once() {
+async fn unreasonable_lengths_are_rejected_immediately() {
     let liar = Liar::start().await;
     for half in 0..2 {
         for i in 0..parts(&mut session())[half].len() {
@@ -286,7 +286,7 @@ async fn lengths_beyond_reason_are_refused_at_once() {
 
 /// `max_memory` also limits other messages: the header alone does not allocate more.
 #[tokio::test]
-async fn a_message_that_is_no_row_has_no_more_memory_than_a_row() {
+async fn max_memory_also_limits_other_messages() {
     let liar = Liar::start().await;
     let mut large = session();
     // One row, then an incomplete message of 8 MiB, of a kind that is never that long. (Part of a
@@ -309,7 +309,7 @@ async fn a_message_that_is_no_row_has_no_more_memory_than_a_row() {
 
 /// Endless messages that are not rows end by the deadline, and are not kept.
 #[tokio::test]
-async fn floods_end_by_their_deadlines() {
+async fn floods_end_at_the_deadline() {
     let notice =
         scripted::fields(b'N', &[(b'S', "NOTICE"), (b'C', "00000"), (b'M', &"x".repeat(1000))]);
     let parameter = scripted::message(b'S', &[b"p\0".as_slice(), &[b'x'; 1000], b"\0"].concat());
@@ -351,7 +351,7 @@ async fn floods_end_by_their_deadlines() {
 /// If a column is described as one type and sent as another, the result is what was sent, or an
 /// error per row.
 #[tokio::test]
-async fn a_description_that_lies_is_found_out_row_by_row() {
+async fn false_row_description_is_an_error_per_row() {
     let liar = Liar::start().await;
     let mut lying = session();
     lying.answer[3] = scripted::row("not json");
@@ -366,7 +366,7 @@ async fn a_description_that_lies_is_found_out_row_by_row() {
 /// The texts of a server's error are kept and shown up to a limit, for each field and for their
 /// number.
 #[tokio::test]
-async fn the_texts_of_an_error_are_kept_in_bounds() {
+async fn error_texts_are_truncated() {
     const KEPT: usize = 8 << 10;
     let liar = Liar::start().await;
     // Characters of three bytes, which do not come out even; and bytes that are none.
@@ -433,7 +433,7 @@ async fn the_texts_of_an_error_are_kept_in_bounds() {
 
 /// In version 3.0, a cancel key has four bytes.
 #[tokio::test]
-async fn cancel_keys_of_odd_length_are_refused() {
+async fn cancel_keys_of_invalid_length_are_rejected() {
     let liar = Liar::start().await;
     for len in [0, 1, 3, 5, 8, 256, 300, 20_000] {
         let mut lying = session();
@@ -458,7 +458,7 @@ fn check_shown(what: &str, shown: &str) {
 
 /// Every text of a server that reaches an error, its cause, or an event.
 #[tokio::test]
-async fn no_text_of_a_server_misleads_the_reader_of_a_log() {
+async fn server_texts_cannot_forge_log_output() {
     let (events, _guard) = Events::listen();
     let fields = |tag, severity, code| {
         let text = MISLEADING;

@@ -101,7 +101,7 @@ async fn filters_are_bound() {
 
 /// A request that makes no sense is refused before anything is asked of the database.
 #[tokio::test]
-async fn bad_parameters_are_refused() {
+async fn invalid_parameters_are_rejected() {
     let service = Service::on("refused", "v_short");
     for (query, said) in [
         ("color=red", "there is no parameter \"color\", but status, "),
@@ -132,7 +132,7 @@ async fn bad_parameters_are_refused() {
 
 /// In the middle of the rows, while it is paused, and before the first row.
 #[tokio::test]
-async fn a_client_that_goes_away_ends_its_query() {
+async fn disconnecting_client_cancels_its_query() {
     let admin = admin().await;
     let one = |command: &mut std::process::Command, view: &str| {
         command.env("POOL_SIZE", "1").arg(view);
@@ -174,7 +174,7 @@ async fn a_client_that_goes_away_ends_its_query() {
 }
 
 #[tokio::test]
-async fn a_stream_is_steered_by_its_id() {
+async fn stream_is_controlled_by_its_id() {
     let admin = admin().await;
     let service = Service::on("steering", "v_endless");
     let numbers = async |stream: &str| {
@@ -230,7 +230,7 @@ async fn a_stream_is_steered_by_its_id() {
 
 /// Before the first row, errors change the status. The body of an error reveals no details.
 #[tokio::test]
-async fn errors_before_the_first_row_are_told_by_the_status() {
+async fn errors_before_the_first_row_set_the_status() {
     sql("create table t_fails (i int); insert into t_fails values (1), (2);
          create view v_fails as select to_jsonb(i / (i - i)) as data from t_fails")
     .await;
@@ -267,7 +267,7 @@ async fn errors_before_the_first_row_are_told_by_the_status() {
 }
 
 #[tokio::test]
-async fn an_error_behind_the_first_row_breaks_the_body_off() {
+async fn error_after_the_first_row_aborts_the_body() {
     sql("create view v_breaks as
          select jsonb_build_object('id', i, 'text', repeat('x', 100), 'n', 1 / (20000 - i)) as data
          from (select generate_series(1, 30000) i) as numbers")
@@ -289,7 +289,7 @@ async fn an_error_behind_the_first_row_breaks_the_body_off() {
 }
 
 #[tokio::test]
-async fn without_a_free_connection_a_client_is_told_to_come_again() {
+async fn without_a_free_connection_the_status_is_503() {
     let service = Service::with("full", |command| {
         command.env("POOL_SIZE", "2").arg("v_endless");
     });
@@ -344,7 +344,7 @@ async fn without_a_server_it_starts_one() {
 /// The name in a request is that of the page that a browser shows: another one is that of a page
 /// whose owner has made it resolve to this address.
 #[tokio::test]
-async fn another_host_is_refused() {
+async fn another_host_header_is_rejected() {
     make_orders("v_hosts").await;
     let service = Service::with("hosts", |command| {
         command.arg("v_hosts").env("HOSTS", "shop.example, api.example");

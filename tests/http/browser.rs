@@ -157,7 +157,7 @@ async fn closing_the_page_ends_the_query() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_goes_wrong_is_said() {
+async fn page_shows_errors() {
     sql("create view v_page_breaks as
          select jsonb_build_object('id', i, 'n', 1 / (20000 - i)) as data
          from (select generate_series(1, 30000) i) as numbers")

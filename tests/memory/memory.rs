@@ -27,7 +27,7 @@ fn agrees(stream: &QueryStream<RawJson>, before: usize, when: &str) {
 }
 
 #[tokio::test]
-async fn what_a_stream_says_it_holds_is_what_is_allocated() {
+async fn estimated_memory_equals_allocated_memory() {
     let _alone = ALONE.lock().await;
     sql("create view v_sizes as
          select to_json(repeat('x', size)) as data
@@ -78,7 +78,7 @@ async fn what_a_stream_says_it_holds_is_what_is_allocated() {
 /// The memory of one huge row is released while the stream continues. Other allocations are few:
 /// chunks, read buffers, and the values of the rows.
 #[tokio::test]
-async fn nothing_is_allocated_for_a_row_but_what_it_is_made_of() {
+async fn row_allocates_only_its_own_value() {
     #[derive(serde::Deserialize)]
     #[allow(dead_code)]
     struct Number {
@@ -154,7 +154,7 @@ async fn nothing_is_allocated_for_a_row_but_what_it_is_made_of() {
 
 /// An allocator takes longer for a buffer of 64 KiB between small pieces than for all of these.
 #[tokio::test]
-async fn a_consumer_that_keeps_up_reads_every_row_from_one_buffer() {
+async fn fast_consumer_reads_every_row_from_one_buffer() {
     let _alone = ALONE.lock().await;
     sql("create view v_steady as
          select to_json(repeat('x', 1000)) as data from generate_series(1, 20000)")
@@ -171,7 +171,7 @@ async fn a_consumer_that_keeps_up_reads_every_row_from_one_buffer() {
 }
 
 #[tokio::test]
-async fn the_read_buffer_shrinks_behind_a_huge_row() {
+async fn read_buffer_shrinks_after_a_huge_row() {
     let _alone = ALONE.lock().await;
     sql("create view v_one_huge as
          select to_json(repeat('x', case i when 3 then 50000000 else 1000 end)) as data
@@ -196,7 +196,7 @@ async fn the_read_buffer_shrinks_behind_a_huge_row() {
 }
 
 #[tokio::test]
-async fn a_document_of_256_mib_passes_below_its_cap_and_fails_above_it() {
+async fn document_of_256_mib_is_limited_by_max_memory() {
     const SIZE: usize = 256 * MIB;
     let _alone = ALONE.lock().await;
     sql(&format!(

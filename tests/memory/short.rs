@@ -85,7 +85,7 @@ async fn execute_returns_the_connection_before_it_resolves_and_spawns_no_task() 
 }
 
 #[tokio::test]
-async fn a_longer_result_is_read_by_a_task_after_its_first_rows() {
+async fn longer_result_is_read_by_a_task_after_its_first_rows() {
     let _alone = ALONE.lock().await;
     sql("create view v_longer as select to_jsonb(i) as data from generate_series(1, 50000) i")
         .await;
@@ -106,7 +106,7 @@ async fn a_longer_result_is_read_by_a_task_after_its_first_rows() {
 /// An answer that arrives in two parts, divided at every byte, has always the same rows and the
 /// same error.
 #[tokio::test]
-async fn an_answer_cut_anywhere_is_the_same_answer() {
+async fn answer_divided_at_any_byte_is_the_same_answer() {
     let _alone = ALONE.lock().await;
     let error = scripted::error("ERROR", "22012", "division by zero");
     let notice = scripted::fields(b'N', &[(b'S', "NOTICE"), (b'C', "00000"), (b'M', "x")]);
@@ -163,7 +163,7 @@ async fn an_answer_cut_anywhere_is_the_same_answer() {
 
 /// The same answers, and then the server is gone: never a result that looks complete.
 #[tokio::test]
-async fn an_answer_that_ends_anywhere_is_an_error_after_its_rows() {
+async fn answer_that_ends_at_any_byte_is_an_error_after_its_rows() {
     let _alone = ALONE.lock().await;
     let answer = whole(&["1", "2"]);
     for cut in 0..answer.len() {
@@ -193,7 +193,7 @@ async fn rows_beyond_the_limit_are_an_error_though_they_arrive_at_once() {
 }
 
 #[tokio::test]
-async fn a_pause_of_a_complete_stream_holds_back_its_end_until_it_times_out() {
+async fn pause_of_a_complete_stream_delays_its_end_until_pause_timeout() {
     let _alone = ALONE.lock().await;
     let server = Scripted::start(vec![answering(whole(&["1"]))]).await;
     let client = FraiseClient::connect_with_config(at(&server)).await.unwrap();
@@ -223,7 +223,7 @@ async fn read_timeout_bounds_the_wait_for_the_first_bytes() {
 /// Rows of a short answer are copied out of the connection's buffer, so that one row that is kept
 /// does not keep the buffer.
 #[tokio::test]
-async fn a_small_row_that_is_kept_keeps_only_its_own_memory() {
+async fn small_row_keeps_only_its_own_memory() {
     let _alone = ALONE.lock().await;
     documents("tv_kept").await;
     let client = client().await;
@@ -249,7 +249,7 @@ async fn a_small_row_that_is_kept_keeps_only_its_own_memory() {
 /// What a short query may allocate: the parts of the builder, the SQL text, its parameters, the
 /// request, the state of the query and of the stream, the row.
 #[tokio::test]
-async fn a_short_query_allocates_a_bounded_number_of_times() {
+async fn short_query_allocates_a_bounded_number_of_times() {
     let _alone = ALONE.lock().await;
     documents("tv_counted").await;
     let client = client().await;

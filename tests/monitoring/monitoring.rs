@@ -20,7 +20,7 @@ const DOCS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs");
 
 /// `UPDATE_DOCS=1 cargo test --test monitoring` writes it.
 #[test]
-fn the_document_has_the_catalog() {
+fn metrics_document_equals_the_catalog() {
     let mut table = String::from("\n| metric | kind | labels | what it is |\n|---|---|---|---|\n");
     for metric in CATALOG {
         let kind = match metric.kind {
@@ -88,7 +88,7 @@ fn dashboard_and_alerts_name_only_what_there_is() {
 
 /// Prometheus's own tool reads the rules, and runs their tests.
 #[test]
-fn the_alerts_are_valid_and_fire_when_they_must() {
+fn alerts_are_valid_and_fire_as_tested() {
     for args in [
         ["check", "rules", "prometheus-alerts.yml"],
         ["test", "rules", "prometheus-alerts.test.yml"],
@@ -186,7 +186,7 @@ fn ask(server: &str, query: &str) -> Option<f64> {
 }
 
 #[test]
-fn the_spans_of_the_example_are_those_of_the_conventions() {
+fn spans_of_the_example_follow_the_conventions() {
     let output = example("tracing").output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));

@@ -71,7 +71,7 @@ impl Numbers {
 /// Each scenario checks the metrics that it drives. At the end, no metric may be left that no
 /// scenario drives.
 #[tokio::test]
-async fn every_number_is_what_happened() {
+async fn every_metric_counts_its_events() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recording = ::metrics::set_default_local_recorder(&recorder);
@@ -560,7 +560,7 @@ async fn statements(snapshotter: &Snapshotter) -> BTreeSet<String> {
 
 /// A caller that stops waiting for a connection counts as a failure, also in the dashboard.
 #[tokio::test]
-async fn an_attempt_that_is_given_up_counts_as_failed() {
+async fn abandoned_attempt_counts_as_failed() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recording = ::metrics::set_default_local_recorder(&recorder);
@@ -602,7 +602,7 @@ async fn labels_have_a_bounded_set_of_values() {
 
 /// A connection that was lost while it was idle, and is replaced, makes no second query.
 #[tokio::test]
-async fn a_query_that_moves_to_another_connection_counts_once() {
+async fn query_that_moves_to_another_connection_counts_once() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     let _recording = ::metrics::set_default_local_recorder(&recorder);

@@ -753,7 +753,7 @@ async fn numbers_are_compared_exactly() {
 
 /// Every text is a value or a key, and is returned unchanged; the server receives one statement.
 #[tokio::test]
-async fn no_text_can_inject() {
+async fn text_values_cannot_inject_sql() {
     const PIECES: &[&str] = &[
         "'",
         "\"",
@@ -841,7 +841,7 @@ async fn no_text_can_inject() {
 }
 
 #[tokio::test]
-async fn a_misuse_is_an_error_that_names_it() {
+async fn misuse_is_an_error_that_names_it() {
     let client = client().await;
     for (filter, part) in [
         (field("").eq(1), "path"),
@@ -927,7 +927,7 @@ async fn columns_are_compared_with_their_own_type() {
 
 /// For the common operators, on 100,000 rows, the server uses the index that their docs name.
 #[tokio::test]
-async fn the_documented_indexes_serve_the_operators() {
+async fn documented_indexes_are_used_by_the_operators() {
     sql(r#"create extension if not exists pg_trgm;
            create table tv_indexed (data jsonb);
            insert into tv_indexed select jsonb_build_object('id', i, 'name', 'name ' || md5(i::text),
@@ -1078,7 +1078,7 @@ async fn chains_of_any_length_are_run() {
 /// What is nested for real ends at a documented depth; nothing that a caller nests ends the
 /// process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn what_is_nested_too_deeply_is_an_error() {
+async fn value_nested_too_deeply_is_an_error() {
     sql("create table tv_deep (data jsonb); insert into tv_deep values ('{\"a\": {\"a\": 1}}')")
         .await;
     let checks = tokio::spawn(async {
@@ -1165,7 +1165,7 @@ async fn too_many_values_for_columns_are_an_error() {
 /// Texts near and beyond what a tsvector holds: those that fit match as `to_tsvector` says, and the
 /// others are unknown.
 #[tokio::test]
-async fn a_text_of_any_length_can_be_searched() {
+async fn text_of_any_length_can_be_searched() {
     sql(r#"create table tv_long (id int, data jsonb, json json, body text);
         insert into tv_long (id, body) select i, string_agg(word, ' ') || ' needle' from (values
             -- What fits whatever is in it, just below the length at which words are counted.

@@ -94,7 +94,7 @@ async fn values_are_bound_and_never_read_as_sql() {
 }
 
 #[tokio::test]
-async fn a_name_cannot_inject_and_is_taken_as_it_is_written() {
+async fn entity_name_cannot_inject_and_is_used_as_written() {
     sql(r#"create table "Mixed ""Case""" (data json);
            insert into "Mixed ""Case""" values ('7');
            create table victim (data json)"#)
@@ -143,7 +143,7 @@ async fn settings_that_make_no_sense_are_errors_before_anything_is_sent() {
 }
 
 #[tokio::test]
-async fn the_servers_refusals_say_what_to_do_and_leave_the_client_usable() {
+async fn server_errors_give_advice_and_client_is_reusable() {
     sql("create view v_no_data as select 1 as id;
          create view v_text as select 'x'::text as data;
          create role stranger login")
@@ -178,7 +178,7 @@ async fn the_servers_refusals_say_what_to_do_and_leave_the_client_usable() {
 
 /// Two columns cannot be asked for, but a pooler or another engine could send them.
 #[tokio::test]
-async fn several_columns_are_refused_by_name_and_the_query_is_stopped() {
+async fn several_columns_are_rejected_by_name_and_the_query_is_cancelled() {
     let mut session = scripted::login();
     session.push(Step::ExpectQuery);
     session.push(Step::Send(scripted::begin(&[("id", 20), ("data", 3802)])));
@@ -259,7 +259,7 @@ fn every_code_of_the_server_has_a_constant() {
 
 /// No secret and no value shows where it could be logged.
 #[tokio::test]
-async fn nothing_shows_a_value_or_a_password() {
+async fn debug_shows_no_value_and_no_password() {
     let url = format!("postgres://role_scram:scram-secret@127.0.0.1:{}/postgres", cluster().port());
     let client = FraiseClient::connect(&url).await.unwrap();
     let query = client.query::<Value>("v_one").where_sql("$1 = 'x'").bind("bound-secret");
@@ -305,7 +305,7 @@ async fn whole_answers_come_without_a_stream() {
 }
 
 #[tokio::test]
-async fn a_projection_replaces_the_document() {
+async fn projection_replaces_the_document() {
     sql(r#"create table tv_wide (doc jsonb);
            insert into tv_wide values ('{"id": 1, "name": "a", "city": {"name": "c", "zip": 5}}'), ('{"id": 2}');
            create view v_wide as select doc as data from tv_wide"#)
@@ -334,7 +334,7 @@ async fn a_projection_replaces_the_document() {
 
 /// Numbers sort as numbers, and as text in a collation; where there is no field, it is as asked.
 #[tokio::test]
-async fn a_typed_order_is_the_servers() {
+async fn typed_order_is_that_of_the_server() {
     sql(r#"create view v_sorted as select data from (values
                ('{"id": 1, "n": 10}'::jsonb), ('{"id": 2}'), ('{"id": 3, "n": 9}')) as t (data)"#)
     .await;
@@ -477,7 +477,7 @@ async fn typed_predicates_see_the_decoded_row() {
 
 /// A predicate that panics does so in the task that polls, and does not affect the client.
 #[tokio::test]
-async fn a_panic_in_a_predicate_leaves_the_client_usable() {
+async fn panic_in_a_predicate_keeps_the_client_usable() {
     let client = std::sync::Arc::new(client().await);
     let pid = client.backend_pid();
     for typed in [false, true] {
@@ -545,7 +545,7 @@ async fn values_of_other_crates_arrive_unchanged() {
 
 /// A row that was read for a predicate decodes as it would without one, and fails as it would.
 #[tokio::test]
-async fn a_predicate_does_not_change_what_a_row_decodes_to() {
+async fn predicate_does_not_change_the_decoded_row() {
     #[derive(Debug, Deserialize)]
     struct Exact {
         id: i128,

@@ -117,7 +117,7 @@ fn text<T: FromJsonRow>(query: &QueryBuilder<T>) -> String {
 }
 
 #[tokio::test]
-async fn the_second_use_of_a_text_prepares_it_and_the_third_needs_no_parsing() {
+async fn second_use_of_a_text_prepares_it_and_third_is_not_parsed() {
     let recorded = Recorded::new().await;
     let query = || recorded.client.query::<u64>("v_one");
     for tags in ["PBDES", "PBDES", "BES", "BES"] {
@@ -143,7 +143,7 @@ async fn each_use_binds_its_own_values() {
 }
 
 #[tokio::test]
-async fn a_result_of_a_prepared_statement_is_streamed_like_any_other() {
+async fn result_of_a_prepared_statement_is_streamed() {
     let client = crate::support::client().await;
     for _ in 0..4 {
         let stream = client.query::<u64>("v_short").chunk_size(7).execute().await.unwrap();
@@ -155,7 +155,7 @@ async fn a_result_of_a_prepared_statement_is_streamed_like_any_other() {
 }
 
 #[tokio::test]
-async fn the_statement_used_least_recently_is_closed_for_another_one() {
+async fn least_recently_used_statement_is_closed() {
     let recorded = Recorded::with(cluster().port(), 2).await;
     let query = |n: u32| recorded.client.query::<u64>("v_one").where_sql(format!("{n} > 0"));
     let run = async |n| assert_eq!(query(n).fetch_all().await.unwrap(), [1]);
@@ -186,7 +186,7 @@ async fn texts_that_are_used_once_leave_nothing_on_the_server() {
 }
 
 #[tokio::test]
-async fn a_capacity_of_0_prepares_nothing() {
+async fn capacity_of_0_prepares_nothing() {
     let recorded = Recorded::with(cluster().port(), 0).await;
     for _ in 0..4 {
         assert_eq!(recorded.fetch("v_one").await, json!(1));
@@ -228,7 +228,7 @@ async fn long_texts_are_not_prepared() {
 }
 
 #[tokio::test]
-async fn a_view_whose_column_changes_its_type_is_prepared_again_or_refused() {
+async fn view_whose_column_changes_its_type_is_prepared_again_or_rejected() {
     sql("create view v_changing as select '1'::json as data").await;
     let recorded = Recorded::new().await;
     assert_eq!(recorded.prepare("v_changing").await, json!(1));
@@ -260,7 +260,7 @@ async fn a_view_whose_column_changes_its_type_is_prepared_again_or_refused() {
 
 /// Text of a view whose columns become two, then none that is JSON, then one again.
 #[tokio::test]
-async fn a_function_whose_result_changes_is_refused_as_long_as_it_is_not_json() {
+async fn function_whose_result_is_no_longer_json_is_rejected() {
     let recorded = Recorded::new().await;
     let replace = async |body: &str| {
         sql(&format!(
@@ -280,7 +280,7 @@ async fn a_function_whose_result_changes_is_refused_as_long_as_it_is_not_json() 
 }
 
 #[tokio::test]
-async fn a_table_that_is_created_again_with_another_type_of_key_is_read_right() {
+async fn table_recreated_with_another_type_of_key_is_read_correctly() {
     let recorded = Recorded::new().await;
     let create = async |id: &str, value: &str| {
         sql(&format!(
@@ -338,7 +338,7 @@ async fn a_table_that_is_created_again_with_another_type_of_key_is_read_right() 
 /// A limit of prepared statements in Postgres, whatever the client: see docs/ARCHITECTURE.md. The
 /// type of a parameter is inferred when the text is parsed, and stays.
 #[tokio::test]
-async fn a_parameter_keeps_the_type_that_was_inferred_unless_the_text_casts_it() {
+async fn parameter_keeps_its_inferred_type_unless_the_text_casts_it() {
     sql("create table t_at (at date, data jsonb); insert into t_at values ('2024-01-02', '1')")
         .await;
     let client = crate::support::client().await;
@@ -370,7 +370,7 @@ async fn a_parameter_keeps_the_type_that_was_inferred_unless_the_text_casts_it()
 }
 
 #[tokio::test]
-async fn a_changed_search_path_leads_to_the_other_relation() {
+async fn changed_search_path_selects_the_other_relation() {
     sql("create schema path_a; create schema path_b; create schema path_c;
          create view path_a.v_path as select '\"a\"'::json as data;
          create view path_b.v_path as select '\"b\"'::json as data;
@@ -393,7 +393,7 @@ async fn a_changed_search_path_leads_to_the_other_relation() {
 }
 
 #[tokio::test]
-async fn a_changed_role_sees_only_the_rows_of_its_policies() {
+async fn changed_role_sees_only_the_rows_of_its_policies() {
     sql("create table t_policies (owner text, data jsonb);
          insert into t_policies values ('postgres', '1'), ('role_trust', '2');
          alter table t_policies enable row level security;
@@ -425,7 +425,7 @@ async fn a_changed_role_sees_only_the_rows_of_its_policies() {
 
 /// Functions can deallocate what the session has prepared.
 #[tokio::test]
-async fn a_deallocated_statement_disables_preparing_for_the_configuration() {
+async fn deallocated_statement_disables_preparing_for_the_configuration() {
     sql("create function f_deallocate() returns jsonb language plpgsql as
              $$ begin deallocate all; return 'true'; end $$;
          create view v_deallocate as select f_deallocate() as data")
@@ -456,7 +456,7 @@ async fn a_deallocated_statement_disables_preparing_for_the_configuration() {
 }
 
 #[tokio::test]
-async fn a_value_that_does_not_fit_leaves_the_statement_prepared() {
+async fn value_that_does_not_fit_keeps_the_statement_prepared() {
     let recorded = Recorded::new().await;
     let with = |value: &str| {
         let query = recorded.client.query::<u64>("v_one").where_sql("$1::int > 0").bind(value);
@@ -484,7 +484,7 @@ async fn a_value_that_does_not_fit_leaves_the_statement_prepared() {
 }
 
 #[tokio::test]
-async fn errors_while_rows_are_sent_leave_the_statement_prepared() {
+async fn errors_while_rows_are_sent_keep_the_statement_prepared() {
     sql("create view v_late_error as
          select to_json(1 / (5000 - i)) as data from generate_series(1, 10000) i")
     .await;
@@ -501,7 +501,7 @@ async fn errors_while_rows_are_sent_leave_the_statement_prepared() {
 }
 
 #[tokio::test]
-async fn a_stopped_stream_leaves_the_statement_prepared() {
+async fn cancelled_stream_keeps_the_statement_prepared() {
     let recorded = Recorded::new().await;
     for round in 0..5 {
         recorded.proxy.record();
@@ -522,7 +522,7 @@ async fn a_stopped_stream_leaves_the_statement_prepared() {
 
 /// The server has parsed the statement, and the client does not know it.
 #[tokio::test]
-async fn a_query_dropped_while_it_is_prepared_is_closed_before_it_is_prepared_again() {
+async fn query_dropped_while_preparing_is_closed_before_it_is_prepared_again() {
     sql("create view v_slow as select to_json(pg_sleep(0.1)::text) as data").await;
     let recorded = Recorded::new().await;
     let query = || recorded.client.query::<String>("v_slow").where_sql("pg_sleep(600) is null");
@@ -543,7 +543,7 @@ async fn a_query_dropped_while_it_is_prepared_is_closed_before_it_is_prepared_ag
 }
 
 #[tokio::test]
-async fn a_new_connection_begins_with_nothing_prepared() {
+async fn new_connection_starts_with_nothing_prepared() {
     let recorded = Recorded::new().await;
     recorded.prepare("v_one").await;
     crate::support::terminate(&admin().await, recorded.client.backend_pid().unwrap()).await;
@@ -570,7 +570,7 @@ async fn parallel_queries_and_counts_do_not_disturb_the_statements() {
 }
 
 #[tokio::test]
-async fn a_resumable_query_whose_connection_is_lost_continues_on_another_one() {
+async fn resumable_query_continues_on_another_connection() {
     sql("create table t_resumable as select jsonb_build_object('id', i, 'text', repeat('x', 200))
          as data from generate_series(1, 20000) i")
     .await;
@@ -769,7 +769,7 @@ fn bound(row: &[u8]) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn errors_about_statements_that_follow_each_other_end_at_the_unnamed_statement() {
+async fn repeated_statement_errors_end_at_the_unnamed_statement() {
     let error = |code| scripted::error("ERROR", code, "made up");
     let described = {
         let all = scripted::begin_json();
@@ -807,7 +807,7 @@ async fn errors_about_statements_that_follow_each_other_end_at_the_unnamed_state
 }
 
 #[tokio::test]
-async fn a_prepared_statement_that_answers_with_other_columns_is_a_protocol_error() {
+async fn prepared_statement_that_returns_other_columns_is_a_protocol_error() {
     let two = scripted::message(b'D', b"\0\x02\0\0\0\x011\0\0\0\x012");
     for row in [two, scripted::message(b'D', b"\0\0"), scripted::begin_json()] {
         let (client, server) = scripted(&[one_row(), one_row(), bound(&row)]).await;

@@ -146,7 +146,7 @@ fn entry_name<'a>(layers: &'a BTreeMap<String, Module>, file: &str) -> Option<&'
 }
 
 #[test]
-fn what_is_absent_stays_absent() {
+fn invariants_hold() {
     let layers = layers();
     // What, and the only modules that may have it.
     let rules: [(&[&str], &[&str]); 6] = [
@@ -191,7 +191,7 @@ fn what_is_absent_stays_absent() {
 }
 
 #[test]
-fn every_dependency_has_its_reason() {
+fn every_dependency_has_a_reason() {
     let manifest = read("Cargo.toml");
     let sections = ["[dependencies]", "[target.'cfg(unix)'.dependencies]"]
         .map(|head| manifest.split(head).nth(1).unwrap().split("\n[").next().unwrap());
@@ -271,7 +271,7 @@ fn resolve(file: &str, path: &[String], files: &BTreeSet<String>) -> Option<Stri
 
 /// No file of these modules imports one that imports it, directly or through others.
 #[test]
-fn files_do_not_import_each_other_in_circles() {
+fn files_have_no_circular_imports() {
     let sources = sources();
     let files: BTreeSet<String> = sources.iter().map(|(file, _)| file.clone()).collect();
     // The folder of each source file that is in one.

@@ -214,7 +214,7 @@ fn prose_follows_the_rules() {
 }
 
 #[test]
-fn a_planted_phrase_is_found_in_prose_and_not_in_code() {
+fn planted_phrase_is_found_in_prose_but_not_in_code() {
     let rules = |kind, text: &str| {
         let found = findings(kind, text);
         found.into_iter().map(|f| (f.line, f.rule)).collect::<Vec<_>>()

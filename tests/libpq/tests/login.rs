@@ -66,7 +66,7 @@ async fn require_auth_lets_in_whom_libpq_lets_in() {
 /// Passwords are normalized like in Postgres: compatible forms are equal. A password that cannot be
 /// normalized is used unchanged.
 #[tokio::test]
-async fn passwords_beyond_ascii_let_in_as_the_server_prepares_them() {
+async fn non_ascii_passwords_are_normalized_like_the_server() {
     sql("set password_encryption = 'scram-sha-256';
          create role role_unicode login password E'\\u2168\\u00ADpass\\u00A0word\\u00AA';
          create role role_raw login password E'a\\u0007b\\u0627x';

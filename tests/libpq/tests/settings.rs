@@ -204,7 +204,7 @@ const CORPUS: &[&str] = &[
 
 /// In whatever environment this runs.
 #[test]
-fn the_corpus_is_read_as_libpq_reads_it() {
+fn corpus_is_parsed_like_libpq() {
     let found: Vec<_> = CORPUS.iter().flat_map(|text| differences(text)).collect();
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
@@ -398,7 +398,7 @@ fn environments_and_files_are_read_as_libpq_reads_them() {
     ];
     for environment in environments {
         let mut child = Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", "the_corpus_is_read_as_libpq_reads_it"]);
+        child.args(["--exact", "corpus_is_parsed_like_libpq"]);
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PG")) {
             child.env_remove(name);
         }

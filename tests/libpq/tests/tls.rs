@@ -146,7 +146,7 @@ const MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", 
 
 /// Every mode with every kind of certificate and every kind of root file, as libpq decides it.
 #[tokio::test]
-async fn every_mode_trusts_whom_libpq_trusts() {
+async fn every_mode_trusts_the_same_roots_as_libpq() {
     let ca = &world().ca;
     let stranger = Authority::new("another stranger");
     let own = stranger.server("localhost", &["localhost"]);
@@ -188,7 +188,7 @@ async fn every_mode_trusts_whom_libpq_trusts() {
 
 /// Who may come how, by pg_hba.conf: what allow and prefer try second.
 #[tokio::test]
-async fn every_mode_comes_in_as_libpq_does() {
+async fn every_mode_connects_like_libpq() {
     let without = Cluster::start_with(&Setup { hba: HBA, ..Setup::default() }).unwrap();
     support::admin_at(&without.url()).await.batch_execute(ROLES).await.unwrap();
     for server in [server(), &without] {
@@ -220,7 +220,7 @@ async fn every_mode_comes_in_as_libpq_does() {
 }
 
 #[tokio::test]
-async fn errors_say_what_to_do() {
+async fn tls_errors_give_advice() {
     let without = Cluster::start(support::cluster::REQUIRE_PASSWORD).unwrap();
     for (server, more, category, expected) in [
         (&without, "sslmode=require".to_owned(), ErrorCategory::Tls, "switch ssl on"),
@@ -262,7 +262,7 @@ async fn errors_say_what_to_do() {
 }
 
 #[tokio::test]
-async fn a_login_is_bound_to_the_channel() {
+async fn login_uses_channel_binding() {
     let password = "password=scram-secret sslmode=require";
     for (binding, expected) in [
         ("disable", Some("scram-sha-256")),
@@ -336,7 +336,7 @@ async fn client_certificates_log_in_as_with_libpq() {
 }
 
 #[tokio::test]
-async fn a_revoked_certificate_is_refused() {
+async fn revoked_certificate_is_rejected() {
     let folder = world().folder.path();
     let pair = world().ca.server("localhost", &["localhost"]);
     write(folder, "revoked.crl", &world().ca.crl(&[&pair]));
@@ -502,7 +502,7 @@ async fn direct_tls_and_protocol_3_2_with_postgres_18() {
 /// Plaintext after the answer to the request for TLS is rejected (CVE-2021-23222), and an error in
 /// its place is not shown (CVE-2024-10977).
 #[tokio::test]
-async fn nothing_in_the_clear_is_believed() {
+async fn plaintext_before_tls_is_never_trusted() {
     let login = || {
         let key = message(b'K', &[0, 0, 0, 77, 1, 2, 3, 4]);
         [scripted::auth_ok(), key, scripted::ready()].concat()
@@ -566,7 +566,7 @@ async fn connect_timeout_covers_tls() {
 /// After a failure of TLS, in a mode that accepts plaintext: like libpq, the client tries plaintext
 /// if TLS itself failed, but not if the server reported an error.
 #[tokio::test]
-async fn prefer_goes_on_in_the_clear_only_where_libpq_does() {
+async fn prefer_falls_back_to_plaintext_only_like_libpq() {
     let request = || Step::Expect(b"\0\0\0\x08\x04\xd2\x16\x2f".to_vec());
     let login = || {
         let key = message(b'K', &[0, 0, 0, 77, 1, 2, 3, 4]);
@@ -643,7 +643,7 @@ async fn sessions_without_protection_are_warned_of() {
 /// A certificate whose signature has no hash: an attacker could choose one, so it must not weaken
 /// the login.
 #[tokio::test]
-async fn a_certificate_without_a_hash_does_not_weaken_the_login() {
+async fn certificate_without_a_hash_does_not_weaken_the_login() {
     let pair = Authority::ed25519("of another kind").server("localhost", &["localhost"]);
     let cluster = Cluster::start_with(&Setup {
         hba: HBA,

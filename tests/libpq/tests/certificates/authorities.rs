@@ -239,7 +239,7 @@ async fn servers_are_believed_what_openssl_believes() {
 }
 
 #[tokio::test]
-async fn only_what_signed_itself_is_a_pin() {
+async fn only_self_signed_certificates_are_pins() {
     let mut cases = Cases::default();
     let (ca, leaf) = (Entity::new("CA"), Entity::new("leaf"));
     let root = Fields::authority().certificate(&ca, &ca);

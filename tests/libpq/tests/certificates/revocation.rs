@@ -6,7 +6,7 @@ use super::{x509::*, *};
 
 /// Which revocation list counts, in every order in which they may be given.
 #[tokio::test]
-async fn the_newest_list_of_the_issuers_key_counts() {
+async fn newest_revocation_list_of_the_issuer_is_used() {
     let mut cases = Cases::default();
     let (ca, middle, leaf) = (Entity::new("CA"), Entity::new("Middle"), Entity::new("leaf"));
     let renewed = Entity { key: Entity::new("").key, subject: ca.subject.clone() };
