@@ -6,15 +6,14 @@
 
 #[path = "support/replay.rs"]
 mod replay;
+#[path = "support/timing.rs"]
+mod timing;
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::net::SocketAddr;
 
-use fraiseql_wire::{FraiseClient, FromJsonRow, QueryBuilder, RawJson};
-use futures_util::StreamExt;
+use fraiseql_wire::{FraiseClient, FromJsonRow, RawJson};
 use serde::Deserialize;
+use timing::{drain, median};
 use tokio::runtime::{Builder, Runtime};
 
 const SIZES: [usize; 6] = [1, 16, 64, 256, 1024, 4096];
@@ -73,21 +72,4 @@ fn compare<T: FromJsonRow + 'static>(
         }
         println!();
     });
-}
-
-async fn drain<T: FromJsonRow + 'static>(query: QueryBuilder<T>, rows: usize) -> Duration {
-    let began = Instant::now();
-    let mut stream = query.execute().await.unwrap();
-    let mut count = 0;
-    while let Some(row) = stream.next().await {
-        row.unwrap();
-        count += 1;
-    }
-    assert_eq!(count, rows);
-    began.elapsed()
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
 }

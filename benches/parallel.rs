@@ -5,12 +5,14 @@
 
 #[path = "../tests/support/mod.rs"]
 mod support;
+#[path = "support/timing.rs"]
+mod timing;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fraiseql_wire::{FraiseClient, FromJsonRow, QueryBuilder, RawJson, field};
-use futures_util::StreamExt;
 use serde::Deserialize;
+use timing::{drain, median};
 
 const ROWS: usize = 200_000;
 const ROUNDS: usize = 7;
@@ -77,7 +79,7 @@ async fn compare<T: FromJsonRow + 'static>(
     let mut times = vec![Vec::new(); ways.len()];
     for _ in 0..ROUNDS {
         for ((_, query), times) in ways.iter().zip(&mut times) {
-            times.push(drain(query()).await);
+            times.push(drain(query(), ROWS).await);
         }
     }
     let medians: Vec<_> = times.into_iter().map(median).collect();
@@ -85,21 +87,4 @@ async fn compare<T: FromJsonRow + 'static>(
         let ratio = time.as_secs_f64() / medians[0].as_secs_f64();
         println!("| {label}, {name} | {} ms | {ratio:.2} |", time.as_millis());
     }
-}
-
-async fn drain<T: FromJsonRow + 'static>(query: QueryBuilder<T>) -> Duration {
-    let began = Instant::now();
-    let mut stream = query.execute().await.unwrap();
-    let mut count = 0;
-    while let Some(row) = stream.next().await {
-        row.unwrap();
-        count += 1;
-    }
-    assert_eq!(count, ROWS);
-    began.elapsed()
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort();
-    times[times.len() / 2]
 }
