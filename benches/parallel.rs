@@ -8,8 +8,6 @@ mod support;
 #[path = "support/timing.rs"]
 mod timing;
 
-use std::time::Duration;
-
 use fraiseql_wire::{FraiseClient, FromJsonRow, QueryBuilder, RawJson, field};
 use serde::Deserialize;
 use timing::{drain, median};

@@ -42,7 +42,7 @@ mod tests {
 
     /// The salt and response of a login by libpq 15: user `role_md5`, password `md5-secret`.
     #[test]
-    fn the_response_equals_that_of_libpq() {
+    fn md5_response_equals_that_of_libpq() {
         let response = response("role_md5", "md5-secret", [1, 2, 3, 4]);
         assert_eq!(response, "md5c110f332b870780f6b6e8e669dad3353");
     }

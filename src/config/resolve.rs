@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn the_statement_cache_has_a_default_and_can_be_disabled() {
+    fn statement_cache_has_a_default_and_can_be_disabled() {
         let config = resolve("", &[]);
         assert_eq!(config.statement_cache_capacity(), 100);
         let disabled = config.to_builder().statement_cache_capacity(0).build().unwrap();

@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn no_request_begins_for_a_session_that_has_left_the_future() {
+    fn no_request_starts_for_a_session_that_has_left_the_future() {
         let (query, session, other) = (RunningQuery::new(), session(), session());
         let running = query.session();
         assert!(query.0.begin_request(&session).is_none());
@@ -251,7 +251,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_session_without_a_key_cannot_be_stopped_while_its_future_is_not_polled() {
+    async fn session_without_a_key_cannot_be_cancelled_while_its_future_is_not_polled() {
         let (query, session) = (RunningQuery::new(), session());
         let running = query.session();
         running.in_future(&session);

@@ -330,12 +330,12 @@ mod tests {
 
     /// By `printf 'select 1' | sha256sum`.
     #[test]
-    fn a_name_is_the_hash_of_its_text() {
+    fn statement_name_is_the_hash_of_its_text() {
         assert_eq!(name_of("select 1"), "fw_822ae07d4783158bc1912bb623e5107c");
     }
 
     #[test]
-    fn the_second_use_prepares_and_the_third_executes() {
+    fn second_use_prepares_and_third_executes() {
         let mut cache = with(2, &["a"]);
         assert_eq!(cache.choose("a"), Prepared(name("a")));
         assert_eq!(cache.choose("a"), Prepared(name("a")));
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_recently_used_statement_is_closed_for_another_one() {
+    fn least_recently_used_statement_is_closed_for_another() {
         let mut cache = with(2, &["a", "b"]);
         assert_eq!(cache.choose("a"), Prepared(name("a")));
         assert_eq!(cache.choose("c"), Unnamed);
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_is_used_once_among_many_is_not_prepared() {
+    fn text_used_once_among_many_is_not_prepared() {
         let mut cache = with(1, &["a"]);
         for i in 0..100 {
             assert_eq!(cache.choose(&i.to_string()), Unnamed);
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unconfirmed_statement_is_closed_before_it_is_prepared_again() {
+    fn unconfirmed_statement_is_closed_before_it_is_prepared_again() {
         let mut cache = StatementCache::new(2);
         cache.choose("a");
         assert_eq!(cache.choose("a"), Prepare(name("a")));
@@ -412,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn a_forgotten_text_begins_anew() {
+    fn forgotten_text_is_counted_from_its_first_use_again() {
         for close in [true, false] {
             let mut cache = with(2, &["a"]);
             cache.forget("a", close);
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn an_existing_statement_is_used_once_it_is_described() {
+    fn existing_statement_is_used_once_it_is_described() {
         let mut cache = StatementCache::new(2);
         cache.choose("a");
         let sent = cache.choose("a");
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_statement_ends_preparing() {
+    fn missing_statement_disables_preparing() {
         for sent in [Prepared(name("a")), Prepare(name("a")), Existing(name("a"))] {
             let mut cache = with(2, &["a", "b"]);
             let retry = cache.recover("a", &sent, INVALID_SQL_STATEMENT_NAME).unwrap();
@@ -453,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_statement_is_closed_and_prepared_at_its_next_use() {
+    fn changed_statement_is_closed_and_prepared_on_its_next_use() {
         for code in [FEATURE_NOT_SUPPORTED, UNDEFINED_FUNCTION, UNDEFINED_TABLE, INTERNAL_ERROR] {
             for sent in [Prepared(name("a")), Existing(name("a"))] {
                 let mut cache = with(2, &["a"]);
@@ -468,7 +468,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_that_does_not_fit_keeps_the_statement_unless_it_fits_the_unnamed_one() {
+    fn value_that_does_not_fit_keeps_the_statement_unless_the_unnamed_one_accepts_it() {
         for fits in [true, false] {
             let mut cache = with(2, &["a"]);
             let sent = cache.choose("a");
@@ -490,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_the_query_is_not_recovered_from() {
+    fn query_error_is_not_retried() {
         let mut cache = with(2, &["a"]);
         assert_eq!(cache.recover("a", &Prepared(name("a")), QUERY_CANCELED), None);
         assert_eq!(cache.choose("a"), Prepared(name("a")));

@@ -331,13 +331,13 @@ mod tests {
     }
 
     #[test]
-    fn a_raw_document_serializes_as_the_json_it_is() {
+    fn raw_json_serializes_unchanged() {
         let documents = [row(b"{\"a\": 1.10, \"a\":2}"), row(b"null")];
         assert_eq!(serde_json::to_string(&documents).unwrap(), "[{\"a\": 1.10, \"a\":2},null]");
     }
 
     #[test]
-    fn one_byte_that_is_not_ascii_is_seen_wherever_it_is() {
+    fn non_ascii_byte_is_found_at_every_position() {
         for len in [0, 1, 63, 64, 65, 127, 128, 129, 200] {
             let mut bytes = vec![b'x'; len];
             assert_eq!(is_ascii(&bytes), len >= 64);
@@ -355,7 +355,7 @@ mod tests {
 
     /// The names that serde repeats are those of the document.
     #[test]
-    fn the_cause_of_an_error_does_not_mislead() {
+    fn row_error_cause_names_the_real_problem() {
         #[derive(Debug, serde::Deserialize)]
         enum Kind {
             Known,
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_says_which_row_and_where() {
+    fn row_error_names_the_row_and_the_path() {
         #[derive(Debug, serde::Deserialize)]
         struct Order {
             #[allow(dead_code)]

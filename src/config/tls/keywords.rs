@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_root_file_is_optional_below_verify_ca() {
+    fn named_root_file_is_optional_below_verify_ca() {
         for (mode, optional, verify) in [
             ("allow", true, Verify::Chain),
             ("prefer", true, Verify::Chain),

@@ -295,7 +295,7 @@ async fn certificate_dates_and_purpose_are_verified() {
 }
 
 #[tokio::test]
-async fn a_certificate_among_the_roots_is_its_own_root() {
+async fn certificate_among_the_roots_is_its_own_root() {
     let self_signed = |is_ca, until| {
         let mut params = named(&["db"]);
         params.is_ca = is_ca;
