@@ -40,12 +40,18 @@ pub(super) enum Outcome {
 
 /// A fetch that has been sent, and waits for its answer.
 pub(super) struct Interrupted {
+    pub(super) slot: SlotHandle,
     pub(super) held: Held,
     pub(super) choice: Choice,
-    pub(super) guard: StreamGuard,
+    pub(super) job: Job,
+}
+
+/// What a fetch asks for, and what observes it.
+pub(super) struct Job {
     pub(super) plan: QueryPlan,
     pub(super) observer: QueryObserver,
     pub(super) deadlines: Deadlines,
+    pub(super) guard: StreamGuard,
     pub(super) query: RunningQuery,
 }
 
@@ -53,11 +59,11 @@ pub(super) struct Interrupted {
 ///
 /// If the whole answer has arrived by then, the connection is back in the client. Otherwise reader
 /// tasks read the rest. Dropping the future cancels the query, in the background.
-pub(super) async fn open(slot: &SlotHandle, plan: QueryPlan, claim: Claim) -> Result<Outcome> {
-    let observer = QueryObserver::begin(slot, plan.labels(), plan.text());
+pub(super) async fn open(slot: SlotHandle, plan: QueryPlan, claim: Claim) -> Result<Outcome> {
+    let observer = QueryObserver::begin(&slot, plan.labels(), plan.text());
     let deadlines = Deadlines::new(observer.started_at, &plan.spec.settings);
     let query = slot.begin_query();
-    let opening = Opening { slot, plan: &plan, query: &query, observer: &observer };
+    let opening = Opening { slot: &slot, plan: &plan, query: &query, observer: &observer };
     let opened = {
         // Passed by reference: a future that takes another by value reserves its size twice.
         let run = pin!(opening.run(claim));
@@ -71,10 +77,10 @@ pub(super) async fn open(slot: &SlotHandle, plan: QueryPlan, claim: Claim) -> Re
             Ok(Outcome::Open(opened.into_channel(plan, observer, deadlines)))
         }
         Ok((guard, Started::Interrupted(held, choice))) => {
-            let interrupted = Interrupted { held, choice, guard, plan, observer, deadlines, query };
-            Ok(Outcome::Interrupted(Box::new(interrupted)))
+            let job = Job { plan, observer, deadlines, guard, query };
+            Ok(Outcome::Interrupted(Box::new(Interrupted { slot, held, choice, job })))
         }
-        Err(error) => Err(failed(slot, &observer, error)),
+        Err(error) => Err(failed(&slot, &observer, error)),
     }
 }
 

@@ -93,7 +93,7 @@ pub struct QueryStream<T> {
 impl<T: FromJsonRow> QueryStream<T> {
     /// Runs a query until its first rows. Dropping the future cancels it.
     pub(crate) async fn open(
-        slot: &SlotHandle,
+        slot: SlotHandle,
         plan: QueryPlan,
         predicates: Predicates<T>,
     ) -> Result<Self> {

@@ -2,7 +2,7 @@
 //! fetch needs the connection.
 
 use std::{
-    future::Future,
+    future::{Future, ready},
     mem,
     pin::Pin,
     sync::Arc,
@@ -11,14 +11,18 @@ use std::{
 
 use super::{
     entry::Entry,
-    parked::{Run, Unparked, take_over},
+    parked::{Run, Unparked},
     queue::Pipeline,
+    shared::run_in_task,
 };
-use crate::{error::Result, stream::consumer::Consumer};
+use crate::{
+    error::Result,
+    stream::{consumer::Consumer, open::Outcome},
+};
 
 /// A fetch that has the connection for itself.
 pub(super) struct Alone<'a> {
-    pipeline: &'a Pipeline,
+    pipeline: &'a Arc<Pipeline>,
     state: AloneState,
 }
 
@@ -32,7 +36,7 @@ enum AloneState {
 }
 
 impl<'a> Alone<'a> {
-    pub(super) fn new(pipeline: &'a Pipeline, run: Run) -> Self {
+    pub(super) fn new(pipeline: &'a Arc<Pipeline>, run: Run) -> Self {
         Self { pipeline, state: AloneState::Running(run) }
     }
 
@@ -53,20 +57,25 @@ impl Future for Alone<'_> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Consumer>> {
         let entry = match self.unpark() {
-            AloneState::Running(mut run) => match run.as_mut().poll(cx) {
-                Poll::Ready(opened) => return Poll::Ready(opened),
-                Poll::Pending => {
-                    let mut state = self.pipeline.lock();
-                    if !state.has_driver {
-                        let number = state.parked.park(run, cx.waker().clone());
-                        drop(state);
-                        self.state = AloneState::Parked(number);
-                        return Poll::Pending;
+            AloneState::Running(mut run) => {
+                let run: Run = match run.as_mut().poll(cx) {
+                    Poll::Ready(Ok(Outcome::Open(channel))) => {
+                        return Poll::Ready(Ok(Consumer::new(channel)));
                     }
-                    drop(state);
-                    take_over(run, cx.waker().clone())
-                }
-            },
+                    Poll::Ready(interrupted @ Ok(_)) => Box::pin(ready(interrupted)),
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => match self.pipeline.park(run, cx.waker()) {
+                        Ok(number) => {
+                            self.state = AloneState::Parked(number);
+                            return Poll::Pending;
+                        }
+                        Err(run) => run,
+                    },
+                };
+                let entry = Arc::new(Entry::taken_over(cx.waker().clone()));
+                run_in_task(self.pipeline, run, Arc::clone(&entry));
+                entry
+            }
             AloneState::TakenOver(entry) => entry,
             AloneState::Parked(_) | AloneState::Done => return Poll::Pending,
         };

@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use super::{
-    entry::{Entry, Job, task_ended},
+    entry::{Entry, task_ended},
     queue::Pipeline,
     request::{Queued, Sent, needs_reader},
 };
@@ -37,7 +37,7 @@ use crate::{
         consumer::Consumer,
         exchange::{Answer, Exchange, Next, closed},
         observer::now,
-        open::{OpenError, Opened, Sessions, Start, failed},
+        open::{Job, OpenError, Opened, Sessions, Start, failed},
         schema::check_columns,
         settings::MAX_READ,
         statement,

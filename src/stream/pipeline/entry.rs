@@ -9,9 +9,8 @@ use std::{
 use tokio::task::AbortHandle;
 
 use crate::{
-    connection::{RunningQuery, StreamGuard},
     error::{Error, Result},
-    stream::{consumer::Consumer, deadline::Deadlines, observer::QueryObserver, plan::QueryPlan},
+    stream::{consumer::Consumer, open::Job},
 };
 
 /// A fetch whose answer is read by a task.
@@ -29,15 +28,6 @@ struct State {
     task: Option<AbortHandle>,
 }
 
-/// What a fetch asks for, and what observes it.
-pub(super) struct Job {
-    pub(super) plan: QueryPlan,
-    pub(super) observer: QueryObserver,
-    pub(super) deadlines: Deadlines,
-    pub(super) guard: StreamGuard,
-    pub(super) query: RunningQuery,
-}
-
 impl Entry {
     pub(super) fn new(job: Job) -> Self {
         Self(Mutex::new(State { job: Some(job), ..State::default() }))
@@ -48,8 +38,15 @@ impl Entry {
         Self(Mutex::new(State { caller: Some(caller), ..State::default() }))
     }
 
+    /// Sets the task that runs the fetch.
     pub(super) fn abort_with(&self, task: AbortHandle) {
-        self.lock().task = Some(task);
+        let mut state = self.lock();
+        if state.is_ended {
+            // Abandoned before the task was known, or answered already.
+            drop(state);
+            return task.abort();
+        }
+        state.task = Some(task);
     }
 
     /// Waits for the answer.

@@ -11,6 +11,7 @@ mod fetch;
 mod parked;
 mod queue;
 mod request;
+mod shared;
 
 pub(super) use self::fetch::fetch;
 pub(crate) use self::queue::Pipeline;

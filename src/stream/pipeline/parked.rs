@@ -2,11 +2,11 @@
 
 use std::{fmt, future::Future, pin::Pin, sync::Arc, task::Waker};
 
-use super::entry::{Entry, FinishOnDrop};
-use crate::{error::Result, stream::consumer::Consumer};
+use super::entry::Entry;
+use crate::{error::Result, stream::open::Outcome};
 
 /// A query that runs up to its first rows.
-pub(super) type Run = Pin<Box<dyn Future<Output = Result<Consumer>> + Send>>;
+pub(super) type Run = Pin<Box<dyn Future<Output = Result<Outcome>> + Send>>;
 
 /// The fetch that waits for its next poll, and those that were taken over meanwhile.
 #[derive(Default)]
@@ -40,25 +40,13 @@ impl Parked {
         Some(Unparked::TakenOver(self.taken_over.swap_remove(at).1))
     }
 
-    /// Lets a task run the fetch that waits for its next poll.
-    pub(super) fn take_over(&mut self) {
-        if let Some((number, run, caller)) = self.run.take() {
-            self.taken_over.push((number, take_over(run, caller)));
-        }
+    /// Takes the fetch that waits for its next poll, for a task that runs it.
+    pub(super) fn take_over(&mut self) -> Option<(Run, Arc<Entry>)> {
+        let (number, run, caller) = self.run.take()?;
+        let entry = Arc::new(Entry::taken_over(caller));
+        self.taken_over.push((number, Arc::clone(&entry)));
+        Some((run, entry))
     }
-}
-
-/// Runs a fetch in a task, until the answer is abandoned.
-pub(super) fn take_over(run: Run, caller: Waker) -> Arc<Entry> {
-    let entry = Arc::new(Entry::taken_over(caller));
-    // Made here, because a runtime that shuts down drops tasks that have never run.
-    let finish = FinishOnDrop(Arc::clone(&entry));
-    let task = tokio::spawn(async move {
-        let opened = run.await;
-        finish.0.finish(opened);
-    });
-    entry.abort_with(task.abort_handle());
-    entry
 }
 
 impl fmt::Debug for Parked {

@@ -3,13 +3,14 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Waker,
 };
 
 use tokio::sync::Notify;
 
 use super::{
     entry::Entry,
-    parked::Parked,
+    parked::{Parked, Run},
     request::{Queued, Sent},
 };
 use crate::{
@@ -35,21 +36,37 @@ pub(super) struct State {
     pub(super) parked: Parked,
 }
 
+/// What a request that was added needs.
+pub(super) enum Enqueued {
+    /// The driver runs it.
+    ToDriver,
+    /// A driver must be started, and a task for the fetch that has the connection and waits for its
+    /// next poll: its caller may not poll it.
+    First { taken_over: Option<(Run, Arc<Entry>)> },
+}
+
 impl Pipeline {
-    /// Adds a request. Returns whether a driver must be started.
-    pub(super) fn enqueue(&self, slot: &SlotHandle, entry: Arc<Entry>) -> bool {
+    /// Adds a request.
+    pub(super) fn enqueue(&self, slot: &SlotHandle, entry: Arc<Entry>) -> Enqueued {
         let mut state = self.lock();
         state.queue.push_back(Queued { entry, losses: 0, is_rerun: false });
         if state.has_driver {
             drop(state);
             self.changed.notify_one();
-            return false;
+            return Enqueued::ToDriver;
         }
         state.has_driver = true;
         slot.share();
-        // The fetch that has the connection must go on even if its caller does not poll it.
-        state.parked.take_over();
-        true
+        Enqueued::First { taken_over: state.parked.take_over() }
+    }
+
+    /// Keeps a fetch until its next poll, unless others need its connection: then it is returned.
+    pub(super) fn park(&self, run: Run, caller: &Waker) -> Result<u64, Run> {
+        let mut state = self.lock();
+        if state.has_driver {
+            return Err(run);
+        }
+        Ok(state.parked.park(run, caller.clone()))
     }
 
     /// Gives the driver a request that was sent before it started, and the connection.

@@ -1,0 +1,87 @@
+//! A fetch whose answer the driver reads.
+
+use std::{future::poll_fn, sync::Arc};
+
+use super::{
+    entry::{Entry, FinishOnDrop},
+    parked::Run,
+    queue::Pipeline,
+};
+use crate::{
+    connection::SlotHandle,
+    error::Result,
+    stream::{
+        consumer::Consumer,
+        open::{Interrupted, Job, OpenError, Outcome, failed},
+    },
+};
+
+/// Runs a fetch that was taken over in a task, until its answer is abandoned.
+pub(super) fn run_in_task(pipeline: &Arc<Pipeline>, run: Run, entry: Arc<Entry>) {
+    let pipeline = Arc::clone(pipeline);
+    // Made here, because a runtime that shuts down drops tasks that have never run.
+    let finish = FinishOnDrop(Arc::clone(&entry));
+    let task = tokio::spawn(async move {
+        let answer = match run.await {
+            Ok(Outcome::Open(channel)) => Ok(Consumer::new(channel)),
+            Ok(Outcome::Interrupted(interrupted)) => resume(pipeline, interrupted).await,
+            Err(error) => Err(error),
+        };
+        finish.0.finish(answer);
+    });
+    entry.abort_with(task.abort_handle());
+}
+
+/// Continues a fetch that was interrupted: the driver reads its answer.
+async fn resume(pipeline: Arc<Pipeline>, interrupted: Box<Interrupted>) -> Result<Consumer> {
+    let Interrupted { slot, held, choice, job } = *interrupted;
+    let entry = Arc::new(Entry::new(job));
+    pipeline.adopt(Arc::clone(&entry), held, choice);
+    wait(&pipeline, &slot, entry).await
+}
+
+/// Waits for the answer that the driver reads.
+pub(super) async fn wait(
+    pipeline: &Pipeline,
+    slot: &SlotHandle,
+    entry: Arc<Entry>,
+) -> Result<Consumer> {
+    let waiting = Waiting { pipeline, entry };
+    let answer = poll_fn(|cx| waiting.entry.poll(cx));
+    let observed = waiting.entry.with_job(|job| (job.query.clone(), job.deadlines));
+    let waited = match observed {
+        Some((query, deadlines)) => query.unless_cancelled(deadlines.bound(answer)).await,
+        None => answer.await,
+    };
+    let error = match waited {
+        Ok(consumer) => return Ok(consumer),
+        Err(error) => error,
+    };
+    match waiting.abandon() {
+        Some(job) => Err(failed(slot, &job.observer, OpenError::from(error))),
+        // The driver has reported it.
+        None => Err(error),
+    }
+}
+
+/// Dropped, the caller does not want the answer any more.
+struct Waiting<'a> {
+    pipeline: &'a Pipeline,
+    entry: Arc<Entry>,
+}
+
+impl Waiting<'_> {
+    fn abandon(&self) -> Option<Job> {
+        let job = self.entry.abandon();
+        if job.is_some() {
+            self.pipeline.changed.notify_one();
+        }
+        job
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.abandon();
+    }
+}
