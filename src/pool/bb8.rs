@@ -22,6 +22,39 @@ pub type Pool = bb8::Pool<Manager>;
 ///
 /// Take clients with [`get_owned`](bb8::Pool::get_owned). A query needs to own its client, and
 /// [`get`](bb8::Pool::get) only borrows one from the pool.
+///
+/// While it cannot connect, bb8 retries until its `connection_timeout` and then returns `TimedOut`
+/// without the reason. An error sink receives the reasons:
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use fraiseql_wire::{ConnectionConfig, Error, FraiseClient, pool::bb8::{Manager, Pool}};
+///
+/// #[derive(Debug, Clone)]
+/// struct Log;
+///
+/// impl bb8::ErrorSink<Error> for Log {
+///     fn sink(&self, error: Error) {
+///         tracing::warn!(%error, "cannot connect");
+///     }
+///
+///     fn boxed_clone(&self) -> Box<dyn bb8::ErrorSink<Error>> {
+///         Box::new(self.clone())
+///     }
+/// }
+///
+/// async fn pool(config: ConnectionConfig) -> Result<Pool, Error> {
+///     // Reports wrong settings immediately.
+///     FraiseClient::connect_with_config(config.clone()).await?.close().await?;
+///     Pool::builder()
+///         .max_size(16)
+///         .connection_timeout(Duration::from_secs(2))
+///         .error_sink(Box::new(Log))
+///         .build(Manager::new(config))
+///         .await
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Manager {
     config: ConnectionConfig,
