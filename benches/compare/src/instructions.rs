@@ -57,7 +57,24 @@ pub fn write() {
         writeln!(table, "| {rows} | {client} | {mode} | {count:.0} |").unwrap();
     }
     document::replace("instructions", &table);
+    document::replace("instructions, side by side", &side_by_side(&counts));
     print!("{table}");
+}
+
+/// The modes that most clients have, a column for each client.
+fn side_by_side(counts: &Counts) -> String {
+    let clients = ["fraiseql-wire", "tokio-postgres", "sqlx", "libpq", "minimal"];
+    let mut table = format!("| | {} |\n|---|---|---|---|---|---|\n", clients.join(" | "));
+    for (rows, mode) in
+        [("small", "raw"), ("small", "typed"), ("small", "value"), ("medium", "typed")]
+    {
+        let cells = clients.map(|client| {
+            let count = counts.get(&(rows.into(), client.into(), mode.into()));
+            count.map(|count| format!("{count:.0}")).unwrap_or_default()
+        });
+        writeln!(table, "| {rows}, {mode} | {} |", cells.join(" | ")).unwrap();
+    }
+    table
 }
 
 /// Counts for this crate, and compares with the document. Returns whether nothing is more
