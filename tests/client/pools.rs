@@ -390,7 +390,7 @@ fn pool_metrics_follow_the_conventions() {
         };
         told.push(format!("{} {} {value}", key.name(), labels.join(" ")));
     }
-    let document = std::fs::read_to_string("docs/METRICS.md").unwrap();
+    let document = std::fs::read_to_string("docs/metrics-catalog.md").unwrap();
     for metric in pool::CATALOG {
         assert!(document.contains(&format!("`{}`", metric.name)), "{}", metric.name);
     }
