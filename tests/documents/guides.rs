@@ -11,7 +11,9 @@ use crate::support::{
     proxy::Proxy,
     sql,
 };
-use fraiseql_wire::{ConnectionConfig, Error, FraiseClient, RawJson, RetryAdvice, sqlstate};
+use fraiseql_wire::{
+    ConnectionConfig, Error, FraiseClient, RawJson, RetryAdvice, RetryPolicy, SslMode, sqlstate,
+};
 use futures_util::StreamExt;
 use serde::Deserialize;
 use serde_json::Value;
@@ -291,6 +293,31 @@ fn settings_of_the_guide_exist() {
     assert_eq!(string.connect_timeout(), Some(Duration::from_secs(5)));
     assert_eq!(string.keepalive_count(), Some(3));
     assert_eq!(string.tcp_user_timeout(), Some(Duration::from_secs(30)));
+}
+
+/// The defaults in the guide's table are those of the crate.
+#[test]
+fn production_guide_has_the_defaults() {
+    let defaults = ConnectionConfig::parse("host=localhost user=u").unwrap();
+    assert_eq!(defaults.ssl_mode(), SslMode::Prefer);
+    assert_eq!((defaults.connect_timeout(), defaults.read_timeout()), (None, None));
+    assert_eq!((defaults.keepalive_idle(), defaults.tcp_user_timeout()), (None, None));
+    assert!(defaults.keepalive());
+    let retry = RetryPolicy::default().max_attempts(5).initial_backoff(Duration::from_millis(100));
+    assert_eq!(defaults.retry(), retry.max_backoff(Duration::from_secs(2)));
+    let guide = read("PRODUCTION_DEPLOYMENT.md");
+    for (setting, default) in [
+        ("connect_timeout", "none".to_owned()),
+        ("read_timeout", "none".to_owned()),
+        ("statement_timeout", "the server's".to_owned()),
+        ("retry", "5 attempts in about 1.5 s".to_owned()),
+        ("max_message_size", format!("{} GiB", defaults.max_message_size() >> 30)),
+        ("statement_cache_capacity", defaults.statement_cache_capacity().to_string()),
+    ] {
+        let row = format!("| `{setting}` | {default} |");
+        assert!(guide.contains(&row), "{row}");
+    }
+    assert_eq!(defaults.statement_timeout(), None);
 }
 
 /// The roles of the guide read what there is and what will be, and nothing else.
