@@ -80,6 +80,7 @@ async fn every_metric_counts_its_events() {
     emitted.append(&mut connections(&snapshotter).await);
     emitted.append(&mut several_connections(&snapshotter).await);
     emitted.append(&mut statements(&snapshotter).await);
+    emitted.append(&mut concurrent_fetches(&snapshotter).await);
     for metric in metrics::CATALOG {
         let name = metric.name.strip_prefix("fraiseql_wire_").unwrap();
         assert!(emitted.contains(name), "nothing emits {name}");
@@ -317,6 +318,39 @@ async fn several_connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
     assert_eq!(numbers.sum("connections_failed_total", &[]), 1.0);
     assert_eq!(numbers.sum("query_error_total", &[]), 1.0);
     names
+}
+
+/// Fetches that share a connection: each is counted as if it were alone.
+async fn concurrent_fetches(snapshotter: &Snapshotter) -> BTreeSet<String> {
+    let client = FraiseClient::connect(&cluster().url()).await.unwrap();
+    Numbers::of(snapshotter);
+    let fetches = (0..20).map(|number| {
+        let client = &client;
+        async move {
+            match number % 4 {
+                // Dropped after it was sent.
+                0 => {
+                    let fetch = client.query::<RawJson>("v_one").fetch_all();
+                    let _ = futures_util::future::poll_immediate(Box::pin(fetch)).await;
+                }
+                1 => drop(client.query::<RawJson>("v_one_missing").fetch_all().await.unwrap_err()),
+                _ => drop(client.query::<RawJson>("v_one").fetch_one().await.unwrap()),
+            }
+        }
+    });
+    futures_util::future::join_all(fetches).await;
+    crate::support::eventually("the client is idle", async || !client.is_busy()).await;
+    let numbers = Numbers::of(snapshotter);
+    let one = [("entity", "v_one")];
+    assert_eq!(numbers.sum("queries_total", &one), 15.0);
+    assert_eq!(numbers.sum("query_success_total", &one), 10.0);
+    assert_eq!(numbers.sum("query_cancelled_total", &one), 5.0);
+    assert_eq!(numbers.sum("rows_yielded_total", &one), 10.0);
+    assert_eq!(numbers.sum("query_completed_total", &[]), 20.0);
+    assert_eq!(numbers.sum("query_error_total", &[]), 5.0);
+    assert_eq!(numbers.sum("requests_in_flight", &[]), 0.0);
+    assert_eq!(numbers.sum("streams_active", &[]), 0.0);
+    numbers.names()
 }
 
 /// Connections: made, failed in each of their phases, ended in each way, and what is said on them.
