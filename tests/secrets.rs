@@ -53,7 +53,7 @@ const SCRAM_KEY: &[u8; 32] = b"Pl4nted-key-of-scram-of-32-bytes";
 static FORMS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// The output of tracing.
-static TOLD: Mutex<Vec<String>> = Mutex::new(Vec::new());
+static LOGGED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 /// Starts to capture the events of every crate on every thread, including the threads that read
 /// keys and certificates.
@@ -163,9 +163,9 @@ fn look_at_client(client: &FraiseClient) {
 
 /// Looks at what operators have seen up to now, and returns it.
 fn look_at_logs() -> String {
-    let told = TOLD.lock().unwrap().join("\n");
-    told.lines().for_each(look);
-    let mut all = told;
+    let logged = LOGGED.lock().unwrap().join("\n");
+    logged.lines().for_each(look);
+    let mut all = logged;
     for (key, unit, help, _) in listen().snapshot().into_vec() {
         let line = format!("{key:?} {unit:?} {help:?}");
         look(&line);
@@ -189,7 +189,7 @@ impl Everything {
     fn tell(what: &str, record: impl FnOnce(&mut Line)) {
         let mut line = Line(what.to_owned());
         record(&mut line);
-        TOLD.lock().unwrap().push(line.0);
+        LOGGED.lock().unwrap().push(line.0);
     }
 }
 
@@ -335,14 +335,14 @@ async fn logging_in_shows_no_password() {
     look_at_config(&config);
     look_at_error(&FraiseClient::connect_with_config(config).await.unwrap_err());
 
-    let told = look_at_logs();
+    let logged = look_at_logs();
     for part in [
         "connect otel.name",
         "authentications_failed_total",
         "an attempt to connect failed",
         "28P01",
     ] {
-        assert!(told.contains(part), "{part} is not in {told}");
+        assert!(logged.contains(part), "{part} is not in {logged}");
     }
 }
 
@@ -610,9 +610,9 @@ async fn streams_and_cancel_requests_show_no_cancel_key() {
             server.done().await;
         }
     }
-    let told = look_at_logs();
+    let logged = look_at_logs();
     for part in ["sent a cancel request", "could not be cleaned up", "cancel_requests_total"] {
-        assert!(told.contains(part), "{part} is not in {told}");
+        assert!(logged.contains(part), "{part} is not in {logged}");
     }
 }
 
@@ -769,7 +769,7 @@ async fn queries_show_no_value() {
     look_at_client(&lost);
 
     look_at_client(&client);
-    let told = look_at_logs();
+    let logged = look_at_logs();
     for part in [
         "db.query.text=\"SELECT",
         "paused a stream",
@@ -779,7 +779,7 @@ async fn queries_show_no_value() {
         "error.type=\"22P02\"",
         "rows_deserialization_failed_total",
     ] {
-        assert!(told.contains(part), "{part} is not in {told}");
+        assert!(logged.contains(part), "{part} is not in {logged}");
     }
 }
 

@@ -64,8 +64,8 @@ async fn spans_follow_the_conventions() {
         assert_eq!(query.field(field), Some(value), "{field}");
     }
     assert!(query.field("error.type").is_none() && query.field("otel.status_code").is_none());
-    let told = query.events.join("\n");
-    assert!(told.contains("paused a stream") && told.contains("resumed a stream"), "{told}");
+    let logged = query.events.join("\n");
+    assert!(logged.contains("paused a stream") && logged.contains("resumed a stream"), "{logged}");
 
     // Values may stand in trusted text to which none are bound.
     client.query::<u8>("app.v_order").where_sql("'planted' <> 'value'").fetch_all().await.unwrap();

@@ -35,7 +35,7 @@ async fn numbers_from(mut next: u64, mut stream: QueryStream<u64>) -> (u64, Opti
 }
 
 /// What a program decides by: the category, the SQLSTATE, and whether to try again.
-fn told(error: &Error) -> (ErrorCategory, Option<&str>, bool) {
+fn category_of(error: &Error) -> (ErrorCategory, Option<&str>, bool) {
     (error.category(), error.sqlstate().map(|code| code.code()), error.is_retriable())
 }
 
@@ -93,15 +93,19 @@ async fn server_shutdown_mid_stream_yields_rows_then_error_and_client_is_reusabl
         let error = error.unwrap_or_else(|| panic!("{how}: the end is no error"));
         assert!(next >= 1001, "{how}");
         // A backend that is blocked in send closes without a word.
-        if told(&error) != LOST {
+        if category_of(&error) != LOST {
             assert!(state.is_some(), "{how}: {error}");
-            assert_eq!(told(&error), (ErrorCategory::Server, state, true), "{how}: {error}");
+            assert_eq!(category_of(&error), (ErrorCategory::Server, state, true), "{how}: {error}");
         }
         assert!(!client.is_connected(), "{how}");
         if how != "kill the backend" {
             // While it is away that is said, at once.
             let error = client.ping().await.unwrap_err();
-            assert_eq!(told(&error), (ErrorCategory::Connection, None, true), "{how}: {error}");
+            assert_eq!(
+                category_of(&error),
+                (ErrorCategory::Connection, None, true),
+                "{how}: {error}"
+            );
             // The remaining processes of a killed server end by themselves, but block a restart
             // until then.
             eventually("it starts", async || server.try_control(&["start"])).await;
@@ -152,7 +156,7 @@ async fn session_cut_at_any_byte_yields_rows_then_error() {
             Ok((rows, error)) => {
                 let error =
                     error.unwrap_or_else(|| panic!("cut behind {bytes} bytes, and no error"));
-                assert_eq!(told(&error), LOST, "{error:?}");
+                assert_eq!(category_of(&error), LOST, "{error:?}");
                 assert!(rows >= most, "behind {bytes} bytes there are fewer rows than before");
                 most = rows;
             }
@@ -199,7 +203,11 @@ async fn server_limits_are_reported_by_their_sqlstates() {
             Err(e) => (1, Some(e)),
         };
         let error = error.unwrap();
-        assert_eq!(told(&error), (ErrorCategory::Server, Some(state), true), "{view}: {error}");
+        assert_eq!(
+            category_of(&error),
+            (ErrorCategory::Server, Some(state), true),
+            "{view}: {error}"
+        );
         assert_eq!(error.retry_advice(), RetryAdvice::AfterDelay, "{view}");
         assert_eq!(next - 1, rows, "{view}: {error}");
         assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
@@ -224,7 +232,7 @@ async fn role_with_too_many_connections_can_connect_again_later() {
     let client = FraiseClient::new(url.parse().unwrap());
     for _ in 0..2 {
         let error = client.query::<u64>("v_numbers").limit(1).execute().await.unwrap_err();
-        assert_eq!(told(&error), (ErrorCategory::Server, Some("53300"), true), "{error}");
+        assert_eq!(category_of(&error), (ErrorCategory::Server, Some("53300"), true), "{error}");
     }
     admin.batch_execute("alter role role_few connection limit 1").await.unwrap();
     assert_eq!(client.query::<u64>("v_numbers").limit(1).fetch_all().await.unwrap(), [1]);
@@ -237,7 +245,7 @@ async fn session_ended_while_idle_is_replaced_automatically() {
     if cluster().version() < 14 {
         // It has no such limit.
         let error = FraiseClient::connect(&url).await.unwrap_err();
-        assert_eq!(told(&error), (ErrorCategory::Server, Some("42704"), false), "{error}");
+        assert_eq!(category_of(&error), (ErrorCategory::Server, Some("42704"), false), "{error}");
         return;
     }
     let client = FraiseClient::connect(&url).await.unwrap();
@@ -295,7 +303,7 @@ async fn transaction_timeout_ends_the_session_and_client_is_reusable() {
     let (next, error) = numbers_from(1, stream).await;
     let error = error.unwrap();
     // It would last as long again.
-    assert_eq!(told(&error), (ErrorCategory::Server, Some("25P04"), false), "{error}");
+    assert_eq!(category_of(&error), (ErrorCategory::Server, Some("25P04"), false), "{error}");
     assert!(!client.is_connected());
     assert!(next > 1);
     assert_eq!(client.query::<u64>("v_numbers").limit(1).fetch_all().await.unwrap(), [1]);
@@ -333,7 +341,7 @@ async fn standby_cancels_queries_that_conflict_with_replay_and_keeps_them_throug
         }
     }
     let conflict = conflict.expect("replay ends the query");
-    assert_eq!(told(&conflict), (ErrorCategory::Server, Some("40001"), true), "{conflict}");
+    assert_eq!(category_of(&conflict), (ErrorCategory::Server, Some("40001"), true), "{conflict}");
     assert!(client.is_connected(), "the session goes on");
 
     let stream = client.query::<u64>("v_slow").execute().await.unwrap();
@@ -341,11 +349,11 @@ async fn standby_cancels_queries_that_conflict_with_replay_and_keeps_them_throug
     let (next, error) = numbers_from(1, stream).await;
     assert!(error.is_none() && next == 1001, "{error:?} behind {next}");
     if standby.version() < 14 {
-        // It does not tell.
+        // It does not report the parameter.
         assert_eq!(client.parameter("in_hot_standby"), None);
         return;
     }
-    eventually("it has been told", async || {
+    eventually("the parameter has been reported", async || {
         client.ping().await.unwrap();
         client.parameter("in_hot_standby").as_deref() == Some("off")
     })
@@ -378,13 +386,13 @@ async fn server_that_starts_up_is_skipped() {
 
         let error = FraiseClient::connect(&server.url()).await.unwrap_err();
         let expected = (ErrorCategory::Server, Some("57P03"), true);
-        assert_eq!(told(&error), expected, "{error}");
+        assert_eq!(category_of(&error), expected, "{error}");
         assert!(error.to_string().contains(text), "{error}");
 
         // With several hosts, the error has no SQLSTATE of one of them.
         let other = Scripted::start(vec![refusing()]).await;
         let error = FraiseClient::connect(&url(other.address.port())).await.unwrap_err();
-        assert_eq!(told(&error), (ErrorCategory::Connection, None, true), "{error}");
+        assert_eq!(category_of(&error), (ErrorCategory::Connection, None, true), "{error}");
         assert_eq!(error.to_string().matches(text).count(), 2, "{error}");
         server.done().await;
         other.done().await;
@@ -405,7 +413,7 @@ async fn standby_that_rejects_connections_is_used_after_promotion() {
     let standby = standby.unwrap_or_else(|e| panic!("{e}"));
     let client = FraiseClient::new(standby.url().parse().unwrap());
     let error = client.query::<u64>("v_numbers").execute().await.unwrap_err();
-    assert_eq!(told(&error), (ErrorCategory::Server, Some("57P03"), true), "{error}");
+    assert_eq!(category_of(&error), (ErrorCategory::Server, Some("57P03"), true), "{error}");
     // Since Postgres 14 it reports the reason.
     let said = if standby.version() < 14 { "starting up" } else { "Hot standby mode is disabled" };
     assert!(error.to_string().contains(said), "{error}");
@@ -456,7 +464,7 @@ impl Console {
 const MODES: [&str; 2] = ["transaction", "session"];
 
 /// Returns a client of the pooler that does not wait long if the pooler blocks.
-fn behind(pooler: &Daemon) -> FraiseClient {
+fn client_of(pooler: &Daemon) -> FraiseClient {
     let config = fraiseql_wire::ConnectionConfig::builder()
         .host("127.0.0.1")
         .port(pooler.port)
@@ -474,7 +482,7 @@ async fn pooler_restart_mid_stream_is_an_error_and_between_queries_invisible() {
     sql(&NUMBERS.replace("v_numbers", "v_pooled_numbers")).await;
     for mode in MODES {
         let mut pooler = Daemon::pgbouncer_in(mode, cluster().port());
-        let client = behind(&pooler);
+        let client = client_of(&pooler);
         let mut stream = client.query::<u64>("v_pooled_numbers").execute().await.unwrap();
         for i in 1..=1000 {
             assert_eq!(stream.next().await.unwrap().unwrap(), i);
@@ -482,9 +490,9 @@ async fn pooler_restart_mid_stream_is_an_error_and_between_queries_invisible() {
         pooler.stop();
         let (next, error) = numbers_from(1001, stream).await;
         assert!(next >= 1001);
-        assert_eq!(told(&error.unwrap()), LOST, "{mode}");
+        assert_eq!(category_of(&error.unwrap()), LOST, "{mode}");
         let error = client.ping().await.unwrap_err();
-        assert_eq!(told(&error), (ErrorCategory::Connection, None, true), "{mode}: {error}");
+        assert_eq!(category_of(&error), (ErrorCategory::Connection, None, true), "{mode}: {error}");
         pooler.start_again();
         for _ in 0..2 {
             assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1], "{mode}");
@@ -507,7 +515,7 @@ async fn paused_pooler_completes_a_stream_and_blocks_the_next_query() {
     for mode in MODES {
         let pooler = Daemon::pgbouncer_in(mode, cluster().port());
         let (console, pauses) = (Console::of(&pooler).await, Console::of(&pooler).await);
-        let client = behind(&pooler);
+        let client = client_of(&pooler);
         let mut stream = client.query::<u64>("v_wide_numbers").execute().await.unwrap();
         stream.pause().await.unwrap();
         let pausing = tokio::spawn(async move { pauses.run("pause postgres").await });
@@ -517,7 +525,7 @@ async fn paused_pooler_completes_a_stream_and_blocks_the_next_query() {
         let (next, error) = numbers_from(1, stream).await;
         assert!(error.is_none() && next == 6001, "{mode}: {error:?} behind {next}");
 
-        let other = behind(&pooler);
+        let other = client_of(&pooler);
         match mode {
             // The session is its client's, who is not held up, and PAUSE waits for the end of it.
             "session" => {
@@ -531,7 +539,7 @@ async fn paused_pooler_completes_a_stream_and_blocks_the_next_query() {
                 pausing.await.unwrap();
                 let query = client.query::<u64>("v_one").timeout(Duration::from_millis(300));
                 let error = query.execute().await.unwrap_err();
-                assert_eq!(told(&error), (ErrorCategory::Timeout, None, true), "{error}");
+                assert_eq!(category_of(&error), (ErrorCategory::Timeout, None, true), "{error}");
                 eventually("it is cleaned up", async || !client.is_busy()).await;
                 assert!(!client.is_connected(), "nobody knows what would still come");
                 drop(client);
@@ -551,14 +559,18 @@ async fn pooler_kill_ends_streams_and_clients_are_reusable() {
     sql(&NUMBERS.replace("v_numbers", "v_killed_numbers")).await;
     for mode in MODES {
         let pooler = Daemon::pgbouncer_in(mode, cluster().port());
-        let (console, client) = (Console::of(&pooler).await, behind(&pooler));
+        let (console, client) = (Console::of(&pooler).await, client_of(&pooler));
         let (error, ()) = tokio::join!(client.query::<u64>("v_asleep").execute(), async {
             console.until_one_is("active").await;
             console.run("kill postgres").await;
         });
         let error = error.unwrap_err();
         // PgBouncer has one SQLSTATE for all its own errors.
-        assert_eq!(told(&error), (ErrorCategory::Server, Some("08P01"), false), "{mode}: {error}");
+        assert_eq!(
+            category_of(&error),
+            (ErrorCategory::Server, Some("08P01"), false),
+            "{mode}: {error}"
+        );
         assert!(error.to_string().contains("FATAL: database removed"), "{error}");
         assert!(!client.is_connected());
         let (rows, ()) = tokio::join!(client.query::<u64>("v_one").fetch_all(), async {
@@ -588,7 +600,7 @@ async fn pooler_kill_ends_streams_and_clients_are_reusable() {
                 }
             }
             let error = errors.pop().unwrap();
-            match told(&error) {
+            match category_of(&error) {
                 (ErrorCategory::Server, Some("08P01"), false)
                 | (ErrorCategory::Protocol, None, false)
                 | LOST => {}
@@ -689,7 +701,7 @@ async fn read_timeout_on_blackholed_connection_delivers_buffered_rows_first() {
         matches!(error, Error::Timeout { phase: fraiseql_wire::TimeoutPhase::Read, .. }),
         "{error:?}"
     );
-    assert_eq!(told(&error), (ErrorCategory::Timeout, None, true));
+    assert_eq!(category_of(&error), (ErrorCategory::Timeout, None, true));
     assert!(next > 1);
     proxy.stall(false);
     eventually("the connection is given up", async || !client.is_busy()).await;
@@ -708,7 +720,7 @@ async fn pooler_reports_a_server_that_ends() {
         let pooler = Daemon::pgbouncer_in(mode, server.port());
         for (how, state, retriable) in [("terminate", "57P01", true), ("kill", "08P01", false)] {
             let admin = admin_at(&server.url()).await;
-            let client = behind(&pooler);
+            let client = client_of(&pooler);
             let (rows, ()) = tokio::join!(client.query::<u64>("v_asleep").fetch_all(), async {
                 let at_work = "select pid from pg_stat_activity where state = 'active'
                                and query like '%v_asleep%' and pid <> pg_backend_pid()";
@@ -725,7 +737,7 @@ async fn pooler_reports_a_server_that_ends() {
             });
             let error = rows.unwrap_err();
             let expected = (ErrorCategory::Server, Some(state), retriable);
-            assert_eq!(told(&error), expected, "{mode}, {how}: {error}");
+            assert_eq!(category_of(&error), expected, "{mode}, {how}: {error}");
             let by_pooler = error.to_string().contains("FATAL: server conn crashed?");
             assert_eq!(by_pooler, how == "kill", "{mode}, {how}: {error}");
             assert!(!client.is_connected());
@@ -825,7 +837,7 @@ async fn server_that_closes_its_side_receives_terminate() {
             Ok(stream) => numbers_from(1, stream).await,
             Err(e) => (1, Some(e)),
         };
-        assert_eq!(told(&error.unwrap()), LOST);
+        assert_eq!(category_of(&error.unwrap()), LOST);
         assert_eq!(next - 1, rows);
         assert_eq!(client.query::<u64>("v").fetch_all().await.unwrap(), [1]);
         drop(client);
@@ -852,7 +864,7 @@ async fn server_that_closes_its_side_receives_terminate() {
     before.extend([Step::ExpectQuery, Step::HalfClose, goodbye(), Step::ExpectEnd]);
     let server = Scripted::start(vec![before]).await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();
-    assert_eq!(told(&client.query::<u64>("v").execute().await.unwrap_err()), LOST);
+    assert_eq!(category_of(&client.query::<u64>("v").execute().await.unwrap_err()), LOST);
     drop(client);
     server.done().await;
 }
@@ -892,7 +904,7 @@ async fn half_closed_connection_delivers_rows_and_is_not_reused() {
     let stream = client.query::<u64>("v_gone_numbers").execute().await.unwrap();
     proxy.half_cut_after(1_000_000);
     let (next, error) = numbers_from(1, stream).await;
-    assert_eq!(told(&error.unwrap()), LOST);
+    assert_eq!(category_of(&error.unwrap()), LOST);
     assert!(next > 10_000, "{next}");
     eventually("it is gone", async || crate::support::backend_state(&admin, pid).await.is_none())
         .await;
@@ -974,7 +986,7 @@ async fn random_faults_lose_no_row_and_leave_no_backend() {
                     whole += 1;
                 }
                 Some(Err(e)) => {
-                    assert_eq!(told(&e), LOST, "seed {seed}: {e:?}");
+                    assert_eq!(category_of(&e), LOST, "seed {seed}: {e:?}");
                     assert!(stream.next().await.is_none(), "seed {seed}");
                     broken += 1;
                     // Otherwise the client would try to connect repeatedly, with pauses.
@@ -1041,7 +1053,7 @@ async fn backend_terminated_while_blocked_in_send_yields_rows_then_error() {
         let (next, error) = numbers_from(2, stream).await;
         // What was in the sockets arrives.
         assert!(next > received, "{mode}: {next} of {received}");
-        assert_eq!(told(&error.unwrap()), LOST, "{mode}");
+        assert_eq!(category_of(&error.unwrap()), LOST, "{mode}");
         let again = async || client.query::<u64>("v_numbers").limit(1).fetch_all().await.is_ok();
         eventually("the client is usable", again).await;
     }
@@ -1082,11 +1094,11 @@ async fn crash_of_another_backend_ends_the_stream_and_recovery_rejects_connectio
     let ((next, error), ()) = tokio::join!(numbers_from(2, stream), until_refused);
     let error = error.unwrap();
     assert!(next > 2);
-    if told(&error) != LOST {
-        assert_eq!(told(&error), (ErrorCategory::Server, Some("57P02"), true), "{error}");
+    if category_of(&error) != LOST {
+        assert_eq!(category_of(&error), (ErrorCategory::Server, Some("57P02"), true), "{error}");
     }
     let error = refusal.take().unwrap();
-    assert_eq!(told(&error), (ErrorCategory::Server, Some("57P03"), true), "{error}");
+    assert_eq!(category_of(&error), (ErrorCategory::Server, Some("57P03"), true), "{error}");
     // By now the server may have killed it.
     let resumed = format!("kill -CONT {stopped} 2>/dev/null || true");
     Command::new("sh").args(["-c", &resumed]).status().unwrap();
@@ -1134,7 +1146,7 @@ async fn standby_that_replays_a_drop_ends_conflicting_queries() {
         let (next, error) = numbers_from(2, stream).await;
         let error = error.unwrap_or_else(|| panic!("{drop}: the end is no error"));
         assert!(next < 2001);
-        assert_eq!(told(&error), expected, "{drop}: {error}");
+        assert_eq!(category_of(&error), expected, "{drop}: {error}");
         assert_eq!(client.is_connected(), stays, "{drop}");
         let gone = if stays { "42P01" } else { "3D000" };
         let refused = async || slow(&client).fetch_all().await.unwrap_err();
@@ -1142,7 +1154,11 @@ async fn standby_that_replays_a_drop_ends_conflicting_queries() {
         eventually("it is gone", async || refused().await.sqlstate().unwrap().code() != "55000")
             .await;
         let error = refused().await;
-        assert_eq!(told(&error), (ErrorCategory::Server, Some(gone), false), "{drop}: {error}");
+        assert_eq!(
+            category_of(&error),
+            (ErrorCategory::Server, Some(gone), false),
+            "{drop}: {error}"
+        );
     }
 }
 
@@ -1175,12 +1191,15 @@ async fn database_dropped_by_force_ends_its_sessions() {
                 assert!(next > 2);
                 let terminated = (ErrorCategory::Server, Some("57P01"), true);
                 // A backend that is blocked in send closes without a word.
-                assert!(told(&error) == terminated || told(&error) == LOST, "{error}");
+                assert!(
+                    category_of(&error) == terminated || category_of(&error) == LOST,
+                    "{error}"
+                );
             }
             "blocked in send" => {
                 admin.batch_execute(force).await.unwrap();
                 stream.resume().await.unwrap();
-                assert_eq!(told(&numbers_from(2, stream).await.1.unwrap()), LOST);
+                assert_eq!(category_of(&numbers_from(2, stream).await.1.unwrap()), LOST);
             }
             _ => {
                 drop(stream);
@@ -1188,7 +1207,11 @@ async fn database_dropped_by_force_ends_its_sessions() {
             }
         }
         let error = client.query::<u64>("v_numbers").fetch_all().await.unwrap_err();
-        assert_eq!(told(&error), (ErrorCategory::Server, Some("3D000"), false), "{state}: {error}");
+        assert_eq!(
+            category_of(&error),
+            (ErrorCategory::Server, Some("3D000"), false),
+            "{state}: {error}"
+        );
     }
 }
 
@@ -1247,7 +1270,7 @@ async fn end_in_the_middle_of_a_large_document_is_not_a_row() {
             assert_eq!(client.backend_pid(), Some(pid), "the session continues");
         } else {
             assert_eq!(rows, [1], "{how}");
-            assert_eq!(told(&error), LOST, "{how}");
+            assert_eq!(category_of(&error), LOST, "{how}");
             proxy.cut_after(u64::MAX);
             client.ping().await.unwrap();
         }
@@ -1264,7 +1287,7 @@ async fn pooler_reconnect_does_not_affect_a_stream() {
     for mode in MODES {
         let pooler = Daemon::pgbouncer_in(mode, cluster().port());
         let console = Console::of(&pooler).await;
-        let client = behind(&pooler);
+        let client = client_of(&pooler);
         let mut stream = client.query::<u64>("v_many_numbers").execute().await.unwrap();
         assert_eq!(stream.next().await.unwrap().unwrap(), 1);
         console.run("reconnect").await;
@@ -1284,7 +1307,7 @@ async fn pooler_replaced_online_loses_no_rows() {
     .await;
     for mode in MODES {
         let mut pooler = Daemon::pgbouncer_in(mode, cluster().port());
-        let (idle, client) = (behind(&pooler), behind(&pooler));
+        let (idle, client) = (client_of(&pooler), client_of(&pooler));
         idle.ping().await.unwrap();
         let mut stream = client.query::<u64>("v_more_numbers").execute().await.unwrap();
         assert_eq!(stream.next().await.unwrap().unwrap(), 1);
@@ -1296,7 +1319,7 @@ async fn pooler_replaced_online_loses_no_rows() {
         let pooler = replacing.await.unwrap();
         match error {
             None => assert_eq!(next, 300_001, "{mode}"),
-            Some(error) => assert_eq!(told(&error), LOST, "{mode}: {error}"),
+            Some(error) => assert_eq!(category_of(&error), LOST, "{mode}: {error}"),
         }
         for client in [&idle, &client] {
             assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1], "{mode}");

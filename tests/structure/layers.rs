@@ -146,7 +146,7 @@ fn entry_name<'a>(layers: &'a BTreeMap<String, Module>, file: &str) -> Option<&'
 }
 
 #[test]
-fn invariants_hold() {
+fn invariants_of_the_architecture_hold() {
     let layers = layers();
     // What, and the only modules that may have it.
     let rules: [(&[&str], &[&str]); 6] = [

@@ -15,10 +15,10 @@ use tracing::{
 
 /// The events and spans of this thread since it was made.
 #[derive(Clone, Default)]
-pub struct Events(Arc<Mutex<Told>>);
+pub struct Events(Arc<Mutex<Recorded>>);
 
 #[derive(Default)]
-struct Told {
+struct Recorded {
     events: Vec<String>,
     /// By their ids, from 1.
     spans: Vec<SpanSeen>,
@@ -64,16 +64,16 @@ impl Events {
 
     /// Those with this text in them.
     pub fn with(&self, part: &str) -> Vec<String> {
-        let told = self.told();
-        told.events.iter().filter(|event| event.contains(part)).cloned().collect()
+        let recorded = self.recorded();
+        recorded.events.iter().filter(|event| event.contains(part)).cloned().collect()
     }
 
     /// Spans of this name, in the order in which they began.
     pub fn spans(&self, name: &str) -> Vec<SpanSeen> {
-        self.told().spans.iter().filter(|span| span.name == name).cloned().collect()
+        self.recorded().spans.iter().filter(|span| span.name == name).cloned().collect()
     }
 
-    fn told(&self) -> MutexGuard<'_, Told> {
+    fn recorded(&self) -> MutexGuard<'_, Recorded> {
         self.0.lock().unwrap()
     }
 }
@@ -88,18 +88,18 @@ impl Subscriber for Events {
     }
 
     fn new_span(&self, attributes: &span::Attributes<'_>) -> span::Id {
-        let mut told = self.told();
+        let mut recorded = self.recorded();
         let parent = match attributes.parent() {
             Some(id) => Some(index(id)),
-            None if attributes.is_contextual() => told.entered.last().copied(),
+            None if attributes.is_contextual() => recorded.entered.last().copied(),
             None => None,
         };
         let mut fields = Fields::default();
         attributes.record(&mut fields);
-        let parent = parent.map(|parent| told.spans[parent].name);
+        let parent = parent.map(|parent| recorded.spans[parent].name);
         let level = attributes.metadata().level().to_string();
         let name = attributes.metadata().name();
-        told.spans.push(SpanSeen {
+        recorded.spans.push(SpanSeen {
             name,
             level,
             fields: fields.0,
@@ -108,52 +108,52 @@ impl Subscriber for Events {
             entries: 0,
             handles: 1,
         });
-        span::Id::from_u64(told.spans.len() as u64)
+        span::Id::from_u64(recorded.spans.len() as u64)
     }
 
     fn record(&self, id: &span::Id, values: &span::Record<'_>) {
         let mut fields = Fields::default();
         values.record(&mut fields);
-        self.told().spans[index(id)].fields.append(&mut fields.0);
+        self.recorded().spans[index(id)].fields.append(&mut fields.0);
     }
 
     fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
 
     fn event(&self, event: &Event<'_>) {
         let line = line(event);
-        let mut told = self.told();
+        let mut recorded = self.recorded();
         let span = match event.parent() {
             Some(id) => Some(index(id)),
-            None if event.is_contextual() => told.entered.last().copied(),
+            None if event.is_contextual() => recorded.entered.last().copied(),
             None => None,
         };
         if let Some(span) = span {
-            told.spans[span].events.push(line.clone());
+            recorded.spans[span].events.push(line.clone());
         }
-        told.events.push(line);
+        recorded.events.push(line);
     }
 
     fn enter(&self, id: &span::Id) {
-        let mut told = self.told();
-        told.entered.push(index(id));
-        told.spans[index(id)].entries += 1;
+        let mut recorded = self.recorded();
+        recorded.entered.push(index(id));
+        recorded.spans[index(id)].entries += 1;
     }
 
     fn exit(&self, id: &span::Id) {
-        let mut told = self.told();
-        let at = told.entered.iter().rposition(|entered| *entered == index(id)).unwrap();
-        told.entered.remove(at);
+        let mut recorded = self.recorded();
+        let at = recorded.entered.iter().rposition(|entered| *entered == index(id)).unwrap();
+        recorded.entered.remove(at);
     }
 
     fn clone_span(&self, id: &span::Id) -> span::Id {
-        self.told().spans[index(id)].handles += 1;
+        self.recorded().spans[index(id)].handles += 1;
         id.clone()
     }
 
     fn try_close(&self, id: span::Id) -> bool {
-        let mut told = self.told();
-        told.spans[index(&id)].handles -= 1;
-        told.spans[index(&id)].handles == 0
+        let mut recorded = self.recorded();
+        recorded.spans[index(&id)].handles -= 1;
+        recorded.spans[index(&id)].handles == 0
     }
 }
 
