@@ -258,6 +258,9 @@ impl Connection {
     /// The operating system is asked, not only the runtime, because bytes may have arrived since
     /// the runtime last polled the socket. A Unix socket of Linux need not be asked.
     pub(crate) async fn is_alive(&mut self) -> bool {
+        if self.followers > 0 {
+            return false;
+        }
         // A server does not send more than this to an idle session.
         for _ in 0..MAX_IDLE_READS {
             loop {

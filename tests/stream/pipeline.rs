@@ -907,3 +907,37 @@ async fn a_cancel_token_stops_a_slow_fetch_that_has_rows_and_the_others() {
     fetch_and_check(&client, 1).await;
     assert_eq!(client.backend_pid(), pid);
 }
+
+/// A runtime that shuts down between the parts of a hand-over leaves no answer behind that another
+/// fetch would take for its own.
+#[test]
+fn no_answer_is_left_on_the_connection_by_a_runtime_that_shuts_down() {
+    // Its own thread polls the sockets.
+    let mut lasting = tokio::runtime::Builder::new_multi_thread();
+    let lasting = lasting.worker_threads(1).enable_all().build().unwrap();
+    let mut brief = tokio::runtime::Builder::new_current_thread();
+    // Runs one task at a time.
+    brief.enable_all().event_interval(1);
+    for tasks in 0..6 {
+        let client = lasting.block_on(FraiseClient::connect(&cluster().url())).unwrap();
+        let mut first = Box::pin(client.query::<u64>("v_short").fetch_all());
+        lasting.block_on(async { assert!(poll_immediate(&mut first).await.is_none()) });
+        let mut second = Box::pin(client.query::<u64>("v_short").fetch_all());
+        let runtime = brief.build().unwrap();
+        runtime.block_on(async {
+            assert!(poll_immediate(&mut second).await.is_none());
+            for _ in 0..tasks {
+                tokio::task::yield_now().await;
+            }
+        });
+        drop(runtime);
+        let one = lasting.block_on(client.query::<u64>("v_one").fetch_all());
+        assert_eq!(one.unwrap(), [1], "after {tasks} tasks");
+        for fetch in [first, second] {
+            match lasting.block_on(fetch) {
+                Ok(rows) => assert_eq!(rows.len(), 300),
+                Err(error) => assert!(matches!(error, Error::ConnectionClosed { .. }), "{error}"),
+            }
+        }
+    }
+}

@@ -575,15 +575,19 @@ impl Driver {
 impl Drop for Driver {
     /// A runtime that shuts down drops its tasks.
     fn drop(&mut self) {
-        if !self.has_finished {
+        if self.has_finished {
+            return;
+        }
+        self.sent.extend(self.head.take().map(|head| head.sent));
+        loop {
             self.sent.extend(self.pipeline.take_adopted());
-            let head = self.head.take().map(|head| head.sent);
-            for sent in head.into_iter().chain(mem::take(&mut self.sent)) {
+            for sent in mem::take(&mut self.sent) {
                 self.fail(&sent.entry, task_ended());
             }
-            while !self.finish() {
-                self.fail_all(&task_ended());
+            if self.finish() {
+                return;
             }
+            self.fail_all(&task_ended());
         }
     }
 }

@@ -4,10 +4,9 @@ use std::sync::Arc;
 
 use super::{
     alone::Alone,
-    driver::Driver,
     entry::Entry,
-    queue::{Enqueued, Pipeline},
-    shared::{run_in_task, wait},
+    queue::Pipeline,
+    shared::{start_driver, wait},
 };
 use crate::{
     connection::{FetchClaim, SlotHandle},
@@ -50,11 +49,6 @@ fn share(pipeline: &Arc<Pipeline>, slot: &SlotHandle, plan: QueryPlan) -> Arc<En
     let deadlines = Deadlines::new(observer.started_at, &plan.spec.settings);
     let (query, guard) = (slot.begin_query(), slot.fetch_guard());
     let entry = Arc::new(Entry::new(Job { plan, observer, deadlines, guard, query }));
-    if let Enqueued::First { taken_over } = pipeline.enqueue(slot, Arc::clone(&entry)) {
-        if let Some((run, entry)) = taken_over {
-            run_in_task(pipeline, run, entry);
-        }
-        Driver::start(Arc::clone(pipeline), slot.unpooled());
-    }
+    start_driver(pipeline, slot, pipeline.enqueue(slot, Arc::clone(&entry)));
     entry
 }

@@ -50,14 +50,10 @@ impl Pipeline {
     pub(super) fn enqueue(&self, slot: &SlotHandle, entry: Arc<Entry>) -> Enqueued {
         let mut state = self.lock();
         state.queue.push_back(Queued { entry, losses: 0, is_rerun: false });
-        if state.has_driver {
-            drop(state);
-            self.changed.notify_one();
-            return Enqueued::ToDriver;
-        }
-        state.has_driver = true;
-        slot.share();
-        Enqueued::First { taken_over: state.parked.take_over() }
+        let enqueued = state.begin_driver(slot);
+        drop(state);
+        self.changed.notify_one();
+        enqueued
     }
 
     /// Keeps a fetch until its next poll, unless others need its connection: then it is returned.
@@ -69,15 +65,27 @@ impl Pipeline {
         Ok(state.parked.park(run, caller.clone()))
     }
 
-    /// Gives the driver a request that was sent before it started, and the connection.
-    pub(super) fn adopt(&self, entry: Arc<Entry>, held: Held, choice: Choice) {
+    /// Gives the driver a request that was sent before it started, and the connection. The driver
+    /// may have ended meanwhile.
+    pub(super) fn adopt(
+        &self,
+        slot: &SlotHandle,
+        entry: Arc<Entry>,
+        held: Held,
+        choice: Choice,
+    ) -> Enqueued {
         let Held { mut exchange, lease, running } = held;
         let unsent = exchange.take_unsent();
         exchange.connection.pipeline(&unsent);
         exchange.connection.followers = 1;
         let sent = Sent::adopted(entry, running, choice, &exchange);
-        self.lock().adopted = sent;
+        let enqueued = {
+            let mut state = self.lock();
+            state.adopted = sent;
+            state.begin_driver(slot)
+        };
         give_back(exchange.connection, lease);
+        enqueued
     }
 
     pub(super) fn take_adopted(&self) -> Option<Sent> {
@@ -106,14 +114,27 @@ impl Pipeline {
     /// The driver ends, unless there are further requests.
     pub(super) fn finish(&self, slot: &SlotHandle) -> bool {
         let mut state = self.lock();
-        if state.queue.is_empty() {
+        let is_last = state.queue.is_empty() && state.adopted.is_none();
+        if is_last {
             state.has_driver = false;
             slot.unshare();
         }
-        state.queue.is_empty()
+        is_last
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Begins to share the connection.
+    fn begin_driver(&mut self, slot: &SlotHandle) -> Enqueued {
+        if self.has_driver {
+            return Enqueued::ToDriver;
+        }
+        self.has_driver = true;
+        slot.share();
+        Enqueued::First { taken_over: self.parked.take_over() }
     }
 }

@@ -3,9 +3,10 @@
 use std::{future::poll_fn, sync::Arc};
 
 use super::{
+    driver::Driver,
     entry::{Entry, FinishOnDrop},
     parked::Run,
-    queue::Pipeline,
+    queue::{Enqueued, Pipeline},
 };
 use crate::{
     connection::SlotHandle,
@@ -15,6 +16,15 @@ use crate::{
         open::{Interrupted, Job, OpenError, Outcome, failed},
     },
 };
+
+/// Starts what a request that was added needs.
+pub(super) fn start_driver(pipeline: &Arc<Pipeline>, slot: &SlotHandle, enqueued: Enqueued) {
+    let Enqueued::First { taken_over } = enqueued else { return };
+    if let Some((run, entry)) = taken_over {
+        run_in_task(pipeline, run, entry);
+    }
+    Driver::start(Arc::clone(pipeline), slot.unpooled());
+}
 
 /// Runs a fetch that was taken over in a task, until its answer is abandoned.
 pub(super) fn run_in_task(pipeline: &Arc<Pipeline>, run: Run, entry: Arc<Entry>) {
@@ -36,7 +46,7 @@ pub(super) fn run_in_task(pipeline: &Arc<Pipeline>, run: Run, entry: Arc<Entry>)
 async fn resume(pipeline: Arc<Pipeline>, interrupted: Box<Interrupted>) -> Result<Consumer> {
     let Interrupted { slot, held, choice, job } = *interrupted;
     let entry = Arc::new(Entry::new(job));
-    pipeline.adopt(Arc::clone(&entry), held, choice);
+    start_driver(&pipeline, &slot, pipeline.adopt(&slot, Arc::clone(&entry), held, choice));
     wait(&pipeline, &slot, entry).await
 }
 
