@@ -941,3 +941,27 @@ fn no_answer_is_left_on_the_connection_by_a_runtime_that_shuts_down() {
         }
     }
 }
+
+#[tokio::test]
+async fn fetches_that_are_dropped_while_connecting_block_nothing() {
+    let (is_first, first_connects) = oneshot::channel();
+    let (is_second, second_connects) = oneshot::channel();
+    let silent = |signal| vec![Step::ExpectStartup, Step::Signal(signal), Step::Silence];
+    let third = script([Step::ExpectQuery, Step::Send(answer(&["1"])), Step::ExpectEnd]);
+    let server = Scripted::start(vec![silent(is_first), silent(is_second), third]).await;
+    let url = server.url().replace("connect_timeout=20&", "");
+    let client = FraiseClient::new(ConnectionConfig::parse(&url).unwrap());
+    let fetch = || Box::pin(client.query::<u64>("v").fetch_one());
+    let (mut first, mut second) = (fetch(), fetch());
+    for fetch in [&mut first, &mut second] {
+        assert!(poll_immediate(fetch).await.is_none());
+    }
+    first_connects.await.unwrap();
+    drop(first);
+    // The second one connects for itself.
+    second_connects.await.unwrap();
+    drop(second);
+    assert_eq!(client.query::<u64>("v").execute().await.unwrap().count().await, 1);
+    drop(client);
+    server.done().await;
+}

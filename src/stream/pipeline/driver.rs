@@ -2,7 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    convert::Infallible,
     future::pending,
     mem,
     sync::Arc,
@@ -132,10 +131,17 @@ impl Driver {
             let (lease, connection) = select! {
                 biased;
                 leased = self.slot.lease_shared() => leased,
-                never = self.observe_followers() => match never {},
+                () = self.until(|driver| driver.is_unwanted() && !driver.slot.is_claimed()) => {
+                    self.finish();
+                    continue;
+                }
             };
             match self.connection(&lease, connection).await {
-                Ok(connection) => self.work(lease, connection).await,
+                Ok(Some(connection)) => self.work(lease, connection).await,
+                Ok(None) => {
+                    drop(lease);
+                    self.finish();
+                }
                 Err(error) => {
                     drop(lease);
                     self.fail_all(&error);
@@ -146,12 +152,12 @@ impl Driver {
     }
 
     /// Returns a connection on which the requests that were sent are answered. If theirs was lost,
-    /// they are sent again.
+    /// they are sent again. `None`: there is none, and nothing is wanted any more.
     async fn connection(
         &mut self,
         lease: &Lease,
         connection: Option<Box<Connection>>,
-    ) -> Result<Box<Connection>> {
+    ) -> Result<Option<Box<Connection>>> {
         let mut session = self.session.take();
         if let Some(mut adopted) = self.pipeline.take_adopted() {
             session = adopted.session.take();
@@ -161,13 +167,21 @@ impl Driver {
         if let Some(mut connection) = connection {
             let is_theirs = session.is_some_and(|s| Arc::ptr_eq(&s, &connection.session));
             if is_theirs || connection.is_alive().await {
-                return Ok(connection);
+                return Ok(Some(connection));
             }
             connection.discard_stale();
         }
         self.requeue();
-        sleep(mem::take(&mut self.pause)).await;
-        lease.open().await
+        let pause = mem::take(&mut self.pause);
+        let opened = async {
+            sleep(pause).await;
+            lease.open().await
+        };
+        select! {
+            biased;
+            () = self.until(Self::is_unwanted) => Ok(None),
+            opened = opened => opened.map(Some),
+        }
     }
 
     /// Sends requests and reads answers, as long as there are any and the connection lasts.
@@ -437,7 +451,7 @@ impl Driver {
         select! {
             biased;
             discarded = cancel_and_drain(connection, query, Bytes::new()) => discarded?,
-            never = self.observe_followers() => match never {},
+            () = self.until(|_| false) => {}
         }
         session.set_others_wanted(false);
         work.silent_since = now();
@@ -450,12 +464,20 @@ impl Driver {
         self.sent.iter().any(|sent| sent.entry.is_wanted())
     }
 
-    /// Tells the cleanup of an earlier request whether requests that were sent after it are still
-    /// wanted.
-    async fn observe_followers(&self) -> Infallible {
+    /// Whether nothing was sent, and nothing that is not sent is wanted.
+    fn is_unwanted(&self) -> bool {
+        self.sent.is_empty() && self.pipeline.is_unwanted()
+    }
+
+    /// Waits until `condition` holds. Meanwhile, tells the cleanup of an earlier request whether
+    /// requests that were sent after it are still wanted.
+    async fn until(&self, condition: impl Fn(&Self) -> bool) {
         loop {
             if let Some(session) = &self.session {
                 session.set_others_wanted(self.are_followers_wanted());
+            }
+            if condition(self) {
+                return;
             }
             select! {
                 () = self.pipeline.changed.notified() => {}

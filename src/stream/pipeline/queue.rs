@@ -107,6 +107,12 @@ impl Pipeline {
         self.lock().queue.is_empty()
     }
 
+    /// Whether no request that is not sent is wanted.
+    pub(super) fn is_unwanted(&self) -> bool {
+        let state = self.lock();
+        state.adopted.is_none() && !state.queue.iter().any(|queued| queued.entry.is_wanted())
+    }
+
     pub(super) fn waiting(&self) -> Vec<Arc<Entry>> {
         self.lock().queue.iter().map(|queued| Arc::clone(&queued.entry)).collect()
     }
@@ -114,6 +120,7 @@ impl Pipeline {
     /// The driver ends, unless there are further requests.
     pub(super) fn finish(&self, slot: &SlotHandle) -> bool {
         let mut state = self.lock();
+        state.queue.retain(|queued| queued.entry.is_wanted());
         let is_last = state.queue.is_empty() && state.adopted.is_none();
         if is_last {
             state.has_driver = false;
