@@ -5,7 +5,7 @@ use crate::{
     connection::{CancelToken, ConnectionInfo, ServerVersion, Slot, SlotHandle},
     error::{DbError, Result},
     query::QueryBuilder,
-    stream::{FromJsonRow, Pipeline},
+    stream::{FromJsonRow, Pipeline, continue_fetches},
 };
 
 #[cfg(doc)]
@@ -108,7 +108,7 @@ impl FraiseClient {
     /// Dropping the future abandons the connection attempt.
     pub async fn connect_with_config(config: ConnectionConfig) -> Result<Self> {
         let client = Self::new(config);
-        let (_alone, lease, connection) = client.slot_handle().acquire().await?;
+        let (_alone, lease, connection) = client.slot_handle().acquire(|| {}).await?;
         lease.give_back(connection);
         Ok(client)
     }
@@ -173,11 +173,16 @@ impl FraiseClient {
         self.slot.next_checkout();
     }
 
+    fn continue_fetches(&self, slot: &SlotHandle) {
+        continue_fetches(&self.pipeline, slot);
+    }
+
     pub(crate) fn slot_handle(&self) -> SlotHandle {
         self.slot.handle()
     }
 
-    /// Makes one round trip to the server. Connects first if there is no connection.
+    /// Makes one round trip to the server. Connects first if there is no connection. Waits for the
+    /// fetches in progress.
     ///
     /// Each wait for the server is limited by the configuration's `connect_timeout` and
     /// `read_timeout`, which have no default. To limit the whole call, use `tokio::time::timeout`.
@@ -201,7 +206,8 @@ impl FraiseClient {
         let slot = self.slot_handle();
         let query = slot.begin_query();
         loop {
-            let acquired = query.unless_cancelled(slot.acquire()).await?;
+            let acquired =
+                query.unless_cancelled(slot.acquire(|| self.continue_fetches(&slot))).await?;
             let (_alone, lease, mut connection) = acquired;
             match query.unless_cancelled(connection.ping()).await {
                 Ok(()) => {
@@ -223,8 +229,9 @@ impl FraiseClient {
 
     /// Closes the connection gracefully: sends Terminate, then shuts down the socket.
     ///
-    /// Waits at most `cancel_timeout` for the cleanup of an earlier stream, and at most
-    /// `cancel_timeout` for the server to read the message. Default: 2 seconds.
+    /// Waits for the fetches in progress. Waits at most `cancel_timeout` for the cleanup of an
+    /// earlier stream, and at most `cancel_timeout` for the server to read the message. Default:
+    /// 2 seconds.
     ///
     /// # Errors
     ///
@@ -238,7 +245,8 @@ impl FraiseClient {
     ///
     /// Dropping the future also closes the connection, but not gracefully.
     pub async fn close(self) -> Result<()> {
-        match self.slot_handle().take_idle().await? {
+        let slot = self.slot_handle();
+        match slot.take_idle(|| self.continue_fetches(&slot)).await? {
             Some(connection) => connection.close().await,
             None => Ok(()),
         }

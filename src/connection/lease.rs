@@ -57,8 +57,11 @@ impl SlotHandle {
     /// # Errors
     ///
     /// [`Error::ConnectionBusy`] immediately, if a stream is active; the errors of connecting.
-    pub(crate) async fn acquire(&self) -> Result<(StreamGuard, Lease, Box<Connection>)> {
-        let (guard, leased) = self.claim_alone().await?;
+    pub(crate) async fn acquire(
+        &self,
+        continue_fetches: impl Fn(),
+    ) -> Result<(StreamGuard, Lease, Box<Connection>)> {
+        let (guard, leased) = self.claim_alone(continue_fetches).await?;
         let (lease, connection) = self.usable(leased).await?;
         Ok((guard, lease, connection))
     }
@@ -92,14 +95,32 @@ impl SlotHandle {
         if self.is_shared() {
             return Ok(FetchClaim::Shared);
         }
-        Ok(self.lease(&mut state).map_or(FetchClaim::Shared, FetchClaim::Alone))
+        let Some(leased) = self.lease(&mut state) else { return Ok(FetchClaim::Shared) };
+        state.is_fetching = true;
+        Ok(FetchClaim::Alone(leased))
     }
 
     /// Lets fetches share the connection, until [`unshare`](Self::unshare).
     pub(crate) fn share(&self) {
+        self.begin_sharing(&self.lock());
+    }
+
+    /// The same, for a fetch that found the connection in use.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConnectionBusy`], if a stream has come since.
+    pub(crate) fn share_with_fetch(&self) -> Result<()> {
         let state = self.lock();
+        if state.stream_alive {
+            return Err(Error::ConnectionBusy);
+        }
+        self.begin_sharing(&state);
+        Ok(())
+    }
+
+    fn begin_sharing(&self, _state: &SlotState) {
         self.is_shared.store(true, Relaxed);
-        drop(state);
         self.contended.notify_waiters();
     }
 
@@ -121,9 +142,12 @@ impl SlotHandle {
     pub(crate) async fn lease_shared(&self) -> Leased {
         loop {
             let freed = self.freed.notified();
-            let leased = self.lease(&mut self.lock());
-            if let Some(leased) = leased {
-                return leased;
+            {
+                let mut state = self.lock();
+                if let Some(leased) = self.lease(&mut state) {
+                    state.is_fetching = true;
+                    return leased;
+                }
             }
             freed.await;
         }
@@ -179,14 +203,22 @@ impl SlotHandle {
     /// # Errors
     ///
     /// [`Error::ConnectionBusy`] immediately, if a stream is active.
-    pub(crate) async fn take_idle(&self) -> Result<Option<Box<Connection>>> {
-        let (_guard, (_lease, idle)) = self.claim_alone().await?;
+    pub(crate) async fn take_idle(
+        &self,
+        continue_fetches: impl Fn(),
+    ) -> Result<Option<Box<Connection>>> {
+        let (_guard, (_lease, idle)) = self.claim_alone(continue_fetches).await?;
         Ok(idle)
     }
 
     /// Claims the connection for one query. Waits for the fetches in progress and for a cleanup;
     /// from the first moment on, queries that come later are rejected.
-    pub(crate) async fn claim_alone(&self) -> Result<(StreamGuard, Leased)> {
+    ///
+    /// `continue_fetches` is called when a fetch has the connection: its caller may not poll it.
+    pub(crate) async fn claim_alone(
+        &self,
+        continue_fetches: impl Fn(),
+    ) -> Result<(StreamGuard, Leased)> {
         let guard = {
             let mut state = self.lock();
             if state.stream_alive {
@@ -198,17 +230,17 @@ impl SlotHandle {
         loop {
             // Registered before the state is read, so that no notification is missed.
             let freed = self.freed.notified();
-            let leased = {
+            let (leased, is_fetching) = {
                 let mut state = self.lock();
-                if self.is_shared() {
-                    self.driver_notify.notify_one();
-                    None
-                } else {
-                    self.lease(&mut state)
-                }
+                let leased = if self.is_shared() { None } else { self.lease(&mut state) };
+                (leased, state.is_fetching || self.is_shared())
             };
             if let Some(leased) = leased {
                 return Ok((guard, leased));
+            }
+            if is_fetching {
+                continue_fetches();
+                self.driver_notify.notify_one();
             }
             freed.await;
         }
@@ -221,6 +253,7 @@ impl SlotHandle {
             ConnectionState::Idle(connection) => Some(connection),
             ConnectionState::None => None,
         };
+        state.is_fetching = false;
         Some((Lease { slot: Some(self.clone()) }, idle))
     }
 
@@ -319,6 +352,10 @@ impl Drop for StreamGuard {
     fn drop(&mut self) {
         if self.is_exclusive {
             self.slot.lock().stream_alive = false;
+            if self.slot.is_shared() {
+                // The stream waited, and does not wait any more.
+                self.slot.driver_notify.notify_one();
+            }
         }
     }
 }

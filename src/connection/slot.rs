@@ -51,6 +51,8 @@ pub(super) struct SlotState {
     pub(super) connection: ConnectionState,
     /// A stream is active or waits for the connection: other queries are rejected.
     pub(super) stream_alive: bool,
+    /// The connection is or was last used by fetches.
+    pub(super) is_fetching: bool,
     /// The session of the connection, also while the connection is in use.
     pub(super) session: Option<Arc<Session>>,
     /// There has been a connection before.

@@ -47,8 +47,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// Dropping the future cancels the query on the server, like dropping the stream.
     pub async fn execute(self) -> Result<QueryStream<T>> {
-        let Prepared { slot, plan, predicates, .. } = self.prepare()?;
-        QueryStream::open(slot, plan, predicates).await
+        let Prepared { slot, pipeline, plan, predicates } = self.prepare()?;
+        QueryStream::open(&pipeline, slot, plan, predicates).await
     }
 
     /// Runs the query like [`execute`](Self::execute), but shares the connection with other fetches.
@@ -56,7 +56,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         let Prepared { slot, pipeline, plan, predicates } = self.prepare()?;
         match plan.execution {
             Execution::Single => QueryStream::fetch(&pipeline, slot, plan, predicates).await,
-            _ => QueryStream::open(slot, plan, predicates).await,
+            _ => QueryStream::open(&pipeline, slot, plan, predicates).await,
         }
     }
 

@@ -34,7 +34,7 @@ pub use self::{
 };
 pub(crate) use self::{
     parallel::{MAX_PARALLEL, MIN_MEMORY},
-    pipeline::Pipeline,
+    pipeline::{Pipeline, continue_fetches},
     plan::{Execution, QueryPlan, QuerySpec, encode},
     predicates::Predicates,
     settings::StreamSettings,

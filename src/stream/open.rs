@@ -24,9 +24,10 @@ use crate::{
 };
 
 /// How a query gets its connection.
-pub(super) enum Claim {
-    /// For a stream: it waits for the fetches in progress, and rejects those that come later.
-    Exclusive,
+pub(super) enum Claim<'a> {
+    /// For a stream: it waits for the fetches in progress, and rejects those that come later. The
+    /// function lets a task continue them.
+    Exclusive(&'a (dyn Fn(&SlotHandle) + Send + Sync)),
     /// For a fetch, which has claimed it, or was rejected.
     Fetch(Result<Leased>),
 }
@@ -59,7 +60,7 @@ pub(super) struct Job {
 ///
 /// If the whole answer has arrived by then, the connection is back in the client. Otherwise reader
 /// tasks read the rest. Dropping the future cancels the query, in the background.
-pub(super) async fn open(slot: SlotHandle, plan: QueryPlan, claim: Claim) -> Result<Outcome> {
+pub(super) async fn open(slot: SlotHandle, plan: QueryPlan, claim: Claim<'_>) -> Result<Outcome> {
     let observer = QueryObserver::begin(&slot, plan.labels(), plan.text());
     let deadlines = Deadlines::new(observer.started_at, &plan.spec.settings);
     let query = slot.begin_query();
@@ -144,10 +145,12 @@ pub(super) struct OpenError {
 impl Opening<'_> {
     /// Acquires the client's connection and starts the query on it. A connection that turns out to
     /// have ended while it was idle is replaced, once.
-    async fn run(self, claim: Claim) -> Result<(StreamGuard, Started), OpenError> {
+    async fn run(self, claim: Claim<'_>) -> Result<(StreamGuard, Started), OpenError> {
         let is_shareable = matches!(claim, Claim::Fetch(_));
         let claimed = match claim {
-            Claim::Exclusive => self.slot.claim_alone().await,
+            Claim::Exclusive(continue_fetches) => {
+                self.slot.claim_alone(|| continue_fetches(self.slot)).await
+            }
             Claim::Fetch(leased) => leased.map(|leased| (self.slot.fetch_guard(), leased)),
         };
         let (guard, mut leased) = claimed.map_err(OpenError::of_acquire)?;

@@ -17,7 +17,7 @@ use super::{
     consumer::Consumer,
     control::StreamControl,
     open::{Claim, Outcome, open},
-    pipeline::{Pipeline, fetch},
+    pipeline::{Pipeline, continue_fetches, fetch},
     plan::QueryPlan,
     predicates::{Predicates, decode_selected, passes},
     row::FromJsonRow,
@@ -93,12 +93,14 @@ pub struct QueryStream<T> {
 impl<T: FromJsonRow> QueryStream<T> {
     /// Runs a query until its first rows. Dropping the future cancels it.
     pub(crate) async fn open(
+        pipeline: &Arc<Pipeline>,
         slot: SlotHandle,
         plan: QueryPlan,
         predicates: Predicates<T>,
     ) -> Result<Self> {
         // Boxed: otherwise the future of each caller would contain it and copy it.
-        let opened = Box::pin(open(slot, plan, Claim::Exclusive)).await?;
+        let continue_fetches = |slot: &SlotHandle| continue_fetches(pipeline, slot);
+        let opened = Box::pin(open(slot, plan, Claim::Exclusive(&continue_fetches))).await?;
         let Outcome::Open(channel) = opened else { return Err(interrupted()) };
         Ok(Self::new(Consumer::new(channel), predicates))
     }

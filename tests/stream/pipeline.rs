@@ -908,8 +908,8 @@ async fn a_cancel_token_stops_a_slow_fetch_that_has_rows_and_the_others() {
     assert_eq!(client.backend_pid(), pid);
 }
 
-/// A runtime that shuts down between the parts of a hand-over leaves no answer behind that another
-/// fetch would take for its own.
+/// A runtime may shut down between the parts of a hand-over. The connection must then have no
+/// answer that another fetch would take for its own.
 #[test]
 fn no_answer_is_left_on_the_connection_by_a_runtime_that_shuts_down() {
     // Its own thread polls the sockets.
@@ -964,4 +964,29 @@ async fn fetches_that_are_dropped_while_connecting_block_nothing() {
     assert_eq!(client.query::<u64>("v").execute().await.unwrap().count().await, 1);
     drop(client);
     server.done().await;
+}
+
+#[tokio::test]
+async fn a_fetch_that_is_not_polled_does_not_block_a_stream_or_a_ping() {
+    let client = client().await;
+    for round in 0..3 {
+        let mut fetch = Box::pin(client.query::<u64>("v_short").fetch_all());
+        assert!(poll_immediate(&mut fetch).await.is_none());
+        match round {
+            0 => assert_eq!(client.query::<u64>("v_one").execute().await.unwrap().count().await, 1),
+            1 => client.ping().await.unwrap(),
+            // Long, and its caller does not read it.
+            _ => {
+                let mut long =
+                    Box::pin(client.query::<RawJson>("v_endless").limit(1_000_000).fetch_all());
+                assert!(poll_immediate(&mut long).await.is_none());
+                assert_eq!(client.query::<u64>("v_one").execute().await.unwrap().count().await, 1);
+                let error = long.await.unwrap_err();
+                let is_stalled =
+                    matches!(error, Error::Timeout { phase: TimeoutPhase::Consumer, .. });
+                assert!(is_stalled, "{error}");
+            }
+        }
+        assert_eq!(fetch.await.unwrap().len(), 300);
+    }
 }

@@ -15,7 +15,7 @@ use crate::{
         consumer::Consumer,
         deadline::Deadlines,
         observer::QueryObserver,
-        open::{Claim, Job, open},
+        open::{Claim, Job, OpenError, failed, open},
         plan::QueryPlan,
     },
 };
@@ -34,7 +34,7 @@ pub(in crate::stream) async fn fetch(
 ) -> Result<Consumer> {
     let leased = match slot.claim_fetch() {
         Ok(FetchClaim::Shared) => {
-            let entry = share(pipeline, &slot, plan);
+            let entry = share(pipeline, &slot, plan)?;
             return wait(pipeline, &slot, entry).await;
         }
         Ok(FetchClaim::Alone(leased)) => Ok(leased),
@@ -44,11 +44,17 @@ pub(in crate::stream) async fn fetch(
 }
 
 /// Adds a query to those that share the connection.
-fn share(pipeline: &Arc<Pipeline>, slot: &SlotHandle, plan: QueryPlan) -> Arc<Entry> {
+fn share(pipeline: &Arc<Pipeline>, slot: &SlotHandle, plan: QueryPlan) -> Result<Arc<Entry>> {
     let observer = QueryObserver::begin(slot, plan.labels(), plan.text());
     let deadlines = Deadlines::new(observer.started_at, &plan.spec.settings);
     let (query, guard) = (slot.begin_query(), slot.fetch_guard());
     let entry = Arc::new(Entry::new(Job { plan, observer, deadlines, guard, query }));
-    start_driver(pipeline, slot, pipeline.enqueue(slot, Arc::clone(&entry)));
-    entry
+    match pipeline.enqueue(slot, Arc::clone(&entry)) {
+        Ok(enqueued) => start_driver(pipeline, slot, enqueued),
+        Err(error) => {
+            let Some(job) = entry.take_job() else { return Err(error) };
+            return Err(failed(slot, &job.observer, OpenError::of_acquire(error)));
+        }
+    }
+    Ok(entry)
 }

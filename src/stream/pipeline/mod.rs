@@ -14,4 +14,4 @@ mod request;
 mod shared;
 
 pub(super) use self::fetch::fetch;
-pub(crate) use self::queue::Pipeline;
+pub(crate) use self::{queue::Pipeline, shared::continue_fetches};

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     connection::{Choice, SlotHandle},
+    error::Result,
     stream::teardown::{Held, give_back},
 };
 
@@ -47,13 +48,27 @@ pub(super) enum Enqueued {
 
 impl Pipeline {
     /// Adds a request.
-    pub(super) fn enqueue(&self, slot: &SlotHandle, entry: Arc<Entry>) -> Enqueued {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConnectionBusy`](crate::Error::ConnectionBusy), if a stream has come since the
+    /// request was admitted.
+    pub(super) fn enqueue(&self, slot: &SlotHandle, entry: Arc<Entry>) -> Result<Enqueued> {
         let mut state = self.lock();
+        if !state.has_driver {
+            slot.share_with_fetch()?;
+        }
+        if state.queue.len() == state.queue.capacity() {
+            // Without this, requests that are dropped before they are sent would accumulate.
+            state.queue.retain(|queued| queued.entry.is_wanted());
+            let length = state.queue.len();
+            state.queue.reserve(length.max(4));
+        }
         state.queue.push_back(Queued { entry, losses: 0, is_rerun: false });
         let enqueued = state.begin_driver(slot);
         drop(state);
         self.changed.notify_one();
-        enqueued
+        Ok(enqueued)
     }
 
     /// Keeps a fetch until its next poll, unless others need its connection: then it is returned.
@@ -136,12 +151,57 @@ impl Pipeline {
 
 impl State {
     /// Begins to share the connection.
-    fn begin_driver(&mut self, slot: &SlotHandle) -> Enqueued {
+    pub(super) fn begin_driver(&mut self, slot: &SlotHandle) -> Enqueued {
         if self.has_driver {
             return Enqueued::ToDriver;
         }
         self.has_driver = true;
         slot.share();
         Enqueued::First { taken_over: self.parked.take_over() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+    use crate::{
+        config::ConnectionConfig,
+        connection::{FetchClaim, Slot},
+        error::Error,
+    };
+
+    fn entry() -> Arc<Entry> {
+        Arc::new(Entry::taken_over(Waker::noop().clone()))
+    }
+
+    #[tokio::test]
+    async fn a_fetch_does_not_share_the_connection_with_a_stream_that_has_overtaken_it() {
+        let config = ConnectionConfig::parse("postgres://h/d").unwrap();
+        let slot = Arc::new(Slot::new(config)).handle();
+        let pipeline = Pipeline::default();
+        let Ok(FetchClaim::Alone(first)) = slot.claim_fetch() else { panic!() };
+        assert!(matches!(slot.claim_fetch(), Ok(FetchClaim::Shared)));
+        drop(first);
+        let stream = slot.claim_alone(|| panic!("no fetch has the connection")).await.unwrap();
+        let refused = pipeline.enqueue(&slot, entry());
+        assert!(matches!(refused, Err(Error::ConnectionBusy)));
+        assert!(pipeline.is_empty() && !slot.is_shared());
+        drop(stream);
+        let enqueued = pipeline.enqueue(&slot, entry()).unwrap();
+        assert!(matches!(enqueued, Enqueued::First { taken_over: None }));
+    }
+
+    #[test]
+    fn requests_that_are_not_wanted_do_not_accumulate() {
+        let config = ConnectionConfig::parse("postgres://h/d").unwrap();
+        let slot = Arc::new(Slot::new(config)).handle();
+        let pipeline = Pipeline::default();
+        // An entry without a job is not wanted.
+        for _ in 0..10_000 {
+            pipeline.enqueue(&slot, entry()).unwrap();
+        }
+        assert!(pipeline.lock().queue.len() < 100);
     }
 }

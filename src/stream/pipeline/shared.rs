@@ -17,6 +17,13 @@ use crate::{
     },
 };
 
+/// Lets a task continue the fetch that has the connection, because others wait for it and its
+/// caller may not poll it.
+pub(crate) fn continue_fetches(pipeline: &Arc<Pipeline>, slot: &SlotHandle) {
+    let enqueued = pipeline.lock().begin_driver(slot);
+    start_driver(pipeline, slot, enqueued);
+}
+
 /// Starts what a request that was added needs.
 pub(super) fn start_driver(pipeline: &Arc<Pipeline>, slot: &SlotHandle, enqueued: Enqueued) {
     let Enqueued::First { taken_over } = enqueued else { return };

@@ -382,8 +382,8 @@ impl Reader {
 /// connection.
 async fn stalled(producer: &Producer, lease: Option<&Lease>) -> Error {
     let Some(lease) = lease else { return pending().await };
-    lease.contended().await;
     loop {
+        lease.contended().await;
         match producer.stalled(MAX_STALL) {
             Some(error) => return error,
             None => sleep(MAX_STALL / 4).await,
