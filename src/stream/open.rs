@@ -42,7 +42,7 @@ pub(super) enum Outcome {
 /// A fetch that has been sent, and waits for its answer.
 pub(super) struct Interrupted {
     pub(super) slot: SlotHandle,
-    pub(super) held: Held,
+    pub(super) held: Box<Held>,
     pub(super) choice: Choice,
     pub(super) job: Job,
 }
@@ -124,14 +124,15 @@ pub(super) struct Start {
 /// What a query has come to on its connection.
 enum Started {
     Rows(Start),
-    Interrupted(Held, Choice),
+    Interrupted(Box<Held>, Choice),
 }
 
 /// The connections of a query.
 pub(super) enum Sessions {
     /// Answered completely, and the connection is released.
     None,
-    One(Held),
+    /// Boxed, because short queries have none, and their futures pass this on.
+    One(Box<Held>),
     Several(Vec<Held>),
 }
 
@@ -210,7 +211,7 @@ impl Opening<'_> {
                 Some(Err(error)) => error,
                 None => {
                     let held = in_flight.take().ok_or_else(taken_twice)?;
-                    return Ok(Started::Interrupted(held, statement));
+                    return Ok(Started::Interrupted(Box::new(held), statement));
                 }
             };
             let failed = (&statement, &error);
@@ -242,7 +243,7 @@ impl Opening<'_> {
                 give_back(held.exchange.connection, held.lease);
                 Sessions::None
             }
-            _ => Sessions::One(held),
+            _ => Sessions::One(Box::new(held)),
         };
         Ok(Started::Rows(Start { sessions, blocked, first, answer }))
     }
@@ -308,7 +309,7 @@ impl Opened {
         let Self { guard, start: Start { sessions, blocked, first, answer } } = self;
         let sessions = match sessions {
             Sessions::None => Vec::new(),
-            Sessions::One(held) => vec![held],
+            Sessions::One(held) => vec![*held],
             Sessions::Several(several) => several,
         };
         let settings = &plan.spec.settings;

@@ -272,8 +272,8 @@ async fn cancel_token_is_never_lost_while_a_query_starts() {
         eventually("it has begun", async || client.is_busy()).await;
         within(token.cancel()).await.unwrap();
         assert_cancelled(within(query).await.unwrap());
-        // On a machine so busy that the query's task does not run for 350 ms, the token has sent its
-        // requests and does not wait for the cleanup.
+        // If the query's task does not run for 350 ms, as on a very busy machine, the token sends
+        // its requests and does not wait for the cleanup.
         eventually("the cleanup has ended", async || !client.is_busy()).await;
         if let Some(pid) = client.backend_pid() {
             let state = backend_state(&admin, pid).await;

@@ -431,7 +431,11 @@ impl Driver {
         let blocked = exchange.blocked;
         let held = Held { exchange, lease: Some(lease), running };
         let answer = Ok(Answer::Continues);
-        deliver(&entry, job, Start { sessions: Sessions::One(held), blocked, first, answer });
+        deliver(
+            &entry,
+            job,
+            Start { sessions: Sessions::One(Box::new(held)), blocked, first, answer },
+        );
         if self.sent.is_empty() {
             self.finish();
         }

@@ -35,7 +35,8 @@ pub(in crate::stream) async fn fetch(
     let leased = match slot.claim_fetch() {
         Ok(FetchClaim::Shared) => {
             let entry = share(pipeline, &slot, plan)?;
-            return wait(pipeline, &slot, entry).await;
+            // Boxed: a fetch that is alone does without it, and its callers copy the future.
+            return Box::pin(wait(pipeline, &slot, entry)).await;
         }
         Ok(FetchClaim::Alone(leased)) => Ok(leased),
         Err(error) => Err(error),

@@ -53,7 +53,7 @@ pub(super) fn run_in_task(pipeline: &Arc<Pipeline>, run: Run, entry: Arc<Entry>)
 async fn resume(pipeline: Arc<Pipeline>, interrupted: Box<Interrupted>) -> Result<Consumer> {
     let Interrupted { slot, held, choice, job } = *interrupted;
     let entry = Arc::new(Entry::new(job));
-    start_driver(&pipeline, &slot, pipeline.adopt(&slot, Arc::clone(&entry), held, choice));
+    start_driver(&pipeline, &slot, pipeline.adopt(&slot, Arc::clone(&entry), *held, choice));
     wait(&pipeline, &slot, entry).await
 }
 
