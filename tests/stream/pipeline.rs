@@ -660,6 +660,37 @@ async fn prepared_statements_that_are_gone_cost_no_answer() {
     }
 }
 
+/// The request that is sent again follows one that has closed its statement.
+#[tokio::test]
+async fn a_statement_that_exists_and_was_closed_meanwhile_is_not_used() {
+    let exists = scripted::error("ERROR", "42P05", "it exists already");
+    let closed = scripted::message(b'3', b"");
+    let answers = [exists, scripted::ready(), closed, answer(&["2"])].concat();
+    let is_parsed: scripted::Answer = Box::new(|body| {
+        assert!(body.starts_with(b"\0SELECT"), "not a Parse: {}", body.escape_ascii());
+        Vec::new()
+    });
+    let first_uses = ["1", "2"].map(|row| [Step::ExpectQuery, Step::Send(answer(&[row]))]);
+    let again = [
+        Step::ExpectQuery,
+        Step::ExpectQuery,
+        Step::Send(answers),
+        Step::Echo(is_parsed),
+        Step::ExpectQuery,
+        Step::Send(answer(&["1"])),
+        Step::ExpectEnd,
+    ];
+    let steps = first_uses.into_iter().flatten().chain(again);
+    let server = Scripted::start(vec![script(steps)]).await;
+    let client = connect(builder(&server.url()).statement_cache_capacity(1)).await;
+    let fetch = |entity| client.query::<u64>(entity).fetch_one();
+    assert_eq!((fetch("one").await.unwrap(), fetch("two").await.unwrap()), (1, 2));
+    let (one, two) = join(fetch("one"), fetch("two")).await;
+    assert_eq!((one.unwrap(), two.unwrap()), (1, 2));
+    drop(client);
+    server.done().await;
+}
+
 async fn share_through(url: &str) {
     let client = connect(builder(url)).await;
     let long = async {

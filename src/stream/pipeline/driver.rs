@@ -405,6 +405,8 @@ impl Driver {
                 statement::retry(&job.plan, &self.slot, exchange, failed, &job.observer)
             });
             if let Some(choice) = again.flatten() {
+                // Requests that were sent meanwhile may have closed the statement.
+                let choice = if self.sent.is_empty() { choice } else { Choice::Unnamed };
                 let (losses, is_rerun) = (*losses, exchange.is_rerun);
                 let queued = Queued { entry: Arc::clone(entry), losses, is_rerun };
                 return self.send(&mut exchange.connection, queued, Some(choice));
