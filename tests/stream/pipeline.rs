@@ -474,6 +474,28 @@ async fn a_lost_connection_fails_what_was_answered_in_part_and_reruns_the_rest()
 }
 
 #[tokio::test]
+async fn a_notice_before_the_rows_does_not_end_the_reruns_of_a_query() {
+    let notice = scripted::fields(b'N', &[(b'S', "NOTICE"), (b'C', "00000"), (b'M', "slow")]);
+    let row = scripted::row("1");
+    let part = [scripted::begin_json(), notice, row[..row.len() - 1].to_vec()].concat();
+    let first = script([Step::ExpectQuery, Step::ExpectQuery, Step::Send(part), Step::Close]);
+    let second = script([
+        Step::ExpectQuery,
+        Step::Send(answer(&["1"])),
+        Step::ExpectQuery,
+        Step::Send(answer(&["2"])),
+        Step::ExpectEnd,
+    ]);
+    let server = Scripted::start(vec![first, second]).await;
+    let client = connect(builder(&server.url())).await;
+    let fetch = || client.query::<u64>("v").fetch_one();
+    let (first, second) = join(fetch(), fetch()).await;
+    assert_eq!((first.unwrap(), second.unwrap()), (1, 2));
+    drop(client);
+    server.done().await;
+}
+
+#[tokio::test]
 async fn a_query_that_ends_each_session_is_given_up_and_the_others_are_answered() {
     let client = client().await;
     sql("create view v_pipeline_ends as

@@ -669,7 +669,8 @@ impl Head {
             }
         };
         exchange.take_rows(&mut self.run, &mut self.first);
-        self.are_rows_complete = !is_long;
+        // Before the first row, this may be a notice.
+        self.are_rows_complete = !is_long && self.first.is_some();
         is_long.then_some(Step::HandOver)
     }
 }
