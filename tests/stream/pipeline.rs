@@ -523,6 +523,25 @@ async fn without_retries_a_lost_connection_fails_the_query_in_progress_only() {
     server.done().await;
 }
 
+/// The driver waits a moment for the next fetch, and the connection ends meanwhile.
+#[tokio::test]
+async fn a_connection_that_ended_between_fetches_is_replaced() {
+    let answers = [answer(&["1"]), answer(&["2"])].concat();
+    let first = script([Step::ExpectQuery, Step::ExpectQuery, Step::Send(answers), Step::Close]);
+    let second = script([Step::ExpectQuery, Step::Send(answer(&["3"])), Step::ExpectEnd]);
+    let server = Scripted::start(vec![first, second]).await;
+    let client = connect(builder(&server.url()).retry(RetryPolicy::none())).await;
+    let fetch = || client.query::<u64>("v").fetch_one();
+    let (one, two) = join(fetch(), fetch()).await;
+    assert_eq!((one.unwrap(), two.unwrap()), (1, 2));
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(fetch().await.unwrap(), 3);
+    drop(client);
+    server.done().await;
+}
+
 /// Sessions end at random under many fetches: all are answered, on one connection after the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_that_end_at_random_cost_no_answer() {

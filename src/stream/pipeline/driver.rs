@@ -165,7 +165,9 @@ impl Driver {
             self.sent.push_back(adopted);
         }
         if let Some(mut connection) = connection {
-            let is_theirs = session.is_some_and(|s| Arc::ptr_eq(&s, &connection.session));
+            // Without requests in flight, it may have ended unnoticed.
+            let is_theirs = !self.sent.is_empty()
+                && session.is_some_and(|session| Arc::ptr_eq(&session, &connection.session));
             if is_theirs || connection.is_alive().await {
                 return Ok(Some(connection));
             }
