@@ -41,9 +41,10 @@ impl Outgoing {
         }
     }
 
-    /// Returns the error of sending. Everything that the server sent before comes first.
-    pub(super) fn take_error(&mut self) -> Option<io::Error> {
-        self.error.take()
+    /// Returns the error of sending, if nothing is left to read. What the server sent before, and
+    /// the end of the connection, come first: the runtime may not know of them yet.
+    pub(super) fn take_error(&mut self, transport: &Transport) -> Option<io::Error> {
+        self.error.take_if(|_| !matches!(transport.peek(), Ok(Some(_))))
     }
 
     fn send(&mut self, transport: &mut Transport, cx: &mut Context<'_>) {
@@ -64,5 +65,47 @@ impl Outgoing {
             self.requests.clear();
             self.error = sent.err();
         }
+    }
+}
+
+#[cfg(unix)]
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, net::Shutdown};
+
+    use socket2::SockRef;
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    async fn send(outgoing: &mut Outgoing, transport: &mut Transport) {
+        outgoing.add(b"request");
+        poll_fn(|cx| {
+            outgoing.poll_send(transport, cx);
+            Poll::Ready(())
+        })
+        .await;
+        assert!(outgoing.error.is_some());
+    }
+
+    #[tokio::test]
+    async fn error_of_sending_comes_after_what_was_received() {
+        for answer in [&b"answer"[..], b""] {
+            let (client, mut server) = UnixStream::pair().unwrap();
+            let (mut outgoing, mut transport) = (Outgoing::default(), Transport::Unix(client));
+            server.write_all(answer).await.unwrap();
+            drop(server);
+            send(&mut outgoing, &mut transport).await;
+            assert!(outgoing.take_error(&transport).is_none(), "{answer:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn error_of_sending_is_returned_if_nothing_was_received() {
+        let (client, server) = UnixStream::pair().unwrap();
+        let (mut outgoing, mut transport) = (Outgoing::default(), Transport::Unix(client));
+        SockRef::from(&server).shutdown(Shutdown::Read).unwrap();
+        send(&mut outgoing, &mut transport).await;
+        assert!(outgoing.take_error(&transport).is_some());
     }
 }

@@ -111,7 +111,7 @@ impl Connection {
         let mut room = bytes::BufMut::limit(&mut self.buffer, limit);
         let read = std::pin::pin!(self.transport.read_buf(&mut room));
         match std::future::Future::poll(read, cx) {
-            Poll::Pending => match self.outgoing.take_error() {
+            Poll::Pending => match self.outgoing.take_error(&self.transport) {
                 Some(e) => Poll::Ready(Err(e)),
                 None => Poll::Pending,
             },
@@ -258,6 +258,17 @@ impl Connection {
     /// The operating system is asked, not only the runtime, because bytes may have arrived since
     /// the runtime last polled the socket. A Unix socket of Linux need not be asked.
     pub(crate) async fn is_alive(&mut self) -> bool {
+        let is_asked = !self.transport.reports_end_on_write();
+        self.is_open(is_asked).await
+    }
+
+    /// Same as [`is_alive`](Self::is_alive), before pipelined requests. A failed write does not
+    /// show how many of them were sent.
+    pub(crate) async fn is_alive_for_many(&mut self) -> bool {
+        self.is_open(true).await
+    }
+
+    async fn is_open(&mut self, is_asked: bool) -> bool {
         if self.followers > 0 {
             return false;
         }
@@ -277,7 +288,7 @@ impl Connection {
                 Poll::Ready(_) => return false,
                 Poll::Pending => {}
             }
-            if self.transport.reports_end_on_write() {
+            if !is_asked {
                 return true;
             }
             match self.transport.peek() {

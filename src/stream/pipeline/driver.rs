@@ -168,7 +168,7 @@ impl Driver {
             // Without requests in flight, it may have ended unnoticed.
             let is_theirs = !self.sent.is_empty()
                 && session.is_some_and(|session| Arc::ptr_eq(&session, &connection.session));
-            if is_theirs || connection.is_alive().await {
+            if is_theirs || connection.is_alive_for_many().await {
                 return Ok(Some(connection));
             }
             connection.discard_stale();
