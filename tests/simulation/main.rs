@@ -42,6 +42,7 @@
 
 mod relation;
 mod server;
+mod sharing;
 #[path = "../support/mod.rs"]
 mod support;
 
@@ -87,8 +88,9 @@ use tokio::{
 /// As many as take some fifteen seconds.
 const SEEDS: u64 = 5000;
 
-/// A seed that found a defect: two readers passed their memory to each other for ever.
-const FOUND: u64 = 29_603;
+/// Seeds that found a defect: two readers passed their memory to each other for ever; and a defect
+/// of this model, which expected that a query is sent again whose session had ended silently.
+const FOUND: [u64; 2] = [29_603, 25_192];
 
 /// What must have happened in so many seeds: else they test less than they seem to.
 const OUTCOMES: [&str; 79] = [
@@ -175,39 +177,60 @@ const OUTCOMES: [&str; 79] = [
 
 #[test]
 fn sessions_of_any_seed_lose_nothing_and_leave_nothing() {
+    run_seeds(Simulation::Streams, SEEDS, &FOUND, &OUTCOMES);
+}
+
+#[test]
+fn fetches_that_share_a_client_get_their_own_answers() {
+    run_seeds(Simulation::Fetches, sharing::SEEDS, &sharing::FOUND, &sharing::OUTCOMES);
+}
+
+/// What a client does.
+#[derive(Debug, Clone, Copy)]
+enum Simulation {
+    /// One query after the other.
+    Streams,
+    /// Fetches that share its connection.
+    Fetches,
+}
+
+/// Runs the seeds that the environment names, or `usual` ones, and those that found a defect.
+fn run_seeds(simulation: Simulation, usual: u64, found: &[u64], outcomes: &[&str]) {
     watch_panics();
     let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let only = number("SIMULATION_SEED");
+    let first = number("SIMULATION_FIRST").unwrap_or(0);
     let seeds = match (only, number("SIMULATION_SEEDS")) {
         (Some(seed), _) => seed..seed + 1,
-        (None, count) => 0..count.unwrap_or(SEEDS),
+        (None, count) => first..first + count.unwrap_or(usual),
     };
+    let run = |seed| simulate(simulation, seed, only.is_some());
     let (next, tally) = (AtomicU64::new(seeds.start), Mutex::new(Tally::new()));
     thread::scope(|scope| {
-        let run = || {
+        let work = || {
             loop {
                 let seed = next.fetch_add(1, Relaxed);
                 if !seeds.contains(&seed) || FAILED.load(Relaxed) {
                     return;
                 }
-                let (seen, digest) = in_real_time(seed, || simulate(seed, only.is_some()));
+                let (seen, digest) = in_real_time(seed, || run(seed));
                 if seed % 100 == 0 && only.is_none() {
-                    assert_eq!(simulate(seed, false).1, digest, "it goes another way");
+                    assert_eq!(run(seed).1, digest, "it goes another way");
                 }
                 for (what, times) in seen {
                     *tally.lock().unwrap().entry(what).or_default() += times;
                 }
             }
         };
-        scope.spawn(run);
-        scope.spawn(run);
+        scope.spawn(work);
+        scope.spawn(work);
     });
-    if only.is_none() {
-        in_real_time(FOUND, || simulate(FOUND, false));
+    for seed in found.iter().filter(|_| only.is_none()) {
+        in_real_time(*seed, || run(*seed));
     }
     let tally = tally.into_inner().unwrap();
     println!("{} seeds: {tally:#?}", seeds.end - seeds.start);
-    for outcome in OUTCOMES.into_iter().filter(|_| seeds == (0..SEEDS)) {
+    for outcome in outcomes.iter().filter(|_| seeds == (0..usual)) {
         assert!(tally.get(outcome).is_some_and(|times| *times >= 5), "too seldom: {outcome}");
     }
 }
@@ -246,28 +269,37 @@ fn in_real_time<T>(seed: u64, run: impl FnOnce() -> T) -> T {
 }
 
 /// Runs a seed. Returns what happened in it, and a digest of when.
-fn simulate(seed: u64, trace: bool) -> (Tally, u64) {
+fn simulate(simulation: Simulation, seed: u64, trace: bool) -> (Tally, u64) {
     SEED.set(Some(seed));
     let (moves, idle) = (Arc::new(AtomicU64::new(0)), Arc::new(Notify::new()));
-    runtime(Arc::clone(&moves), Arc::clone(&idle)).block_on(async {
-        tokio::spawn(async move {
-            loop {
-                idle.notified().await;
+    let gauges = sharing::Gauges::default();
+    let runtime = runtime(Arc::clone(&moves), Arc::clone(&idle));
+    metrics::with_local_recorder(&gauges, || {
+        runtime.block_on(async {
+            tokio::spawn(async move {
+                loop {
+                    idle.notified().await;
+                }
+            });
+            let folder = tempfile::tempdir().unwrap();
+            let world = Arc::new(World::new(seed, trace, moves));
+            tokio::spawn(listen(Arc::clone(&world), folder.path().to_owned()));
+            // It must be there first.
+            yield_now().await;
+            let random = Chance::of(seed);
+            match simulation {
+                Simulation::Streams => live(&world, folder.path(), random).await,
+                Simulation::Fetches => sharing::live(&world, folder.path(), random).await,
             }
-        });
-        let folder = tempfile::tempdir().unwrap();
-        let world = Arc::new(World::new(seed, trace, moves));
-        tokio::spawn(listen(Arc::clone(&world), folder.path().to_owned()));
-        // It must be there first.
-        yield_now().await;
-        live(&world, folder.path(), Chance::of(seed)).await;
-        // More than all delays and deadlines together.
-        sleep(HOUR).await;
-        let state = world.state();
-        assert_eq!(state.open, 0, "the client has left connections open");
-        assert_eq!(Handle::current().metrics().num_alive_tasks(), 2, "a task is left");
-        assert_eq!(SEED.get(), Some(seed), "a task has panicked");
-        (state.tally.clone(), state.digest.finish())
+            // More than all delays and deadlines together.
+            sleep(HOUR).await;
+            let state = world.state();
+            assert_eq!(state.open, 0, "the client has left connections open");
+            assert_eq!(Handle::current().metrics().num_alive_tasks(), 2, "a task is left");
+            assert_eq!(SEED.get(), Some(seed), "a task has panicked");
+            assert_eq!(gauges.in_flight(), 0.0, "requests are counted as in flight");
+            (state.tally.clone(), state.digest.finish())
+        })
     })
 }
 
@@ -651,6 +683,7 @@ impl Life {
         });
         match how {
             How::FetchAll | How::FetchOptional => {
+                world.fetched(id);
                 let fetched = async {
                     match how {
                         How::FetchAll => query.fetch_all().await,
@@ -1020,6 +1053,12 @@ impl Life {
             }
             (Error::Server(e), _) if progress.is_lost && e.code().code() == IDLE => {
                 all_sent("lost before it was run again");
+            }
+            // The request was sent at that moment, and nothing shows whether the server has begun it.
+            (Error::ConnectionClosed { .. }, Fate::None)
+                if self.world.state().ended_silently >= Some(asked.called) =>
+            {
+                self.world.count("lost as it was sent");
             }
             (Error::Cancelled, _) if is_stopped => self.world.count("cancelled by a handle"),
             // What was sent and not received yet is discarded.

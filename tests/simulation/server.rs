@@ -1,5 +1,6 @@
 //! A model of a Postgres server, as far as a client can tell, with every fault that one may have.
 
+pub mod fetches;
 mod statements;
 mod transaction;
 
@@ -7,7 +8,8 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     hash::{DefaultHasher, Hash},
-    io, mem,
+    io::{self, Read},
+    mem,
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -16,7 +18,9 @@ use std::{
     time::Duration,
 };
 
+use fraiseql_wire::{Error, TimeoutPhase};
 use futures_util::FutureExt;
+use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
@@ -25,6 +29,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until, timeout},
 };
 
+use fetches::{Ask, Sharing};
 use statements::{Begin, Execution, Statements};
 use transaction::{Step, Transaction};
 
@@ -44,6 +49,7 @@ pub const SHUTDOWN: &str = "57P01";
 pub const TOO_MANY: &str = "53300";
 pub const IDLE: &str = "57P05";
 pub const LOCKED: &str = "55P03";
+pub const CANCELED: &str = "57014";
 
 /// A child that has just been dropped: "cache lookup failed".
 pub const CHILD_DROPPED: &str = "XX000";
@@ -77,10 +83,16 @@ pub struct State {
     pub statement_capacity: usize,
     /// Fewer queries fail.
     pub is_calm: bool,
+    /// Nothing fails any more.
+    is_healed: bool,
+    /// Of fetches that share a client.
+    pub sharing: Sharing,
     /// How many cancel requests have arrived.
     pub cancel_requests: u64,
     /// Connections of the server that have not ended.
     pub open: u64,
+    /// When a session last ended while idle, without a message.
+    pub ended_silently: Option<Instant>,
     /// Up to when something was in the way of connecting.
     pub trouble_until: Option<Instant>,
     pub tally: Tally,
@@ -99,6 +111,8 @@ struct Session {
     is_to_stop: bool,
     /// It is to be stopped,
     signalled: bool,
+    /// by a cancel request that a proxy has delayed,
+    is_signal_late: bool,
     /// and is to look.
     signal: Arc<Notify>,
     /// The one before it was stopped.
@@ -110,6 +124,9 @@ pub struct Query {
     /// At most.
     rows: u64,
     usual_size: u64,
+    /// It is fetched, so it is run again if its session is lost before its rows, and it waited for
+    /// the connection.
+    pub is_fetched: bool,
     /// The number of its relation, which many queries read. Otherwise it has one of its own.
     shared: Option<u64>,
     /// Unless it is a parallel one.
@@ -134,7 +151,7 @@ pub struct Progress {
 #[derive(Debug, Clone, Copy)]
 struct Target {
     id: usize,
-    /// Of a parallel query.
+    /// Of a parallel query; or which attempt of a fetch.
     part: Option<usize>,
 }
 
@@ -156,6 +173,10 @@ pub enum Fate {
 }
 
 impl Query {
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
     /// The name of its relation.
     pub fn relation(&self, id: usize) -> String {
         self.shared.map_or_else(|| format!("q{id}"), |number| format!("shared{number}"))
@@ -186,8 +207,11 @@ impl World {
             statements: BTreeMap::new(),
             statement_capacity: 0,
             is_calm: false,
+            is_healed: false,
+            sharing: Sharing::default(),
             cancel_requests: 0,
             open: 0,
+            ended_silently: None,
             trouble_until: None,
             tally: Tally::new(),
             digest: DefaultHasher::new(),
@@ -245,7 +269,8 @@ impl World {
     /// `shared`: it reads a relation of this number.
     pub fn plan(&self, rows: u64, usual_size: u64, shared: Option<u64>) -> usize {
         let mut state = self.state();
-        let query = Query { rows, usual_size, shared, progress: Progress::default() };
+        let (is_fetched, progress) = (false, Progress::default());
+        let query = Query { rows, usual_size, is_fetched, shared, progress };
         state.queries.push(query);
         state.queries.len() - 1
     }
@@ -261,6 +286,10 @@ impl World {
         let id = self.plan(Relation::most_rows(rows), usual_size, None);
         self.state().relations.insert(id, Relation::new(kind, rows, connections));
         id
+    }
+
+    pub fn fetched(&self, id: usize) {
+        self.state().queries[id].is_fetched = true;
     }
 
     pub fn query(&self, id: usize) -> Query {
@@ -286,6 +315,10 @@ impl World {
     fn progress<T>(&self, target: Target, look: impl FnOnce(&mut Progress) -> T) -> T {
         let mut state = self.state();
         match target.part {
+            Some(part) if state.sharing.is_active => {
+                let fetch = state.sharing.fetches.get_mut(&target.id).unwrap();
+                look(&mut fetch.attempts[part].progress)
+            }
             Some(part) => {
                 look(&mut state.relations.get_mut(&target.id).unwrap().parts[part].progress)
             }
@@ -299,12 +332,36 @@ impl World {
         format!(r#"{{"query":{id},"row":{number},"of":{generation},"text":"{:x<size$}"}}"#, "")
     }
 
+    fn odds(&self, target: Target) -> Odds {
+        let state = self.state();
+        match (state.sharing.fetches.get(&target.id), target.part) {
+            (Some(fetch), _) if fetch.ends_sessions => Odds::EndsSessions,
+            (Some(_), _) => Odds::Fetch,
+            (None, Some(_)) => Odds::Part,
+            (None, None) => Odds::Query,
+        }
+    }
+
+    /// The documents of a query.
+    fn documents(&self, id: usize) -> Vec<String> {
+        let ask = self.state().sharing.fetches.get(&id).map(|fetch| fetch.ask);
+        let rows = self.query(id).rows;
+        match ask {
+            Some(Ask::Count) => vec![(id as u64 * 1000 + rows).to_string()],
+            Some(Ask::Exists) => vec![(rows > 0).to_string()],
+            Some(Ask::Explain) => vec![format!(r#"[{{"Plan":{{"query":{id}}}}}]"#)],
+            _ => (1..=rows).map(|number| self.document(id, number, 0)).collect(),
+        }
+    }
+
     /// A backend begins a query, or a part of one.
     fn begin(&self, pid: usize, target: Target, fate: Fate) -> Arc<Notify> {
         let Target { id, .. } = target;
         let signal = self.work(pid, Some(id), true);
+        let is_fetched = self.query(id).is_fetched && target.part.is_none();
         self.progress(target, |progress| {
-            if progress.may_repeat {
+            let is_lost = matches!(progress.fate, Fate::Cut | Fate::Fatal) && progress.sent == 0;
+            if progress.may_repeat || is_fetched && is_lost {
                 *progress = Progress::default();
             }
             assert!(!progress.is_answered, "query {id} was answered already");
@@ -377,13 +434,18 @@ impl World {
     }
 
     /// The signal of a cancel request.
-    fn signal(&self, pid: usize, meant: usize) {
+    fn signal(&self, pid: usize, meant: usize, is_late: bool) {
         let running = self.running(pid);
         self.note(|| format!("signal to {pid}, which runs {running:?}"));
         if self.state().sessions[pid - 1].is_running {
-            let session = &mut self.state().sessions[pid - 1];
-            assert_eq!(session.earlier, meant, "a cancel request hits another query");
+            let mut state = self.state();
+            let is_pipelined = state.sharing.is_active;
+            let session = &mut state.sessions[pid - 1];
+            // The session itself looks whether it may be stopped.
+            let is_right = is_pipelined || session.earlier == meant;
+            assert!(is_right, "a cancel request hits another query");
             session.signalled = true;
+            session.is_signal_late = is_late;
             session.signal.notify_one();
             return;
         }
@@ -397,7 +459,7 @@ pub async fn listen(world: Arc<World>, folder: PathBuf) {
     loop {
         let listener = UnixListener::bind(&path).unwrap();
         loop {
-            match world.below(60) {
+            match world.fault(60) {
                 0 => break,
                 1 => {
                     let lasts = world.delay(0, 20_000);
@@ -483,8 +545,9 @@ impl Peer {
     }
 
     async fn connection(&mut self) -> io::Result<()> {
-        if self.world.one_in(80) {
+        if self.world.fault(80) == 0 {
             self.world.trouble("reset at once", Duration::ZERO);
+            self.login_lost();
             return Ok(());
         }
         let len = u32::from_be_bytes(self.take().await?) as usize;
@@ -495,7 +558,7 @@ impl Peer {
             return self.cancel(&body, &secret).await;
         }
         assert!(code >> 16 == 3, "protocol {code}");
-        match self.world.below(60) {
+        match self.world.fault(60) {
             0 => {
                 self.world.trouble("silence while logging in", Duration::ZERO);
                 return self.silence().await;
@@ -510,6 +573,7 @@ impl Peer {
             }
             3 => {
                 self.world.trouble("closed while logging in", Duration::ZERO);
+                self.login_lost();
                 return self.send(&auth_ok()).await;
             }
             _ => {}
@@ -525,6 +589,7 @@ impl Peer {
                 earlier: 0,
                 is_to_stop: false,
                 signalled: false,
+                is_signal_late: false,
                 signal,
                 was_stopped: false,
             };
@@ -541,6 +606,9 @@ impl Peer {
         self.send(&ready()).await?;
         self.world.note(|| format!("session {pid} begins"));
         let ended = self.session(pid).await;
+        if ended.is_ok() && !self.is_gone() {
+            self.world.lost(pid);
+        }
         self.world.note(|| format!("session {pid} ends"));
         self.end_transaction(pid);
         self.world.idle(pid);
@@ -551,7 +619,7 @@ impl Peer {
         let mut is_new = true;
         loop {
             let patience =
-                if self.world.one_in(10) { self.world.delay(0, 20_000) } else { HOUR * 10 };
+                if self.world.fault(10) == 0 { self.world.delay(0, 20_000) } else { HOUR * 10 };
             if self.inbox.is_empty() {
                 let Ok(filled) = timeout(patience, self.fill()).await else {
                     if self.world.one_in(3) {
@@ -562,6 +630,7 @@ impl Peer {
                     match (is_new, &self.transaction) {
                         (true, _) => {
                             self.world.trouble("a new session ended", Duration::ZERO);
+                            self.login_lost();
                         }
                         (false, None) => self.world.count("a session ended while idle"),
                         (false, Some(_)) => self.world.count("a session ended in a transaction"),
@@ -570,6 +639,8 @@ impl Peer {
                     self.ended_before_repetition(pid);
                     if self.world.one_in(2) {
                         self.send(&error("FATAL", IDLE, "idle for too long")).await?;
+                    } else {
+                        self.world.state().ended_silently = Some(Instant::now());
                     }
                     return Ok(());
                 };
@@ -580,10 +651,9 @@ impl Peer {
             match request {
                 Request::Query(request) => {
                     let id = request.query();
-                    let target = Target { id, part: None };
+                    let target = Target { id, part: self.world.attempt(pid, id) };
                     let begin = self.statements.begin(&self.world, &request);
-                    let numbers = 1..=self.world.query(id).rows;
-                    let rows = numbers.map(|number| self.world.document(id, number, 0)).collect();
+                    let rows = self.world.documents(id);
                     let parsed = request.parse.map(|(name, _)| name);
                     if !self.answer(pid, target, begin, rows, parsed).await? {
                         return Ok(());
@@ -693,14 +763,15 @@ impl Peer {
         parsed: Option<String>,
     ) -> io::Result<bool> {
         let id = target.id;
-        let (fate, mut answer) = Answer::make(&self.world, begin, rows, target.part.is_some());
+        let odds = self.world.odds(target);
+        let (fate, mut answer) = Answer::make(&self.world, begin, rows, odds);
         if let (Some(name), true) = (parsed, answer.fails_to_parse) {
             self.statements.remove(&name);
         }
         let signal = self.world.begin(pid, target, fate);
         let world = Arc::clone(&self.world);
         world.note(|| format!("session {pid} runs query {id}: {fate:?}"));
-        if world.one_in(12) {
+        if world.fault(12) == 0 {
             let long = world.delay(0, 60_000);
             select! {
                 biased;
@@ -719,6 +790,7 @@ impl Peer {
         let mut at = 0;
         loop {
             if at < answer.stoppable && world.is_signalled(pid) {
+                self.assert_stoppable(pid, target);
                 world.progress(target, |progress| progress.fate = Fate::Stopped);
                 world.stopped(pid);
                 self.fail_transaction();
@@ -735,6 +807,9 @@ impl Peer {
                 progress.sent = answer.rows_within(end);
                 progress.is_answered |= end >= 5 && answer.bytes[0] != b'E';
             });
+            if end >= answer.rows_begin && at <= answer.rows_begin {
+                world.look_for_others(target);
+            }
             let began = Instant::now();
             self.send(&answer.bytes[at..end]).await?;
             if began.elapsed() > SLACK {
@@ -747,7 +822,15 @@ impl Peer {
             }
             self.breathe(Some(&signal)).await;
         }
-        match world.progress(target, |progress| progress.fate) {
+        let Progress { fate, may_repeat, .. } = world.progress(target, |progress| *progress);
+        let is_lost = matches!(fate, Fate::Cut | Fate::Fatal);
+        if is_lost && world.sharing(|sharing| sharing.is_active) && !self.is_gone() {
+            world.look_for_others(target);
+            world.update(target, |attempt| attempt.is_lost = true);
+        }
+        let is_answered = answer.goes_on && !may_repeat;
+        world.update(target, |attempt| attempt.is_answered = is_answered);
+        match fate {
             Fate::Silence => {
                 let _ = self.silence().await;
                 self.expect_nothing();
@@ -757,8 +840,43 @@ impl Peer {
         }
     }
 
+    /// A cancel request stops this answer. The caller of a fetch must have stopped it, or the client
+    /// has closed the connection, unless a proxy has delayed the request.
+    fn assert_stoppable(&mut self, pid: usize, target: Target) {
+        if !self.world.sharing(|sharing| sharing.is_active) {
+            return;
+        }
+        let is_late = self.world.state().sessions[pid - 1].is_signal_late;
+        let is_right = self.world.may_be_stopped(target.id) || self.is_gone();
+        assert!(is_right || is_late, "a cancel request hits fetch {}", target.id);
+        if !is_right {
+            self.world.count("a late cancel request hit another fetch");
+        }
+        self.world.update(target, |attempt| attempt.was_hit_late = is_late);
+    }
+
+    /// Whether the client has closed the connection. The system is asked, because the runtime may
+    /// not have looked since.
+    fn is_gone(&mut self) -> bool {
+        let mut bytes = [0; 4096];
+        loop {
+            match (&*SockRef::from(&self.socket)).read(&mut bytes) {
+                Ok(0) => return true,
+                Ok(read) => self.inbox.extend_from_slice(&bytes[..read]),
+                Err(e) => return e.kind() != io::ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    fn login_lost(&self) {
+        self.world.sharing(|sharing| sharing.login_lost_at = Some(Instant::now()));
+    }
+
     /// Before an answer has ended, nothing is asked; at most the client goes.
     fn expect_nothing(&mut self) {
+        if self.world.sharing(|sharing| sharing.is_active) {
+            return;
+        }
         let _ = self.fill().now_or_never();
         let inbox = &self.inbox;
         assert!(inbox.is_empty() || inbox == b"X\0\0\0\x04", "asked before the answer: {inbox:?}");
@@ -789,14 +907,22 @@ impl Peer {
             }
             _ => self.breathe(None).await,
         }
-        world.signal(pid, meant);
+        if world.sharing(|sharing| sharing.is_proxied) && world.one_in(2) {
+            world.count("a proxy delayed a cancel request");
+            tokio::spawn(async move {
+                sleep(world.delay(0, 900)).await;
+                world.signal(pid, meant, true);
+            });
+            return Ok(());
+        }
+        world.signal(pid, meant, false);
         self.breathe(None).await;
         Ok(())
     }
 
     /// For how long it waits between pieces, if it does.
     fn pause(&self) -> Option<Duration> {
-        let waits = self.world.one_in([1, 4, 2, 16][self.pace.delay]);
+        let waits = self.world.fault([1, 4, 2, 16][self.pace.delay]) == 0;
         waits.then(|| self.world.delay(0, self.pace.longest()))
     }
 
@@ -871,10 +997,22 @@ struct Answer {
     fails_to_parse: bool,
     /// Its error comes before a named statement is bound.
     may_repeat: bool,
+    /// Where the rows begin.
+    rows_begin: usize,
+}
+
+/// How often which answers fail.
+#[derive(Debug, Clone, Copy)]
+enum Odds {
+    Query,
+    Part,
+    Fetch,
+    /// A fetch that ends each session before its rows.
+    EndsSessions,
 }
 
 impl Answer {
-    fn make(world: &World, begin: Begin, rows: Vec<String>, is_part: bool) -> (Fate, Self) {
+    fn make(world: &World, begin: Begin, rows: Vec<String>, odds: Odds) -> (Fate, Self) {
         let mut answer = Self {
             bytes: Vec::new(),
             ends: vec![0],
@@ -884,6 +1022,7 @@ impl Answer {
             ready: 0,
             fails_to_parse: false,
             may_repeat: false,
+            rows_begin: 0,
         };
         let (mut parsed, mut bound) = (0, 0);
         for (number, part) in begin.messages.iter().enumerate() {
@@ -901,13 +1040,14 @@ impl Answer {
         if let Some(code) = begin.refusal {
             answer.push(&error("ERROR", code, "the statement cannot be used"));
             answer.may_repeat = true;
-            if world.one_in(20) {
+            if world.fault(20) == 0 {
                 answer.truncate(world.below(answer.bytes.len() as u64) as usize);
                 (answer.goes_on, answer.may_repeat) = (false, false);
                 return (Fate::Cut, answer);
             }
             return (Fate::Refused, answer);
         }
+        answer.rows_begin = answer.bytes.len();
         for document in rows {
             if world.one_in(30) {
                 answer.push(&aside(world));
@@ -918,20 +1058,28 @@ impl Answer {
         answer.stoppable = answer.bytes.len();
         answer.push(&complete());
         // Between messages, or anywhere.
-        let boundaries = match begin.is_named && world.one_in(2) {
+        let ends_sessions = matches!(odds, Odds::EndsSessions);
+        let boundaries = match ends_sessions || begin.is_named && world.one_in(2) {
             true => begin.messages.len(),
             false => answer.ends.len(),
         };
         let boundary = answer.ends[world.below(boundaries as u64) as usize];
         let anywhere = world.below(answer.bytes.len() as u64) as usize;
         // A query has several parts.
-        let fates = match (is_part, world.state().is_calm) {
+        let is_calm = world.state().is_calm;
+        let fates = match (odds, is_calm) {
+            (Odds::EndsSessions, _) => 24,
+            (Odds::Fetch, _) => 300,
             (_, true) if begin.parsed > 0 && begin.is_named => 100,
             (_, true) => 400,
-            (true, false) => 200,
-            (false, false) => 100,
+            (Odds::Part, false) => 200,
+            (Odds::Query, false) => 100,
         };
-        let fate = match world.below(fates) {
+        let number = match odds {
+            Odds::EndsSessions => 10 + world.below(14),
+            _ => world.fault(fates),
+        };
+        let fate = match number {
             0..10 => Fate::Error,
             10..16 => Fate::Fatal,
             16..24 => Fate::Cut,
@@ -950,7 +1098,8 @@ impl Answer {
                 answer.bytes.extend(error("FATAL", SHUTDOWN, "shutting down"));
             }
             Fate::Cut | Fate::Silence => {
-                answer.truncate(if world.one_in(2) { anywhere } else { boundary });
+                let is_anywhere = !ends_sessions && world.one_in(2);
+                answer.truncate(if is_anywhere { anywhere } else { boundary });
             }
             _ => {}
         }

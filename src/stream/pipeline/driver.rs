@@ -488,6 +488,7 @@ impl Driver {
                 return;
             }
             select! {
+                biased;
                 () = self.pipeline.changed.notified() => {}
                 () = self.slot.driver_needed() => self.end_cancelled(),
             }
