@@ -4,7 +4,8 @@
 //! Checked: each gets its own answer or an error that something explains, none hangs, and none is
 //! cancelled that its caller did not stop. See `server/fetches.rs` for what the server checks.
 //!
-//! Each of these faults was planted in the crate. The number is the first seed that found it:
+//! Each of these faults was planted in the crate. The number is the first seed that found it, in an
+//! earlier version of this model, whose seeds went another way:
 //!
 //! * answers are matched out of order (0);
 //! * the answer of a fetch that was dropped is left to the next one (0);
@@ -22,9 +23,11 @@
 //! * a statement is executed that a later request has closed (2430);
 //! * an error of sending comes before what the server sent (617).
 //!
-//! Not found within 4,000 seeds: the driver is not woken by a new request, which delays it only;
-//! and a connection is used that ended in the millisecond between two fetches, if there are no
-//! retries, which tests/stream/pipeline.rs tests.
+//! Three were not found by at most 4,000 seeds: the driver is not woken by a new request, which
+//! delays it only; the driver ends although requests wait, which needs several threads; and a
+//! connection is used that ended in the millisecond between two fetches, if there are no retries.
+//! tests/stream/pipeline.rs tests the last one.
+
 use std::pin::Pin;
 
 use fraiseql_wire::{FromJsonRow, QueryBuilder, metrics::REQUESTS_IN_FLIGHT};
