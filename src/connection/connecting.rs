@@ -63,12 +63,13 @@ impl Connecting {
         else {
             return error;
         };
-        let mut state = self.lock();
+        let state = self.lock();
         if state.wanted == 0 {
             return error;
         }
-        let mut attempts = std::mem::take(&mut state.failed);
-        if let Some(target) = state.trying.take() {
+        // Copied, because several fetches may wait for the same connection.
+        let mut attempts: Vec<_> = state.failed.iter().map(ConnectAttempt::copy).collect();
+        if let Some(target) = state.trying.clone() {
             let error = Box::new(Error::Timeout { phase: TimeoutPhase::Connect, after });
             attempts.push(ConnectAttempt { target, error });
         }

@@ -589,6 +589,21 @@ async fn a_fetch_whose_rows_are_not_read_times_out_and_others_go_on() {
     assert!(matches!(error, Error::Timeout { phase: TimeoutPhase::Consumer, .. }), "{error}");
 }
 
+/// A server that is down must not look like a slow query.
+#[tokio::test]
+async fn timeout_while_the_shared_connection_is_replaced_names_the_attempts() {
+    let lost = script([Step::ExpectQuery, Step::ExpectQuery, Step::Close]);
+    let server = Scripted::start(vec![lost]).await;
+    let long = Duration::from_secs(600);
+    let retry = RetryPolicy::default().max_attempts(1_000).initial_backoff(long).max_backoff(long);
+    let client = connect(builder(&server.url()).retry(retry)).await;
+    let fetch = || client.query::<u64>("v").timeout(Duration::from_millis(400)).fetch_one();
+    for result in join_all([fetch(), fetch(), fetch()]).await {
+        let error = result.unwrap_err();
+        assert!(matches!(error, Error::Connection { .. }), "{error:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_cancel_token_stops_fetches_that_are_not_polled() {
     let admin = admin().await;

@@ -69,8 +69,8 @@ pub(super) struct Driver {
     sent: VecDeque<Sent>,
     /// The session that they were sent to.
     session: Option<Arc<Session>>,
-    /// The pause before the next attempt, after a connection was lost.
-    pause: Duration,
+    /// The connection that was lost, until it is replaced.
+    lost: Option<Lost>,
     in_flight: RequestsInFlight,
     has_finished: bool,
 }
@@ -86,6 +86,14 @@ struct Head {
     /// Since when rows have waited for more of the answer.
     rows_since: Option<Instant>,
     error: Option<Error>,
+}
+
+/// Why a connection must be replaced.
+struct Lost {
+    session: Arc<Session>,
+    error: Error,
+    /// The pause before the first attempt.
+    pause: Duration,
 }
 
 /// A connection that the driver uses.
@@ -119,7 +127,7 @@ impl Driver {
             head: None,
             sent: VecDeque::new(),
             session: None,
-            pause: Duration::ZERO,
+            lost: None,
             in_flight: RequestsInFlight::new(),
             has_finished: false,
         };
@@ -128,6 +136,8 @@ impl Driver {
 
     async fn run(mut self) {
         while !self.has_finished {
+            // A handle of its own: an attempt to connect that was dropped is not the next one's.
+            self.slot = self.slot.unpooled();
             let (lease, connection) = select! {
                 biased;
                 leased = self.slot.lease_shared() => leased,
@@ -174,16 +184,21 @@ impl Driver {
             connection.discard_stale();
         }
         self.requeue();
-        let pause = mem::take(&mut self.pause);
+        let lost = self.lost.take();
         let opened = async {
-            sleep(pause).await;
-            lease.open().await
+            match &lost {
+                Some(Lost { session, error, pause }) => lease.replace(session, error, *pause).await,
+                None => lease.open().await,
+            }
         };
-        select! {
+        self.pipeline.set_connecting(Some(self.slot.clone()));
+        let opened = select! {
             biased;
             () = self.until(Self::is_unwanted) => Ok(None),
             opened = opened => opened.map(Some),
-        }
+        };
+        self.pipeline.set_connecting(None);
+        opened
     }
 
     /// Sends requests and reads answers, as long as there are any and the connection lasts.
@@ -502,11 +517,12 @@ impl Driver {
         if !matches!(error, Error::Io { .. }) {
             exchange.connection.set_close_reason(CloseReason::Server);
         }
-        let session = is_lost(error).then(|| LostSession::new(&exchange.connection));
+        let session = Arc::clone(&exchange.connection.session);
+        let may_run = is_lost(error).then(|| LostSession::new(&exchange.connection));
         // Frees the descriptor.
         drop(exchange);
         if let Some(Head { sent, run, first, error: reported, .. }) = self.head.take() {
-            if let Some(session) = session {
+            if let Some(session) = may_run {
                 session.cancel(&sent.running);
             }
             let losses = sent.losses + 1;
@@ -514,7 +530,7 @@ impl Driver {
                 // Prefer the server's error over the end of the connection that followed it.
                 (Some(reported), _) => self.fail(&sent.entry, reported),
                 (None, Ok(Some(pause))) if run.rows == 0 && first.is_none() => {
-                    self.pause = pause;
+                    self.lost = Some(Lost { session, error: error.copy(), pause });
                     self.sent.push_front(Sent { losses, ..sent });
                 }
                 _ => self.fail(&sent.entry, error.copy()),
@@ -609,6 +625,7 @@ impl Drop for Driver {
         if self.has_finished {
             return;
         }
+        self.pipeline.set_connecting(None);
         self.sent.extend(self.head.take().map(|head| head.sent));
         loop {
             self.sent.extend(self.pipeline.take_adopted());

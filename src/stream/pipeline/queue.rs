@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     connection::{Choice, SlotHandle},
-    error::Result,
+    error::{Error, Result},
     stream::teardown::{Held, give_back},
 };
 
@@ -32,6 +32,8 @@ pub(super) struct State {
     /// Requests that are not sent, the oldest first.
     queue: VecDeque<Queued>,
     pub(super) has_driver: bool,
+    /// The driver's handle, while it opens a connection.
+    connecting: Option<SlotHandle>,
     /// A request that was sent before the driver started.
     adopted: Option<Sent>,
     pub(super) parked: Parked,
@@ -101,6 +103,20 @@ impl Pipeline {
         };
         give_back(exchange.connection, lease);
         enqueued
+    }
+
+    pub(super) fn set_connecting(&self, slot: Option<SlotHandle>) {
+        // Dropped after the lock is released.
+        let _earlier = std::mem::replace(&mut self.lock().connecting, slot);
+    }
+
+    /// Returns the error to report for the deadline of a fetch that waits for the driver.
+    pub(super) fn deadline_error(&self, error: Error) -> Error {
+        let connecting = self.lock().connecting.clone();
+        match connecting {
+            Some(slot) => slot.connecting().deadline_error(error),
+            None => error,
+        }
     }
 
     pub(super) fn take_adopted(&self) -> Option<Sent> {

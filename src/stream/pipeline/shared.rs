@@ -75,7 +75,10 @@ pub(super) async fn wait(
         Err(error) => error,
     };
     match waiting.abandon() {
-        Some(job) => Err(failed(slot, &job.observer, OpenError::from(error))),
+        Some(job) => {
+            let error = pipeline.deadline_error(error);
+            Err(failed(slot, &job.observer, OpenError::from(error)))
+        }
         // The driver has reported it.
         None => Err(error),
     }
