@@ -60,10 +60,17 @@ pub(super) struct Job {
 ///
 /// If the whole answer has arrived by then, the connection is back in the client. Otherwise reader
 /// tasks read the rest. Dropping the future cancels the query, in the background.
-pub(super) async fn open(slot: SlotHandle, plan: QueryPlan, claim: Claim<'_>) -> Result<Outcome> {
+///
+/// `query` was begun before the connection was claimed: otherwise a cancel token could find the
+/// client busy, and no query to cancel.
+pub(super) async fn open(
+    slot: SlotHandle,
+    plan: QueryPlan,
+    query: RunningQuery,
+    claim: Claim<'_>,
+) -> Result<Outcome> {
     let observer = QueryObserver::begin(&slot, plan.labels(), plan.text());
     let deadlines = Deadlines::new(observer.started_at, &plan.spec.settings);
-    let query = slot.begin_query();
     let opening = Opening { slot: &slot, plan: &plan, query: &query, observer: &observer };
     let opened = {
         // Passed by reference: a future that takes another by value reserves its size twice.

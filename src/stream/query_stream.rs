@@ -100,7 +100,8 @@ impl<T: FromJsonRow> QueryStream<T> {
     ) -> Result<Self> {
         // Boxed: otherwise the future of each caller would contain it and copy it.
         let continue_fetches = |slot: &SlotHandle| continue_fetches(pipeline, slot);
-        let opened = Box::pin(open(slot, plan, Claim::Exclusive(&continue_fetches))).await?;
+        let query = slot.begin_query();
+        let opened = Box::pin(open(slot, plan, query, Claim::Exclusive(&continue_fetches))).await?;
         let Outcome::Open(channel) = opened else { return Err(interrupted()) };
         Ok(Self::new(Consumer::new(channel), predicates))
     }

@@ -1007,7 +1007,9 @@ fn no_answer_is_left_on_the_connection_by_a_runtime_that_shuts_down() {
     brief.enable_all().event_interval(1);
     for tasks in 0..6 {
         let client = lasting.block_on(FraiseClient::connect(&cluster().url())).unwrap();
-        let mut first = Box::pin(client.query::<u64>("v_short").fetch_all());
+        // Not answered before the second one comes.
+        let slow = client.query::<u64>("v_short").where_sql("pg_sleep(0.05)::text is not null");
+        let mut first = Box::pin(slow.limit(3).fetch_all());
         lasting.block_on(async { assert!(poll_immediate(&mut first).await.is_none()) });
         let mut second = Box::pin(client.query::<u64>("v_short").fetch_all());
         let runtime = brief.build().unwrap();
@@ -1022,7 +1024,7 @@ fn no_answer_is_left_on_the_connection_by_a_runtime_that_shuts_down() {
         assert_eq!(one.unwrap(), [1], "after {tasks} tasks");
         for fetch in [first, second] {
             match lasting.block_on(fetch) {
-                Ok(rows) => assert_eq!(rows.len(), 300),
+                Ok(rows) => assert!([3, 300].contains(&rows.len())),
                 Err(error) => assert!(matches!(error, Error::ConnectionClosed { .. }), "{error}"),
             }
         }

@@ -9,7 +9,7 @@ use super::{
     shared::{start_driver, wait},
 };
 use crate::{
-    connection::{FetchClaim, SlotHandle},
+    connection::{FetchClaim, RunningQuery, SlotHandle},
     error::Result,
     stream::{
         consumer::Consumer,
@@ -32,23 +32,29 @@ pub(in crate::stream) async fn fetch(
     slot: SlotHandle,
     plan: QueryPlan,
 ) -> Result<Consumer> {
+    let query = slot.begin_query();
     let leased = match slot.claim_fetch() {
         Ok(FetchClaim::Shared) => {
-            let entry = share(pipeline, &slot, plan)?;
+            let entry = share(pipeline, &slot, plan, query)?;
             // Boxed: a fetch that is alone does without it, and its callers copy the future.
             return Box::pin(wait(pipeline, &slot, entry)).await;
         }
         Ok(FetchClaim::Alone(leased)) => Ok(leased),
         Err(error) => Err(error),
     };
-    Alone::new(pipeline, Box::pin(open(slot, plan, Claim::Fetch(leased)))).await
+    Alone::new(pipeline, Box::pin(open(slot, plan, query, Claim::Fetch(leased)))).await
 }
 
 /// Adds a query to those that share the connection.
-fn share(pipeline: &Arc<Pipeline>, slot: &SlotHandle, plan: QueryPlan) -> Result<Arc<Entry>> {
+fn share(
+    pipeline: &Arc<Pipeline>,
+    slot: &SlotHandle,
+    plan: QueryPlan,
+    query: RunningQuery,
+) -> Result<Arc<Entry>> {
     let observer = QueryObserver::begin(slot, plan.labels(), plan.text());
     let deadlines = Deadlines::new(observer.started_at, &plan.spec.settings);
-    let (query, guard) = (slot.begin_query(), slot.fetch_guard());
+    let guard = slot.fetch_guard();
     let entry = Arc::new(Entry::new(Job { plan, observer, deadlines, guard, query }));
     match pipeline.enqueue(slot, Arc::clone(&entry)) {
         Ok(enqueued) => start_driver(pipeline, slot, enqueued),
