@@ -30,7 +30,7 @@ async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
 
     println!("Controlled from another task:");
     let events = client.query::<RawJson>("v_event").execute().await?;
-    // The handle keeps only the statistics alive.
+    // The handle keeps only the statistics in memory.
     let control = events.control();
     let mut reader = JoinSet::new();
     reader.spawn(read(events));

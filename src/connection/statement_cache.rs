@@ -285,7 +285,7 @@ impl StatementCache {
         found.and_then(|at| self.seen_once.remove(at)).is_some()
     }
 
-    /// With keys of its own: nobody can make texts that collide.
+    /// Uses random keys, so that no user can construct texts that collide.
     fn hash(&self, sql: &str) -> u64 {
         self.hasher.hash_one(sql)
     }
