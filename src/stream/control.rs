@@ -1,4 +1,4 @@
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
     channel::Channel,
@@ -60,6 +60,33 @@ impl StreamControl {
     pub async fn resume(&self) -> Result<()> {
         self.channel.resume();
         Ok(())
+    }
+
+    /// Sets the maximum duration of a pause: see
+    /// [`QueryStream::set_pause_timeout`](crate::QueryStream::set_pause_timeout).
+    ///
+    /// It applies to the current pause and to later ones, whichever handle pauses. Has no effect
+    /// after the end of the stream.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use fraiseql_wire::{Result, StreamControl};
+    /// use std::time::Duration;
+    ///
+    /// # async fn run(control: StreamControl) -> Result<()> {
+    /// control.set_pause_timeout(Duration::from_secs(60));
+    /// control.pause_with_reason("maintenance").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn set_pause_timeout(&self, timeout: Duration) {
+        self.channel.set_pause_timeout(Some(timeout));
+    }
+
+    /// Removes the limit on the duration of pauses, including the current one.
+    pub fn clear_pause_timeout(&self) {
+        self.channel.set_pause_timeout(None);
     }
 
     /// Cancels the query on the server. Resolves when the client is ready for its next query.

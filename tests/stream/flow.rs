@@ -132,6 +132,19 @@ async fn pause_ends_when_pause_timeout_expires() {
     assert_eq!((stream.state(), stream.stats().pauses), (StreamState::Running, 2));
     assert!(paused.elapsed().as_secs() > 3700);
 
+    // By a handle too, whichever of the two pauses.
+    let control = stream.control();
+    control.set_pause_timeout(Duration::from_secs(60));
+    stream.pause().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(59)).await;
+    assert_eq!(stream.state(), StreamState::Paused);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(stream.state(), StreamState::Running);
+    control.pause().await.unwrap();
+    control.clear_pause_timeout();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(stream.state(), StreamState::Paused);
+
     // Also if all rows have arrived, and only the end waits.
     drop(stream);
     let query = client.query::<u8>("v_one").pause_timeout(Duration::from_secs(60));
