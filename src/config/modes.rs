@@ -1,5 +1,7 @@
 //! Settings with a fixed set of values.
 
+use std::fmt;
+
 use crate::error::{Error, Result};
 
 /// Defines an enum of the values that libpq accepts for a parameter.
@@ -28,6 +30,13 @@ macro_rules! keyword_enum {
                     $($word => Ok(Self::$variant),)+
                     _ => Err(Error::config(expected($keyword, &[$($word),+]))),
                 }
+            }
+        }
+
+        /// Writes the value as libpq does: the same as `as_str`.
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(self.as_str())
             }
         }
     };
@@ -116,4 +125,19 @@ keyword_enum! {
     Disable = "disable",
     /// In random order, also for the addresses of each host.
     Random = "random",
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn display_is_the_keyword_of_libpq() {
+        assert_eq!(SslMode::VerifyFull.to_string(), "verify-full");
+        assert_eq!(SslNegotiation::Direct.to_string(), "direct");
+        assert_eq!(ChannelBinding::Require.to_string(), "require");
+        assert_eq!(TargetSessionAttrs::PreferStandby.to_string(), "prefer-standby");
+        assert_eq!(LoadBalanceHosts::Random.to_string(), "random");
+        assert_eq!(format!("{:>8}|", SslMode::Prefer), "  prefer|");
+    }
 }
