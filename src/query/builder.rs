@@ -9,7 +9,7 @@ use crate::{
     connection::SlotHandle,
     error::Result,
     sql::{Condition, Field, Filter, Order, OrderBy, Projection, Select, ToParam},
-    stream::{FromJsonRow, Pipeline, Predicates, QuerySpec, StreamSettings},
+    stream::{FromJsonRow, Pipeline, QuerySpec, SharedPredicate, SharedPredicates, StreamSettings},
 };
 
 /// Builds a query and runs it.
@@ -42,7 +42,7 @@ use crate::{
 /// # Example
 ///
 /// ```no_run
-/// # use fraiseql_wire::{FraiseClient, Result};
+/// # use fraiseql_wire::{FraiseClient, Result, field};
 /// # #[derive(serde::Deserialize)]
 /// # struct Order;
 /// # async fn run(client: &FraiseClient, status: String) -> Result<()> {
@@ -55,6 +55,11 @@ use crate::{
 ///     .limit(100)
 ///     .execute()
 ///     .await?;
+///
+/// // A copy of a query counts what its pages contain together.
+/// let paid = client.query::<Order>("app.v_order").filter(field("status").eq("paid"));
+/// let count = paid.clone().count().await?;
+/// let page = paid.order_by_field("id").limit(50).fetch_all().await?;
 /// # Ok(())
 /// # }
 /// ```
@@ -64,7 +69,7 @@ pub struct QueryBuilder<T> {
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) spec: Box<QuerySpec>,
     pub(super) options: QueryOptions,
-    pub(super) predicates: Predicates<T>,
+    pub(super) predicates: SharedPredicates<T>,
     rows: PhantomData<fn() -> T>,
 }
 
@@ -80,7 +85,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
                 has_predicates: false,
             }),
             options: QueryOptions::default(),
-            predicates: Predicates::default(),
+            predicates: SharedPredicates::default(),
             rows: PhantomData,
         }
     }
@@ -134,7 +139,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// A predicate runs in the task that polls the stream. If it panics, that task panics, and the
     /// client can still be used.
     pub fn where_rust(mut self, predicate: impl Fn(&Value) -> bool + Send + 'static) -> Self {
-        self.predicates.on_documents.push(Box::new(predicate));
+        self.predicates.on_documents.push(SharedPredicate::new(predicate));
         self
     }
 
@@ -143,7 +148,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// All predicates must hold. These run after those of [`where_rust`](Self::where_rust). Each
     /// row is decoded once.
     pub fn where_typed(mut self, predicate: impl Fn(&T) -> bool + Send + 'static) -> Self {
-        self.predicates.on_rows.push(Box::new(predicate));
+        self.predicates.on_rows.push(SharedPredicate::new(predicate));
         self
     }
 
@@ -156,7 +161,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         self
     }
 
-    /// Adds a sort field, such as `field("total").desc()`. The first is the primary sort key.
+    /// Adds a sort field, such as `field("total").desc()` or, in ascending order, `"total"`.
+    ///
+    /// The first is the primary sort key.
     pub fn order_by_field(mut self, order: impl Into<OrderBy>) -> Self {
         self.spec.select.order.push(Order::Field(order.into()));
         self
@@ -497,6 +504,24 @@ impl<T: FromJsonRow> QueryBuilder<T> {
             parameters.map(|(parameter, number)| Ok(parameter.sent(number)?.map(str::to_owned)));
         let parameters = parameters.collect::<Result<_>>()?;
         Ok((statement.sql, parameters))
+    }
+}
+
+/// Copies the query, to run it again or to run a variant of it, such as a count and a page.
+///
+/// Copies share the client and, if it is from a pool, keep it out of the pool. They also share Rust
+/// predicates: two streams at a time apply them one after the other, so a predicate must not wait
+/// for another stream of the same query.
+impl<T> Clone for QueryBuilder<T> {
+    fn clone(&self) -> Self {
+        Self {
+            slot: self.slot.clone(),
+            pipeline: Arc::clone(&self.pipeline),
+            spec: self.spec.clone(),
+            options: self.options.clone(),
+            predicates: self.predicates.clone(),
+            rows: PhantomData,
+        }
     }
 }
 

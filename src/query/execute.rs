@@ -68,6 +68,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         options.apply(select, settings)?;
         settings.row_limit = select.limit;
         let query = encode(select.rows()?)?;
+        let predicates = predicates.into_predicates();
         spec.has_predicates = !predicates.is_empty();
         let plan = QueryPlan { spec, query, execution: options.execution()? };
         Ok(Prepared { slot, pipeline, plan, predicates })
@@ -211,9 +212,6 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     }
 
     /// Runs a statement that returns one document.
-    ///
-    /// Takes `self` by value: predicates need not be `Sync`, so a future that borrows them is not
-    /// `Send`.
     async fn fetch_scalar<A: FromJsonRow>(
         self,
         statement: impl FnOnce(&Select) -> Result<Statement<'_>>,

@@ -6,7 +6,7 @@ use crate::{
     stream::{Execution, MAX_PARALLEL, MIN_MEMORY, StreamSettings},
 };
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct QueryOptions {
     pub(super) parallel: Option<usize>,
     /// Raw SQL.

@@ -36,6 +36,6 @@ pub(crate) use self::{
     parallel::{MAX_PARALLEL, MIN_MEMORY},
     pipeline::{Pipeline, continue_fetches},
     plan::{Execution, QueryPlan, QuerySpec, encode},
-    predicates::Predicates,
+    predicates::{Predicates, SharedPredicate, SharedPredicates},
     settings::StreamSettings,
 };

@@ -21,7 +21,7 @@ pub(crate) struct QueryPlan {
 }
 
 /// The specification of a query. It is boxed, because builders and futures are moved.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct QuerySpec {
     pub(crate) select: Select,
     pub(crate) settings: StreamSettings,

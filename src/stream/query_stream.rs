@@ -306,7 +306,7 @@ impl<T: FromJsonRow> QueryStream<T> {
             match &decoded {
                 Ok(row) => {
                     consumer.deserialized += 1;
-                    if !on_rows.iter().all(|accepts| accepts(row)) {
+                    if !on_rows.iter().all(|predicate| predicate.accepts(row)) {
                         consumer.channel.consumed.filtered.add(1);
                         continue;
                     }
