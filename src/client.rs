@@ -154,8 +154,8 @@ impl FraiseClient {
     ///
     /// Nothing is sent before the query is executed. The builder and its stream do not borrow from
     /// the client.
-    pub fn query<T: FromJsonRow>(&self, entity: &str) -> QueryBuilder<T> {
-        self.query_with(self.slot_handle(), entity)
+    pub fn query<T: FromJsonRow>(&self, entity: impl AsRef<str>) -> QueryBuilder<T> {
+        self.query_with(self.slot_handle(), entity.as_ref())
     }
 
     /// Begins a query that has this handle.

@@ -95,8 +95,8 @@ impl ManageConnection for Manager {
 impl Sealed for PooledConnection<'static, Manager> {}
 
 impl Pooled for PooledConnection<'static, Manager> {
-    fn query<T: FromJsonRow>(self, entity: &str) -> QueryBuilder<T> {
-        PooledClient::query_of(Owned(self), entity)
+    fn query<T: FromJsonRow>(self, entity: impl AsRef<str>) -> QueryBuilder<T> {
+        PooledClient::query_of(Owned(self), entity.as_ref())
     }
 }
 

@@ -55,8 +55,8 @@ impl managed::Manager for Manager {
 impl Sealed for Object<Manager> {}
 
 impl Pooled for Object<Manager> {
-    fn query<T: FromJsonRow>(self, entity: &str) -> QueryBuilder<T> {
-        PooledClient::query_of(self, entity)
+    fn query<T: FromJsonRow>(self, entity: impl AsRef<str>) -> QueryBuilder<T> {
+        PooledClient::query_of(self, entity.as_ref())
     }
 }
 

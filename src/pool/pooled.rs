@@ -21,7 +21,7 @@ pub trait Pooled: sealed::Sealed + Sized {
     ///
     /// The client is returned to the pool when the stream has ended, failed or been dropped and its
     /// cleanup has finished.
-    fn query<T: FromJsonRow>(self, entity: &str) -> QueryBuilder<T>;
+    fn query<T: FromJsonRow>(self, entity: impl AsRef<str>) -> QueryBuilder<T>;
 }
 
 pub(super) mod sealed {

@@ -1,5 +1,6 @@
 //! Builds the SQL text of queries. No other module does.
 
+mod date;
 mod field;
 mod filter;
 mod ident;

@@ -1,16 +1,67 @@
-use std::fmt;
+use std::{
+    borrow::Cow,
+    fmt,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+    time::SystemTime,
+};
 
+#[cfg(feature = "chrono")]
+use chrono::{Datelike, Offset, Timelike};
 use serde_json::Value;
 
+#[cfg(any(feature = "chrono", feature = "time"))]
+use super::date::iso_offset;
 use super::{
+    date::{self, iso_date, iso_time},
     nesting,
     param::{Param, ToParam},
 };
 use crate::error::{Error, Result};
 
-/// A value that a field is compared with: a string, a number, a boolean or any JSON value.
+/// A value that a field is compared with.
 ///
-/// Numbers are exact: integers and decimals are never rounded to floats.
+/// | Rust | JSON |
+/// |---|---|
+/// | `&str`, `String`, `Cow<str>`, `Box<str>`, `Arc<str>`, `char` | a string |
+/// | integers; with the feature `rust_decimal`: `Decimal` | a number, exact: never rounded to a float |
+/// | `f32`, `f64` | the shortest decimal of this float; NaN and infinities are an error |
+/// | `bool` | a boolean |
+/// | [`serde_json::Value`] | the value |
+/// | [`IpAddr`], [`Ipv4Addr`], [`Ipv6Addr`]; with the feature `uuid`: `Uuid` | a string |
+/// | [`SystemTime`]; with the features `chrono` and `time`: the dates and times of these crates | a string: see [Dates](#dates) |
+/// | `Option` of these | the value, or null: see [Option](#option) |
+/// | references to these | the same |
+///
+/// # Dates
+///
+/// JSON has no dates, so fields of documents are compared with the text that `to_jsonb` and
+/// `row_to_json` create: `2026-01-31`, `12:30:00.5`, `2026-01-31T12:30:00.5+00:00`. Digits after
+/// the microsecond are dropped. A year before 1 or after 9999 is an
+/// [`Error::Config`](crate::Error::Config) when the query is executed.
+///
+/// * **A [`Field::column`](crate::Field::column)** of type `timestamptz` or `date` is compared by
+///   time, in any time zone.
+/// * **A field with another UTC offset** is not equal, and its order is not by time. [`SystemTime`]
+///   and `DateTime<Utc>` have `+00:00`; other types keep their own offset. `to_jsonb` uses the
+///   session's `TimeZone`, so set it to UTC:
+///   [`param("TimeZone", "UTC")`](crate::ConnectionConfigBuilder::param).
+/// * **A field in another format**, such as `2026-01-31T12:30:00.500Z`, must be compared with a
+///   string in that format.
+/// * **Times within one second** are ordered by the characters after the seconds, `+` or `.`. The
+///   order is by time in the collation `C`, but not in ICU's.
+///
+/// # Option
+///
+/// | operator | `None` |
+/// |---|---|
+/// | `eq`, `in_` | JSON's null; a missing field does not match. NULL in a column |
+/// | `ne`, `not_in` with nothing else | matches a column that is not NULL. For a field, an [`Error::Config`](crate::Error::Config), because no field can match: use [`is_not_null`](crate::Field::is_not_null) |
+/// | `contains_json`, `contained_by`, `array_contains`, `array_contained_by`, `array_overlaps` | JSON's null |
+/// | `gt`, `gte`, `lt`, `lte`, `between` | `Error::Config` |
+///
+/// `eq(None)` does not mean "any value". For an optional condition, add the filter only if there is
+/// a value.
 #[derive(Clone, PartialEq)]
 pub struct Operand(pub(super) OperandKind);
 
@@ -21,73 +72,114 @@ pub(super) enum OperandKind {
     Number(String),
     Bool(bool),
     Null,
+    /// JSON's null from an `Option`, which is an error if it can match nothing.
+    None,
     /// An array or an object.
     Container(Value),
     Invalid(String),
 }
 
-macro_rules! number {
-    ($($ty:ty),*) => {$(
+/// Converts a reference to an [`Operand`].
+#[diagnostic::on_unimplemented(
+    message = "a field cannot be compared with `{Self}`",
+    note = "the documentation of `Operand` lists the types it can be compared with"
+)]
+pub trait ToOperand {
+    #[doc(hidden)]
+    fn to_operand(&self) -> Operand;
+}
+
+/// Converts references, also to references.
+impl<T: ToOperand + ?Sized> From<&T> for Operand {
+    fn from(value: &T) -> Self {
+        value.to_operand()
+    }
+}
+
+impl<T: ToOperand + ?Sized> ToOperand for &T {
+    fn to_operand(&self) -> Operand {
+        T::to_operand(self)
+    }
+}
+
+/// `None` is JSON's null: see [`Option`](Operand#option).
+impl<T: Into<Operand>> From<Option<T>> for Operand {
+    fn from(value: Option<T>) -> Self {
+        value.map_or(Self(OperandKind::None), T::into)
+    }
+}
+
+impl<T: ToOperand> ToOperand for Option<T> {
+    fn to_operand(&self) -> Operand {
+        self.as_ref().into()
+    }
+}
+
+/// Implements both conversions: of a value and of a reference.
+macro_rules! operand {
+    (#[doc = $doc:literal] $($ty:ty),* => |$value:ident| $kind:expr) => {$(
+        #[doc = $doc]
         impl From<$ty> for Operand {
-            fn from(number: $ty) -> Self {
-                Self(OperandKind::Number(number.to_string()))
+            fn from(value: $ty) -> Self {
+                value.to_operand()
+            }
+        }
+
+        impl ToOperand for $ty {
+            fn to_operand(&self) -> Operand {
+                let $value = self;
+                Operand($kind)
             }
         }
     )*};
 }
 
-number!(i8, i16, i32, i64, i128, u8, u16, u32, u64, u128, isize, usize);
+operand!(
+    /// Keeps every digit.
+    i8, i16, i32, i64, i128, isize, u8, u16, u32, u64, u128, usize
+    => |number| OperandKind::Number(number.to_string())
+);
 
-/// NaN and infinities are errors when the query is executed, because JSON does not support them.
-impl From<f64> for Operand {
-    fn from(number: f64) -> Self {
-        Self(if number.is_finite() {
-            OperandKind::Number(number.to_string())
-        } else {
-            OperandKind::Invalid(format!("{number} is not a valid JSON number"))
-        })
+operand!(
+    /// Converts to the shortest decimal of the same float; NaN and infinities are `Error::Config`.
+    f32, f64 => |number| if number.is_finite() {
+        OperandKind::Number(number.to_string())
+    } else {
+        OperandKind::Invalid(format!("{number} is not a valid JSON number"))
     }
-}
+);
 
-/// Converts to the shortest decimal that parses to the same `f32`: 0.1 becomes 0.1.
-/// NaN and infinities are errors when the query is executed.
-impl From<f32> for Operand {
-    fn from(number: f32) -> Self {
-        Self(if number.is_finite() {
-            OperandKind::Number(number.to_string())
-        } else {
-            OperandKind::Invalid(format!("{number} is not a valid JSON number"))
-        })
-    }
-}
-
-/// Keeps every digit.
 #[cfg(feature = "rust_decimal")]
-impl From<rust_decimal::Decimal> for Operand {
-    fn from(number: rust_decimal::Decimal) -> Self {
-        Self(OperandKind::Number(number.to_string()))
-    }
-}
+operand!(
+    /// Keeps every digit.
+    rust_decimal::Decimal => |number| OperandKind::Number(number.to_string())
+);
 
-/// Converts to text, because JSON has no UUIDs.
 #[cfg(feature = "uuid")]
-impl From<uuid::Uuid> for Operand {
-    fn from(id: uuid::Uuid) -> Self {
-        Self(OperandKind::Text(id.to_string()))
-    }
-}
+operand!(
+    /// Converts to text, because JSON has no UUIDs.
+    uuid::Uuid => |id| OperandKind::Text(id.to_string())
+);
 
-impl From<bool> for Operand {
-    fn from(value: bool) -> Self {
-        Self(OperandKind::Bool(value))
-    }
-}
+operand!(
+    /// Converts to text, because JSON has no addresses.
+    IpAddr, Ipv4Addr, Ipv6Addr => |address| OperandKind::Text(address.to_string())
+);
 
-impl From<&str> for Operand {
-    fn from(text: &str) -> Self {
-        Self(OperandKind::Text(text.to_owned()))
-    }
-}
+operand!(
+    /// Converts to a JSON boolean.
+    bool => |value| OperandKind::Bool(*value)
+);
+
+operand!(
+    /// Converts to text of one character.
+    char => |c| OperandKind::Text(c.to_string())
+);
+
+operand!(
+    /// Copies the text.
+    Cow<'_, str>, Box<str>, Arc<str> => |text| OperandKind::Text(text.as_ref().to_owned())
+);
 
 impl From<String> for Operand {
     fn from(text: String) -> Self {
@@ -95,15 +187,15 @@ impl From<String> for Operand {
     }
 }
 
-impl From<&String> for Operand {
-    fn from(text: &String) -> Self {
-        Self(OperandKind::Text(text.clone()))
+impl ToOperand for String {
+    fn to_operand(&self) -> Operand {
+        self.as_str().to_operand()
     }
 }
 
-impl From<char> for Operand {
-    fn from(c: char) -> Self {
-        Self(OperandKind::Text(c.to_string()))
+impl ToOperand for str {
+    fn to_operand(&self) -> Operand {
+        Operand(OperandKind::Text(self.to_owned()))
     }
 }
 
@@ -125,6 +217,118 @@ impl From<Value> for Operand {
     }
 }
 
+impl ToOperand for Value {
+    fn to_operand(&self) -> Operand {
+        match nesting::check_depth(self) {
+            Ok(()) => self.clone().into(),
+            // Cloning a value recurses into it, and would overflow the stack.
+            Err(_) => Operand(OperandKind::Invalid(format!("a value {}", nesting::too_deep()))),
+        }
+    }
+}
+
+operand!(
+    /// Converts to text: see [Dates](Operand#dates).
+    SystemTime => |time| match date::utc(*time) {
+        Some(utc) => dated(iso_date(utc.year, utc.month, utc.day), || {
+            let time = iso_time(utc.hour, utc.minute, utc.second, 1000 * utc.micros);
+            format!("T{time}+00:00")
+        }),
+        None => OperandKind::Invalid("a SystemTime is out of the range of dates".into()),
+    }
+);
+
+/// Appends the rest to a date.
+fn dated(date: Result<String, &str>, rest: impl FnOnce() -> String) -> OperandKind {
+    match date {
+        Ok(date) => OperandKind::Text(date + &rest()),
+        Err(why) => OperandKind::Invalid(why.to_owned()),
+    }
+}
+
+#[cfg(feature = "chrono")]
+fn chrono_date(date: &impl Datelike) -> Result<String, &'static str> {
+    iso_date(date.year().into(), date.month(), date.day())
+}
+
+#[cfg(feature = "chrono")]
+fn chrono_time(time: &impl Timelike) -> String {
+    iso_time(time.hour(), time.minute(), time.second(), time.nanosecond())
+}
+
+#[cfg(feature = "chrono")]
+operand!(
+    /// Converts to text: see [Dates](Operand#dates).
+    chrono::NaiveDate => |v| dated(chrono_date(v), String::new)
+);
+
+#[cfg(feature = "chrono")]
+operand!(
+    /// Converts to text: see [Dates](Operand#dates).
+    chrono::NaiveTime => |v| OperandKind::Text(chrono_time(v))
+);
+
+#[cfg(feature = "chrono")]
+operand!(
+    /// Converts to text: see [Dates](Operand#dates).
+    chrono::NaiveDateTime => |v| dated(chrono_date(v), || format!("T{}", chrono_time(v)))
+);
+
+/// Converts to text: see [Dates](Operand#dates).
+#[cfg(feature = "chrono")]
+impl<Tz: chrono::TimeZone> From<chrono::DateTime<Tz>> for Operand {
+    fn from(value: chrono::DateTime<Tz>) -> Self {
+        value.to_operand()
+    }
+}
+
+#[cfg(feature = "chrono")]
+impl<Tz: chrono::TimeZone> ToOperand for chrono::DateTime<Tz> {
+    fn to_operand(&self) -> Operand {
+        let (local, offset) = (self.naive_local(), self.offset().fix().local_minus_utc());
+        let time = || format!("T{}{}", chrono_time(&local), iso_offset(offset));
+        Operand(dated(chrono_date(&local), time))
+    }
+}
+
+#[cfg(feature = "time")]
+fn time_date(date: time::Date) -> Result<String, &'static str> {
+    iso_date(date.year().into(), u8::from(date.month()).into(), date.day().into())
+}
+
+#[cfg(feature = "time")]
+fn time_time(time: time::Time) -> String {
+    let (hour, minute, second) = (time.hour(), time.minute(), time.second());
+    iso_time(hour.into(), minute.into(), second.into(), time.nanosecond())
+}
+
+#[cfg(feature = "time")]
+operand!(
+    /// Converts to text: see [Dates](Operand#dates).
+    time::Date => |v| dated(time_date(*v), String::new)
+);
+
+#[cfg(feature = "time")]
+operand!(
+    /// Converts to text: see [Dates](Operand#dates).
+    time::Time => |v| OperandKind::Text(time_time(*v))
+);
+
+#[cfg(feature = "time")]
+operand!(
+    /// Converts to text: see [Dates](Operand#dates).
+    time::PrimitiveDateTime
+        => |v| dated(time_date(v.date()), || format!("T{}", time_time(v.time())))
+);
+
+#[cfg(feature = "time")]
+operand!(
+    /// Converts to text: see [Dates](Operand#dates).
+    time::OffsetDateTime => |v| dated(time_date(v.date()), || {
+        format!("T{}{}", time_time(v.time()), iso_offset(v.offset().whole_seconds()))
+    })
+);
+
 impl Operand {
     /// The name of its type, as returned by `jsonb_typeof`.
     pub(super) fn type_name(&self) -> Result<&'static str> {
@@ -132,11 +336,15 @@ impl Operand {
             OperandKind::Text(_) => Ok("string"),
             OperandKind::Number(_) => Ok("number"),
             OperandKind::Bool(_) => Ok("boolean"),
-            OperandKind::Null => Ok("null"),
+            OperandKind::Null | OperandKind::None => Ok("null"),
             OperandKind::Container(Value::Array(_)) => Ok("array"),
             OperandKind::Container(_) => Ok("object"),
             OperandKind::Invalid(why) => Err(Error::config(why.clone())),
         }
+    }
+
+    pub(super) fn is_null(&self) -> bool {
+        matches!(self.0, OperandKind::Null | OperandKind::None)
     }
 
     /// Its JSON value, except for numbers.
@@ -146,7 +354,10 @@ impl Operand {
             OperandKind::Bool(value) => (*value).into(),
             OperandKind::Container(value) => value.clone(),
             // `json_text` writes numbers itself, to keep every digit.
-            OperandKind::Number(_) | OperandKind::Null | OperandKind::Invalid(_) => Value::Null,
+            OperandKind::Number(_)
+            | OperandKind::Null
+            | OperandKind::None
+            | OperandKind::Invalid(_) => Value::Null,
         }
     }
 
@@ -176,7 +387,7 @@ impl Operand {
     pub(super) fn plain_param(&self) -> Param {
         match &self.0 {
             OperandKind::Text(text) => text.to_param(),
-            OperandKind::Null => None::<String>.to_param(),
+            OperandKind::Null | OperandKind::None => None::<String>.to_param(),
             _ => self.json_param(),
         }
     }

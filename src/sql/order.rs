@@ -1,4 +1,7 @@
-use super::{field::Field, ident::quote_collation};
+use super::{
+    field::{Field, field},
+    ident::quote_collation,
+};
 use crate::error::{Error, Result};
 
 /// A sort order by a field: `field("total").desc().nulls_last()`.
@@ -38,6 +41,21 @@ impl Field {
 impl From<Field> for OrderBy {
     fn from(field: Field) -> Self {
         field.asc()
+    }
+}
+
+/// Parses a path of keys separated by dots, and sorts by that field in ascending order. The path is
+/// data, not SQL: no text can add `desc` or anything else.
+impl From<&str> for OrderBy {
+    fn from(path: &str) -> Self {
+        field(path).asc()
+    }
+}
+
+/// Same as for `&str`.
+impl From<String> for OrderBy {
+    fn from(path: String) -> Self {
+        field(&path).asc()
     }
 }
 

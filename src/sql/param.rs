@@ -1,15 +1,17 @@
 use std::{
     borrow::Cow,
     fmt::{self, Write},
-    net::IpAddr,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+    sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::nesting;
+use super::{date, nesting};
 use crate::error::{Error, Result};
 
 /// The value of one parameter, in Postgres's text format.
@@ -102,15 +104,19 @@ impl Param {
 /// | Rust | sent as |
 /// |---|---|
 /// | `bool`, integers, floats | the same text as in Rust, such as `true`, `1.5`, `NaN` or `inf` |
-/// | `&str`, `String`, `Cow<str>`, `char` | text |
+/// | `&str`, `String`, `Cow<str>`, `Box<str>`, `Arc<str>`, `char` | text |
 /// | `Vec<u8>`, `&[u8]`, [`Bytes`] | `bytea` |
 /// | [`serde_json::Value`], [`Json`] | JSON |
 /// | `Option` | the value, or NULL |
 /// | `Vec`, slices and arrays of these | an array: `= any($1)` |
-/// | [`IpAddr`] | `inet` |
-/// | [`SystemTime`] | `timestamptz`, to the microsecond |
+/// | [`IpAddr`], [`Ipv4Addr`], [`Ipv6Addr`] | `inet` |
+/// | [`SystemTime`] | `timestamptz`, to the microsecond, from 4713 BC to 294276 |
 /// | [`Duration`] | `interval`, to the microsecond |
 /// | with the features `uuid`, `rust_decimal`, `chrono`, `time`: the types of these crates | `uuid`, `numeric`, dates and times |
+///
+/// An integer must fit the type that the server infers: `n = $1` for a column of type `integer`
+/// rejects a larger number (22003). Every `u128` and `i128` fits `numeric`, without rounding: write
+/// `n = $1::numeric`.
 ///
 /// Text that contains a NUL character is an error when the query is executed, because Postgres does
 /// not support it.
@@ -152,10 +158,13 @@ macro_rules! to_param {
 // Postgres accepts the text that Rust prints for these types. Floats are printed in the shortest
 // form that parses to the same value, NaN as NaN and infinity as inf.
 to_param!(
-    bool, i8, i16, i32, i64, i128, u16, u32, u64, f32, f64, char, IpAddr
+    bool, i8, i16, i32, i64, i128, isize, u16, u32, u64, u128, usize, f32, f64, char,
+    IpAddr, Ipv4Addr, Ipv6Addr
     => |v| Param::text(v.to_string())
 );
-to_param!(str, String, Cow<'_, str> => |v| Param::text(AsRef::<str>::as_ref(v)));
+to_param!(
+    str, String, Cow<'_, str>, Box<str>, Arc<str> => |v| Param::text(AsRef::<str>::as_ref(v))
+);
 to_param!(Bytes => |v| bytea(v));
 to_param!(Value => |v| Param::json(v));
 to_param!(SystemTime => |v| timestamp(*v));
@@ -168,10 +177,13 @@ to_param!(rust_decimal::Decimal => |v| Param::text(v.to_string()));
 #[cfg(feature = "chrono")]
 to_param!(chrono::NaiveDate, chrono::NaiveTime, chrono::NaiveDateTime => |v| dated(&v.to_string()));
 #[cfg(feature = "chrono")]
-to_param!(
-    chrono::DateTime<chrono::Utc>, chrono::DateTime<chrono::FixedOffset>
-    => |v| dated(&v.to_rfc3339())
-);
+impl<Tz: chrono::TimeZone> sealed::Sealed for chrono::DateTime<Tz> {}
+#[cfg(feature = "chrono")]
+impl<Tz: chrono::TimeZone> ToParam for chrono::DateTime<Tz> {
+    fn to_param(&self) -> Param {
+        dated(&self.fixed_offset().to_rfc3339())
+    }
+}
 #[cfg(feature = "time")]
 to_param!(
     time::Date, time::Time, time::PrimitiveDateTime, time::OffsetDateTime
@@ -253,31 +265,18 @@ fn bytea(bytes: &[u8]) -> Param {
     Param::text(text)
 }
 
-/// Formats a date and a time of day, with the algorithm of Howard Hinnant's `civil_from_days`.
 /// Postgres accepts years of up to six digits, and BC.
 fn timestamp(time: SystemTime) -> Param {
-    let micros = match time.duration_since(UNIX_EPOCH) {
-        Ok(after) => i128::try_from(after.as_micros()),
-        Err(e) => i128::try_from(e.duration().as_micros()).map(|micros| -micros),
+    /// The first and the last day of `timestamptz`.
+    const RANGE: RangeInclusive<(i128, u32, u32)> = (-4713, 11, 24)..=(294_276, 12, 31);
+    let utc = date::utc(time).filter(|utc| RANGE.contains(&(utc.year, utc.month, utc.day)));
+    let Some(utc) = utc else {
+        return Param::invalid("is out of the range of timestamptz");
     };
-    let Ok(micros) = micros else { return Param::invalid("is out of the range of dates") };
-    let (days, of_day) = (micros.div_euclid(86_400_000_000), micros.rem_euclid(86_400_000_000));
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + i128::from(month <= 2);
-    let (year, era) = if year > 0 { (year, "") } else { (1 - year, " BC") };
-    let (seconds, micros) = (of_day / 1_000_000, of_day % 1_000_000);
+    let (year, era) = if utc.year > 0 { (utc.year, "") } else { (1 - utc.year, " BC") };
     Param::text(format!(
-        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}.{micros:06}+00{era}",
-        seconds / 3600,
-        seconds / 60 % 60,
-        seconds % 60
+        "{year:04}-{:02}-{:02} {:02}:{:02}:{:02}.{:06}+00{era}",
+        utc.month, utc.day, utc.hour, utc.minute, utc.second, utc.micros
     ))
 }
 
@@ -293,6 +292,8 @@ impl fmt::Debug for Param {
 
 #[cfg(test)]
 mod tests {
+    use std::time::UNIX_EPOCH;
+
     use super::*;
 
     fn sent(value: impl ToParam) -> Option<String> {
@@ -337,6 +338,19 @@ mod tests {
         }
         let before = UNIX_EPOCH - Duration::from_micros(1);
         assert_eq!(sent(before).unwrap(), "1969-12-31 23:59:59.999999+00");
+    }
+
+    /// The last and the first moment of timestamptz, and the moments after and before them.
+    #[test]
+    fn system_time_beyond_timestamptz_is_an_error() {
+        let last = UNIX_EPOCH + Duration::from_secs(9_224_318_015_999);
+        assert_eq!(sent(last).unwrap(), "294276-12-31 23:59:59.000000+00");
+        let first = UNIX_EPOCH - Duration::from_secs(210_866_803_200);
+        assert_eq!(sent(first).unwrap(), "4714-11-24 00:00:00.000000+00 BC");
+        for beyond in [last + Duration::from_secs(1), first - Duration::from_micros(1)] {
+            let error = beyond.to_param().sent(3).unwrap_err().to_string();
+            assert!(error.contains("$3 is out of the range of timestamptz"), "{error}");
+        }
     }
 
     /// Counts months one by one for more than 400 years, after which the calendar repeats.

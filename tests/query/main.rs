@@ -5,3 +5,4 @@ mod query;
 mod statements;
 #[path = "../support/mod.rs"]
 mod support;
+mod values;

@@ -1,5 +1,7 @@
 //! Comparison, sets and null.
 
+use std::slice;
+
 use super::{
     Filter,
     predicate::{Predicate, Render, STRING},
@@ -156,12 +158,28 @@ impl Predicate for Compare {
             )));
         }
         let op = self.op.negated_if(sql.negated);
-        if sql.is_column() && matches!(self.value.0, OperandKind::Null) {
+        if sql.is_column() && self.value.is_null() {
             return null_test(sql, op == CompareOp::Eq);
+        }
+        if op == CompareOp::Ne {
+            check_some(slice::from_ref(&self.value))?;
         }
         let test = operand_test(&self.value, sql, op.as_str())?;
         sql.guarded(&[kind], &test)
     }
+}
+
+/// Rejects a list of nothing but nulls, one of them from an `Option`, for a field that must equal
+/// none of them. No field is both null and different from null.
+fn check_some(operands: &[Operand]) -> Result<()> {
+    let is_none = |operand: &Operand| matches!(operand.0, OperandKind::None);
+    if operands.iter().all(Operand::is_null) && operands.iter().any(is_none) {
+        return Err(Error::config(
+            "no field differs from None, which is null: use is_not_null(), or add the condition \
+             only if there is a value",
+        ));
+    }
+    Ok(())
 }
 
 struct Between {
@@ -249,6 +267,9 @@ impl Predicate for In {
         if sql.is_column() {
             return self.render_column(sql);
         }
+        if sql.negated {
+            check_some(operands)?;
+        }
         let (texts, others): (Vec<&Operand>, Vec<&Operand>) =
             operands.iter().partition(|o| matches!(o.0, OperandKind::Text(_)));
         let mut groups = Vec::new();
@@ -274,7 +295,7 @@ impl In {
     /// separately.
     fn render_column(&self, sql: &mut Render<'_>) -> Result<String> {
         let (nulls, values): (Vec<&Operand>, Vec<&Operand>) =
-            self.0.iter().partition(|o| matches!(o.0, OperandKind::Null));
+            self.0.iter().partition(|o| o.is_null());
         let mut tests = Vec::new();
         if !values.is_empty() {
             let (value, list, cast) = if sql.is_document() {

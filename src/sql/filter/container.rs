@@ -1,7 +1,5 @@
 //! Arrays, objects and SQL/JSON paths.
 
-use serde_json::Value;
-
 use super::{
     Filter,
     compare::CompareOp,
@@ -11,7 +9,6 @@ use crate::{
     error::Result,
     sql::{
         field::Field,
-        nesting,
         operand::{Operand, OperandKind},
         param::{Param, ToParam},
     },
@@ -320,17 +317,6 @@ fn has_times(path: &str) -> bool {
         }
     }
     false
-}
-
-/// Converts a reference to a `json!` value.
-impl From<&Value> for Operand {
-    fn from(value: &Value) -> Self {
-        match nesting::check_depth(value) {
-            Ok(()) => value.clone().into(),
-            // Cloning a value recurses into it, and would overflow the stack.
-            Err(_) => Self(OperandKind::Invalid(format!("a value {}", nesting::too_deep()))),
-        }
-    }
 }
 
 #[cfg(test)]

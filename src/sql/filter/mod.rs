@@ -10,7 +10,12 @@ mod text;
 mod tree;
 mod vector;
 
-use std::{collections::VecDeque, fmt, sync::Arc};
+use std::{
+    collections::VecDeque,
+    fmt,
+    ops::{BitAnd, BitOr, Not},
+    sync::Arc,
+};
 
 use self::predicate::{Predicate, Render};
 use super::{field::Field, parameters::Parameters};
@@ -74,6 +79,10 @@ const MAX_DEPTH: usize = 256;
 ///         field("customer.name").istarts_with("an"),
 ///         field("tags").has_key("vip").not(),
 ///     ]));
+///
+/// // The same with operators.
+/// let filter = field("status").eq("paid") & field("total").gte(100)
+///     | field("customer.name").istarts_with("an") & !field("tags").has_key("vip");
 /// ```
 #[derive(Clone)]
 #[must_use = "a filter does nothing until it is passed to a query"]
@@ -216,6 +225,33 @@ impl Filter {
                  one of them can have any length"
             ))),
         }
+    }
+}
+
+/// `!filter` is [`filter.not()`](Filter::not).
+impl Not for Filter {
+    type Output = Self;
+
+    fn not(self) -> Self {
+        Self::not(self)
+    }
+}
+
+/// `a & b` is [`a.and(b)`](Filter::and). `&` binds tighter than `|`.
+impl BitAnd for Filter {
+    type Output = Self;
+
+    fn bitand(self, other: Self) -> Self {
+        self.and(other)
+    }
+}
+
+/// `a | b` is [`a.or(b)`](Filter::or).
+impl BitOr for Filter {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        self.or(other)
     }
 }
 
