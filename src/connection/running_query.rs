@@ -26,7 +26,11 @@ pub(super) type WeakQuery = Weak<Shared>;
 #[derive(Debug, Default)]
 pub(super) struct Shared {
     state: Mutex<State>,
-    changed: Notify,
+    /// Wakes the steps of the query.
+    cancelled: Notify,
+    /// Wakes those who wait for its end. Not the steps: nearly every query ends in the task that
+    /// waits for the other notification too, and would wake it for nothing.
+    session_ended: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -82,7 +86,7 @@ impl RunningQuery {
     /// Marks the query. Every step of it that waits ends with [`Error::Cancelled`].
     pub(super) fn cancel(&self) {
         self.0.lock().is_cancelled = true;
-        self.0.changed.notify_waiters();
+        self.0.cancelled.notify_waiters();
     }
 
     pub(crate) fn is_cancelled(&self) -> bool {
@@ -91,7 +95,7 @@ impl RunningQuery {
 
     /// Resolves when the query is marked.
     pub(crate) async fn cancelled(&self) {
-        self.0.until(|state| state.is_cancelled).await;
+        self.0.until(&self.0.cancelled, |state| state.is_cancelled).await;
     }
 
     /// Runs a step of the query that ends when the query is cancelled. A query that is cancelled
@@ -134,7 +138,8 @@ impl RunningQuery {
                 let key = session.cancel.as_ref().ok_or_else(no_key)?;
                 send_repeatedly(key, || self.0.begin_request(session)).await?;
             }
-            self.0.until(|state| state.sessions == state.in_futures.iter().count()).await;
+            let are_unpolled = |state: &State| state.sessions == state.in_futures.iter().count();
+            self.0.until(&self.0.session_ended, are_unpolled).await;
             Ok(())
         };
         select! {
@@ -145,16 +150,17 @@ impl RunningQuery {
     }
 
     async fn stopped(&self) -> Result<()> {
-        self.0.until(|state| state.sessions == 0).await;
+        self.0.until(&self.0.session_ended, |state| state.sessions == 0).await;
         self.0.lock().failure.as_ref().map_or(Ok(()), |error| Err(error.copy()))
     }
 }
 
 impl Shared {
-    async fn until(&self, holds: impl Fn(&State) -> bool) {
+    /// Waits until the state is as expected, which `change` announces.
+    async fn until(&self, change: &Notify, holds: impl Fn(&State) -> bool) {
         loop {
             // Registered before the state is read, so that no change is missed.
-            let changed = self.changed.notified();
+            let changed = change.notified();
             if holds(&self.lock()) {
                 return;
             }
@@ -213,7 +219,7 @@ impl Drop for QuerySession {
     fn drop(&mut self) {
         let shared = &self.0.0;
         shared.lock().sessions -= 1;
-        shared.changed.notify_waiters();
+        shared.session_ended.notify_waiters();
     }
 }
 

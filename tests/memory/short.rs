@@ -1,6 +1,16 @@
 //! Queries whose whole answer arrives at once.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    future::poll_fn,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
+    task::{Context, Wake, Waker},
+    time::Duration,
+};
 
 use crate::support::{
     client, eventually,
@@ -82,6 +92,40 @@ async fn execute_returns_the_connection_before_it_resolves_and_spawns_no_task() 
         control.cancel().await.unwrap();
     }
     assert_eq!(tasks(), before);
+}
+
+/// Wakes a task, and counts how often.
+struct Counting(Waker, AtomicU32);
+
+impl Wake for Counting {
+    fn wake(self: Arc<Self>) {
+        self.1.fetch_add(1, Relaxed);
+        self.0.wake_by_ref();
+    }
+}
+
+/// A query that wakes its own task at its end costs a turn of the runtime, with a system call.
+#[tokio::test]
+async fn short_query_does_not_wake_its_own_task() {
+    let _alone = ALONE.lock().await;
+    documents("tv_wakes").await;
+    let client = client().await;
+    client.ping().await.unwrap();
+    let mut queries = pin!(async {
+        for id in 1..=20 {
+            let query = client.query::<Value>("tv_wakes").where_sql("id = $1").bind(id);
+            assert_eq!(query.fetch_one().await.unwrap()["id"], id);
+        }
+    });
+    // The sockets of this runtime are polled between the turns of its tasks only.
+    poll_fn(|cx| {
+        let counting = Arc::new(Counting(cx.waker().clone(), AtomicU32::new(0)));
+        let waker = Waker::from(Arc::clone(&counting));
+        let polled = queries.as_mut().poll(&mut Context::from_waker(&waker));
+        assert_eq!(counting.1.load(Relaxed), 0);
+        polled
+    })
+    .await;
 }
 
 #[tokio::test]
