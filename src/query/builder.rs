@@ -8,7 +8,7 @@ use super::options::QueryOptions;
 use crate::{
     connection::SlotHandle,
     error::Result,
-    sql::{Condition, Field, Filter, Order, OrderBy, Projection, Select, ToParam},
+    sql::{Condition, Field, Filter, Operand, Order, OrderBy, Projection, Select, ToParam},
     stream::{FromJsonRow, Pipeline, QuerySpec, SharedPredicate, SharedPredicates, StreamSettings},
 };
 
@@ -459,6 +459,54 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// ```
     pub fn resume_by(mut self, key: impl Into<Field>) -> Self {
         self.options.resume_by = Some(key.into());
+        self
+    }
+
+    /// Starts after this key of [`resume_by`](Self::resume_by): only rows with a greater key are
+    /// returned. Default: from the first row.
+    ///
+    /// The key is a saved position, such as the key of the last row that was written to a file.
+    ///
+    /// * The order is that of `resume_by`: numbers are compared exactly, strings in the database's
+    ///   collation. The row with this key need not exist.
+    /// * [`filter`](Self::filter), [`limit`](Self::limit) and [`offset`](Self::offset) apply to the
+    ///   rows after the key. So do [`count`](Self::count), [`exists`](Self::exists) and
+    ///   [`explain`](Self::explain).
+    /// * If the connection is lost, the stream resumes as usual, also before its first row.
+    /// * At the end, one more query checks for rows without the key.
+    ///
+    /// # The type of the key
+    ///
+    /// It must be that of the keys in the documents. A saved position is usually text, so parse it
+    /// if the keys are numbers: `text.parse::<i64>()`, or as `i128` or `rust_decimal::Decimal` if
+    /// `i64` cannot represent every key exactly.
+    ///
+    /// Otherwise no position is right, because `jsonb` sorts all strings before all numbers:
+    ///
+    /// * After a string, the first row whose key is a number ends the stream with
+    ///   [`Error::Config`](crate::Error::Config).
+    /// * After a number, there are no rows whose keys are strings: the result is empty.
+    ///
+    /// # Errors
+    ///
+    /// [`execute`](Self::execute) also returns [`Error::Config`](crate::Error::Config) if
+    /// `resume_by` is missing, or if the key is neither a number nor a string.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use fraiseql_wire::{FraiseClient, RawJson, Result, field};
+    /// # async fn run(client: &FraiseClient, last_event_id: Option<i64>) -> Result<()> {
+    /// let mut query = client.query::<RawJson>("v_order").resume_by(field("id"));
+    /// if let Some(id) = last_event_id {
+    ///     query = query.resume_after(id);
+    /// }
+    /// let rest = query.execute().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn resume_after(mut self, key: impl Into<Operand>) -> Self {
+        self.options.resume_after = Some(key.into());
         self
     }
 

@@ -216,7 +216,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         self,
         statement: impl FnOnce(&Select) -> Result<Statement<'_>>,
     ) -> Result<A> {
-        let Self { slot, pipeline, mut spec, .. } = self;
+        let Self { slot, pipeline, mut spec, options, .. } = self;
+        options.set_position(&mut spec.select)?;
         let statement = statement(&spec.select)?;
         spec.settings.validate()?;
         let sql = statement.sql.clone();

@@ -2,7 +2,7 @@
 
 use crate::{
     error::{Error, Result},
-    sql::{Field, Order, Select, split_by_hash},
+    sql::{After, Field, Operand, Order, Select, split_by_hash},
     stream::{Execution, MAX_PARALLEL, MIN_MEMORY, StreamSettings},
 };
 
@@ -12,6 +12,7 @@ pub(super) struct QueryOptions {
     /// Raw SQL.
     pub(super) partition_by: Option<String>,
     pub(super) resume_by: Option<Field>,
+    pub(super) resume_after: Option<Operand>,
 }
 
 impl QueryOptions {
@@ -22,9 +23,25 @@ impl QueryOptions {
     /// [`Error::Config`]: options cannot be combined.
     pub(super) fn apply(&self, select: &mut Select, settings: &StreamSettings) -> Result<()> {
         self.validate(select, settings)?;
+        self.set_position(select)?;
         if let Some(key) = &self.resume_by {
             select.order.push(Order::Field(key.clone().asc()));
         }
+        Ok(())
+    }
+
+    /// Limits the rows to those after the key of `resume_after`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`]: the position is not a key, or there is no `resume_by`.
+    pub(super) fn set_position(&self, select: &mut Select) -> Result<()> {
+        let Some(last) = &self.resume_after else { return Ok(()) };
+        let Some(key) = &self.resume_by else {
+            return Err(Error::config("resume_after() requires resume_by(), which names the key"));
+        };
+        key.keys()?;
+        select.after = Some(After { key: key.clone(), last: last.as_key()? });
         Ok(())
     }
 

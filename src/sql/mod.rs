@@ -25,5 +25,5 @@ pub(crate) use self::{
         BEGIN, COMMIT, CTID_HINT, Comparison, ExportedSnapshot, PROBE, Partition, ROLLBACK,
         RelationInfo, SessionView, split_by_hash,
     },
-    statement::{Condition, Order, Projection, Select, Statement, TYPE_TEST},
+    statement::{After, Condition, Order, Projection, Select, Statement, TYPE_TEST},
 };

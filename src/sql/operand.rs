@@ -369,6 +369,23 @@ impl Operand {
         }
     }
 
+    /// Its JSON text as a key of `resume_by`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`]: it is not a number or a string, or `jsonb` does not support it.
+    pub(crate) fn as_key(&self) -> Result<String> {
+        match (&self.0, self.type_name()?) {
+            (OperandKind::Text(text), _) if text.contains('\0') => Err(Error::config(
+                "the key of resume_after() contains a NUL character, which jsonb does not support",
+            )),
+            (OperandKind::Text(_) | OperandKind::Number(_), _) => Ok(self.json_text()),
+            (_, other) => Err(Error::config(format!(
+                "the key of resume_after() is of type {other}: expected a number or a string"
+            ))),
+        }
+    }
+
     /// Converts to a parameter of type `jsonb`.
     pub(super) fn json_param(&self) -> Param {
         let contains_nul = match &self.0 {

@@ -35,6 +35,8 @@ pub(crate) struct Select {
     pub(crate) offset: Option<u64>,
     /// The values of `$1`, `$2`, ... in raw SQL.
     pub(crate) parameters: Vec<Param>,
+    /// The position after which the rows begin.
+    pub(crate) after: Option<After>,
     /// The rows to which a session of a parallel query is limited.
     pub(crate) partition: Option<Partition>,
 }
@@ -50,14 +52,19 @@ pub(crate) enum Projection {
     Fields(Vec<Field>),
 }
 
+/// A position in the order of a key: rows whose key is greater than `last` are after it.
+#[derive(Debug, Clone)]
+pub(crate) struct After {
+    pub(crate) key: Field,
+    /// A JSON value. It is compared as `jsonb`, like [`OrderBy`] without a collation.
+    pub(crate) last: String,
+}
+
 #[derive(Debug, Clone)]
 pub(crate) enum Condition {
     /// Raw SQL.
     Sql(String),
     Filter(Filter),
-    /// The field sorts after this JSON value, in the order of `jsonb`, like [`OrderBy`] without a
-    /// collation.
-    After(Field, String),
     /// The document has no such field. These rows sort last, but the field is not greater than any
     /// value.
     WithoutKey(Field),
@@ -88,6 +95,7 @@ impl Select {
             limit: None,
             offset: None,
             parameters: Vec::new(),
+            after: None,
             partition: None,
         }
     }
@@ -105,7 +113,7 @@ impl Select {
     /// Returns the rest of the query after `rows` rows. `last` is the key of the last one, as JSON.
     pub(crate) fn after(&self, key: &Field, last: &str, rows: u64) -> Self {
         let mut rest = self.clone();
-        rest.conditions.push(Condition::After(key.clone(), last.to_owned()));
+        rest.after = Some(After { key: key.clone(), last: last.to_owned() });
         rest.limit = self.limit.map(|limit| limit.saturating_sub(rows));
         rest.offset = None;
         rest
@@ -115,6 +123,7 @@ impl Select {
     /// `rows` rows includes them.
     pub(crate) fn without_key(&self, key: &Field, rows: u64) -> Self {
         let mut rest = self.clone();
+        rest.after = None;
         rest.conditions.push(Condition::WithoutKey(key.clone()));
         rest.limit = Some(self.limit.map_or(1, |limit| limit.saturating_sub(rows).min(1)));
         rest.offset = None;
@@ -232,14 +241,15 @@ impl Select {
                     let mut target = SqlContext { document, is_json, parameters };
                     sql.push_str(&filter.to_sql(&mut target)?);
                 }
-                Condition::After(key, last) => {
-                    let last = parameters.add(Param::text(last));
-                    sql.push_str(&format!("{} > {last}::jsonb", key.json(document)?));
-                }
                 Condition::WithoutKey(key) => {
                     sql.push_str(&format!("{} IS NULL", key.json(document)?));
                 }
             }
+        }
+        if let Some(After { key, last }) = &self.after {
+            sql.push_str(std::mem::replace(&mut keyword, " AND "));
+            let last = parameters.add(Param::text(last));
+            sql.push_str(&format!("{} > {last}::jsonb", key.json(document)?));
         }
         if let Some(partition) = &self.partition {
             sql.push_str(keyword);
@@ -275,7 +285,7 @@ impl Select {
     fn check_parameters(&self) -> Result<()> {
         let conditions = self.conditions.iter().filter_map(|c| match c {
             Condition::Sql(sql) => Some(sql),
-            Condition::Filter(_) | Condition::After(..) | Condition::WithoutKey(_) => None,
+            Condition::Filter(_) | Condition::WithoutKey(_) => None,
         });
         let order = self.order.iter().filter_map(|o| match o {
             Order::Sql(sql) => Some(sql),

@@ -16,7 +16,7 @@ use crate::support::{
     sql,
 };
 use fraiseql_wire::{
-    Error, ErrorCategory, Field, FraiseClient, RawJson, Result, RetryPolicy, StreamState,
+    Error, ErrorCategory, Field, FraiseClient, Operand, RawJson, Result, RetryPolicy, StreamState,
     TimeoutPhase, field, sqlstate,
 };
 use futures_util::StreamExt;
@@ -533,6 +533,128 @@ async fn resume_by_works_with_keys_of_every_kind() {
         .map(|r| r.decode::<serde_json::Value>().unwrap()["id"].to_string())
         .collect();
     assert_eq!(rows, ids);
+}
+
+/// The rows after each key are the rest of the whole result, also through cuts.
+#[tokio::test]
+async fn resume_after_returns_the_rows_after_a_key() {
+    sql(r#"
+        create table t_positions as
+        select jsonb_build_object('id', i, 'text', repeat('x', 50)) as integers,
+               jsonb_build_object('id', (i::numeric - 500) * 1234567890.000000000001) as decimals,
+               jsonb_build_object('id', case i % 4 when 0 then E'\u00e9"\\' when 1 then 'Z' when 2 then 'z' else ' ' end || i) as strings,
+               json_build_object('text', E'a\nb', 'in', json_build_object('id', i)) as texts
+        from generate_series(1, 1000) i"#)
+    .await;
+    let direct = client().await;
+    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let retry = RetryPolicy::default().max_attempts(u32::MAX).max_backoff(Duration::from_millis(5));
+    let client = through(&proxy, retry).await;
+    for (column, path) in
+        [("integers", "id"), ("decimals", "id"), ("strings", "id"), ("texts", "in.id")]
+    {
+        let query = |client: &FraiseClient| {
+            let query = client.query::<RawJson>("t_positions").column(column);
+            query.max_memory(16 << 10).resume_by(path)
+        };
+        // As text: the number of a row is that in its own stream.
+        let texts = |rows: Vec<RawJson>| rows.iter().map(|row| row.to_string()).collect::<Vec<_>>();
+        let whole = texts(query(&direct).fetch_all().await.unwrap());
+        assert_eq!(whole.len(), 1000);
+        // With every digit. A Value would round the decimals.
+        let key = |row: &str| -> Operand {
+            let (_, key) = row.rsplit_once("\"id\"").unwrap();
+            let key = key.split(", \"text\"").next().unwrap().trim_matches([':', ' ', '}']);
+            match key.starts_with('"') {
+                true => serde_json::from_str::<String>(key).unwrap().into(),
+                false => key.parse::<rust_decimal::Decimal>().unwrap().into(),
+            }
+        };
+        for at in [0, 1, 499, 998, 999] {
+            let after = || query(&direct).resume_after(key(&whole[at]));
+            let rest = &whole[at + 1..];
+            assert!(texts(after().fetch_all().await.unwrap()) == rest, "{column} after {at}");
+            assert_eq!(after().count().await.unwrap(), rest.len() as u64);
+            assert_eq!(after().exists().await.unwrap(), !rest.is_empty());
+            let first = after().fetch_optional().await.unwrap();
+            assert_eq!(first.as_ref().map(RawJson::as_str), rest.first().map(String::as_str));
+            let some: Vec<_> = rest.iter().skip(3).take(200).cloned().collect();
+            let page = || after().offset(3).limit(200);
+            assert!(texts(page().fetch_all().await.unwrap()) == some, "{column} after {at}");
+            assert_eq!(page().count().await.unwrap(), some.len() as u64);
+        }
+        // After a lost connection too, which must not start at the position again.
+        for offset in [0, 3] {
+            proxy.cut_after(20_000);
+            let after = query(&client).resume_after(key(&whole[99])).offset(offset as u64);
+            let mut stream = after.execute().await.unwrap();
+            let mut rows = Vec::new();
+            loop {
+                match tokio::time::timeout(Duration::from_millis(1), stream.next()).await {
+                    Ok(Some(row)) => rows.push(row.unwrap()),
+                    Ok(None) => break,
+                    Err(_) if proxy.is_cut() => proxy.cut_after(20_000),
+                    Err(_) => {}
+                }
+            }
+            assert!(stream.stats().resumptions > 0, "{column}");
+            assert!(texts(rows) == whole[100 + offset..], "{column}");
+            proxy.cut_after(u64::MAX);
+        }
+    }
+    // The key need not exist, and filters and projections apply.
+    let query = direct
+        .query::<RawJson>("t_positions")
+        .column("integers")
+        .where_sql("(integers->>'id')::int % $1 = 0")
+        .bind(2)
+        .filter(field("id").lt(20))
+        .where_rust(|row| row["id"] != 14)
+        .select_fields(["id"])
+        .resume_after(10.5)
+        .resume_by("id");
+    assert!(query.to_sql().unwrap().0.contains("> $3::jsonb"));
+    let ids: Vec<_> = query.fetch_all().await.unwrap();
+    let ids: Vec<_> = ids.iter().map(RawJson::as_str).collect();
+    assert_eq!(ids, [r#"{"id": 12}"#, r#"{"id": 16}"#, r#"{"id": 18}"#]);
+}
+
+/// A saved position is usually text. If the keys are numbers, it would start at the first row.
+#[tokio::test]
+async fn resume_after_with_a_wrong_key_is_an_error() {
+    sql("create table t_misplaced as
+         select jsonb_build_object('id', i) as numbers,
+                jsonb_build_object('id', i::text) as texts,
+                case when i = 7 then '{}' else jsonb_build_object('id', i) end as keyless
+         from generate_series(1, 10) i")
+    .await;
+    let client = client().await;
+    let query = |column: &str| client.query::<RawJson>("t_misplaced").column(column);
+    for (query, part) in [
+        (query("numbers").resume_after(5), "resume_by()"),
+        (query("numbers").resume_by("id").resume_after(true), "boolean"),
+        (query("numbers").resume_by("id").resume_after(serde_json::Value::Null), "null"),
+        (query("numbers").resume_by("id").resume_after(serde_json::json!([5])), "array"),
+        (query("numbers").resume_by("id").resume_after(f64::NAN), "NaN"),
+        (query("numbers").resume_by("id").resume_after("a\0"), "NUL"),
+        (query("numbers").resume_by(Field::column("id")).resume_after(5), "column"),
+        (query("numbers").resume_by("id").resume_after("5"), "row 1 has the key 1 after \"5\""),
+        // As without a position.
+        (query("keyless").resume_by("id").resume_after(5), "row 5 does not have this field"),
+    ] {
+        let error = query.fetch_all().await.unwrap_err();
+        assert_eq!(error.category(), ErrorCategory::Config, "{error}");
+        assert!(error.to_string().contains(part), "{error} does not contain {part}");
+        assert!(!error.to_string().contains("planted"));
+    }
+    let error = query("numbers").resume_after(5).count().await.unwrap_err();
+    assert!(error.to_string().contains("resume_by()"), "{error}");
+    let shown = format!("{:?}", query("texts").resume_by("id").resume_after("planted"));
+    assert!(!shown.contains("planted"), "{shown}");
+    // The last key: no rows, and no error.
+    assert_eq!(query("numbers").resume_by("id").resume_after(10).fetch_all().await.unwrap(), []);
+    // All strings are before all numbers.
+    assert_eq!(query("texts").resume_by("id").resume_after(5).fetch_all().await.unwrap(), []);
 }
 
 /// An invalid key ends the stream after the rows before it.

@@ -37,13 +37,15 @@ pub(super) struct ResumeState {
 }
 
 impl ResumeState {
+    /// Starts after the position of the query, if it has one.
     pub(super) fn new(select: &Select, key: &Field) -> Self {
+        let last = select.after.as_ref().map(|after| after.last.clone());
         Self {
             select: select.clone(),
             key: key.clone(),
-            last: None,
+            check_missing_key: last.is_some(),
+            last,
             rows: 0,
-            check_missing_key: false,
             checked: Run::default(),
             attempts_without_progress: 0,
         }
@@ -115,14 +117,14 @@ impl ResumeState {
     pub(super) fn next_request(&mut self) -> Result<Bytes> {
         self.check_missing_key = self.last.is_some();
         match &self.last {
-            Some(last) => request(&self.select.after(&self.key, last, self.rows)),
-            None => request(&self.select),
+            Some(last) if self.rows > 0 => request(&self.select.after(&self.key, last, self.rows)),
+            _ => request(&self.select),
         }
     }
 
-    /// Returns one more request after a resumed query, which checks for rows without the key. They
-    /// sort last and would otherwise be missed. Such a row is an error with and without a
-    /// resumption.
+    /// Returns one more request after a query that began after a position. It checks for rows
+    /// without the key, which sort last and would otherwise be missed. Such a row is an error with
+    /// and without a resumption.
     pub(super) fn missing_key_request(&mut self) -> Result<Option<Bytes>> {
         if !mem::take(&mut self.check_missing_key) {
             return Ok(None);
@@ -142,7 +144,25 @@ fn request(select: &Select) -> Result<Bytes> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sql::field;
+    use crate::sql::{After, field};
+
+    /// The rows that OFFSET skips have not been received.
+    #[test]
+    fn request_before_the_first_row_keeps_the_position_and_the_offset() {
+        let after = Some(After { key: field("id"), last: "5".into() });
+        let select = Select { after, offset: Some(2), limit: Some(9), ..Select::new("v") };
+        let mut state = ResumeState::new(&select, &field("id"));
+        let request = |state: &mut ResumeState| {
+            String::from_utf8_lossy(&state.next_request().unwrap()).into_owned()
+        };
+        assert!(request(&mut state).contains("::jsonb) > $1::jsonb LIMIT 9 OFFSET 2"));
+        (state.last, state.rows) = (Some("7".into()), 1);
+        let rest = request(&mut state);
+        assert!(rest.contains("::jsonb) > $1::jsonb LIMIT 8\0"), "{rest}");
+        let missing = state.missing_key_request().unwrap().unwrap();
+        let missing = String::from_utf8_lossy(&missing).into_owned();
+        assert!(missing.contains("WHERE ((\"data\"->'id')::jsonb) IS NULL LIMIT 1\0"), "{missing}");
+    }
 
     #[test]
     fn strings_with_different_escapes_are_the_same_key() {
