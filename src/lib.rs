@@ -71,7 +71,7 @@
 //! |---|---|
 //! | to process rows one by one | [`execute`](QueryBuilder::execute), then [`next`] |
 //! | to process chunks of undecoded JSON | [`execute`](QueryBuilder::execute), then [`next_chunk`](QueryStream::next_chunk) |
-//! | an HTTP response body | [`execute`](QueryBuilder::execute), then [`into_ndjson`](QueryStream::into_ndjson) or [`into_json_array`](QueryStream::into_json_array) |
+//! | an HTTP response body | [`execute`](QueryBuilder::execute), then [`into_ndjson`](QueryStream::into_ndjson), [`into_json_array`](QueryStream::into_json_array) or [`into_sse`](QueryStream::into_sse) |
 //! | a short result in a `Vec` | [`fetch_all`](QueryBuilder::fetch_all) |
 //! | one row | [`fetch_one`](QueryBuilder::fetch_one), [`fetch_optional`](QueryBuilder::fetch_optional) |
 //! | only the number of rows | [`count`](QueryBuilder::count), [`exists`](QueryBuilder::exists) |

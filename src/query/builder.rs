@@ -33,7 +33,7 @@ use crate::{
 /// |---|---|
 /// | a stream of rows | [`execute`](Self::execute) |
 /// | a stream of chunks of undecoded JSON | [`execute`](Self::execute), then [`next_chunk`](crate::QueryStream::next_chunk) |
-/// | an HTTP response body | [`execute`](Self::execute), then [`into_ndjson`](crate::QueryStream::into_ndjson) or [`into_json_array`](crate::QueryStream::into_json_array) |
+/// | an HTTP response body | [`execute`](Self::execute), then [`into_ndjson`](crate::QueryStream::into_ndjson), [`into_json_array`](crate::QueryStream::into_json_array) or [`into_sse`](crate::QueryStream::into_sse) |
 /// | all rows in a `Vec` | [`fetch_all`](Self::fetch_all) |
 /// | one row | [`fetch_one`](Self::fetch_one), [`fetch_optional`](Self::fetch_optional) |
 /// | a number or a yes or no | [`count`](Self::count), [`exists`](Self::exists) |
@@ -465,7 +465,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Starts after this key of [`resume_by`](Self::resume_by): only rows with a greater key are
     /// returned. Default: from the first row.
     ///
-    /// The key is a saved position, such as the key of the last row that was written to a file.
+    /// The key is a saved position, such as the `Last-Event-ID` of a client that reads
+    /// [`into_sse`](crate::QueryStream::into_sse), or the key of the last row that was written to a
+    /// file.
     ///
     /// * The order is that of `resume_by`: numbers are compared exactly, strings in the database's
     ///   collation. The row with this key need not exist.

@@ -21,6 +21,7 @@ mod row_chunk;
 mod schema;
 mod settings;
 mod span;
+mod sse;
 mod statement;
 mod stats;
 mod teardown;

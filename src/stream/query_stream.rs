@@ -18,7 +18,7 @@ use super::{
     control::StreamControl,
     open::{Claim, Outcome, open},
     pipeline::{Pipeline, continue_fetches, fetch},
-    plan::QueryPlan,
+    plan::{Execution, QueryPlan},
     predicates::{Predicates, decode_selected, passes},
     row::FromJsonRow,
     row_chunk::RowChunk,
@@ -28,6 +28,7 @@ use crate::{
     connection::SlotHandle,
     error::{Error, Result},
     metrics,
+    sql::Field,
 };
 
 /// The rows of one query, as a [`Stream`] of decoded values.
@@ -87,6 +88,8 @@ pub struct QueryStream<T> {
     /// The number of the last row that was returned or skipped.
     row: u64,
     predicates: Predicates<T>,
+    /// The key of `resume_by`.
+    pub(super) key: Option<Box<Field>>,
     rows: PhantomData<fn() -> T>,
 }
 
@@ -101,9 +104,13 @@ impl<T: FromJsonRow> QueryStream<T> {
         // Boxed: otherwise the future of each caller would contain it and copy it.
         let continue_fetches = |slot: &SlotHandle| continue_fetches(pipeline, slot);
         let query = slot.begin_query();
+        let key = match &plan.execution {
+            Execution::Resumable(key) => Some(Box::new(key.clone())),
+            Execution::Single | Execution::Parallel { .. } => None,
+        };
         let opened = Box::pin(open(slot, plan, query, Claim::Exclusive(&continue_fetches))).await?;
         let Outcome::Open(channel) = opened else { return Err(interrupted()) };
-        Ok(Self::new(Consumer::new(channel), predicates))
+        Ok(Self { key, ..Self::new(Consumer::new(channel), predicates) })
     }
 
     /// Runs a query up to its first rows, and shares the connection with other fetches of the
@@ -126,6 +133,7 @@ impl<T: FromJsonRow> QueryStream<T> {
             fast_path: false,
             row: 0,
             predicates,
+            key: None,
             rows: PhantomData,
         }
     }

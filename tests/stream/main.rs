@@ -1,5 +1,6 @@
 //! Streams: rows, flow control, cancellation, parallel and resumed streams.
 
+mod bodies;
 mod cancel;
 mod flow;
 mod parallel;

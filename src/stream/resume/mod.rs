@@ -4,7 +4,7 @@ mod decimal;
 mod key;
 mod policy;
 
-use std::{cmp::Ordering, mem};
+use std::{borrow::Cow, cmp::Ordering, mem};
 
 use bytes::Bytes;
 
@@ -135,6 +135,15 @@ impl ResumeState {
     pub(super) fn rows(&self) -> u64 {
         self.rows
     }
+}
+
+/// Returns the key of a row as text: a number with all of its digits, or the text of a string.
+pub(super) fn key_text<'d>(key: &Field, document: &'d [u8]) -> Option<Cow<'d, str>> {
+    let key = find(key.keys().ok()?, document).ok()??;
+    KeyKind::of(key).map(|kind| match kind {
+        KeyKind::Number => Cow::Borrowed(key),
+        KeyKind::String => text(key),
+    })
 }
 
 fn request(select: &Select) -> Result<Bytes> {
