@@ -124,6 +124,7 @@
 //! | `tls-ring` | yes | TLS with rustls and ring |
 //! | `tls-aws-lc-rs` | no | TLS with rustls and aws-lc-rs, which is used if both are enabled |
 //! | `webpki-roots` | no | Mozilla's root certificates, for `TlsConfigBuilder::webpki_roots` |
+//! | `encrypted-keys` | no | client keys that are encrypted with a password (`sslpassword`) |
 //! | `bb8`, `deadpool` | no | connection pools of these crates, in the module `pool` |
 //! | `chrono`, `rust_decimal`, `time`, `uuid` | no | values of these crates as parameters: see [`ToParam`] |
 //!

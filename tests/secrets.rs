@@ -11,6 +11,7 @@ use std::{
     ffi::OsString,
     fmt::{Debug, Display},
     os::unix::{ffi::OsStringExt, fs::PermissionsExt},
+    path::{Path, PathBuf},
     process::Command,
     sync::{Mutex, OnceLock},
     time::Duration,
@@ -910,12 +911,15 @@ async fn tls_shows_no_key_and_no_password() {
     // In files: encrypted, open to others, another's, and no key at all.
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| write(folder.path(), name, text);
-    let encrypted = own.key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
+    let malformed = own.key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
+    file("plain.key", &own.key);
     let open = file("open.key", &own.key);
     std::fs::set_permissions(&open, std::fs::Permissions::from_mode(0o644)).unwrap();
     file("ca.crt", &authority.pem);
     for (key, part) in [
-        (file("encrypted.key", &encrypted), "is encrypted, which is not supported"),
+        (encrypt_key(folder.path(), "encrypted.key", "Pl4nted"), ""),
+        (encrypt_key(folder.path(), "otherwise.key", "other"), "correct sslpassword"),
+        (file("malformed.key", &malformed), "is malformed"),
         (open, "group or world access"),
         (file("other.key", &other.key), "does not match"),
         (file("no.key", "Pl4nted, and no key"), "no private key"),
@@ -964,6 +968,15 @@ async fn tls_shows_no_key_and_no_password() {
         look_at_client(&client);
     }
     look_at_logs();
+}
+
+/// Encrypts `plain.key` in a folder.
+fn encrypt_key(folder: &Path, name: &str, password: &str) -> PathBuf {
+    let mut openssl = Command::new("openssl");
+    openssl.args(["pkcs8", "-topk8", "-in", "plain.key", "-out", name, "-passout"]);
+    let status = openssl.arg(format!("pass:{password}")).current_dir(folder).status();
+    assert!(status.unwrap().success());
+    folder.join(name)
 }
 
 /// Set for the processes that this test starts: itself, in other environments.
@@ -1068,7 +1081,8 @@ mod memory {
     use super::*;
 
     /// How a password gets into the configuration of the process whose memory is searched.
-    const WAYS: [&str; 6] = ["builder", "uri", "list", "passfile", "provider", "keys"];
+    const WAYS: [&str; 7] =
+        ["builder", "uri", "list", "passfile", "provider", "keys", "encrypted_key"];
 
     /// What a login leaves in the memory of its process when its client is gone: no password, none
     /// of the keys that SCRAM derives from it, nor what MD5 sends in place of it. A process of its
@@ -1135,6 +1149,12 @@ mod memory {
                 };
                 let folder = tempfile::tempdir().unwrap();
                 let passfile = write(folder.path(), "passwords", &given);
+                if way == "encrypted_key" {
+                    let pair = Authority::new("the authority").client(role);
+                    write(folder.path(), "client.crt", &pair.certificate);
+                    write(folder.path(), "plain.key", &pair.key);
+                    encrypt_key(folder.path(), "client.key", password);
+                }
                 let mut child = Command::new(std::env::current_exe().unwrap());
                 child.args(["--exact", "memory::login_leaves_no_secret_in_memory", "--nocapture"]);
                 child.env(CHILD, way).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -1252,6 +1272,19 @@ mod memory {
             "list" => {
                 let text =
                     text(&["user=", role, " port=", port, " password='", &secret, "' ", rest]);
+                ConnectionConfig::parse(&text)
+            }
+            // TLS is prepared, and the server has none.
+            "encrypted_key" => {
+                let folder = passfile.strip_suffix("passwords").unwrap();
+                let text = text(
+                    &[
+                        &["user=", role, " port=", port, " password='", &secret, "'"][..],
+                        &[" sslcert=", folder, "client.crt sslkey=", folder, "client.key"],
+                        &[" sslpassword='", &secret, "' host=127.0.0.1 dbname=postgres"],
+                    ]
+                    .concat(),
+                );
                 ConnectionConfig::parse(&text)
             }
             "passfile" => {

@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    secret::Key,
+    secret::{Key, Password},
 };
 
 impl ConnectionConfig {
@@ -154,10 +154,14 @@ fn resolve_tls(
             mode.as_str()
         )));
     }
-    let settings = match in_code {
+    let mut settings = match in_code {
         Some(tls) => tls.settings().clone(),
         None => tls::from_keywords(&|name| values.get(name), mode, home)?,
     };
+    // Also for a key that is set in code, because `TlsConfig` has no password.
+    if let Some(client) = &mut settings.client {
+        client.key_password = values.non_empty("sslpassword").map(Password::new);
+    }
     if !allows_plaintext && cfg!(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))) {
         return Err(Error::tls(format!(
             "sslmode={} requires TLS, which this build does not support: enable the feature \

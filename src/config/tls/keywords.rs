@@ -68,6 +68,7 @@ pub(crate) fn from_keywords<'a>(
         client: path("sslcert", "postgresql.crt").map(|certificate| ClientCertificate {
             certificate: Source::File(certificate),
             key: path("sslkey", "postgresql.key").map(Source::File),
+            key_password: None,
             optional: true,
         }),
         send_certificate: match value("sslcertmode") {

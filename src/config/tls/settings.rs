@@ -2,6 +2,8 @@ use std::{fmt, path::PathBuf};
 
 use zeroize::Zeroizing;
 
+use crate::secret::Password;
+
 /// A version of TLS. Versions before 1.2 are not supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
@@ -77,6 +79,8 @@ pub(crate) struct ClientCertificate {
     pub(crate) certificate: Source,
     /// `None` only if libpq's default file has no path, because there is no home directory.
     pub(crate) key: Option<Source>,
+    /// libpq's `sslpassword`. Ignored if the key is not encrypted.
+    pub(crate) key_password: Option<Password>,
     /// As in libpq: if the certificate file does not exist, no certificate is sent.
     pub(crate) optional: bool,
 }

@@ -119,8 +119,12 @@ impl TlsConfigBuilder {
         self
     }
 
-    /// Sets the file of the client's private key, unencrypted PEM or DER. It requires a
-    /// certificate.
+    /// Sets the file of the client's private key, PEM or DER. It requires a certificate.
+    ///
+    /// An encrypted key (PKCS#8) requires the feature `encrypted-keys` and its password, which is
+    /// `sslpassword` of the connection string. It is decrypted for each connection. A key that
+    /// takes too much time or memory to decrypt is rejected. The limits are 2,000,000 iterations
+    /// for PBKDF2, and 32 MiB and `N*r*p` = 1,048,576 for scrypt, which both take up to about 2 s.
     ///
     /// On Unix, other users must not be able to read it. The maximum permissions are 0600, or 0640
     /// if root owns the file.
@@ -240,9 +244,12 @@ impl TlsConfigBuilder {
         let key = path_or_pem("client_key", self.key_path, self.key_pem)?;
         let client = match (certificate, key) {
             (None, None) => None,
-            (Some(certificate), Some(key)) => {
-                Some(ClientCertificate { certificate, key: Some(key), optional: false })
-            }
+            (Some(certificate), Some(key)) => Some(ClientCertificate {
+                certificate,
+                key: Some(key),
+                key_password: None,
+                optional: false,
+            }),
             (Some(_), None) => {
                 return Err(Error::config("a client certificate is set without its key"));
             }

@@ -20,10 +20,14 @@ use x509_cert::{SubjectPublicKeyInfo, der::Decode as _};
 
 use super::{
     asn1::parse_certificate,
+    encrypted_key,
     files::{is_missing, read_file, unreadable},
 };
 use crate::{
-    config::tls::settings::{SendCertificate, Source, TlsSettings},
+    config::{
+        Password,
+        tls::settings::{SendCertificate, Source, TlsSettings},
+    },
     error::{Error, Result},
 };
 
@@ -102,13 +106,13 @@ pub(super) fn load(
             )));
         }
     };
-    let key =
-        provider.key_provider.load_private_key(parse_key(&bytes, &key_what)?).map_err(|_| {
-            Error::tls(format!(
-                "{key_what} contains an unusable key: it must be RSA of at least 2048 bits, \
-             ECDSA on P-256 or P-384, or Ed25519"
-            ))
-        })?;
+    let key = parse_key(&bytes, client.key_password.as_ref(), &key_what)?;
+    let key = provider.key_provider.load_private_key(key).map_err(|_| {
+        Error::tls(format!(
+            "{key_what} contains an unusable key: it must be RSA of at least 2048 bits, ECDSA on \
+             P-256 or P-384, or Ed25519"
+        ))
+    })?;
     // Compare only the key itself: RSA has several identifiers for the same key.
     let public = key.public_key().and_then(|k| SubjectPublicKeyInfo::from_der(&k).ok());
     let certified = certificate.tbs_certificate().subject_public_key_info();
@@ -119,16 +123,16 @@ pub(super) fn load(
 }
 
 /// Parses PEM, then DER, like libpq. Errors show nothing of the content.
-fn parse_key(bytes: &[u8], what: &str) -> Result<PrivateKeyDer<'static>> {
+fn parse_key(
+    bytes: &[u8],
+    password: Option<&Password>,
+    what: &str,
+) -> Result<PrivateKeyDer<'static>> {
     if let Ok(key) = PrivateKeyDer::from_pem_slice(bytes) {
         return Ok(key);
     }
-    let contains = |word: &[u8]| bytes.windows(word.len()).any(|w| w == word);
-    if contains(b"BEGIN ENCRYPTED PRIVATE KEY") || contains(b"Proc-Type: 4,ENCRYPTED") {
-        return Err(Error::tls(format!(
-            "{what} is encrypted, which is not supported (sslpassword is ignored): decrypt it with \
-             openssl pkey -in KEY -out NEWKEY, and chmod 0600 the new file"
-        )));
+    if let Some(key) = encrypted_key::load(bytes, password, what) {
+        return key;
     }
     PrivateKeyDer::try_from(bytes.to_vec()).map_err(|_| {
         Error::tls(format!(

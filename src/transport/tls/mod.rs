@@ -8,10 +8,13 @@ mod channel_binding;
 mod client_cert;
 mod connector;
 mod constraints;
+mod encrypted_key;
 mod error;
 mod fields;
 mod files;
 mod hostname;
+#[cfg(feature = "encrypted-keys")]
+mod key_decryption;
 mod names;
 mod paths;
 mod revocation;

@@ -491,8 +491,6 @@ async fn private_keys_are_read_in_all_unencrypted_formats() {
     key("pkey -in rsa.pem -outform DER -out rsa.der");
     key("pkcs8 -topk8 -nocrypt -in rsa.pem -outform DER -out rsa.p8der");
     key("ec -in ec.pem -outform DER -out ec.der");
-    key("pkey -in rsa.pem -aes256 -passout pass:hunter2 -out rsa.encrypted");
-    key("rsa -in rsa.pem -traditional -aes256 -passout pass:hunter2 -out rsa.legacy");
     write(&dir, "v3.cnf", "basicConstraints=CA:FALSE\n");
     for kind in ["rsa", "ec", "ed"] {
         key(&format!("req -new -key {kind}.pem -subj /CN=app -out {kind}.csr"));
@@ -519,13 +517,115 @@ async fn private_keys_are_read_in_all_unencrypted_formats() {
         assert!(server.accepts(with(certificate, key), "db").await.certificate_sent, "{key}");
     }
     for (certificate, key, part) in [
-        ("rsa.crt", "rsa.encrypted", "openssl pkey -in"),
-        ("rsa.crt", "rsa.legacy", "openssl pkey -in"),
         ("rsa.crt", "rsa.crt", "no private key"),
         ("ec.crt", "rsa.pem", "does not match"),
         ("rsa.pem", "rsa.pem", "no PEM certificate"),
     ] {
         server.refuses(with(certificate, key), "db", part).await;
+    }
+}
+
+/// A key, its certificate and a server that requires it.
+#[cfg(feature = "encrypted-keys")]
+struct EncryptedKeys {
+    dir: tempfile::TempDir,
+    ca: Ca,
+    server: Server,
+    certificate: String,
+}
+
+#[cfg(feature = "encrypted-keys")]
+impl EncryptedKeys {
+    fn new() -> Self {
+        let (ca, dir) = (Ca::new("CA"), folder());
+        let identity = ca.issue(named(&["app"]));
+        write(&dir, "plain.pem", &identity.key);
+        let mut server = Server::new(&ca.issue(named(&["db"])));
+        server.clients = Some((ca.pem.clone(), true));
+        Self { dir, ca, server, certificate: identity.chain }
+    }
+
+    /// Encrypts the key by `openssl`, with the password `hunter2`.
+    fn encrypt(&self, command: &str) -> Vec<u8> {
+        let passwords = "-in plain.pem -passout pass:hunter2";
+        openssl(&self.dir, &format!("{command} {passwords}"))
+    }
+
+    async fn meet(&self, key: Vec<u8>, password: Option<&str>) -> Result<TlsInfo> {
+        let builder = trusting(&self.ca).client_cert_pem(&*self.certificate).client_key_pem(key);
+        let mut settings = builder.build().unwrap().settings().clone();
+        settings.client.as_mut().unwrap().key_password = password.map(crate::config::Password::new);
+        assert!(!format!("{settings:?}").contains("hunter2"));
+        self.server.meet(&settings, "db", false).await
+    }
+}
+
+#[cfg(feature = "encrypted-keys")]
+#[tokio::test]
+async fn encrypted_private_keys_are_decrypted_with_their_password() {
+    let keys = EncryptedKeys::new();
+    for command in [
+        "pkcs8 -topk8",
+        "pkey -aes256",
+        "pkcs8 -topk8 -scrypt",
+        "pkcs8 -topk8 -iter 10000",
+        "pkcs8 -topk8 -v2 aes-128-cbc -v2prf hmacWithSHA1",
+        "pkcs8 -topk8 -v2 aes-192-cbc -v2prf hmacWithSHA512",
+        "pkcs8 -topk8 -v2 des3",
+        "pkcs8 -topk8 -outform DER",
+    ] {
+        let key = keys.encrypt(command);
+        let info = keys.meet(key.clone(), Some("hunter2")).await;
+        assert!(info.unwrap_or_else(|e| panic!("{command}: {e}")).certificate_sent);
+        check(keys.meet(key.clone(), Some("hunter")).await, "correct sslpassword");
+        check(keys.meet(key, None).await, "set sslpassword in the connection string");
+    }
+    let key = keys.encrypt("pkcs8 -topk8");
+    for wrong in ["hunter3", "hunter2 ", "Hunter2"] {
+        check(keys.meet(key.clone(), Some(wrong)).await, "correct sslpassword");
+    }
+    // A password for a key that is not encrypted is ignored, as by libpq.
+    let plain = std::fs::read(keys.dir.path().join("plain.pem")).unwrap();
+    keys.meet(plain.clone(), Some("hunter2")).await.unwrap();
+    // Text before the key, and a certificate in the same file.
+    let text = b"Bag Attributes\n    friendlyName: \xe4\n";
+    let key = [text, keys.certificate.as_bytes(), &keys.encrypt("pkcs8 -topk8")].concat();
+    keys.meet(key, Some("hunter2")).await.unwrap();
+}
+
+#[cfg(feature = "encrypted-keys")]
+#[tokio::test]
+async fn encrypted_private_keys_that_are_not_supported_are_errors_with_advice() {
+    let keys = EncryptedKeys::new();
+    for (command, part) in [
+        ("ec -aes256", "traditional encryption of PEM"),
+        ("pkcs8 -topk8 -v1 PBE-SHA1-3DES", "its encryption is not supported"),
+    ] {
+        let key = keys.encrypt(command);
+        for password in [Some("hunter2"), Some("hunter3")] {
+            let result = keys.meet(key.clone(), password).await;
+            assert!(result.as_ref().unwrap_err().to_string().contains(part), "{result:?}");
+            check(result, "openssl pkcs8 -topk8 -in");
+        }
+    }
+    let costly = keys.encrypt("pkcs8 -topk8 -scrypt -scrypt_N 2048 -scrypt_r 8 -scrypt_p 100");
+    check(keys.meet(costly, Some("hunter2")).await, "the limits are 2,000,000 iterations");
+    let mut damaged = keys.encrypt("pkcs8 -topk8");
+    damaged.truncate(damaged.len() / 2);
+    check(keys.meet(damaged, Some("hunter2")).await, "is malformed");
+}
+
+#[cfg(not(feature = "encrypted-keys"))]
+#[test]
+fn encrypted_private_key_without_the_feature_is_an_error_that_names_it() {
+    let (ca, dir) = (Ca::new("CA"), folder());
+    let identity = ca.issue(named(&["app"]));
+    write(&dir, "plain.pem", &identity.key);
+    for command in ["pkcs8 -topk8", "pkcs8 -topk8 -outform DER", "ec -aes256"] {
+        let key = openssl(&dir, &format!("{command} -in plain.pem -passout pass:hunter2"));
+        let builder = trusting(&ca).client_cert_pem(&*identity.chain).client_key_pem(key);
+        let result = TlsConnector::new(builder.build().unwrap().settings(), Some("db"));
+        check(result, "encrypted-keys of fraiseql-wire");
     }
 }
 
@@ -540,6 +640,7 @@ fn key_files_are_checked() {
         settings.client = Some(ClientCertificate {
             certificate: Source::File(certificate.clone()),
             key: Some(Source::File(key.to_owned())),
+            key_password: None,
             optional,
         });
         settings

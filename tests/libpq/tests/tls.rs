@@ -5,6 +5,7 @@ mod support;
 
 use std::{
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     sync::{Arc, Mutex, OnceLock},
 };
 
@@ -333,6 +334,52 @@ async fn client_certificates_log_in_as_with_libpq() {
     // Without the certificate's role in pg_hba.conf it is sent, and does not matter.
     let text = text(server(), "postgres", &format!("sslmode=require {}", with("strange")));
     assert_eq!(outcome(&text).await, None, "the server does not know the authority");
+}
+
+/// `sslpassword` in the connection string decrypts the client's key, as in libpq.
+#[tokio::test]
+async fn encrypted_client_keys_log_in_as_with_libpq() {
+    let folder = world().folder.path();
+    let pair = world().ca.client("role_cert");
+    write(folder, "encrypted.crt", &pair.certificate);
+    write(folder, "plain.key", &pair.key);
+    let encrypt = |name: &str, options: &str| {
+        let command = format!("{options} -in plain.key -out {name} -passout pass:key-secret");
+        let mut openssl = Command::new("openssl");
+        openssl.args(command.split(' ')).current_dir(folder).stderr(Stdio::null());
+        assert!(openssl.status().unwrap().success(), "openssl {command}");
+    };
+    encrypt("default.key", "pkcs8 -topk8");
+    encrypt("scrypt.key", "pkcs8 -topk8 -scrypt");
+    encrypt("des3.key", "pkcs8 -topk8 -v2 des3");
+    encrypt("sha1.key", "pkcs8 -topk8 -v2 aes-128-cbc -v2prf hmacWithSHA1");
+    let text = |key: &str, more: &str| {
+        let path = |name: &str| folder.join(name).display().to_string();
+        let certificate = path("encrypted.crt");
+        let more = format!(
+            "sslmode=verify-full {} sslcert={certificate} sslkey={} {more}",
+            root("ca.pem"),
+            path(key)
+        );
+        text(server(), "role_cert", &more)
+    };
+    for key in ["default.key", "scrypt.key", "des3.key", "sha1.key"] {
+        assert_eq!(outcome(&text(key, "sslpassword=key-secret")).await, Some(true), "{key}");
+        let wrong = text(key, "sslpassword='key-secret '");
+        assert_eq!(outcome(&wrong).await, None, "{key}");
+        // Without a password, libpq asks for one at the terminal.
+        for (text, advice) in [
+            (wrong, "correct sslpassword"),
+            (text(key, "sslpassword=''"), "set sslpassword"),
+            (text(key, ""), "set sslpassword"),
+        ] {
+            let error = FraiseClient::connect(&text).await.unwrap_err();
+            assert_eq!(error.category(), ErrorCategory::Tls, "{error}");
+            assert!(error.to_string().contains(advice), "{error}");
+            assert!(!error.to_string().contains("key-secret"), "{error}");
+        }
+    }
+    assert_eq!(outcome(&text("plain.key", "sslpassword=ignored")).await, Some(true));
 }
 
 #[tokio::test]
