@@ -399,6 +399,30 @@ async fn revoked_certificates_are_rejected() {
     check(server.meet(&settings, "db", false).await, "revoked");
 }
 
+/// `openssl ca -gencrl` writes lists of version 1, unless its configuration has `crl_extensions`.
+#[tokio::test]
+async fn revocation_lists_of_version_1_made_by_openssl_are_used() {
+    let (ca, dir) = (Ca::new("CA"), folder());
+    write(&dir, "ca.pem", &ca.pem);
+    write(&dir, "ca.key", ca.issuer.key().serialize_pem());
+    write(&dir, "ca.cnf", "[ca]\ndefault_ca=own\n[own]\ndatabase=index.txt\ndefault_md=sha256\n");
+    write(&dir, "index.txt", "R\t21000101000000Z\t240101000000Z\t07\tunknown\t/CN=db\n");
+    let generate = "ca -gencrl -config ca.cnf -cert ca.pem -keyfile ca.key -crldays 9 -out ca.crl";
+    openssl(&dir, generate);
+    let text = String::from_utf8(openssl(&dir, "crl -in ca.crl -noout -text")).unwrap();
+    assert!(text.contains("Version 1 (0x0)"), "{text}");
+    for (serial, is_revoked) in [(7, true), (8, false)] {
+        let mut params = named(&["db"]);
+        params.serial_number = Some(SerialNumber::from(vec![serial]));
+        let server = Server::new(&ca.issue(params));
+        let with = || trusting(&ca).crl_path(dir.path().join("ca.crl"));
+        match is_revoked {
+            true => server.refuses(with(), "db", "revoked").await,
+            false => drop(server.accepts(with(), "db").await),
+        }
+    }
+}
+
 #[tokio::test]
 async fn default_root_file_enables_verification_if_it_exists() {
     let (ca, other, home) = (Ca::new("CA"), Ca::new("Other"), folder());
