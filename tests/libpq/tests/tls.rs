@@ -611,7 +611,7 @@ async fn connect_timeout_covers_tls() {
 }
 
 /// After a failure of TLS, in a mode that accepts plaintext: like libpq, the client tries plaintext
-/// if TLS itself failed, but not if the server reported an error.
+/// if TLS itself failed, but not if the server reported an error. Plaintext is logged as a warning.
 #[tokio::test]
 async fn prefer_falls_back_to_plaintext_only_like_libpq() {
     let request = || Step::Expect(b"\0\0\0\x08\x04\xd2\x16\x2f".to_vec());
@@ -633,7 +633,15 @@ async fn prefer_falls_back_to_plaintext_only_like_libpq() {
             let text =
                 format!("host=127.0.0.1 port={} user=u sslmode=prefer", server.address.port());
             let got_in = match libpq {
-                false => FraiseClient::connect(&text).await.is_ok(),
+                false => {
+                    let (events, _guard) = Events::listen();
+                    let got_in = FraiseClient::connect(&text).await.is_ok();
+                    let warnings = events.with("WARN");
+                    assert_eq!(warnings.len(), usize::from(goes_on), "{answer:?}: {warnings:?}");
+                    let plaintext = "TLS failed, and the session continues in plaintext";
+                    assert!(warnings.iter().all(|w| w.contains(plaintext)), "{warnings:?}");
+                    got_in
+                }
                 true => {
                     let connect = move || fraiseql_wire_libpq::connect(&text).is_some();
                     tokio::task::spawn_blocking(connect).await.unwrap()
