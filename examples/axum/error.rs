@@ -1,11 +1,14 @@
 //! Errors as HTTP responses. Details go to the log only.
 
 use axum::{
-    http::{StatusCode, header},
+    http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use deadpool::managed::PoolError;
-use fraiseql_wire::{Error, sqlstate};
+use fraiseql_wire::Error;
+use tracing::{error, warn};
+
+use crate::status::status;
 
 #[derive(Debug)]
 pub enum Failure {
@@ -15,6 +18,8 @@ pub enum Failure {
     Host,
     /// The stream does not exist, or has ended.
     NoStream,
+    /// The service is being stopped.
+    Stopping,
     /// The pool returned no connection.
     Pool(PoolError<Error>),
     /// The query failed, or could not be controlled.
@@ -29,54 +34,66 @@ impl From<getrandom::Error> for Failure {
     }
 }
 
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        let (status, text) = match &self {
-            Self::BadRequest(text) => (StatusCode::BAD_REQUEST, text.as_str()),
-            Self::Host => {
-                (StatusCode::MISDIRECTED_REQUEST, "not a name of this service: add it to HOSTS")
+impl Failure {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::BadRequest(_) => StatusCode::BAD_REQUEST,
+            Self::Host => StatusCode::MISDIRECTED_REQUEST,
+            Self::NoStream => StatusCode::NOT_FOUND,
+            Self::Stopping | Self::Pool(PoolError::Timeout(_) | PoolError::Closed) => {
+                StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::NoStream => (StatusCode::NOT_FOUND, "there is no such stream, or it has ended"),
-            Self::Pool(PoolError::Backend(error)) | Self::Query(error) => of(error),
-            Self::Pool(PoolError::Timeout(_)) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "every connection is in use: try again later")
-            }
-            Self::Pool(PoolError::Closed) => {
-                (StatusCode::SERVICE_UNAVAILABLE, "the service is being stopped")
-            }
-            Self::Pool(_) | Self::Random(_) => INTERNAL,
-        };
-        match &self {
-            Self::BadRequest(_) | Self::Host | Self::NoStream => {}
-            Self::Pool(error) => eprintln!("{status}: {error}"),
-            Self::Query(error) => eprintln!("{status}: {error}"),
-            Self::Random(error) => eprintln!("{status}: {error}"),
+            Self::Pool(PoolError::Backend(error)) | Self::Query(error) => status(error),
+            Self::Pool(_) | Self::Random(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
-        let mut response = (status, format!("{text}\n")).into_response();
-        let headers = response.headers_mut();
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, header::HeaderValue::from_static("nosniff"));
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+    }
+
+    /// Whether the same request can succeed later.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
+    }
+
+    /// Returns what the client may know.
+    fn text(&self) -> &str {
+        match (self, self.status()) {
+            (Self::BadRequest(text), _) => text,
+            (Self::Host, _) => "not a name of this service: add it to HOSTS",
+            (Self::NoStream, _) => "there is no such stream, or it has ended",
+            (Self::Stopping | Self::Pool(PoolError::Closed), _) => "the service is being stopped",
+            (Self::Pool(PoolError::Timeout(_)), _) => "every connection is in use: try again later",
+            (_, StatusCode::CONFLICT) => "the stream has ended",
+            (_, StatusCode::GATEWAY_TIMEOUT) => "the database took too long",
+            (_, StatusCode::SERVICE_UNAVAILABLE) => {
+                "the database cannot be reached: try again later"
+            }
+            _ => "the orders could not be read: see the service's log",
         }
-        response
+    }
+
+    /// Logs what the client may not know.
+    pub fn log(&self) {
+        let status = self.status().as_u16();
+        match self {
+            Self::BadRequest(_) | Self::Host | Self::NoStream | Self::Stopping => {}
+            Self::Pool(error) if self.is_temporary() => warn!(status, %error, "no connection"),
+            Self::Pool(error) => error!(status, %error, "no connection"),
+            Self::Query(error) if self.is_temporary() => warn!(status, %error, "query failed"),
+            Self::Query(error) => error!(status, %error, "query failed"),
+            Self::Random(error) => error!(status, %error, "no random bytes"),
+        }
     }
 }
 
-const INTERNAL: (StatusCode, &str) =
-    (StatusCode::INTERNAL_SERVER_ERROR, "the orders could not be read: see the service's log");
-
-/// Temporary errors are those with a retry advice.
-fn of(error: &Error) -> (StatusCode, &'static str) {
-    match error {
-        Error::InvalidState { .. } => (StatusCode::CONFLICT, "the stream has ended"),
-        Error::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "the database took too long"),
-        // By statement_timeout.
-        Error::Server(e) if *e.code() == sqlstate::QUERY_CANCELED => {
-            (StatusCode::GATEWAY_TIMEOUT, "the database took too long")
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        self.log();
+        let status = self.status();
+        let mut response = (status, format!("{}\n", self.text())).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        e if e.is_retriable() => {
-            (StatusCode::SERVICE_UNAVAILABLE, "the database cannot be reached: try again later")
-        }
-        _ => INTERNAL,
+        response
     }
 }

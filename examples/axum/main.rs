@@ -4,6 +4,7 @@
 //! ```text
 //! GET    /orders.ndjson?status=paid&min_total=100   one line of JSON per row
 //! GET    /orders.json?customer.city=Oslo&limit=10   one JSON array
+//! GET    /orders.sse                                server-sent events, resumed by Last-Event-ID
 //! GET    /streams/{id}                              statistics; the header Stream-Id has the id
 //! POST   /streams/{id}/pause                        reading stops, and the query waits
 //! POST   /streams/{id}/resume
@@ -12,12 +13,16 @@
 //!
 //! It reads the view named by its argument (default: `v_order`) from the server of `DATABASE_URL`
 //! and changes nothing there. Without that variable, it starts a private Postgres with 300,000
-//! orders. It listens at `LISTEN` (default: 127.0.0.1:3000) until Ctrl-C, and accepts requests for
-//! IP addresses, `localhost` and the names in `HOSTS`.
+//! orders. It listens at `LISTEN` (default: 127.0.0.1:3000) until Ctrl-C or SIGTERM, and accepts
+//! requests for IP addresses, `localhost` and the names in `HOSTS`. Warnings and errors are logged
+//! to standard error.
 
 mod error;
 mod filter_params;
 mod host;
+mod shutdown;
+mod sse;
+mod status;
 mod streams;
 
 use std::{pin::Pin, time::Duration};
@@ -33,17 +38,22 @@ use axum::{
 };
 use deadpool::Runtime;
 use fraiseql_wire::{
-    ConnectionConfig, QueryStream, RawJson,
+    ConnectionConfig, QueryBuilder, QueryStream, RawJson,
     pool::{
         Pooled,
         deadpool::{Manager, Pool},
     },
 };
-use futures_util::{Stream, StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt};
 use serde_json::Value;
-use tokio::{net::TcpListener, sync::oneshot, time::timeout};
+use tokio::{net::TcpListener, sync::oneshot};
+use tracing::Level;
 
-use self::{error::Failure, filter_params::FilterParams, streams::Streams};
+use self::{
+    error::Failure,
+    filter_params::FilterParams,
+    streams::{Listed, Streams},
+};
 
 #[path = "../support/cluster.rs"]
 mod cluster;
@@ -58,8 +68,6 @@ const WAIT: Duration = Duration::from_secs(2);
 const FIRST_ROW: Duration = Duration::from_secs(30);
 /// Maximum time of a pause, which holds a connection and a snapshot on the server.
 const PAUSE: Duration = Duration::from_secs(600);
-/// How long streams may continue after Ctrl-C.
-const GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
 struct App {
@@ -70,6 +78,7 @@ struct App {
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    tracing_subscriber::fmt().with_max_level(Level::WARN).with_writer(std::io::stderr).init();
     let (config, private) = match std::env::var("DATABASE_URL") {
         Ok(url) => (ConnectionConfig::parse(&url)?, None),
         Err(_) => {
@@ -92,7 +101,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// Serves until Ctrl-C, then waits for streams before it cancels them.
+/// Serves until the process receives a signal.
 async fn serve(app: App) -> Result<()> {
     let address = std::env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".into());
     let listener = TcpListener::bind(address).await?;
@@ -101,6 +110,7 @@ async fn serve(app: App) -> Result<()> {
         .route("/", get(page))
         .route("/orders.ndjson", get(ndjson))
         .route("/orders.json", get(json_array))
+        .route("/orders.sse", get(sse::events))
         .route("/streams/{id}", get(numbers).delete(stop))
         .route("/streams/{id}/pause", post(pause))
         .route("/streams/{id}/resume", post(resume))
@@ -111,17 +121,12 @@ async fn serve(app: App) -> Result<()> {
         // Dropping the sender is the signal.
         let _ = stopped.await;
     });
-    let mut server = tokio::spawn(server.into_future());
+    let server = tokio::spawn(server.into_future());
 
-    tokio::signal::ctrl_c().await?;
+    shutdown::signal_received().await?;
     println!("stopping");
     drop(stop);
-    app.pool.close();
-    if timeout(GRACE, &mut server).await.is_err() {
-        app.streams.cancel_all().await;
-        // The requests left have not received their first row.
-        let _ = timeout(GRACE, server).await;
-    }
+    shutdown::shut_down(&app, server).await;
     Ok(())
 }
 
@@ -129,7 +134,7 @@ async fn ndjson(
     State(app): State<App>,
     Query(parameters): Query<Vec<(String, String)>>,
 ) -> Result<Response, Failure> {
-    let rows = open(&app, parameters).await?;
+    let rows = open(&app, parameters, |query| query).await?;
     let listed = app.streams.list(rows.control())?;
     respond("application/x-ndjson", listed, rows.into_ndjson()).await
 }
@@ -138,7 +143,7 @@ async fn json_array(
     State(app): State<App>,
     Query(parameters): Query<Vec<(String, String)>>,
 ) -> Result<Response, Failure> {
-    let rows = open(&app, parameters).await?;
+    let rows = open(&app, parameters, |query| query).await?;
     let listed = app.streams.list(rows.control())?;
     respond("application/json", listed, rows.into_json_array()).await
 }
@@ -147,6 +152,7 @@ async fn json_array(
 async fn open(
     app: &App,
     parameters: Vec<(String, String)>,
+    more: impl FnOnce(QueryBuilder<RawJson>) -> QueryBuilder<RawJson>,
 ) -> Result<QueryStream<RawJson>, Failure> {
     let params = FilterParams::parse(parameters).map_err(Failure::BadRequest)?;
     let client = app.pool.get().await.map_err(Failure::Pool)?;
@@ -155,7 +161,11 @@ async fn open(
         .adaptive_chunking(true)
         .first_row_timeout(FIRST_ROW)
         .pause_timeout(PAUSE);
-    params.apply(query).execute().await.map_err(Failure::Query)
+    tokio::select! {
+        rows = more(params.apply(query)).execute() => rows.map_err(Failure::Query),
+        // Dropping the query cancels it on the server.
+        () = app.streams.closed() => Err(Failure::Stopping),
+    }
 }
 
 /// Returns the bytes of the rows as the body of the response.
@@ -163,14 +173,16 @@ async fn open(
 /// If the client disconnects, the body is dropped with its stream, which cancels the query.
 async fn respond<B>(
     content_type: &'static str,
-    listed: streams::Listed,
+    listed: Listed,
     body: B,
 ) -> Result<Response, Failure>
 where
     B: Stream<Item = fraiseql_wire::Result<Bytes>> + Send + Unpin + 'static,
 {
-    // An error before the first row can still set the status.
-    let mut body = body.peekable();
+    let id = listed.id().to_owned();
+    let mut body = listed.log(body).peekable();
+    // An error before the first row can still set the status. A later error aborts the connection,
+    // so the client sees that the rows are incomplete. The library logs it.
     if let Some(Err(error)) = Pin::new(&mut body).next_if(Result::is_err).await {
         return Err(Failure::Query(error));
     }
@@ -178,10 +190,8 @@ where
         (header::CONTENT_TYPE, content_type.to_owned()),
         (header::CACHE_CONTROL, "no-store".to_owned()),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
-        (streams::HEADER, listed.id().to_owned()),
+        (streams::HEADER, id),
     ];
-    // A later error aborts the connection, so the client sees that the rows are incomplete.
-    let body = body.inspect_err(move |error| eprintln!("stream {}: {error}", listed.id()));
     Ok((headers, Body::from_stream(body)).into_response())
 }
 

@@ -7,20 +7,34 @@ use std::{
 
 use axum::http::HeaderName;
 use fraiseql_wire::{StreamControl, StreamState, StreamStats};
-use futures_util::future::join_all;
+use futures_util::{Stream, StreamExt, future::join_all, stream::poll_fn};
 use serde_json::{Value, json};
+use tokio::sync::watch;
+use tracing::error_span;
+
+use crate::error::Failure;
 
 /// The response header with the id of the stream.
 pub const HEADER: HeaderName = HeaderName::from_static("stream-id");
 
 #[derive(Clone, Default)]
-pub struct Streams(Arc<Mutex<HashMap<String, StreamControl>>>);
+pub struct Streams {
+    list: Arc<Mutex<HashMap<String, StreamControl>>>,
+    /// Whether all streams have been cancelled, and so are new ones.
+    closed: watch::Sender<bool>,
+}
 
 impl Streams {
     /// Lists a stream until the result is dropped.
-    pub fn list(&self, control: StreamControl) -> Result<Listed, getrandom::Error> {
+    pub fn list(&self, control: StreamControl) -> Result<Listed, Failure> {
         let id = random_id()?;
-        self.lock().insert(id.clone(), control);
+        let mut list = self.lock();
+        // Under the lock: otherwise `cancel_all` could miss it.
+        if *self.closed.borrow() {
+            return Err(Failure::Stopping);
+        }
+        list.insert(id.clone(), control);
+        drop(list);
         Ok(Listed { streams: self.clone(), id })
     }
 
@@ -28,15 +42,22 @@ impl Streams {
         self.lock().get(id).cloned()
     }
 
-    /// Cancels every query on the server.
+    /// Cancels every query on the server, and those that have not returned a stream yet.
     pub async fn cancel_all(&self) {
+        self.closed.send_replace(true);
         let controls: Vec<_> = self.lock().values().cloned().collect();
         join_all(controls.iter().map(StreamControl::cancel)).await;
     }
 
+    /// Resolves when all streams have been cancelled.
+    pub async fn closed(&self) {
+        // It fails if the sender is dropped, which `self` has.
+        let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
+    }
+
     /// Recovers from poisoning: no code panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, StreamControl>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -49,6 +70,16 @@ pub struct Listed {
 impl Listed {
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Logs events of the body with the id of the stream, which is listed until the body is
+    /// dropped.
+    pub fn log<B: Stream + Unpin>(self, mut body: B) -> impl Stream<Item = B::Item> + Unpin {
+        let span = error_span!("stream", id = %self.id);
+        poll_fn(move |context| {
+            let _listed = &self;
+            span.in_scope(|| body.poll_next_unpin(context))
+        })
     }
 }
 

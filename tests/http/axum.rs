@@ -1,6 +1,8 @@
 //! The example `axum`, as its clients see it: bodies, filters, rejections, and the end of the
 //! query.
 
+use std::time::{Duration, Instant};
+
 use crate::support::{
     admin, cluster, eventually,
     http::{self, get, send},
@@ -225,7 +227,8 @@ async fn stream_is_controlled_by_its_id() {
         let answer = send(&service.address, "POST", &format!("{stream}/{how}"), "").await;
         assert_eq!(answer.status, 404);
     }
-    assert!(service.log().contains(&id), "{}", service.log());
+    // It has not failed.
+    assert_eq!(service.log(), "");
 }
 
 /// Before the first row, errors change the status. The body of an error reveals no details.
@@ -279,7 +282,7 @@ async fn error_after_the_first_row_aborts_the_body() {
     let before = documents("v_breaks", "true limit 19999").await.join("\n");
     assert!(!answer.body.is_empty() && before.starts_with(answer.text().trim_end()));
     let log = service.log();
-    assert!(log.contains("stream ") && log.contains("22012"), "{log}");
+    assert!(log.contains("WARN stream{id=") && log.contains("22012"), "{log}");
 
     let answer = get(&service.address, "/orders.json").await;
     assert_eq!((answer.status, answer.complete), (200, false));
@@ -320,6 +323,119 @@ async fn ctrl_c_ends_it_in_order() {
     assert!(status.success(), "{status}: {text}");
     assert!(!rows.came_whole().await);
     eventually("the query ends", async || active(&admin, "ending").await == 0).await;
+}
+
+/// A service manager sends SIGTERM, and kills what is still there after a while. Clients that read
+/// nothing, or still wait for their first row, must not keep the service or its queries that long.
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_it_in_bounded_time_with_slow_readers() {
+    let admin = admin().await;
+    sql("create table t_slow as
+         select jsonb_build_object('id', i, 'text', repeat('x', 1000)) as data
+         from generate_series(1, 40000) i;
+         create index on t_slow ((data->'id'));
+         analyze t_slow")
+    .await;
+    let mut service = Service::on("slow", "t_slow");
+    let ndjson = http::open(&service.address, "GET", "/orders.ndjson", "").await;
+    let events = http::open(&service.address, "GET", "/orders.sse", "").await;
+    assert_eq!((ndjson.status(), events.status()), (200, 200));
+    let waits = "select count(*) from pg_stat_activity
+                 where application_name = 'slow' and state = 'active' and wait_event = 'ClientWrite'";
+    eventually("both queries wait for their clients", async || {
+        admin.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) == 2
+    })
+    .await;
+    let mut waiting = Service::on("slow_first", "v_asleep");
+    let request = http::ask(&waiting.address, "GET", "/orders.json", "").await;
+    eventually("the query runs", async || active(&admin, "slow_first").await == 1).await;
+
+    let began = Instant::now();
+    service.terminate();
+    waiting.terminate();
+    for service in [&mut service, &mut waiting] {
+        let (status, text) = service.ended();
+        assert!(status.success(), "{status}: {text}");
+    }
+    // 5 + 3 seconds, where Kubernetes waits for 30.
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    for name in ["slow", "slow_first"] {
+        assert_eq!(active(&admin, name).await, 0, "{name}");
+    }
+    assert!(!ndjson.came_whole().await && !events.came_whole().await);
+    let answer = http::Opened::of(request).await;
+    assert_eq!(answer.status(), 503);
+}
+
+/// Orders with these ids, and nothing else.
+async fn make_events(view: &str, rows: u64) {
+    sql(&format!(
+        "create view {view} as
+         select jsonb_build_object('id', i, 'status', (array['open', 'paid'])[1 + i % 2]) as data
+         from generate_series(1, {rows}) i"
+    ))
+    .await;
+}
+
+#[tokio::test]
+async fn sse_continues_after_last_event_id() {
+    make_events("v_sse", 1000).await;
+    let service = Service::on("sse", "v_sse");
+    let events = async |target: &str, after: &str| {
+        let header = format!("Host: 127.0.0.1\r\nLast-Event-ID: {after}");
+        let header = if after.is_empty() { "Host: 127.0.0.1" } else { &header };
+        http::get_as(&service.address, target, header).await
+    };
+    let expected = |ids: &mut dyn Iterator<Item = u64>| {
+        let mut body = "retry: 1000\n\n".to_owned();
+        let mut rows = 0;
+        for id in ids {
+            let status = ["open", "paid"][id as usize % 2];
+            body += &format!("id: {id}\ndata: {{\"id\": {id}, \"status\": \"{status}\"}}\n\n");
+            rows += 1;
+        }
+        body + &format!("event: end\ndata: {{\"rows\":{rows}}}\n\n")
+    };
+    let answer = events("/orders.sse", "").await;
+    assert_eq!((answer.status, answer.complete), (200, true));
+    assert_eq!(answer.header("content-type"), Some("text/event-stream"));
+    assert_eq!(answer.header("cache-control"), Some("no-store"));
+    assert!(answer.text() == expected(&mut (1..=1000)));
+    assert_eq!(events("/orders.sse", "997").await.text(), expected(&mut (998..=1000)));
+    assert_eq!(events("/orders.sse", "1000").await.text(), expected(&mut (0..0)));
+    let filtered = events("/orders.sse?status=paid&limit=2", "400").await;
+    assert_eq!(filtered.text(), expected(&mut [401, 403].into_iter()));
+    for wrong in ["x", "1.5", "1e3", "99999999999999999999", "é"] {
+        assert_eq!(events("/orders.sse", wrong).await.status, 400, "{wrong}");
+    }
+    assert_eq!(events("/orders.sse?color=red", "").await.status, 400);
+    assert_eq!(service.log(), "");
+}
+
+/// A browser gives up at any other status than 200. Temporary errors are therefore events.
+#[tokio::test]
+async fn sse_reports_temporary_errors_as_events() {
+    make_events("v_sse_full", 10).await;
+    let service = Service::with("sse_full", |command| {
+        command.env("POOL_SIZE", "1").arg("v_endless");
+    });
+    let first = http::open(&service.address, "GET", "/orders.ndjson", "").await;
+    let answer = get(&service.address, "/orders.sse").await;
+    assert_eq!((answer.status, answer.complete), (200, true));
+    assert_eq!(answer.text(), "retry: 5000\nevent: error\ndata: {\"retriable\":true}\n\n");
+    assert!(service.log().contains("Timeout occurred"), "{}", service.log());
+    drop(first);
+
+    sql("create view v_sse_breaks as
+         select jsonb_build_object('id', i, 'n', 1 / (2000 - i)) as data
+         from (select generate_series(1, 3000) i) as numbers")
+    .await;
+    // Another request would fail too, which the event says.
+    let service = Service::on("sse_breaks", "v_sse_breaks");
+    let answer = get(&service.address, "/orders.sse").await;
+    let last = "event: error\ndata: {\"category\":\"server\",\"retriable\":false}\n\n";
+    assert!(answer.text().ends_with(last) && answer.complete, "{}", answer.text());
+    assert!(service.log().contains("WARN stream{id=") && service.log().contains("22012"));
 }
 
 /// As somebody runs it who has nothing.

@@ -1,8 +1,11 @@
 //! The page of the example `axum`, in a browser: its content, the effect of its buttons on the
 //! query, and accessibility.
 
+use std::time::Duration;
+
 use crate::support::{
     admin, eventually,
+    proxy::Proxy,
     service::{Service, active, waits_for_client},
     sql,
     webdriver::Browser,
@@ -154,6 +157,76 @@ async fn closing_the_page_ends_the_query() {
         eventually("the query ends", async || active(&admin, "closed").await == 0).await;
     }
     assert_eq!(service.log(), "");
+}
+
+/// The connection to the service is cut, the service is killed and started again, and the session
+/// on the database is terminated. The browser receives each row once, in order.
+#[tokio::test(flavor = "multi_thread")]
+async fn event_source_resumes_without_a_gap_or_a_repetition() {
+    const ROWS: u64 = 100_000;
+    sql(&format!(
+        "create table t_source as
+         select jsonb_build_object('id', i, 'text', repeat('x', 80)) as data
+         from generate_series(1, {ROWS}) i;
+         create index on t_source ((data->'id'));
+         analyze t_source"
+    ))
+    .await;
+    let (admin, browser) = (admin().await, Browser::start().await);
+    let mut service = Service::on("source", "t_source");
+    let proxy = Proxy::start(service.address.parse().unwrap()).await;
+    browser.go(&format!("http://{}/", proxy.address)).await;
+    // Slow enough that every fault is in the middle.
+    proxy.piece(16 << 10);
+    proxy.delay(Duration::from_millis(50));
+    browser
+        .run(
+            "window.ids = []; window.opened = 0; window.failures = []; window.ended = null;
+             const source = new EventSource('/orders.sse');
+             source.onopen = () => { opened++; };
+             source.onmessage = event => {
+               const { id } = JSON.parse(event.data);
+               ids.push(String(id) === event.lastEventId ? id : -1);
+             };
+             source.addEventListener('end', event => { ended = event.data; source.close(); });
+             source.addEventListener('error', event => { failures.push(event.data ?? null); })",
+        )
+        .await;
+    // Waits for this number of rows more than now.
+    let more = async |rows: u64| {
+        let now = browser.run("return ids.length").await.as_u64().unwrap();
+        browser.until(&format!("return ids.length >= {}", now + rows)).await;
+        assert_eq!(browser.run("return ended").await, Value::Null, "not in the middle");
+    };
+    let failed = async |fault: &mut dyn FnMut()| {
+        let failures = browser.run("return failures.length").await.as_u64().unwrap();
+        fault();
+        browser.until(&format!("return failures.length > {failures}")).await;
+    };
+    more(1000).await;
+    // A backend that is terminated: the library resumes on another connection.
+    let terminate = "select count(pg_terminate_backend(pid)) from pg_stat_activity
+                     where application_name = 'source' and state = 'active'";
+    assert_eq!(admin.query_one(terminate, &[]).await.unwrap().get::<_, i64>(0), 1);
+    more(5000).await;
+    assert_eq!(browser.run("return [opened, failures]").await, json!([1, []]));
+    // A connection that is cut.
+    failed(&mut || proxy.cut_after(100_000)).await;
+    proxy.cut_after(u64::MAX);
+    more(1000).await;
+    // A service that is killed.
+    failed(&mut || service.kill()).await;
+    let _service = Service::with("source", |command| {
+        command.arg("t_source").env("LISTEN", &service.address);
+    });
+    more(1000).await;
+    proxy.delay(Duration::ZERO);
+    browser.until("return ended !== null").await;
+    let all = "return ids.length + ' ' + ids.every((id, i) => id === i + 1)";
+    assert_eq!(browser.run(all).await, format!("{ROWS} true"));
+    // None of them was sent by the service.
+    assert_eq!(browser.run("return failures.every(data => data === null)").await, true);
+    assert!(browser.run("return opened").await.as_u64().unwrap() >= 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

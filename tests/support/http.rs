@@ -47,6 +47,11 @@ pub struct Opened {
 }
 
 impl Opened {
+    /// Reads the head of the answer to a request that was sent by [`ask`].
+    pub async fn of(request: TcpStream) -> Self {
+        Self::read(request).await
+    }
+
     /// Reads the head of an answer.
     async fn read(mut socket: TcpStream) -> Self {
         let mut bytes = Vec::new();

@@ -60,8 +60,23 @@ impl Service {
 
     /// What Ctrl-C does.
     pub fn interrupt(&self) {
+        self.signal("INT");
+    }
+
+    /// What service managers do.
+    pub fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    /// Ends it without notice.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn signal(&self, name: &str) {
         // The shell's own: a bare system has no program of that name.
-        let kill = format!("kill -INT {}", self.child.id());
+        let kill = format!("kill -{name} {}", self.child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
