@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
+use crate::status::status;
 use crate::support::{
     admin_at, backend_state, client, cluster,
     cluster::Setup,
@@ -194,6 +195,8 @@ async fn errors_equal_those_of_the_guide() {
     let rows = table(&guide, "Every error");
     let said: BTreeMap<&str, &str> =
         rows.iter().map(|row| (names(&row[1])[0], row[2].as_str())).collect();
+    let statuses: BTreeMap<&str, &str> =
+        rows.iter().map(|row| (names(&row[1])[0], row[3].as_str())).collect();
     let mut seen = BTreeMap::new();
     for error in errors().await {
         let (label, advice) = (error.category().as_str(), word(error.retry_advice()));
@@ -202,6 +205,8 @@ async fn errors_equal_those_of_the_guide() {
             "server" => assert!(documented.starts_with("by [SQLSTATE]")),
             _ => assert!(documented.starts_with(advice), "{label}: {advice}, not {documented}"),
         }
+        let (status, documented) = (status(&error).as_u16().to_string(), statuses[label]);
+        assert!(documented.contains(&status), "{label}: {status}, not {documented}");
         let source = std::error::Error::source(&error).map(ToString::to_string);
         for text in [Some(error.to_string()), source].into_iter().flatten() {
             // Postgres 13 has other words for it.
@@ -349,7 +354,7 @@ async fn roles_of_the_guide_can_only_read() {
     superuser.batch_execute(block(&errors, "Find out", "sql")).await.unwrap();
     owner.batch_execute("create view app.v_new as select data from hidden.t").await.unwrap();
 
-    for (role, limit) in [("shop_api", "30s"), ("shop_export", "2h")] {
+    for (role, limit) in [("shop_api", "30s"), ("shop_body", "6min"), ("shop_export", "2h")] {
         let client = FraiseClient::connect(&url(role)).await.unwrap();
         for entity in ["v_order", "app.v_new", "tv_order"] {
             assert_eq!(client.query::<u64>(entity).count().await.unwrap(), 100_000, "{entity}");

@@ -4,5 +4,7 @@ mod documents;
 mod examples;
 mod guides;
 mod quickstart;
+#[path = "../../examples/axum/status.rs"]
+mod status;
 #[path = "../support/mod.rs"]
 mod support;
