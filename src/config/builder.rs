@@ -5,6 +5,7 @@ use zeroize::Zeroizing;
 use super::{
     client_options::ClientOptions,
     connection_config::ConnectionConfig,
+    host::Target,
     keyword::{self, Values},
     modes::{ChannelBinding, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs},
     password::PasswordProvider,
@@ -103,18 +104,61 @@ impl ConnectionConfigBuilder {
         self.set("password", password)
     }
 
-    /// Sets a callback that returns the password, for tokens that expire. It takes precedence over
-    /// [`password`](Self::password) and the password file.
-    ///
-    /// The callback runs once for each connection for which the server requests a password, within
-    /// `connect_timeout`. If the server rejects the password, the callback runs once more, for a
-    /// new connection to that host. A password that was rejected is not sent again.
-    ///
-    /// An error of the callback ends the attempt. Return [`Error::Authentication`]; its message is
-    /// shown.
-    pub fn password_provider<F, P>(mut self, provider: F) -> Self
+    /// Sets a callback that returns the password. Same as
+    /// [`password_provider_for`](Self::password_provider_for), for a password that depends neither
+    /// on the host nor on the user.
+    pub fn password_provider<F, P>(self, provider: F) -> Self
     where
         F: Fn() -> P + Send + Sync + 'static,
+        P: Future<Output = Result<String>> + Send + 'static,
+    {
+        self.password_provider_for(move |_, _| provider())
+    }
+
+    /// Sets a callback that returns the password of a user on a host, for tokens that expire. It
+    /// takes precedence over [`password`](Self::password) and the password file.
+    ///
+    /// The callback runs once for each connection for which the server requests a password, within
+    /// `connect_timeout`. Sessions of [`parallel`](crate::QueryBuilder::parallel) and resumed
+    /// streams have connections of their own. If the server rejects the password, the callback runs
+    /// once more, for a new connection to that host. A password that was rejected is not sent
+    /// again. If connecting is abandoned, the callback's future is dropped.
+    ///
+    /// # Errors of the callback
+    ///
+    /// * **No password at the moment:** return a [retriable](Error::is_retriable) error, such as
+    ///   [`Error::Io`]. The next host is tried. If no host is left, the result is
+    ///   [`Error::Connection`], which is retriable too: the [`retry`](Self::retry) policy applies
+    ///   to reconnecting clients and resumed streams.
+    /// * **No password at all:** return any other error, such as [`Error::Authentication`]. It ends
+    ///   the attempt, and its message is shown.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use fraiseql_wire::{ConnectionConfig, Error, Result, Target};
+    /// # async fn sign(host: String, port: u16, user: String) -> std::io::Result<String> {
+    /// #     Ok(format!("{host}:{port}/?Action=connect&DBUser={user}&..."))
+    /// # }
+    /// # fn main() -> Result<()> {
+    /// let config = ConnectionConfig::builder()
+    ///     .host("shop.abc.eu-west-1.rds.amazonaws.com")
+    ///     .user("app")
+    ///     .password_provider_for(|target: &Target, user: &str| {
+    ///         // The future cannot borrow the arguments.
+    ///         let (host, port, user) = (target.host.clone(), target.port, user.to_owned());
+    ///         async move {
+    ///             let token = sign(host.unwrap_or_default(), port, user).await;
+    ///             token.map_err(|source| Error::Io { during: "while signing a token", source })
+    ///         }
+    ///     })
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn password_provider_for<F, P>(mut self, provider: F) -> Self
+    where
+        F: Fn(&Target, &str) -> P + Send + Sync + 'static,
         P: Future<Output = Result<String>> + Send + 'static,
     {
         self.client_options.password_provider = Some(PasswordProvider::new(provider));

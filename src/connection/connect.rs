@@ -20,8 +20,8 @@ use crate::{
         ConnectionConfig, LoadBalanceHosts, Password, SslNegotiation, Target, TargetSessionAttrs,
     },
     error::{
-        ConnectAttempt, Error, LOGGING_IN_BY_3_2, NOT_STARTED, RESOLVING, Result, TimeoutPhase,
-        WRONG_ROLE, sqlstate,
+        ConnectAttempt, Error, LOGGING_IN_BY_3_2, NO_PASSWORD, NOT_STARTED, RESOLVING, Result,
+        TimeoutPhase, WRONG_ROLE, sqlstate,
     },
     metrics::connection::{Attempt, CloseReason, Phase, tls_agreed},
     transport::{Address, Encrypted, Tls, Transport, resolve},
@@ -293,6 +293,10 @@ impl HostAttempt<'_> {
                     Failure::new(error, NextStep::NextHost)
                 }
                 _ if by_server => Failure::new(error, refused),
+                // The provider may have a password for another host.
+                _ if matches!(error, Error::Io { during: NO_PASSWORD, .. }) => {
+                    Failure::new(error, NextStep::NextHost)
+                }
                 _ => Failure::lost_or(error, NextStep::Stop),
             }
         })?;

@@ -1,5 +1,7 @@
 //! The login: the server's authentication requests, and the answers to them.
 
+use std::io;
+
 use tokio::task::spawn_blocking;
 use zeroize::Zeroizing;
 
@@ -17,7 +19,7 @@ use crate::{
         ChannelBinding, ConnectionConfig, Method, Password, ProtocolVersion, ScramCacheEntry,
         Target,
     },
-    error::{DbError, Error, OneLine, Result},
+    error::{DbError, Error, NO_PASSWORD, OneLine, Result},
     metrics::connection::{
         LoginFailure::{
             self, Lost, Malformed, NoPassword, RefusedByPolicy, Rejected, ServerSignature,
@@ -375,9 +377,9 @@ impl Login<'_> {
     async fn password(&mut self) -> Result<Password, Rejection> {
         if let Some(provider) = &self.config.client_options.password_provider {
             self.metrics.if_abandoned(NoPassword);
-            let provided = provider.get().await;
+            let provided = provider.get(self.target, self.user).await;
             self.metrics.if_abandoned(Lost);
-            let password = Password::new(provided?);
+            let password = Password::new(provided.map_err(no_password)?);
             if password.reveal().is_empty() {
                 let empty = "the password provider returned an empty password";
                 return Err(Error::authentication(empty).into());
@@ -403,6 +405,20 @@ impl Login<'_> {
         })?;
         Ok(found)
     }
+}
+
+/// Converts a retriable error of the password provider, so that connecting continues with the next
+/// host, and can be retried.
+fn no_password(error: Error) -> Error {
+    if !error.is_retriable() {
+        return error;
+    }
+    let source = match error {
+        // Its text would be that of an error on the connection.
+        Error::Io { during, source } => io::Error::new(source.kind(), format!("{source} {during}")),
+        other => io::Error::other(other),
+    };
+    Error::Io { during: NO_PASSWORD, source }
 }
 
 const SCRAM_PLUS: &str = "scram-sha-256-plus";

@@ -15,7 +15,7 @@ use crate::support::{
     sql,
 };
 use fraiseql_wire::{
-    ConnectionConfig, ConnectionConfigBuilder, Error, ErrorCategory, FraiseClient,
+    ConnectionConfig, ConnectionConfigBuilder, Error, ErrorCategory, FraiseClient, Target,
 };
 
 fn config(user: &str) -> ConnectionConfigBuilder {
@@ -81,6 +81,86 @@ async fn password_provider_is_called_once_per_connection_if_needed() {
         .connect_timeout(Duration::from_millis(200));
     let error = FraiseClient::connect_with_config(hanging.build().unwrap()).await.unwrap_err();
     assert_eq!(error.category(), ErrorCategory::Timeout, "{error}");
+}
+
+/// The provider receives the host that asks, and the user. Without a password at the moment, the
+/// next host is tried.
+#[tokio::test]
+async fn password_provider_for_is_called_with_the_host_and_the_user() {
+    let calls = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let log = Arc::clone(&calls);
+    let config = ConnectionConfig::builder()
+        .host("localhost")
+        .host("127.0.0.1")
+        .port(cluster().port())
+        .user("role_scram")
+        .database("postgres")
+        .connect_timeout(Duration::from_secs(30))
+        .password_provider_for(move |target: &Target, user: &str| {
+            let host = target.host.clone().unwrap();
+            log.lock().unwrap().push(format!("{host}:{} {user}", target.port));
+            async move {
+                if host == "localhost" {
+                    let source = std::io::Error::other("no token for it");
+                    return Err(Error::Io { during: "while signing", source });
+                }
+                Ok("scram-secret".to_owned())
+            }
+        })
+        .build()
+        .unwrap();
+    let client = FraiseClient::connect_with_config(config.clone()).await.unwrap();
+    assert_eq!(client.connection_info().unwrap().host.unwrap(), "127.0.0.1");
+    let port = cluster().port();
+    let asked = std::mem::take(&mut *calls.lock().unwrap());
+    // Once for the first host, whatever the number of its addresses.
+    assert_eq!(
+        asked,
+        [format!("localhost:{port} role_scram"), format!("127.0.0.1:{port} role_scram")]
+    );
+    // For a query on another connection too.
+    sql(
+        "create view v_of_login as select to_json(1) as data; grant select on v_of_login to public",
+    )
+    .await;
+    let query = client.query::<u64>("v_of_login").parallel(2).partition_by("data::text");
+    assert_eq!(query.fetch_all().await.unwrap(), [1]);
+    assert_eq!(calls.lock().unwrap().last().unwrap(), &format!("127.0.0.1:{port} role_scram"));
+}
+
+/// Tries again by the retry policy if the error of the provider is retriable, and ends otherwise.
+#[tokio::test]
+async fn password_provider_without_a_password_at_the_moment_is_asked_again() {
+    let (asked, fails) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (count, remaining) = (Arc::clone(&asked), Arc::clone(&fails));
+    let config = config("role_scram").password_provider_for(move |_: &Target, _: &str| {
+        count.fetch_add(1, Ordering::SeqCst);
+        let fail = remaining
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
+            .is_ok();
+        async move {
+            if fail {
+                let source = std::io::Error::new(std::io::ErrorKind::TimedOut, "the vault sleeps");
+                return Err(Error::Io { during: "while reading the vault", source });
+            }
+            Ok("scram-secret".to_owned())
+        }
+    });
+    let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
+    let pid = client.backend_pid().unwrap();
+    sql(&format!("select pg_terminate_backend({pid}, 10000)")).await;
+    fails.store(2, Ordering::SeqCst);
+    client.ping().await.unwrap();
+    assert_eq!(asked.load(Ordering::SeqCst), 4, "one connection, two failures, one connection");
+
+    let pid = client.backend_pid().unwrap();
+    sql(&format!("select pg_terminate_backend({pid}, 10000)")).await;
+    fails.store(usize::MAX, Ordering::SeqCst);
+    let error = client.ping().await.unwrap_err();
+    assert_eq!(error.category(), ErrorCategory::Connection);
+    assert!(error.is_retriable());
+    let part = "has no password at the moment: the vault sleeps while reading the vault; wait";
+    assert!(error.to_string().contains(part), "{error}");
 }
 
 #[tokio::test]

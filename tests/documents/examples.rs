@@ -272,6 +272,26 @@ async fn tls_client_cert() {
     contains(&success(&command.output().unwrap()), shown);
 }
 
+/// Each connection has a token of its period, and the retry policy bridges a failure of the
+/// service.
+#[tokio::test]
+async fn tokens() {
+    let said = success(&example("tokens").output().unwrap());
+    for part in [
+        "/?user=app&period=1\n  a connection with a token: 3 orders\nPeriod 2:\n",
+        "/?user=app&period=2\n  the open connection: 3 orders\n  signed 127.0.0.1:",
+        "/?user=app&period=2\n  a new connection with a new token: 3 orders\nPeriod 3:\n",
+        "/?user=app&period=3\n  a client that has reconnected: 3 orders\nWithout the service:\n",
+        "  retriable: true: could not connect to 127.0.0.1:",
+        "the password provider has no password at the moment: no token service while signing a \
+         token; wait, and check the service that issues the passwords\n  signed 127.0.0.1:",
+    ] {
+        contains(&said, part);
+    }
+    assert!(said.ends_with("/?user=app&period=3\n  a client that has reconnected: 3 orders\n"));
+    assert!(!said.contains("signature="), "{said}");
+}
+
 /// Exports a whole view, plain and gzipped, and compares it with the server's own text.
 #[tokio::test]
 async fn export_writes_all_documents() {
