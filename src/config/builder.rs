@@ -1,10 +1,11 @@
-use std::{fmt, net::IpAddr, time::Duration};
+use std::{fmt, io, net::IpAddr, time::Duration};
 
 use zeroize::Zeroizing;
 
 use super::{
     client_options::ClientOptions,
     connection_config::ConnectionConfig,
+    connector::{AsyncRead, AsyncWrite, Connector},
     host::Target,
     keyword::{self, Values},
     modes::{ChannelBinding, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs},
@@ -162,6 +163,72 @@ impl ConnectionConfigBuilder {
         P: Future<Output = Result<String>> + Send + 'static,
     {
         self.client_options.password_provider = Some(PasswordProvider::new(provider));
+        self
+    }
+
+    /// Sets a callback that opens the byte streams to the server, in place of sockets: for SSH
+    /// tunnels, connectors of cloud providers, proxies, vsock, and servers in memory.
+    ///
+    /// It is called with one of the [`targets`](ConnectionConfig::targets) for each connection:
+    ///
+    /// * for the client's connection, and for each further host if that fails;
+    /// * for reconnecting, for resuming a stream, and for each session of
+    ///   [`parallel`](crate::QueryBuilder::parallel);
+    /// * for each cancel request, which must reach the same server.
+    ///
+    /// The future is limited by [`connect_timeout`](Self::connect_timeout) or, for a cancel
+    /// request, by [`cancel_timeout`](Self::cancel_timeout), and dropped after that. An error tries
+    /// the next host.
+    ///
+    /// TLS, the login and everything above work as usual, with the host of the target. `sslmode`
+    /// applies to every target, even if it is the directory of a Unix socket. A tunnel that ends at
+    /// the server's Unix socket has no TLS: use `sslmode=disable` if the tunnel is encrypted.
+    ///
+    /// # What it replaces
+    ///
+    /// * Name resolution: the target's host is a name for the callback, the certificate and the
+    ///   password file.
+    /// * Unix sockets, and the TCP settings: `keepalive...`, `tcp_user_timeout` and `TCP_NODELAY`.
+    ///   Set `TCP_NODELAY` on a TCP socket.
+    /// * `requirepeer`, which is an [`Error::Config`].
+    /// * What the client asks the operating system of a socket: reading in blocks of 64 KiB, and
+    ///   whether an idle connection has been closed. If the stream does not report the end when it
+    ///   is polled, the next query fails with [`Error::ConnectionClosed`] or [`Error::Io`].
+    ///
+    /// # What the stream must do
+    ///
+    /// * Report the end when the server closes the connection. The cleanup of a cancelled query
+    ///   waits for it, up to [`cancel_timeout`](Self::cancel_timeout); without it, the client's
+    ///   connection is closed too.
+    /// * Close the connection to the server when it is dropped.
+    ///
+    /// # Example
+    ///
+    /// ```
+    /// # use fraiseql_wire::{ConnectionConfig, Target};
+    /// # use tokio::net::TcpStream;
+    /// # fn main() -> fraiseql_wire::Result<()> {
+    /// // Through a proxy that expects the name of the server in a first line.
+    /// let config = ConnectionConfig::builder()
+    ///     .host("db.internal")
+    ///     .connector(|target: Target| async move {
+    ///         use tokio::io::AsyncWriteExt;
+    ///         let mut stream = TcpStream::connect("proxy.internal:9000").await?;
+    ///         stream.set_nodelay(true)?;
+    ///         stream.write_all(format!("{target}\n").as_bytes()).await?;
+    ///         Ok(stream)
+    ///     })
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn connector<F, C, S>(mut self, connect: F) -> Self
+    where
+        F: Fn(Target) -> C + Send + Sync + 'static,
+        C: Future<Output = io::Result<S>> + Send + 'static,
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        self.client_options.connector = Some(Connector::new(connect));
         self
     }
 

@@ -1,12 +1,16 @@
 use std::time::Duration;
 
-use super::{password::PasswordProvider, retry::RetryPolicy, tls::TlsConfig};
+use super::{
+    connector::Connector, host::Target, password::PasswordProvider, retry::RetryPolicy,
+    tls::TlsConfig,
+};
 use crate::error::{Error, Result};
 
 /// Settings that have no keyword in libpq.
 #[derive(Debug, Clone)]
 pub(crate) struct ClientOptions {
     pub(crate) password_provider: Option<PasswordProvider>,
+    pub(crate) connector: Option<Connector<Target>>,
     /// More precise than the keyword, which has whole seconds.
     pub(crate) connect_timeout: Option<Duration>,
     pub(crate) read_timeout: Option<Duration>,
@@ -25,6 +29,7 @@ impl Default for ClientOptions {
     fn default() -> Self {
         Self {
             password_provider: None,
+            connector: None,
             connect_timeout: None,
             read_timeout: None,
             statement_timeout: None,

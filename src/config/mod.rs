@@ -3,6 +3,7 @@
 mod builder;
 mod client_options;
 mod connection_config;
+mod connector;
 mod encoding;
 mod environment;
 mod foreign;
@@ -31,7 +32,12 @@ pub use self::{
     tls::{TlsConfig, TlsConfigBuilder, TlsVersion},
 };
 pub(crate) use self::{
-    encoding::is_utf8, protocol_version::ProtocolVersion, require_auth::Method,
-    scram_cache::ScramCacheEntry, socket::SocketSettings, tls::TlsSettings,
+    connector::{ByteStream, Connector},
+    encoding::is_utf8,
+    protocol_version::ProtocolVersion,
+    require_auth::Method,
+    scram_cache::ScramCacheEntry,
+    socket::SocketSettings,
+    tls::TlsSettings,
 };
 pub(crate) use crate::secret::Password;

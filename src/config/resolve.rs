@@ -90,6 +90,12 @@ impl ConnectionConfig {
         let sockets = SocketSettings::from_values(&values)?;
         let require_auth = values.non_empty("require_auth").map(RequireAuth::parse).transpose()?;
         client_options.validate()?;
+        if client_options.connector.is_some() && values.non_empty("requirepeer").is_some() {
+            return Err(Error::config(
+                "requirepeer cannot be checked on the stream of a connector: remove it, and verify \
+                 the server with sslmode=verify-full",
+            ));
+        }
         let mut startup_parameters = environment.startup_parameters();
         startup_parameters.extend(client_options.params.iter().cloned());
         if let Some(timeout) = client_options.statement_timeout {

@@ -20,8 +20,8 @@ use crate::{
         ConnectionConfig, LoadBalanceHosts, Password, SslNegotiation, Target, TargetSessionAttrs,
     },
     error::{
-        ConnectAttempt, Error, LOGGING_IN_BY_3_2, NO_PASSWORD, NOT_STARTED, RESOLVING, Result,
-        TimeoutPhase, WRONG_ROLE, sqlstate,
+        ConnectAttempt, Error, LOGGING_IN_BY_3_2, NO_PASSWORD, NOT_STARTED, OPENING, RESOLVING,
+        Result, TimeoutPhase, WRONG_ROLE, sqlstate,
     },
     metrics::connection::{Attempt, CloseReason, Phase, tls_agreed},
     transport::{Address, Encrypted, Tls, Transport, resolve},
@@ -119,7 +119,13 @@ impl HostAttempt<'_> {
         let deadline = deadline(self.config);
         self.attempt.enter(Phase::Resolve);
         self.connecting.tries(self.target.to_string());
-        let mut addresses = match within(self.config, deadline, resolve(self.target)).await {
+        let mut addresses = match within(
+            self.config,
+            deadline,
+            resolve(self.target, self.config.client_options.connector.as_ref()),
+        )
+        .await
+        {
             Ok(Ok(addresses)) => addresses,
             Ok(Err(e)) => {
                 self.failed(None, Error::Io { during: RESOLVING, source: e });
@@ -221,9 +227,13 @@ impl HostAttempt<'_> {
         let config = self.config;
         let began = Instant::now();
         self.attempt.enter(Phase::Connect);
-        let mut transport = Transport::connect(address, &config.sockets).await.map_err(|e| {
-            Failure::new(Error::Io { during: CONNECTING, source: e }, NextStep::NextAddress)
-        })?;
+        let during = match address {
+            Address::Custom(..) => OPENING,
+            _ => CONNECTING,
+        };
+        let mut transport = Transport::connect(address, &config.sockets)
+            .await
+            .map_err(|e| Failure::new(Error::Io { during, source: e }, NextStep::NextAddress))?;
         check_peer(config, &transport).map_err(|e| Failure::new(e, NextStep::Stop))?;
         let mut refused = NextStep::OtherEncryption;
         if encryption == Encryption::Tls {
@@ -379,9 +389,10 @@ fn is_lost(error: &Error) -> bool {
 /// The span of one attempt.
 fn attempt_span(target: &Target, address: &Address, encryption: Encryption) -> Span {
     let peer = match address {
-        Address::Tcp(address) => address.ip().to_string(),
+        Address::Tcp(address) => Some(address.ip().to_string()),
         #[cfg(unix)]
-        Address::Unix(path) => path.display().to_string(),
+        Address::Unix(path) => Some(path.display().to_string()),
+        Address::Custom(..) => None,
     };
     info_span!(
         target: TARGET,

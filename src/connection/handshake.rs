@@ -114,16 +114,22 @@ pub(super) async fn handshake(
             other => return Ok(unexpected(&other, "the start of the session")?),
         }
     }
-    let is_tcp = matches!(address, Address::Tcp(_));
-    let open = OpenConnection::new(is_tcp, tls_info.is_some(), began.elapsed());
+    let (kind, ip, unix_socket) = match address {
+        Address::Tcp(address) => ("tcp", Some(address.ip()), None),
+        #[cfg(unix)]
+        Address::Unix(path) => ("unix", None, Some(path.clone())),
+        Address::Custom(..) => ("connector", None, None),
+    };
+    // Other sessions of the same client connect to the same address.
+    let server = match address {
+        Address::Custom(_, target) => target.clone(),
+        _ => Target { hostaddr: ip, ..target.clone() },
+    };
+    let open = OpenConnection::new(kind, tls_info.is_some(), began.elapsed());
     let info = ConnectionInfo {
         host: target.host.clone(),
-        address: match address {
-            Address::Tcp(address) => Some(address.ip()),
-            #[cfg(unix)]
-            Address::Unix(_) => None,
-        },
-        unix_socket: target.unix_socket.clone(),
+        address: ip,
+        unix_socket,
         port: target.port,
         tls_version: tls_info.as_ref().map(|tls| tls.version.clone()),
         tls_cipher: tls_info.map(|tls| tls.cipher),
@@ -140,7 +146,7 @@ pub(super) async fn handshake(
         outgoing: Outgoing::default(),
         followers: 0,
         long: stream.long,
-        session: Session::new(stream.async_messages, info, cancel).into(),
+        session: Session::new(stream.async_messages, info, server, cancel).into(),
         statements: StatementCache::new(config.statement_cache_capacity()),
         limits: Limits {
             max_message_size: config.client_options.max_message_size,

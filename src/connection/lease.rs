@@ -302,7 +302,8 @@ impl SlotHandle {
     pub(crate) async fn connect_beside(&self, session: &Session) -> Result<Connection> {
         self.connecting.begin();
         let opened =
-            connect_to(vec![session.server()], &self.config, &self.notices, &self.connecting).await;
+            connect_to(vec![session.server.clone()], &self.config, &self.notices, &self.connecting)
+                .await;
         self.connecting.end();
         opened
     }
@@ -398,7 +399,7 @@ impl Lease {
         // If a deadline passes in the pause, its error reports the lost connection.
         slot.connecting.begin();
         slot.connecting.failed(&ConnectAttempt {
-            target: lost.server().to_string(),
+            target: lost.server.to_string(),
             error: Box::new(error.copy()),
         });
         sleep(pause).await;

@@ -226,9 +226,14 @@ impl Drop for QuerySession {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection::{async_messages::AsyncMessages, info::ConnectionInfo};
+    use crate::{
+        config::ConnectionConfig,
+        connection::{async_messages::AsyncMessages, info::ConnectionInfo},
+    };
 
     fn session() -> Arc<Session> {
+        let config: ConnectionConfig = "host=h".parse().unwrap();
+        let server = config.targets().remove(0);
         let info = ConnectionInfo {
             host: None,
             address: None,
@@ -239,7 +244,7 @@ mod tests {
             auth_method: "none",
             protocol_version: "3.0",
         };
-        Arc::new(Session::new(AsyncMessages::default(), info, None))
+        Arc::new(Session::new(AsyncMessages::default(), info, server, None))
     }
 
     #[test]

@@ -272,6 +272,10 @@ impl Connection {
         if self.followers > 0 {
             return false;
         }
+        if !self.transport.can_peek() {
+            // Lets the runtime look for what has arrived.
+            yield_now().await;
+        }
         // A server does not send more than this to an idle session.
         for _ in 0..MAX_IDLE_READS {
             loop {

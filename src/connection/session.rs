@@ -41,6 +41,8 @@ const REPEATS: usize = 4;
 pub(crate) struct Session {
     pub(super) async_messages: AsyncMessages,
     pub(super) info: ConnectionInfo,
+    /// The server, for another connection to it.
+    pub(super) server: Target,
     /// Without it, a query can be stopped only by closing the connection.
     pub(super) cancel: Option<CancelKey>,
     requests: Mutex<Requests>,
@@ -66,11 +68,13 @@ impl Session {
     pub(super) fn new(
         async_messages: AsyncMessages,
         info: ConnectionInfo,
+        server: Target,
         cancel: Option<CancelKey>,
     ) -> Self {
         Self {
             async_messages,
             info,
+            server,
             cancel,
             requests: Mutex::default(),
             request_ended: Notify::new(),
@@ -121,16 +125,6 @@ impl Session {
     /// Whether a notice of the server has announced the end of the session.
     pub(crate) fn is_ending(&self) -> bool {
         self.async_messages.is_ending()
-    }
-
-    /// The session's server, for another connection to it.
-    pub(super) fn server(&self) -> Target {
-        Target {
-            host: self.info.host.clone(),
-            hostaddr: self.info.address,
-            unix_socket: self.info.unix_socket.clone(),
-            port: self.info.port,
-        }
     }
 
     /// Sends one cancel request, and waits until the server has acted on it.

@@ -9,6 +9,7 @@ use super::{db::DbError, sqlstate};
 pub(crate) const WRONG_ROLE: &str =
     "the server does not have the role that target_session_attrs requires";
 pub(crate) const NO_PASSWORD: &str = "the password provider has no password at the moment";
+pub(crate) const OPENING: &str = "the connector could not open a stream";
 pub(crate) const NOT_STARTED: &str = "the server could not start a session";
 pub(crate) const UNREADABLE: &str = "a file of the configuration could not be read";
 
@@ -155,6 +156,7 @@ pub(super) fn for_connecting(during: &str, source: &io::Error) -> &'static str {
              target_session_attrs"
         }
         (NO_PASSWORD, _) => "wait, and check the service that issues the passwords",
+        (OPENING, _) => "check what the connector connects through, and that the server is running",
         (NOT_STARTED, _) => "wait, and see the server's log: it may be out of memory or processes",
         (UNREADABLE, _) => {
             "wait, and check whether this process is out of file descriptors or memory"
@@ -186,7 +188,7 @@ pub(super) fn for_connecting(during: &str, source: &io::Error) -> &'static str {
 /// Returns the message of an `Error::Io`.
 pub(super) fn io(during: &str) -> Cow<'_, str> {
     match during {
-        WRONG_ROLE | NO_PASSWORD | NOT_STARTED | UNREADABLE => during.into(),
+        WRONG_ROLE | NO_PASSWORD | OPENING | NOT_STARTED | UNREADABLE => during.into(),
         during => format!("I/O error on the connection {during}").into(),
     }
 }

@@ -17,7 +17,7 @@ pub use self::{
 };
 pub(crate) use self::{
     hint::{
-        LOGGING_IN, LOGGING_IN_BY_3_2, NO_PASSWORD, NOT_STARTED, RESOLVING, WRONG_ROLE,
+        LOGGING_IN, LOGGING_IN_BY_3_2, NO_PASSWORD, NOT_STARTED, OPENING, RESOLVING, WRONG_ROLE,
         for_refusal as advice_for_refusal,
     },
     text::OneLine,

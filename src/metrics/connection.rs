@@ -227,8 +227,7 @@ struct OpenGauge(Gauge);
 
 impl OpenConnection {
     /// Counts a connection that became ready for a query `took` after its socket was opened.
-    pub(crate) fn new(is_tcp: bool, tls: bool, took: Duration) -> Self {
-        let transport = if is_tcp { "tcp" } else { "unix" };
+    pub(crate) fn new(transport: &'static str, tls: bool, took: Duration) -> Self {
         let tls = if tls { "true" } else { "false" };
         counter!(CONNECTIONS_CREATED_TOTAL, "transport" => transport, "tls" => tls).increment(1);
         histogram!(CONNECT_DURATION_SECONDS, "transport" => transport).record(took);

@@ -8,10 +8,17 @@ use tokio::net::UnixStream;
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::address::Address;
-use crate::config::{SocketSettings, Target};
+use crate::config::{Connector, SocketSettings, Target};
 
-/// Resolves a target to its addresses, in the order of the operating system.
-pub(crate) async fn resolve(target: &Target) -> io::Result<Vec<Address>> {
+/// Resolves a target to its addresses, in the order of the operating system. A connector does that
+/// itself.
+pub(crate) async fn resolve(
+    target: &Target,
+    connector: Option<&Connector<Target>>,
+) -> io::Result<Vec<Address>> {
+    if let Some(connector) = connector {
+        return Ok(vec![Address::Custom(connector.clone(), target.clone())]);
+    }
     if let Some(path) = &target.unix_socket {
         #[cfg(unix)]
         return Ok(vec![Address::Unix(path.clone())]);

@@ -2,6 +2,7 @@
 
 mod address;
 mod connect;
+mod custom;
 #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs")))]
 mod no_tls;
 #[cfg(target_os = "linux")]
@@ -26,6 +27,7 @@ use tokio::{
     net::TcpStream,
 };
 
+use self::custom::{CustomStream, TryWrite};
 #[cfg(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs")))]
 use self::no_tls::{TlsConnector, TlsStream};
 #[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
@@ -86,13 +88,16 @@ pub(crate) enum Encrypted {
     No(Transport),
 }
 
-/// A connected socket, with or without TLS.
+/// A connected socket or the stream of a connector, with or without TLS.
 #[derive(Debug)]
 pub(crate) enum Transport {
     Tcp(TcpStream),
     #[cfg(unix)]
     Unix(UnixStream),
-    Tls(Box<TlsStream>),
+    Tls(Box<TlsStream<TcpStream>>),
+    /// The stream of a connector.
+    Custom(CustomStream),
+    CustomTls(Box<TlsStream<CustomStream>>),
     /// The socket has been closed.
     Closed,
 }
@@ -104,44 +109,62 @@ impl Transport {
             Address::Tcp(address) => connect::tcp(*address, settings).await.map(Self::Tcp),
             #[cfg(unix)]
             Address::Unix(path) => connect::unix(path).await.map(Self::Unix),
+            Address::Custom(connector, target) => {
+                let stream = connector.open(target.clone()).await?;
+                Ok(Self::Custom(CustomStream::new(stream)))
+            }
         }
     }
 
     /// Negotiates TLS.
-    pub(crate) async fn encrypt(self, tls: &Tls) -> Result<Encrypted> {
-        let Self::Tcp(mut tcp) = self else { return Ok(Encrypted::No(self)) };
-        if !tls.direct {
-            tcp.write_all(SSL_REQUEST).await.map_err(|e| Error::io(DURING, e))?;
-            tracing::trace!(target: "fraiseql_wire", direction = "sent", name = "SSLRequest",
-                bytes = SSL_REQUEST.len(), "protocol message");
-            // Read a single byte: any further plaintext is then read as TLS, and rejected
-            // (CVE-2021-23222).
-            match tcp.read_u8().await.map_err(|e| Error::io(DURING, e))? {
-                b'S' => {}
-                b'N' => return Ok(Encrypted::No(Self::Tcp(tcp))),
-                // Usually the server could not start a process for the session. The text is not
-                // shown: it is unauthenticated (CVE-2024-10977).
-                ERROR_RESPONSE => {
-                    let text = "it responded to the TLS request with an error; see its log";
-                    let source = io::Error::other(text);
-                    return Err(Error::Io { during: NOT_STARTED, source });
-                }
-                other => {
-                    return Err(Error::protocol(format!(
-                        "unexpected {:?} in response to the TLS request: expected 'S' or 'N'",
-                        char::from(other)
-                    )));
-                }
-            }
+    pub(crate) async fn encrypt(mut self, tls: &Tls) -> Result<Encrypted> {
+        if !matches!(self, Self::Tcp(_) | Self::Custom(_)) {
+            return Ok(Encrypted::No(self));
         }
-        let stream = tls.connector.connect(tcp, tls.direct).await?;
-        Ok(Encrypted::Yes(Self::Tls(Box::new(stream))))
+        if !tls.direct && !self.request_tls().await? {
+            return Ok(Encrypted::No(self));
+        }
+        let connector = &tls.connector;
+        let encrypted = match self {
+            Self::Tcp(stream) => Self::Tls(connector.connect(stream, tls.direct).await?.into()),
+            Self::Custom(stream) => {
+                Self::CustomTls(connector.connect(stream, tls.direct).await?.into())
+            }
+            other => other,
+        };
+        Ok(Encrypted::Yes(encrypted))
+    }
+
+    /// Returns whether the server supports TLS.
+    async fn request_tls(&mut self) -> Result<bool> {
+        self.write_all(SSL_REQUEST).await.map_err(|e| Error::io(DURING, e))?;
+        self.flush().await.map_err(|e| Error::io(DURING, e))?;
+        tracing::trace!(target: "fraiseql_wire", direction = "sent", name = "SSLRequest",
+            bytes = SSL_REQUEST.len(), "protocol message");
+        // Read a single byte: any further plaintext is then read as TLS, and rejected
+        // (CVE-2021-23222).
+        match self.read_u8().await.map_err(|e| Error::io(DURING, e))? {
+            b'S' => Ok(true),
+            b'N' => Ok(false),
+            // Usually the server could not start a process for the session. The text is not shown:
+            // it is unauthenticated (CVE-2024-10977).
+            ERROR_RESPONSE => {
+                let text = "it responded to the TLS request with an error; see its log";
+                let source = io::Error::other(text);
+                Err(Error::Io { during: NOT_STARTED, source })
+            }
+            other => Err(Error::protocol(format!(
+                "unexpected {:?} in response to the TLS request: expected 'S' or 'N'",
+                char::from(other)
+            ))),
+        }
     }
 
     /// Returns the negotiated parameters of TLS, if it is in use.
     pub(crate) fn tls_info(&self) -> Option<TlsInfo> {
         match self {
             Self::Tls(stream) => Some(stream.info()),
+            Self::CustomTls(stream) => Some(stream.info()),
             _ => None,
         }
     }
@@ -170,7 +193,7 @@ impl Transport {
     pub(crate) fn set_rcvlowat(&self, bytes: usize) -> bool {
         match self {
             Self::Tcp(stream) => rcvlowat::set(stream, bytes).is_ok(),
-            Self::Unix(_) | Self::Closed => false,
+            Self::Unix(_) | Self::Custom(_) | Self::CustomTls(_) | Self::Closed => false,
             Self::Tls(stream) => rcvlowat::set(stream.socket(), bytes).is_ok(),
         }
     }
@@ -187,6 +210,8 @@ impl Transport {
             #[cfg(unix)]
             Self::Unix(stream) => stream.try_write(bytes).map(drop),
             Self::Tls(stream) => stream.try_write_last(bytes),
+            Self::Custom(stream) => stream.try_write(bytes).map(drop),
+            Self::CustomTls(stream) => stream.try_write_last(bytes),
             Self::Closed => Ok(()),
         }
     }
@@ -194,7 +219,7 @@ impl Transport {
     /// Returns the number of bytes that have arrived, without waiting and without reading them.
     ///
     /// 0 means the end of the stream, and `None` that nothing has arrived. With TLS, these are
-    /// bytes on the wire.
+    /// bytes on the wire. The stream of a connector has no other answer than that of a read.
     pub(crate) fn peek(&self) -> io::Result<Option<usize>> {
         let mut byte = [MaybeUninit::new(0)];
         let peeked = match self {
@@ -202,6 +227,7 @@ impl Transport {
             #[cfg(unix)]
             Self::Unix(stream) => SockRef::from(stream).peek(&mut byte),
             Self::Tls(stream) => SockRef::from(stream.socket()).peek(&mut byte),
+            Self::Custom(_) | Self::CustomTls(_) => return Ok(None),
             Self::Closed => Ok(0),
         };
         match peeked {
@@ -209,6 +235,11 @@ impl Transport {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(e) => Err(e),
         }
+    }
+
+    /// Whether [`peek`](Self::peek) asks the operating system.
+    pub(crate) fn can_peek(&self) -> bool {
+        !matches!(self, Self::Custom(_) | Self::CustomTls(_))
     }
 
     /// Whether a write fails, and sends nothing, once the peer has closed the connection. A TCP
@@ -231,7 +262,7 @@ impl Transport {
             #[cfg(unix)]
             Self::Unix(stream) => stream.readable().await,
             Self::Tls(stream) => stream.socket().readable().await,
-            Self::Closed => Ok(()),
+            Self::Custom(_) | Self::CustomTls(_) | Self::Closed => Ok(()),
         }
     }
 
@@ -270,6 +301,11 @@ macro_rules! each {
             #[cfg(unix)]
             Self::Unix($stream) => $do,
             Self::Tls($stream) => {
+                let $stream = $stream.as_mut();
+                $do
+            }
+            Self::Custom($stream) => $do,
+            Self::CustomTls($stream) => {
                 let $stream = $stream.as_mut();
                 $do
             }

@@ -1,16 +1,15 @@
 //! Replaces TLS in a build without it.
 
 use std::{
+    convert::Infallible,
     io,
+    marker::PhantomData,
     path::Path,
     pin::Pin,
     task::{Context, Poll},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::tls_info::TlsInfo;
 use crate::{
@@ -24,7 +23,10 @@ pub(super) enum TlsConnector {}
 
 /// Cannot be constructed.
 #[derive(Debug)]
-pub(crate) enum TlsStream {}
+pub(crate) struct TlsStream<S> {
+    never: Infallible,
+    stream: PhantomData<S>,
+}
 
 impl TlsConnector {
     pub(super) fn new(_settings: &TlsSettings, _host: Option<&str>) -> Result<Self> {
@@ -35,49 +37,49 @@ impl TlsConnector {
         match *self {}
     }
 
-    pub(super) async fn connect(&self, _tcp: TcpStream, _direct: bool) -> Result<TlsStream> {
+    pub(super) async fn connect<S>(&self, _stream: S, _direct: bool) -> Result<TlsStream<S>> {
         match *self {}
     }
 }
 
-impl TlsStream {
+impl<S> TlsStream<S> {
     pub(super) fn info(&self) -> TlsInfo {
-        match *self {}
+        match self.never {}
     }
 
-    pub(super) fn socket(&self) -> &TcpStream {
-        match *self {}
+    pub(super) fn socket(&self) -> &S {
+        match self.never {}
     }
 
     pub(super) fn try_write_last(&mut self, _bytes: &[u8]) -> io::Result<()> {
-        match *self {}
+        match self.never {}
     }
 }
 
-impl AsyncRead for TlsStream {
+impl<S: Unpin> AsyncRead for TlsStream<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         _cx: &mut Context<'_>,
         _buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match *self {}
+        match self.never {}
     }
 }
 
-impl AsyncWrite for TlsStream {
+impl<S: Unpin> AsyncWrite for TlsStream<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         _cx: &mut Context<'_>,
         _buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match *self {}
+        match self.never {}
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match *self {}
+        match self.never {}
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match *self {}
+        match self.never {}
     }
 }

@@ -1,6 +1,7 @@
 //! Connecting and the life of a connection: addresses, hosts, logins, sessions, pools and proxies.
 
 mod connect;
+mod connectors;
 mod hosts;
 mod login;
 #[cfg(all(feature = "bb8", feature = "deadpool"))]

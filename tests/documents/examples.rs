@@ -292,6 +292,32 @@ async fn tokens() {
     assert!(!said.contains("signature="), "{said}");
 }
 
+/// Through its own stand-in for SSH. No tunnel remains.
+#[tokio::test]
+async fn tunnel() {
+    let said = run("tunnel").await;
+    for part in [
+        "3 orders through 1 tunnel\n",
+        "cancelled through another tunnel: true\n",
+        "the connection is the same: true\n",
+    ] {
+        contains(&said, part);
+    }
+    let forwarding = format!("--forward\0127.0.0.1:{}", cluster().port());
+    let remains = || {
+        fs::read_dir("/proc").unwrap().any(|process| {
+            let command = process.unwrap().path().join("cmdline");
+            fs::read_to_string(command).is_ok_and(|command| command.contains(&forwarding))
+        })
+    };
+    crate::support::eventually("all tunnels end", async || !remains()).await;
+
+    let failing = example("tunnel").args(["false"]).env("DATABASE_URL", url_of("tunnel")).output();
+    let failing = failing.unwrap();
+    assert!(!failing.status.success());
+    contains(&String::from_utf8_lossy(&failing.stderr), "could not connect to 127.0.0.1:");
+}
+
 /// Exports a whole view, plain and gzipped, and compares it with the server's own text.
 #[tokio::test]
 async fn export_writes_all_documents() {

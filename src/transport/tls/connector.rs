@@ -13,7 +13,7 @@ use rustls::{
     sign::CertifiedKey,
     version::{TLS12, TLS13},
 };
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
     channel_binding,
@@ -114,13 +114,17 @@ impl TlsConnector {
     ///
     /// `require_alpn` is set for direct TLS: without ALPN, an attacker could redirect the session
     /// to a server of another protocol.
-    pub(crate) async fn connect(&self, tcp: TcpStream, require_alpn: bool) -> Result<TlsStream> {
+    pub(crate) async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        require_alpn: bool,
+    ) -> Result<TlsStream<S>> {
         let shared = &self.shared;
         let auth = Arc::new(ClientAuth::new(shared.certificate.clone()));
         let mut config = shared.config.clone();
         config.client_auth_cert_resolver = Arc::<ClientAuth>::clone(&auth);
         let stream = tokio_rustls::TlsConnector::from(Arc::new(config))
-            .connect(shared.name.clone(), tcp)
+            .connect(shared.name.clone(), stream)
             .await
             .map_err(|e| tls_error(&e).unwrap_or_else(|| Error::io("in the TLS handshake", e)))?;
         let (_, session) = stream.get_ref();

@@ -4,23 +4,20 @@ use std::{
     task::{Context, Poll},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::client;
 
-use crate::transport::tls_info::TlsInfo;
+use crate::transport::{custom::TryWrite, tls_info::TlsInfo};
 
-/// A TLS session over a socket.
+/// A TLS session over a socket or another stream.
 #[derive(Debug)]
-pub(crate) struct TlsStream {
-    inner: client::TlsStream<TcpStream>,
+pub(crate) struct TlsStream<S> {
+    inner: client::TlsStream<S>,
     info: TlsInfo,
 }
 
-impl TlsStream {
-    pub(super) fn new(inner: client::TlsStream<TcpStream>, info: TlsInfo) -> Self {
+impl<S> TlsStream<S> {
+    pub(super) fn new(inner: client::TlsStream<S>, info: TlsInfo) -> Self {
         Self { inner, info }
     }
 
@@ -28,10 +25,12 @@ impl TlsStream {
         self.info.clone()
     }
 
-    pub(crate) fn socket(&self) -> &TcpStream {
+    pub(crate) fn socket(&self) -> &S {
         self.inner.get_ref().0
     }
+}
 
+impl<S: TryWrite> TlsStream<S> {
     /// Writes a last message, as far as the socket accepts it without waiting, and closes TLS.
     pub(crate) fn try_write_last(&mut self, bytes: &[u8]) -> io::Result<()> {
         let (socket, session) = self.inner.get_mut();
@@ -45,9 +44,9 @@ impl TlsStream {
 }
 
 /// Writes what the socket accepts without waiting.
-struct AtOnce<'a>(&'a TcpStream);
+struct AtOnce<'a, S>(&'a mut S);
 
-impl Write for AtOnce<'_> {
+impl<S: TryWrite> Write for AtOnce<'_, S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.try_write(bytes)
     }
@@ -57,7 +56,7 @@ impl Write for AtOnce<'_> {
     }
 }
 
-impl AsyncRead for TlsStream {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -67,7 +66,7 @@ impl AsyncRead for TlsStream {
     }
 }
 
-impl AsyncWrite for TlsStream {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
