@@ -148,10 +148,17 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         Ok(row)
     }
 
-    /// Returns the number of rows.
+    /// Returns the number of rows that the query would return.
     ///
     /// The server counts them, unless there are Rust predicates. Then the rows are read and counted
     /// by the client.
+    ///
+    /// * **Conditions, `limit` and `offset`** apply. For the size of a whole result, count a query
+    ///   without `limit` and `offset`.
+    /// * **The order** applies if there is a `limit` or an `offset`.
+    /// * **`timeout`, `first_row_timeout` and `persistent`** apply.
+    /// * **The projection** is checked, but not computed.
+    /// * **Chunk sizes, `parallel` and `resume_by`** have no effect without Rust predicates.
     ///
     /// # Errors
     ///

@@ -44,7 +44,22 @@ impl RowChunk {
         }
     }
 
-    /// Returns the bytes of each row, as sent by the server. A SQL NULL is `null`.
+    /// Returns an iterator over the rows: the JSON text of each, as sent by the server.
+    ///
+    /// It has [`len`](Self::len) items: the rows that Rust predicates accept. A SQL NULL is `null`.
+    /// The text is not validated; [`decode`](Self::decode) parses it.
+    ///
+    /// ```no_run
+    /// # use fraiseql_wire::{FraiseClient, RawJson, Result};
+    /// # async fn run(client: &FraiseClient) -> Result<()> {
+    /// let mut stream = client.query::<RawJson>("v_order").execute().await?;
+    /// let mut bytes = 0;
+    /// while let Some(chunk) = stream.next_chunk().await {
+    ///     bytes += chunk?.rows().map(<[u8]>::len).sum::<usize>();
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn rows(&self) -> impl Iterator<Item = &[u8]> {
         self.numbered().map(|(row, _)| row)
     }
