@@ -108,9 +108,23 @@ impl FraiseClient {
     /// Dropping the future abandons the connection attempt.
     pub async fn connect_with_config(config: ConnectionConfig) -> Result<Self> {
         let client = Self::new(config);
-        let (_alone, lease, connection) = client.slot_handle().acquire(|| {}).await?;
-        lease.give_back(connection);
+        client.connect_now().await?;
         Ok(client)
+    }
+
+    /// Connects like [`connect_with_config`](Self::connect_with_config), but by the retry policy.
+    #[cfg(feature = "deadpool")]
+    pub(crate) async fn connect_with_retries(config: ConnectionConfig) -> Result<Self> {
+        let client = Self::new(config);
+        client.slot.retry_first();
+        client.connect_now().await?;
+        Ok(client)
+    }
+
+    async fn connect_now(&self) -> Result<()> {
+        let (_alone, lease, connection) = self.slot_handle().acquire(|| {}).await?;
+        lease.give_back(connection);
+        Ok(())
     }
 
     /// Connects like [`connect`](Self::connect), with the given TLS settings.

@@ -8,7 +8,7 @@ use std::time::Duration;
 /// The randomness keeps many clients from reconnecting at the same time.
 ///
 /// The first connection of a client is never retried, so that a wrong configuration is reported
-/// immediately.
+/// immediately. In a pool of `deadpool`, that is the first connection of the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
     pub(crate) max_attempts: u32,

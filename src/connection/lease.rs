@@ -271,9 +271,13 @@ impl SlotHandle {
         Ok(Box::new(connection))
     }
 
-    /// Opens a connection. If it replaces an earlier one, the retry policy applies.
+    /// Opens a connection. If it replaces an earlier one, or is one of a pool that has connected
+    /// before, the retry policy applies.
     async fn connect(&self) -> Result<Connection> {
-        let replaces = self.lock().connected_before;
+        let (replaces, retries) = {
+            let state = self.lock();
+            (state.connected_before, state.connected_before || state.retries_first)
+        };
         let mut failures = 0;
         loop {
             self.connecting.begin_round();
@@ -284,7 +288,7 @@ impl SlotHandle {
                     }
                     return Ok(connection);
                 }
-                Err(e) if !replaces || !e.is_retriable() => return Err(e),
+                Err(e) if !retries || !e.is_retriable() => return Err(e),
                 Err(e) => e,
             };
             failures += 1;

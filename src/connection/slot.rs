@@ -57,6 +57,8 @@ pub(super) struct SlotState {
     pub(super) session: Option<Arc<Session>>,
     /// There has been a connection before.
     pub(super) connected_before: bool,
+    /// The retry policy also applies to the first connection.
+    pub(super) retries_first: bool,
     /// The client was dropped: the connection will not be used again.
     pub(super) closed: bool,
     /// Queries that may be in progress: one that runs, and those that wait for its cleanup.
@@ -91,6 +93,12 @@ impl Slot {
             first_target: OnceLock::new(),
             query_metrics,
         }
+    }
+
+    /// Applies the retry policy to the first connection too.
+    #[cfg(feature = "deadpool")]
+    pub(crate) fn retry_first(&self) {
+        self.lock().retries_first = true;
     }
 
     pub(crate) fn config(&self) -> &ConnectionConfig {

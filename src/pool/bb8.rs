@@ -6,6 +6,7 @@ use bb8::{ManageConnection, PooledConnection};
 
 use super::pooled::{Pooled, PooledClient, default_name, sealed::Sealed};
 use crate::{
+    client::FraiseClient,
     config::ConnectionConfig,
     error::{Error, Result},
     metrics::pool as metrics,
@@ -16,6 +17,12 @@ use crate::{
 /// A pool of clients: `Pool::builder().max_size(8).build(manager).await?`.
 pub type Pool = bb8::Pool<Manager>;
 
+/// The error of [`get_owned`](bb8::Pool::get_owned).
+///
+/// It is [`TimedOut`](bb8::RunError::TimedOut) for every reason, also for a wrong password: an
+/// error sink receives the reason, as in the example of [`Manager`].
+pub type PoolError = bb8::RunError<Error>;
+
 /// Connects the clients of a [`Pool`].
 ///
 /// The pool limits the number of clients and the time to wait for one.
@@ -23,8 +30,9 @@ pub type Pool = bb8::Pool<Manager>;
 /// Take clients with [`get_owned`](bb8::Pool::get_owned). A query needs to own its client, and
 /// [`get`](bb8::Pool::get) only borrows one from the pool.
 ///
-/// While it cannot connect, bb8 retries until its `connection_timeout` and then returns `TimedOut`
-/// without the reason. An error sink receives the reasons:
+/// While it cannot connect, for example while the server restarts, bb8 retries until its
+/// `connection_timeout`. Then it returns `TimedOut` without the reason, also for a wrong password.
+/// An error sink receives the reasons:
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -79,7 +87,8 @@ impl ManageConnection for Manager {
     type Error = Error;
 
     async fn connect(&self) -> Result<PooledClient> {
-        PooledClient::connect(&self.config, &self.name).await
+        PooledClient::connect(FraiseClient::connect_with_config(self.config.clone()), &self.name)
+            .await
     }
 
     /// Does not contact the server.

@@ -1,11 +1,18 @@
 //! A manager for pools of the crate `deadpool`.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
-use deadpool::managed::{self, Metrics, Object, RecycleResult};
+use deadpool::{
+    Runtime,
+    managed::{self, Metrics, Object, RecycleResult},
+};
 
 use super::pooled::{Pooled, PooledClient, default_name, sealed::Sealed};
 use crate::{
+    client::FraiseClient,
     config::ConnectionConfig,
     error::{Error, Result},
     metrics::pool as metrics,
@@ -13,22 +20,60 @@ use crate::{
     stream::FromJsonRow,
 };
 
-/// A pool of clients: `Pool::builder(manager).max_size(8).build()?`.
+/// A pool of clients, made by [`builder`].
 pub type Pool = managed::Pool<Manager>;
+
+/// The error of [`get`](managed::Pool::get): the pool's own, or
+/// [`Backend`](managed::PoolError::Backend) with the error of connecting.
+pub type PoolError = managed::PoolError<Error>;
+
+/// Returns a builder of a [`Pool`] whose clients connect with this configuration, on tokio.
+///
+/// Same as `Pool::builder(Manager::new(config)).runtime(Runtime::Tokio1)`. Without a runtime, a
+/// pool with a timeout cannot be built. Defaults: at most two clients for each CPU, and no
+/// timeouts.
+///
+/// ```no_run
+/// use std::time::Duration;
+///
+/// use fraiseql_wire::{ConnectionConfig, pool};
+///
+/// # fn run() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = ConnectionConfig::parse("postgres://app@localhost/shop")?;
+/// let pool = pool::deadpool::builder(config)
+///     .max_size(16)
+///     .wait_timeout(Some(Duration::from_secs(2)))
+///     .create_timeout(Some(Duration::from_secs(5)))
+///     .build()?;
+/// # Ok(())
+/// # }
+/// ```
+pub fn builder(config: ConnectionConfig) -> managed::PoolBuilder<Manager> {
+    Pool::builder(Manager::new(config)).runtime(Runtime::Tokio1)
+}
 
 /// Connects the clients of a [`Pool`].
 ///
 /// The pool limits the number of clients and the time to wait for one.
+///
+/// # If a client cannot connect
+///
+/// Until the pool has connected once, `get` returns the error immediately, so that a wrong
+/// configuration is reported. After that, for example while the server restarts, a
+/// [retriable](Error::is_retriable) error is retried by the configuration's
+/// [`RetryPolicy`](crate::RetryPolicy): by default five attempts within about 1.5 s. The pool's
+/// `create_timeout` limits all attempts together; `wait_timeout` does not include them.
 #[derive(Debug)]
 pub struct Manager {
     config: ConnectionConfig,
     name: Arc<str>,
+    has_connected: AtomicBool,
 }
 
 impl Manager {
     /// Creates a manager of clients that connect with this configuration.
     pub fn new(config: ConnectionConfig) -> Self {
-        Self { name: default_name(&config), config }
+        Self { name: default_name(&config), config, has_connected: AtomicBool::new(false) }
     }
 
     /// Sets the name of the pool in metrics. Default: the server and the database.
@@ -43,7 +88,14 @@ impl managed::Manager for Manager {
     type Error = Error;
 
     async fn create(&self) -> Result<PooledClient> {
-        PooledClient::connect(&self.config, &self.name).await
+        let config = self.config.clone();
+        let client = if self.has_connected.load(Relaxed) {
+            PooledClient::connect(FraiseClient::connect_with_retries(config), &self.name).await?
+        } else {
+            PooledClient::connect(FraiseClient::connect_with_config(config), &self.name).await?
+        };
+        self.has_connected.store(true, Relaxed);
+        Ok(client)
     }
 
     /// Does not contact the server.

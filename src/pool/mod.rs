@@ -1,5 +1,12 @@
 //! Connection pools of the crates `deadpool` and `bb8`, each enabled by the feature of the same
-//! name.
+//! name:
+//!
+//! ```toml
+//! fraiseql-wire = { version = "1", features = ["deadpool"] }
+//! ```
+//!
+//! Your own dependency on `deadpool` or `bb8` is needed only for their other types, such as bb8's
+//! error sinks.
 //!
 //! A manager connects clients, and a pool lends them as [`PooledClient`]s. [`Pooled::query`] takes
 //! one by value, and its stream owns it, so the stream is `'static`. The client returns to the pool
@@ -15,12 +22,28 @@
 //! use fraiseql_wire::{ConnectionConfig, RawJson, pool::{self, Pooled}};
 //!
 //! let config = ConnectionConfig::parse("postgres://app@localhost/shop")?;
-//! let manager = pool::deadpool::Manager::new(config);
-//! let pool = pool::deadpool::Pool::builder(manager).max_size(8).build()?;
+//! let pool = pool::deadpool::builder(config).max_size(8).build()?;
 //! let stream = pool.get().await?.query::<RawJson>("v_order").execute().await?;
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! The same with bb8, whose `get` returns a client that only borrows from the pool:
+//!
+//! ```no_run
+//! # #[cfg(feature = "bb8")]
+//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! use fraiseql_wire::{ConnectionConfig, RawJson, pool::{self, Pooled}};
+//!
+//! let config = ConnectionConfig::parse("postgres://app@localhost/shop")?;
+//! let pool = pool::bb8::Pool::builder().max_size(8).build(pool::bb8::Manager::new(config)).await?;
+//! let stream = pool.get_owned().await?.query::<RawJson>("v_order").execute().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [Pools](https://github.com/fraiseql/fraiseql-wire/blob/main/PRODUCTION_DEPLOYMENT.md#pools) in
+//! the guide for production compares their sizes and timeouts.
 //!
 //! # Metrics
 //!

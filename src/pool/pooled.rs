@@ -40,9 +40,13 @@ pub struct PooledClient {
 }
 
 impl PooledClient {
-    pub(super) async fn connect(config: &ConnectionConfig, pool: &Arc<str>) -> Result<Self> {
+    /// Connects a client of this pool with `connect`.
+    pub(super) async fn connect(
+        connect: impl Future<Output = Result<FraiseClient>>,
+        pool: &Arc<str>,
+    ) -> Result<Self> {
         let began = Instant::now();
-        let client = FraiseClient::connect_with_config(config.clone()).await?;
+        let client = connect.await?;
         metrics::created(pool, began.elapsed());
         Ok(Self { client, pool: Arc::clone(pool) })
     }

@@ -16,7 +16,7 @@ use crate::support::{
     terminate,
 };
 use fraiseql_wire::{
-    CancelToken, ConnectionConfig, Error, QueryBuilder, RawJson,
+    CancelToken, ConnectionConfig, Error, QueryBuilder, RawJson, RetryPolicy,
     pool::{self, Pooled},
 };
 use futures_util::{StreamExt, future::join_all};
@@ -323,6 +323,60 @@ async fn pool_and_server_errors_are_distinguished() {
         other => panic!("{other:?}"),
     }
 }
+
+/// A pool that grows while the server restarts waits for it. Its first connection does not.
+#[tokio::test]
+async fn growing_pool_connects_when_the_server_is_back() {
+    let server = Cluster::start(REQUIRE_PASSWORD).unwrap();
+    let config = || {
+        let config: ConnectionConfig = server.url().parse().unwrap();
+        let policy = RetryPolicy::default().max_attempts(u32::MAX).max_backoff(MAX_BACKOFF);
+        config.to_builder().retry(policy).build().unwrap()
+    };
+    let pool = pool::deadpool::builder(config()).max_size(2).build().unwrap();
+    let impatient = pool::deadpool::builder(config()).max_size(2);
+    let impatient = impatient.create_timeout(Some(Duration::from_millis(200))).build().unwrap();
+    let few = RetryPolicy::default().max_attempts(2).max_backoff(MAX_BACKOFF);
+    let few = config().to_builder().retry(few).build().unwrap();
+    let giving_up = pool::deadpool::builder(few).max_size(2).build().unwrap();
+    let manager = pool::bb8::Manager::new(config());
+    let other = pool::bb8::Pool::builder().max_size(2).build(manager).await.unwrap();
+    let _held = (
+        pool.get().await.unwrap(),
+        impatient.get().await.unwrap(),
+        giving_up.get().await.unwrap(),
+        other.get_owned().await.unwrap(),
+    );
+    server.control(&["stop", "-m", "fast"]);
+
+    let error = impatient.get().await.unwrap_err();
+    assert!(matches!(error, pool::deadpool::PoolError::Timeout(_)), "{error:?}");
+    let error = giving_up.get().await.unwrap_err();
+    let pool::deadpool::PoolError::Backend(Error::Connection { .. }) = error else {
+        panic!("{error:?}")
+    };
+    let new = pool::deadpool::builder(config()).build().unwrap();
+    let error = new.get().await.unwrap_err();
+    assert!(matches!(error, pool::deadpool::PoolError::Backend(_)), "the first: {error:?}");
+
+    let growing = tokio::spawn({
+        let (pool, other) = (pool.clone(), other.clone());
+        async move {
+            let client = pool.get().await.unwrap();
+            client.ping().await.unwrap();
+            other.get_owned().await.unwrap().ping().await.unwrap();
+        }
+    });
+    // It has failed at least once by then.
+    tokio::time::sleep(10 * MAX_BACKOFF).await;
+    assert!(!growing.is_finished());
+    server.control(&["start"]);
+    growing.await.unwrap();
+    assert_eq!(pool.status().size, 2);
+    server.stop();
+}
+
+const MAX_BACKOFF: Duration = Duration::from_millis(20);
 
 /// bb8 retries until its timeout, and its error has no reason. Its sink receives the reason.
 #[tokio::test]
