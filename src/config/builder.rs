@@ -392,7 +392,7 @@ impl ConnectionConfigBuilder {
     /// Prepared statements work through poolers that support them, such as PgBouncer from 1.21 with
     /// `max_prepared_statements`. If a pooler does not, the first statement that is missing
     /// disables them for this configuration and its clones. The query itself is sent again without
-    /// a prepared statement.
+    /// a prepared statement. The same happens if a pooler keeps a statement that is out of date.
     pub fn statement_cache_capacity(mut self, n: usize) -> Self {
         self.client_options.statement_cache_capacity = n;
         self

@@ -77,6 +77,12 @@ enum State {
     /// The same, but a value did not fit a parameter. Either the value is wrong, or the parameter
     /// has another type now than when the statement was prepared.
     Doubted,
+    /// It was to be prepared, and its portal could not be bound. Either the query is wrong, or a
+    /// pooler has answered the Parse with a statement that it had prepared earlier, and that is out
+    /// of date.
+    NewDoubted,
+    /// The latter. It is not prepared again, because the pooler would use its old statement.
+    Stale,
 }
 
 /// How to execute a query.
@@ -133,12 +139,18 @@ impl StatementCache {
         if let Some(entry) = self.statements.get_mut(sql) {
             entry.last_used = self.uses;
             let name = Arc::clone(&entry.name);
-            if entry.state == State::Sent {
-                self.closes.push(Arc::clone(&name));
-                return Choice::Prepare(name);
+            match entry.state {
+                State::Sent | State::NewDoubted => {
+                    entry.state = State::Sent;
+                    self.closes.push(Arc::clone(&name));
+                    return Choice::Prepare(name);
+                }
+                State::Prepared | State::Doubted => {
+                    entry.state = State::Prepared;
+                    return Choice::Prepared(name);
+                }
+                State::Stale => return Choice::Unnamed,
             }
-            entry.state = State::Prepared;
-            return Choice::Prepared(name);
         }
         if !self.forget_seen(sql) {
             self.remember_seen(sql);
@@ -155,7 +167,9 @@ impl StatementCache {
 
     /// Whether a request to prepare this text was made whose outcome is not known.
     pub(crate) fn is_unconfirmed(&self, sql: &str) -> bool {
-        self.statements.get(sql).is_some_and(|entry| entry.state == State::Sent)
+        self.statements
+            .get(sql)
+            .is_some_and(|entry| matches!(entry.state, State::Sent | State::NewDoubted))
     }
 
     /// Takes the names of the statements to close. The next request must begin with these.
@@ -166,7 +180,8 @@ impl StatementCache {
     /// Takes names back whose request was not sent.
     pub(crate) fn restore_closes(&mut self, names: Vec<Arc<str>>) {
         for name in names {
-            let is_used = |e: &Entry| e.name == name && e.state != State::Sent;
+            let is_used =
+                |e: &Entry| e.name == name && matches!(e.state, State::Prepared | State::Doubted);
             if !self.statements.values().any(is_used) {
                 self.closes.push(name);
             }
@@ -183,6 +198,10 @@ impl StatementCache {
             }
             // Parsed again, the value fits: the type of the parameter has changed.
             Choice::Unnamed if entry.state == State::Doubted => self.prepare_again(sql),
+            Choice::Unnamed if entry.state == State::NewDoubted => {
+                entry.state = State::Stale;
+                self.closes.push(Arc::clone(&entry.name));
+            }
             Choice::Unnamed | Choice::Prepared(_) => {}
         }
     }
@@ -201,8 +220,8 @@ impl StatementCache {
         *self = Self { evicted: self.evicted, ..Self::new(0) };
     }
 
-    /// How to run a query again that failed with `code` before its portal was bound. `None`: the
-    /// error is not about the statement.
+    /// How to run a query again that failed with `code` before its portal was bound. `has_parsed`:
+    /// after a ParseComplete. `None`: the error is not about the statement.
     ///
     /// * 42P05, the statement exists already: it is used. The request describes it.
     /// * 26000, it does not exist: the unnamed statement, and nothing is prepared any more.
@@ -210,14 +229,23 @@ impl StatementCache {
     ///   statement. The next use of the text prepares it again.
     /// * Class 42 or XX of a statement that was parsed earlier: the same. Its tables or types have
     ///   changed, or the query itself is wrong.
+    /// * Class 0A, 22, 42 or XX after the ParseComplete of a statement that was to be prepared: the
+    ///   unnamed statement. A pooler that shares statements between its clients may have answered
+    ///   the Parse itself. If the unnamed statement succeeds, the text is not prepared again.
     /// * Class 22 of a statement that was parsed earlier: the unnamed statement. If that succeeds,
     ///   the type of a parameter has changed, and the next use of the text prepares it again.
     ///   Otherwise the value is wrong, and the statement stays.
     ///
     /// The unnamed statement is parsed afresh. So it succeeds if the statement was out of date;
     /// otherwise it fails with the error that a query without a cache would have.
-    pub(crate) fn recover(&mut self, sql: &str, sent: &Choice, code: SqlState) -> Option<Retry> {
-        let is_parsed_now = match sent {
+    pub(crate) fn recover(
+        &mut self,
+        sql: &str,
+        sent: &Choice,
+        has_parsed: bool,
+        code: SqlState,
+    ) -> Option<Retry> {
+        let is_new = match sent {
             Choice::Unnamed => return None,
             Choice::Prepare(_) => true,
             Choice::Prepared(_) | Choice::Existing(_) => false,
@@ -234,18 +262,20 @@ impl StatementCache {
                 let retry = unnamed(Some(Reprepared::Missing));
                 Some(Retry { statements_lost: true, ..retry })
             }
+            (_, "0A" | "22" | "42" | "XX") if is_new && has_parsed => {
+                self.set_state(sql, State::NewDoubted);
+                Some(unnamed(None))
+            }
             (_, "0A") => {
                 self.prepare_again(sql);
                 Some(unnamed(Some(Reprepared::Changed)))
             }
-            (_, "42" | "XX") if !is_parsed_now => {
+            (_, "42" | "XX") if !is_new => {
                 self.prepare_again(sql);
                 Some(unnamed(Some(Reprepared::Changed)))
             }
-            (_, "22") if !is_parsed_now => {
-                if let Some(entry) = self.statements.get_mut(sql) {
-                    entry.state = State::Doubted;
-                }
+            (_, "22") if !is_new => {
+                self.set_state(sql, State::Doubted);
                 Some(unnamed(None))
             }
             // An entry that is not confirmed is closed before its next use.
@@ -256,6 +286,12 @@ impl StatementCache {
     /// Returns how many statements had to make room for others since the last call.
     pub(crate) fn take_evicted(&mut self) -> u64 {
         mem::take(&mut self.evicted)
+    }
+
+    fn set_state(&mut self, sql: &str, state: State) {
+        if let Some(entry) = self.statements.get_mut(sql) {
+            entry.state = state;
+        }
     }
 
     /// Closes a statement. The next use of its text prepares it again.
@@ -430,7 +466,7 @@ mod tests {
         let mut cache = StatementCache::new(2);
         cache.choose("a");
         let sent = cache.choose("a");
-        let retry = cache.recover("a", &sent, DUPLICATE_PSTATEMENT).unwrap();
+        let retry = cache.recover("a", &sent, false, DUPLICATE_PSTATEMENT).unwrap();
         assert_eq!(retry.choice, Existing(name("a")));
         assert_eq!(retry.reason, Some(Reprepared::Exists));
         assert!(!retry.statements_lost && cache.take_closes().is_empty());
@@ -442,7 +478,7 @@ mod tests {
     fn missing_statement_disables_preparing() {
         for sent in [Prepared(name("a")), Prepare(name("a")), Existing(name("a"))] {
             let mut cache = with(2, &["a", "b"]);
-            let retry = cache.recover("a", &sent, INVALID_SQL_STATEMENT_NAME).unwrap();
+            let retry = cache.recover("a", &sent, true, INVALID_SQL_STATEMENT_NAME).unwrap();
             let reason = Some(Reprepared::Missing);
             assert_eq!(retry, Retry { choice: Unnamed, reason, statements_lost: true });
             for sql in ["a", "b", "b", "b"] {
@@ -457,7 +493,7 @@ mod tests {
         for code in [FEATURE_NOT_SUPPORTED, UNDEFINED_FUNCTION, UNDEFINED_TABLE, INTERNAL_ERROR] {
             for sent in [Prepared(name("a")), Existing(name("a"))] {
                 let mut cache = with(2, &["a"]);
-                let retry = cache.recover("a", &sent, code).unwrap();
+                let retry = cache.recover("a", &sent, false, code).unwrap();
                 let reason = Some(Reprepared::Changed);
                 assert_eq!(retry, Retry { choice: Unnamed, reason, statements_lost: false });
                 cache.confirm("a", &retry.choice);
@@ -472,13 +508,13 @@ mod tests {
         for fits in [true, false] {
             let mut cache = with(2, &["a"]);
             let sent = cache.choose("a");
-            let retry = cache.recover("a", &sent, INVALID_TEXT_REPRESENTATION).unwrap();
+            let retry = cache.recover("a", &sent, false, INVALID_TEXT_REPRESENTATION).unwrap();
             assert_eq!(retry, Retry { choice: Unnamed, reason: None, statements_lost: false });
             let next = if fits {
                 cache.confirm("a", &retry.choice);
                 Prepare(name("a"))
             } else {
-                assert_eq!(cache.recover("a", &Unnamed, INVALID_TEXT_REPRESENTATION), None);
+                assert_eq!(cache.recover("a", &Unnamed, true, INVALID_TEXT_REPRESENTATION), None);
                 Prepared(name("a"))
             };
             assert_eq!(cache.choose("a"), next);
@@ -492,13 +528,46 @@ mod tests {
     #[test]
     fn query_error_is_not_retried() {
         let mut cache = with(2, &["a"]);
-        assert_eq!(cache.recover("a", &Prepared(name("a")), QUERY_CANCELED), None);
+        assert_eq!(cache.recover("a", &Prepared(name("a")), false, QUERY_CANCELED), None);
         assert_eq!(cache.choose("a"), Prepared(name("a")));
-        assert_eq!(cache.recover("a", &Unnamed, INVALID_SQL_STATEMENT_NAME), None);
+        assert_eq!(cache.recover("a", &Unnamed, true, INVALID_SQL_STATEMENT_NAME), None);
         cache.choose("b");
         let sent = cache.choose("b");
         for code in [INVALID_TEXT_REPRESENTATION, UNDEFINED_TABLE, QUERY_CANCELED] {
-            assert_eq!(cache.recover("b", &sent, code), None, "it was parsed just now");
+            assert_eq!(cache.recover("b", &sent, false, code), None, "it was parsed just now");
+        }
+        assert_eq!(cache.recover("b", &sent, true, QUERY_CANCELED), None);
+    }
+
+    #[test]
+    fn statement_that_a_pooler_prepared_earlier_is_not_used_if_the_unnamed_one_succeeds() {
+        for code in
+            [INVALID_TEXT_REPRESENTATION, FEATURE_NOT_SUPPORTED, UNDEFINED_FUNCTION, INTERNAL_ERROR]
+        {
+            for succeeds in [true, false] {
+                let mut cache = with(1, &[]);
+                cache.choose("a");
+                let sent = cache.choose("a");
+                assert_eq!(sent, Prepare(name("a")));
+                let retry = cache.recover("a", &sent, true, code).unwrap();
+                assert_eq!(retry, Retry { choice: Unnamed, reason: None, statements_lost: false });
+                assert!(cache.is_unconfirmed("a"));
+                if succeeds {
+                    cache.confirm("a", &retry.choice);
+                    assert_eq!(cache.take_closes(), [name("a")]);
+                    assert_eq!(cache.choose("a"), Unnamed);
+                    assert_eq!(cache.choose("a"), Unnamed);
+                    assert!(cache.take_closes().is_empty());
+                    // Like every statement, it makes room for another one.
+                    cache.choose("b");
+                    assert_eq!(cache.choose("b"), Prepare(name("b")));
+                    assert_eq!(cache.choose("a"), Unnamed);
+                    assert_eq!(cache.choose("a"), Prepare(name("a")));
+                } else {
+                    assert_eq!(cache.choose("a"), Prepare(name("a")));
+                    assert_eq!(cache.take_closes(), [name("a")]);
+                }
+            }
         }
     }
 }

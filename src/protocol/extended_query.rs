@@ -29,6 +29,7 @@ pub(crate) struct ExtendedQuery {
     /// The number of Close messages without a response.
     closes: usize,
     describes: bool,
+    has_parsed: bool,
     has_bound: bool,
 }
 
@@ -74,7 +75,7 @@ impl ExtendedQuery {
     pub(crate) fn with(steps: Steps) -> Self {
         let Steps { closes, parses, describes } = steps;
         let state = if parses { State::Sent } else { State::Parsed };
-        Self { state, closes, describes, has_bound: false }
+        Self { state, closes, describes, has_parsed: false, has_bound: false }
     }
 
     /// Creates the state of a query whose portal is bound, before it is described and executed.
@@ -92,6 +93,11 @@ impl ExtendedQuery {
         matches!(self.state, State::Sent | State::Parsed | State::Bound | State::Rows)
     }
 
+    /// Returns whether the server has parsed the text.
+    pub(crate) fn has_parsed(self) -> bool {
+        self.has_parsed
+    }
+
     /// Returns whether the server has bound the portal. A later error is not about the statement.
     pub(crate) fn has_bound(self) -> bool {
         self.has_bound
@@ -105,6 +111,7 @@ impl ExtendedQuery {
     pub(crate) fn take_usual(&mut self, buffer: &[u8]) -> Option<usize> {
         match (self.state, buffer) {
             (State::Sent, [b'1', 0, 0, 0, 4, ..]) if self.closes == 0 => {
+                self.has_parsed = true;
                 self.state = State::Parsed;
                 Some(5)
             }
@@ -154,6 +161,7 @@ impl ExtendedQuery {
                 (state, Progress::Continue)
             }
             (State::Sent, Message::ParseComplete) if self.closes == 0 => {
+                self.has_parsed = true;
                 (State::Parsed, Progress::Continue)
             }
             (State::Parsed, Message::BindComplete) if self.closes == 0 => {

@@ -530,6 +530,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///   prepared, but planned for its values each time.
     /// * **The type of a column may be altered while the client is connected.** Postgres infers the
     ///   type of a parameter only once. A cast in the text (`$1::date`) also prevents the error.
+    /// * **A view's column may stop being JSON, and a pooler prepares statements itself.** The
+    ///   server then reports no error, and the other values are delivered.
     ///
     /// Queries with [`parallel`](Self::parallel) or [`resume_by`](Self::resume_by), and
     /// [`explain`](Self::explain), are never prepared.

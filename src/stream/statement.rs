@@ -59,7 +59,7 @@ pub(super) fn retry(
         statements.forget(sql, true);
     }
     let code = error.sqlstate().filter(|_| !exchange.query.has_bound())?;
-    let retry = statements.recover(sql, sent, *code)?;
+    let retry = statements.recover(sql, sent, exchange.query.has_parsed(), *code)?;
     if let Some(reason) = retry.reason {
         observer.metrics.statement_reprepared(reason);
     }

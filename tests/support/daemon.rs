@@ -5,11 +5,37 @@ use std::{
     io::{BufRead, BufReader, Write},
     net::TcpStream,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use super::cluster::{Owner, free_port, new_folder, password};
+
+/// The program of this name: in the folder `$TEST_DAEMONS`, or where systems install it.
+fn find(name: &str) -> PathBuf {
+    let first = std::env::var_os("TEST_DAEMONS").map(PathBuf::from);
+    let system = ["/usr/sbin", "/usr/bin", "/opt/homebrew/bin", "/usr/local/bin"];
+    first
+        .into_iter()
+        .chain(system.map(PathBuf::from))
+        .map(|dir| dir.join(name))
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| panic!("{name} was not found: run scripts/test.sh, which installs it"))
+}
+
+/// Settings of a PgBouncer that keeps at most `maximum` statements in each server connection; with
+/// 0, it knows nothing of statements. `None`: this version cannot, before 1.21.
+pub fn keeps_statements(maximum: u32) -> Option<String> {
+    let output = Command::new(find("pgbouncer")).arg("--version").output().unwrap();
+    let output = String::from_utf8(output.stdout).unwrap();
+    let version = output.split_whitespace().nth(1).unwrap().split('.');
+    let version: Vec<u32> = version.map(|part| part.parse().unwrap()).collect();
+    let is_supported = version[..] >= [1, 21][..];
+    match maximum {
+        0 if !is_supported => Some(String::new()),
+        _ => is_supported.then(|| format!("max_prepared_statements = {maximum}\n")),
+    }
+}
 
 /// A running program that listens on a port of the loopback.
 #[derive(Debug)]
@@ -108,31 +134,27 @@ impl Daemon {
         let (files, name, arguments) = program(port, &folder);
         let files: Vec<_> = files.iter().map(|(file, text)| (*file, text.as_str())).collect();
         owner.fill_and_own(&folder, &files, None).unwrap_or_else(|e| panic!("{e}"));
-        let program = ["/usr/sbin", "/usr/bin", "/opt/homebrew/bin", "/usr/local/bin"]
-            .iter()
-            .map(|dir| Path::new(dir).join(name))
-            .find(|path| path.is_file())
-            .unwrap_or_else(|| {
-                panic!("{name} was not found: run scripts/test.sh, which installs it")
-            });
+        let program = find(name);
         let script = r#"
             trap '' PIPE
             folder=$1; shift
-            # pgpool waits for its clients otherwise, which may wait for this.
-            case $1 in *pgpool) signal=INT ;; *) signal=TERM ;; esac
+            # pgpool, and PgBouncer from 1.23, otherwise wait for their clients, which may wait for
+            # this. Earlier versions of PgBouncer ignore QUIT.
+            case $1 in *pgpool) signals=INT ;; *pgbouncer) signals="QUIT TERM" ;; *) signals=TERM ;; esac
+            end() { for signal in $signals; do kill -$signal $pid 2>/dev/null; done; wait $pid; }
             start() { "$@" >>"$folder/out" 2>&1 </dev/null & pid=$!; }
             start "$@"
             echo started
             while read -r what; do
                 case $what in
-                    stop) kill -$signal $pid; wait $pid; pid= ;;
+                    stop) end; pid= ;;
                     start) start "$@" ;;
                     # The new process takes the sockets from the old one, which ends then.
                     replace) old=$pid; start "$@" -R; wait $old ;;
                 esac
                 echo done
             done
-            [ -z "$pid" ] || { kill -$signal $pid; wait $pid; }
+            [ -z "$pid" ] || end
             rm -rf "$folder"
         "#;
         let mut shell = owner.command(Path::new("/bin/sh"), &folder);
