@@ -213,6 +213,39 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         self
     }
 
+    /// Sets whether a column of type `text` or `varchar` that contains JSON is accepted. Default:
+    /// false.
+    ///
+    /// It is for engines that have no JSON type, such as DataFusion. The values are decoded like
+    /// those of a `json` column, and one that is not JSON is a row error. A
+    /// [`RawJson`](crate::RawJson) and the bodies of a stream are not checked, as always: with
+    /// text, they can contain anything.
+    ///
+    /// The server does not look into text. So [`execute`](Self::execute) and the other methods that
+    /// run the query return [`Error::Config`](crate::Error::Config) if one of these needs the
+    /// document: [`filter`](Self::filter), [`order_by_field`](Self::order_by_field),
+    /// [`select_fields`](Self::select_fields), [`resume_by`](Self::resume_by). Use
+    /// [`where_sql`](Self::where_sql), [`where_rust`](Self::where_rust) and
+    /// [`order_by`](Self::order_by), or filters and orders on a [`Field::column`]. `count` and
+    /// `exists` accept a column of any type. With a server that has `json`, prefer a view that
+    /// casts the column.
+    ///
+    /// The query is never prepared, like one with [`persistent(false)`](Self::persistent).
+    ///
+    /// ```no_run
+    /// # use fraiseql_wire::{FraiseClient, Result};
+    /// # use serde_json::Value;
+    /// # async fn run(client: &FraiseClient) -> Result<()> {
+    /// let query = client.query::<Value>("orders").column("document").json_text(true);
+    /// let stream = query.where_sql("year = 2026").order_by("id").limit(100).execute().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn json_text(mut self, on: bool) -> Self {
+        self.spec.select.json_text = on;
+        self
+    }
+
     /// Sets the maximum number of rows per chunk. Default: 256.
     ///
     /// A chunk is delivered when it is full, when it reaches 64 KiB, or when no more data is

@@ -39,7 +39,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// * Errors of [`FraiseClient::connect`](crate::FraiseClient::connect), if the client has to
     ///   connect.
     /// * [`Error::Server`]: the server rejected the query.
-    /// * [`Error::InvalidSchema`]: the relation's column is not JSON.
+    /// * [`Error::InvalidSchema`]: the relation's column is not JSON (nor text, with
+    ///   [`json_text`](Self::json_text)).
     /// * [`Error::Timeout`]: `timeout`, `first_row_timeout`, or the configuration's `read_timeout`
     ///   expired.
     ///
@@ -67,6 +68,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         settings.validate()?;
         options.apply(select, settings)?;
         settings.row_limit = select.limit;
+        settings.json_text = select.json_text;
         let query = encode(select.rows()?)?;
         let predicates = predicates.into_predicates();
         spec.has_predicates = !predicates.is_empty();
@@ -230,6 +232,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         let sql = statement.sql.clone();
         let query = encode(statement)?;
         spec.settings.row_limit = Some(1);
+        spec.settings.json_text = spec.select.json_text;
         let plan = QueryPlan { spec, query, execution: Execution::Single };
         let opened = QueryStream::fetch(&pipeline, slot, plan, Predicates::default()).await;
         let mut stream = opened.map_err(|e| not_json(e, &sql))?;

@@ -84,6 +84,11 @@ impl Field {
         Ok(if self.is_column() { format!("({value}::jsonb)") } else { value })
     }
 
+    /// Whether the field is in the JSON column `document`, or is that column.
+    pub(super) fn reads(&self, document: &str) -> bool {
+        !self.is_column() || self.is_document(document)
+    }
+
     /// Whether the field is the column `document` itself.
     pub(super) fn is_document(&self, document: &str) -> bool {
         matches!(&self.place, Place::Column(name) if quote_name(name).is_ok_and(|n| n == document))

@@ -84,6 +84,11 @@ impl OrderBy {
         Self { nulls: Some("LAST"), ..self }
     }
 
+    /// Whether it needs the JSON column `document`.
+    pub(super) fn reads(&self, document: &str) -> bool {
+        self.field.reads(document)
+    }
+
     pub(super) fn to_sql(&self, document: &str) -> Result<String> {
         let mut sql = match &self.collation {
             None => self.field.json(document)?,

@@ -27,6 +27,9 @@ pub(crate) struct Select {
     /// The JSON column.
     pub(crate) column: Cow<'static, str>,
     pub(crate) projection: Projection,
+    /// Whether the column may be text that contains JSON. Nothing in it can then be selected,
+    /// compared or sorted by the server.
+    pub(crate) json_text: bool,
     /// Joined with AND.
     pub(crate) conditions: Vec<Condition>,
     /// The most significant first.
@@ -90,6 +93,7 @@ impl Select {
             entity: entity.to_owned(),
             column: Cow::Borrowed(DEFAULT_COLUMN),
             projection: Projection::Document,
+            json_text: false,
             conditions: Vec::new(),
             order: Vec::new(),
             limit: None,
@@ -146,13 +150,24 @@ impl Select {
 
     /// Returns the query for the number of rows.
     pub(crate) fn count(&self) -> Result<Statement<'_>> {
+        if self.json_text {
+            return self.aggregate("CAST(count(*) AS varchar)");
+        }
         self.aggregate("to_jsonb(count(*))")
     }
 
     /// Returns the query for whether at least one row exists.
     pub(crate) fn exists(&self) -> Result<Statement<'_>> {
         let Statement { sql, parameters } = self.subquery()?;
-        let sql = format!("SELECT to_jsonb(EXISTS ({sql})) AS \"data\"");
+        // DataFusion supports no EXISTS here.
+        let sql = if self.json_text {
+            format!(
+                "SELECT CAST(count(*) > 0 AS varchar) AS \"data\" FROM (SELECT 1 FROM ({sql}) AS \
+                 \"rows\" LIMIT 1) AS \"first\""
+            )
+        } else {
+            format!("SELECT to_jsonb(EXISTS ({sql})) AS \"data\"")
+        };
         Ok(Statement { sql, parameters })
     }
 
@@ -189,7 +204,11 @@ impl Select {
         };
         // The server checks the projection but does not compute it. So a missing column, or one of
         // another type, is an error as in the query itself.
-        let projection = format!("{projection} {TYPE_TEST}");
+        let projection = if self.json_text {
+            format!("{projection} AS \"data\"")
+        } else {
+            format!("{projection} {TYPE_TEST}")
+        };
         let Statement { sql, parameters } = plain.select(&projection, &document)?;
         Ok(Statement { sql, parameters: Cow::Owned(parameters.into_owned()) })
     }
@@ -225,6 +244,9 @@ impl Select {
         document: &str,
         parameters: &mut Parameters,
     ) -> Result<String> {
+        if self.json_text {
+            self.check_json_text(document)?;
+        }
         // Few texts are longer.
         let mut sql = String::with_capacity(256);
         sql.push_str("SELECT ");
@@ -278,6 +300,33 @@ impl Select {
             let _ = write!(sql, " {keyword} {count}");
         }
         Ok(sql)
+    }
+
+    /// Checks that the server does not have to look into a document that may be text.
+    fn check_json_text(&self, document: &str) -> Result<()> {
+        let found = if matches!(self.projection, Projection::Fields(_)) {
+            "select_fields()"
+        } else if self.after.is_some() {
+            "resume_by()"
+        } else if self.conditions.iter().any(|condition| match condition {
+            Condition::Sql(_) => false,
+            Condition::Filter(filter) => filter.reads(document),
+            Condition::WithoutKey(_) => true,
+        }) {
+            "a filter on a field of the document"
+        } else if self
+            .order
+            .iter()
+            .any(|order| matches!(order, Order::Field(by) if by.reads(document)))
+        {
+            "a sort order (order_by_field() or resume_by()) by a field of the document"
+        } else {
+            return Ok(());
+        };
+        Err(Error::config(format!(
+            "json_text(true) cannot be combined with {found}, because the server does not parse \
+             text: use where_sql() or where_rust() and order_by(), or a view with a json column"
+        )))
     }
 
     /// Checks that as many values are bound as the raw SQL has parameters. The parameters of typed
@@ -437,6 +486,42 @@ mod tests {
             let fields = fields.into_iter().map(field).collect();
             let select = Select { projection: Projection::Fields(fields), ..Select::new("v") };
             assert!(select.rows().is_err());
+        }
+    }
+
+    #[test]
+    fn json_text_rejects_what_reads_the_document_on_the_server() {
+        let text = Select { json_text: true, ..Select::new("v") };
+        let filter = |filter: Filter| vec![Condition::Filter(filter)];
+        for select in [
+            text.clone(),
+            Select { conditions: vec![Condition::Sql("data like '%x%'".into())], ..text.clone() },
+            Select { conditions: filter(Field::column("id").eq(1)), ..text.clone() },
+            Select { order: vec![Order::Field(Field::column("id").desc())], ..text.clone() },
+            Select { order: vec![Order::Sql("data".into())], ..text.clone() },
+        ] {
+            for statement in [select.rows(), select.count(), select.exists()] {
+                let sql = statement.unwrap().sql;
+                assert!(!sql.contains("json") && !sql.contains('#'), "{sql}");
+            }
+        }
+        let id = || field("id");
+        for select in [
+            Select { projection: Projection::Fields(vec![id()]), ..text.clone() },
+            Select { conditions: filter(id().eq(1).or(Field::column("id").eq(1))), ..text.clone() },
+            Select { conditions: filter(!Field::column("data").eq("a")), ..text.clone() },
+            Select { order: vec![Order::Field(id().asc())], ..text.clone() },
+            Select { after: Some(After { key: id(), last: "1".into() }), ..text.clone() },
+        ] {
+            // Without a limit, they need no order.
+            let rows = [select.rows()];
+            let counts = [select.count(), select.exists()];
+            let counts = counts.into_iter().filter(|_| select.order.is_empty());
+            for statement in rows.into_iter().chain(counts) {
+                let error = statement.unwrap_err().to_string();
+                assert!(error.contains("json_text(true) cannot be combined"), "{error}");
+            }
+            assert!(Select { json_text: false, ..select }.rows().is_ok());
         }
     }
 

@@ -143,7 +143,10 @@ impl Exchange {
                     return Err(Box::pin(self.failed(error)).await);
                 }
                 Next::Progress(Progress::Columns(columns)) => {
-                    count_protocol_error("RowDescription", check_columns(&columns))?;
+                    count_protocol_error(
+                        "RowDescription",
+                        check_columns(&columns, settings.json_text),
+                    )?;
                 }
                 Next::Progress(Progress::Continue | Progress::Ready) => {}
                 Next::Async => yield_now().await,

@@ -7,19 +7,27 @@ use crate::{
 
 const JSON: u32 = 114;
 const JSONB: u32 = 3802;
+const TEXT: u32 = 25;
+const VARCHAR: u32 = 1043;
 
-/// Checks that a result has exactly one column, json or jsonb, as text.
-pub(super) fn check_columns(columns: &[Column]) -> Result<()> {
+/// Checks that a result has exactly one column, json or jsonb, as text. With `json_text`, it may
+/// also be text or varchar.
+pub(super) fn check_columns(columns: &[Column], json_text: bool) -> Result<()> {
     match columns {
         [Column { type_oid: JSON | JSONB, format: Format::Text, .. }] => Ok(()),
+        [Column { type_oid: TEXT | VARCHAR, format: Format::Text, .. }] if json_text => Ok(()),
         [Column { type_oid: JSON | JSONB, .. }] => {
             Err(Error::protocol("unexpected binary format of a column: expected text"))
         }
         [] => Err(no_columns()),
         [only] => Err(Error::InvalidSchema {
             found: format!(
-                "{}; make it json or jsonb, for example with to_jsonb() in the view",
-                describe(only)
+                "{}; make it json or jsonb, for example with to_jsonb() in the view{}",
+                describe(only),
+                match only.type_oid {
+                    TEXT | VARCHAR => ", or call json_text(true) if it contains JSON",
+                    _ => "",
+                }
             ),
         }),
         several => {
@@ -58,13 +66,13 @@ fn type_name(oid: u32) -> String {
         20 => "bigint",
         21 => "smallint",
         23 => "integer",
-        25 => "text",
+        TEXT => "text",
         JSON => "json",
         142 => "xml",
         700 => "real",
         701 => "double precision",
         1042 => "char",
-        1043 => "varchar",
+        VARCHAR => "varchar",
         1082 => "date",
         1114 => "timestamp",
         1184 => "timestamptz",
@@ -87,15 +95,32 @@ mod tests {
 
     #[test]
     fn check_columns_accepts_exactly_one_json_column() {
-        assert!(check_columns(&[column("data", JSON)]).is_ok());
-        assert!(check_columns(&[column("anything", JSONB)]).is_ok());
-        let found = |columns: &[Column]| check_columns(columns).unwrap_err().to_string();
+        assert!(check_columns(&[column("data", JSON)], false).is_ok());
+        assert!(check_columns(&[column("anything", JSONB)], false).is_ok());
+        let found = |columns: &[Column]| check_columns(columns, false).unwrap_err().to_string();
         assert!(found(&[column("data", 25)]).contains("\"data\" of type text"));
         assert!(found(&[column("data", 99_999)]).contains("oid 99999"));
         let two = found(&[column("id", 20), column("data", JSONB)]);
         assert!(two.contains("2 columns (\"id\" of type bigint, \"data\" of type jsonb)"), "{two}");
         assert!(found(&vec![column("x", 23); 1000]).contains("..."));
         let binary = Column { format: Format::Other, ..column("data", JSONB) };
-        assert!(check_columns(&[binary]).is_err());
+        assert!(check_columns(&[binary], true).is_err());
+    }
+
+    #[test]
+    fn json_text_accepts_one_column_of_type_text_or_varchar() {
+        for oid in [TEXT, VARCHAR, JSON, JSONB] {
+            let column = column("data", oid);
+            assert!(check_columns(std::slice::from_ref(&column), true).is_ok());
+            assert!(check_columns(&[column.clone(), column.clone()], true).is_err());
+            let binary = Column { format: Format::Other, ..column };
+            assert!(check_columns(&[binary], true).is_err());
+        }
+        for oid in [16, 17, 20, 142, 1042, 99_999] {
+            let error = check_columns(&[column("data", oid)], true).unwrap_err().to_string();
+            assert!(!error.contains("json_text"), "{error}");
+        }
+        let error = check_columns(&[column("data", TEXT)], false).unwrap_err().to_string();
+        assert!(error.contains("json_text(true)"), "{error}");
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct StreamSettings {
     pub(crate) timeout: Option<Duration>,
     pub(crate) first_row_timeout: Option<Duration>,
     pub(crate) pause_timeout: Option<Duration>,
+    /// Whether a column of type text that contains JSON is accepted.
+    pub(crate) json_text: bool,
     /// The maximum number of rows by the LIMIT of the statement.
     pub(crate) row_limit: Option<u64>,
 }

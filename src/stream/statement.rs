@@ -21,7 +21,9 @@ pub(super) fn choose(
     observer: &QueryObserver,
 ) -> Choice {
     let config = slot.config();
+    // The columns of a prepared statement are not described again.
     let is_cached = plan.spec.is_persistent
+        && !plan.spec.settings.json_text
         && matches!(plan.execution, Execution::Single)
         && config.statement_cache_capacity() > 0
         && !config.prepared_statements_lost().get()

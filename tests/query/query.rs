@@ -12,7 +12,7 @@ use fraiseql_wire::{
     Error, ErrorCategory, Field, Filter, FraiseClient, Json, QueryBuilder, RetryAdvice, SqlState,
     field, sqlstate,
 };
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::{StreamExt, TryStreamExt, future::join_all};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -761,4 +761,77 @@ async fn raw_sql_cannot_append_a_statement() {
         }
     }
     assert_eq!(query().count().await.unwrap(), 1);
+}
+
+/// For engines without a JSON type; on Postgres, a view with a text column.
+#[tokio::test]
+async fn json_text_reads_documents_from_a_text_column() {
+    sql("create view v_json_text as select i as id, jsonb_build_object('id', i)::text as data,
+             jsonb_build_object('id', i)::text::varchar(50) as short, i::text::bpchar as fixed
+         from generate_series(1, 1000) i;
+         create view v_not_json as select case i when 2 then 'no' else i::text end as data
+         from generate_series(1, 3) i")
+    .await;
+    let client = client().await;
+    let text = || client.query::<Value>("v_json_text").json_text(true);
+    let ids = async |query: QueryBuilder<Value>| {
+        let rows: Vec<_> = query.execute().await.unwrap().try_collect().await.unwrap();
+        rows.iter().map(|row| row["id"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+
+    let all: Vec<u64> = (1..=1000).collect();
+    assert_eq!(ids(text().order_by("id")).await, all);
+    assert_eq!(ids(text().column("short").order_by_field(Field::column("id"))).await, all);
+    let query = text().where_sql("id > $1").bind(900).where_rust(|row| row["id"] != 950);
+    let query = query.order_by("id desc").limit(60).offset(10);
+    assert_eq!(ids(query).await, (931..=990).rev().filter(|id| *id != 950).collect::<Vec<_>>());
+    assert_eq!(ids(text().filter(Field::column("id").lte(2)).order_by("id")).await, [1, 2]);
+    assert_eq!(ids(text().select_projection("'{\"id\": 7}'::text").limit(1)).await, [7]);
+    assert_eq!(text().where_sql("id > 900").count().await.unwrap(), 100);
+    assert!(text().exists().await.unwrap());
+    assert!(!text().where_sql("id > 1000").exists().await.unwrap());
+    assert_eq!(text().where_sql("id = 5").fetch_one().await.unwrap()["id"], 5);
+    let mut parallel = ids(text().parallel(2).partition_by("id")).await;
+    parallel.sort_unstable();
+    assert_eq!(parallel, all);
+
+    // A value that is not JSON is the error of its row.
+    let stream = client.query::<u64>("v_not_json").json_text(true).execute().await.unwrap();
+    let rows: Vec<_> = stream.collect().await;
+    let decoded: Vec<_> = rows.iter().map(|row| row.as_ref().ok().copied()).collect();
+    assert_eq!(decoded, [Some(1), None, Some(3)]);
+    assert!(rows[1].as_ref().unwrap_err().is_row_error());
+
+    // Neither another type, nor a query without the setting, also if the texts are the same and
+    // their statement could have been prepared.
+    let error = text().column("fixed").execute().await.unwrap_err();
+    assert!(matches!(error, Error::InvalidSchema { .. }), "{error}");
+    for _ in 0..4 {
+        assert_eq!(ids(text().limit(1).order_by("id")).await, [1]);
+        let query = client.query::<Value>("v_json_text").limit(1).order_by("id");
+        let error = query.fetch_all().await.unwrap_err();
+        assert!(error.to_string().contains("json_text(true)"), "{error}");
+    }
+    // Fetches that share the connection.
+    let fetches = (1..50u64).map(|id| {
+        let query = client.query::<Value>("v_json_text").json_text(id % 2 == 0);
+        let query = query.where_sql("id = $1").bind(id).fetch_one();
+        async move { (id, query.await) }
+    });
+    for (id, row) in join_all(fetches).await {
+        assert_eq!(row.ok().map(|row| row["id"].as_u64()), (id % 2 == 0).then_some(Some(id)));
+    }
+
+    let unsupported = [
+        text().filter(field("id").eq(1)),
+        text().order_by_field("id"),
+        text().select_fields(["id"]),
+        text().resume_by("id"),
+        text().resume_by("id").resume_after(5),
+    ];
+    for query in unsupported {
+        let error = query.execute().await.unwrap_err();
+        assert_eq!(error.category(), ErrorCategory::Config, "{error}");
+        assert!(error.to_string().contains("json_text(true) cannot be combined"), "{error}");
+    }
 }

@@ -197,6 +197,16 @@ impl Filter {
         self.render(sql, false)
     }
 
+    /// Whether it needs the JSON column `document`.
+    pub(super) fn reads(&self, document: &str) -> bool {
+        match &self.node {
+            Node::Leaf(leaf) => leaf.field.reads(document),
+            Node::Not(filter) => filter.reads(document),
+            Node::Group(_, filters) => filters.iter().any(|filter| filter.reads(document)),
+            Node::TooDeep => false,
+        }
+    }
+
     /// Pushes negations down to the predicates. So each predicate keeps the guard for its type,
     /// unknown stays unknown, and no NOT surrounds a condition that an index could serve.
     fn render(&self, sql: &mut SqlContext<'_>, negated: bool) -> Result<String> {

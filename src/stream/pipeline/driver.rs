@@ -344,9 +344,10 @@ impl Driver {
                     head.error = Some(error);
                     continue;
                 }
-                Next::Progress(Progress::Columns(columns)) => {
-                    count_protocol_error("RowDescription", check_columns(&columns))
-                }
+                Next::Progress(Progress::Columns(columns)) => count_protocol_error(
+                    "RowDescription",
+                    check_columns(&columns, head.sent.settings.json_text),
+                ),
                 Next::Progress(Progress::Continue) => continue,
                 Next::Async => return Ok(Step::Yield),
                 Next::Incomplete(bytes) => match head.sent.settings.admit_message(bytes) {
