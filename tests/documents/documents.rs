@@ -400,3 +400,32 @@ fn tests_of(place: &str) -> BTreeSet<String> {
     }
     found
 }
+
+/// docs/migration.md: programs for the earlier crate compile with its paths.
+#[test]
+#[allow(deprecated)]
+fn paths_of_the_earlier_crate_name_the_same_items() {
+    use std::any::TypeId;
+
+    use fraiseql_wire::{client, connection, error, stream};
+
+    macro_rules! assert_same {
+        ($($earlier:ty, $now:ty;)*) => {
+            $(assert_eq!(TypeId::of::<$earlier>(), TypeId::of::<$now>());)*
+        };
+    }
+    assert_same! {
+        client::FraiseClient, fraiseql_wire::FraiseClient;
+        client::QueryBuilder<String>, fraiseql_wire::QueryBuilder<String>;
+        connection::ConnectionConfig, fraiseql_wire::ConnectionConfig;
+        connection::ConnectionConfigBuilder, fraiseql_wire::ConnectionConfigBuilder;
+        connection::TlsConfig, fraiseql_wire::TlsConfig;
+        error::Result<()>, fraiseql_wire::Result<()>;
+        error::WireError, fraiseql_wire::Error;
+        fraiseql_wire::WireError, fraiseql_wire::Error;
+        stream::QueryStream<String>, fraiseql_wire::QueryStream<String>;
+        stream::RowChunk, fraiseql_wire::RowChunk;
+        stream::StreamState, fraiseql_wire::StreamState;
+        stream::StreamStats, fraiseql_wire::StreamStats;
+    }
+}
