@@ -9,11 +9,13 @@ use std::time::Duration;
 use axum::{Router, routing::get};
 use fraiseql_wire::{FraiseClient, RawJson};
 use futures_util::StreamExt;
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Deserialize;
 
 #[path = "support/cluster.rs"]
 mod cluster;
+#[path = "support/prometheus.rs"]
+mod prometheus;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -73,16 +75,7 @@ async fn main() -> Result<()> {
 
 /// A recorder with histograms that Prometheus can aggregate over instances.
 fn install() -> Result<PrometheusHandle> {
-    // OpenTelemetry's buckets for seconds, and powers of four for counts.
-    let seconds = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0];
-    let counts: Vec<f64> = (0..13).map(|n| f64::from(4u32.pow(n))).collect();
-    let shares = [0.1, 0.25, 0.5, 0.75, 0.9, 1.0];
-    let handle = PrometheusBuilder::new()
-        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), &seconds)?
-        .set_buckets_for_metric(Matcher::Suffix("_rows".into()), &counts)?
-        .set_buckets_for_metric(Matcher::Suffix("_bytes".into()), &counts)?
-        .set_buckets_for_metric(Matcher::Suffix("_ratio".into()), &shares)?
-        .install_recorder()?;
+    let handle = prometheus::with_buckets()?.install_recorder()?;
     fraiseql_wire::metrics::describe();
     Ok(handle)
 }

@@ -2,5 +2,7 @@
 
 mod monitoring;
 mod observability;
+#[path = "../../examples/support/prometheus.rs"]
+mod prometheus;
 #[path = "../support/mod.rs"]
 mod support;

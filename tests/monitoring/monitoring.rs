@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::support::cluster;
+use crate::{prometheus, support::cluster};
 use fraiseql_wire::metrics::{CATALOG, MetricKind};
 use serde_json::Value;
 
@@ -50,6 +50,25 @@ fn metrics_document_equals_the_catalog() {
     } else {
         assert_eq!(written, table, "run UPDATE_DOCS=1 cargo test --test monitoring");
     }
+}
+
+/// Prometheus can aggregate buckets over instances, and summaries not.
+#[test]
+fn every_histogram_is_exported_with_buckets() {
+    let recorder = prometheus::with_buckets().unwrap().build_recorder();
+    let names: Vec<_> = prometheus::histograms().map(|metric| metric.name).collect();
+    assert!(names.contains(&"db.client.connection.use_time") && names.len() > 15, "{names:?}");
+    metrics::with_local_recorder(&recorder, || {
+        names.iter().for_each(|name| metrics::histogram!(*name).record(0.3));
+    });
+    let exported = recorder.handle().render();
+    for name in names {
+        let bucket = format!("{}_bucket{{le=\"0.", name.replace('.', "_"));
+        let is_count = ["_rows", "_bytes"].iter().any(|ending| name.ends_with(ending));
+        let bucket = if is_count { bucket.replace("0.", "1") } else { bucket };
+        assert!(exported.contains(&bucket), "{bucket} is not in {exported}");
+    }
+    assert!(!exported.contains("quantile"), "{exported}");
 }
 
 /// Names in the dashboard and the alerts are in the catalog, with the suffixes of Prometheus for
