@@ -34,6 +34,19 @@ impl From<getrandom::Error> for Failure {
     }
 }
 
+/// Returns what a client may know of an error of the database.
+pub fn reason(error: &Error) -> &'static str {
+    match status(error) {
+        _ if matches!(error, Error::Cancelled) => "the query was cancelled",
+        StatusCode::CONFLICT => "the stream has ended",
+        StatusCode::GATEWAY_TIMEOUT => "the database took too long",
+        StatusCode::SERVICE_UNAVAILABLE => "the database cannot be reached: try again later",
+        _ => INTERNAL,
+    }
+}
+
+const INTERNAL: &str = "the orders could not be read: see the service's log";
+
 impl Failure {
     fn status(&self) -> StatusCode {
         match self {
@@ -55,18 +68,14 @@ impl Failure {
 
     /// Returns what the client may know.
     fn text(&self) -> &str {
-        match (self, self.status()) {
-            (Self::BadRequest(text), _) => text,
-            (Self::Host, _) => "not a name of this service: add it to HOSTS",
-            (Self::NoStream, _) => "there is no such stream, or it has ended",
-            (Self::Stopping | Self::Pool(PoolError::Closed), _) => "the service is being stopped",
-            (Self::Pool(PoolError::Timeout(_)), _) => "every connection is in use: try again later",
-            (_, StatusCode::CONFLICT) => "the stream has ended",
-            (_, StatusCode::GATEWAY_TIMEOUT) => "the database took too long",
-            (_, StatusCode::SERVICE_UNAVAILABLE) => {
-                "the database cannot be reached: try again later"
-            }
-            _ => "the orders could not be read: see the service's log",
+        match self {
+            Self::BadRequest(text) => text,
+            Self::Host => "not a name of this service: add it to HOSTS",
+            Self::NoStream => "there is no such stream, or it has ended",
+            Self::Stopping | Self::Pool(PoolError::Closed) => "the service is being stopped",
+            Self::Pool(PoolError::Timeout(_)) => "every connection is in use: try again later",
+            Self::Pool(PoolError::Backend(error)) | Self::Query(error) => reason(error),
+            Self::Pool(_) | Self::Random(_) => INTERNAL,
         }
     }
 

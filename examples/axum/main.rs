@@ -5,7 +5,8 @@
 //! GET    /orders.ndjson?status=paid&min_total=100   one line of JSON per row
 //! GET    /orders.json?customer.city=Oslo&limit=10   one JSON array
 //! GET    /orders.sse                                server-sent events, resumed by Last-Event-ID
-//! GET    /streams/{id}                              statistics; the header Stream-Id has the id
+//! GET    /streams/{id}                              statistics, or why it has failed; the header
+//!                                                   Stream-Id has the id
 //! POST   /streams/{id}/pause                        reading stops, and the query waits
 //! POST   /streams/{id}/resume
 //! DELETE /streams/{id}                              cancels it, as closing its connection does
@@ -195,10 +196,13 @@ where
     Ok((headers, Body::from_stream(body)).into_response())
 }
 
-/// An ended stream has no statistics.
+/// An ended stream has no statistics. If it has failed, the answer is the reason.
 async fn numbers(State(app): State<App>, Path(id): Path<String>) -> Response {
-    match app.streams.get(&id) {
-        Some(stream) => Json(streams::numbers(&stream.stats())).into_response(),
+    if let Some(stream) = app.streams.get(&id) {
+        return Json(streams::numbers(&stream.stats())).into_response();
+    }
+    match app.streams.failure(&id) {
+        Some(reason) => (StatusCode::GONE, reason).into_response(),
         None => StatusCode::NO_CONTENT.into_response(),
     }
 }

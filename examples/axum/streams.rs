@@ -1,18 +1,22 @@
 //! Active streams by random ids. A client that knows an id can control the stream.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
 };
 
-use axum::http::HeaderName;
-use fraiseql_wire::{StreamControl, StreamState, StreamStats};
+use axum::{body::Bytes, http::HeaderName};
+use fraiseql_wire::{Result, StreamControl, StreamState, StreamStats};
 use futures_util::{Stream, StreamExt, future::join_all, stream::poll_fn};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing::error_span;
 
-use crate::error::Failure;
+use crate::error::{Failure, reason};
+
+/// How many failed streams are remembered.
+const MAX_FAILED: usize = 100;
 
 /// The response header with the id of the stream.
 pub const HEADER: HeaderName = HeaderName::from_static("stream-id");
@@ -20,6 +24,8 @@ pub const HEADER: HeaderName = HeaderName::from_static("stream-id");
 #[derive(Clone, Default)]
 pub struct Streams {
     list: Arc<Mutex<HashMap<String, StreamControl>>>,
+    /// Why the last streams that failed did: an aborted response does not say it.
+    failed: Arc<Mutex<VecDeque<(String, &'static str)>>>,
     /// Whether all streams have been cancelled, and so are new ones.
     closed: watch::Sender<bool>,
 }
@@ -42,6 +48,12 @@ impl Streams {
         self.lock().get(id).cloned()
     }
 
+    /// Returns why a stream has failed.
+    pub fn failure(&self, id: &str) -> Option<&'static str> {
+        let failed = lock(&self.failed);
+        failed.iter().find(|(failed, _)| failed == id).map(|(_, reason)| *reason)
+    }
+
     /// Cancels every query on the server, and those that have not returned a stream yet.
     pub async fn cancel_all(&self) {
         self.closed.send_replace(true);
@@ -55,10 +67,14 @@ impl Streams {
         let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
     }
 
-    /// Recovers from poisoning: no code panics while it holds the lock.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, StreamControl>> {
-        self.list.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.list)
     }
+}
+
+/// Recovers from poisoning: no code panics while it holds the lock.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// An entry of the list, which is removed on drop.
@@ -74,11 +90,19 @@ impl Listed {
 
     /// Logs events of the body with the id of the stream, which is listed until the body is
     /// dropped.
-    pub fn log<B: Stream + Unpin>(self, mut body: B) -> impl Stream<Item = B::Item> + Unpin {
+    pub fn log<B>(self, mut body: B) -> impl Stream<Item = Result<Bytes>> + Unpin
+    where
+        B: Stream<Item = Result<Bytes>> + Unpin,
+    {
         let span = error_span!("stream", id = %self.id);
         poll_fn(move |context| {
-            let _listed = &self;
-            span.in_scope(|| body.poll_next_unpin(context))
+            let next = span.in_scope(|| body.poll_next_unpin(context));
+            if let Poll::Ready(Some(Err(error))) = &next {
+                let mut failed = lock(&self.streams.failed);
+                failed.truncate(MAX_FAILED - 1);
+                failed.push_front((self.id.clone(), reason(error)));
+            }
+            next
         })
     }
 }

@@ -220,8 +220,9 @@ async fn stream_is_controlled_by_its_id() {
     assert_eq!(send(&service.address, "DELETE", &stream, "").await.status, 204);
     assert_eq!(active(&admin, "steering").await, 0);
     assert!(!rows.came_whole().await, "not all rows came");
-    eventually("it is off the list", async || get(&service.address, &stream).await.status == 204)
+    eventually("it is off the list", async || get(&service.address, &stream).await.status == 410)
         .await;
+    assert_eq!(get(&service.address, &stream).await.text(), "the query was cancelled");
     assert_eq!(send(&service.address, "DELETE", &stream, "").await.status, 204);
     for how in ["pause", "resume"] {
         let answer = send(&service.address, "POST", &format!("{stream}/{how}"), "").await;

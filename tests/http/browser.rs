@@ -242,8 +242,11 @@ async fn page_shows_errors() {
     browser.click("[type=submit]").await;
     in_state(&browser, "failed").await;
     const ERROR: &str = "return document.getElementById('error').textContent";
-    let said = browser.run(ERROR).await;
-    assert_eq!(said, "The response was aborted: the rows are incomplete.");
+    assert_eq!(
+        browser.run(ERROR).await,
+        "The response was aborted: the rows are incomplete. Reason: the orders could not be read: \
+         see the service's log."
+    );
 
     // A value that makes no sense is not even sent.
     let before = rows(&browser).await;
@@ -251,12 +254,117 @@ async fn page_shows_errors() {
     browser.click("[type=submit]").await;
     assert_eq!(browser.run("return document.activeElement.name").await, "min_total");
     assert_eq!(rows(&browser).await, before);
+    browser
+        .run(
+            "document.querySelector('[name=min_total]').value = 500;
+             document.querySelector('[name=max_total]').value = 100",
+        )
+        .await;
+    browser.click("[type=submit]").await;
+    assert_eq!(browser.run("return document.activeElement.name").await, "max_total");
+    const NOTE: &str = "return document.getElementById('changed').textContent";
+    assert_eq!(browser.run(NOTE).await, "Total to must be at least 500.");
+    assert_eq!(browser.run(STATE).await, "failed", "nothing was sent");
 
-    browser.run("document.querySelector('[name=min_total]').value = ''").await;
+    browser
+        .run(
+            "document.querySelector('[name=min_total]').value = '';
+             document.querySelector('[name=max_total]').value = ''",
+        )
+        .await;
     drop(service);
     browser.click("[type=submit]").await;
     browser.until(&format!("{ERROR} === 'The service cannot be reached.'")).await;
     in_state(&browser, "failed").await;
+    assert_eq!(browser.run(EMPTY).await, "The request failed before the first row.");
+}
+
+/// What the table says while it has no rows.
+const EMPTY: &str = "return document.getElementById('empty').textContent";
+
+/// A table without rows says why, and changed filters say when they apply.
+#[tokio::test(flavor = "multi_thread")]
+async fn page_says_what_it_waits_for() {
+    make_orders("v_page_says").await;
+    let service = Service::with("says", |command| {
+        command.env("POOL_SIZE", "1").arg("v_page_says");
+    });
+    let browser = Browser::start().await;
+    browser.go(&url(&service)).await;
+    let text = async |id: &str| {
+        let script = format!("return document.getElementById('{id}').textContent");
+        browser.run(&script).await.as_str().unwrap().to_owned()
+    };
+    let set = async |name: &str, value: &str| {
+        let script = format!(
+            "const field = document.querySelector('[name={name}]');
+             field.value = '{value}';
+             field.dispatchEvent(new Event('input', {{ bubbles: true }}))"
+        );
+        browser.run(&script).await;
+    };
+    assert_eq!(browser.run(EMPTY).await, "Press Start to see rows here.");
+    assert_eq!(text("start").await, "Start");
+    browser.click("#start").await;
+    browser.until(&format!("{ROWS} > 20")).await;
+    assert_eq!(text("start").await, "Restart");
+    assert!(text("sent").await.ends_with("sent to this browser"));
+    assert_eq!(text("changed").await, "");
+    set("limit", "7").await;
+    assert_eq!(text("changed").await, "These filters apply after Restart, which ends this run.");
+    set("limit", "").await;
+    assert_eq!(text("changed").await, "");
+
+    // Each chart says what it shows.
+    browser.until("return speed.points.length >= 2 && memory.points.at(-1) > 0").await;
+    let labels = "return [...document.querySelectorAll('[role=img]')].map(e => e.ariaLabel)";
+    let labels = browser.run(labels).await;
+    for (label, unit) in [("Rows per second", "rows/s"), ("Memory", "KiB"), ("Chunk size", "rows")]
+    {
+        let all = labels.as_array().unwrap().iter().map(|l| l.as_str().unwrap());
+        let mut found = all.filter(|l| l.starts_with(label));
+        let label = found.next().unwrap();
+        assert!(label.contains(" in the last minute: now ") && label.contains(unit), "{label}");
+    }
+    assert!(text("memory-chart").await.starts_with("limit 1,024 KiB"));
+    assert!(text("speed-chart").await.starts_with("highest "));
+    assert!(text("speed-chart").await.ends_with("1 min agonow"));
+
+    // At a small width, it says that there are more columns.
+    let hidden = "return document.getElementById('more').hidden";
+    assert_eq!(browser.run(hidden).await, true);
+    let small = json!({"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": false});
+    browser.devtools("Emulation.setDeviceMetricsOverride", small).await;
+    browser.until(&format!("{hidden} === false")).await;
+    assert_eq!(text("more").await, "Scroll for more columns \u{2192}");
+    browser.run("document.getElementById('table').scrollLeft = 9999").await;
+    browser.until("return document.getElementById('more').textContent.startsWith('\\u2190')").await;
+
+    // With forced colors, a disabled button does not look like another one.
+    let forced = json!({"features": [{"name": "forced-colors", "value": "active"}]});
+    browser.devtools("Emulation.setEmulatedMedia", forced).await;
+    let color = async |id: &str| {
+        browser
+            .run(&format!("return getComputedStyle(document.getElementById('{id}')).color"))
+            .await
+    };
+    assert_ne!(color("resume").await, color("stop").await);
+
+    // Another browser finds the pool full.
+    browser.new_tab().await;
+    browser.go(&url(&service)).await;
+    browser.click("#start").await;
+    in_state(&browser, "failed").await;
+    assert_eq!(text("error").await, "every connection is in use: try again later");
+    assert_eq!(browser.run(EMPTY).await, "The request failed before the first row.");
+    browser.close_tab().await;
+    browser.click("#stop").await;
+    in_state(&browser, "stopped").await;
+
+    sql("create or replace view v_page_says as select '{}'::jsonb as data where false").await;
+    browser.click("#start").await;
+    in_state(&browser, "complete").await;
+    assert_eq!(browser.run(EMPTY).await, "No order matches these filters.");
 }
 
 /// Every control can be reached and used by keyboard, has a name, is visible, and fits a small
@@ -279,7 +387,8 @@ async fn everybody_can_use_it() {
     assert_eq!(names("RootWebArea"), ["Orders, live"]);
     assert_eq!(names("heading"), ["Orders, live"]);
     assert_eq!(names("main").len(), 1);
-    assert_eq!(names("status").len(), 1);
+    assert_eq!(names("status").len(), 2, "the state, and a note on the filters");
+    assert_eq!(names("image").len() + names("img").len(), 3, "a text for each chart");
     assert_eq!(names("form"), ["Which orders"]);
     assert_eq!(names("button"), ["Start", "Pause", "Resume", "Stop"]);
     assert_eq!(names("spinbutton"), ["Total from", "Total to", "At most"]);
@@ -318,7 +427,7 @@ async fn everybody_can_use_it() {
         "tag",
         "limit",
         "pace",
-        "submit",
+        "start",
         "pause",
         "resume",
         "stop",
