@@ -5,9 +5,7 @@
 
 use std::time::Duration;
 
-use fraiseql_wire::{
-    Error, FraiseClient, QueryStream, RawJson, StreamControl, StreamState, StreamStats,
-};
+use fraiseql_wire::{Error, FraiseClient, QueryStream, RawJson, StreamControl, StreamStats};
 use futures_util::StreamExt;
 use tokio::{task::JoinSet, time::sleep};
 
@@ -45,12 +43,19 @@ async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
     // the stream.
     let bounded = client.query::<RawJson>("v_event").pause_timeout(Duration::from_millis(200));
     let mut events = bounded.execute().await?;
-    events.pause().await?;
-    println!("  {:?}", events.state());
-    // Buffered rows can be read; then the stream is pending until the pause ends.
-    while events.state() == StreamState::Paused {
+    for _ in 0..1000 {
         events.next().await.transpose()?;
     }
+    events.pause().await?;
+    println!("  {:?} after {} rows", events.state(), events.stats().total_rows_yielded);
+    // Buffered rows can be read; then the stream is pending until the pause ends.
+    let mut buffered = 0;
+    while events.stats().items_buffered > 0 {
+        events.next().await.transpose()?;
+        buffered += 1;
+    }
+    println!("  {buffered} buffered rows read meanwhile");
+    events.next().await.transpose()?;
     println!("  {:?} automatically after {:.1?}", events.state(), events.stats().paused_for);
     drop(events);
 

@@ -107,6 +107,6 @@ async fn show(client: &FraiseClient) -> support::Result<()> {
 fn refused(attempt: fraiseql_wire::Result<FraiseClient>) {
     match attempt {
         Ok(_) => println!("  connected, which is wrong"),
-        Err(e) => println!("  {}: {e}", e.category()),
+        Err(e) => println!("  {e}"),
     }
 }

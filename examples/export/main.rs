@@ -75,7 +75,7 @@ async fn main() -> ExitCode {
         match Options::parse(arguments) {
             Ok(options) => export(&options).await,
             Err(e) => {
-                eprintln!("export: {e}\n{HELP}");
+                eprintln!("export: {e}\n`export --help` prints the usage");
                 return ExitCode::from(2);
             }
         }
@@ -131,15 +131,28 @@ async fn export(options: &Options) -> Result<End> {
         return end;
     }
     let why = if end.is_ok() { "interrupted" } else { "failed" };
-    let rows = part.rows;
-    if options.key.is_some() && rows > 0 {
-        part.keep()?;
-        eprintln!("{why} after {rows} rows; to resume:\n  {}", options.to_resume());
-    } else {
+    let rows = match part.rows {
+        1 => "1 row".to_owned(),
+        rows => format!("{rows} rows"),
+    };
+    if part.rows == 0 {
         part.discard()?;
-        eprintln!("{why} after {rows} rows; resuming needs a row and a --key, so nothing is kept");
+    } else if options.key.is_none() {
+        part.discard()?;
+        eprintln!("{why} after {rows}; resuming needs a --key, so nothing is kept");
+    } else if end.as_ref().is_err_and(|error| is_wrong(&**error)) {
+        part.discard()?;
+        eprintln!("{why} after {rows}; resuming would fail in the same way, so nothing is kept");
+    } else {
+        part.keep()?;
+        eprintln!("{why} after {rows}; to resume:\n  {}", options.to_resume());
     }
     end
+}
+
+/// Whether the key or the condition is wrong, for example a key that is not unique.
+fn is_wrong(error: &(dyn std::error::Error + 'static)) -> bool {
+    matches!(error.downcast_ref(), Some(fraiseql_wire::Error::Config { .. }))
 }
 
 async fn copy(client: &FraiseClient, options: &Options, part: &mut Part) -> Result<()> {
@@ -244,7 +257,7 @@ impl Options {
             // This also sorts by the key.
             query = query.resume_by(field(key));
             if let Some(last) = after {
-                query = query.filter(field(key).gt(last.clone()));
+                query = query.resume_after(last.clone());
             }
         }
         query

@@ -96,12 +96,15 @@ fn check_names(
             shown(name)
         ));
     }
-    let first: Vec<_> = alternative.iter().chain(&common).take(5).map(shown).collect();
-    let more = (alternative.len() + usize::from(common.is_some())).saturating_sub(first.len());
-    let names = match (first.is_empty(), more) {
+    let mut names: Vec<_> = alternative.iter().map(shown).collect();
+    // Most certificates repeat a name as the common one.
+    names.extend(common.as_ref().map(shown).filter(|common| !names.contains(common)));
+    let more = names.len().saturating_sub(5);
+    names.truncate(5);
+    let names = match (names.is_empty(), more) {
         (true, _) => "no name".to_owned(),
-        (false, 0) => first.join(", "),
-        (false, more) => format!("{} and {more} more", first.join(", ")),
+        (false, 0) => names.join(", "),
+        (false, more) => format!("{} and {more} more", names.join(", ")),
     };
     Err(format!(
         "the server's certificate is for {names}, not for {host:?}: connect by a name that it \
@@ -189,6 +192,21 @@ mod tests {
         assert!(!matches(&[dns("db.example")], None, "db.example.com"));
         assert!(!matches(&[], None, "db"));
         assert!(!matches(&[dns("")], None, "db"));
+    }
+
+    #[test]
+    fn error_names_the_common_name_once() {
+        let error = |alternative: &[Name], common: &str| {
+            let common = Some(Name::Common(common.into()));
+            // A common name counts for an address.
+            check_names(alternative, common, "192.0.2.1", Accepts::Anything).unwrap_err()
+        };
+        let one = error(&[dns("a.example")], "a.example");
+        assert!(one.contains("is for \"a.example\", not for"), "{one}");
+        let two = error(&[dns("a.example")], "b.example");
+        assert!(two.contains("is for \"a.example\", \"b.example\", not for"), "{two}");
+        let seven: Vec<_> = (1..=7).map(|i| dns(&format!("{i}"))).collect();
+        assert!(error(&seven, "1").contains("\"5\" and 2 more, not for"));
     }
 
     #[test]
