@@ -11,6 +11,10 @@ use crate::support::{
     webdriver::Browser,
 };
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
 
 /// The keys by their code points in the protocol.
 const TAB: &str = "\u{e004}";
@@ -227,6 +231,49 @@ async fn event_source_resumes_without_a_gap_or_a_repetition() {
     // None of them was sent by the service.
     assert_eq!(browser.run("return failures.every(data => data === null)").await, true);
     assert!(browser.run("return opened").await.as_u64().unwrap() >= 3);
+}
+
+/// An id that `into_sse` sends comes back as it was. So a resumption starts at the right row.
+#[tokio::test]
+async fn event_source_returns_ids_unchanged() {
+    let ids = ["1042", "-1.50", "a b", "Kraków", "\u{85}", "\"\\{}", "😀"];
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let browser = Browser::start().await;
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let returned = tokio::spawn(async move {
+        let mut returned = Vec::new();
+        while returned.len() < ids.len() + 1 {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n")
+                && socket.read_buf(&mut request).await.unwrap() > 0
+            {}
+            let request = String::from_utf8(request).unwrap();
+            let is_source = request.starts_with("GET /source ");
+            let mut body = "<!doctype html>".to_owned();
+            if is_source {
+                let lines = request.lines();
+                let mut last = lines.filter_map(|line| line.strip_prefix("Last-Event-ID: "));
+                returned.push(last.next().map(str::to_owned));
+                body = match ids.get(returned.len() - 1) {
+                    Some(id) => format!("retry: 1\nid: {id}\ndata: 1\n\n"),
+                    None => String::new(),
+                };
+            }
+            let kind = if is_source { "text/event-stream" } else { "text/html" };
+            let answer = format!(
+                "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nConnection: close\r\n\r\n{body}"
+            );
+            socket.write_all(answer.as_bytes()).await.unwrap();
+        }
+        returned
+    });
+    browser.go(&url).await;
+    browser.run("new EventSource('/source')").await;
+    let returned = tokio::time::timeout(Duration::from_secs(60), returned).await.unwrap().unwrap();
+    let expected: Vec<_> = ids.iter().map(|id| Some((*id).to_owned())).collect();
+    assert_eq!(returned[0], None);
+    assert_eq!(returned[1..], expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
