@@ -52,7 +52,11 @@ pub async fn events(
     let listed = app.streams.list(rows.control())?;
     let id = [(streams::HEADER, listed.id().to_owned())];
     let first = once(async { Ok(Bytes::from_static(RETRY.as_bytes())) }).boxed();
-    let body = keep_alive(first.chain(listed.log(rows.into_sse())));
+    // When the service stops, the response just ends: an event `error` would tell the browser not
+    // to connect again.
+    let streams = app.streams.clone();
+    let stopped = Box::pin(async move { streams.closed().await });
+    let body = keep_alive(first.chain(listed.log(rows.into_sse()).take_until(stopped)));
     Ok((no_headers, id, Body::from_stream(body)).into_response())
 }
 

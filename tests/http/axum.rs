@@ -368,6 +368,23 @@ async fn sigterm_ends_it_in_bounded_time_with_slow_readers() {
     assert_eq!(answer.status(), 503);
 }
 
+/// A browser connects again, to the next instance of the service.
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_ends_sse_without_an_error_event() {
+    make_events("v_sse_stopped", 500_000).await;
+    let mut service = Service::on("sse_stopped", "v_sse_stopped");
+    let events = http::open(&service.address, "GET", "/orders.sse", "").await;
+    let stream = format!("/streams/{}/pause", events.header("stream-id").unwrap());
+    assert_eq!(send(&service.address, "POST", &stream, "").await.status, 200);
+    let rest = tokio::spawn(events.rest());
+    service.terminate();
+    let (status, text) = service.ended();
+    assert!(status.success(), "{status}: {text}");
+    let answer = rest.await.unwrap();
+    assert!(answer.complete && answer.text().contains("\nid: 1\n"));
+    assert!(!answer.text().contains("event: "), "neither an error nor the end");
+}
+
 /// Orders with these ids, and nothing else.
 async fn make_events(view: &str, rows: u64) {
     sql(&format!(
