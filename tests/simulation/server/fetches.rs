@@ -320,10 +320,8 @@ impl World {
                 Error::ConnectionClosed { .. } if lost(Fate::Cut) => Some("the session was lost"),
                 Error::ConnectionClosed { .. } if login_lost => Some("a new session was lost"),
                 Error::Connection { .. } if trouble => Some("could not connect"),
-                // It was not polled while it connected, until its deadline.
-                Error::Connection { .. } if fetch.unpolled() > Duration::ZERO && is_over => {
-                    Some("connecting was not polled")
-                }
+                // Its deadline passed while it, another fetch or the driver connected.
+                Error::Connection { .. } if is_over => Some("timed out while connecting"),
                 Error::Timeout { phase, after } => match phase {
                     TimeoutPhase::Query if is_after(fetch.timeout, *after) => Some("timed out"),
                     TimeoutPhase::FirstRow if is_after(fetch.first_row, *after) => {
