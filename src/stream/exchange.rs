@@ -249,6 +249,12 @@ impl Exchange {
             && self.has_not_begun(error)
     }
 
+    /// Returns whether the server ended a session that had been used before because it was idle.
+    /// It has then not started the request, nor those that were sent after it.
+    pub(super) fn ended_idle(&self, error: &Error) -> bool {
+        self.connection.reused && !self.is_answered && ended_idle(error)
+    }
+
     /// Returns whether the server cannot have started the query.
     pub(super) fn has_not_begun(&self, error: &Error) -> bool {
         self.not_begun || self.connection.session.is_ending() && is_reset(error)

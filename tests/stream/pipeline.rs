@@ -542,6 +542,82 @@ async fn a_connection_that_ended_between_fetches_is_replaced() {
     server.done().await;
 }
 
+fn ended_idle() -> Vec<u8> {
+    scripted::error("FATAL", "57P05", "terminating connection due to idle-session timeout")
+}
+
+/// The next fetch waits for the cleanup, so it was not sent to the session.
+#[tokio::test]
+async fn a_session_that_ends_during_a_cleanup_costs_no_fetch() {
+    let (are_sent, sent) = oneshot::channel();
+    let (answer_first, first_due) = oneshot::channel();
+    let (end_session, end_due) = oneshot::channel();
+    let (is_requested, requested) = oneshot::channel();
+    let (end_request, request_due) = oneshot::channel();
+    let shared = script([
+        Step::ExpectQuery,
+        Step::ExpectQuery,
+        Step::Signal(are_sent),
+        Step::Wait(first_due),
+        Step::Send(answer(&["1"])),
+        Step::Wait(end_due),
+        Step::Send([answer(&["2"]), ended_idle()].concat()),
+        Step::Close,
+    ]);
+    let cancel = [
+        Step::Expect(scripted::cancel_request()),
+        Step::Signal(is_requested),
+        Step::Wait(request_due),
+    ];
+    let next = script([Step::ExpectQuery, Step::Send(answer(&["3"])), Step::ExpectEnd]);
+    let server = Scripted::start(vec![shared, cancel.into(), next]).await;
+    let client = connect(builder(&server.url()).retry(RetryPolicy::none())).await;
+    let fetch = || Box::pin(client.query::<u64>("v").fetch_one());
+    let (mut first, mut dropped, mut next) = (fetch(), fetch(), fetch());
+    assert!(poll_immediate(&mut first).await.is_none());
+    assert!(poll_immediate(&mut dropped).await.is_none());
+    sent.await.unwrap();
+    drop(dropped);
+    answer_first.send(()).unwrap();
+    assert_eq!(first.await.unwrap(), 1);
+    requested.await.unwrap();
+    assert!(poll_immediate(&mut next).await.is_none());
+    end_session.send(()).unwrap();
+    // The end of the session arrives first, and then that of the cancel request.
+    for _ in 0..20 {
+        tokio::task::yield_now().await;
+    }
+    end_request.send(()).unwrap();
+    assert_eq!(next.await.unwrap(), 3);
+    drop(client);
+    server.done().await;
+}
+
+/// The server was idle, so it has begun none of the requests. Without retries they are sent again
+/// all the same.
+#[tokio::test]
+async fn a_session_that_was_ended_because_it_was_idle_costs_no_fetch() {
+    let first = script([
+        Step::ExpectQuery,
+        Step::Send(answer(&["1"])),
+        Step::ExpectQuery,
+        Step::ExpectQuery,
+        Step::Send(ended_idle()),
+        Step::Close,
+    ]);
+    let answers = [answer(&["2"]), answer(&["3"])].concat();
+    let second =
+        script([Step::ExpectQuery, Step::ExpectQuery, Step::Send(answers), Step::ExpectEnd]);
+    let server = Scripted::start(vec![first, second]).await;
+    let client = connect(builder(&server.url()).retry(RetryPolicy::none())).await;
+    let fetch = || client.query::<u64>("v").fetch_one();
+    assert_eq!(fetch().await.unwrap(), 1);
+    let (two, three) = join(fetch(), fetch()).await;
+    assert_eq!((two.unwrap(), three.unwrap()), (2, 3));
+    drop(client);
+    server.done().await;
+}
+
 /// Each session that ends costs at most one answer: that of a fetch which was alone, or whose rows
 /// had begun to arrive. All others are answered, on one connection after the other.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

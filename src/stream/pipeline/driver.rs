@@ -229,22 +229,28 @@ impl Driver {
                     }
                 }
                 Ok(Step::Discard) => match self.discard(&mut work).await {
+                    // During the cleanup, the session may have ended: this checks it before the
+                    // next request is sent.
+                    Ok(()) if self.sent.is_empty() => return self.idle(work, was_shared).await,
                     Ok(()) => self.head = None,
                     Err(error) => return self.broken(work, &error),
                 },
-                Ok(Step::Idle) => {
-                    give_back(work.exchange.connection, Some(work.lease));
-                    if !self.has_more(was_shared).await {
-                        self.finish();
-                    }
-                    return;
-                }
+                Ok(Step::Idle) => return self.idle(work, was_shared).await,
                 Err(error) if error.ends_session() => return self.lost(work, &error),
                 Err(error) => {
                     self.fail_head(error.copy());
                     return self.broken(work, &error);
                 }
             }
+        }
+    }
+
+    /// Returns the connection, on which nothing is left to be answered.
+    async fn idle(&mut self, work: Work, was_shared: bool) {
+        self.head = None;
+        give_back(work.exchange.connection, Some(work.lease));
+        if !self.has_more(was_shared).await {
+            self.finish();
         }
     }
 
@@ -520,11 +526,16 @@ impl Driver {
         }
         let session = Arc::clone(&exchange.connection.session);
         let may_run = is_lost(error).then(|| LostSession::new(&exchange.connection));
+        let was_idle = exchange.ended_idle(error);
         // Frees the descriptor.
         drop(exchange);
         if let Some(Head { sent, run, first, error: reported, .. }) = self.head.take() {
             if let Some(session) = may_run {
                 session.cancel(&sent.running);
+            }
+            if was_idle {
+                self.sent.push_front(sent);
+                return self.requeue();
             }
             let losses = sent.losses + 1;
             match (reported, lease.pause_before_retry(losses)) {
