@@ -1,4 +1,4 @@
-# Sourced by engines.sh: chroots with newer releases of Debian.
+# Sourced by engines.sh and platforms.sh: chroots with newer releases of Debian.
 #
 # They are made with debootstrap, from the mirror in the machine's own apt configuration, and
 # removed when the script ends, unless KEEP is set.

@@ -71,8 +71,10 @@ impl ConnectionConfig {
                 return Err(Error::config(format!("the environment variable {name} is not UTF-8")));
             }
         }
-        let environment =
-            Environment { variable: &|name| std::env::var(name).ok(), home: std::env::home_dir() };
+        // Deprecated before Rust 1.87 only, because of an old variable on Windows.
+        #[allow(deprecated)]
+        let home = std::env::home_dir();
+        let environment = Environment { variable: &|name| std::env::var(name).ok(), home };
         Self::resolve_in(&environment, values, client_options)
     }
 
