@@ -171,6 +171,26 @@ async fn connector_serves_reconnecting_resuming_and_parallel_sessions() {
     assert_eq!((ids.len(), memory.opened() - opened), (50_000, 2));
 }
 
+/// The end arrives while the client's only thread is busy, so its runtime does not know of it.
+#[tokio::test]
+async fn idle_stream_that_ends_unnoticed_is_replaced() {
+    let port = cluster().port();
+    let config = cluster().url().parse::<ConnectionConfig>().unwrap().to_builder();
+    let config = config
+        .connector(move |_: Target| async move { TcpStream::connect(("127.0.0.1", port)).await });
+    let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
+    for _ in 0..3 {
+        let pid = client.backend_pid().unwrap();
+        let busy = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(async { terminate(&admin().await, pid).await });
+        });
+        busy.join().unwrap();
+        assert_eq!(client.query::<u64>("v_short").count().await.unwrap(), 300);
+        assert_ne!(client.backend_pid().unwrap(), pid);
+    }
+}
+
 /// Each host in order. The error names the target and has the reason.
 #[tokio::test]
 async fn connector_is_called_for_each_host_until_one_answers() {
