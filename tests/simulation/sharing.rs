@@ -432,7 +432,7 @@ impl Shared {
             let (delay, acts) = (Duration::ZERO, Vec::new());
             let fetching = fetching(&self.client, &format!("q{id}"), ask, Options::default());
             Asked { world, id, limit, delay, acts }.run(fetching).await;
-            // Not `is_answered`: a notice behind the answer may still be on its way.
+            // Not `is_answered`: a notice after the answer may still be on its way.
             let is_whole = |attempt: &Attempt| attempt.progress.fate == Fate::Whole;
             let is_ok = self.world.fetch(id, |fetch| fetch.attempts.iter().any(is_whole));
             assert!(is_ok, "the client is not usable");

@@ -593,8 +593,8 @@ async fn a_session_that_ends_during_a_cleanup_costs_no_fetch() {
     server.done().await;
 }
 
-/// The server was idle, so it has begun none of the requests. Without retries they are sent again
-/// all the same.
+/// The server was idle, so it has begun none of the requests. They are sent again even without
+/// retries.
 #[tokio::test]
 async fn a_session_that_was_ended_because_it_was_idle_costs_no_fetch() {
     let first = script([
