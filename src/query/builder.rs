@@ -68,7 +68,8 @@ pub struct QueryBuilder<T> {
     pub(super) slot: SlotHandle,
     pub(super) pipeline: Arc<Pipeline>,
     pub(super) spec: Box<QuerySpec>,
-    pub(super) options: QueryOptions,
+    /// Boxed, because most queries have none, and each method moves the builder.
+    pub(super) options: Option<Box<QueryOptions>>,
     pub(super) predicates: SharedPredicates<T>,
     rows: PhantomData<fn() -> T>,
 }
@@ -84,7 +85,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
                 is_persistent: true,
                 has_predicates: false,
             }),
-            options: QueryOptions::default(),
+            options: None,
             predicates: SharedPredicates::default(),
             rows: PhantomData,
         }
@@ -410,7 +411,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// # }
     /// ```
     pub fn parallel(mut self, n: usize) -> Self {
-        self.options.parallel = Some(n);
+        self.options.get_or_insert_default().parallel = Some(n);
         self
     }
 
@@ -425,7 +426,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Every backend reads all rows to find its own. So a view gains only if converting its
     /// documents to text costs more than reading them.
     pub fn partition_by(mut self, expression: impl Into<String>) -> Self {
-        self.options.partition_by = Some(expression.into());
+        self.options.get_or_insert_default().partition_by = Some(expression.into());
         self
     }
 
@@ -491,7 +492,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// # }
     /// ```
     pub fn resume_by(mut self, key: impl Into<Field>) -> Self {
-        self.options.resume_by = Some(key.into());
+        self.options.get_or_insert_default().resume_by = Some(key.into());
         self
     }
 
@@ -541,7 +542,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// # }
     /// ```
     pub fn resume_after(mut self, key: impl Into<Operand>) -> Self {
-        self.options.resume_after = Some(key.into());
+        self.options.get_or_insert_default().resume_after = Some(key.into());
         self
     }
 
@@ -582,7 +583,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// [`Error::Config`](crate::Error::Config): a name, a setting or a parameter is invalid.
     pub fn to_sql(&self) -> Result<(String, Vec<Option<String>>)> {
         let mut select = self.spec.select.clone();
-        self.options.apply(&mut select, &self.spec.settings)?;
+        if let Some(options) = &self.options {
+            options.apply(&mut select, &self.spec.settings)?;
+        }
         let statement = select.rows()?;
         let parameters = statement.parameters.iter().zip(1..);
         let parameters =

@@ -66,13 +66,16 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         let Self { slot, pipeline, mut spec, options, predicates, .. } = self;
         let QuerySpec { select, settings, .. } = &mut *spec;
         settings.validate()?;
-        options.apply(select, settings)?;
+        if let Some(options) = &options {
+            options.apply(select, settings)?;
+        }
         settings.row_limit = select.limit;
         settings.json_text = select.json_text;
         let query = encode(select.rows()?)?;
         let predicates = predicates.into_predicates();
         spec.has_predicates = !predicates.is_empty();
-        let plan = QueryPlan { spec, query, execution: options.execution()? };
+        let execution = options.map_or(Ok(Execution::Single), |options| options.execution())?;
+        let plan = QueryPlan { spec, query, execution };
         Ok(Prepared { slot, pipeline, plan, predicates })
     }
 
@@ -215,7 +218,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// [`EXPLAIN (FORMAT JSON)`]: https://www.postgresql.org/docs/current/sql-explain.html
     pub async fn explain(mut self, analyze: bool) -> Result<Value> {
         let QuerySpec { select, settings, .. } = &mut *self.spec;
-        self.options.apply(select, settings)?;
+        if let Some(options) = &self.options {
+            options.apply(select, settings)?;
+        }
         self.spec.is_persistent = false;
         self.fetch_scalar(|select| select.explain(analyze)).await
     }
@@ -226,7 +231,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         statement: impl FnOnce(&Select) -> Result<Statement<'_>>,
     ) -> Result<A> {
         let Self { slot, pipeline, mut spec, options, .. } = self;
-        options.set_position(&mut spec.select)?;
+        if let Some(options) = options {
+            options.set_position(&mut spec.select)?;
+        }
         let statement = statement(&spec.select)?;
         spec.settings.validate()?;
         let sql = statement.sql.clone();
