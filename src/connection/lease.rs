@@ -184,9 +184,11 @@ impl SlotHandle {
     pub(crate) fn begin_query(&self) -> RunningQuery {
         let query = RunningQuery::new();
         let mut state = self.lock();
-        // Not for each query: many may be in progress.
+        // Not for each query: many may be in progress. Then half of the list is free.
         if state.queries.len() == state.queries.capacity() {
             state.queries.retain(|query| query.strong_count() > 0);
+            let in_progress = state.queries.len();
+            state.queries.reserve(in_progress.max(8));
         }
         state.queries.push(query.downgrade());
         query

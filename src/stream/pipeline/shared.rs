@@ -1,6 +1,6 @@
 //! A fetch whose answer the driver reads.
 
-use std::{future::poll_fn, sync::Arc};
+use std::{future::poll_fn, pin::pin, sync::Arc};
 
 use super::{
     driver::Driver,
@@ -64,10 +64,14 @@ pub(super) async fn wait(
     entry: Arc<Entry>,
 ) -> Result<Consumer> {
     let waiting = Waiting { pipeline, entry };
-    let answer = poll_fn(|cx| waiting.entry.poll(cx));
+    let answer = pin!(poll_fn(|cx| waiting.entry.poll(cx)));
     let observed = waiting.entry.with_job(|job| (job.query.clone(), job.deadlines));
     let waited = match observed {
-        Some((query, deadlines)) => query.unless_cancelled(deadlines.bound(answer)).await,
+        Some((query, deadlines)) => {
+            // Passed by reference: a future that takes another by value reserves its size twice.
+            let bound = pin!(deadlines.bound(answer));
+            query.unless_cancelled(bound).await
+        }
         None => answer.await,
     };
     let error = match waited {
