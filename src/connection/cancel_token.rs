@@ -43,6 +43,11 @@ impl CancelToken {
     ///
     /// [`parallel`]: crate::QueryBuilder::parallel
     ///
+    /// A stream that is not read keeps the rows already received. It keeps a pooled client out of
+    /// its pool until it is read or dropped. [`StreamControl::cancel`] discards them.
+    ///
+    /// [`StreamControl::cancel`]: crate::StreamControl::cancel
+    ///
     /// The token of a pooled client is valid for one checkout, including the streams made from the
     /// client. It has no effect after the client is returned to its pool.
     ///

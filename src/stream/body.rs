@@ -219,6 +219,8 @@ impl<T: FromJsonRow> QueryStream<T> {
     /// * A key that a header cannot carry is not sent as an id: the empty string, or one with a
     ///   control character (such as NUL, CR or LF) or with a blank at its beginning or end. After
     ///   such a row the client keeps the previous id, so a resumption repeats the row.
+    /// * At a shutdown, end the body, for example with `take_until`, before you cancel its stream.
+    ///   The error `cancelled` is not retriable, so the client would not connect again.
     /// * `EventSource` gives up if the status of a response is not 200. Send temporary errors as an
     ///   event `error` too.
     ///
