@@ -139,10 +139,10 @@ impl<T> fmt::Debug for Body<T> {
 impl<T: FromJsonRow> QueryStream<T> {
     /// Converts the stream to lines of JSON, for example for an HTTP response body.
     ///
-    /// The format is [NDJSON](https://github.com/ndjson/ndjson-spec), one row per line. Each item
-    /// has the rows of one chunk, so the first row is not delayed. Rows are not decoded unless
-    /// predicates require it. Line breaks within a document, which the type `json` preserves, are
-    /// replaced by spaces.
+    /// The format is [NDJSON](https://github.com/ndjson/ndjson-spec), one row per line, with the
+    /// media type `application/x-ndjson`. Each item has the rows of one chunk, so the first row is
+    /// not delayed. Rows are not decoded unless predicates require it. Line breaks within a
+    /// document, which the type `json` preserves, are replaced by spaces.
     ///
     /// An error, including a row error, is the last item, and the query is cancelled. Abort the
     /// response body after an error, so that the client does not mistake it for a complete one. The
