@@ -470,7 +470,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// the rows of several servers, a resumption loses rows unless all servers sort alike. Checking
     /// the keys has no measurable cost.
     ///
-    /// The matching index is `create index on t (((data->'id')))`.
+    /// The matching index is `create index on t (((data->'id')))`, on a table or a materialized
+    /// view that stores the documents. A view that builds them, for example with `to_jsonb(o)`,
+    /// cannot use an index: the server sorts all rows each time the stream starts or resumes.
     ///
     /// If the column is of type `json` (not `jsonb`), some documents cannot be parsed and fail the
     /// query: see [`Filter`](crate::Filter#columns-of-type-json).
