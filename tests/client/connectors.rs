@@ -11,12 +11,11 @@ use std::{
     time::Duration,
 };
 
+use crate::support::{admin, backend_state, cluster, eventually, sql, terminate};
+#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
 use crate::support::{
-    admin, backend_state,
     certificates::{Authority, write},
-    cluster,
     cluster::{Cluster, Setup},
-    eventually, sql, terminate,
 };
 use fraiseql_wire::{
     ConnectionConfig, ConnectionConfigBuilder, Error, ErrorCategory, FraiseClient, RawJson,
