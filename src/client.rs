@@ -4,12 +4,9 @@ use crate::{
     config::{ConnectionConfig, TlsConfig},
     connection::{CancelToken, ConnectionInfo, ServerVersion, Slot, SlotHandle},
     error::{DbError, Result},
+    query::QueryBuilder,
     stream::{FromJsonRow, Pipeline, continue_fetches},
 };
-
-/// Public here for users of the earlier crate.
-#[doc(hidden)]
-pub use crate::query::QueryBuilder;
 
 #[cfg(doc)]
 use crate::error::{Error, TimeoutPhase};

@@ -146,15 +146,14 @@
     allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)
 )]
 
-// The hidden modules are public for users of the earlier crate of this name: docs/migration.md.
 mod auth;
-#[doc(hidden)]
-pub mod client;
+#[path = "client.rs"]
+mod client_impl;
 mod config;
-#[doc(hidden)]
-pub mod connection;
-#[doc(hidden)]
-pub mod error;
+#[path = "connection/mod.rs"]
+mod connection_impl;
+#[path = "error/mod.rs"]
+mod error_impl;
 pub mod metrics;
 #[cfg(any(feature = "bb8", feature = "deadpool"))]
 #[cfg_attr(docsrs, doc(cfg(any(feature = "bb8", feature = "deadpool"))))]
@@ -163,25 +162,61 @@ mod protocol;
 mod query;
 mod secret;
 mod sql;
-#[doc(hidden)]
-pub mod stream;
+#[path = "stream/mod.rs"]
+mod stream_impl;
 mod transport;
 
-pub use client::FraiseClient;
+pub use client_impl::FraiseClient;
 pub use config::{
     ChannelBinding, ConnectionConfig, ConnectionConfigBuilder, LoadBalanceHosts, RetryPolicy,
     SslMode, SslNegotiation, Target, TargetSessionAttrs, TlsConfig, TlsConfigBuilder, TlsVersion,
 };
-pub use connection::{CancelToken, ConnectionInfo, ServerVersion};
-pub use error::{
+pub use connection_impl::{CancelToken, ConnectionInfo, ServerVersion};
+pub use error_impl::{
     ConnectAttempt, DbError, Error, ErrorCategory, Result, RetryAdvice, TimeoutPhase, sqlstate,
 };
 pub use query::QueryBuilder;
 pub use sql::{Field, Filter, Json, Operand, OrderBy, ToParam, field};
 pub use sqlstate::SqlState;
-pub use stream::{
+pub use stream_impl::{
     FromJsonRow, QueryStream, RawJson, RowChunk, StreamControl, StreamState, StreamStats,
 };
+
+// The paths of the earlier crate of this name, for its users. The private modules have other names,
+// because rustdoc omits what is re-exported from a hidden module. For this crate, each module also
+// has the items of the private one, so that their paths are those of the files.
+
+#[doc(hidden)]
+pub mod client {
+    pub use crate::client_impl::FraiseClient;
+    #[deprecated(since = "1.1.0", note = "use `fraiseql_wire::QueryBuilder`")]
+    pub type QueryBuilder<T = serde_json::Value> = crate::QueryBuilder<T>;
+}
+
+#[doc(hidden)]
+pub mod connection {
+    pub(crate) use crate::connection_impl::*;
+    #[deprecated(since = "1.1.0", note = "use `fraiseql_wire::ConnectionConfig`")]
+    pub type ConnectionConfig = crate::ConnectionConfig;
+    #[deprecated(since = "1.1.0", note = "use `fraiseql_wire::ConnectionConfigBuilder`")]
+    pub type ConnectionConfigBuilder = crate::ConnectionConfigBuilder;
+    #[deprecated(since = "1.1.0", note = "use `fraiseql_wire::TlsConfig`")]
+    pub type TlsConfig = crate::TlsConfig;
+}
+
+#[doc(hidden)]
+pub mod error {
+    pub use crate::error_impl::Result;
+    pub(crate) use crate::error_impl::*;
+    #[deprecated(since = "1.1.0", note = "renamed to `fraiseql_wire::Error`")]
+    pub type WireError = crate::Error;
+}
+
+#[doc(hidden)]
+pub mod stream {
+    pub(crate) use crate::stream_impl::*;
+    pub use crate::stream_impl::{QueryStream, RowChunk, StreamState, StreamStats};
+}
 
 #[doc(hidden)]
 #[allow(deprecated)]

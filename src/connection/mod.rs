@@ -44,18 +44,3 @@ pub(crate) use self::{
     statement_cache::Choice,
     trace::{trace_received, trace_sent},
 };
-
-/// For users of the earlier crate.
-#[doc(hidden)]
-#[deprecated(since = "1.1.0", note = "use `fraiseql_wire::ConnectionConfig`")]
-pub type ConnectionConfig = crate::config::ConnectionConfig;
-
-/// For users of the earlier crate.
-#[doc(hidden)]
-#[deprecated(since = "1.1.0", note = "use `fraiseql_wire::ConnectionConfigBuilder`")]
-pub type ConnectionConfigBuilder = crate::config::ConnectionConfigBuilder;
-
-/// For users of the earlier crate.
-#[doc(hidden)]
-#[deprecated(since = "1.1.0", note = "use `fraiseql_wire::TlsConfig`")]
-pub type TlsConfig = crate::config::TlsConfig;

@@ -228,7 +228,7 @@ mod tests {
     use super::*;
     use crate::{
         config::ConnectionConfig,
-        connection::{async_messages::AsyncMessages, info::ConnectionInfo},
+        connection_impl::{async_messages::AsyncMessages, info::ConnectionInfo},
     };
 
     fn session() -> Arc<Session> {

@@ -22,8 +22,3 @@ pub(crate) use self::{
     },
     text::OneLine,
 };
-
-/// For users of the earlier crate.
-#[doc(hidden)]
-#[deprecated(since = "1.1.0", note = "renamed to `fraiseql_wire::Error`")]
-pub type WireError = Error;

@@ -93,7 +93,7 @@ mod tests {
     use super::*;
     use crate::{
         metrics::{QueryLabels, QueryMetrics, QueryMetricsCache},
-        stream::observer::{QueryObserver, now},
+        stream_impl::observer::{QueryObserver, now},
     };
 
     #[tokio::test(start_paused = true)]

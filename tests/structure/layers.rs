@@ -79,8 +79,10 @@ fn imports(code: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for (at, _) in code.match_indices("crate::") {
         let rest = &code[at + "crate::".len()..];
+        // src/lib.rs has private modules whose names end in `_impl`.
         let word = |s: &str| -> String {
-            s.trim_start().chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect()
+            let name = s.trim_start().split(|c: char| !c.is_alphanumeric() && c != '_').next();
+            name.unwrap().trim_end_matches("_impl").to_owned()
         };
         match rest.strip_prefix('{') {
             None => drop(found.insert(word(rest))),

@@ -2,7 +2,7 @@ use std::time::{Duration, Instant};
 
 /// The time that a reader was blocked on the consumer and on the server.
 #[derive(Debug, Default)]
-pub(in crate::stream) struct BlockedTime {
+pub(in crate::stream_impl) struct BlockedTime {
     consumer: Duration,
     server: Duration,
     /// The sum of what [`since_last`](Self::since_last) has returned.
@@ -12,21 +12,21 @@ pub(in crate::stream) struct BlockedTime {
 
 /// What the reader was blocked on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::stream) enum BlockedOn {
+pub(in crate::stream_impl) enum BlockedOn {
     Consumer,
     Server,
 }
 
 impl BlockedTime {
     /// Starts to wait. Has no effect during the same wait.
-    pub(in crate::stream) fn begin(&mut self, on: BlockedOn, now: Instant) {
+    pub(in crate::stream_impl) fn begin(&mut self, on: BlockedOn, now: Instant) {
         if self.present.is_none_or(|(present, _)| present != on) {
             self.end(now);
             self.present = Some((on, now));
         }
     }
 
-    pub(in crate::stream) fn end(&mut self, now: Instant) {
+    pub(in crate::stream_impl) fn end(&mut self, now: Instant) {
         match self.present.take() {
             Some((BlockedOn::Consumer, since)) => {
                 self.consumer += now.saturating_duration_since(since)
@@ -37,20 +37,20 @@ impl BlockedTime {
     }
 
     /// Since when it is blocked on this side, if it is.
-    pub(in crate::stream) fn since(&self, on: BlockedOn) -> Option<Instant> {
+    pub(in crate::stream_impl) fn since(&self, on: BlockedOn) -> Option<Instant> {
         self.present.filter(|(present, _)| *present == on).map(|(_, since)| since)
     }
 
     /// Returns the time blocked on the consumer and on the server since the last call, without the
     /// current wait.
-    pub(in crate::stream) fn since_last(&mut self) -> (Duration, Duration) {
+    pub(in crate::stream_impl) fn since_last(&mut self) -> (Duration, Duration) {
         let blocked = (self.consumer, self.server);
         let earlier = std::mem::replace(&mut self.reported, blocked);
         (blocked.0.saturating_sub(earlier.0), blocked.1.saturating_sub(earlier.1))
     }
 
     /// Returns the total time blocked on one of them, including the current wait.
-    pub(in crate::stream) fn total(&self, on: BlockedOn, now: Instant) -> Duration {
+    pub(in crate::stream_impl) fn total(&self, on: BlockedOn, now: Instant) -> Duration {
         let earlier = match on {
             BlockedOn::Consumer => self.consumer,
             BlockedOn::Server => self.server,

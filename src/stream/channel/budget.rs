@@ -3,7 +3,7 @@ use std::collections::VecDeque;
 /// The memory of a stream: what it holds, and its limit. Readers that wait for memory are served in
 /// order.
 #[derive(Debug)]
-pub(in crate::stream) struct Budget {
+pub(in crate::stream_impl) struct Budget {
     limit: usize,
     /// The threshold for a warning.
     warn: usize,
@@ -16,7 +16,7 @@ pub(in crate::stream) struct Budget {
 }
 
 impl Budget {
-    pub(in crate::stream) fn new(limit: usize, warn: usize) -> Self {
+    pub(in crate::stream_impl) fn new(limit: usize, warn: usize) -> Self {
         Self { limit, warn, warned: false, held: 0, peak: 0, waiting: VecDeque::new() }
     }
 
@@ -26,7 +26,7 @@ impl Budget {
     ///
     /// A stream that holds nothing may hold one allocation of any size. Otherwise a row larger than
     /// the limit could never be read.
-    pub(in crate::stream) fn admit(&mut self, reader: usize, size: usize) -> bool {
+    pub(in crate::stream_impl) fn admit(&mut self, reader: usize, size: usize) -> bool {
         let is_next = self.waiting.front().is_none_or(|(next, _)| *next == reader);
         let is_admitted = is_next && self.fits(size);
         if is_admitted {
@@ -42,42 +42,42 @@ impl Budget {
     }
 
     /// Returns whether the reader waits and is the next to be served.
-    pub(in crate::stream) fn is_next(&self, reader: usize) -> bool {
+    pub(in crate::stream_impl) fn is_next(&self, reader: usize) -> bool {
         self.waiting.front().is_some_and(|(next, _)| *next == reader)
     }
 
     /// Returns whether the next reader waits until others hold less.
-    pub(in crate::stream) fn is_short(&self) -> bool {
+    pub(in crate::stream_impl) fn is_short(&self) -> bool {
         self.waiting.front().is_some_and(|(_, size)| !self.fits(*size))
     }
 
     /// Removes the reader from the queue.
-    pub(in crate::stream) fn leave(&mut self, reader: usize) {
+    pub(in crate::stream_impl) fn leave(&mut self, reader: usize) {
         self.waiting.retain(|(waiting, _)| *waiting != reader);
     }
 
     /// Reserves `size` bytes. Returns whether this crosses the threshold for a warning.
-    pub(in crate::stream) fn take(&mut self, size: usize) -> bool {
+    pub(in crate::stream_impl) fn take(&mut self, size: usize) -> bool {
         self.held += size;
         self.peak = self.peak.max(self.held);
         self.held > self.warn && !std::mem::replace(&mut self.warned, true)
     }
 
-    pub(in crate::stream) fn give(&mut self, size: usize) {
+    pub(in crate::stream_impl) fn give(&mut self, size: usize) {
         self.held = self.held.saturating_sub(size);
         self.warned &= self.held > self.warn;
     }
 
-    pub(in crate::stream) fn held(&self) -> usize {
+    pub(in crate::stream_impl) fn held(&self) -> usize {
         self.held
     }
 
     /// Returns the maximum that was held.
-    pub(in crate::stream) fn peak(&self) -> usize {
+    pub(in crate::stream_impl) fn peak(&self) -> usize {
         self.peak
     }
 
-    pub(in crate::stream) fn limit(&self) -> usize {
+    pub(in crate::stream_impl) fn limit(&self) -> usize {
         self.limit
     }
 }

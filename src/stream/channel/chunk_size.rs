@@ -5,7 +5,7 @@
 /// rows, the size halves, so that it can start on the first rows while the rest of a read is still
 /// being validated.
 #[derive(Debug)]
-pub(in crate::stream) struct ChunkSize {
+pub(in crate::stream_impl) struct ChunkSize {
     rows: usize,
     min: usize,
     max: usize,
@@ -17,7 +17,7 @@ pub(in crate::stream) struct ChunkSize {
 
 /// The state of the consumer when the reader delivers a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::stream) enum Demand {
+pub(in crate::stream_impl) enum Demand {
     /// The queue is full: the consumer is the bottleneck.
     Full,
     /// The consumer is waiting for the chunk.
@@ -30,16 +30,16 @@ const TREND: i8 = 4;
 
 impl ChunkSize {
     /// Creates a fixed size.
-    pub(in crate::stream) fn fixed(rows: usize) -> Self {
+    pub(in crate::stream_impl) fn fixed(rows: usize) -> Self {
         Self::adaptive(rows, rows, rows)
     }
 
     /// Creates an adaptive size that starts at `rows` and stays between `min` and `max`.
-    pub(in crate::stream) fn adaptive(rows: usize, min: usize, max: usize) -> Self {
+    pub(in crate::stream_impl) fn adaptive(rows: usize, min: usize, max: usize) -> Self {
         Self { rows: rows.clamp(min, max), min, max, trend: 0, adjustments: 0 }
     }
 
-    pub(in crate::stream) fn record(&mut self, demand: Demand) {
+    pub(in crate::stream_impl) fn record(&mut self, demand: Demand) {
         self.trend = match demand {
             Demand::Full => self.trend.max(0) + 1,
             Demand::Empty => self.trend.min(0) - 1,
@@ -59,12 +59,12 @@ impl ChunkSize {
     }
 
     /// Returns the maximum number of rows in the next chunk.
-    pub(in crate::stream) fn next(&self) -> usize {
+    pub(in crate::stream_impl) fn next(&self) -> usize {
         self.rows
     }
 
     /// Returns the number of changes.
-    pub(in crate::stream) fn adjustments(&self) -> u64 {
+    pub(in crate::stream_impl) fn adjustments(&self) -> u64 {
         self.adjustments
     }
 }

@@ -9,12 +9,12 @@ use std::{
 use super::{BlockedOn, Channel, Closed, Delivery, Phase, RowsState, Volume, now, wake};
 use crate::{
     error::{Error, Result},
-    stream::stats::{StreamState, StreamStats},
+    stream_impl::stats::{StreamState, StreamStats},
 };
 
 impl Channel {
     /// Returns the next chunk, the error that ends the rows, or their end.
-    pub(in crate::stream) fn poll_chunk(
+    pub(in crate::stream_impl) fn poll_chunk(
         &self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Delivery>>> {
@@ -53,7 +53,7 @@ impl Channel {
     }
 
     /// Ends the rows of a query without readers with an error.
-    pub(in crate::stream) fn fail(&self, error: Error) {
+    pub(in crate::stream_impl) fn fail(&self, error: Error) {
         self.lock().rows = RowsState::Failed(Some(error));
     }
 
@@ -61,7 +61,7 @@ impl Channel {
     /// cleaned up.
     /// Returns whether this is the first call, which decides the state. `by_consumer`: the stream
     /// itself closes it and has no unread chunk.
-    pub(in crate::stream) fn close(
+    pub(in crate::stream_impl) fn close(
         &self,
         how: StreamState,
         at: Instant,
@@ -103,7 +103,7 @@ impl Channel {
     /// # Errors
     ///
     /// Why a connection was closed; each caller gets it.
-    pub(in crate::stream) async fn released(&self) -> Result<()> {
+    pub(in crate::stream_impl) async fn released(&self) -> Result<()> {
         loop {
             let changed = self.watchers.notified();
             {
@@ -117,17 +117,17 @@ impl Channel {
     }
 
     /// Returns the unread rows of the stream's current chunk.
-    pub(in crate::stream) fn delivered_but_unread(&self) -> Volume {
+    pub(in crate::stream_impl) fn delivered_but_unread(&self) -> Volume {
         let dequeued = self.lock().dequeued;
         dequeued.since(self.consumed.volume())
     }
 
     /// Returns the number of yielded rows, and all that was received.
-    pub(in crate::stream) fn totals(&self) -> (u64, Volume) {
+    pub(in crate::stream_impl) fn totals(&self) -> (u64, Volume) {
         (self.consumed.yielded.get(), self.lock().received.volume)
     }
 
-    pub(in crate::stream) fn stats(&self) -> StreamStats {
+    pub(in crate::stream_impl) fn stats(&self) -> StreamStats {
         let consumed = &self.consumed;
         // Under the lock no chunk is dequeued, so this is at most what was received, and nothing of
         // a stream that has ended is missing. Each is read once, so that they add up.

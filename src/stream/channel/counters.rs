@@ -6,9 +6,9 @@ use std::{
 };
 
 #[derive(Debug, Default, Clone, Copy)]
-pub(in crate::stream) struct Volume {
-    pub(in crate::stream) rows: u64,
-    pub(in crate::stream) bytes: u64,
+pub(in crate::stream_impl) struct Volume {
+    pub(in crate::stream_impl) rows: u64,
+    pub(in crate::stream_impl) bytes: u64,
 }
 
 impl Volume {
@@ -45,12 +45,12 @@ impl Received {
 /// Counts of what the stream has read from chunks. Only the stream writes them, so additions need
 /// not be atomic.
 #[derive(Debug, Default)]
-pub(in crate::stream) struct Consumed {
-    pub(in crate::stream) yielded: Count,
-    pub(in crate::stream) filtered: Count,
-    pub(in crate::stream) failed: Count,
+pub(in crate::stream_impl) struct Consumed {
+    pub(in crate::stream_impl) yielded: Count,
+    pub(in crate::stream_impl) filtered: Count,
+    pub(in crate::stream_impl) failed: Count,
     /// Bytes of JSON in all these rows.
-    pub(in crate::stream) bytes: Count,
+    pub(in crate::stream_impl) bytes: Count,
 }
 
 impl Consumed {
@@ -61,15 +61,15 @@ impl Consumed {
 }
 
 #[derive(Debug, Default)]
-pub(in crate::stream) struct Count(AtomicU64);
+pub(in crate::stream_impl) struct Count(AtomicU64);
 
 impl Count {
     #[inline]
-    pub(in crate::stream) fn add(&self, n: u64) {
+    pub(in crate::stream_impl) fn add(&self, n: u64) {
         self.0.store(self.get() + n, Relaxed);
     }
 
-    pub(in crate::stream) fn get(&self) -> u64 {
+    pub(in crate::stream_impl) fn get(&self) -> u64 {
         self.0.load(Relaxed)
     }
 }

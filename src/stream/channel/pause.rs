@@ -22,7 +22,10 @@ impl Channel {
     /// # Errors
     ///
     /// [`Error::InvalidState`]: the stream has ended.
-    pub(in crate::stream) async fn pause(self: &Arc<Self>, reason: Option<&str>) -> Result<()> {
+    pub(in crate::stream_impl) async fn pause(
+        self: &Arc<Self>,
+        reason: Option<&str>,
+    ) -> Result<()> {
         {
             let mut state = self.lock();
             if state.closed.is_some() {
@@ -65,7 +68,7 @@ impl Channel {
 
     /// Resumes. Has no effect after the end: a task that only resumes a stream cannot know that it
     /// has ended.
-    pub(in crate::stream) fn resume(&self) {
+    pub(in crate::stream_impl) fn resume(&self) {
         self.end_pause(self.lock(), PauseEnd::Resume);
     }
 
@@ -92,14 +95,14 @@ impl Channel {
         wake(waker);
     }
 
-    pub(in crate::stream) fn set_pause_timeout(&self, timeout: Option<Duration>) {
+    pub(in crate::stream_impl) fn set_pause_timeout(&self, timeout: Option<Duration>) {
         self.lock().pause.set_timeout(timeout);
         self.watchers.notify_waiters();
     }
 
     /// Waits for the end of a pause. If the first row is still missing and can come, returns the
     /// total time of all pauses.
-    pub(in crate::stream) async fn first_row_missing(&self) -> Option<Duration> {
+    pub(in crate::stream_impl) async fn first_row_missing(&self) -> Option<Duration> {
         loop {
             let changed = self.watchers.notified();
             {

@@ -5,7 +5,7 @@ use std::{
 
 /// The pause of a stream: whether it is paused, since when, why, and its timeout.
 #[derive(Debug, Default)]
-pub(in crate::stream) struct PauseState {
+pub(in crate::stream_impl) struct PauseState {
     paused_since: Option<Instant>,
     reason: Option<Arc<str>>,
     /// The maximum duration of a pause.
@@ -19,7 +19,7 @@ pub(in crate::stream) struct PauseState {
 impl PauseState {
     /// Pauses. Returns whether the stream was running. If it is paused already, only replaces the
     /// reason.
-    pub(in crate::stream) fn pause(&mut self, reason: Option<Arc<str>>, now: Instant) -> bool {
+    pub(in crate::stream_impl) fn pause(&mut self, reason: Option<Arc<str>>, now: Instant) -> bool {
         self.reason = reason.or_else(|| self.reason.take());
         if self.paused_since.is_some() {
             return false;
@@ -30,17 +30,17 @@ impl PauseState {
     }
 
     /// Returns whether a task must be started that watches the duration of pauses.
-    pub(in crate::stream) fn watch(&mut self) -> bool {
+    pub(in crate::stream_impl) fn watch(&mut self) -> bool {
         !std::mem::replace(&mut self.is_watched, true)
     }
 
     /// Records that the task has ended.
-    pub(in crate::stream) fn unwatch(&mut self) {
+    pub(in crate::stream_impl) fn unwatch(&mut self) {
         self.is_watched = false;
     }
 
     /// Resumes. Returns the duration of the pause, or `None` if there was none.
-    pub(in crate::stream) fn resume(&mut self, now: Instant) -> Option<Duration> {
+    pub(in crate::stream_impl) fn resume(&mut self, now: Instant) -> Option<Duration> {
         let lasted = now.saturating_duration_since(self.paused_since.take()?);
         self.earlier += lasted;
         self.reason = None;
@@ -48,34 +48,34 @@ impl PauseState {
     }
 
     /// Sets the maximum duration of each pause, including the current one. `None` removes it.
-    pub(in crate::stream) fn set_timeout(&mut self, timeout: Option<Duration>) {
+    pub(in crate::stream_impl) fn set_timeout(&mut self, timeout: Option<Duration>) {
         self.timeout = timeout;
     }
 
-    pub(in crate::stream) fn timeout(&self) -> Option<Duration> {
+    pub(in crate::stream_impl) fn timeout(&self) -> Option<Duration> {
         self.timeout
     }
 
-    pub(in crate::stream) fn paused_since(&self) -> Option<Instant> {
+    pub(in crate::stream_impl) fn paused_since(&self) -> Option<Instant> {
         self.paused_since
     }
 
-    pub(in crate::stream) fn is_paused(&self) -> bool {
+    pub(in crate::stream_impl) fn is_paused(&self) -> bool {
         self.paused_since.is_some()
     }
 
     /// Returns the reason of the current pause, if one was given.
-    pub(in crate::stream) fn reason(&self) -> Option<Arc<str>> {
+    pub(in crate::stream_impl) fn reason(&self) -> Option<Arc<str>> {
         self.reason.clone()
     }
 
     /// Returns the number of pauses.
-    pub(in crate::stream) fn pauses(&self) -> u64 {
+    pub(in crate::stream_impl) fn pauses(&self) -> u64 {
         self.pauses
     }
 
     /// Returns the total duration of all pauses, including the current one.
-    pub(in crate::stream) fn paused_for(&self, now: Instant) -> Duration {
+    pub(in crate::stream_impl) fn paused_for(&self, now: Instant) -> Duration {
         let present = self.paused_since.map(|since| now.saturating_duration_since(since));
         self.earlier + present.unwrap_or_default()
     }

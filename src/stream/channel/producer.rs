@@ -20,14 +20,14 @@ use crate::{
 
 /// The handle of one reader.
 #[derive(Debug, Clone)]
-pub(in crate::stream) struct Producer {
+pub(in crate::stream_impl) struct Producer {
     channel: Arc<Channel>,
     reader: usize,
 }
 
 /// The permission of a reader to read the socket.
 #[derive(Debug, PartialEq, Eq)]
-pub(in crate::stream) enum ReadPermit {
+pub(in crate::stream_impl) enum ReadPermit {
     Granted,
     Paused,
     Closed,
@@ -35,21 +35,25 @@ pub(in crate::stream) enum ReadPermit {
 
 /// The rows that had arrived when the stream was created.
 #[derive(Debug)]
-pub(in crate::stream) struct FirstRows {
-    pub(in crate::stream) chunk: Chunk,
+pub(in crate::stream_impl) struct FirstRows {
+    pub(in crate::stream_impl) chunk: Chunk,
     /// The size of the buffer that contains the chunk.
-    pub(in crate::stream) memory: usize,
-    pub(in crate::stream) arrived_at: Instant,
+    pub(in crate::stream_impl) memory: usize,
+    pub(in crate::stream_impl) arrived_at: Instant,
 }
 
 impl Channel {
-    pub(in crate::stream) fn producer(self: &Arc<Self>, reader: usize) -> Producer {
+    pub(in crate::stream_impl) fn producer(self: &Arc<Self>, reader: usize) -> Producer {
         Producer { channel: Arc::clone(self), reader }
     }
 
     /// Enqueues the rows that arrived before the stream was created. `blocked` is how long the
     /// query waited for the server until then.
-    pub(in crate::stream) fn start(self: &Arc<Self>, blocked: Duration, first: Option<FirstRows>) {
+    pub(in crate::stream_impl) fn start(
+        self: &Arc<Self>,
+        blocked: Duration,
+        first: Option<FirstRows>,
+    ) {
         let mut state = self.lock();
         state.blocked_before = blocked;
         // Each has read something, which a pause that begins before its first turn must wait for.
@@ -115,13 +119,13 @@ impl Channel {
 }
 
 impl Producer {
-    pub(in crate::stream) fn channel(&self) -> &Arc<Channel> {
+    pub(in crate::stream_impl) fn channel(&self) -> &Arc<Channel> {
         &self.channel
     }
 
     /// Ends this reader's rows, after everything that it has enqueued. The first error ends the
     /// rows of the stream, otherwise the last reader does. The first call counts.
-    pub(in crate::stream) fn finish(&self, end: Result<()>) {
+    pub(in crate::stream_impl) fn finish(&self, end: Result<()>) {
         let failed = end.is_err();
         let waker = {
             let mut state = self.channel.lock();
@@ -157,7 +161,7 @@ impl Producer {
 
     /// Records that the connection is released, or closed because of an error. The first call
     /// counts.
-    pub(in crate::stream) fn release(&self, result: Result<()>) {
+    pub(in crate::stream_impl) fn release(&self, result: Result<()>) {
         {
             let mut state = self.channel.lock();
             let Some(reader) = state.readers.get_mut(self.reader) else { return };
@@ -174,7 +178,7 @@ impl Producer {
 
     /// Requests to read the socket. During a pause, a reader that holds rows must enqueue them
     /// first, and request again.
-    pub(in crate::stream) fn permit_read(&self, holds_rows: bool) -> ReadPermit {
+    pub(in crate::stream_impl) fn permit_read(&self, holds_rows: bool) -> ReadPermit {
         let mut state = self.channel.lock();
         if state.is_over() {
             return ReadPermit::Closed;
@@ -207,7 +211,7 @@ impl Producer {
     }
 
     /// Records that there is no socket to read, so that a pause does not wait for this reader.
-    pub(in crate::stream) fn stopped_reading(&self) {
+    pub(in crate::stream_impl) fn stopped_reading(&self) {
         self.update(|reader, is_paused| {
             reader.activity = Activity::Idle;
             if !is_paused {
@@ -218,14 +222,14 @@ impl Producer {
     }
 
     /// Records that the query was resumed on a new connection.
-    pub(in crate::stream) fn resumed(&self) {
+    pub(in crate::stream_impl) fn resumed(&self) {
         self.channel.lock().resumptions += 1;
         self.unblocked();
         self.channel.observer.metrics.resumed_elsewhere();
     }
 
     /// Records that the socket is empty and the reader waits for the server.
-    pub(in crate::stream) fn blocked_on_server(&self) {
+    pub(in crate::stream_impl) fn blocked_on_server(&self) {
         self.update(|reader, is_paused| {
             if !is_paused {
                 reader.set_blocked(Some(BlockedOn::Server));
@@ -235,7 +239,7 @@ impl Producer {
 
     /// Returns whether the consumer has not dequeued everything yet. If so, the reader is blocked
     /// on it until [`unblocked`](Self::unblocked).
-    pub(in crate::stream) fn has_unread(&self) -> bool {
+    pub(in crate::stream_impl) fn has_unread(&self) -> bool {
         let mut state = self.channel.lock();
         let has_unread = !state.queue.is_empty();
         let is_paused = state.pause.is_paused();
@@ -247,7 +251,7 @@ impl Producer {
         has_unread
     }
 
-    pub(in crate::stream) fn unblocked(&self) {
+    pub(in crate::stream_impl) fn unblocked(&self) {
         self.update(|reader, _| reader.set_blocked(None));
     }
 
@@ -260,14 +264,14 @@ impl Producer {
     }
 
     /// Waits for a change that may concern the reader.
-    pub(in crate::stream) async fn changed(&self) {
+    pub(in crate::stream_impl) async fn changed(&self) {
         if let Some(reader) = self.channel.wake_readers.get(self.reader) {
             reader.notified().await;
         }
     }
 
     /// Waits until the stream is not paused.
-    pub(in crate::stream) async fn readable(&self) -> Result<(), Interrupt> {
+    pub(in crate::stream_impl) async fn readable(&self) -> Result<(), Interrupt> {
         loop {
             match self.permit_read(false) {
                 ReadPermit::Granted => return Ok(()),
@@ -278,7 +282,7 @@ impl Producer {
     }
 
     /// Resolves when the remaining rows are discarded.
-    pub(in crate::stream) async fn closed(&self) {
+    pub(in crate::stream_impl) async fn closed(&self) {
         while !self.channel.lock().is_over() {
             self.changed().await;
         }
@@ -286,7 +290,7 @@ impl Producer {
 
     /// Waits for room in the queue, and enqueues a chunk, which `make` cuts off the read buffer.
     /// Returns the maximum number of rows for the next one.
-    pub(in crate::stream) async fn push(
+    pub(in crate::stream_impl) async fn push(
         &self,
         make: impl FnOnce() -> (Chunk, Arc<MemoryPermit>),
     ) -> Result<usize, Interrupt> {
@@ -309,7 +313,10 @@ impl Producer {
 
     /// Enqueues the last chunk, whether or not there is room: the error that follows it must not
     /// wait for the consumer.
-    pub(in crate::stream) fn push_last(&self, make: impl FnOnce() -> (Chunk, Arc<MemoryPermit>)) {
+    pub(in crate::stream_impl) fn push_last(
+        &self,
+        make: impl FnOnce() -> (Chunk, Arc<MemoryPermit>),
+    ) {
         let state = self.channel.lock();
         if state.closed.is_none() {
             self.deliver(state, make(), false);
@@ -347,7 +354,7 @@ impl Producer {
 
     /// If the consumer has received nothing for this long though there is something: the error that
     /// ends the rows.
-    pub(in crate::stream) fn stalled(&self, limit: Duration) -> Option<Error> {
+    pub(in crate::stream_impl) fn stalled(&self, limit: Duration) -> Option<Error> {
         let state = self.channel.lock();
         let since = state.readers.get(self.reader)?.blocked.since(BlockedOn::Consumer)?;
         let is_stalled = now().saturating_duration_since(since) >= limit;
@@ -355,7 +362,7 @@ impl Producer {
     }
 
     /// Returns whether another reader waits for memory until others hold less.
-    pub(in crate::stream) fn is_memory_short(&self) -> bool {
+    pub(in crate::stream_impl) fn is_memory_short(&self) -> bool {
         self.channel.lock().memory.is_short()
     }
 
@@ -374,7 +381,7 @@ impl Producer {
     /// # Errors
     ///
     /// [`Error::ConsumerLagged`], if the stream is to fail instead of waiting.
-    pub(in crate::stream) async fn reserve(
+    pub(in crate::stream_impl) async fn reserve(
         &self,
         size: usize,
     ) -> Result<Arc<MemoryPermit>, Interrupt> {

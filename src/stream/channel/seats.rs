@@ -28,7 +28,7 @@ impl Seats {
     }
 }
 
-/// There are at most 64 readers: see [`MAX_PARALLEL`](crate::stream::MAX_PARALLEL).
+/// There are at most 64 readers: see [`MAX_PARALLEL`](crate::stream_impl::MAX_PARALLEL).
 fn bit(seat: usize) -> u64 {
     1 << (seat % 64)
 }

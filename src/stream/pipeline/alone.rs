@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     error::Result,
-    stream::{consumer::Consumer, open::Outcome},
+    stream_impl::{consumer::Consumer, open::Outcome},
 };
 
 /// A fetch that has the connection for itself.

@@ -31,7 +31,7 @@ use crate::{
         extended_query::{ExtendedQuery, Progress},
         rows::{Run, Stop},
     },
-    stream::{
+    stream_impl::{
         channel::FirstRows,
         consumer::Consumer,
         exchange::{Answer, Exchange, Next, closed},

@@ -10,7 +10,7 @@ use tokio::task::AbortHandle;
 
 use crate::{
     error::{Error, Result},
-    stream::{consumer::Consumer, open::Job},
+    stream_impl::{consumer::Consumer, open::Job},
 };
 
 /// A fetch whose answer is read by a task.

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     connection::{FetchClaim, RunningQuery, SlotHandle},
     error::Result,
-    stream::{
+    stream_impl::{
         consumer::Consumer,
         deadline::Deadlines,
         observer::QueryObserver,
@@ -27,7 +27,7 @@ use crate::{
 ///
 /// [`Error::ConnectionBusy`](crate::Error::ConnectionBusy) immediately, if a stream is active; the
 /// errors of the query.
-pub(in crate::stream) async fn fetch(
+pub(in crate::stream_impl) async fn fetch(
     pipeline: &Arc<Pipeline>,
     slot: SlotHandle,
     plan: QueryPlan,

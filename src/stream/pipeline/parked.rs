@@ -3,7 +3,7 @@
 use std::{fmt, future::Future, pin::Pin, sync::Arc, task::Waker};
 
 use super::entry::Entry;
-use crate::{error::Result, stream::open::Outcome};
+use crate::{error::Result, stream_impl::open::Outcome};
 
 /// A query that runs up to its first rows.
 pub(super) type Run = Pin<Box<dyn Future<Output = Result<Outcome>> + Send>>;

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     connection::{Choice, SlotHandle},
     error::{Error, Result},
-    stream::teardown::{Held, give_back},
+    stream_impl::teardown::{Held, give_back},
 };
 
 /// The fetches of one client that share its connection.

@@ -7,7 +7,7 @@ use crate::{
     connection::{Choice, QuerySession, Session},
     metrics::connection::RequestsInFlight,
     protocol::extended_query::ExtendedQuery,
-    stream::{exchange::Exchange, plan::QueryPlan, settings::StreamSettings},
+    stream_impl::{exchange::Exchange, plan::QueryPlan, settings::StreamSettings},
 };
 
 /// A request that is not sent.

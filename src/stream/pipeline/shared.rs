@@ -11,7 +11,7 @@ use super::{
 use crate::{
     connection::SlotHandle,
     error::Result,
-    stream::{
+    stream_impl::{
         consumer::Consumer,
         open::{Interrupted, Job, OpenError, Outcome, failed},
     },

@@ -23,7 +23,7 @@ use crate::{
         frame::HEADER,
         rows::{Incomplete, Run, Stop, value_at},
     },
-    stream::{
+    stream_impl::{
         channel::{Interrupt, MemoryPermit, Producer, ReadPermit},
         chunk::Chunk,
         exchange::closed,

@@ -3,7 +3,7 @@
 use crate::error::{DbError, Error, TimeoutPhase, sqlstate};
 
 /// Returns whether a query can be resumed after this error.
-pub(in crate::stream) fn is_transient(error: &Error) -> bool {
+pub(in crate::stream_impl) fn is_transient(error: &Error) -> bool {
     match error {
         Error::Timeout { phase, .. } => *phase == TimeoutPhase::Read,
         // A conflict with recovery on a standby.
