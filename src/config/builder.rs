@@ -393,6 +393,16 @@ impl ConnectionConfigBuilder {
     /// `max_prepared_statements`. If a pooler does not, the first statement that is missing
     /// disables them for this configuration and its clones. The query itself is sent again without
     /// a prepared statement. The same happens if a pooler keeps a statement that is out of date.
+    ///
+    /// ```
+    /// # fn main() -> fraiseql_wire::Result<()> {
+    /// use fraiseql_wire::ConnectionConfig;
+    ///
+    /// let config = ConnectionConfig::builder().host("db").user("shop").database("shop");
+    /// let config = config.statement_cache_capacity(50).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn statement_cache_capacity(mut self, n: usize) -> Self {
         self.client_options.statement_cache_capacity = n;
         self

@@ -25,6 +25,18 @@ pub type Pool = managed::Pool<Manager>;
 
 /// The error of [`get`](managed::Pool::get): the pool's own, or
 /// [`Backend`](managed::PoolError::Backend) with the error of connecting.
+///
+/// ```
+/// use fraiseql_wire::pool::deadpool::PoolError;
+///
+/// fn can_be_retried(error: &PoolError) -> bool {
+///     match error {
+///         PoolError::Backend(error) => error.is_retriable(),
+///         PoolError::Timeout(_) => true,
+///         _ => false,
+///     }
+/// }
+/// ```
 pub type PoolError = managed::PoolError<Error>;
 
 /// Returns a builder of a [`Pool`] whose clients connect with this configuration, on tokio.

@@ -571,6 +571,17 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// Queries with [`parallel`](Self::parallel) or [`resume_by`](Self::resume_by), and
     /// [`explain`](Self::explain), are never prepared.
+    ///
+    /// # Example
+    ///
+    /// ```no_run
+    /// # use fraiseql_wire::{FraiseClient, RawJson, Result};
+    /// # async fn run(client: &FraiseClient, status: &str) -> Result<()> {
+    /// let query = client.query::<RawJson>("v_order").where_sql("status = $1").bind(status);
+    /// let page = query.order_by("id").limit(20).persistent(false).fetch_all().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn persistent(mut self, on: bool) -> Self {
         self.spec.is_persistent = on;
         self
