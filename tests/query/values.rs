@@ -188,14 +188,14 @@ async fn system_time_operand_equals_to_jsonb_of_the_same_time() {
     let query = utc.query::<Value>("v_one").bind(times);
     assert_eq!(scalar(&utc, query, "to_jsonb($1::timestamptz[])").await, json!(texts));
 
-    sql(r#"create table tv_times (id int, at timestamptz);
-           insert into tv_times values (1, '2026-01-31 12:30:05+00'),
+    sql(r#"create table tv_moments (id int, at timestamptz);
+           insert into tv_moments values (1, '2026-01-31 12:30:05+00'),
                (2, '2026-01-31 12:30:05.5+00'), (3, '2026-01-31 13:30:06+00'), (4, null);
-           create view v_times as select id, at, to_jsonb(t) as data from tv_times t"#)
+           create view v_moments as select id, at, to_jsonb(t) as data from tv_moments t"#)
     .await;
     let at = |seconds: u64, nanos| UNIX_EPOCH + Duration::new(1_769_862_600 + seconds, nanos);
     for place in [|| field("at"), || Field::column("at")] {
-        let ids = async |filter| ids(&utc, "v_times", filter).await;
+        let ids = async |filter| ids(&utc, "v_moments", filter).await;
         assert_eq!(ids(place().eq(at(5, 0))).await, [1]);
         assert_eq!(ids(place().eq(&at(5, 500_000_000))).await, [2]);
         assert_eq!(ids(place().eq(at(5, 500_000_999))).await, [2], "truncated");
@@ -205,8 +205,8 @@ async fn system_time_operand_equals_to_jsonb_of_the_same_time() {
     }
     // In another time zone, the text has another offset. The column is compared by time.
     let kolkata = client_in("Asia/Kolkata").await;
-    assert!(ids(&kolkata, "v_times", field("at").eq(at(5, 0))).await.is_empty());
-    assert_eq!(ids(&kolkata, "v_times", Field::column("at").eq(at(5, 0))).await, [1]);
+    assert!(ids(&kolkata, "v_moments", field("at").eq(at(5, 0))).await.is_empty());
+    assert_eq!(ids(&kolkata, "v_moments", Field::column("at").eq(at(5, 0))).await, [1]);
 
     for time in [
         UNIX_EPOCH - Duration::from_secs(62_135_596_801),
