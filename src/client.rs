@@ -168,6 +168,15 @@ impl FraiseClient {
     ///
     /// Nothing is sent before the query is executed. The builder and its stream do not borrow from
     /// the client.
+    ///
+    /// ```no_run
+    /// # use fraiseql_wire::{FraiseClient, RawJson, Result};
+    /// # async fn run(client: &FraiseClient, tenant: u32) -> Result<()> {
+    /// let users = client.query::<RawJson>("app.v_user").fetch_all().await?;
+    /// let own = client.query::<RawJson>(format!("tenant_{tenant}.v_user")).fetch_all().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn query<T: FromJsonRow>(&self, entity: impl AsRef<str>) -> QueryBuilder<T> {
         self.query_with(self.slot_handle(), entity.as_ref())
     }

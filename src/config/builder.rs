@@ -400,6 +400,7 @@ impl ConnectionConfigBuilder {
     ///
     /// let config = ConnectionConfig::builder().host("db").user("shop").database("shop");
     /// let config = config.statement_cache_capacity(50).build()?;
+    /// assert_eq!(config.statement_cache_capacity(), 50);
     /// # Ok(())
     /// # }
     /// ```

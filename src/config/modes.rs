@@ -52,6 +52,12 @@ fn expected(keyword: &str, words: &[&str]) -> String {
 keyword_enum! {
     /// Whether a session is encrypted, and how the server's certificate is verified:
     /// [`sslmode`](https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-PROTECTION).
+    ///
+    /// ```
+    /// use fraiseql_wire::SslMode;
+    ///
+    /// assert_eq!(SslMode::VerifyFull.to_string(), "verify-full");
+    /// ```
     SslMode, "sslmode",
     /// Never use TLS.
     Disable = "disable",
@@ -74,6 +80,12 @@ keyword_enum! {
 keyword_enum! {
     /// How encryption is negotiated:
     /// [`sslnegotiation`](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-SSLNEGOTIATION).
+    ///
+    /// ```
+    /// use fraiseql_wire::SslNegotiation;
+    ///
+    /// assert_eq!(SslNegotiation::Direct.to_string(), "direct");
+    /// ```
     SslNegotiation, "sslnegotiation",
     /// The client requests TLS in plaintext first. Costs a round trip; all servers support it.
     #[default]
@@ -86,6 +98,12 @@ keyword_enum! {
     /// Whether the login is bound to its TLS channel, which prevents a man in the middle from
     /// relaying it:
     /// [`channel_binding`](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-CHANNEL-BINDING).
+    ///
+    /// ```
+    /// use fraiseql_wire::ChannelBinding;
+    ///
+    /// assert_eq!(ChannelBinding::Require.to_string(), "require");
+    /// ```
     ChannelBinding, "channel_binding",
     /// Never.
     Disable = "disable",
@@ -99,6 +117,12 @@ keyword_enum! {
 keyword_enum! {
     /// Which servers are accepted if there are several:
     /// [`target_session_attrs`](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-TARGET-SESSION-ATTRS).
+    ///
+    /// ```
+    /// use fraiseql_wire::TargetSessionAttrs;
+    ///
+    /// assert_eq!(TargetSessionAttrs::PreferStandby.to_string(), "prefer-standby");
+    /// ```
     TargetSessionAttrs, "target_session_attrs",
     /// Any server.
     #[default]
@@ -119,6 +143,12 @@ keyword_enum! {
 keyword_enum! {
     /// The order in which several hosts are tried:
     /// [`load_balance_hosts`](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-LOAD-BALANCE-HOSTS).
+    ///
+    /// ```
+    /// use fraiseql_wire::LoadBalanceHosts;
+    ///
+    /// assert_eq!(LoadBalanceHosts::Random.to_string(), "random");
+    /// ```
     LoadBalanceHosts, "load_balance_hosts",
     /// In the order of the list.
     #[default]

@@ -1,6 +1,21 @@
 use std::fmt;
 
 /// The timeout that expired, in [`Error::Timeout`](crate::Error::Timeout).
+///
+/// ```
+/// use fraiseql_wire::{Error, TimeoutPhase};
+///
+/// fn describe(error: &Error) -> &'static str {
+///     match error {
+///         Error::Timeout { phase: TimeoutPhase::FirstRow | TimeoutPhase::Query, .. } => "slow query",
+///         Error::Timeout { phase: TimeoutPhase::Parallel { connections, of }, .. }
+///             if connections < of => "the pool is too small for parallel()",
+///         Error::Timeout { phase: TimeoutPhase::Consumer, .. } => "a fetch was not polled",
+///         Error::Timeout { .. } => "no answer",
+///         _ => "another error",
+///     }
+/// }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TimeoutPhase {

@@ -164,6 +164,16 @@ pub enum Error {
     /// too large.
     ///
     /// Not retriable: the same consumer would start again at the first row.
+    ///
+    /// ```
+    /// use fraiseql_wire::Error;
+    ///
+    /// fn log(error: &Error) {
+    ///     if let Error::ConsumerLagged { limit, buffered } = error {
+    ///         tracing::warn!(limit, buffered, "the client reads too slowly");
+    ///     }
+    /// }
+    /// ```
     #[error(
         "the consumer is too slow: {buffered} bytes are buffered, and memory_soft_limits() ends \
          the stream at {limit}; read faster, run fewer concurrent streams, raise max_memory(), or \

@@ -4,7 +4,14 @@
 //! [`describe`]. A recorder counts what starts after it was installed. The crate only writes
 //! metrics and never reads them back.
 //!
-//! [`CATALOG`] describes every metric; the constants are the names of the metrics.
+//! [`CATALOG`] describes every metric; the constants are the names of the metrics:
+//!
+//! ```
+//! use fraiseql_wire::metrics::{CATALOG, REQUESTS_IN_FLIGHT};
+//!
+//! let metric = CATALOG.iter().find(|metric| metric.name == REQUESTS_IN_FLIGHT).unwrap();
+//! println!("{} ({}): {}", metric.name, metric.unit, metric.help);
+//! ```
 //!
 //! Two labels have values that come from your code: `entity` is the name passed to
 //! [`query`](crate::FraiseClient::query), and `reason` is the text passed to

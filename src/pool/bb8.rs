@@ -21,6 +21,21 @@ pub type Pool = bb8::Pool<Manager>;
 ///
 /// It is [`TimedOut`](bb8::RunError::TimedOut) for every reason, also for a wrong password: an
 /// error sink receives the reason, as in the example of [`Manager`].
+///
+/// ```no_run
+/// # use fraiseql_wire::pool::bb8::Pool;
+/// use fraiseql_wire::{Error, RawJson, pool::{Pooled, bb8::PoolError}};
+///
+/// # async fn run(pool: &Pool) -> Result<(), Error> {
+/// let client = match pool.get_owned().await {
+///     Ok(client) => client,
+///     Err(PoolError::TimedOut) => return Ok(()), // Answer 503: no client became free in time.
+///     Err(PoolError::User(error)) => return Err(error),
+/// };
+/// let orders = client.query::<RawJson>("v_order").fetch_all().await?;
+/// # Ok(())
+/// # }
+/// ```
 pub type PoolError = bb8::RunError<Error>;
 
 /// Connects the clients of a [`Pool`].

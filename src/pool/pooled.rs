@@ -21,6 +21,18 @@ pub trait Pooled: sealed::Sealed + Sized {
     ///
     /// The client is returned to the pool when the stream has ended, failed or been dropped and its
     /// cleanup has finished.
+    ///
+    /// ```no_run
+    /// # #[cfg(feature = "deadpool")]
+    /// # async fn run(
+    /// #     pool: fraiseql_wire::pool::deadpool::Pool,
+    /// # ) -> Result<(), Box<dyn std::error::Error>> {
+    /// use fraiseql_wire::{RawJson, pool::Pooled};
+    ///
+    /// let stream = pool.get().await?.query::<RawJson>("v_order").execute().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     fn query<T: FromJsonRow>(self, entity: impl AsRef<str>) -> QueryBuilder<T>;
 }
 

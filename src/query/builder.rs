@@ -165,6 +165,15 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Adds a sort field, such as `field("total").desc()` or, in ascending order, `"total"`.
     ///
     /// The first is the primary sort key.
+    ///
+    /// ```no_run
+    /// # use fraiseql_wire::{FraiseClient, RawJson, Result, field};
+    /// # async fn run(client: &FraiseClient) -> Result<()> {
+    /// let query = client.query::<RawJson>("v_order");
+    /// let query = query.order_by_field(field("total").desc()).order_by_field("id").limit(20);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn order_by_field(mut self, order: impl Into<OrderBy>) -> Self {
         self.spec.select.order.push(Order::Field(order.into()));
         self

@@ -62,6 +62,20 @@ use crate::error::{Error, Result};
 ///
 /// `eq(None)` does not mean "any value". For an optional condition, add the filter only if there is
 /// a value.
+///
+/// # Example
+///
+/// ```
+/// use std::{net::Ipv4Addr, time::SystemTime};
+///
+/// use fraiseql_wire::field;
+///
+/// let (ids, parent): ([u64; 2], Option<&str>) = ([1, 2], None);
+/// let filter = field("id").in_(&ids)
+///     & field("parent").eq(parent)
+///     & field("address").eq(Ipv4Addr::LOCALHOST)
+///     & field("expires").gt(SystemTime::now());
+/// ```
 #[derive(Clone, PartialEq)]
 pub struct Operand(pub(super) OperandKind);
 

@@ -122,6 +122,17 @@ impl Param {
 /// not support it.
 ///
 /// This trait is sealed: only this crate can implement it.
+///
+/// ```no_run
+/// # use fraiseql_wire::{FraiseClient, RawJson, Result};
+/// use std::net::Ipv4Addr;
+///
+/// # async fn run(client: &FraiseClient) -> Result<()> {
+/// let query = client.query::<RawJson>("v_login").where_sql("address = $1 and id = any($2)");
+/// let logins = query.bind(Ipv4Addr::LOCALHOST).bind([1, 2, 3]).fetch_all().await?;
+/// # Ok(())
+/// # }
+/// ```
 pub trait ToParam: sealed::Sealed {
     #[doc(hidden)]
     fn to_param(&self) -> Param;

@@ -170,6 +170,15 @@ impl<T: FromJsonRow> QueryStream<T> {
 
     /// Converts the stream to server-sent events, for a response of type `text/event-stream`.
     ///
+    /// ```no_run
+    /// # use fraiseql_wire::{FraiseClient, RawJson, Result, field};
+    /// # async fn run(client: &FraiseClient) -> Result<()> {
+    /// let rows = client.query::<RawJson>("v_order").resume_by(field("id")).execute().await?;
+    /// let body = rows.into_sse();
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// A browser reads them with [`EventSource`]. Each item contains whole events, those of one
     /// chunk of rows:
     ///

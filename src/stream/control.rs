@@ -85,6 +85,16 @@ impl StreamControl {
     }
 
     /// Removes the limit on the duration of pauses, including the current one.
+    ///
+    /// ```no_run
+    /// # use fraiseql_wire::{Result, StreamControl};
+    /// # async fn run(control: StreamControl) -> Result<()> {
+    /// // An operator resumes the stream.
+    /// control.clear_pause_timeout();
+    /// control.pause_with_reason("investigation").await?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn clear_pause_timeout(&self) {
         self.channel.set_pause_timeout(None);
     }
