@@ -35,12 +35,17 @@ pub use self::{
     metric::{Metric, MetricKind},
 };
 
-/// Registers the description and unit of every metric with the installed recorder.
+/// Registers the description and unit of every metric with the installed recorder, also those of
+/// pools.
 ///
 /// Call it once, after installing the recorder.
 pub fn describe() {
     use ::metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
-    for Metric { name, kind, unit, help, .. } in CATALOG.iter().copied() {
+    #[cfg(any(feature = "bb8", feature = "deadpool"))]
+    let pools = pool::CATALOG;
+    #[cfg(not(any(feature = "bb8", feature = "deadpool")))]
+    let pools: &[Metric] = &[];
+    for Metric { name, kind, unit, help, .. } in CATALOG.iter().chain(pools).copied() {
         let unit = match unit {
             "seconds" => Unit::Seconds,
             "bytes" => Unit::Bytes,

@@ -8,7 +8,7 @@ use metrics::{gauge, histogram};
 
 use super::metric::{Metric, MetricKind};
 
-/// The metrics of pools. [`describe`](crate::metrics::describe) does not register them.
+/// The metrics of pools. [`describe`](crate::metrics::describe) registers them too.
 pub const CATALOG: &[Metric] = &[
     metric(
         COUNT,

@@ -417,6 +417,7 @@ fn pool_metrics_follow_the_conventions() {
     let snapshotter = recorder.snapshotter();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     metrics::with_local_recorder(&recorder, || {
+        fraiseql_wire::metrics::describe();
         runtime.block_on(async {
             let pool = deadpool("measured");
             let client = pool.get().await.unwrap();
@@ -430,12 +431,14 @@ fn pool_metrics_follow_the_conventions() {
         });
     });
     let mut told: Vec<String> = Vec::new();
-    for (key, _, _, value) in snapshotter.snapshot().into_vec() {
+    for (key, unit, description, value) in snapshotter.snapshot().into_vec() {
         let key = key.key();
         if !key.name().starts_with("db.client") {
             continue;
         }
-        assert!(pool::CATALOG.iter().any(|m| m.name == key.name()), "{}", key.name());
+        let metric = pool::CATALOG.iter().find(|metric| metric.name == key.name());
+        assert_eq!(description.as_deref(), metric.map(|metric| metric.help), "{}", key.name());
+        assert!(unit.is_some(), "{}", key.name());
         let labels: Vec<_> = key.labels().map(|l| l.value()).collect();
         let value = match value {
             DebugValue::Gauge(value) => value.to_string(),
