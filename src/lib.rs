@@ -227,8 +227,8 @@ pub use error::WireError;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// Compiles the programs in the guide.
-#[cfg(doctest)]
+/// Compiles the programs in the guide. One of them uses a pool.
+#[cfg(all(doctest, feature = "deadpool"))]
 #[doc = include_str!("../ERROR_HANDLING_GUIDE.md")]
 struct ErrorHandlingGuide;
 
