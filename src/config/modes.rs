@@ -53,6 +53,10 @@ keyword_enum! {
     /// Whether a session is encrypted, and how the server's certificate is verified:
     /// [`sslmode`](https://www.postgresql.org/docs/current/libpq-ssl.html#LIBPQ-SSL-PROTECTION).
     ///
+    /// It applies to TCP, and to every [`connector`](crate::ConnectionConfigBuilder::connector). A
+    /// Unix socket is never encrypted and its server never verified, whatever the mode, as with
+    /// libpq.
+    ///
     /// ```
     /// use fraiseql_wire::SslMode;
     ///

@@ -107,6 +107,20 @@ async fn host_that_is_a_directory_is_a_unix_socket() {
     assert!(error.to_string().contains("/no/such/dir/.s.PGSQL.5432"), "{error}");
 }
 
+/// As with libpq, which does not even read the root certificate file.
+#[tokio::test]
+async fn sslmode_does_not_apply_to_a_unix_socket() {
+    let (folder, port) = (cluster().folder().display(), cluster().port());
+    for mode in ["prefer", "require", "verify-full"] {
+        let url = format!(
+            "host={folder} port={port} user=postgres dbname=postgres sslmode={mode} \
+             sslrootcert=/no/such/file"
+        );
+        let client = FraiseClient::connect(&url).await.unwrap();
+        assert_eq!(client.connection_info().unwrap().tls_version, None, "{mode}");
+    }
+}
+
 #[tokio::test]
 async fn settings_reach_the_server() {
     let url = format!(
