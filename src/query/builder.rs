@@ -481,7 +481,11 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// The matching index is `create index on t (((data->'id')))`, on a table or a materialized
     /// view that stores the documents. A view that builds them, for example with `to_jsonb(o)`,
-    /// cannot use an index: the server sorts all rows each time the stream starts or resumes.
+    /// cannot use an index, not even one on that expression, which is not immutable: the server
+    /// sorts all rows each time the stream starts or resumes. There, pages by a column of the view
+    /// use the table's index: a [`filter`](Self::filter) and an
+    /// [`order_by_field`](Self::order_by_field) on a [`Field::column`], with
+    /// [`limit`](Self::limit).
     ///
     /// If the column is of type `json` (not `jsonb`), some documents cannot be parsed and fail the
     /// query: see [`Filter`](crate::Filter#columns-of-type-json).
