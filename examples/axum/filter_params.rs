@@ -15,14 +15,21 @@ impl FilterParams {
     pub fn parse(parameters: Vec<(String, String)>) -> Result<Self, String> {
         let mut params = Self::default();
         let mut seen = HashSet::new();
+        let (mut least, mut most) = (f64::NEG_INFINITY, f64::INFINITY);
         for (name, value) in parameters {
             let filter = match name.as_str() {
                 "status" | "customer.name" | "customer.city" => {
                     field(&name).eq(text(&name, value)?)
                 }
                 "tag" => field("tags").has_key(&text(&name, value)?),
-                "min_total" => field("total").gte(number(&name, &value)?),
-                "max_total" => field("total").lte(number(&name, &value)?),
+                "min_total" => {
+                    least = number(&name, &value)?;
+                    field("total").gte(least)
+                }
+                "max_total" => {
+                    most = number(&name, &value)?;
+                    field("total").lte(most)
+                }
                 "limit" => {
                     params.limit = Some(whole(&name, &value)?);
                     Filter::all([])
@@ -38,6 +45,9 @@ impl FilterParams {
             if !seen.insert(name.clone()) {
                 return Err(format!("{name} is given more than once"));
             }
+        }
+        if least > most {
+            return Err(format!("min_total is {least}, above max_total, which is {most}"));
         }
         Ok(params)
     }

@@ -110,6 +110,7 @@ async fn invalid_parameters_are_rejected() {
         ("data-%3E%3E'id'=1", "there is no parameter \"data->>'id'\""),
         ("min_total=lots", "min_total is \"lots\", where a number is needed"),
         ("min_total=", "min_total is \"\""),
+        ("max_total=99.5&min_total=100", "min_total is 100, above max_total, which is 99.5"),
         ("max_total=NaN", "max_total is \"NaN\""),
         ("max_total=inf", "max_total is \"inf\""),
         ("max_total=1e999", "max_total is \"1e999\""),
