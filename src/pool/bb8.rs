@@ -15,6 +15,9 @@ use crate::{
 };
 
 /// A pool of clients: `Pool::builder().max_size(8).build(manager).await?`.
+///
+/// bb8's builder panics on contradictory settings, such as a `min_idle` above `max_size`: check
+/// sizes that come from a configuration first. deadpool has no minimum.
 pub type Pool = bb8::Pool<Manager>;
 
 /// The error of [`get_owned`](bb8::Pool::get_owned).
