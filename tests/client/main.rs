@@ -1,5 +1,7 @@
 //! Connecting and the life of a connection: addresses, hosts, logins, sessions, pools and proxies.
 
+#[cfg(feature = "encrypted-keys")]
+mod client_keys;
 mod connect;
 mod connectors;
 mod hosts;

@@ -1,0 +1,96 @@
+//! Keys of client certificates that are encrypted with a password, on a server that requires the
+//! certificate.
+
+use std::{path::Path, process::Command};
+
+use crate::support::{
+    admin_at,
+    certificates::{Authority, write},
+    cluster::{Cluster, Setup},
+};
+use fraiseql_wire::{ErrorCategory, FraiseClient};
+
+/// The role can log in with its certificate only.
+const HBA: &str = "
+local   all all          trust
+hostssl all role_key all cert
+host    all all      all scram-sha-256
+";
+
+const SETTINGS: &str = "-c ssl=on -c ssl_cert_file={folder}/server.crt \
+     -c ssl_key_file={folder}/server.key -c ssl_ca_file={folder}/ca.crt";
+
+/// Converts `plain.key` in this folder.
+fn openssl(folder: &Path, arguments: &str) {
+    let mut openssl = Command::new("openssl");
+    let output = openssl.args(arguments.split(' ')).current_dir(folder).output().unwrap();
+    assert!(output.status.success(), "openssl {arguments}: {output:?}");
+}
+
+#[tokio::test]
+async fn encrypted_client_key_logs_in_with_the_right_password_only() {
+    let authority = Authority::new("the authority");
+    let (own, client) =
+        (authority.server("localhost", &["127.0.0.1"]), authority.client("role_key"));
+    let server = Cluster::start_with(&Setup {
+        hba: HBA,
+        settings: SETTINGS,
+        files: &[
+            ("ca.crt", &authority.pem),
+            ("server.crt", &own.certificate),
+            ("server.key", &own.key),
+        ],
+        ..Setup::default()
+    })
+    .unwrap();
+    admin_at(&server.url()).await.batch_execute("create role role_key login").await.unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| write(folder.path(), name, text);
+    file("ca.crt", &authority.pem);
+    file("client.crt", &client.certificate);
+    file("plain.key", &client.key);
+    let pass = "-in plain.key -passout pass:key-secret";
+    openssl(folder.path(), &format!("pkcs8 -topk8 {pass} -out pbkdf2.key"));
+    openssl(folder.path(), &format!("pkcs8 -topk8 -scrypt {pass} -out scrypt.key"));
+    openssl(folder.path(), &format!("pkcs8 -topk8 -iter 2000001 {pass} -out costly.key"));
+    openssl(folder.path(), &format!("ec -aes128 {pass} -out traditional.key"));
+    file("malformed.key", &client.key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"));
+
+    let connect = async |key: &str, more: &str| {
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let text = format!(
+            "host=127.0.0.1 port={} dbname=postgres user=role_key sslmode=verify-full \
+             sslrootcert={} sslcert={} sslkey={} {more}",
+            server.port(),
+            path("ca.crt"),
+            path("client.crt"),
+            path(key),
+        );
+        FraiseClient::connect(&text).await
+    };
+    for key in ["pbkdf2.key", "scrypt.key"] {
+        let client = connect(key, "sslpassword=key-secret").await.unwrap();
+        client.ping().await.unwrap();
+        assert!(client.connection_info().unwrap().tls_version.is_some());
+    }
+
+    let messages = std::fs::read_to_string("docs/error-messages.md").unwrap();
+    for (key, more) in [
+        ("pbkdf2.key", "sslpassword=key-Secret"),
+        ("pbkdf2.key", "sslpassword=''"),
+        ("pbkdf2.key", ""),
+        ("costly.key", "sslpassword=key-secret"),
+        ("traditional.key", "sslpassword=key-secret"),
+        ("malformed.key", "sslpassword=key-secret"),
+    ] {
+        let error = connect(key, more).await.unwrap_err();
+        assert_eq!(error.category(), ErrorCategory::Tls, "{error}");
+        assert!(!error.is_retriable(), "{error}");
+        let text = error.to_string();
+        assert!(!text.to_lowercase().contains("key-secret"), "{text}");
+        let text = text.replace(&folder.path().join(key).display().to_string(), "client.key");
+        assert!(messages.contains(&format!("| `Tls` | `{text}` |")), "{text}");
+    }
+    server.stop();
+}
