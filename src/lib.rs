@@ -164,6 +164,7 @@ mod secret;
 mod sql;
 #[path = "stream/mod.rs"]
 mod stream_impl;
+mod sync;
 mod transport;
 
 pub use client_impl::FraiseClient;

@@ -1,6 +1,9 @@
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use crate::secret::{Key, Password};
+use crate::{
+    secret::{Key, Password},
+    sync::lock,
+};
 
 /// The keys derived by the last SCRAM login, for the next login with the same password and salt.
 #[derive(Debug, Clone, Default)]
@@ -17,10 +20,10 @@ pub(crate) struct ScramCacheEntry {
 
 impl ScramCache {
     pub(crate) fn get(&self) -> Option<ScramCacheEntry> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.0).clone()
     }
 
     pub(crate) fn set(&self, entry: ScramCacheEntry) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(entry);
+        *lock(&self.0) = Some(entry);
     }
 }

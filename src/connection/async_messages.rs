@@ -11,15 +11,13 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::{
-    report::{TARGET, count_protocol_error},
-    sync::lock,
-};
+use super::report::{TARGET, count_protocol_error};
 use crate::{
     config::is_utf8,
     error::{DbError, Error, OneLine, Result, sqlstate},
     metrics,
     protocol::backend::Message,
+    sync::lock,
 };
 
 /// The handler of the server's notices.

@@ -2,9 +2,10 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use super::sync::lock;
-
-use crate::error::{ConnectAttempt, Error, TimeoutPhase};
+use crate::{
+    error::{ConnectAttempt, Error, TimeoutPhase},
+    sync::lock,
+};
 
 /// The attempts to connect of one query, for the error of a deadline that passes during them.
 #[derive(Debug, Default)]

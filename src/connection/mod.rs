@@ -22,7 +22,6 @@ mod session;
 mod slot;
 mod startup;
 mod statement_cache;
-mod sync;
 mod target_session;
 mod trace;
 mod transaction;

@@ -8,11 +8,11 @@ use std::{
 
 use tokio::{select, sync::Notify, time::sleep};
 
-use super::{
-    session::{CancelInFlight, FIRST_REPEAT, Session, no_key, send_repeatedly},
+use super::session::{CancelInFlight, FIRST_REPEAT, Session, no_key, send_repeatedly};
+use crate::{
+    error::{Error, Result},
     sync::lock,
 };
-use crate::error::{Error, Result};
 
 /// A query that is being started or runs, or a ping.
 ///

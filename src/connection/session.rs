@@ -22,11 +22,11 @@ use super::{
     cancel::CancelKey,
     info::{ConnectionInfo, ServerVersion},
     report::TARGET,
-    sync::lock,
 };
 use crate::{
     config::Target,
     error::{Error, Result},
+    sync::lock,
 };
 
 /// The pause before a query that still runs is cancelled again; doubled each time.

@@ -16,12 +16,12 @@ use super::{
     running_query::{RunningQuery, WeakQuery},
     server_connection::Connection,
     session::Session,
-    sync::lock,
 };
 use crate::{
     config::{ConnectionConfig, Target},
     error::Result,
     metrics::{QueryMetricsCache, connection::CloseReason},
+    sync::lock,
 };
 
 /// A client's place for its one connection, and the state of that connection.

@@ -1,9 +1,11 @@
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use ::metrics::SharedString;
+
+use crate::sync::lock;
 
 /// The values of a label whose text comes from the caller.
 ///
@@ -22,7 +24,7 @@ impl UserLabel {
     }
 
     pub(super) fn value(&self, text: &str) -> SharedString {
-        let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut values = lock(&self.0);
         if let Some(value) = values.get(text) {
             return Arc::clone(value).into();
         }

@@ -1,7 +1,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -10,6 +10,7 @@ use ::metrics::{
 };
 
 use super::{catalog::*, labels::UserLabel};
+use crate::sync::lock;
 
 static ENTITIES: UserLabel = UserLabel::new();
 static REASONS: UserLabel = UserLabel::new();
@@ -138,7 +139,7 @@ const MAX_CACHED: usize = 256;
 impl QueryMetricsCache {
     fn entity(&self, name: &str) -> Arc<EntityMetrics> {
         let recorder = with_recorder(|recorder| std::ptr::from_ref(recorder).cast::<()>().addr());
-        let mut cached = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = lock(&self.0);
         match cached.get(name) {
             Some((made_for, entity)) if *made_for == recorder => return Arc::clone(entity),
             _ => {}

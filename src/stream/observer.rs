@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Instant,
@@ -15,6 +15,7 @@ use crate::{
     connection::SlotHandle,
     error::Error,
     metrics::{Outcome, QueryLabels, QueryMetrics},
+    sync::lock,
 };
 
 /// Reports one query to `tracing` and to the metrics recorder, from `execute()` to the end of the
@@ -41,7 +42,7 @@ impl QueryObserver {
     }
 
     pub(super) fn span(&self) -> Span {
-        self.span.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.span).clone()
     }
 
     /// Records which server runs the query.
@@ -65,7 +66,7 @@ impl QueryObserver {
         if self.is_finished.swap(true, Relaxed) {
             return;
         }
-        let mut span = self.span.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut span = lock(&self.span);
         let span = std::mem::replace(&mut *span, Span::none());
         if let Some(yielded) = rows.yielded {
             span::ended(&span, yielded);

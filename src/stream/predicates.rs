@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde_json::Value;
 
 use super::row::{FromJsonRow, Row};
-use crate::error::Result;
+use crate::{error::Result, sync::lock};
 
 /// The Rust predicates of a query and of its clones.
 pub(crate) struct SharedPredicates<T> {
@@ -79,9 +79,7 @@ impl<V> Predicate<V> {
         match self {
             Self::Own(predicate) => predicate(value),
             // A predicate that has panicked is called again, as by another poll of its stream.
-            Self::Shared(predicate) => {
-                predicate.lock().unwrap_or_else(PoisonError::into_inner)(value)
-            }
+            Self::Shared(predicate) => lock(predicate)(value),
         }
     }
 }

@@ -18,7 +18,7 @@ mod queue;
 mod tests;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::Waker,
     time::{Duration, Instant},
 };
@@ -40,7 +40,7 @@ use super::{
     settings::StreamSettings,
     stats::StreamState,
 };
-use crate::{connection::StreamGuard, error::Error};
+use crate::{connection::StreamGuard, error::Error, sync::lock};
 
 #[derive(Debug)]
 pub(super) struct Channel {
@@ -198,7 +198,7 @@ impl Channel {
     /// No code of the caller, including a metrics recorder, runs under the lock. No chunk is
     /// dropped under it, because that returns memory under the same lock.
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Wakes the readers that wait for room.

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, Waker},
 };
 
@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 use crate::{
     error::{Error, Result},
     stream_impl::{consumer::Consumer, open::Job},
+    sync::lock,
 };
 
 /// A fetch whose answer is read by a task.
@@ -113,7 +114,7 @@ impl Entry {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard},
     task::Waker,
 };
 
@@ -17,6 +17,7 @@ use crate::{
     connection::{Choice, SlotHandle},
     error::{Error, Result},
     stream_impl::teardown::{Held, give_back},
+    sync::lock,
 };
 
 /// The fetches of one client that share its connection.
@@ -161,7 +162,7 @@ impl Pipeline {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 
