@@ -9,10 +9,10 @@ use crate::{
 
 /// The attempts to connect of one query, for the error of a deadline that passes during them.
 #[derive(Debug, Default)]
-pub(crate) struct Connecting(Mutex<State>);
+pub(crate) struct Connecting(Mutex<ConnectingState>);
 
 #[derive(Debug, Default)]
-struct State {
+struct ConnectingState {
     /// Connections that are being opened.
     wanted: usize,
     /// The address that is being tried.
@@ -77,7 +77,7 @@ impl Connecting {
         if attempts.is_empty() { error } else { Error::Connection { attempts } }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ConnectingState> {
         lock(&self.0)
     }
 }

@@ -25,7 +25,7 @@ pub(super) type WeakQuery = Weak<Shared>;
 
 #[derive(Debug, Default)]
 pub(super) struct Shared {
-    state: Mutex<State>,
+    state: Mutex<QueryState>,
     /// Wakes the steps of the query.
     cancelled: Notify,
     /// Wakes those who wait for its end. Not the steps: nearly every query ends in the task that
@@ -34,7 +34,7 @@ pub(super) struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct QueryState {
     is_cancelled: bool,
     /// How many sessions may work on the query.
     sessions: usize,
@@ -138,7 +138,8 @@ impl RunningQuery {
                 let key = session.cancel.as_ref().ok_or_else(no_key)?;
                 send_repeatedly(key, || self.0.begin_request(session)).await?;
             }
-            let are_unpolled = |state: &State| state.sessions == state.in_futures.iter().count();
+            let are_unpolled =
+                |state: &QueryState| state.sessions == state.in_futures.iter().count();
             self.0.until(&self.0.session_ended, are_unpolled).await;
             Ok(())
         };
@@ -157,7 +158,7 @@ impl RunningQuery {
 
 impl Shared {
     /// Waits until the state is as expected, which `change` announces.
-    async fn until(&self, change: &Notify, holds: impl Fn(&State) -> bool) {
+    async fn until(&self, change: &Notify, holds: impl Fn(&QueryState) -> bool) {
         loop {
             // Registered before the state is read, so that no change is missed.
             let changed = change.notified();
@@ -178,7 +179,7 @@ impl Shared {
         is_in_future.then(|| session.begin_request())
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueryState> {
         lock(&self.state)
     }
 }

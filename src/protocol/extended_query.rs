@@ -25,7 +25,7 @@ impl Steps {
 /// returns true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ExtendedQuery {
-    state: State,
+    state: Stage,
     /// The number of Close messages without a response.
     closes: usize,
     describes: bool,
@@ -34,7 +34,7 @@ pub(crate) struct ExtendedQuery {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum Stage {
     /// Expects ParseComplete, after a CloseComplete for each Close.
     Sent,
     /// Expects BindComplete, after a CloseComplete for each Close.
@@ -74,23 +74,23 @@ impl ExtendedQuery {
     /// [`Progress::Columns`].
     pub(crate) fn with(steps: Steps) -> Self {
         let Steps { closes, parses, describes } = steps;
-        let state = if parses { State::Sent } else { State::Parsed };
+        let state = if parses { Stage::Sent } else { Stage::Parsed };
         Self { state, closes, describes, has_parsed: false, has_bound: false }
     }
 
     /// Creates the state of a query whose portal is bound, before it is described and executed.
     pub(crate) fn bound() -> Self {
-        Self { state: State::Bound, has_bound: true, ..Self::new() }
+        Self { state: Stage::Bound, has_bound: true, ..Self::new() }
     }
 
     /// Returns whether rows may arrive now.
     pub(crate) fn takes_rows(self) -> bool {
-        self.state == State::Rows
+        self.state == Stage::Rows
     }
 
     /// Returns whether the server may still be running the query.
     pub(crate) fn is_running(self) -> bool {
-        matches!(self.state, State::Sent | State::Parsed | State::Bound | State::Rows)
+        matches!(self.state, Stage::Sent | Stage::Parsed | Stage::Bound | Stage::Rows)
     }
 
     /// Returns whether the server has parsed the text.
@@ -110,18 +110,18 @@ impl ExtendedQuery {
     /// fifth of the work of reading its response.
     pub(crate) fn take_usual(&mut self, buffer: &[u8]) -> Option<usize> {
         match (self.state, buffer) {
-            (State::Sent, [b'1', 0, 0, 0, 4, ..]) if self.closes == 0 => {
+            (Stage::Sent, [b'1', 0, 0, 0, 4, ..]) if self.closes == 0 => {
                 self.has_parsed = true;
-                self.state = State::Parsed;
+                self.state = Stage::Parsed;
                 Some(5)
             }
-            (State::Parsed, [b'2', 0, 0, 0, 4, ..]) if self.closes == 0 => {
+            (Stage::Parsed, [b'2', 0, 0, 0, 4, ..]) if self.closes == 0 => {
                 self.has_bound = true;
-                self.state = if self.describes { State::Bound } else { State::Rows };
+                self.state = if self.describes { Stage::Bound } else { Stage::Rows };
                 Some(5)
             }
             (
-                State::Rows,
+                Stage::Rows,
                 [b'C', 0, 0, 0, length, b'S', b'E', b'L', b'E', b'C', b'T', b' ', rest @ ..],
             ) => {
                 let digits = rest.iter().take_while(|b| b.is_ascii_digit()).count();
@@ -130,7 +130,7 @@ impl ExtendedQuery {
                 if !is_whole || 1 + usize::from(*length) != size {
                     return None;
                 }
-                self.state = State::Complete;
+                self.state = Stage::Complete;
                 Some(size)
             }
             _ => None,
@@ -141,8 +141,8 @@ impl ExtendedQuery {
     /// Returns its size.
     pub(crate) fn take_ready(&mut self, buffer: &[u8]) -> Option<usize> {
         match (self.state, buffer) {
-            (State::Complete, [b'Z', 0, 0, 0, 5, b'I', ..]) => {
-                self.state = State::Ready;
+            (Stage::Complete, [b'Z', 0, 0, 0, 5, b'I', ..]) => {
+                self.state = Stage::Ready;
                 Some(6)
             }
             _ => None,
@@ -156,30 +156,30 @@ impl ExtendedQuery {
     /// [`Error::Protocol`]: the message is not allowed at this point.
     pub(crate) fn advance(&mut self, message: Message) -> Result<Progress> {
         let (next, progress) = match (self.state, message) {
-            (state @ (State::Sent | State::Parsed), Message::CloseComplete) if self.closes > 0 => {
+            (state @ (Stage::Sent | Stage::Parsed), Message::CloseComplete) if self.closes > 0 => {
                 self.closes -= 1;
                 (state, Progress::Continue)
             }
-            (State::Sent, Message::ParseComplete) if self.closes == 0 => {
+            (Stage::Sent, Message::ParseComplete) if self.closes == 0 => {
                 self.has_parsed = true;
-                (State::Parsed, Progress::Continue)
+                (Stage::Parsed, Progress::Continue)
             }
-            (State::Parsed, Message::BindComplete) if self.closes == 0 => {
+            (Stage::Parsed, Message::BindComplete) if self.closes == 0 => {
                 self.has_bound = true;
-                (if self.describes { State::Bound } else { State::Rows }, Progress::Continue)
+                (if self.describes { Stage::Bound } else { Stage::Rows }, Progress::Continue)
             }
-            (State::Bound, Message::RowDescription(columns)) => {
-                (State::Rows, Progress::Columns(columns))
+            (Stage::Bound, Message::RowDescription(columns)) => {
+                (Stage::Rows, Progress::Columns(columns))
             }
-            (State::Bound, Message::NoData) => (State::Rows, Progress::Columns(Vec::new())),
-            (State::Rows, Message::CommandComplete) => (State::Complete, Progress::Continue),
-            (State::Failed | State::Complete, Message::ReadyForQuery) => {
-                (State::Ready, Progress::Ready)
+            (Stage::Bound, Message::NoData) => (Stage::Rows, Progress::Columns(Vec::new())),
+            (Stage::Rows, Message::CommandComplete) => (Stage::Complete, Progress::Continue),
+            (Stage::Failed | Stage::Complete, Message::ReadyForQuery) => {
+                (Stage::Ready, Progress::Ready)
             }
             // An error may follow the last row: the implicit transaction ends after it.
-            (State::Failed, Message::ErrorResponse(_)) => (State::Failed, Progress::Continue),
-            (State::Ready, message) => return Err(message.unexpected("nothing")),
-            (_, Message::ErrorResponse(e)) => (State::Failed, Progress::Failed(Error::Server(e))),
+            (Stage::Failed, Message::ErrorResponse(_)) => (Stage::Failed, Progress::Continue),
+            (Stage::Ready, message) => return Err(message.unexpected("nothing")),
+            (_, Message::ErrorResponse(e)) => (Stage::Failed, Progress::Failed(Error::Server(e))),
             (_, message) => return Err(message.unexpected(self.expected())),
         };
         self.state = next;
@@ -188,13 +188,13 @@ impl ExtendedQuery {
 
     fn expected(self) -> &'static str {
         match self.state {
-            State::Sent | State::Parsed if self.closes > 0 => "CloseComplete",
-            State::Sent => "ParseComplete",
-            State::Parsed => "BindComplete",
-            State::Bound => "RowDescription",
-            State::Rows => "DataRow or CommandComplete",
-            State::Complete | State::Failed => "ReadyForQuery",
-            State::Ready => "nothing",
+            Stage::Sent | Stage::Parsed if self.closes > 0 => "CloseComplete",
+            Stage::Sent => "ParseComplete",
+            Stage::Parsed => "BindComplete",
+            Stage::Bound => "RowDescription",
+            Stage::Rows => "DataRow or CommandComplete",
+            Stage::Complete | Stage::Failed => "ReadyForQuery",
+            Stage::Ready => "nothing",
         }
     }
 }

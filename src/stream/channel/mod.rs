@@ -44,7 +44,7 @@ use crate::{connection::StreamGuard, error::Error, sync::lock};
 
 #[derive(Debug)]
 pub(super) struct Channel {
-    state: Mutex<State>,
+    state: Mutex<ChannelState>,
     /// Written by the stream alone, once per row, and therefore without the lock.
     pub(super) consumed: Consumed,
     /// Each wakes one reader: room in the queue, pause, resume, close.
@@ -63,7 +63,7 @@ pub(super) struct Channel {
 }
 
 #[derive(Debug)]
-struct State {
+struct ChannelState {
     readers: Vec<ReaderState>,
     rows: RowsState,
     /// Set when the stream is closed. The remaining rows are discarded.
@@ -168,7 +168,7 @@ impl Channel {
         pause.set_timeout(settings.pause_timeout);
         let statement_timeout = guard.as_ref().and_then(StreamGuard::statement_timeout);
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(ChannelState {
                 readers: std::iter::repeat_with(ReaderState::default).take(readers).collect(),
                 rows: if readers == 0 { RowsState::Complete } else { RowsState::Open },
                 closed: None,
@@ -197,12 +197,12 @@ impl Channel {
 
     /// No code of the caller, including a metrics recorder, runs under the lock. No chunk is
     /// dropped under it, because that returns memory under the same lock.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ChannelState> {
         lock(&self.state)
     }
 
     /// Wakes the readers that wait for room.
-    fn room(&self, mut state: MutexGuard<'_, State>) {
+    fn room(&self, mut state: MutexGuard<'_, ChannelState>) {
         let mut woken = Vec::new();
         for (number, reader) in state.readers.iter_mut().enumerate() {
             if reader.activity == Activity::WaitingForRoom {
@@ -234,7 +234,7 @@ fn chunk_size(settings: &StreamSettings) -> ChunkSize {
     }
 }
 
-impl State {
+impl ChannelState {
     /// Returns whether the remaining rows are discarded: the stream is closed, or a reader has
     /// failed.
     fn is_over(&self) -> bool {

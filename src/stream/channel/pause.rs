@@ -9,7 +9,7 @@ use std::{
 use tokio::{select, time::sleep_until};
 use tracing::{debug, warn};
 
-use super::{Activity, Channel, RowsState, State, now, wake};
+use super::{Activity, Channel, ChannelState, RowsState, now, wake};
 use crate::{
     connection::TARGET,
     error::{Error, Result},
@@ -80,7 +80,7 @@ impl Channel {
         }
     }
 
-    fn end_pause(&self, mut state: MutexGuard<'_, State>, cause: PauseEnd) {
+    fn end_pause(&self, mut state: MutexGuard<'_, ChannelState>, cause: PauseEnd) {
         let Some(lasted) = state.pause.resume(now()) else { return };
         // The end of the rows is not reported during a pause.
         let waker = state.consumer.take();

@@ -9,8 +9,8 @@ use tokio::task::yield_now;
 use tracing::warn;
 
 use super::{
-    Activity, BlockedOn, Channel, Chunk, Delivery, Interrupt, MemoryPermit, Phase, ReaderState,
-    RowsState, State, chunk_size::Demand, now, wake,
+    Activity, BlockedOn, Channel, ChannelState, Chunk, Delivery, Interrupt, MemoryPermit, Phase,
+    ReaderState, RowsState, chunk_size::Demand, now, wake,
 };
 use crate::{
     connection::TARGET,
@@ -68,7 +68,7 @@ impl Channel {
     /// Reserves memory that was admitted.
     fn take_memory(
         self: &Arc<Self>,
-        mut state: MutexGuard<'_, State>,
+        mut state: MutexGuard<'_, ChannelState>,
         size: usize,
     ) -> Arc<MemoryPermit> {
         let crossed = state.memory.take(size);
@@ -88,7 +88,7 @@ impl Channel {
     /// Adds a chunk to the queue. Returns the maximum number of rows for the next one.
     fn enqueue(
         &self,
-        mut state: MutexGuard<'_, State>,
+        mut state: MutexGuard<'_, ChannelState>,
         delivery: Delivery,
         (waited_for_consumer, waited_for_server): (Duration, Duration),
         arrived_at: impl FnOnce() -> Instant,
@@ -196,7 +196,7 @@ impl Producer {
     }
 
     /// Records that the reader has stopped reading. `pause()` waits for this.
-    fn stop_reading(&self, mut state: MutexGuard<'_, State>, activity: Activity) {
+    fn stop_reading(&self, mut state: MutexGuard<'_, ChannelState>, activity: Activity) {
         let is_paused = state.pause.is_paused();
         if let Some(reader) = state.readers.get_mut(self.reader) {
             reader.activity = activity;
@@ -325,7 +325,7 @@ impl Producer {
 
     fn deliver(
         &self,
-        mut state: MutexGuard<'_, State>,
+        mut state: MutexGuard<'_, ChannelState>,
         (chunk, memory): (Chunk, Arc<MemoryPermit>),
         waited: bool,
     ) -> usize {

@@ -15,10 +15,10 @@ use crate::{
 };
 
 /// A fetch whose answer is read by a task.
-pub(super) struct Entry(Mutex<State>);
+pub(super) struct Entry(Mutex<EntryState>);
 
 #[derive(Default)]
-struct State {
+struct EntryState {
     /// Taken by the side that ends the fetch: the driver with an answer, or the caller without one.
     job: Option<Job>,
     answer: Option<Result<Consumer>>,
@@ -31,12 +31,12 @@ struct State {
 
 impl Entry {
     pub(super) fn new(job: Job) -> Self {
-        Self(Mutex::new(State { job: Some(job), ..State::default() }))
+        Self(Mutex::new(EntryState { job: Some(job), ..EntryState::default() }))
     }
 
     /// A fetch that a task of its own runs.
     pub(super) fn taken_over(caller: Waker) -> Self {
-        Self(Mutex::new(State { caller: Some(caller), ..State::default() }))
+        Self(Mutex::new(EntryState { caller: Some(caller), ..EntryState::default() }))
     }
 
     /// Sets the task that runs the fetch.
@@ -113,7 +113,7 @@ impl Entry {
         job
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, EntryState> {
         lock(&self.0)
     }
 }

@@ -23,13 +23,13 @@ use crate::{
 /// The fetches of one client that share its connection.
 #[derive(Debug, Default)]
 pub(crate) struct Pipeline {
-    state: Mutex<State>,
+    state: Mutex<PipelineState>,
     /// Wakes the driver.
     pub(super) changed: Notify,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct State {
+pub(super) struct PipelineState {
     /// Requests that are not sent, the oldest first.
     queue: VecDeque<Queued>,
     pub(super) has_driver: bool,
@@ -161,12 +161,12 @@ impl Pipeline {
         is_last
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, PipelineState> {
         lock(&self.state)
     }
 }
 
-impl State {
+impl PipelineState {
     /// Begins to share the connection.
     pub(super) fn begin_driver(&mut self, slot: &SlotHandle) -> Enqueued {
         if self.has_driver {
