@@ -237,7 +237,7 @@ fn split_at_char(text: &str, separator: char) -> (&str, Option<&str>) {
 mod tests {
     use super::*;
 
-    fn check(text: &str, expected: &[(&str, &str)]) {
+    fn assert_parsed(text: &str, expected: &[(&str, &str)]) {
         let pairs = parse(text).unwrap_or_else(|e| panic!("{text}: {e}"));
         let pairs: Vec<_> = pairs.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         assert_eq!(pairs, expected, "{text}");
@@ -246,43 +246,52 @@ mod tests {
     /// The expected values are those of libpq (`PQconninfoParse`).
     #[test]
     fn uris_are_parsed_like_libpq() {
-        check("postgres://", &[]);
-        check(
+        assert_parsed("postgres://", &[]);
+        assert_parsed(
             "postgresql://u:p@h:1/d",
             &[("user", "u"), ("password", "p"), ("host", "h"), ("port", "1"), ("dbname", "d")],
         );
-        check("postgres:///db?host=/dir", &[("dbname", "db"), ("host", "/dir")]);
-        check("postgres://u:a:b@h", &[("user", "u"), ("password", "a:b"), ("host", "h")]);
-        check("postgres://:@h", &[("host", "h")]);
-        check("postgres://u:p/w", &[("host", "u"), ("port", "p"), ("dbname", "w")]);
-        check("postgres://h/a%40b", &[("host", "h"), ("dbname", "a@b")]);
-        check("postgres://h?user=a@b", &[("user", "h?user=a"), ("host", "b")]);
-        check("postgres://h/?user=a@b", &[("host", "h"), ("user", "a@b")]);
-        check(
+        assert_parsed("postgres:///db?host=/dir", &[("dbname", "db"), ("host", "/dir")]);
+        assert_parsed("postgres://u:a:b@h", &[("user", "u"), ("password", "a:b"), ("host", "h")]);
+        assert_parsed("postgres://:@h", &[("host", "h")]);
+        assert_parsed("postgres://u:p/w", &[("host", "u"), ("port", "p"), ("dbname", "w")]);
+        assert_parsed("postgres://h/a%40b", &[("host", "h"), ("dbname", "a@b")]);
+        assert_parsed("postgres://h?user=a@b", &[("user", "h?user=a"), ("host", "b")]);
+        assert_parsed("postgres://h/?user=a@b", &[("host", "h"), ("user", "a@b")]);
+        assert_parsed(
             "postgres://u:p%40%2F%3A%25@h",
             &[("user", "u"), ("password", "p@/:%"), ("host", "h")],
         );
-        check("postgres://u#?x@h/a/b#c", &[("user", "u#?x"), ("host", "h"), ("dbname", "a/b#c")]);
-        check("postgres://[::1]:5433/d", &[("host", "::1"), ("port", "5433"), ("dbname", "d")]);
-        check("postgres://h1,h2:5433", &[("host", "h1,h2"), ("port", ",5433")]);
-        check(
+        assert_parsed(
+            "postgres://u#?x@h/a/b#c",
+            &[("user", "u#?x"), ("host", "h"), ("dbname", "a/b#c")],
+        );
+        assert_parsed(
+            "postgres://[::1]:5433/d",
+            &[("host", "::1"), ("port", "5433"), ("dbname", "d")],
+        );
+        assert_parsed("postgres://h1,h2:5433", &[("host", "h1,h2"), ("port", ",5433")]);
+        assert_parsed(
             "postgres://h?%75ser=x&connect_timeout=3",
             &[("host", "h"), ("user", "x"), ("connect_timeout", "3")],
         );
-        check("postgres://h?ssl=true", &[("host", "h"), ("sslmode", "require")]);
-        check("postgres://h?requiressl=1", &[("host", "h"), ("requiressl", "1")]);
-        check("postgres://%2Ftmp/d", &[("host", "/tmp"), ("dbname", "d")]);
+        assert_parsed("postgres://h?ssl=true", &[("host", "h"), ("sslmode", "require")]);
+        assert_parsed("postgres://h?requiressl=1", &[("host", "h"), ("requiressl", "1")]);
+        assert_parsed("postgres://%2Ftmp/d", &[("host", "/tmp"), ("dbname", "d")]);
     }
 
     #[test]
     fn keyword_lists_are_parsed_like_libpq() {
-        check("", &[]);
-        check(" host = h  port=1 ", &[("host", "h"), ("port", "1")]);
-        check("host= port=1", &[("host", "port=1")]);
-        check(r"password='a b\'c\\' user=u\ v", &[("password", r"a b'c\"), ("user", "u v")]);
-        check("user=a user=b", &[("user", "a"), ("user", "b")]);
-        check(r"user=a\", &[("user", "a")]);
-        check("user='a'port=1", &[("user", "a"), ("port", "1")]);
+        assert_parsed("", &[]);
+        assert_parsed(" host = h  port=1 ", &[("host", "h"), ("port", "1")]);
+        assert_parsed("host= port=1", &[("host", "port=1")]);
+        assert_parsed(
+            r"password='a b\'c\\' user=u\ v",
+            &[("password", r"a b'c\"), ("user", "u v")],
+        );
+        assert_parsed("user=a user=b", &[("user", "a"), ("user", "b")]);
+        assert_parsed(r"user=a\", &[("user", "a")]);
+        assert_parsed("user='a'port=1", &[("user", "a"), ("port", "1")]);
     }
 
     #[test]

@@ -24,7 +24,10 @@ const EXCLUDED: Tag = context(true, 1);
 /// Checks the names in the subject of a server's certificate against the constraints of all its
 /// authorities, like `check_name_constraints` of OpenSSL. `path` begins with the server's
 /// certificate.
-pub(super) fn check(path: &[Certificate], constraints: &[&[u8]]) -> Result<(), String> {
+pub(super) fn check_name_constraints(
+    path: &[Certificate],
+    constraints: &[&[u8]],
+) -> Result<(), String> {
     let Some(leaf) = path.first() else { return Ok(()) };
     // Email addresses do not identify a server, so comparing them is not supported.
     let with_emails = path.iter().any(fields::has_email_in_subject);

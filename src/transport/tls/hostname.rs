@@ -23,7 +23,11 @@ pub(super) enum Accepts {
 }
 
 /// Checks that the certificate contains the host. The error lists its names.
-pub(super) fn check(certificate: &Certificate, host: &str, accepts: Accepts) -> Result<(), String> {
+pub(super) fn check_hostname(
+    certificate: &Certificate,
+    host: &str,
+    accepts: Accepts,
+) -> Result<(), String> {
     let names = alternative_names(certificate)
         .ok_or("the alternative names in the server's certificate are malformed: reissue it")?;
     check_names(&names, common_name(certificate), host, accepts)

@@ -85,7 +85,7 @@ impl RevocationList {
 }
 
 /// Checks that a certificate is not revoked: a usable list must exist and not contain it.
-pub(super) fn check(
+pub(super) fn check_not_revoked(
     lists: &[RevocationList],
     certificate: &Certificate,
     issuer: &Issuer<'_>,

@@ -187,11 +187,11 @@ impl Server {
 
     async fn refuses(&self, builder: TlsConfigBuilder, host: &str, part: &str) {
         let result = self.meet(builder.build().unwrap().settings(), host, false).await;
-        check(result, part);
+        assert_tls_error(result, part);
     }
 }
 
-fn check<T: fmt::Debug>(result: Result<T>, part: &str) {
+fn assert_tls_error<T: fmt::Debug>(result: Result<T>, part: &str) {
     let error = result.unwrap_err();
     assert!(matches!(error, Error::Tls { .. }), "{error:?}");
     let text = error.to_string();
@@ -396,7 +396,7 @@ async fn revoked_certificates_are_rejected() {
     settings.crls = Crls { paths: vec![folder.path().join("missing")], optional: true };
     server.meet(&settings, "db", false).await.unwrap();
     settings.crls.paths = vec![crl];
-    check(server.meet(&settings, "db", false).await, "revoked");
+    assert_tls_error(server.meet(&settings, "db", false).await, "revoked");
 }
 
 /// `openssl ca -gencrl` writes lists of version 1, unless its configuration has `crl_extensions`.
@@ -434,18 +434,24 @@ async fn default_root_file_enables_verification_if_it_exists() {
         server.meet(&settings(mode), "x", false).await.unwrap();
     }
     for mode in [SslMode::VerifyCa, SslMode::VerifyFull] {
-        check(TlsConnector::new(&settings(mode), Some("db")), "does not exist");
+        assert_tls_error(TlsConnector::new(&settings(mode), Some("db")), "does not exist");
     }
     write(&home, ".postgresql/root.crt", &other.pem);
     for mode in weak {
-        check(server.meet(&settings(mode), "db", false).await, "is not trusted");
+        assert_tls_error(server.meet(&settings(mode), "db", false).await, "is not trusted");
     }
     write(&home, ".postgresql/root.crt", other.pem + &ca.pem);
     for mode in weak.into_iter().chain([SslMode::VerifyCa]) {
         server.meet(&settings(mode), "x", false).await.unwrap();
     }
-    check(server.meet(&settings(SslMode::VerifyFull), "x", false).await, "not for \"x\"");
-    check(TlsConnector::new(&settings(SslMode::VerifyFull), None), "requires a host name");
+    assert_tls_error(
+        server.meet(&settings(SslMode::VerifyFull), "x", false).await,
+        "not for \"x\"",
+    );
+    assert_tls_error(
+        TlsConnector::new(&settings(SslMode::VerifyFull), None),
+        "requires a host name",
+    );
     server.meet(&settings(SslMode::VerifyFull), "db", false).await.unwrap();
 }
 
@@ -601,12 +607,12 @@ async fn encrypted_private_keys_are_decrypted_with_their_password() {
         let key = keys.encrypt(command);
         let info = keys.meet(key.clone(), Some("hunter2")).await;
         assert!(info.unwrap_or_else(|e| panic!("{command}: {e}")).certificate_sent);
-        check(keys.meet(key.clone(), Some("hunter")).await, "correct sslpassword");
-        check(keys.meet(key, None).await, "set sslpassword in the connection string");
+        assert_tls_error(keys.meet(key.clone(), Some("hunter")).await, "correct sslpassword");
+        assert_tls_error(keys.meet(key, None).await, "set sslpassword in the connection string");
     }
     let key = keys.encrypt("pkcs8 -topk8");
     for wrong in ["hunter3", "hunter2 ", "Hunter2"] {
-        check(keys.meet(key.clone(), Some(wrong)).await, "correct sslpassword");
+        assert_tls_error(keys.meet(key.clone(), Some(wrong)).await, "correct sslpassword");
     }
     // A password for a key that is not encrypted is ignored, as by libpq.
     let plain = std::fs::read(keys.dir.path().join("plain.pem")).unwrap();
@@ -629,14 +635,17 @@ async fn encrypted_private_keys_that_are_not_supported_are_errors_with_advice() 
         for password in [Some("hunter2"), Some("hunter3")] {
             let result = keys.meet(key.clone(), password).await;
             assert!(result.as_ref().unwrap_err().to_string().contains(part), "{result:?}");
-            check(result, "openssl pkcs8 -topk8 -in");
+            assert_tls_error(result, "openssl pkcs8 -topk8 -in");
         }
     }
     let costly = keys.encrypt("pkcs8 -topk8 -scrypt -scrypt_N 2048 -scrypt_r 8 -scrypt_p 100");
-    check(keys.meet(costly, Some("hunter2")).await, "the limits are 2,000,000 iterations");
+    assert_tls_error(
+        keys.meet(costly, Some("hunter2")).await,
+        "the limits are 2,000,000 iterations",
+    );
     let mut damaged = keys.encrypt("pkcs8 -topk8");
     damaged.truncate(damaged.len() / 2);
-    check(keys.meet(damaged, Some("hunter2")).await, "is malformed");
+    assert_tls_error(keys.meet(damaged, Some("hunter2")).await, "is malformed");
 }
 
 #[cfg(not(feature = "encrypted-keys"))]
@@ -649,7 +658,7 @@ fn encrypted_private_key_without_the_feature_is_an_error_that_names_it() {
         let key = openssl(&dir, &format!("{command} -in plain.pem -passout pass:hunter2"));
         let builder = trusting(&ca).client_cert_pem(&*identity.chain).client_key_pem(key);
         let result = TlsConnector::new(builder.build().unwrap().settings(), Some("db"));
-        check(result, "encrypted-keys of fraiseql-wire");
+        assert_tls_error(result, "encrypted-keys of fraiseql-wire");
     }
 }
 
@@ -672,19 +681,25 @@ fn key_files_are_checked() {
     let new = |s: &TlsSettings| TlsConnector::new(s, Some("db"));
     new(&settings(&key, false)).unwrap();
     restrict(&key, 0o644);
-    check(new(&settings(&key, false)), "has group or world access; file must have permissions");
-    check(new(&settings(dir.path(), false)), "is not a regular file");
+    assert_tls_error(
+        new(&settings(&key, false)),
+        "has group or world access; file must have permissions",
+    );
+    assert_tls_error(new(&settings(dir.path(), false)), "is not a regular file");
     let missing = dir.path().join("missing");
     for optional in [false, true] {
-        check(new(&settings(&missing, optional)), "certificate present, but not private key file");
+        assert_tls_error(
+            new(&settings(&missing, optional)),
+            "certificate present, but not private key file",
+        );
     }
     let mut settings = settings(&key, false);
     settings.client.as_mut().unwrap().key = None;
-    check(new(&settings), "no private key");
+    assert_tls_error(new(&settings), "no private key");
     // A missing default certificate means none; any other missing certificate is an error.
     let client = settings.client.as_mut().unwrap();
     client.certificate = Source::File(missing);
-    check(new(&settings), "cannot be read");
+    assert_tls_error(new(&settings), "cannot be read");
     settings.client.as_mut().unwrap().optional = true;
     new(&settings).unwrap();
 }
@@ -697,7 +712,7 @@ async fn alpn_is_always_offered_and_required_for_direct_tls() {
     server.meet(&settings, "db", true).await.unwrap();
     server.alpn = false;
     server.meet(&settings, "db", false).await.unwrap();
-    check(server.meet(&settings, "db", true).await, "sslnegotiation=postgres");
+    assert_tls_error(server.meet(&settings, "db", true).await, "sslnegotiation=postgres");
 }
 
 #[tokio::test]
@@ -734,7 +749,7 @@ async fn response_that_is_not_tls_is_an_error() {
         };
         let (_, result) = tokio::join!(server, client);
         if is_tls {
-            check(result, "is not TLS");
+            assert_tls_error(result, "is not TLS");
         } else {
             assert!(matches!(result, Err(Error::ConnectionClosed { .. })), "{result:?}");
         }

@@ -22,9 +22,9 @@ use super::{
     asn1::parse_certificate,
     constraints,
     fields::{self, Certificate, Signature},
-    hostname::{self, Accepts},
+    hostname::{Accepts, check_hostname},
     paths,
-    revocation::{self, Issuer},
+    revocation::{Issuer, check_not_revoked},
     show,
     trust::{Root, Trust},
 };
@@ -197,7 +197,7 @@ impl Verifier {
         let bare = root.anchor.name_constraints.as_deref().filter(|_| root.certificate.is_none());
         let above = authorities.iter().filter_map(constraints::name_constraints);
         let constraints: Vec<_> = above.chain(bare).collect();
-        constraints::check(path, &constraints)?;
+        constraints::check_name_constraints(path, &constraints)?;
         self.check_revocation(trust, path, root, now)?;
         let Some(host) = &self.name else { return Ok(()) };
         let accepts = match (root.is_public, constraints.is_empty()) {
@@ -205,7 +205,7 @@ impl Verifier {
             (false, false) => Accepts::Constrained,
             (false, true) => Accepts::Anything,
         };
-        hostname::check(leaf, host, accepts)
+        check_hostname(leaf, host, accepts)
     }
 
     /// OpenSSL's CRL_CHECK_ALL: every certificate of the path, including the root, requires a list.
@@ -228,7 +228,7 @@ impl Verifier {
             };
             let key = key.ok_or(MALFORMED)?;
             let issuer = Issuer { key: &key, certificate: issuer };
-            revocation::check(lists, certificate, &issuer, self.algorithms.all, now)?;
+            check_not_revoked(lists, certificate, &issuer, self.algorithms.all, now)?;
         }
         Ok(())
     }
