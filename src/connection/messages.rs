@@ -33,7 +33,7 @@ pub(super) fn take_message(
     let message = match long {
         Some(reading) => {
             let name = reading.name();
-            let Some(message) = count_protocol_error(name, reading.read(buffer))? else {
+            let Some(message) = count_protocol_error(name, reading.take_from(buffer))? else {
                 return Ok(Taken::Incomplete);
             };
             *long = None;

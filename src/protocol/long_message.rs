@@ -70,7 +70,7 @@ impl LongMessage {
     }
 
     /// Removes the arrived part from the buffer. Returns the message when it is complete.
-    pub(crate) fn read(&mut self, buffer: &mut BytesMut) -> Result<Option<Message>> {
+    pub(crate) fn take_from(&mut self, buffer: &mut BytesMut) -> Result<Option<Message>> {
         let piece = buffer.split_to(self.missing.min(buffer.len()));
         self.missing -= piece.len();
         match &mut self.content {
@@ -101,12 +101,12 @@ mod tests {
     use crate::protocol::frame::{HEADER, MAX_FRAME};
 
     /// Reads a message in pieces of this size.
-    fn read(tag: u8, body: &[u8], piece: usize) -> Result<Message> {
+    fn take_in_pieces(tag: u8, body: &[u8], piece: usize) -> Result<Message> {
         let size = HEADER + body.len();
         let mut long = LongMessage::begin(Header { tag, size }).unwrap();
         for piece in body.chunks(piece) {
             let mut buffer = BytesMut::from(piece);
-            let message = long.read(&mut buffer)?;
+            let message = long.take_from(&mut buffer)?;
             assert!(buffer.is_empty());
             if let Some(message) = message {
                 return Ok(message);
@@ -134,7 +134,7 @@ mod tests {
         body.push(0);
         let whole = Message::parse(b'E', &body).unwrap();
         for piece in [1, 2, 7, 8191, 65_536, body.len()] {
-            assert_eq!(read(b'E', &body, piece).unwrap(), whole, "{piece}");
+            assert_eq!(take_in_pieces(b'E', &body, piece).unwrap(), whole, "{piece}");
         }
         let Message::ErrorResponse(error) = whole else { panic!() };
         assert_eq!((error.code().code(), error.position()), ("22P02", Some(12)));
@@ -146,21 +146,23 @@ mod tests {
     fn long_malformed_error_is_rejected() {
         let long = "x".repeat(100_000);
         for body in [format!("M{long}"), format!("M{long}\0"), format!("\0{long}")] {
-            assert!(read(b'E', body.as_bytes(), 1000).is_err());
+            assert!(take_in_pieces(b'E', body.as_bytes(), 1000).is_err());
         }
     }
 
     #[test]
     fn long_parameter_or_notification_keeps_its_name() {
         let long = "x".repeat(100_000);
-        let parameter = read(b'S', format!("search_path\0{long}\0").as_bytes(), 1000).unwrap();
+        let parameter =
+            take_in_pieces(b'S', format!("search_path\0{long}\0").as_bytes(), 1000).unwrap();
         let Message::ParameterStatus { name, value } = parameter else { panic!() };
         assert_eq!(name, "search_path");
         assert!(value.len() > 8 << 10 && value.len() <= MAX_HEAD);
-        let notification = read(b'A', format!("\0\0\0\x01jobs\0{long}\0").as_bytes(), 9).unwrap();
+        let notification =
+            take_in_pieces(b'A', format!("\0\0\0\x01jobs\0{long}\0").as_bytes(), 9).unwrap();
         assert_eq!(notification, Message::NotificationResponse { channel: "jobs".into() });
         // The name has no end.
-        let parameter = read(b'S', long.as_bytes(), 1000).unwrap();
+        let parameter = take_in_pieces(b'S', long.as_bytes(), 1000).unwrap();
         assert!(
             matches!(parameter, Message::ParameterStatus { name, .. } if name.len() <= MAX_HEAD)
         );

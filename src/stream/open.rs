@@ -217,7 +217,7 @@ impl Opening<'_> {
                 Some(Ok(())) => break,
                 Some(Err(error)) => error,
                 None => {
-                    let held = in_flight.take().ok_or_else(taken_twice)?;
+                    let held = in_flight.take_held().ok_or_else(taken_twice)?;
                     return Ok(Started::Interrupted(Box::new(held), statement));
                 }
             };
@@ -243,7 +243,7 @@ impl Opening<'_> {
         } else {
             Ok(Answer::Continues)
         };
-        let held = in_flight.take().ok_or_else(taken_twice)?;
+        let held = in_flight.take_held().ok_or_else(taken_twice)?;
         let blocked = held.exchange.blocked;
         let sessions = match answer {
             Ok(Answer::Complete) => {
@@ -275,7 +275,7 @@ impl Opening<'_> {
         let read = settings.first_read_size(parallel.parts);
         let mut sessions = Vec::with_capacity(parallel.parts);
         let others = planned.others.into_iter().map(|connection| (Box::new(connection), None));
-        let first = starting.take().map(|(connection, lease)| (connection, Some(lease)));
+        let first = starting.take_connection().map(|(connection, lease)| (connection, Some(lease)));
         for (connection, lease) in first.into_iter().chain(others) {
             let exchange =
                 Exchange::new(connection, planned.execute.clone(), ExtendedQuery::bound());
@@ -296,7 +296,7 @@ impl Opening<'_> {
             }
         });
         let started = try_all(started).await?;
-        let sessions = started.into_iter().map(|mut in_flight| in_flight.take());
+        let sessions = started.into_iter().map(|mut in_flight| in_flight.take_held());
         let sessions = sessions.collect::<Option<Vec<_>>>().ok_or_else(taken_twice)?;
         let blocked = sessions.iter().map(|held| held.exchange.blocked).sum();
         let (first, answer) = (None, Ok(Answer::Continues));

@@ -41,7 +41,7 @@ impl InFlight {
         self.held.as_mut()
     }
 
-    pub(super) fn take(&mut self) -> Option<Held> {
+    pub(super) fn take_held(&mut self) -> Option<Held> {
         let held = self.held.take()?;
         held.running.left_future(&held.exchange.connection.session);
         Some(held)
@@ -50,7 +50,7 @@ impl InFlight {
     /// The query has failed before its first row. If the session has ended, so has the connection
     /// when this returns; otherwise it is cleaned up in a task.
     pub(super) fn failed(mut self, error: Error) -> StartError {
-        let Some(held) = self.take() else { return error.into() };
+        let Some(held) = self.take_held() else { return error.into() };
         if held.exchange.is_stale(&error) {
             held.exchange.connection.discard_stale();
             return StartError { stale: held.lease, ..error.into() };
@@ -81,7 +81,7 @@ impl From<Error> for StartError {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if let Some(held) = self.take() {
+        if let Some(held) = self.take_held() {
             held.abandon(&self.runtime);
         }
     }
@@ -143,7 +143,7 @@ impl StartingTransaction {
         &mut self.held.insert((connection, lease, running)).0
     }
 
-    pub(super) fn take(&mut self) -> Option<(Box<Connection>, Lease)> {
+    pub(super) fn take_connection(&mut self) -> Option<(Box<Connection>, Lease)> {
         self.held.take().map(|(connection, lease, _)| (connection, lease))
     }
 
@@ -162,7 +162,7 @@ impl StartingTransaction {
             None => false,
         };
         let mut stale = None;
-        if let Some((connection, lease)) = self.take() {
+        if let Some((connection, lease)) = self.take_connection() {
             if is_stale {
                 connection.discard_stale();
                 stale = Some(lease);

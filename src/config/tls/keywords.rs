@@ -142,7 +142,11 @@ fn versions<'a>(
 mod tests {
     use super::*;
 
-    fn read(mode: &str, home: Option<&str>, pairs: &[(&str, &'static str)]) -> Result<TlsSettings> {
+    fn settings(
+        mode: &str,
+        home: Option<&str>,
+        pairs: &[(&str, &'static str)],
+    ) -> Result<TlsSettings> {
         let get = |k: &str| pairs.iter().find(|(key, _)| *key == k).map(|(_, v)| *v);
         from_keywords(&get, SslMode::parse(mode).unwrap(), home.map(Path::new))
     }
@@ -154,7 +158,7 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn default_tls_files_equal_those_of_libpq() {
-        let s = read("prefer", Some("/home/u"), &[]).unwrap();
+        let s = settings("prefer", Some("/home/u"), &[]).unwrap();
         let root = RootSource::Certificates(file("/home/u/.postgresql/root.crt"));
         assert_eq!((s.roots, s.roots_optional, s.verify), (vec![root], true, Verify::Chain));
         let client = s.client.unwrap();
@@ -175,7 +179,7 @@ mod tests {
             ("verify-ca", false, Verify::Chain),
             ("verify-full", false, Verify::ChainAndName),
         ] {
-            let s = read(mode, None, &[("sslrootcert", "r.crt")]).unwrap();
+            let s = settings(mode, None, &[("sslrootcert", "r.crt")]).unwrap();
             assert_eq!((s.roots_optional, s.verify), (optional, verify), "{mode}");
             assert_eq!(s.roots, [RootSource::Certificates(file("r.crt"))]);
         }
@@ -183,12 +187,12 @@ mod tests {
 
     #[test]
     fn without_a_home_directory_there_are_no_defaults() {
-        let s = read("require", None, &[]).unwrap();
+        let s = settings("require", None, &[]).unwrap();
         assert_eq!((s.verify, s.roots, s.client), (Verify::Nothing, vec![], None));
         assert!(s.crls.paths.is_empty());
-        let error = read("verify-ca", None, &[]).unwrap_err().to_string();
+        let error = settings("verify-ca", None, &[]).unwrap_err().to_string();
         assert!(error.contains("set sslrootcert"), "{error}");
-        let s = read("require", None, &[("sslcert", "c")]).unwrap();
+        let s = settings("require", None, &[("sslcert", "c")]).unwrap();
         assert_eq!(s.client.unwrap().key, None);
     }
 
@@ -196,17 +200,17 @@ mod tests {
     fn system_roots_require_verify_full() {
         let system = [("sslrootcert", "system")];
         for mode in ["disable", "allow", "prefer", "require", "verify-ca"] {
-            let error = read(mode, None, &system).unwrap_err().to_string();
+            let error = settings(mode, None, &system).unwrap_err().to_string();
             assert!(error.contains("verify-full"), "{error}");
         }
-        let s = read("verify-full", Some("/home/u"), &system).unwrap();
+        let s = settings("verify-full", Some("/home/u"), &system).unwrap();
         assert_eq!((s.roots, s.verify), (vec![RootSource::System], Verify::ChainAndName));
         assert!(s.crls.paths.is_empty(), "the default list is not for the system's authorities");
     }
 
     #[test]
     fn explicit_revocation_lists_are_not_optional() {
-        let s = read("require", Some("/h"), &[("sslcrl", "a"), ("sslcrldir", "b")]).unwrap();
+        let s = settings("require", Some("/h"), &[("sslcrl", "a"), ("sslcrldir", "b")]).unwrap();
         assert_eq!(s.crls, Crls { paths: vec!["a".into(), "b".into()], optional: false });
     }
 
@@ -218,12 +222,12 @@ mod tests {
             ("require", SendCertificate::Require),
             ("", SendCertificate::Allow),
         ] {
-            let s = read("require", None, &[("sslcertmode", word)]).unwrap();
+            let s = settings("require", None, &[("sslcertmode", word)]).unwrap();
             assert_eq!(s.send_certificate, mode);
         }
-        assert!(read("require", None, &[("sslcertmode", "never")]).is_err());
+        assert!(settings("require", None, &[("sslcertmode", "never")]).is_err());
         for (word, on) in [("1", true), ("0", false), ("", false), ("true", false)] {
-            assert_eq!(read("require", None, &[("sslsni", word)]).unwrap().sni, on, "{word}");
+            assert_eq!(settings("require", None, &[("sslsni", word)]).unwrap().sni, on, "{word}");
         }
     }
 
@@ -242,7 +246,8 @@ mod tests {
             ("", "TLS1.3", None),
         ] {
             let pairs = [("ssl_min_protocol_version", min), ("ssl_max_protocol_version", max)];
-            let got = read("require", None, &pairs).ok().map(|s| (s.min_version, s.max_version));
+            let got =
+                settings("require", None, &pairs).ok().map(|s| (s.min_version, s.max_version));
             assert_eq!(got, expected, "{min} {max}");
         }
     }

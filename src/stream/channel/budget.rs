@@ -57,13 +57,13 @@ impl Budget {
     }
 
     /// Reserves `size` bytes. Returns whether this crosses the threshold for a warning.
-    pub(in crate::stream_impl) fn take(&mut self, size: usize) -> bool {
+    pub(in crate::stream_impl) fn reserve(&mut self, size: usize) -> bool {
         self.held += size;
         self.peak = self.peak.max(self.held);
         self.held > self.warn && !std::mem::replace(&mut self.warned, true)
     }
 
-    pub(in crate::stream_impl) fn give(&mut self, size: usize) {
+    pub(in crate::stream_impl) fn release(&mut self, size: usize) {
         self.held = self.held.saturating_sub(size);
         self.warned &= self.held > self.warn;
     }
@@ -90,12 +90,12 @@ mod tests {
     fn admit_exceeds_the_limit_only_for_a_single_allocation() {
         let mut budget = Budget::new(100, 100);
         assert!(budget.admit(0, 1000), "the first, whatever its size");
-        budget.take(60);
+        budget.reserve(60);
         assert!(budget.admit(0, 40));
         assert!(!budget.admit(0, 41));
         budget.leave(0);
-        budget.take(40);
-        budget.give(60);
+        budget.reserve(40);
+        budget.release(60);
         assert_eq!((budget.held(), budget.peak()), (40, 100));
     }
 
@@ -103,38 +103,38 @@ mod tests {
     fn waiting_readers_are_served_in_order() {
         let mut budget = Budget::new(100, 100);
         assert!(budget.admit(0, 60));
-        budget.take(60);
+        budget.reserve(60);
         assert!(!budget.admit(1, 70));
         // There is room for it, but the large one is first.
         assert!(!budget.admit(2, 10) && !budget.admit(0, 1));
         assert!(budget.is_short());
-        budget.give(60);
+        budget.release(60);
         assert!(!budget.admit(2, 10));
         assert!(!budget.is_short(), "the next one has not run yet");
         assert!(budget.admit(1, 70));
-        budget.take(70);
+        budget.reserve(70);
         assert!(!budget.admit(0, 1), "reader 2 came first");
         assert!(budget.admit(2, 10));
-        budget.take(10);
+        budget.reserve(10);
         assert!(budget.admit(0, 20));
         // A reader that stops waiting loses its place.
-        budget.take(20);
+        budget.reserve(20);
         assert!(!budget.admit(1, 50) && !budget.admit(2, 1));
         budget.leave(1);
-        budget.give(20);
+        budget.release(20);
         assert!(budget.admit(2, 1));
     }
 
     #[test]
     fn warning_is_logged_once_per_crossing() {
         let mut budget = Budget::new(100, 50);
-        assert!(!budget.take(50));
-        assert!(budget.take(1));
-        assert!(!budget.take(20));
-        budget.give(20);
-        assert!(!budget.take(20), "it stayed above the threshold");
-        budget.give(21);
-        assert!(budget.take(21));
-        assert!(!Budget::new(100, 100).take(100));
+        assert!(!budget.reserve(50));
+        assert!(budget.reserve(1));
+        assert!(!budget.reserve(20));
+        budget.release(20);
+        assert!(!budget.reserve(20), "it stayed above the threshold");
+        budget.release(21);
+        assert!(budget.reserve(21));
+        assert!(!Budget::new(100, 100).reserve(100));
     }
 }

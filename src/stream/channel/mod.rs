@@ -281,7 +281,7 @@ impl MemoryPermit {
 impl Drop for MemoryPermit {
     fn drop(&mut self) {
         let mut state = self.channel.lock();
-        state.memory.give(self.size);
+        state.memory.release(self.size);
         self.channel.room(state);
         self.channel.observer.metrics.memory_given(self.size);
     }

@@ -71,7 +71,7 @@ impl Channel {
         mut state: MutexGuard<'_, ChannelState>,
         size: usize,
     ) -> Arc<MemoryPermit> {
-        let crossed = state.memory.take(size);
+        let crossed = state.memory.reserve(size);
         let (held, limit) = (state.memory.held(), state.memory.limit());
         // There may be room for the next reader too.
         self.room(state);
