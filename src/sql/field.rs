@@ -73,7 +73,7 @@ impl Field {
     /// The field's value as `jsonb`, in the JSON column `document`. A column keeps its own type.
     pub(super) fn json(&self, document: &str) -> Result<String> {
         match &self.place {
-            Place::Path(keys) => Ok(format!("({}::jsonb)", path(document, keys, false)?)),
+            Place::Path(keys) => Ok(format!("({}::jsonb)", path(document, keys, "->")?)),
             Place::Column(name) => column(name),
         }
     }
@@ -97,7 +97,7 @@ impl Field {
     /// The field's value as text. A column keeps its own type.
     pub(super) fn text(&self, document: &str) -> Result<String> {
         match &self.place {
-            Place::Path(keys) => path(document, keys, true),
+            Place::Path(keys) => path(document, keys, "->>"),
             Place::Column(name) => column(name),
         }
     }
@@ -135,13 +135,13 @@ fn column(name: &str) -> Result<String> {
     quote_name(name).map_err(|why| Error::config(format!("invalid column name {name:?}: {why}")))
 }
 
-/// Returns `("data"->'a'->>'b')`, the form in which expression indexes are declared.
-fn path(document: &str, keys: &[String], as_text: bool) -> Result<String> {
+/// Returns `("data"->'a'->>'b')`, the form in which expression indexes are declared. `last_arrow`
+/// is the operator before the last key.
+fn path(document: &str, keys: &[String], last_arrow: &str) -> Result<String> {
     check_path(keys)?;
     let mut sql = format!("({document}");
     for (i, key) in keys.iter().enumerate() {
-        let last = i + 1 == keys.len();
-        let arrow = if last && as_text { "->>" } else { "->" };
+        let arrow = if i + 1 == keys.len() { last_arrow } else { "->" };
         // Writing to a String cannot fail.
         let _ = write!(sql, "{arrow}{}", literal(key)?);
     }

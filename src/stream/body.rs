@@ -12,7 +12,8 @@ use futures_core::{FusedStream, Stream};
 use tracing::{debug, warn};
 
 use super::{
-    query_stream::QueryStream, resume::key_text, row::FromJsonRow, row_chunk::RowChunk, sse,
+    predicates::Encoding, query_stream::QueryStream, resume::key_text, row::FromJsonRow,
+    row_chunk::RowChunk, sse,
 };
 use crate::{
     connection::TARGET,
@@ -113,7 +114,7 @@ impl<T: FromJsonRow> Stream for Body<T> {
         if this.ended {
             return Poll::Ready(None);
         }
-        match ready!(this.rows.poll_rows(cx, true)) {
+        match ready!(this.rows.poll_rows(cx, Encoding::Utf8)) {
             Some(Ok(rows)) => Poll::Ready(Some(Ok(this.part(&rows)))),
             Some(Err(error)) => Poll::Ready(Some(this.fail(error))),
             None => {

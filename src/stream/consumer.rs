@@ -1,7 +1,7 @@
 use std::{sync::Arc, time::Instant};
 
 use super::{
-    channel::Channel,
+    channel::{Channel, ClosedBy},
     observer::{Rows, now, outcome},
     row::Beyond,
     stats::StreamState,
@@ -72,27 +72,18 @@ impl Consumer {
 
     /// Times the decoding of one row, from which the time of a chunk of `rows` is estimated.
     ///
-    /// `read` calls its argument after the predicates on documents. `filters` is set if there are
-    /// any.
+    /// `decode` calls its argument after the predicates on documents, if there are any.
     #[cold]
-    pub(super) fn timed<R>(
-        &self,
-        rows: usize,
-        filters: bool,
-        decode: impl FnOnce(&mut dyn FnMut()) -> R,
-    ) -> R {
+    pub(super) fn timed<R>(&self, rows: usize, decode: impl FnOnce(&mut dyn FnMut()) -> R) -> R {
         // The row is the first of its chunk.
         let began = self.chunk_since.unwrap_or_else(now);
-        let mut judged = began;
-        let row = decode(&mut || {
-            if filters {
-                judged = now();
-            }
-        });
+        let mut judged = None;
+        let row = decode(&mut || judged = Some(now()));
         let rows = u32::try_from(rows).unwrap_or(u32::MAX);
-        self.channel.observer.metrics.decoded((now() - judged).saturating_mul(rows));
-        if filters {
-            self.channel.observer.metrics.filtered((judged - began).saturating_mul(rows));
+        let metrics = &self.channel.observer.metrics;
+        metrics.decoded((now() - judged.unwrap_or(began)).saturating_mul(rows));
+        if let Some(judged) = judged {
+            metrics.filtered((judged - began).saturating_mul(rows));
         }
         row
     }
@@ -128,7 +119,7 @@ impl Consumer {
             Outcome::Dropped | Outcome::Cancelled => StreamState::Cancelled,
         };
         let at = now();
-        let is_first = self.channel.close(state, at, true);
+        let is_first = self.channel.close(state, at, ClosedBy::Consumer);
         let metrics = &self.channel.observer.metrics;
         metrics.taken(unread.rows, unread.bytes);
         metrics.discarded(unread.rows);

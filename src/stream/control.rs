@@ -1,7 +1,7 @@
 use std::{fmt, sync::Arc, time::Duration};
 
 use super::{
-    channel::Channel,
+    channel::{Channel, ClosedBy},
     observer::now,
     stats::{StreamState, StreamStats},
 };
@@ -113,7 +113,7 @@ impl StreamControl {
     ///
     /// Dropping the future does not stop the cancellation.
     pub async fn cancel(&self) -> Result<()> {
-        self.channel.close(StreamState::Cancelled, now(), false);
+        self.channel.close(StreamState::Cancelled, now(), ClosedBy::Control);
         self.channel.released().await
     }
 

@@ -96,13 +96,21 @@ impl<T> Default for Predicates<T> {
     }
 }
 
+/// The encoding that is required of rows that are returned undecoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Unchecked,
+    /// A row that is not UTF-8 is an error.
+    Utf8,
+}
+
 /// Returns whether all predicates accept a row that is returned undecoded.
 pub(super) fn passes<T: FromJsonRow>(
     row: &Row<'_>,
     predicates: &Predicates<T>,
-    as_text: bool,
+    encoding: Encoding,
 ) -> Result<bool> {
-    if as_text {
+    if encoding == Encoding::Utf8 {
         row.check_utf8()?;
     }
     let judged = apply_predicates(row, &predicates.on_documents)?;
@@ -118,14 +126,16 @@ pub(super) fn passes<T: FromJsonRow>(
 }
 
 /// Decodes a row, unless a predicate on documents rejects it. Calls `judged` after these
-/// predicates.
+/// predicates, if there are any.
 pub(super) fn decode_selected<T: FromJsonRow>(
     row: &Row<'_>,
     predicates: &[Predicate<Value>],
     judged: &mut dyn FnMut(),
 ) -> Option<Result<T>> {
     let verdict = apply_predicates(row, predicates);
-    judged();
+    if !predicates.is_empty() {
+        judged();
+    }
     match verdict {
         Ok(Verdict::NoPredicates) => Some(T::from_row(row)),
         Ok(Verdict::Keep(document)) => Some(T::from_document(row, &document)),

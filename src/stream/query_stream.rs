@@ -19,7 +19,7 @@ use super::{
     open::{Claim, Outcome, open},
     pipeline::{Pipeline, continue_fetches, fetch},
     plan::{Execution, QueryPlan},
-    predicates::{Predicates, decode_selected, passes},
+    predicates::{Encoding, Predicates, decode_selected, passes},
     row::FromJsonRow,
     row_chunk::RowChunk,
     stats::{StreamState, StreamStats},
@@ -220,7 +220,7 @@ impl<T: FromJsonRow> QueryStream<T> {
     ///
     /// Cancel-safe: a chunk is removed from the stream only when it is returned.
     pub async fn next_chunk(&mut self) -> Option<Result<RowChunk>> {
-        poll_fn(|cx| self.poll_rows(cx, false)).await
+        poll_fn(|cx| self.poll_rows(cx, Encoding::Unchecked)).await
     }
 
     /// Cancels the query on the server. Resolves when the client is ready for its next query.
@@ -305,7 +305,7 @@ impl<T: FromJsonRow> QueryStream<T> {
             // One row is timed per chunk: reading the clock costs as much as decoding a small row.
             let decoded = match self.sample_pending.take() {
                 None => decode(&mut || {}),
-                Some(rows) => consumer.timed(rows, !on_documents.is_empty(), decode),
+                Some(rows) => consumer.timed(rows, decode),
             };
             let Some(decoded) = decoded else {
                 consumer.channel.consumed.filtered.add(1);
@@ -327,16 +327,15 @@ impl<T: FromJsonRow> QueryStream<T> {
         None
     }
 
-    /// Returns the next rows that no predicate rejects, undecoded. With `as_text`, they must be
-    /// UTF-8.
+    /// Returns the next rows that no predicate rejects, undecoded.
     pub(super) fn poll_rows(
         &mut self,
         cx: &mut Context<'_>,
-        as_text: bool,
+        encoding: Encoding,
     ) -> Poll<Option<Result<RowChunk>>> {
         loop {
-            let rows = if as_text || !self.predicates.is_empty() {
-                self.select_buffered(as_text)
+            let rows = if encoding == Encoding::Utf8 || !self.predicates.is_empty() {
+                self.select_buffered(encoding)
             } else {
                 self.take_buffered().map(Ok)
             };
@@ -369,7 +368,7 @@ impl<T: FromJsonRow> QueryStream<T> {
     }
 
     /// Returns the rows of the current chunk that no predicate rejects, up to a row that fails.
-    fn select_buffered(&mut self, as_text: bool) -> Option<Result<RowChunk>> {
+    fn select_buffered(&mut self, encoding: Encoding) -> Option<Result<RowChunk>> {
         let chunk = &mut self.chunk.as_mut()?.chunk;
         let consumed = &self.consumer.channel.consumed;
         let mut selected = Vec::new();
@@ -377,7 +376,7 @@ impl<T: FromJsonRow> QueryStream<T> {
             let at = chunk.at;
             let Some(row) = chunk.next_row(self.row + 1) else { break };
             let (number, bytes) = (self.row + 1, row.value_bytes());
-            let passes = passes(&row, &self.predicates, as_text);
+            let passes = passes(&row, &self.predicates, encoding);
             if passes.is_err() && !selected.is_empty() {
                 // Return the rows before it first.
                 chunk.at = at;

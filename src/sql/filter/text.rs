@@ -27,44 +27,44 @@ use crate::{
 impl Field {
     /// Matches if the string contains the text. In the text, `%` and `_` have no special meaning.
     pub fn contains(self, text: &str) -> Filter {
-        self.pattern(format!("%{}%", escape(text)), false)
+        self.pattern(format!("%{}%", escape(text)), Case::Sensitive)
     }
 
     /// Like [`contains`](Self::contains), ignoring case.
     pub fn icontains(self, text: &str) -> Filter {
-        self.pattern(format!("%{}%", escape(text)), true)
+        self.pattern(format!("%{}%", escape(text)), Case::Ignored)
     }
 
     /// Matches if the string starts with the text.
     pub fn starts_with(self, text: &str) -> Filter {
-        self.pattern(format!("{}%", escape(text)), false)
+        self.pattern(format!("{}%", escape(text)), Case::Sensitive)
     }
 
     /// Like [`starts_with`](Self::starts_with), ignoring case.
     pub fn istarts_with(self, text: &str) -> Filter {
-        self.pattern(format!("{}%", escape(text)), true)
+        self.pattern(format!("{}%", escape(text)), Case::Ignored)
     }
 
     /// Matches if the string ends with the text.
     pub fn ends_with(self, text: &str) -> Filter {
-        self.pattern(format!("%{}", escape(text)), false)
+        self.pattern(format!("%{}", escape(text)), Case::Sensitive)
     }
 
     /// Like [`ends_with`](Self::ends_with), ignoring case.
     pub fn iends_with(self, text: &str) -> Filter {
-        self.pattern(format!("%{}", escape(text)), true)
+        self.pattern(format!("%{}", escape(text)), Case::Ignored)
     }
 
     /// Matches if the string matches a pattern of SQL's `LIKE`: `%` matches any text, `_` matches
     /// any character, and `\` escapes the next character. A pattern that ends in an incomplete
     /// escape is an error when the query is executed.
     pub fn like(self, pattern: &str) -> Filter {
-        self.pattern(pattern.to_owned(), false)
+        self.pattern(pattern.to_owned(), Case::Sensitive)
     }
 
     /// Like [`like`](Self::like), ignoring case.
     pub fn ilike(self, pattern: &str) -> Filter {
-        self.pattern(pattern.to_owned(), true)
+        self.pattern(pattern.to_owned(), Case::Ignored)
     }
 
     /// Matches if the string matches a [POSIX regular expression]. An invalid expression is a
@@ -75,13 +75,13 @@ impl Field {
         Filter::leaf(self, Regex(pattern.to_owned()))
     }
 
-    fn pattern(self, pattern: String, ignore_case: bool) -> Filter {
+    fn pattern(self, pattern: String, case: Case) -> Filter {
         let trailing = pattern.chars().rev().take_while(|c| *c == '\\').count();
         if trailing % 2 == 1 {
             let message = "a LIKE pattern ends with an incomplete escape: double the backslash";
             return Filter::invalid(self, message);
         }
-        Filter::leaf(self, Like { pattern, ignore_case })
+        Filter::leaf(self, Like { pattern, case })
     }
 }
 
@@ -99,12 +99,22 @@ fn escape(text: &str) -> String {
 
 struct Like {
     pattern: String,
-    ignore_case: bool,
+    case: Case,
+}
+
+/// Whether upper and lower case are different.
+#[derive(Clone, Copy)]
+enum Case {
+    Sensitive,
+    Ignored,
 }
 
 impl Predicate for Like {
     fn render(&self, sql: &mut Render<'_>) -> Result<String> {
-        let word = if self.ignore_case { "ILIKE" } else { "LIKE" };
+        let word = match self.case {
+            Case::Sensitive => "LIKE",
+            Case::Ignored => "ILIKE",
+        };
         let test = format!("({} {word} {})", sql.text()?, sql.bind(self.pattern.to_param()));
         sql.condition(STRING, &test)
     }

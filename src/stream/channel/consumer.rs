@@ -6,7 +6,7 @@ use std::{
     time::Instant,
 };
 
-use super::{BlockedOn, Channel, Closed, Delivery, Phase, RowsState, Volume, now, wake};
+use super::{BlockedOn, Channel, Closed, ClosedBy, Delivery, Phase, RowsState, Volume, now, wake};
 use crate::{
     error::{Error, Result},
     stream_impl::stats::{StreamState, StreamStats},
@@ -59,13 +59,13 @@ impl Channel {
 
     /// Closes the stream at `at`: if the query still runs, it is cancelled, and its connection is
     /// cleaned up.
-    /// Returns whether this is the first call, which decides the state. `by_consumer`: the stream
-    /// itself closes it and has no unread chunk.
+    ///
+    /// Returns whether this is the first call, which decides the state.
     pub(in crate::stream_impl) fn close(
         &self,
         how: StreamState,
         at: Instant,
-        by_consumer: bool,
+        by: ClosedBy,
     ) -> bool {
         let (queue, guard, waker, pause, is_first) = {
             let mut state = self.lock();
@@ -73,9 +73,10 @@ impl Channel {
             let mut pause = None;
             let is_first = state.closed.is_none();
             match &mut state.closed {
-                Some(closed) => closed.by_consumer |= by_consumer,
+                Some(closed) if by == ClosedBy::Consumer => closed.by = by,
+                Some(_) => {}
                 None => {
-                    state.closed = Some(Closed { state: how, at, by_consumer });
+                    state.closed = Some(Closed { state: how, at, by });
                     pause = state.pause.resume(at);
                     state.all_unblocked(at);
                 }
@@ -143,8 +144,8 @@ impl Channel {
         // After a cancellation by a handle, the stream may still read its current chunk.
         let readable = match state.closed {
             None => received.volume,
-            Some(Closed { by_consumer: false, .. }) => state.dequeued,
-            Some(Closed { by_consumer: true, .. }) => consumed,
+            Some(Closed { by: ClosedBy::Control, .. }) => state.dequeued,
+            Some(Closed { by: ClosedBy::Consumer, .. }) => consumed,
         };
         let buffered = readable.since(consumed);
         let blocked = |on| state.readers.iter().map(move |r| r.blocked.total(on, now)).sum();

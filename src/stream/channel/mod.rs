@@ -128,8 +128,16 @@ enum RowsState {
 struct Closed {
     state: StreamState,
     at: Instant,
-    /// By the stream itself, which then has no unread chunk.
-    by_consumer: bool,
+    by: ClosedBy,
+}
+
+/// What closes a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ClosedBy {
+    /// The stream itself, which then has no unread chunk.
+    Consumer,
+    /// A handle of the stream. The consumer may still have an unread chunk.
+    Control,
 }
 
 /// A chunk and its memory.

@@ -82,9 +82,12 @@ fn stream_stats_are_consistent_in_every_state() {
     check(StreamState::Running, (8, 80), 0);
     let unread = channel.delivered_but_unread();
     assert_eq!((unread.rows, unread.bytes), (3, 30));
-    assert!(channel.close(StreamState::Cancelled, now(), false));
+    assert!(channel.close(StreamState::Cancelled, now(), ClosedBy::Control));
     check(StreamState::Cancelled, (3, 30), 5);
-    assert!(!channel.close(StreamState::Completed, now(), true), "the first end counts");
+    assert!(
+        !channel.close(StreamState::Completed, now(), ClosedBy::Consumer),
+        "the first end counts"
+    );
     check(StreamState::Cancelled, (0, 0), 8);
 }
 
@@ -202,7 +205,7 @@ async fn pause_timeout_set_during_a_pause_ends_it() {
 async fn close_during_a_pause_ends_the_task_that_watches_it() {
     let channel = channel(0);
     channel.pause(None).await.unwrap();
-    channel.close(StreamState::Cancelled, now(), true);
+    channel.close(StreamState::Cancelled, now(), ClosedBy::Consumer);
     while Arc::strong_count(&channel) > 1 {
         tokio::task::yield_now().await;
     }
@@ -226,7 +229,7 @@ fn pause_that_waits_for_one_reader_does_not_wake_the_others_again() {
     assert!(pin!(paused.changed()).as_mut().poll(&mut cx).is_pending());
     ending.finish(Ok(()));
     assert!(pause.as_mut().poll(&mut cx).is_ready());
-    channel.close(StreamState::Cancelled, now(), true);
+    channel.close(StreamState::Cancelled, now(), ClosedBy::Consumer);
 }
 
 /// Otherwise pausing a stream at its last row would fail because the stream has ended.
@@ -265,7 +268,9 @@ fn first_row_is_missing_until_it_arrives_or_cannot_arrive() {
     assert_eq!(missing(&channel), Poll::Ready(None));
     for end in [
         |channel: &Arc<Channel>| channel.producer(0).finish(Ok(())),
-        |channel: &Arc<Channel>| assert!(channel.close(StreamState::Cancelled, now(), false)),
+        |channel: &Arc<Channel>| {
+            assert!(channel.close(StreamState::Cancelled, now(), ClosedBy::Control))
+        },
     ] {
         let channel = self::channel(1);
         end(&channel);
@@ -298,7 +303,7 @@ fn pause_waits_for_a_reader_that_was_woken_but_has_not_run() {
     assert!(pause.as_mut().poll(&mut cx).is_pending(), "it holds rows");
     assert_eq!(producer.permit_read(false), ReadPermit::Paused);
     assert!(pause.as_mut().poll(&mut cx).is_ready());
-    channel.close(StreamState::Cancelled, now(), true);
+    channel.close(StreamState::Cancelled, now(), ClosedBy::Consumer);
 }
 
 /// The counters that the stream writes without the lock are consistent at any time. Under Miri,
@@ -321,7 +326,7 @@ fn stream_stats_are_consistent_while_rows_are_consumed() {
                 count.add(1);
             }
         }
-        writer.close(StreamState::Cancelled, now(), true);
+        writer.close(StreamState::Cancelled, now(), ClosedBy::Consumer);
     });
     loop {
         let stats = channel.stats();
