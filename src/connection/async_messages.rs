@@ -11,10 +11,10 @@ use std::{
 
 use tracing::{debug, warn};
 
-use super::report::{TARGET, count_protocol_error};
+use super::report::{TARGET, violation};
 use crate::{
     config::is_utf8,
-    error::{DbError, Error, OneLine, Result, sqlstate},
+    error::{DbError, OneLine, Result, sqlstate},
     metrics,
     protocol::backend::Message,
     sync::lock,
@@ -140,7 +140,8 @@ impl AsyncMessages {
     ///
     /// # Errors
     ///
-    /// [`Error::Protocol`]: the connection cannot be used again and must be dropped.
+    /// [`Error::Protocol`](crate::Error::Protocol): the connection cannot be used again and must be
+    /// dropped.
     pub(super) fn check_encoding(&self) -> Result<()> {
         let Some(encoding) = lock(&self.parameters).wrong_encoding.clone() else { return Ok(()) };
         let message = format!(
@@ -148,7 +149,7 @@ impl AsyncMessages {
              what sets it (a function of the view, or another client of the same pooler) and have \
              it leave client_encoding alone; the connection was closed"
         );
-        count_protocol_error("ParameterStatus", Err(Error::protocol(message)))
+        Err(violation("ParameterStatus", message))
     }
 }
 

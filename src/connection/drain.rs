@@ -13,7 +13,7 @@ use tracing::debug;
 use super::{
     cancel::timed_out,
     messages::Taken,
-    report::{TARGET, count_protocol_error},
+    report::TARGET,
     server_connection::{Connection, Limits},
     session::{FIRST_REPEAT, no_key, stop_without_answer},
 };
@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Result},
     metrics::connection::{self as metrics, CloseReason},
     protocol::{
-        backend::{Message, name_of},
+        backend::Message,
         extended_query::ExtendedQuery,
         frame::{Header, MAX_FRAME},
         long_message::LongMessage,
@@ -207,13 +207,13 @@ impl Drain {
             }
             if !connection.is_in_message() {
                 let buffer = &connection.buffer;
-                let tag = buffer.first().copied().unwrap_or_default();
-                let header = count_protocol_error(name_of(tag), Header::parse(buffer, MAX_FRAME))?;
-                let Some(header) = header else { return Ok(Arrived::Incomplete) };
-                let is_cut = buffer.len() < header.size && header.size > READ;
-                if is_cut && !LongMessage::is_supported(tag) {
-                    connection.skip = header.size;
-                    continue;
+                // Taking the message reports a header that is malformed or incomplete.
+                if let Ok(Some(header)) = Header::parse(buffer, MAX_FRAME) {
+                    let is_cut = buffer.len() < header.size && header.size > READ;
+                    if is_cut && !LongMessage::is_supported(header.tag) {
+                        connection.skip = header.size;
+                        continue;
+                    }
                 }
             }
             // Not skipped: a parameter that changes now applies to the session.

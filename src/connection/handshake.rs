@@ -10,7 +10,7 @@ use super::{
     info::ConnectionInfo,
     login::{Login, LoginError},
     outgoing::Outgoing,
-    report::{count_protocol_error, unexpected},
+    report::{unexpected, violation},
     server_connection::{Connection, Limits},
     session::Session,
     startup::{Rejection, StartupStream, refusal},
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     config::{ConnectionConfig, Password, ProtocolVersion, SslNegotiation, Target},
-    error::{Error, Result},
+    error::Result,
     metrics::connection::{Attempt, LoginMetrics, OpenConnection, Phase},
     protocol::{backend::Message, frontend},
     transport::{Address, Transport},
@@ -89,11 +89,10 @@ pub(super) async fn handshake(
         match stream.receive().await? {
             Message::BackendKeyData { process_id, secret } => {
                 if version == ProtocolVersion::V3_0 && secret.len() != 4 {
-                    let error = Error::protocol(format!(
-                        "invalid cancel key of {} bytes: expected 4 in protocol 3.0",
-                        secret.len()
-                    ));
-                    count_protocol_error("BackendKeyData", Err::<(), _>(error))?;
+                    let bytes = secret.len();
+                    let text =
+                        format!("invalid cancel key of {bytes} bytes: expected 4 in protocol 3.0");
+                    return Err(violation("BackendKeyData", text).into());
                 }
                 cancel = Some(CancelKey {
                     address: address.clone(),

@@ -7,7 +7,7 @@ use zeroize::Zeroizing;
 
 use super::{
     random,
-    report::{count_protocol_error, unexpected},
+    report::{unexpected, violation},
     startup::{Rejection, StartupStream, refusal},
 };
 use crate::{
@@ -74,6 +74,9 @@ async fn receive(stream: &mut StartupStream<'_>) -> Result<Message, LoginError> 
     })
 }
 
+/// The message of a server that does not support what was requested.
+const NEGOTIATION: &str = "NegotiateProtocolVersion";
+
 pub(super) struct Login<'a> {
     pub(super) config: &'a ConnectionConfig,
     pub(super) target: &'a Target,
@@ -102,8 +105,7 @@ impl Login<'_> {
                 Message::ErrorResponse(e) => return Err(self.rejected(e)),
                 Message::NegotiateProtocolVersion { newest, options } if !negotiated => {
                     let agreed = self.negotiate(newest, &options);
-                    version = count_protocol_error("NegotiateProtocolVersion", agreed)
-                        .map_err(because(Malformed))?;
+                    version = agreed.map_err(because(Malformed))?;
                     negotiated = true;
                     continue;
                 }
@@ -214,26 +216,29 @@ impl Login<'_> {
     fn negotiate(&self, newest: u32, options: &[String]) -> Result<ProtocolVersion> {
         let range = self.config.protocol;
         if let Some(option) = options.first() {
-            return Err(Error::protocol(format!(
-                "the server does not recognize the option \"{}\", which was not requested",
-                OneLine::name(option)
-            )));
+            return Err(violation(
+                NEGOTIATION,
+                format!(
+                    "the server does not recognize the option \"{}\", which was not requested",
+                    OneLine::name(option)
+                ),
+            ));
         }
         match newest {
             frontend::VERSION_3_0 if range.max > ProtocolVersion::V3_0 => {
                 if range.min > ProtocolVersion::V3_0 {
-                    return Err(Error::protocol(
+                    return Err(violation(
+                        NEGOTIATION,
                         "the server supports only protocol 3.0, and min_protocol_version requires \
                          a newer one",
                     ));
                 }
                 Ok(ProtocolVersion::V3_0)
             }
-            other => Err(Error::protocol(format!(
-                "unexpected negotiation of protocol {}.{}",
-                other >> 16,
-                other & 0xffff
-            ))),
+            other => Err(violation(
+                NEGOTIATION,
+                format!("unexpected negotiation of protocol {}.{}", other >> 16, other & 0xffff),
+            )),
         }
     }
 

@@ -35,7 +35,7 @@ pub(crate) use self::{
     drain::cancel_and_drain,
     lease::{FetchClaim, Lease, Leased, SlotHandle, StreamGuard},
     messages::Taken,
-    report::{TARGET, count_protocol_error},
+    report::{TARGET, count_protocol_error, violation},
     running_query::{QuerySession, RunningQuery},
     server_connection::{Connection, within},
     session::{Session, stop_lost},

@@ -9,15 +9,20 @@ use crate::{
 /// The target of all `tracing` events of this crate.
 pub(crate) const TARGET: &str = "fraiseql_wire";
 
-/// Counts a protocol error in a message of this name.
-pub(crate) fn count_protocol_error<T>(message: &'static str, result: Result<T>) -> Result<T> {
-    if let Err(Error::Protocol { .. }) = result {
+/// Counts an error in a message of this name, if it is a protocol error.
+pub(crate) fn count_protocol_error(message: &'static str, error: Error) -> Error {
+    if let Error::Protocol { .. } = error {
         protocol_error(message);
     }
-    result
+    error
+}
+
+/// Returns the error of a message that violates the protocol, and counts it.
+pub(crate) fn violation(message: &'static str, text: impl Into<String>) -> Error {
+    count_protocol_error(message, Error::protocol(text))
 }
 
 /// Returns the error of an unexpected message, and counts it.
 pub(super) fn unexpected<T>(message: &Message, expected: &str) -> Result<T> {
-    count_protocol_error(message.name(), Err(message.unexpected(expected)))
+    Err(count_protocol_error(message.name(), message.unexpected(expected)))
 }

@@ -19,7 +19,7 @@ use super::{
     cancel::timed_out,
     messages::{Taken, take_message},
     outgoing::Outgoing,
-    report::{count_protocol_error, unexpected},
+    report::{count_protocol_error, unexpected, violation},
     session::Session,
     statement_cache::StatementCache,
     trace::trace_sent,
@@ -208,7 +208,7 @@ impl Connection {
             (Message::ReadyInTransaction, true) => Ok(Message::ReadyForQuery),
             (message @ Message::ReadyInTransaction, false) => {
                 let text = "unexpected open transaction in ReadyForQuery: none was begun";
-                count_protocol_error(message.name(), Err(Error::protocol(text)))
+                Err(violation(message.name(), text))
             }
             (message, _) => Ok(message),
         }
@@ -392,9 +392,9 @@ impl Connection {
     /// Same as [`round_trip`](Self::round_trip); also [`Error::Protocol`] if there is no value.
     pub(super) async fn query_scalar(&mut self, sql: &str) -> Result<String> {
         let query = Bytes::from(frontend::simple_query(sql)?);
-        let missing = || Error::protocol(format!("no value in the server's answer to {sql:?}"));
+        let missing = || format!("no value in the server's answer to {sql:?}");
         let answer = self.round_trip(query, 1).await?;
-        count_protocol_error("ReadyForQuery", answer.ok_or_else(missing))
+        answer.ok_or_else(|| violation("ReadyForQuery", missing()))
     }
 
     /// Sends requests, reads the answer to each until its ReadyForQuery, and returns the value of
@@ -434,7 +434,7 @@ impl Connection {
                     value = text.map(Into::into);
                     continue;
                 }
-                Stop::Malformed(error) => return count_protocol_error("DataRow", Err(error)),
+                Stop::Malformed(error) => return Err(count_protocol_error("DataRow", error)),
                 Stop::Incomplete(_) | Stop::Other => {}
             }
             match self.take_message()? {

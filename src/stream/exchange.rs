@@ -143,10 +143,7 @@ impl Exchange {
                     return Err(Box::pin(self.failed(error)).await);
                 }
                 Next::Progress(Progress::Columns(columns)) => {
-                    count_protocol_error(
-                        "RowDescription",
-                        check_columns(&columns, settings.json_text),
-                    )?;
+                    check_columns(&columns, settings.json_text)?;
                 }
                 Next::Progress(Progress::Continue | Progress::Ready) => {}
                 Next::Async => yield_now().await,
@@ -217,7 +214,8 @@ impl Exchange {
             }
         };
         let name = message.name();
-        let progress = count_protocol_error(name, self.query.advance(message))?;
+        let progress = self.query.advance(message);
+        let progress = progress.map_err(|error| count_protocol_error(name, error))?;
         self.is_answered |= !matches!(progress, Progress::Failed(_));
         Ok(Next::Progress(progress))
     }

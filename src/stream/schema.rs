@@ -1,6 +1,7 @@
 //! The column that a query must return.
 
 use crate::{
+    connection::violation,
     error::{Error, Result},
     protocol::backend::{Column, Format},
 };
@@ -17,7 +18,7 @@ pub(super) fn check_columns(columns: &[Column], json_text: bool) -> Result<()> {
         [Column { type_oid: JSON | JSONB, format: Format::Text, .. }] => Ok(()),
         [Column { type_oid: TEXT | VARCHAR, format: Format::Text, .. }] if json_text => Ok(()),
         [Column { type_oid: JSON | JSONB, .. }] => {
-            Err(Error::protocol("unexpected binary format of a column: expected text"))
+            Err(violation("RowDescription", "unexpected binary format of a column: expected text"))
         }
         [] => Err(no_columns()),
         [only] => Err(Error::InvalidSchema {

@@ -21,9 +21,7 @@ use super::{
     request::{Queued, Sent, needs_reader},
 };
 use crate::{
-    connection::{
-        Choice, Connection, Lease, Session, SlotHandle, cancel_and_drain, count_protocol_error,
-    },
+    connection::{Choice, Connection, Lease, Session, SlotHandle, cancel_and_drain},
     error::{Error, Result, TimeoutPhase},
     metrics::connection::{CloseReason, RequestsInFlight},
     protocol::{
@@ -350,10 +348,9 @@ impl Driver {
                     head.error = Some(error);
                     continue;
                 }
-                Next::Progress(Progress::Columns(columns)) => count_protocol_error(
-                    "RowDescription",
-                    check_columns(&columns, head.sent.settings.json_text),
-                ),
+                Next::Progress(Progress::Columns(columns)) => {
+                    check_columns(&columns, head.sent.settings.json_text)
+                }
                 Next::Progress(Progress::Continue) => continue,
                 Next::Async => return Ok(Step::Yield),
                 Next::Incomplete(bytes) => match head.sent.settings.admit_message(bytes) {

@@ -168,7 +168,9 @@ impl Reader {
             match stop {
                 Stop::Full => self.enqueue().await?,
                 Stop::Incomplete(row) => self.read_more(row).await?,
-                Stop::Malformed(error) => return Ok(count_protocol_error("DataRow", Err(error))?),
+                Stop::Malformed(error) => {
+                    return Err(count_protocol_error("DataRow", error).into());
+                }
                 Stop::Other => {
                     self.enqueue().await?;
                     match self.exchange.next_message()? {
