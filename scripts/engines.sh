@@ -81,6 +81,14 @@ if [ "${1:-}" = inside ]; then
     endless="create view endless as select a.data from documents a, documents b, documents c;
         create role probe login password '$PGPASSWORD';
         grant select on documents, endless to probe"
+    recreate="create function recreate(id text, kind text, key text, value text) returns json
+        language plpgsql security definer as 'begin
+            drop table if exists changing;
+            execute format(''create table changing (id %s, data %s)'', id, kind);
+            execute format(''insert into changing values (%L, %L)'', key, value);
+            grant select on changing to public;
+            return to_json(1);
+        end'"
     table="create table documents as $documents; alter table documents add primary key (id)"
 
     psql_at() { chroot "$folder/trixie" psql -h 127.0.0.1 -p "$1" -U postgres -d postgres -qX -v ON_ERROR_STOP=1 -c "$2" >/dev/null; }
@@ -93,7 +101,7 @@ if [ "${1:-}" = inside ]; then
 
     # The server of the poolers.
     server() {
-        [ -n "${has_server:-}" ] || start_postgres "$folder/trixie" 17 5417 "" "$table; $endless"
+        [ -n "${has_server:-}" ] || start_postgres "$folder/trixie" 17 5417 "" "$table; $endless; $recreate"
         has_server=yes
     }
 
@@ -198,18 +206,18 @@ END
         user=probe
         case $name in
             postgres-17) server && port=5417 ;;
-            postgres-19) port=5419 && start_postgres "$folder/sid" 19 $port "" "$table; $endless" ;;
+            postgres-19) port=5419 && start_postgres "$folder/sid" 19 $port "" "$table; $endless; $recreate" ;;
             timescaledb)
                 port=5420
                 start_postgres "$folder/trixie" 17 $port "-c shared_preload_libraries=timescaledb" \
                     "create extension timescaledb; create table documents (id int not null, data jsonb)"
                 psql_at $port "select create_hypertable('documents', 'id', chunk_time_interval => 4000);
-                    insert into documents $documents; $endless"
+                    insert into documents $documents; $endless; $recreate"
                 ;;
             pgbouncer-1.18) port=6418 && start_pgbouncer / $port "" ;;
             pgbouncer-1.24) port=6424 && start_pgbouncer "$folder/trixie" $port 200 ;;
             pgbouncer-1.24-off) port=6425 && start_pgbouncer "$folder/trixie" $port 0 ;;
-            pgbouncer-1.26) port=6426 && start_pgbouncer "$folder/sid" $port 200 ;;
+            pgbouncer-1.26) port=6426 && start_pgbouncer "$folder/sid" $port 2 ;;
             pgbouncer-1.26-off) port=6427 && start_pgbouncer "$folder/sid" $port 0 ;;
             odyssey) port=6432 && start_odyssey $port yes ;;
             odyssey-off) port=6433 && start_odyssey $port no ;;
@@ -222,7 +230,7 @@ END
                 start / pglite node "$folder/pglite/node_modules/@electric-sql/pglite-socket/dist/scripts/server.js" \
                     --port=$port --host=127.0.0.1 --max-connections=10
                 wait_for $port
-                psql_at $port "$table; create view endless as
+                psql_at $port "$table; $recreate; create view endless as
                     select data from documents, generate_series(1, 10)"
                 ;;
             roapi)
@@ -331,6 +339,7 @@ echo
         for (i in checks) column[checks[i]] = "rows"
         column["where_sql"] = column["filter"] = column["count"] = "conditions"
         column["dropped"] = column["cancelled"] = column["timeout_of_query"] = "cancel"
+        column["changes"] = "statements"
         column["reuse"] = column["fetch"] = "shared"
         for (i = 5; i <= 7; i++) column[columns[i]] = columns[i]
         head = "| engine |"; line = "|---|"

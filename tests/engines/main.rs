@@ -2,7 +2,11 @@
 //!
 //! `engines URL [--text]` prints a line for each check: its name, `works`, `error` or `wrong`, and
 //! a remark. `--text` if the column `data` of the relation `documents` is text. The relation
-//! contains [`ROWS`] documents with the ids from 1; `endless` contains more than can be read.
+//! contains [`ROWS`] documents with the ids from 1; `endless` contains more than can be read. The
+//! function `recreate`, where there are functions, drops the table `changing` and creates it again.
+
+#[path = "../support/random.rs"]
+mod random;
 
 use std::{
     collections::BTreeSet,
@@ -17,6 +21,7 @@ use fraiseql_wire::{
     ConnectionConfig, Error, FraiseClient, FromJsonRow, QueryBuilder, QueryStream, RawJson, field,
 };
 use futures_util::{StreamExt, TryStreamExt, future::try_join_all};
+use random::Random;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -76,7 +81,8 @@ async fn main() {
         )*};
     }
     check!(connect stream where_sql where_rust order_by filter count body server_error);
-    check!(dropped cancelled timeout_of_query reuse fetch statements resume parallel short_queries);
+    check!(dropped cancelled timeout_of_query reuse fetch statements changes);
+    check!(resume parallel short_queries);
     std::process::exit(i32::from(is_wrong));
 }
 
@@ -318,6 +324,59 @@ async fn statements(engine: &Engine) -> Found {
         }
     }
     Ok(String::new())
+}
+
+/// Several clients while a table is dropped and created with other types: the statements that a
+/// server or a pooler has prepared are out of date, and every answer is right.
+async fn changes(engine: &Engine) -> Found {
+    if engine.is_text {
+        return Ok("not applicable: its tables do not change".into());
+    }
+    let config = engine.config.to_builder().statement_cache_capacity(3).build()?;
+    let engine = &Engine { config, ..*engine };
+    let admin = engine.client().await?;
+    let recreate = async |types: (&str, &str), key: &str, value: u64| -> Result<(), Error> {
+        let call = "recreate($1, $2, $3, $4)";
+        let query = admin.query::<Value>("documents").select_projection(call).limit(1);
+        let query = query.bind(types.0).bind(types.1).bind(key).bind(value.to_string());
+        query.persistent(false).fetch_one().await.map(drop)
+    };
+    let mut clients = try_join_all((0..3).map(|_| engine.client())).await?;
+    let mut random = Random::of(7);
+    let (mut key, mut expected, mut number) = ("1", 0, 0);
+    recreate(("int", "json"), key, expected).await?;
+    let mut held = None;
+    for step in 1..=600 {
+        let chosen = usize::try_from(random.below(2)).unwrap_or_default();
+        match random.below(24) {
+            0 => {
+                held = None;
+                let column = if random.below(2) == 0 { "json" } else { "jsonb" };
+                let (id, value) = match random.below(3) {
+                    0 => ("int", "1"),
+                    1 => ("text", "a"),
+                    _ => ("numeric", "1.5"),
+                };
+                recreate((id, column), value, step).await?;
+                (key, expected, number) = (value, step, number + 1);
+            }
+            // It occupies a server connection of a pooler, so that the others get another one.
+            1 => {
+                drop(held.take());
+                held = Some(begun(engine, &clients[2]).await?);
+            }
+            2 => held = None,
+            3 => clients[chosen] = engine.client().await?,
+            text => {
+                let query = engine.query::<u64>(&clients[chosen], "changing");
+                let query = query.where_sql("id = $1").bind(key);
+                let query = query.where_sql(format!("{} >= 0", text % 5));
+                expect((step, query.fetch_all().await?), (step, vec![expected]))?;
+            }
+        }
+    }
+    drop(held);
+    Ok(format!("{number} changes"))
 }
 
 /// A TCP proxy that cuts its first `cuts` connections after `bytes` from the server.

@@ -8,7 +8,7 @@ use std::{
 
 use crate::support::{
     admin, cluster,
-    daemon::{Daemon, keeps_statements},
+    daemon::{Daemon, prepares_nothing},
     eventually,
     proxy::Proxy,
     random::Random,
@@ -604,7 +604,7 @@ async fn resumable_query_continues_on_another_connection() {
 /// The statement of the other client has the same name, because it has the same text.
 #[tokio::test]
 async fn pgbouncer_in_transaction_mode_hands_out_a_connection_that_has_the_statement() {
-    let settings = keeps_statements(0).unwrap() + "default_pool_size = 1";
+    let settings = prepares_nothing().to_owned() + "default_pool_size = 1";
     let pooler = Daemon::pgbouncer_with("transaction", &settings, cluster().port());
     let first = Recorded::with(pooler.port, 100).await;
     let second = Recorded::with(pooler.port, 100).await;
@@ -622,8 +622,7 @@ async fn pgbouncer_in_transaction_mode_hands_out_a_connection_that_has_the_state
 
 #[tokio::test]
 async fn pgbouncer_in_transaction_mode_loses_statements_which_disables_preparing() {
-    let settings = keeps_statements(0).unwrap();
-    let pooler = Daemon::pgbouncer_with("transaction", &settings, cluster().port());
+    let pooler = Daemon::pgbouncer_with("transaction", prepares_nothing(), cluster().port());
     let recorded = Recorded::with(pooler.port, 100).await;
     recorded.prepare("v_one").await;
     // Another client has the server connection with the statement.
@@ -645,7 +644,7 @@ async fn pgbouncer_in_transaction_mode_loses_statements_which_disables_preparing
 #[tokio::test]
 async fn pgbouncer_that_discards_everything_after_each_transaction_gives_right_answers() {
     let settings = "server_reset_query = DISCARD ALL\nserver_reset_query_always = 1";
-    let settings = keeps_statements(0).unwrap() + settings;
+    let settings = prepares_nothing().to_owned() + settings;
     let pooler = Daemon::pgbouncer_with("transaction", &settings, cluster().port());
     let recorded = Recorded::with(pooler.port, 100).await;
     for _ in 0..6 {
@@ -655,62 +654,6 @@ async fn pgbouncer_that_discards_everything_after_each_transaction_gives_right_a
         recorded.tags(),
         ["PBDES", "PBDES", "BES", "PBDES", "PBDES", "PBDES", "PBDES"].concat()
     );
-}
-
-/// From 1.21, it prepares statements itself, in each server connection that needs them.
-#[tokio::test]
-async fn pgbouncer_that_keeps_statements_prepares_them_in_every_server_connection() {
-    for maximum in [200, 1] {
-        let Some(settings) = keeps_statements(maximum) else { return };
-        let pooler = Daemon::pgbouncer_with("transaction", &settings, cluster().port());
-        let recorded = Recorded::with(pooler.port, 100).await;
-        recorded.prepare("v_one").await;
-        sql("create or replace view v_kept as select '2'::json as data").await;
-        recorded.prepare("v_kept").await;
-        let other = FraiseClient::connect_with_config(recorded.config.clone()).await.unwrap();
-        let mut stream = other.query::<Value>("v_endless").execute().await.unwrap();
-        stream.next().await.unwrap().unwrap();
-        recorded.proxy.record();
-        for _ in 0..3 {
-            assert_eq!(recorded.fetch("v_one").await, json!(1));
-            assert_eq!(recorded.fetch("v_kept").await, json!(2));
-        }
-        assert_eq!(recorded.tags(), "BES".repeat(6), "{maximum}");
-    }
-}
-
-/// It answers the Parse of a known text itself, so a statement stays out of date until PgBouncer
-/// opens another server connection.
-#[tokio::test]
-async fn pgbouncer_that_keeps_a_statement_out_of_date_gives_right_answers() {
-    let Some(settings) = keeps_statements(200) else { return };
-    sql("create table t_kept (id int, data json); insert into t_kept values (1, '1')").await;
-    let settings = settings + "default_pool_size = 1";
-    let pooler = Daemon::pgbouncer_with("transaction", &settings, cluster().port());
-    let recorded = Recorded::with(pooler.port, 100).await;
-    let fetch = async |id: &str| {
-        let query = recorded.client.query::<u64>("t_kept").where_sql("id = $1").bind(id);
-        let rows = query.fetch_all().await;
-        (rows.map_err(|e| e.sqlstate().copied()), recorded.tags())
-    };
-    for tags in ["PBDES", "PBDES", "BES"] {
-        assert_eq!(fetch("1").await, (Ok(vec![1]), tags.to_owned()));
-    }
-    for (id, column, value, tags) in [
-        // The parameter of the statement is still an int.
-        ("numeric", "json", "1.5", ["BESPBDES", "CPBDESPBDES", "CPBDES", "PBDES"]),
-        ("text", "json", "1", ["PBDES", "PBDES", "PBDES", "PBDES"]),
-        ("int", "jsonb", "1", ["PBDES", "PBDES", "PBDES", "PBDES"]),
-    ] {
-        sql(&format!(
-            "drop table t_kept; create table t_kept (id {id}, data {column});
-             insert into t_kept values ('{value}', '2')"
-        ))
-        .await;
-        for tags in tags {
-            assert_eq!(fetch(value).await, (Ok(vec![2]), tags.to_owned()), "{id}, {column}");
-        }
-    }
 }
 
 #[tokio::test]
@@ -751,19 +694,11 @@ async fn pgpool_gives_right_answers_whatever_it_does_with_statements() {
 /// Several clients of a pooler, while relations change: every answer is right.
 #[tokio::test]
 async fn random_queries_give_right_answers_while_relations_change() {
-    let modes = [
-        ("transaction", 0),
-        ("transaction", 200),
-        ("transaction", 2),
-        ("session", 0),
-        ("session", 2),
-    ];
-    for (mode, maximum) in modes {
-        let Some(settings) = keeps_statements(maximum) else { continue };
+    for mode in ["transaction", "session"] {
         sql("drop table if exists t_random; create table t_random (id int, data json);
              insert into t_random values (1, '1')")
         .await;
-        let settings = settings + "default_pool_size = 3";
+        let settings = prepares_nothing().to_owned() + "default_pool_size = 3";
         let pooler = Daemon::pgbouncer_with(mode, &settings, cluster().port());
         // A configuration of its own, which knows nothing of statements that were lost.
         let connect = || Recorded::with(pooler.port, 3);
@@ -774,7 +709,7 @@ async fn random_queries_give_right_answers_while_relations_change() {
         let mut held = None;
         let (mut uses, mut lost, mut existing) = (0, 0, 0);
         for step in 0..600 {
-            let context = format!("{mode}, {maximum}, step {step}, {id}");
+            let context = format!("{mode}, step {step}, {id}");
             let chosen = usize::try_from(random.below(2)).unwrap();
             match random.below(24) {
                 0 => {
@@ -811,9 +746,8 @@ async fn random_queries_give_right_answers_while_relations_change() {
             }
         }
         drop(held);
-        assert!(uses > 50 && lost > 2, "{mode}, {maximum}: {uses}, {lost}");
-        let is_unaware = mode == "transaction" && maximum == 0;
-        assert_eq!(existing > 2, is_unaware, "{mode}, {maximum}: {existing}");
+        assert!(uses > 50 && lost > 2, "{mode}: {uses}, {lost}");
+        assert_eq!(existing > 2, mode == "transaction", "{mode}: {existing}");
     }
 }
 

@@ -11,30 +11,23 @@ use std::{
 
 use super::cluster::{Owner, free_port, new_folder, password};
 
-/// The program of this name: in the folder `$TEST_DAEMONS`, or where systems install it.
+/// The program of this name, where systems install it.
 fn find(name: &str) -> PathBuf {
-    let first = std::env::var_os("TEST_DAEMONS").map(PathBuf::from);
-    let system = ["/usr/sbin", "/usr/bin", "/opt/homebrew/bin", "/usr/local/bin"];
-    first
+    ["/usr/sbin", "/usr/bin", "/opt/homebrew/bin", "/usr/local/bin"]
+        .map(|folder| Path::new(folder).join(name))
         .into_iter()
-        .chain(system.map(PathBuf::from))
-        .map(|dir| dir.join(name))
         .find(|path| path.is_file())
         .unwrap_or_else(|| panic!("{name} was not found: run scripts/test.sh, which installs it"))
 }
 
-/// Settings of a PgBouncer that keeps at most `maximum` statements in each server connection; with
-/// 0, it knows nothing of statements. `None`: this version cannot, before 1.21.
-pub fn keeps_statements(maximum: u32) -> Option<String> {
+/// Settings of a PgBouncer that does not prepare statements itself. From 1.21 it does by default;
+/// earlier versions do not know the setting. scripts/engines.sh tests those that do.
+pub fn prepares_nothing() -> &'static str {
     let output = Command::new(find("pgbouncer")).arg("--version").output().unwrap();
     let output = String::from_utf8(output.stdout).unwrap();
     let version = output.split_whitespace().nth(1).unwrap().split('.');
     let version: Vec<u32> = version.map(|part| part.parse().unwrap()).collect();
-    let is_supported = version[..] >= [1, 21][..];
-    match maximum {
-        0 if !is_supported => Some(String::new()),
-        _ => is_supported.then(|| format!("max_prepared_statements = {maximum}\n")),
-    }
+    if version[..] >= [1, 21][..] { "max_prepared_statements = 0\n" } else { "" }
 }
 
 /// A running program that listens on a port of the loopback.
