@@ -189,7 +189,8 @@ pub use stream_impl::{
 
 #[doc(hidden)]
 pub mod client {
-    pub use crate::client_impl::FraiseClient;
+    #[deprecated(since = "1.1.0", note = "use `fraiseql_wire::FraiseClient`")]
+    pub type FraiseClient = crate::FraiseClient;
     #[deprecated(since = "1.1.0", note = "use `fraiseql_wire::QueryBuilder`")]
     pub type QueryBuilder<T = serde_json::Value> = crate::QueryBuilder<T>;
 }
@@ -216,7 +217,14 @@ pub mod error {
 #[doc(hidden)]
 pub mod stream {
     pub(crate) use crate::stream_impl::*;
-    pub use crate::stream_impl::{QueryStream, RowChunk, StreamState, StreamStats};
+    #[deprecated(since = "1.1.0", note = "use `fraiseql_wire::QueryStream`")]
+    pub type QueryStream<T> = crate::QueryStream<T>;
+    #[deprecated(since = "1.1.0", note = "use `fraiseql_wire::RowChunk`")]
+    pub type RowChunk = crate::RowChunk;
+    #[deprecated(since = "1.1.0", note = "use `fraiseql_wire::StreamState`")]
+    pub type StreamState = crate::StreamState;
+    #[deprecated(since = "1.1.0", note = "use `fraiseql_wire::StreamStats`")]
+    pub type StreamStats = crate::StreamStats;
 }
 
 #[doc(hidden)]

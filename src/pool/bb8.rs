@@ -6,7 +6,7 @@ use bb8::{ManageConnection, PooledConnection};
 
 use super::pooled::{Pooled, PooledClient, default_name, sealed::Sealed};
 use crate::{
-    client::FraiseClient,
+    client_impl::FraiseClient,
     config::ConnectionConfig,
     error::{Error, Result},
     metrics::pool as metrics,

@@ -12,7 +12,7 @@ use deadpool::{
 
 use super::pooled::{Pooled, PooledClient, default_name, sealed::Sealed};
 use crate::{
-    client::FraiseClient,
+    client_impl::FraiseClient,
     config::ConnectionConfig,
     error::{Error, Result},
     metrics::pool as metrics,

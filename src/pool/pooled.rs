@@ -1,7 +1,7 @@
 use std::{fmt, sync::Arc, time::Instant};
 
 use crate::{
-    client::FraiseClient,
+    client_impl::FraiseClient,
     config::ConnectionConfig,
     connection::{CancelToken, ConnectionInfo, ServerVersion},
     error::{DbError, Error, Result},

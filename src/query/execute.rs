@@ -11,9 +11,8 @@ use crate::{
     connection::{SlotHandle, TARGET},
     error::{DbError, Error, OneLine, Result, sqlstate},
     sql::{Select, Statement, TYPE_TEST},
-    stream::{
-        Execution, FromJsonRow, Pipeline, Predicates, QueryPlan, QuerySpec, QueryStream, encode,
-    },
+    stream::{Execution, FromJsonRow, Pipeline, Predicates, QueryPlan, QuerySpec, encode},
+    stream_impl::QueryStream,
 };
 
 impl<T: FromJsonRow> QueryBuilder<T> {
