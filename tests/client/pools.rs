@@ -403,7 +403,7 @@ async fn bb8_sink_receives_the_reason_why_it_cannot_connect() {
             .await
             .unwrap();
         let error = pool.get_owned().await.unwrap_err();
-        assert!(matches!(error, bb8::RunError::TimedOut), "{error:?}");
+        assert!(matches!(error, pool::bb8::PoolError::TimedOut), "{error:?}");
         let told = sink.0.lock().unwrap();
         assert!(matches!(told.as_slice(), [Error::Connection { .. }, ..]), "{told:?}");
     }
