@@ -17,6 +17,7 @@ use tokio::{
 
 use super::{
     entry::{Entry, task_ended},
+    head::{Head, Step, confirm, deliver},
     queue::Pipeline,
     request::{Queued, Sent, needs_reader},
 };
@@ -24,17 +25,11 @@ use crate::{
     connection::{Choice, Connection, Lease, Session, SlotHandle, cancel_and_drain},
     error::{Error, Result, TimeoutPhase},
     metrics::connection::{CloseReason, RequestsInFlight},
-    protocol::{
-        backend::DATA_ROW,
-        extended_query::{ExtendedQuery, Progress},
-        rows::{Run, Stop},
-    },
+    protocol::extended_query::{ExtendedQuery, Progress},
     stream_impl::{
-        channel::FirstRows,
-        consumer::Consumer,
         exchange::{Answer, Exchange, Next, closed},
         observer::now,
-        open::{Job, OpenError, Opened, Sessions, Start, failed},
+        open::{Job, OpenError, Sessions, Start, failed},
         schema::check_columns,
         settings::MAX_READ,
         statement,
@@ -54,9 +49,6 @@ const MIN_FREE: usize = 8 << 10;
 /// How long the driver waits for further requests after several at once.
 const LINGER: Duration = Duration::from_millis(1);
 
-/// How long the beginning of an answer may wait for the rest before a reader continues it.
-const HANDOFF_AFTER: Duration = Duration::from_millis(10);
-
 /// Runs the requests of a pipeline, in the order in which they came.
 pub(super) struct Driver {
     pipeline: Arc<Pipeline>,
@@ -73,19 +65,6 @@ pub(super) struct Driver {
     has_finished: bool,
 }
 
-/// The request whose answer is being read.
-struct Head {
-    sent: Sent,
-    /// Rows at the front of the read buffer.
-    run: Run,
-    /// The rows, after the last of them has been received.
-    first: Option<FirstRows>,
-    are_rows_complete: bool,
-    /// Since when rows have waited for more of the answer.
-    rows_since: Option<Instant>,
-    error: Option<Error>,
-}
-
 /// Why a connection must be replaced.
 struct Lost {
     session: Arc<Session>,
@@ -100,20 +79,6 @@ struct Work {
     exchange: Exchange,
     /// Since when the server has sent nothing though it has a request.
     silent_since: Instant,
-}
-
-/// What to do when no more can be read.
-enum Step {
-    /// Wait for the server.
-    Wait,
-    /// Let other tasks run.
-    Yield,
-    /// Everything is answered.
-    Idle,
-    /// The answer is long: a reader continues it.
-    HandOver,
-    /// The rest of the answer is not wanted.
-    Discard,
 }
 
 impl Driver {
@@ -647,73 +612,4 @@ impl Drop for Driver {
             self.fail_all(&task_ended());
         }
     }
-}
-
-impl Head {
-    fn new(sent: Sent) -> Self {
-        let (run, first) = (Run::default(), None);
-        Self { sent, run, first, are_rows_complete: false, rows_since: None, error: None }
-    }
-
-    /// When a reader is to continue the answer, if rows wait for more of it.
-    fn slow_at(&mut self) -> Option<Instant> {
-        if self.run.rows == 0 {
-            return None;
-        }
-        self.rows_since.get_or_insert_with(now).checked_add(HANDOFF_AFTER)
-    }
-
-    fn is_slow(&self) -> bool {
-        self.rows_since.is_some_and(|since| now().saturating_duration_since(since) >= HANDOFF_AFTER)
-    }
-
-    /// Looks for rows in the read buffer. `None`: a message of another kind is next.
-    fn read_rows(&mut self, exchange: &mut Exchange) -> Option<Step> {
-        let Exchange { connection, query, .. } = exchange;
-        if !query.takes_rows() || connection.is_in_message() {
-            return None;
-        }
-        if self.are_rows_complete {
-            // More rows than the statement requests are an error, which the reader reports.
-            return (connection.buffer.first() == Some(&DATA_ROW)).then_some(Step::HandOver);
-        }
-        if self.sent.needs_reader {
-            return Some(Step::HandOver);
-        }
-        let row_limit = self.sent.settings.row_limit.unwrap_or(u64::MAX);
-        let max_rows = self.sent.settings.chunk_rows().0;
-        let max_rows = max_rows.min(row_limit.try_into().unwrap_or(usize::MAX));
-        let max_bytes = connection.limits.max_message_size;
-        let is_long = match self.run.extend(&connection.buffer, max_rows, max_bytes) {
-            Stop::Full if self.run.rows as u64 == row_limit => false,
-            Stop::Other => false,
-            Stop::Full | Stop::Malformed(_) => true,
-            Stop::Incomplete(row) => {
-                let needed = self.run.frame_bytes + row.frame_bytes;
-                if needed <= MAX_READ && !self.is_slow() {
-                    connection.reserve(needed);
-                    return Some(Step::Wait);
-                }
-                true
-            }
-        };
-        exchange.take_rows(&mut self.run, &mut self.first);
-        // Before the first row, this may be a notice.
-        self.are_rows_complete = !is_long && self.first.is_some();
-        is_long.then_some(Step::HandOver)
-    }
-}
-
-/// The columns of the result were described, and are as expected.
-fn confirm(exchange: &mut Exchange, job: &Job, choice: &Choice) {
-    if !matches!(choice, Choice::Prepared(_)) {
-        exchange.connection.statements.confirm(job.plan.query.sql(), choice);
-    }
-}
-
-/// Hands an answer, or its beginning, to the caller.
-fn deliver(entry: &Entry, job: Job, start: Start) {
-    let Job { plan, observer, deadlines, guard, .. } = job;
-    let channel = Opened { guard, start }.into_channel(plan, observer, deadlines);
-    entry.finish(Ok(Consumer::new(channel)));
 }

@@ -8,6 +8,7 @@ mod alone;
 mod driver;
 mod entry;
 mod fetch;
+mod head;
 mod parked;
 mod queue;
 mod request;
