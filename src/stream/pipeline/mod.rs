@@ -4,6 +4,7 @@
 //! comes meanwhile starts a [`driver`], a task that sends requests as they come and matches the
 //! answers in order. It ends when there is nothing left to do. docs/ARCHITECTURE.md has the rules.
 
+mod active_requests;
 mod alone;
 mod driver;
 mod entry;
