@@ -1,7 +1,8 @@
 //! Single parts: finding the rows in received bytes, delivering and decoding them, and rendering
 //! filters. Run it by `cargo bench --bench micro`.
 
-// The protocol is not public, so its source is included here.
+// The protocol is not public, so its source is included here. A feature that exports it would make
+// it public API: Cargo enables the features that any crate of a build requests, for all of them.
 #[path = "../src/error/mod.rs"]
 #[allow(dead_code, unreachable_pub, unused_imports)]
 mod error;

@@ -4,7 +4,9 @@
 //! Run one with `cargo +nightly fuzz run -s none rows fuzz/corpus/rows fuzz/seeds/rows`. It needs
 //! no sanitizer, because the crate has no `unsafe`.
 
-// Most modules are not public, so their source is included here.
+// Most modules are not public, so their source is included here. A feature that exports them would
+// make them public API: Cargo enables the features that any crate of a build requests, for all of
+// them.
 #[path = "../../src/error/mod.rs"]
 #[allow(dead_code, unreachable_pub, unused_imports)]
 mod error;
