@@ -560,7 +560,7 @@ async fn streams_and_cancel_requests_show_no_cancel_key() {
         let key = [&[0, 0, 0, 77], key].concat();
         let session = |mut end: Vec<Step>| {
             let login = [scripted::auth_ok(), message(b'K', &key), scripted::ready()].concat();
-            let rows = [scripted::begin_json(), scripted::row("1")].concat();
+            let rows = scripted::begun(&["1"]);
             let mut script = vec![Step::ExpectStartup, Step::Send(login)];
             script.extend([Step::ExpectQuery, Step::Send(rows)]);
             script.append(&mut end);
@@ -759,7 +759,7 @@ async fn queries_show_no_value() {
         }
     });
     drop(stream);
-    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let proxy = Proxy::to_port(cluster().port()).await;
     let quick = RetryPolicy::default().max_attempts(2).initial_backoff(Duration::from_millis(1));
     let config = builder(proxy.address.port(), "role_trust").retry(quick).password("Pl4nted");
     let lost = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();

@@ -185,7 +185,7 @@ async fn connect_timeout_ends_silence_within_tls_and_sasl() {
     };
     for mode in ["disable", "require"] {
         // The number of bytes that the server sends until a client is logged in.
-        let proxy = Proxy::start(([127, 0, 0, 1], encrypted.port()).into()).await;
+        let proxy = Proxy::to_port(encrypted.port()).await;
         let more = format!("sslmode={mode}");
         let client = FraiseClient::connect(&url(proxy.address.port(), &more)).await.unwrap();
         let all = proxy.bytes_from_server();
@@ -193,7 +193,7 @@ async fn connect_timeout_ends_silence_within_tls_and_sasl() {
         // After each of the first bytes, then within each message. Signatures differ in length.
         let stops = (0..20).chain((20..all - 16).step_by(usize::try_from(all / 40).unwrap()));
         let silent = stops.map(async |stop| {
-            let proxy = Proxy::start(([127, 0, 0, 1], encrypted.port()).into()).await;
+            let proxy = Proxy::to_port(encrypted.port()).await;
             proxy.stall_after(stop);
             let more = format!("sslmode={mode}&connect_timeout=2");
             let error = FraiseClient::connect(&url(proxy.address.port(), &more)).await.unwrap_err();

@@ -9,8 +9,8 @@ use std::{
 };
 
 use crate::support::{
-    admin, cluster,
-    cluster::{Cluster, REQUIRE_PASSWORD, Setup, superuser},
+    Replicated, admin, cluster,
+    cluster::{Cluster, REQUIRE_PASSWORD},
     eventually,
     random::Random,
     terminate,
@@ -473,20 +473,9 @@ fn pool_metrics_follow_the_conventions() {
 /// spreads over all hosts.
 #[tokio::test]
 async fn pool_reads_from_standbys_and_spreads_over_hosts() {
-    let primary =
-        Cluster::start_with(&Setup { hba: REQUIRE_PASSWORD, ..Setup::default() }).unwrap();
-    let view = "create view v_role as select to_json(pg_is_in_recovery()) as data";
-    crate::support::admin_at(&primary.url()).await.batch_execute(view).await.unwrap();
-    let setup = Setup { standby_of: Some(primary.port()), ..Setup::default() };
-    let standby = Cluster::start_with(&setup).unwrap();
+    let servers = Replicated::start().await;
     let pool = |more: &str| {
-        let url = format!(
-            "postgres://{}@127.0.0.1:{},127.0.0.1:{}/postgres?{more}",
-            superuser(),
-            primary.port(),
-            standby.port()
-        );
-        let manager = pool::deadpool::Manager::new(url.parse().unwrap());
+        let manager = pool::deadpool::Manager::new(servers.url(more).parse().unwrap());
         pool::deadpool::Pool::builder(manager).max_size(16).build().unwrap()
     };
     let in_recovery = async |pool: &pool::deadpool::Pool| {
@@ -505,9 +494,9 @@ async fn pool_reads_from_standbys_and_spreads_over_hosts() {
 
     let prefers = pool("target_session_attrs=prefer-standby");
     assert!(in_recovery(&prefers).await);
-    standby.control(&["stop", "-m", "fast"]);
+    servers.standby.control(&["stop", "-m", "fast"]);
     assert!(!in_recovery(&prefers).await, "the same client, on the primary now");
-    standby.control(&["start"]);
+    servers.standby.control(&["start"]);
     // A client keeps its server. A new one connects to the standby, once that accepts connections.
     let away = prefers.get().await.unwrap();
     eventually("there is a standby again", async || {
@@ -518,5 +507,5 @@ async fn pool_reads_from_standbys_and_spreads_over_hosts() {
     })
     .await;
     assert!(!away.query::<bool>("v_role").fetch_one().await.unwrap());
-    primary.stop();
+    servers.primary.stop();
 }

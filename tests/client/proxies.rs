@@ -2,12 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{
-    admin,
-    cluster::{Cluster, REQUIRE_PASSWORD, Setup, superuser},
-    daemon::Daemon,
-    eventually, sql,
-};
+use crate::support::{Replicated, admin, config_at, daemon::Daemon, eventually, sql};
 use fraiseql_wire::{Error, ErrorCategory, FraiseClient, RawJson, TimeoutPhase, sqlstate};
 use futures_util::{StreamExt, TryStreamExt, future::join_all};
 use serde_json::Value;
@@ -115,12 +110,7 @@ async fn pgbouncer_in_transaction_mode_is_supported() {
     join_all(clients).await;
 
     // The pooler rejects startup parameters that it does not know, and its error is returned.
-    let config = fraiseql_wire::ConnectionConfig::builder()
-        .host("127.0.0.1")
-        .port(pooler.port)
-        .user("postgres")
-        .password(crate::support::cluster::password())
-        .statement_timeout(Duration::from_secs(1));
+    let config = config_at(pooler.port).statement_timeout(Duration::from_secs(1));
     let error = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap_err();
     assert_eq!(error.category(), ErrorCategory::Server, "{error}");
     assert!(error.to_string().contains("statement_timeout"), "{error}");
@@ -137,13 +127,7 @@ async fn statement_timeout_ignored_by_a_pooler_does_not_limit_queries_and_timeou
     let ignored = "ignore_startup_parameters = statement_timeout";
     let pooler = Daemon::pgbouncer_with("transaction", ignored, server);
     let client_at = async |port| {
-        let config = fraiseql_wire::ConnectionConfig::builder()
-            .host("127.0.0.1")
-            .port(port)
-            .user("postgres")
-            .database("postgres")
-            .password(crate::support::cluster::password())
-            .statement_timeout(Duration::from_millis(50));
+        let config = config_at(port).statement_timeout(Duration::from_millis(50));
         FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap()
     };
     let limit =
@@ -189,21 +173,8 @@ async fn haproxy_is_supported() {
 /// Clients read from the standby while it is available, and otherwise from the primary.
 #[tokio::test]
 async fn prefer_standby_reads_from_the_standby_and_then_the_primary() {
-    let primary =
-        Cluster::start_with(&Setup { hba: REQUIRE_PASSWORD, ..Setup::default() }).unwrap();
-    let view = "create view v_role as select to_json(pg_is_in_recovery()) as data";
-    crate::support::admin_at(&primary.url()).await.batch_execute(view).await.unwrap();
-    let setup = Setup { standby_of: Some(primary.port()), ..Setup::default() };
-    let standby = Cluster::start_with(&setup).unwrap();
-
-    let url = |attrs: &str| {
-        format!(
-            "postgres://{}@127.0.0.1:{},127.0.0.1:{}/postgres?target_session_attrs={attrs}",
-            superuser(),
-            primary.port(),
-            standby.port()
-        )
-    };
+    let servers = Replicated::start().await;
+    let url = |attrs: &str| servers.url(&format!("target_session_attrs={attrs}"));
     for (attrs, in_recovery) in [
         ("any", false),
         ("primary", false),
@@ -222,30 +193,21 @@ async fn prefer_standby_reads_from_the_standby_and_then_the_primary() {
     let prefers = FraiseClient::connect(&url("prefer-standby")).await.unwrap();
     let demands = FraiseClient::connect(&url("standby")).await.unwrap();
     assert!(is_in_recovery(&prefers).await && is_in_recovery(&demands).await);
-    standby.stop();
+    servers.standby.stop();
     assert!(!is_in_recovery(&prefers).await, "on the primary now");
     let error = demands.query::<bool>("v_role").execute().await.unwrap_err();
     assert_eq!(error.category(), ErrorCategory::Connection, "{error}");
     assert!(error.is_retriable());
     assert!(error.to_string().contains("it is a primary"), "{error}");
-    primary.stop();
+    servers.primary.stop();
 }
 
 /// After a standby is promoted, the next connection uses it as the primary.
 #[tokio::test]
 async fn promoted_standby_is_used_as_the_primary() {
-    let primary =
-        Cluster::start_with(&Setup { hba: REQUIRE_PASSWORD, ..Setup::default() }).unwrap();
-    let view = "create view v_role as select to_json(pg_is_in_recovery()) as data";
-    crate::support::admin_at(&primary.url()).await.batch_execute(view).await.unwrap();
-    let setup = Setup { standby_of: Some(primary.port()), ..Setup::default() };
-    let standby = Cluster::start_with(&setup).unwrap();
-    let url = format!(
-        "postgres://{}@127.0.0.1:{},127.0.0.1:{}/postgres?target_session_attrs=primary",
-        superuser(),
-        primary.port(),
-        standby.port()
-    );
+    let servers = Replicated::start().await;
+    let url = servers.url("target_session_attrs=primary");
+    let Replicated { primary, standby } = servers;
     let client = FraiseClient::connect(&url).await.unwrap();
     assert_eq!(client.connection_info().unwrap().port, primary.port());
     primary.stop();

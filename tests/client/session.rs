@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::support::{
-    admin, backend_state, client, cluster,
+    admin, backend_state, client, cluster, config_at,
     daemon::Daemon,
     events::Events,
     eventually,
@@ -22,12 +22,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use serde_json::Value;
 
 fn config() -> ConnectionConfigBuilder {
-    ConnectionConfig::builder()
-        .host("127.0.0.1")
-        .port(cluster().port())
-        .user("postgres")
-        .password(crate::support::cluster::password())
-        .database("postgres")
+    config_at(cluster().port())
 }
 
 async fn connect(config: ConnectionConfigBuilder) -> FraiseClient {
@@ -225,10 +220,7 @@ async fn retry_policy_replaces_a_lost_connection() {
     first.push(Step::Close);
     let mut last = scripted::login();
     last.push(Step::ExpectQuery);
-    last.push(Step::Send(
-        [scripted::begin_json(), scripted::row("1"), scripted::complete(), scripted::ready()]
-            .concat(),
-    ));
+    last.push(Step::Send(scripted::answer(&["1"])));
     let server = Scripted::start(vec![first, not_now(), not_now(), last]).await;
     let builder = || {
         ConnectionConfig::builder()
@@ -268,16 +260,8 @@ async fn retry_policy_replaces_a_lost_connection() {
 async fn read_timeout_counts_only_while_rows_are_wanted() {
     // Longer than a busy machine delays an answer.
     let timeout = Duration::from_secs(2);
-    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
-    let client = connect(
-        ConnectionConfig::builder()
-            .host("127.0.0.1")
-            .port(proxy.address.port())
-            .user("postgres")
-            .password(crate::support::cluster::password())
-            .read_timeout(timeout),
-    )
-    .await;
+    let proxy = Proxy::to_port(cluster().port()).await;
+    let client = connect(config_at(proxy.address.port()).read_timeout(timeout)).await;
     let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
     stream.next().await.unwrap().unwrap();
     // While paused or with full memory, the client does not wait for the server.
@@ -334,13 +318,8 @@ async fn cleanup_limits_are_configurable() {
     assert_ne!(client.backend_pid(), pid);
 
     // The server cannot be reached in time.
-    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
-    let bounded = ConnectionConfig::builder()
-        .host("127.0.0.1")
-        .port(proxy.address.port())
-        .user("postgres")
-        .password(crate::support::cluster::password())
-        .cancel_timeout(Duration::from_millis(200));
+    let proxy = Proxy::to_port(cluster().port()).await;
+    let bounded = config_at(proxy.address.port()).cancel_timeout(Duration::from_millis(200));
     let client = connect(bounded).await;
     let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
     stream.next().await.unwrap().unwrap();
@@ -361,7 +340,7 @@ async fn drain_starts_after_the_cancel_request_is_delivered() {
     let (blocked, is_blocked) = tokio::sync::oneshot::channel();
     let mut session = scripted::login();
     session.push(Step::ExpectQuery);
-    session.push(Step::Send([scripted::begin_json(), scripted::row("1")].concat()));
+    session.push(Step::Send(scripted::begun(&["1"])));
     session.push(Step::Wait(wait));
     session.push(Step::Flood(scripted::row(&"1".repeat(1 << 20)), FLOOD, blocked));
     session.push(Step::Send(
@@ -398,14 +377,11 @@ async fn without_a_cancel_key_a_dropped_stream_closes_the_connection() {
         || vec![Step::ExpectStartup, Step::Send([scripted::auth_ok(), scripted::ready()].concat())];
     let mut first = login();
     first.push(Step::ExpectQuery);
-    first.push(Step::Send([scripted::begin_json(), scripted::row("1")].concat()));
+    first.push(Step::Send(scripted::begun(&["1"])));
     first.push(Step::Silence);
     let mut second = login();
     second.push(Step::ExpectQuery);
-    second.push(Step::Send(
-        [scripted::begin_json(), scripted::row("2"), scripted::complete(), scripted::ready()]
-            .concat(),
-    ));
+    second.push(Step::Send(scripted::answer(&["2"])));
     let server = Scripted::start(vec![first, second]).await;
     let url = server.url();
     let client = FraiseClient::connect(&url).await.unwrap();
@@ -446,7 +422,7 @@ async fn protocol_3_2_is_used_if_configured() {
     let body = [&[0, 0, 0, 77][..], &key].concat();
     start.push(Step::Send([scripted::auth_ok(), message(b'K', &body), scripted::ready()].concat()));
     start.push(Step::ExpectQuery);
-    start.push(Step::Send([scripted::begin_json(), scripted::row("1")].concat()));
+    start.push(Step::Send(scripted::begun(&["1"])));
     let (cancelled, wait) = tokio::sync::oneshot::channel();
     start.push(Step::Wait(wait));
     start.push(Step::Send(
@@ -536,7 +512,7 @@ async fn keepalives_are_on_by_default() {
 #[tokio::test]
 async fn keepalives_and_tcp_user_timeout_end_sessions_with_a_dead_host() {
     let second = Duration::from_secs(1);
-    let row = || [scripted::begin_json(), scripted::row("1")].concat();
+    let row = || scripted::begun(&["1"]);
     let cases = [(true, true), (true, false), (false, true), (false, false)];
     let trials = cases.map(async |(in_mid_result, is_set)| {
         let (dies, is_dead) = tokio::sync::oneshot::channel();
@@ -644,17 +620,13 @@ fn every_future_is_send() {
 /// An unexpected answer would be taken for the answer to the next query.
 #[tokio::test]
 async fn connection_with_unread_data_is_not_reused() {
-    let answer = |value: &str| {
-        [scripted::begin_json(), scripted::row(value), scripted::complete(), scripted::ready()]
-            .concat()
-    };
     let mut first = scripted::login();
     first.push(Step::ExpectQuery);
-    first.push(Step::Send([answer("1"), answer("13")].concat()));
+    first.push(Step::Send([scripted::answer(&["1"]), scripted::answer(&["13"])].concat()));
     first.push(Step::Silence);
     let mut second = scripted::login();
     second.push(Step::ExpectQuery);
-    second.push(Step::Send(answer("2")));
+    second.push(Step::Send(scripted::answer(&["2"])));
     let server = Scripted::start(vec![first, second]).await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();
     for expected in [1, 2] {
@@ -778,7 +750,7 @@ async fn client_encoding_changed_in_a_session_is_an_error_and_closes_the_connect
 #[tokio::test]
 async fn client_encoding_changed_outside_of_rows_closes_the_connection() {
     let changed = message(b'S', b"client_encoding\0LATIN1\0");
-    let rows = [scripted::begin_json(), scripted::row("1")].concat();
+    let rows = scripted::begun(&["1"]);
     let end = [scripted::complete(), scripted::ready()].concat();
     let last = || {
         let mut last = scripted::login();
@@ -926,12 +898,9 @@ async fn client_encoding_of_another_pooler_client_has_no_effect() {
          create view v_latin_pooled as select to_jsonb(set_latin_pooled()) as data")
     .await;
     let pooler = Daemon::pgbouncer_in("transaction", cluster().port());
-    let config = || {
-        let config = ConnectionConfig::builder().host("127.0.0.1").port(pooler.port);
-        config.user("postgres").password(crate::support::cluster::password()).database("postgres")
-    };
     for _ in 0..8 {
-        let (one, other) = (connect(config()).await, connect(config()).await);
+        let (one, other) =
+            (connect(config_at(pooler.port)).await, connect(config_at(pooler.port)).await);
         let error = outcome(&one, "v_latin_pooled").await.expect("an error");
         assert!(error.to_string().contains("LATIN1"), "{error}");
         for client in [&one, &other] {

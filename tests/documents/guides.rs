@@ -7,6 +7,7 @@ use crate::support::{
     admin_at, backend_state, client, cluster,
     cluster::Setup,
     cluster::{Cluster, REQUIRE_PASSWORD, free_port},
+    config_at,
     daemon::Daemon,
     eventually,
     proxy::Proxy,
@@ -75,13 +76,6 @@ async fn errors() -> Vec<Error> {
     .await;
     let url = cluster().url();
     let config = |more: &str| format!("{url}?{more}").parse::<ConnectionConfig>().unwrap();
-    let built = |port: u16| {
-        ConnectionConfig::builder()
-            .host("127.0.0.1")
-            .port(port)
-            .user("postgres")
-            .password(crate::support::cluster::password())
-    };
     let second = Duration::from_secs(1);
     let client = client().await;
     let query = |entity: &str| client.query::<RawJson>(entity);
@@ -119,8 +113,8 @@ async fn errors() -> Vec<Error> {
 
     // Connecting: of what nobody listens at, the reason of the one attempt too.
     for config in [
-        built(free_port().unwrap()).build().unwrap(),
-        built(free_port().unwrap()).build().unwrap(),
+        config_at(free_port().unwrap()).build().unwrap(),
+        config_at(free_port().unwrap()).build().unwrap(),
         config("sslmode=require"),
         cluster().url_as("role_scram:wrong").parse().unwrap(),
         cluster().url_as("role_nothing").parse().unwrap(),
@@ -132,14 +126,14 @@ async fn errors() -> Vec<Error> {
         errors.push(*attempts.remove(0).error);
     }
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let silent = built(listener.local_addr().unwrap().port()).connect_timeout(second);
+    let silent = config_at(listener.local_addr().unwrap().port()).connect_timeout(second);
     errors.push(FraiseClient::connect_with_config(silent.build().unwrap()).await.unwrap_err());
 
     // Settings of the connection.
     for (config, entity) in [
         (config("options=-c%20statement_timeout%3D1s"), "v_asleep"),
-        (built(cluster().port()).read_timeout(second).build().unwrap(), "v_asleep"),
-        (built(cluster().port()).max_message_size(1 << 20).build().unwrap(), "v_large"),
+        (config_at(cluster().port()).read_timeout(second).build().unwrap(), "v_asleep"),
+        (config_at(cluster().port()).max_message_size(1 << 20).build().unwrap(), "v_large"),
         (cluster().url_as("role_trust").parse().unwrap(), "v_one"),
     ] {
         let client = FraiseClient::connect_with_config(config).await.unwrap();
@@ -151,8 +145,9 @@ async fn errors() -> Vec<Error> {
     errors.push(FraiseClient::connect(&full).await.unwrap_err());
 
     // The network.
-    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
-    let client = FraiseClient::connect_with_config(built(proxy.address.port()).build().unwrap());
+    let proxy = Proxy::to_port(cluster().port()).await;
+    let client =
+        FraiseClient::connect_with_config(config_at(proxy.address.port()).build().unwrap());
     let client = client.await.unwrap();
     let mut stream = client.query::<RawJson>("v_endless").execute().await.unwrap();
     proxy.stall(true);
@@ -443,21 +438,12 @@ async fn paused_stream_is_ended_by_the_settings_of_the_guide() {
         ("transaction\nidle_transaction_timeout = 1", false),
     ];
     let poolers = poolers.map(|(settings, ends)| (Daemon::pgbouncer_in(settings, server), ends));
-    let at = |port: u16| {
-        ConnectionConfig::builder()
-            .host("127.0.0.1")
-            .port(port)
-            .user("postgres")
-            .password(crate::support::cluster::password())
-    };
     let second = Duration::from_secs(1);
-    let mut configs: Vec<_> = poolers
-        .iter()
-        .map(|(pooler, ends)| (at(pooler.port).database("postgres"), *ends))
-        .collect();
-    configs.push((at(server).param("tcp_user_timeout", "5000"), true));
-    configs.push((at(server).tcp_user_timeout(second), false));
-    let every_second = at(server).keepalive_idle(second).keepalive_interval(second);
+    let mut configs: Vec<_> =
+        poolers.iter().map(|(pooler, ends)| (config_at(pooler.port), *ends)).collect();
+    configs.push((config_at(server).param("tcp_user_timeout", "5000"), true));
+    configs.push((config_at(server).tcp_user_timeout(second), false));
+    let every_second = config_at(server).keepalive_idle(second).keepalive_interval(second);
     configs.push((every_second.keepalive_count(1), false));
     let mut streams = Vec::new();
     for (i, (config, ends)) in configs.into_iter().enumerate() {
@@ -502,12 +488,7 @@ async fn pooler_without_a_free_connection_reports_the_error_of_the_guide() {
     let pooler = Daemon::pgbouncer_in(settings, cluster().port());
     let url = crate::support::url_at(([127, 0, 0, 1], pooler.port));
     // What is in flight through a pooler may be more than the default.
-    let busy = ConnectionConfig::builder()
-        .host("127.0.0.1")
-        .port(pooler.port)
-        .user("postgres")
-        .password(crate::support::cluster::password());
-    let busy = busy.database("postgres").drain_limit(256 << 20).build().unwrap();
+    let busy = config_at(pooler.port).drain_limit(256 << 20).build().unwrap();
     let busy = FraiseClient::connect_with_config(busy).await.unwrap();
     let mut stream = busy.query::<RawJson>("v_endless").execute().await.unwrap();
     stream.next().await.unwrap().unwrap();

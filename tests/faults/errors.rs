@@ -514,7 +514,7 @@ async fn stream_dropped_within_a_long_message_is_drained() {
             let mut script = scripted::login();
             script.extend([
                 Step::ExpectQuery,
-                Step::Send([scripted::begin_json(), scripted::row("1")].concat()),
+                Step::Send(scripted::begun(&["1"])),
                 Step::Send(message[..cut].to_vec()),
                 Step::Signal(reached),
                 Step::Wait(wait),
@@ -655,13 +655,9 @@ async fn unsupported_protocol_version_is_named_in_the_error() {
 /// A proxy in front of several servers may send more rows than the statement can return.
 #[tokio::test]
 async fn more_rows_than_a_statement_asks_for_are_an_error() {
-    let answer = |rows: &[&str]| {
-        let rows: Vec<u8> = rows.iter().flat_map(|row| scripted::row(row)).collect();
-        [scripted::begin_json(), rows, scripted::complete(), scripted::ready()].concat()
-    };
     let serve = async |rows: &[&str]| {
         let mut script = scripted::login();
-        script.extend([Step::ExpectQuery, Step::Send(answer(rows))]);
+        script.extend([Step::ExpectQuery, Step::Send(scripted::answer(rows))]);
         // It may be stopped, or not: the rest of the answer has arrived.
         let server = Scripted::start(vec![script]).await;
         let client = FraiseClient::connect(&server.url()).await.unwrap();

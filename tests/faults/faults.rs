@@ -7,6 +7,7 @@ use std::{path::Path, process::Command, time::Duration};
 use crate::support::{
     admin, admin_at, cluster,
     cluster::{Cluster, REQUIRE_PASSWORD, Setup},
+    config_at,
     daemon::Daemon,
     eventually,
     proxy::Proxy,
@@ -134,7 +135,7 @@ async fn restart_between_queries_is_invisible() {
 #[tokio::test]
 async fn session_cut_at_any_byte_yields_rows_then_error() {
     sql("create view v_five as select to_json(i) as data from generate_series(1, 5) i").await;
-    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let proxy = Proxy::to_port(cluster().port()).await;
     let url = format!("{}?sslmode=disable", crate::support::url_at(proxy.address));
     let session = async || {
         let client = FraiseClient::connect(&url).await?;
@@ -465,13 +466,7 @@ const MODES: [&str; 2] = ["transaction", "session"];
 
 /// Returns a client of the pooler that does not wait long if the pooler blocks.
 fn client_of(pooler: &Daemon) -> FraiseClient {
-    let config = fraiseql_wire::ConnectionConfig::builder()
-        .host("127.0.0.1")
-        .port(pooler.port)
-        .user("postgres")
-        .password(crate::support::cluster::password())
-        .database("postgres")
-        .cancel_timeout(Duration::from_millis(300));
+    let config = config_at(pooler.port).cancel_timeout(Duration::from_millis(300));
     FraiseClient::new(config.build().unwrap())
 }
 
@@ -635,13 +630,8 @@ async fn resumable_stream_resumes_after_a_pooler_error() {
             })
             .await;
         };
-        let proxy = Proxy::start(([127, 0, 0, 1], pooler.port).into()).await;
-        let config = fraiseql_wire::ConnectionConfig::builder()
-            .host("127.0.0.1")
-            .port(proxy.address.port())
-            .user("postgres")
-            .password(crate::support::cluster::password())
-            .database("postgres");
+        let proxy = Proxy::to_port(pooler.port).await;
+        let config = config_at(proxy.address.port());
         let client = FraiseClient::new(config.build().unwrap());
         let query = client.query::<RawJson>("t_pooled").resume_by("id").max_memory(64 << 10);
         let mut stream = query.execute().await.unwrap();
@@ -682,13 +672,8 @@ async fn resumable_stream_resumes_after_a_pooler_error() {
 #[tokio::test]
 async fn read_timeout_on_blackholed_connection_delivers_buffered_rows_first() {
     sql(&NUMBERS.replace("v_numbers", "v_endless_numbers")).await;
-    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
-    let config = fraiseql_wire::ConnectionConfig::builder()
-        .host("127.0.0.1")
-        .port(proxy.address.port())
-        .user("postgres")
-        .password(crate::support::cluster::password())
-        .database("postgres")
+    let proxy = Proxy::to_port(cluster().port()).await;
+    let config = config_at(proxy.address.port())
         .ssl_mode(fraiseql_wire::SslMode::Disable)
         .read_timeout(Duration::from_secs(2))
         .cancel_timeout(Duration::from_millis(300));
@@ -753,13 +738,8 @@ async fn pooler_reports_a_server_that_ends() {
 #[tokio::test]
 async fn network_delays_do_not_change_results() {
     sql(&NUMBERS.replace("v_numbers", "v_late_numbers")).await;
-    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
-    let config = fraiseql_wire::ConnectionConfig::builder()
-        .host("127.0.0.1")
-        .port(proxy.address.port())
-        .user("postgres")
-        .password(crate::support::cluster::password())
-        .database("postgres")
+    let proxy = Proxy::to_port(cluster().port()).await;
+    let config = config_at(proxy.address.port())
         // In-flight data is also delayed.
         .cancel_timeout(Duration::from_secs(30));
     proxy.delay(Duration::from_millis(5));
@@ -811,16 +791,12 @@ async fn network_delays_do_not_change_results() {
 #[tokio::test]
 async fn server_that_closes_its_side_receives_terminate() {
     let goodbye = || Step::Expect(b"X\0\0\0\x04".to_vec());
-    let answer = |rows: &[&str]| {
-        let rows: Vec<_> = rows.iter().flat_map(|value| scripted::row(value)).collect();
-        [scripted::begin_json(), rows].concat()
-    };
-    let whole = [answer(&["1"]), scripted::complete(), scripted::ready()].concat();
+    let whole = scripted::answer(&["1"]);
 
     // In the middle of the result, between rows and within one.
-    let mut cut = answer(&["1", "2", "3"]);
+    let mut cut = scripted::begun(&["1", "2", "3"]);
     cut.truncate(cut.len() - 3);
-    for (sent, rows) in [(answer(&["1", "2"]), 2), (cut, 2)] {
+    for (sent, rows) in [(scripted::begun(&["1", "2"]), 2), (cut, 2)] {
         let mut first = scripted::login();
         first.extend([
             Step::ExpectQuery,
@@ -879,7 +855,7 @@ async fn half_closed_connection_delivers_rows_and_is_not_reused() {
         NUMBERS.replace("v_numbers", "v_gone_numbers")
     ))
     .await;
-    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let proxy = Proxy::to_port(cluster().port()).await;
     let url = format!("{}?sslmode=disable", crate::support::url_at(proxy.address));
     let client = FraiseClient::connect(&url).await.unwrap();
     let admin = admin().await;
@@ -929,7 +905,7 @@ async fn random_faults_lose_no_row_and_leave_no_backend() {
     let (mut whole, mut broken, mut left) = (0, 0, 0);
     for seed in 0..250 {
         let random = &mut Random::of(seed);
-        let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+        let proxy = Proxy::to_port(cluster().port()).await;
         let url = format!(
             "postgres://{}@{}/postgres?application_name=random_faults",
             crate::support::cluster::superuser(),
@@ -1073,12 +1049,7 @@ async fn crash_of_another_backend_ends_the_stream_and_recovery_rejects_connectio
     assert_eq!(stream.next().await.unwrap().unwrap(), 1);
     drop(admin);
 
-    let config = fraiseql_wire::ConnectionConfig::builder()
-        .host("127.0.0.1")
-        .port(server.port())
-        .user("postgres")
-        .password(crate::support::cluster::password())
-        .retry(fraiseql_wire::RetryPolicy::none());
+    let config = config_at(server.port()).retry(fraiseql_wire::RetryPolicy::none());
     let once = FraiseClient::new(config.build().unwrap());
     let refusal = std::cell::RefCell::new(None);
     let until_refused = eventually("recovery refuses", async || {
@@ -1228,7 +1199,7 @@ async fn end_in_the_middle_of_a_large_document_is_not_a_row() {
     .await;
     let admin = admin().await;
     for how in ["canceled", "terminated", "cut", "reset"] {
-        let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+        let proxy = Proxy::to_port(cluster().port()).await;
         let url = format!("{}?sslmode=disable", crate::support::url_at(proxy.address));
         let client = FraiseClient::connect(&url).await.unwrap();
         let pid = client.backend_pid().unwrap();

@@ -62,11 +62,6 @@ fn answering(answer: Vec<u8>) -> Vec<Step> {
     script
 }
 
-fn whole(rows: &[&str]) -> Vec<u8> {
-    let rows = rows.iter().flat_map(|row| scripted::row(row)).collect();
-    [scripted::begin_json(), rows, scripted::complete(), scripted::ready()].concat()
-}
-
 #[tokio::test]
 async fn execute_returns_the_connection_before_it_resolves_and_spawns_no_task() {
     let _alone = ALONE.lock().await;
@@ -167,8 +162,8 @@ async fn answer_divided_at_any_byte_is_the_same_answer() {
     ]
     .concat();
     for (answer, rows, fails) in [
-        (whole(&["1", "2"]), 2, false),
-        (whole(&[]), 0, false),
+        (scripted::answer(&["1", "2"]), 2, false),
+        (scripted::answer(&[]), 0, false),
         (broken, 1, true),
         (noisy, 2, false),
     ] {
@@ -180,7 +175,7 @@ async fn answer_divided_at_any_byte_is_the_same_answer() {
             script.push(Step::Wait(wait));
             script.push(Step::Send(answer[cut..].to_vec()));
             script.push(Step::ExpectQuery);
-            script.push(Step::Send(whole(&["3"])));
+            script.push(Step::Send(scripted::answer(&["3"])));
             let server = Scripted::start(vec![script]).await;
             let client = FraiseClient::connect_with_config(at(&server)).await.unwrap();
             let mut query = Box::pin(client.query::<Value>("v").execute());
@@ -209,7 +204,7 @@ async fn answer_divided_at_any_byte_is_the_same_answer() {
 #[tokio::test]
 async fn answer_that_ends_at_any_byte_is_an_error_after_its_rows() {
     let _alone = ALONE.lock().await;
-    let answer = whole(&["1", "2"]);
+    let answer = scripted::answer(&["1", "2"]);
     for cut in 0..answer.len() {
         let mut script = scripted::login();
         script.extend([Step::ExpectQuery, Step::Send(answer[..cut].to_vec())]);
@@ -228,7 +223,7 @@ async fn answer_that_ends_at_any_byte_is_an_error_after_its_rows() {
 #[tokio::test]
 async fn rows_beyond_the_limit_are_an_error_though_they_arrive_at_once() {
     let _alone = ALONE.lock().await;
-    let server = Scripted::start(vec![answering(whole(&["1", "2", "3"]))]).await;
+    let server = Scripted::start(vec![answering(scripted::answer(&["1", "2", "3"]))]).await;
     let client = FraiseClient::connect_with_config(at(&server)).await.unwrap();
     let stream = client.query::<Value>("v").limit(2).execute().await.unwrap();
     let (rows, error) = read_all(stream).await;
@@ -239,7 +234,7 @@ async fn rows_beyond_the_limit_are_an_error_though_they_arrive_at_once() {
 #[tokio::test]
 async fn pause_of_a_complete_stream_delays_its_end_until_pause_timeout() {
     let _alone = ALONE.lock().await;
-    let server = Scripted::start(vec![answering(whole(&["1"]))]).await;
+    let server = Scripted::start(vec![answering(scripted::answer(&["1"]))]).await;
     let client = FraiseClient::connect_with_config(at(&server)).await.unwrap();
     let query = client.query::<Value>("v").pause_timeout(Duration::from_secs(60));
     let mut stream = query.execute().await.unwrap();

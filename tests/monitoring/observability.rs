@@ -270,8 +270,7 @@ async fn several_connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
          select jsonb_build_object('id', i, 'text', repeat('x', 500)) as data
          from generate_series(1, 20000) i")
     .await;
-    let proxy =
-        crate::support::proxy::Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let proxy = crate::support::proxy::Proxy::to_port(cluster().port()).await;
     let url = crate::support::url_at(proxy.address);
     let client = FraiseClient::connect(&url).await.unwrap();
     Numbers::of(snapshotter);
@@ -449,7 +448,7 @@ async fn connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
     wrong.extend([Step::ExpectQuery, Step::Send(scripted::message(b'2', b"")), Step::ExpectEnd]);
     let silent = || {
         let mut script = scripted::login();
-        let rows = [scripted::begin_json(), scripted::row("1")].concat();
+        let rows = scripted::begun(&["1"]);
         script.extend([Step::ExpectQuery, Step::Send(rows), Step::Silence]);
         script
     };

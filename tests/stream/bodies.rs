@@ -214,7 +214,7 @@ async fn body_ends_at_its_first_error() {
     let (go, wait) = tokio::sync::oneshot::channel();
     let mut script = scripted::login();
     script.push(Step::ExpectQuery);
-    script.push(Step::Send([scripted::begin_json(), scripted::row("1")].concat()));
+    script.push(Step::Send(scripted::begun(&["1"])));
     script.push(Step::Wait(wait));
     let server = Scripted::start(vec![script]).await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();

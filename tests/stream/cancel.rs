@@ -17,13 +17,13 @@ use crate::support::{
     certificates::{Authority, write},
     client, cluster,
     cluster::{Cluster, REQUIRE_PASSWORD, Setup, superuser},
-    eventually,
+    config_at, eventually,
     scripted::{self, Scripted, Step},
     sql, terminate,
 };
 use fraiseql_wire::{
-    ConnectionConfig, ConnectionConfigBuilder, Error, FraiseClient, RawJson, Result, RetryPolicy,
-    SslMode, TimeoutPhase, field,
+    ConnectionConfigBuilder, Error, FraiseClient, RawJson, Result, RetryPolicy, SslMode,
+    TimeoutPhase, field,
 };
 use futures_util::{FutureExt, StreamExt, poll};
 use serde_json::Value;
@@ -38,12 +38,7 @@ use tokio::{
 const LONG: Duration = Duration::from_secs(30);
 
 fn at(address: SocketAddr) -> ConnectionConfigBuilder {
-    ConnectionConfig::builder()
-        .host("127.0.0.1")
-        .port(address.port())
-        .user("postgres")
-        .password(crate::support::cluster::password())
-        .ssl_mode(SslMode::Disable)
+    config_at(address.port()).ssl_mode(SslMode::Disable)
 }
 
 fn client_at(address: SocketAddr) -> FraiseClient {
@@ -55,7 +50,7 @@ async fn within<T>(step: impl Future<Output = T>) -> T {
 }
 
 fn one_row() -> Vec<u8> {
-    [scripted::begin_json(), scripted::row("1"), scripted::complete(), scripted::ready()].concat()
+    scripted::answer(&["1"])
 }
 
 fn cancelled() -> Vec<u8> {
@@ -153,7 +148,7 @@ async fn cancel_token_cancels_a_query_that_waits_for_a_cleanup() {
     let mut first = scripted::login();
     first.extend([
         Step::ExpectQuery,
-        Step::Send([scripted::begin_json(), scripted::row("1")].concat()),
+        Step::Send(scripted::begun(&["1"])),
         Step::Wait(wait),
         Step::Send(cancelled()),
         Step::ExpectQuery,
@@ -323,11 +318,7 @@ async fn cancel_token_cancels_streams_that_are_not_read() {
 #[tokio::test]
 async fn cancel_reports_to_every_caller_why_a_query_could_not_be_stopped() {
     let mut session = scripted::login();
-    session.extend([
-        Step::ExpectQuery,
-        Step::Send([scripted::begin_json(), scripted::row("1")].concat()),
-        Step::Silence,
-    ]);
+    session.extend([Step::ExpectQuery, Step::Send(scripted::begun(&["1"])), Step::Silence]);
     // It accepts no cancel requests: it no longer listens.
     let server = Scripted::start(vec![session]).await;
     let client = client_at(server.address);
@@ -521,7 +512,7 @@ async fn query_ended_by_statement_timeout_is_not_run_again() {
 async fn query_hit_by_a_late_cancel_of_an_earlier_one_is_run_again_once() {
     // How much of its answer the second query gets before it is hit.
     let (nothing, columns) = (Vec::new(), scripted::begin_json());
-    let row = [scripted::begin_json(), scripted::row("1")].concat();
+    let row = scripted::begun(&["1"]);
     let hits = [
         (&nothing, 1, true),
         (&nothing, 2, false),
@@ -530,7 +521,7 @@ async fn query_hit_by_a_late_cancel_of_an_earlier_one_is_run_again_once() {
         (&row, 1, false),
     ];
     for (begun, again, comes_again) in hits {
-        let first = [scripted::begin_json(), scripted::row("1")].concat();
+        let first = scripted::begun(&["1"]);
         let mut session = scripted::login();
         let (go, wait) = oneshot::channel();
         session.extend([
@@ -873,7 +864,7 @@ async fn deadlines_are_checked_between_notices() {
 async fn panicking_notice_handler_never_leaves_the_client_busy() {
     let warning =
         scripted::fields(b'N', &[(b'S', "WARNING"), (b'C', "01000"), (b'M', "it panics")]);
-    let begun = [scripted::begin_json(), scripted::row("1")].concat();
+    let begun = scripted::begun(&["1"]);
     let ping = || Step::Expect(b"Q\0\0\0\x05\0".to_vec());
     // While the answer is read, while the connection is returned, while it is drained, while it is
     // idle, while pinging.

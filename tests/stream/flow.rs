@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::support::{
-    admin, backend_state, client, cluster,
+    admin, backend_state, client, cluster, config_at,
     events::Events,
     eventually,
     random::Random,
@@ -157,14 +157,8 @@ async fn pause_ends_when_pause_timeout_expires() {
 #[tokio::test]
 async fn pause_longer_than_statement_timeout_logs_one_warning() {
     let (events, _listening) = Events::listen();
-    let config = ConnectionConfig::builder()
-        .host("127.0.0.1")
-        .port(cluster().port())
-        .user("postgres")
-        .password(crate::support::cluster::password())
-        .statement_timeout(Duration::from_secs(600))
-        .build()
-        .unwrap();
+    let config =
+        config_at(cluster().port()).statement_timeout(Duration::from_secs(600)).build().unwrap();
     let client = FraiseClient::connect_with_config(config).await.unwrap();
     let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
     stream.next().await.unwrap().unwrap();
@@ -235,14 +229,7 @@ async fn query_timeouts_cancel_it_on_the_server() {
     }
 
     // No data arrives at all.
-    let config = ConnectionConfig::builder()
-        .host("127.0.0.1")
-        .port(cluster().port())
-        .user("postgres")
-        .password(crate::support::cluster::password())
-        .read_timeout(short)
-        .build()
-        .unwrap();
+    let config = config_at(cluster().port()).read_timeout(short).build().unwrap();
     let impatient = FraiseClient::connect_with_config(config).await.unwrap();
     let error = impatient.query::<Value>("v_asleep").execute().await.unwrap_err();
     assert_eq!(phase(&error), TimeoutPhase::Read);
@@ -274,11 +261,7 @@ async fn hours_pass() {
 
 /// Returns a client whose timeouts are an hour.
 async fn patient(port: u16) -> FraiseClient {
-    let config = ConnectionConfig::builder()
-        .host("127.0.0.1")
-        .port(port)
-        .user("postgres")
-        .password(crate::support::cluster::password())
+    let config = config_at(port)
         .ssl_mode(fraiseql_wire::SslMode::Disable)
         .read_timeout(HOUR)
         .cancel_timeout(HOUR);

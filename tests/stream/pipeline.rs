@@ -17,7 +17,7 @@ use crate::support::{
     eventually,
     proxy::Proxy,
     random::Random,
-    scripted::{self, Scripted, Step},
+    scripted::{self, Scripted, Step, answer},
     sql, terminate, url_at,
 };
 use fraiseql_wire::{
@@ -37,12 +37,6 @@ fn builder(url: &str) -> ConnectionConfigBuilder {
 
 async fn connect(config: ConnectionConfigBuilder) -> FraiseClient {
     FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap()
-}
-
-/// The answer to a query of the unnamed statement, with these rows.
-fn answer(rows: &[&str]) -> Vec<u8> {
-    let rows: Vec<u8> = rows.iter().flat_map(|row| scripted::row(row)).collect();
-    [scripted::begin_json(), rows, scripted::complete(), scripted::ready()].concat()
 }
 
 fn script(steps: impl IntoIterator<Item = Step>) -> Vec<Step> {
@@ -449,7 +443,7 @@ async fn a_silent_server_fails_the_fetch_that_waits_for_it_and_no_other() {
 
 #[tokio::test]
 async fn a_lost_connection_fails_what_was_answered_in_part_and_reruns_the_rest() {
-    let part = [answer(&["1"]), scripted::begin_json(), scripted::row("2")].concat();
+    let part = [answer(&["1"]), scripted::begun(&["2"])].concat();
     let first = script([
         Step::ExpectQuery,
         Step::ExpectQuery,
@@ -884,7 +878,7 @@ async fn more_fetches_than_may_be_in_flight_are_answered_in_order() {
 
 #[tokio::test]
 async fn a_connection_is_opened_once_for_fetches_that_wait_for_it() {
-    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let proxy = Proxy::to_port(cluster().port()).await;
     let url = format!("{}?sslmode=disable", url_at(proxy.address));
     let client = FraiseClient::new(ConnectionConfig::parse(&url).unwrap());
     join_all((0..50).map(|number| fetch_and_check(&client, number))).await;
@@ -925,7 +919,7 @@ async fn a_server_error_before_the_end_of_the_connection_is_that_of_its_fetch() 
 /// The beginning of an answer is handed over in time, however many requests come meanwhile.
 #[tokio::test]
 async fn further_requests_do_not_delay_the_first_rows_of_a_slow_answer() {
-    let begun = [scripted::begin_json(), scripted::row("1")].concat();
+    let begun = scripted::begun(&["1"]);
     let steps = [Step::ExpectQuery, Step::ExpectQuery, Step::Send(begun), Step::Silence];
     let server = Scripted::start(vec![script(steps)]).await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();
@@ -947,7 +941,7 @@ async fn further_requests_do_not_delay_the_first_rows_of_a_slow_answer() {
 
 #[tokio::test]
 async fn long_answers_use_prepared_statements() {
-    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let proxy = Proxy::to_port(cluster().port()).await;
     let url = format!("{}?sslmode=disable", url_at(proxy.address));
     let client = FraiseClient::connect(&url).await.unwrap();
     let mut sent = Vec::new();

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::support::{
-    admin, backend_state, client, cluster, eventually,
+    admin, backend_state, client, cluster, config_at, eventually,
     proxy::Proxy,
     random::Random,
     scripted::{self, Scripted, Step},
@@ -389,7 +389,7 @@ async fn resumed_stream_loses_and_repeats_no_row() {
     table("t_resumed", ROWS).await;
     // With statistics. Otherwise the server sorts a million rows again each time.
     sql("create index on t_resumed ((data->'id')); analyze t_resumed").await;
-    let proxy = Arc::new(Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await);
+    let proxy = Arc::new(Proxy::to_port(cluster().port()).await);
     let lifted = Arc::new(AtomicU64::new(0));
     let lifting = tokio::spawn({
         let (proxy, lifted) = (Arc::clone(&proxy), Arc::clone(&lifted));
@@ -456,17 +456,17 @@ async fn read_through_cuts(
     }
 }
 
+/// Returns a proxy in front of the cluster, and a client through it that never stops retrying.
+async fn persistent() -> (Proxy, FraiseClient) {
+    let proxy = Proxy::to_port(cluster().port()).await;
+    let retry = RetryPolicy::default().max_attempts(u32::MAX).max_backoff(Duration::from_millis(5));
+    let client = through(&proxy, retry).await;
+    (proxy, client)
+}
+
 async fn through(proxy: &Proxy, retry: RetryPolicy) -> FraiseClient {
-    let url = crate::support::url_at(proxy.address);
-    let config = fraiseql_wire::ConnectionConfig::parse(&url).unwrap();
-    let builder = fraiseql_wire::ConnectionConfig::builder()
-        .hostaddr(config.targets()[0].hostaddr.unwrap_or([127, 0, 0, 1].into()))
-        .port(proxy.address.port())
-        .user("postgres")
-        .password(crate::support::cluster::password())
-        .database("postgres")
-        .read_timeout(Duration::from_secs(60))
-        .retry(retry);
+    let builder =
+        config_at(proxy.address.port()).read_timeout(Duration::from_secs(60)).retry(retry);
     FraiseClient::connect_with_config(builder.build().unwrap()).await.unwrap()
 }
 
@@ -483,9 +483,7 @@ async fn resume_by_works_with_keys_of_every_kind() {
         from generate_series(1, 3000) i"#)
     .await;
     let direct = client().await;
-    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
-    let retry = RetryPolicy::default().max_attempts(u32::MAX).max_backoff(Duration::from_millis(5));
-    let client = through(&proxy, retry).await;
+    let (proxy, client) = persistent().await;
     for (column, key) in [
         ("integers", "id"),
         ("decimals", "id"),
@@ -548,9 +546,7 @@ async fn resume_after_returns_the_rows_after_a_key() {
         from generate_series(1, 1000) i"#)
     .await;
     let direct = client().await;
-    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
-    let retry = RetryPolicy::default().max_attempts(u32::MAX).max_backoff(Duration::from_millis(5));
-    let client = through(&proxy, retry).await;
+    let (proxy, client) = persistent().await;
     for (column, path) in
         [("integers", "id"), ("decimals", "id"), ("strings", "id"), ("texts", "in.id")]
     {
@@ -1013,9 +1009,7 @@ async fn row_without_a_key_is_an_error_after_a_resumption() {
                 else jsonb_build_object('id', i, 'text', repeat('x', 50)) end as data
          from generate_series(1, 3000) i")
     .await;
-    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
-    let retry = RetryPolicy::default().max_attempts(u32::MAX).max_backoff(Duration::from_millis(5));
-    let client = through(&proxy, retry).await;
+    let (proxy, client) = persistent().await;
     for limit in [None, Some(2999), Some(5000)] {
         proxy.cut_after(20_000);
         let mut query = client.query::<RawJson>("t_keyless").max_memory(16 << 10).resume_by("id");
@@ -1043,12 +1037,7 @@ async fn stream_between_two_connections_is_cancelled_immediately() {
     table("t_between", 30_000).await;
     let server = ([127, 0, 0, 1], cluster().port()).into();
     let proxy = Proxy::start(server).await;
-    let config = fraiseql_wire::ConnectionConfig::builder()
-        .hostaddr([127, 0, 0, 1])
-        .port(proxy.address.port())
-        .user("postgres")
-        .password(crate::support::cluster::password())
-        .database("postgres")
+    let config = config_at(proxy.address.port())
         .read_timeout(Duration::from_secs(1))
         .connect_timeout(Duration::from_secs(600))
         .cancel_timeout(Duration::from_secs(2))

@@ -24,7 +24,7 @@ use serde_json::Value;
 
 /// Starts a proxy in front of the cluster, and a client that uses it.
 async fn proxied() -> (Proxy, FraiseClient) {
-    let proxy = Proxy::start(([127, 0, 0, 1], cluster().port()).into()).await;
+    let proxy = Proxy::to_port(cluster().port()).await;
     let url = crate::support::url_at(proxy.address);
     let client = FraiseClient::connect(&url).await.unwrap();
     (proxy, client)
@@ -242,7 +242,7 @@ async fn first_row_arrives_before_the_server_computes_the_second() {
     let (go, wait) = tokio::sync::oneshot::channel();
     let mut script = scripted::login();
     script.push(Step::ExpectQuery);
-    script.push(Step::Send([scripted::begin_json(), scripted::row("1")].concat()));
+    script.push(Step::Send(scripted::begun(&["1"])));
     script.push(Step::Wait(wait));
     script.push(Step::Send([scripted::row("2"), scripted::complete(), scripted::ready()].concat()));
     let server = Scripted::start(vec![script]).await;
@@ -467,10 +467,7 @@ async fn dropped_execute_cancels_the_query() {
 async fn execute_dropped_before_its_first_poll_keeps_the_connection() {
     let mut script = scripted::login();
     script.push(Step::ExpectQuery);
-    script.push(Step::Send(
-        [scripted::begin_json(), scripted::row("1"), scripted::complete(), scripted::ready()]
-            .concat(),
-    ));
+    script.push(Step::Send(scripted::answer(&["1"])));
     // The script would reject a second connection and a cancel request.
     let server = Scripted::start(vec![script]).await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();
@@ -494,10 +491,7 @@ async fn execute_dropped_while_sending_keeps_the_connection() {
     ));
     script.push(Step::Signal(cancelled));
     script.push(Step::ExpectQuery);
-    script.push(Step::Send(
-        [scripted::begin_json(), scripted::row("1"), scripted::complete(), scripted::ready()]
-            .concat(),
-    ));
+    script.push(Step::Send(scripted::answer(&["1"])));
     let cancel = vec![Step::Expect(scripted::cancel_request()), Step::Wait(wait_for_end)];
     let server = Scripted::start(vec![script, cancel]).await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();
@@ -540,15 +534,12 @@ async fn failed_cancel_closes_only_the_connection() {
     // The session, a cancel request without an answer, and a second session.
     let mut first = scripted::login();
     first.push(Step::ExpectQuery);
-    first.push(Step::Send([scripted::begin_json(), scripted::row("1")].concat()));
+    first.push(Step::Send(scripted::begun(&["1"])));
     first.push(Step::Silence);
     let cancel = vec![Step::Expect(scripted::cancel_request()), Step::Silence];
     let mut second = scripted::login();
     second.push(Step::ExpectQuery);
-    second.push(Step::Send(
-        [scripted::begin_json(), scripted::row("2"), scripted::complete(), scripted::ready()]
-            .concat(),
-    ));
+    second.push(Step::Send(scripted::answer(&["2"])));
     let server = Scripted::start(vec![first, cancel, second]).await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();
     let mut stream = client.query::<u8>("v").execute().await.unwrap();

@@ -21,8 +21,8 @@ pub mod webdriver;
 
 use std::sync::OnceLock;
 
-use cluster::Cluster;
-use fraiseql_wire::FraiseClient;
+use cluster::{Cluster, Setup};
+use fraiseql_wire::{ConnectionConfig, ConnectionConfigBuilder, FraiseClient};
 
 /// One role for each way to log in; every other role is refused. Only the superuser needs the Unix
 /// socket without a password: see `cluster`.
@@ -91,6 +91,16 @@ pub fn url_at(address: impl Into<std::net::SocketAddr>) -> String {
     format!("postgres://{}@{}/postgres", cluster::superuser(), address.into())
 }
 
+/// Settings for the superuser at this port, which may be that of a proxy or pooler.
+pub fn config_at(port: u16) -> ConnectionConfigBuilder {
+    ConnectionConfig::builder()
+        .host("127.0.0.1")
+        .port(port)
+        .user("postgres")
+        .password(cluster::password())
+        .database("postgres")
+}
+
 /// A client of this binary's cluster.
 pub async fn client() -> FraiseClient {
     FraiseClient::connect(&cluster().url()).await.unwrap()
@@ -105,6 +115,33 @@ pub async fn admin_at(url: &str) -> tokio_postgres::Client {
     let (client, connection) = tokio_postgres::connect(url, tokio_postgres::NoTls).await.unwrap();
     tokio::spawn(connection);
     client
+}
+
+/// A primary and its standby. The view `v_role` shows whether a server is in recovery.
+pub struct Replicated {
+    pub primary: Cluster,
+    pub standby: Cluster,
+}
+
+impl Replicated {
+    pub async fn start() -> Self {
+        let primary = Cluster::start(cluster::REQUIRE_PASSWORD).unwrap();
+        let view = "create view v_role as select to_json(pg_is_in_recovery()) as data";
+        run_sql(&primary.url(), view).await;
+        let setup = Setup { standby_of: Some(primary.port()), ..Setup::default() };
+        let standby = Cluster::start_with(&setup).unwrap();
+        Self { primary, standby }
+    }
+
+    /// A connection string with both servers, the primary first.
+    pub fn url(&self, parameters: &str) -> String {
+        format!(
+            "postgres://{}@127.0.0.1:{},127.0.0.1:{}/postgres?{parameters}",
+            cluster::superuser(),
+            self.primary.port(),
+            self.standby.port()
+        )
+    }
 }
 
 /// Runs SQL on the cluster.

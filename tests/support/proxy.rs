@@ -46,6 +46,11 @@ struct Faults {
 }
 
 impl Proxy {
+    /// A proxy in front of a server of this machine.
+    pub async fn to_port(port: u16) -> Self {
+        Self::start(([127, 0, 0, 1], port).into()).await
+    }
+
     pub async fn start(server: SocketAddr) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -249,6 +249,17 @@ pub fn complete() -> Vec<u8> {
     message(b'C', b"SELECT 0\0")
 }
 
+/// The answer to a query of the unnamed statement, up to these rows of one column.
+pub fn begun(rows: &[&str]) -> Vec<u8> {
+    let rows = rows.iter().flat_map(|value| row(value)).collect();
+    [begin_json(), rows].concat()
+}
+
+/// The whole answer to a query of the unnamed statement, with these rows of one column.
+pub fn answer(rows: &[&str]) -> Vec<u8> {
+    [begun(rows), complete(), ready()].concat()
+}
+
 /// An error or notice with these fields.
 pub fn fields(tag: u8, fields: &[(u8, &str)]) -> Vec<u8> {
     let mut body = Vec::new();
