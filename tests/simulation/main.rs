@@ -1,20 +1,23 @@
-//! Whole sessions on simulated time: a client that does anything, a model of a server that fails in any way.
+//! Whole sessions on simulated time: a client that calls anything, and a model of a server that
+//! fails in any way.
 //!
-//! Each seed is a runtime of its own with one thread, whose clock goes on only when nobody has anything to do,
-//! so it goes the same way again: `SIMULATION_SEED=7 cargo test --test simulation -- --nocapture` repeats the one
-//! that a failure has named, and tells what happens; `SIMULATION_SEEDS=100000` takes more than usual.
+//! Each seed has a runtime with one thread. Its clock advances only when no task can run, so a seed
+//! always takes the same course. `SIMULATION_SEED=7 cargo test --test simulation -- --nocapture`
+//! repeats the seed that a failure names, and prints its events. `SIMULATION_SEEDS=100000` runs
+//! more seeds than usual.
 //!
-//! turmoil would simulate a network too, with sockets of its own, but the crate's are tokio's, with what it sets on
-//! them (`SO_RCVLOWAT`). These are Unix sockets: behind TCP are timers of the kernel, whose clock does not stop.
+//! turmoil would also simulate the network, with its own sockets. The crate uses those of tokio and
+//! sets options on them (`SO_RCVLOWAT`). They are Unix sockets here, because TCP depends on timers
+//! of the kernel, whose clock does not stop.
 //!
-//! Some queries are parallel ones, of relations that other sessions change. Each of these faults was
+//! Some queries are parallel, on relations that other sessions change. Each of these faults was
 //! planted in the crate's parallel queries, and was found within the seeds of CI:
 //!
 //! * a part whose session is lost before its last rows counts as complete;
 //! * the stream is complete when the first of its parts is;
 //! * rows received before the loss of a part's session are not delivered;
-//! * a partition that was attached between two plans is not noticed;
-//! * rows that were replaced between the snapshot and the lock are not noticed;
+//! * a partition that was attached between two plans is not detected;
+//! * rows that were replaced between the snapshot and the lock are not detected;
 //! * the other sessions do not import the snapshot;
 //! * the last range of blocks has an end;
 //! * all sessions read the same part;
@@ -26,9 +29,9 @@
 //! * a session that was silent after an error is used again;
 //! * `pause()` and a reader that has stopped wake each other.
 //!
-//! So were these, in how a query begins and in prepared statements:
+//! These were found too, in how a query begins and in prepared statements:
 //!
-//! * an answer of which more is to come counts as complete, also when it has a row limit;
+//! * an answer counts as complete before its end, also if it has a row limit;
 //! * an error after the rows counts as their end;
 //! * rows received before the loss of the session are not delivered;
 //! * the answer to a request that failed is not read to its end before the next one;
@@ -85,14 +88,14 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// As many as take some fifteen seconds.
+/// These take about fifteen seconds.
 const SEEDS: u64 = 5000;
 
 /// Seeds that found a defect: two readers passed their memory to each other for ever; and a defect
-/// of this model, which expected that a query is sent again whose session had ended silently.
+/// of this model, which expected that a query is sent again after its session had ended silently.
 const FOUND: [u64; 2] = [29_603, 25_192];
 
-/// What must have happened in so many seeds: else they test less than they seem to.
+/// Outcomes that the usual seeds must have. Otherwise they test less than they seem to.
 const OUTCOMES: [&str; 79] = [
     "FATAL before the rows of a part",
     "FATAL in the middle",
@@ -101,7 +104,7 @@ const OUTCOMES: [&str; 79] = [
     "a cancel request was late",
     "a cancel request was lost",
     "a child was dropped",
-    "a connection was used behind a query that was stopped",
+    "a connection was used after a query that was stopped",
     "a lock was not available",
     "a lock was refused to the role",
     "a new session ended",
@@ -160,7 +163,7 @@ const OUTCOMES: [&str; 79] = [
     "silence before the rows of a part",
     "silence while logging in",
     "soft limit of memory",
-    "something was said behind an answer",
+    "something was said after an answer",
     "something was said while idle",
     "stopped before the rows of a part",
     "stream cancelled",
@@ -185,16 +188,16 @@ fn fetches_that_share_a_client_get_their_own_answers() {
     run_seeds(Simulation::Fetches, sharing::SEEDS, &sharing::FOUND, &sharing::OUTCOMES);
 }
 
-/// What a client does.
+/// How a client is used.
 #[derive(Debug, Clone, Copy)]
 enum Simulation {
-    /// One query after the other.
+    /// Queries in sequence.
     Streams,
-    /// Fetches that share its connection.
+    /// Fetches that share the connection of the client.
     Fetches,
 }
 
-/// Runs the seeds that the environment names, or `usual` ones, and those that found a defect.
+/// Runs the seeds from the environment or the first `usual` ones, and those that found a defect.
 fn run_seeds(simulation: Simulation, usual: u64, found: &[u64], outcomes: &[&str]) {
     watch_panics();
     let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
@@ -236,11 +239,12 @@ fn run_seeds(simulation: Simulation, usual: u64, found: &[u64], outcomes: &[&str
 }
 
 thread_local! {
-    /// The seed of this thread, until something of it panics: a runtime catches that of a task.
+    /// The seed of this thread, until a panic. The runtime catches the panic of a task, so it is
+    /// recorded here.
     static SEED: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
-/// A seed has failed.
+/// Whether a seed has failed.
 static FAILED: AtomicBool = AtomicBool::new(false);
 
 fn watch_panics() {
@@ -254,7 +258,8 @@ fn watch_panics() {
     }));
 }
 
-/// Ends all when this does not end in a minute: where tasks wake each other for ever, no time passes.
+/// Aborts the process if `run` takes a minute: if tasks wake each other for ever, no simulated time
+/// passes.
 fn in_real_time<T>(seed: u64, run: impl FnOnce() -> T) -> T {
     let (running, ended) = mpsc::channel::<()>();
     thread::spawn(move || {
@@ -268,7 +273,7 @@ fn in_real_time<T>(seed: u64, run: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Runs a seed. Returns what happened in it, and a digest of when.
+/// Runs a seed. Returns its outcomes, and a digest of its events and their times.
 fn simulate(simulation: Simulation, seed: u64, trace: bool) -> (Tally, u64) {
     SEED.set(Some(seed));
     let (moves, idle) = (Arc::new(AtomicU64::new(0)), Arc::new(Notify::new()));
@@ -284,7 +289,7 @@ fn simulate(simulation: Simulation, seed: u64, trace: bool) -> (Tally, u64) {
             let folder = tempfile::tempdir().unwrap();
             let world = Arc::new(World::new(seed, trace, moves));
             tokio::spawn(listen(Arc::clone(&world), folder.path().to_owned()));
-            // It must be there first.
+            // Let the server listen before the client connects.
             yield_now().await;
             let random = Chance::of(seed);
             match simulation {
@@ -303,11 +308,11 @@ fn simulate(simulation: Simulation, seed: u64, trace: bool) -> (Tally, u64) {
     })
 }
 
-/// A runtime whose clock goes on when nothing has moved for three looks at the sockets.
+/// Returns a runtime whose clock advances if no byte has moved during three polls of the sockets.
 ///
-/// Left to itself it would go on to the next timer with the first look, whatever that finds: a deadline of
-/// seconds would be over before the answer is read that has come. A task of the model, which waits for
-/// `idle`, has it look without going on.
+/// By default the clock advances to the next timer at the first poll, even if that finds data. A
+/// deadline of seconds would then pass before an answer that has arrived is read. A task that waits
+/// for `idle` makes the runtime poll without advancing.
 fn runtime(moves: Arc<AtomicU64>, idle: Arc<Notify>) -> Runtime {
     let (seen, looks) = (AtomicU64::new(0), AtomicU64::new(0));
     let before_park = move || {
@@ -324,20 +329,20 @@ fn runtime(moves: Arc<AtomicU64>, idle: Arc<Notify>) -> Runtime {
     builder.enable_all().start_paused(true).on_thread_park(before_park).build().unwrap()
 }
 
-/// Longer than anything takes.
+/// Longer than any step takes.
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// How long a parallel query tries to begin while others change the relation.
 const CONTENTION: Duration = ms(3000);
 
-/// By how much a deadline may be late: timers are rounded up.
+/// The maximum delay of a deadline: timers are rounded up.
 const SLACK: Duration = ms(5);
 
 const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// What ends by itself, so within an hour.
+/// Waits for a step that ends without help, so within an hour.
 async fn within<T>(step: impl Future<Output = T>) -> T {
     timeout(HOUR, step).await.expect("it ends by itself")
 }
@@ -347,9 +352,9 @@ fn in_time(began: Instant, limit: Duration, what: &str) {
     assert!(took <= limit + SLACK, "{what} took {took:?} of {limit:?}");
 }
 
-/// The life of a client.
+/// Runs a client from its creation to its end.
 async fn live(world: &Arc<World>, folder: &Path, mut random: Chance) {
-    // Many queries of a plain life are cancelled, and nothing else ends them early.
+    // Many queries of a plain client are cancelled, and nothing else ends them early.
     let is_plain = random.one_in(6);
     let limits = Limits {
         connect: random.delay(100, 10_000),
@@ -366,7 +371,7 @@ async fn live(world: &Arc<World>, folder: &Path, mut random: Chance) {
         .cancel_timeout(limits.cancel)
         .drain_limit(1024 << random.below(11))
         .statement_cache_capacity(capacity)
-        // Without pauses, whose length is chance that does not come again.
+        // Without pauses: their jitter is not seeded.
         .retry(RetryPolicy::default().max_attempts(2).initial_backoff(Duration::ZERO));
     if let Some(read) = limits.read {
         config = config.read_timeout(read);
@@ -396,7 +401,7 @@ async fn live(world: &Arc<World>, folder: &Path, mut random: Chance) {
             sleep(life.random.delay(0, 30_000)).await;
         }
         if let (Client::Own(client), true) = (&life.client, life.random.one_in(6)) {
-            // At most an earlier stream is being cleaned up.
+            // Nothing is in progress, except the cleanup of an earlier stream.
             let began = Instant::now();
             let result = within(client.cancel_token().cancel()).await;
             life.cancelled(began, &result);
@@ -418,15 +423,15 @@ struct Limits {
     read: Option<Duration>,
 }
 
-/// It could not be connected since then, which must have a reason.
+/// Checks that there was a reason why no connection could be established since `since`.
 fn check_connecting(world: &World, error: &Error, since: Instant) {
     assert!(world.state().trouble_until >= Some(since), "nothing was in the way: {error:?}");
     match error {
         Error::Connection { .. } => world.count("could not connect"),
         Error::Timeout { phase: TimeoutPhase::Connect, .. } => world.count("connecting timed out"),
         Error::Server(e) if e.code().code() == TOO_MANY => world.count("refused by the server"),
-        Error::ConnectionClosed { .. } => world.count("lost behind the login"),
-        Error::Server(e) if e.code().code() == IDLE => world.count("lost behind the login"),
+        Error::ConnectionClosed { .. } => world.count("lost after the login"),
+        Error::Server(e) if e.code().code() == IDLE => world.count("lost after the login"),
         _ => panic!("an error of connecting? {error:?}"),
     }
 }
@@ -435,27 +440,27 @@ struct Life {
     world: Arc<World>,
     client: Client,
     limits: Limits,
-    /// How long it may take to stop the last query.
+    /// The maximum time to stop the last query.
     cancel_limit: Duration,
     is_long: bool,
     is_plain: bool,
     random: Chance,
-    /// Of a pooled client that was returned.
+    /// Tokens of pooled clients that were returned.
     void: Vec<CancelToken>,
 }
 
-/// Runs one query after the other.
+/// The client that runs the queries.
 enum Client {
     Own(FraiseClient),
     Pooled(deadpool::Pool),
 }
 
-/// A pool of one client.
+/// Returns a pool of one client.
 fn pooled(config: ConnectionConfig) -> deadpool::Pool {
     deadpool::Pool::builder(deadpool::Manager::new(config)).max_size(1).build().unwrap()
 }
 
-/// A client of the pool. It waits for the cleanup of the previous one.
+/// Returns the client of the pool, after the cleanup of its previous query.
 async fn take(pool: &deadpool::Pool) -> Result<impl Pooled + Deref<Target = PooledClient>, Error> {
     use ::deadpool::managed::PoolError;
     match within(pool.get()).await {
@@ -465,13 +470,13 @@ async fn take(pool: &deadpool::Pool) -> Result<impl Pooled + Deref<Target = Pool
     }
 }
 
-/// The rows that were read of a query.
+/// The rows of a query that were read.
 #[derive(Default)]
 struct Read {
     count: u64,
-    /// Those of a parallel query, which come in any order.
+    /// The numbers of the rows of a parallel query, which arrive in any order.
     numbers: BTreeSet<u64>,
-    /// Which rows the relation of a parallel query had.
+    /// The generation of the rows that a parallel query returns.
     generation: Option<u64>,
 }
 
@@ -479,22 +484,22 @@ struct Read {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum How {
     Execute,
-    /// By a future that is not polled any more while a token cancels it.
+    /// By a future that is not polled while a token cancels it.
     Unpolled,
     FetchAll,
     FetchOptional,
 }
 
-/// One query, as it was asked for.
+/// A query and its settings.
 struct Asked {
     id: usize,
     rows: u64,
-    /// How many read it.
+    /// The number of connections that read it.
     connections: usize,
     called: Instant,
     timeout: Option<Duration>,
     first_row: Option<Duration>,
-    /// Bytes, and whether it is to fail before they are full.
+    /// The memory limit in bytes, and whether the query fails before it is reached.
     memory: Option<(usize, bool)>,
     token: CancelToken,
     by_token: Arc<AtomicBool>,
@@ -506,12 +511,12 @@ impl Asked {
         self.connections > 1
     }
 
-    /// But for `timeout` and a handle.
+    /// Whether only a cancel request ends it early, apart from `timeout` and a handle.
     fn ends_only_by_cancel(&self, limits: &Limits) -> bool {
         limits.read.is_none() && self.first_row.is_none() && self.memory.is_none()
     }
 
-    /// How long the end of a transaction may take: that of a query without one takes no time.
+    /// The maximum time to end its transaction. Only a parallel query has one.
     fn transaction_end(&self, limits: &Limits) -> Duration {
         if self.is_parallel() { limits.cancel } else { Duration::ZERO }
     }
@@ -584,7 +589,7 @@ impl Life {
         };
         let (rows, size) = match how {
             How::FetchOptional => (rows.min(1), size),
-            // More than the sockets hold, so that the server still works on it.
+            // More than the sockets buffer, so that the server is still working on it.
             How::Unpolled if random.one_in(2) => (1000, 2000),
             _ => (rows, size),
         };
@@ -604,7 +609,7 @@ impl Life {
                 Err(e) => return check_connecting(world, &e, began),
             },
         };
-        // The end of a transaction has a deadline of its own.
+        // The end of a transaction has its own deadline.
         self.cancel_limit = self.limits.cancel * if connections > 1 { 2 } else { 1 };
         let mut asked = Asked {
             id,
@@ -664,9 +669,9 @@ impl Life {
         let patience = if random.one_in(8 * rarely) { random.delay(0, 5000) } else { HOUR };
         let often = if self.is_plain { 2 } else { 8 * rarely };
         let cancels = random.one_in(often).then(|| random.delay(0, 20_000));
-        // Otherwise it may have ended before, and its cleanup failed.
+        // Otherwise it may have ended earlier, with a failed cleanup.
         let ends_only_by_cancel = asked.ends_only_by_cancel(&self.limits) && cancels < asked.timeout
-            // While nothing reads its rows, the server may be blocked by full sockets.
+            // While its rows are not read, full sockets may block the server.
             && how != How::Unpolled;
         let has_begun = Arc::new(AtomicBool::new(false));
         let canceller = cancels.map(|after| {
@@ -715,7 +720,7 @@ impl Life {
                 Ok(opened) => self.opened(&mut asked, opened, pause_timeout).await,
             },
         }
-        // Later it would be about another query.
+        // Later it would cancel another query.
         if let Some(canceller) = canceller.filter(|_| !has_begun.load(Relaxed)) {
             canceller.abort();
         }
@@ -726,7 +731,7 @@ impl Life {
         }
     }
 
-    /// `execute()` has ended.
+    /// Handles the result of `execute()`.
     async fn opened(
         &mut self,
         asked: &mut Asked,
@@ -747,7 +752,7 @@ impl Life {
         }
     }
 
-    /// `execute()` has begun, and is not polled while a token cancels it.
+    /// Cancels a query by a token while the future of `execute()` is not polled.
     async fn unpolled(
         &mut self,
         asked: &mut Asked,
@@ -770,7 +775,7 @@ impl Life {
         self.world.count("cancelled without being polled");
     }
 
-    /// All rows were asked for at once.
+    /// Checks the result of a fetch.
     fn fetched(&self, asked: &Asked, fetched: Result<Vec<RawJson>, Error>) {
         let mut read = Read::default();
         match fetched {
@@ -779,7 +784,7 @@ impl Life {
                 self.whole(asked, &read);
                 self.world.count("fetched");
             }
-            // What was read before the error is not known.
+            // The rows that were read before the error are unknown.
             Err(e) if asked.is_parallel() => {
                 let is_begun = self.world.relation(asked.id, |relation| {
                     let sent = relation.parts.iter().flat_map(|part| part.sent().to_vec());
@@ -797,7 +802,7 @@ impl Life {
         }
     }
 
-    /// A pooled client was returned: the tokens of that checkout are without effect.
+    /// Cancels by the token of a pooled client that was returned, which has no effect.
     async fn use_void_token(&mut self) {
         if let (Client::Pooled(_), Some(token)) = (&self.client, self.void.last()) {
             let began = Instant::now();
@@ -807,7 +812,7 @@ impl Life {
         }
     }
 
-    /// Reads a body of lines, or some of it.
+    /// Reads a body of lines, or a part of it.
     async fn body(&mut self, asked: &Asked, stream: QueryStream<RawJson>) {
         let mut body = stream.into_ndjson();
         let mut read = Read::default();
@@ -834,10 +839,10 @@ impl Life {
                 }
             }
         }
-        assert!(within(body.next()).await.is_none(), "something is behind the end");
+        assert!(within(body.next()).await.is_none(), "something is after the end");
     }
 
-    /// Reads a stream, in one way or another.
+    /// Reads a stream in a random way.
     async fn read(
         &mut self,
         asked: &mut Asked,
@@ -863,7 +868,7 @@ impl Life {
                     2..5 if !asked.by_token.load(Relaxed) => {
                         self.cancel_by_token(asked).await;
                         if self.random.one_in(2) {
-                            // The next query comes at once.
+                            // The next query begins immediately.
                             return;
                         }
                     }
@@ -880,7 +885,8 @@ impl Life {
                 self.pause(asked, &mut stream, is_handled, pause_timeout).await;
             }
             let asked_at = Instant::now();
-            // Taken out of the stream only when they are returned.
+            // A chunk leaves the stream only when it is returned, so dropping the future loses no
+            // row.
             let patience = if self.random.one_in(10) { self.random.delay(0, 100) } else { HOUR };
             let item = match self.random.one_in(2) {
                 true => timeout(patience, stream.next_chunk()).await.map(|item| {
@@ -915,12 +921,12 @@ impl Life {
             }
             self.check(asked, read.count, &stats);
         }
-        assert!(within(stream.next()).await.is_none(), "something is behind the end");
-        assert!(within(stream.next_chunk()).await.is_none(), "something is behind the end");
+        assert!(within(stream.next()).await.is_none(), "something is after the end");
+        assert!(within(stream.next_chunk()).await.is_none(), "something is after the end");
         self.check(asked, read.count, &stream.stats());
     }
 
-    /// A row has come: it must be the next one of this query, or another one of a parallel query.
+    /// Checks a row: it must be the next one of its query, or a new one of a parallel query.
     fn row(&self, asked: &Asked, read: &mut Read, json: &[u8]) {
         read.count += 1;
         if !asked.is_parallel() {
@@ -955,7 +961,7 @@ impl Life {
         assert!(stats.peak_memory <= most, "{most} for {stats:?}");
     }
 
-    /// Every row was read, as the stream says.
+    /// Checks that a complete stream has returned every row.
     fn whole(&self, asked: &Asked, read: &Read) {
         self.world.count("whole result");
         if asked.is_parallel() {
@@ -965,7 +971,7 @@ impl Life {
                     && relation.parts.iter().all(|part| part.progress.fate == Fate::Whole)
                     && relation.allows(count)
             });
-            assert!(is_right, "it ended behind {count} rows");
+            assert!(is_right, "it ended after {count} rows");
             let numbers = read.numbers.iter().copied();
             assert!(numbers.eq(1..=count), "rows of two times, or none of some");
             return self.world.count("whole result of several sessions");
@@ -973,17 +979,17 @@ impl Life {
         let (fate, count) = (self.world.query(asked.id).progress.fate, read.count);
         assert!(
             fate == Fate::Whole && count == asked.rows,
-            "{fate:?}, but it ended behind row {count}"
+            "{fate:?}, but it ended after row {count}"
         );
     }
 
-    /// Whether a parallel query may fail like that.
+    /// Returns whether the model has a reason for this error of a parallel query.
     fn is_explained(&self, asked: &Asked, read: Option<&Read>, error: &Error) -> bool {
         let is_stopped = asked.by_handle.load(Relaxed);
         let since = asked.called.elapsed() + SLACK;
         self.world.relation(asked.id, |relation| {
             let by = |cause: &str| read.is_none() && relation.causes.contains(cause);
-            // What that session has sent was read.
+            // All rows that the session has sent were read.
             let by_part = |fate| {
                 relation.parts.iter().any(|part| {
                     let is_read = |read: &Read| {
@@ -1014,12 +1020,12 @@ impl Life {
         })
     }
 
-    /// Every error has its reason, and what came before it was read.
+    /// Checks that an error has a reason, and that the rows sent before it were read.
     fn failed(&self, asked: &Asked, read: Option<&Read>, paused: Duration, error: &Error) {
         let Query { progress, .. } = self.world.query(asked.id);
         let (fate, sent, count) = (progress.fate, progress.sent, read.map_or(0, |read| read.count));
         self.world
-            .note(|| format!("query {} fails behind {count}: {}", asked.id, error.category()));
+            .note(|| format!("query {} fails after {count}: {}", asked.id, error.category()));
         let is_stopped = asked.by_handle.load(Relaxed);
         let all_sent = |what| {
             assert!(is_stopped || count == sent, "{sent} were sent, {count} read: {error:?}");
@@ -1047,21 +1053,22 @@ impl Life {
                 all_sent("FATAL in the middle")
             }
             (Error::ConnectionClosed { .. }, Fate::Cut) => all_sent("cut in the middle"),
-            // It failed on a session that ended before it could be run again.
+            // It failed on a session that ended before the query could be repeated on it.
             (Error::ConnectionClosed { .. }, _) if progress.is_lost => {
                 all_sent("lost before it was run again");
             }
             (Error::Server(e), _) if progress.is_lost && e.code().code() == IDLE => {
                 all_sent("lost before it was run again");
             }
-            // The request was sent at that moment, and nothing shows whether the server has begun it.
+            // The request was sent at that moment, so it is unknown whether the server has begun
+            // it.
             (Error::ConnectionClosed { .. }, Fate::None)
                 if self.world.state().ended_silently >= Some(asked.called) =>
             {
                 self.world.count("lost as it was sent");
             }
             (Error::Cancelled, _) if is_stopped => self.world.count("cancelled by a handle"),
-            // What was sent and not received yet is discarded.
+            // In-flight rows are discarded.
             (Error::Cancelled, _) if asked.by_token.load(Relaxed) => {
                 self.world.count("cancelled by a token");
             }
@@ -1075,10 +1082,10 @@ impl Life {
                     }
                     _ => panic!("{error:?}"),
                 };
-                assert!(limit == Some(*after) && since >= *after, "behind {since:?}: {error:?}");
+                assert!(limit == Some(*after) && since >= *after, "after {since:?}: {error:?}");
                 if *phase == TimeoutPhase::FirstRow {
-                    assert_eq!(count, 0, "behind the first row: {error:?}");
-                    // In a pause it could not come.
+                    assert_eq!(count, 0, "after the first row: {error:?}");
+                    // The deadline does not expire during a pause.
                     assert!(since >= *after + paused, "paused for {paused:?}: {error:?}");
                 }
                 self.world.count(what);
@@ -1104,7 +1111,7 @@ impl Life {
         if let Client::Own(client) = &self.client {
             assert!(!client.is_busy(), "another query cannot run");
         }
-        assert!(within(stream.next()).await.is_none(), "something is behind cancel()");
+        assert!(within(stream.next()).await.is_none(), "something is after cancel()");
         let stats = stream.stats();
         assert_eq!(stats.items_buffered, 0);
         self.check(asked, stats.total_rows_yielded, &stats);
@@ -1129,14 +1136,14 @@ impl Life {
                     self.world.assert_ended(asked.id);
                 }
             }
-            // It continues without the caller.
+            // The cancellation continues after its future is dropped.
             1 => drop(timeout(self.random.delay(0, 200), token.cancel()).await),
             _ => {
                 tokio::spawn(async move {
                     let _ = token.cancel().await;
                     in_time(began, limit, "a token's cancel()");
                 });
-                // Let it begin: it is about this query.
+                // Let it begin, so that it cancels this query.
                 yield_now().await;
             }
         }
@@ -1155,7 +1162,7 @@ impl Life {
             Err(Error::ConnectionClosed { .. } | Error::Connection { .. }) => {
                 self.world.count("lost while cancelling")
             }
-            // A parallel query has been stopped by then, and the end of its transaction fails.
+            // The parallel query was stopped before, and the end of its transaction failed.
             Err(Error::Server(e)) if [SHUTDOWN, IDLE].contains(&e.code().code()) => {
                 self.world.count("transaction ended while cancelling");
             }
@@ -1175,14 +1182,14 @@ impl Life {
         is_handled: bool,
         pause_timeout: Option<Duration>,
     ) {
-        // The last one may still last, which would end before this one.
+        // An earlier pause may still be active, and its timeout would end this one.
         let _ = stream.resume().await;
         let began = Instant::now();
         if within(stream.pause()).await.is_err() {
             assert!(is_handled, "it has not ended");
             return;
         }
-        // A session whose part is done may be ending its transaction.
+        // A session that has sent its part may be ending its transaction.
         in_time(began, asked.transaction_end(&self.limits), "pause()");
         let before = stream.stats();
         sleep(self.random.delay(0, 30_000)).await;
@@ -1196,20 +1203,20 @@ impl Life {
             Some(limit) if lasts + SLACK > limit => {}
             _ => {
                 assert_eq!(after.state, StreamState::Paused);
-                // A deadline hands over what its reader held.
+                // A deadline makes the reader deliver what it holds.
                 let reads = after.total_rows_received > before.total_rows_received;
                 assert!(!reads || asked.is_over(), "it reads in a pause");
                 self.world.count("paused");
             }
         }
-        // Else it goes on by itself.
+        // Otherwise the timeout of the pause resumes it.
         if pause_timeout.is_none() || self.random.one_in(2) {
             let _ = stream.resume().await;
         }
     }
 }
 
-/// Cancels what runs then, and sets the flag before.
+/// Cancels the query that runs after `after`, and sets the flag before.
 async fn cancel_later(
     after: Duration,
     token: CancelToken,
@@ -1224,7 +1231,7 @@ async fn cancel_later(
     result
 }
 
-/// What another task does to a stream.
+/// Pauses, resumes and cancels a stream from another task.
 async fn steer(
     control: StreamControl,
     mut random: Chance,
@@ -1247,7 +1254,7 @@ async fn steer(
     let _ = control.resume().await;
 }
 
-/// Chance that comes again.
+/// Random numbers that a seed reproduces.
 struct Chance(Random);
 
 impl Chance {
@@ -1263,7 +1270,7 @@ impl Chance {
         self.below(n) == 0
     }
 
-    /// A time between these, in milliseconds, of any order of magnitude.
+    /// Returns a duration between these, in milliseconds, of any order of magnitude.
     fn delay(&mut self, least: u64, most: u64) -> Duration {
         let range = most - least;
         let range = range >> self.below(u64::from(range.max(1).ilog2()) + 1);

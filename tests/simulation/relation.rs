@@ -1,5 +1,5 @@
 //! The relation of a parallel query in the model. Other sessions change it, and its locks and
-//! snapshots work as those of Postgres do.
+//! snapshots work like those of Postgres.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,25 +13,25 @@ use super::{
     server::{CHANGED, Progress},
 };
 
-/// Rows of a partition that is attached later.
+/// The number of rows in a partition that is attached later.
 const ATTACHED_ROWS: u64 = 10;
 
-/// The maximum of partitions that are attached.
+/// The maximum number of partitions that are attached.
 const MAX_ATTACHED: u64 = 3;
 
-/// Rows that another session inserts.
+/// The number of rows that another session inserts at a time.
 const INSERTED_ROWS: u64 = 4;
 
-/// The maximum of inserts.
+/// The maximum number of inserts.
 const MAX_INSERTED: u64 = 5;
 
-/// Rows in a block.
+/// The number of rows in a block.
 const BLOCK: u64 = 7;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Table,
-    /// A table that the role may read and not lock.
+    /// A table that the role may read but not lock.
     Unlockable,
     Partitioned,
     Materialized,
@@ -41,41 +41,41 @@ pub enum Kind {
 pub struct Relation {
     pub kind: Kind,
     rows: u64,
-    /// The connections that read it.
+    /// The number of connections that read it.
     pub connections: usize,
     version: Version,
-    /// Partitions that were attached.
+    /// The number of partitions that were attached.
     attached: u64,
     /// The sessions that hold ACCESS SHARE.
     holders: BTreeSet<usize>,
     exclusive: Option<Exclusive>,
-    /// A lock has been released.
+    /// Notified when a lock is released.
     pub released: Arc<Notify>,
-    /// Snapshots by name: the session that exported it, and what it sees.
+    /// Snapshots by name: the session that exported it, and the version that it sees.
     snapshots: BTreeMap<String, (usize, Version)>,
     /// The parts that were executed.
     pub parts: Vec<Part>,
-    /// What may have made the query fail: SQLSTATEs that were sent, and other reasons.
+    /// Reasons for the query to fail: SQLSTATEs that were sent, and others.
     pub causes: BTreeSet<&'static str>,
 }
 
-/// What has been committed, as far as snapshots matter to that.
+/// The committed state that a snapshot distinguishes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Version {
-    /// How often all rows have been replaced.
+    /// The number of times that all rows were replaced.
     generation: u64,
-    /// How often rows have been inserted.
+    /// The number of inserts.
     inserted: u64,
 }
 
-/// ACCESS EXCLUSIVE of another session, until then.
+/// An ACCESS EXCLUSIVE lock of another session.
 struct Exclusive {
     until: Instant,
-    /// Held, or waited for: either way it is in front of later requests.
+    /// Whether it is held. If it is waited for, it precedes later requests just the same.
     is_held: bool,
 }
 
-/// A part of the rows, as a session has planned it.
+/// A part of the rows, as planned by a session.
 #[derive(Debug, Clone)]
 pub struct Part {
     version: Version,
@@ -85,7 +85,7 @@ pub struct Part {
 }
 
 impl Part {
-    /// How often the rows of the relation had been replaced.
+    /// The generation of its rows.
     pub fn generation(&self) -> u64 {
         self.version.generation
     }
@@ -94,7 +94,7 @@ impl Part {
         self.numbers.first().is_some_and(|row| other.numbers.binary_search(row).is_ok())
     }
 
-    /// The numbers of the rows that were sent whole.
+    /// The numbers of the rows that were sent completely.
     pub fn sent(&self) -> &[u64] {
         &self.numbers[..self.progress.sent as usize]
     }
@@ -126,12 +126,12 @@ impl Relation {
         }
     }
 
-    /// The most rows that a query of `rows` rows can have later.
+    /// Returns the maximum number of rows that a relation of `rows` rows can have later.
     pub fn most_rows(rows: u64) -> u64 {
         rows + MAX_ATTACHED * ATTACHED_ROWS + MAX_INSERTED * INSERTED_ROWS
     }
 
-    /// Whether a query may have so many rows.
+    /// Returns whether a query may return `rows` rows.
     pub fn allows(&self, rows: u64) -> bool {
         (0..=self.attached).any(|attached| {
             let more = rows.checked_sub(self.rows + attached * ATTACHED_ROWS);
@@ -141,13 +141,13 @@ impl Relation {
         })
     }
 
-    /// Another session changes the relation, or wants to.
+    /// Changes the relation from another session, or lets that session wait for a lock.
     pub fn disturb(&mut self, random: &mut Chance) {
         self.pass_time();
         self.causes.insert(CHANGED);
         let until = Instant::now() + random.delay(0, 5000);
         match random.below(5) {
-            // These conflict with none of the locks of a query.
+            // These changes conflict with no lock of a query.
             0 if self.kind != Kind::Materialized => {
                 self.version.inserted = MAX_INSERTED.min(self.version.inserted + 1);
             }
@@ -165,7 +165,7 @@ impl Relation {
         }
     }
 
-    /// Ends the exclusive lock or the wait for it when its time is over.
+    /// Ends the exclusive lock, or the wait for it, if its time is over.
     fn pass_time(&mut self) {
         match &self.exclusive {
             Some(exclusive) if exclusive.until <= Instant::now() => {
@@ -177,11 +177,12 @@ impl Relation {
         }
     }
 
-    /// Locks the relation for a session, with the partitions that are attached: returns how many.
+    /// Locks the relation and its partitions for a session. Returns the number of partitions that
+    /// are attached.
     ///
     /// # Errors
     ///
-    /// Until when another session holds a lock that conflicts, or waits for it.
+    /// Another session holds a conflicting lock, or waits for one, until this time.
     pub fn lock(&mut self, pid: usize) -> Result<u64, Instant> {
         self.pass_time();
         match &self.exclusive {
@@ -200,13 +201,13 @@ impl Relation {
         self.holders.remove(&pid);
         let waits = |exclusive: &mut Exclusive| !exclusive.is_held;
         if self.holders.is_empty() && self.exclusive.take_if(waits).is_some() {
-            // It gets its lock, and commits.
+            // The waiting session gets the lock, and commits.
             self.version.generation += 1;
         }
         self.released.notify_waiters();
     }
 
-    /// What a statement sees that begins now.
+    /// Returns the version that a statement sees if it begins now.
     pub fn version(&mut self) -> Version {
         self.pass_time();
         self.version
@@ -220,25 +221,25 @@ impl Relation {
         self.snapshots.get(name).map(|(_, version)| *version)
     }
 
-    /// The blocks of each of its tables.
+    /// Returns the number of blocks of each of its tables.
     pub fn blocks(&self) -> Vec<u64> {
         let attached = (0..self.attached).map(|_| ATTACHED_ROWS / BLOCK + 1);
         [self.rows / BLOCK + 1].into_iter().chain(attached).collect()
     }
 
-    /// The relations that a session has locked, with their files.
+    /// Returns the relations that a session has locked, with their files.
     pub fn locked(&self, attached: u64) -> String {
         let attached = (1..=attached).map(|n| format!(" {}.0", 20_000 + n));
         format!("16400.{}", self.version.generation) + &attached.collect::<String>()
     }
 
-    /// Whether a session with that snapshot sees another file than the present one. Every snapshot
-    /// sees the rows of a materialized view that was refreshed.
+    /// Returns whether a session with this snapshot sees another file than the present one. Every
+    /// snapshot sees the rows of a materialized view that was refreshed.
     pub fn has_changed(&self, seen: Version) -> bool {
         self.kind != Kind::Materialized && seen.generation != self.version.generation
     }
 
-    /// Plans the rows with this condition for a session with that snapshot.
+    /// Plans the rows of a condition for a session with this snapshot.
     pub fn plan(&self, sql: &str, seen: Version) -> Part {
         let (_, condition) = sql.split_once(" WHERE ").unwrap();
         let number_after = |text: &str| {
@@ -253,7 +254,7 @@ impl Relation {
             (Some((of, rest)), _) => number % of == rest,
             (None, Some((from, to))) => {
                 let block = match number.checked_sub(self.rows + 1) {
-                    // Of the partitions, or at the end of the table.
+                    // Rows of the partitions, or at the end of the table.
                     Some(later) if self.attached > 0 => later % ATTACHED_ROWS / BLOCK,
                     _ => (number - 1) / BLOCK,
                 };
@@ -261,7 +262,7 @@ impl Relation {
             }
             (None, None) => false,
         };
-        // The rows of another generation are not visible.
+        // Rows of another generation are invisible.
         let rows = if self.has_changed(seen) {
             0
         } else {

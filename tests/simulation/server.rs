@@ -1,4 +1,4 @@
-//! A model of a Postgres server, as far as a client can tell, with every fault that one may have.
+//! A model of a Postgres server as clients see it, with every kind of fault.
 
 pub mod fetches;
 mod statements;
@@ -39,7 +39,7 @@ use super::{
     support::scripted::{auth_ok, begin, begin_json, complete, error, fields, message, ready, row},
 };
 
-/// How often what happened.
+/// Counts of events.
 pub type Tally = BTreeMap<&'static str, u64>;
 
 pub const PORT: u16 = 5432;
@@ -51,7 +51,7 @@ pub const IDLE: &str = "57P05";
 pub const LOCKED: &str = "55P03";
 pub const CANCELED: &str = "57014";
 
-/// A child that has just been dropped: "cache lookup failed".
+/// A child table that has just been dropped: "cache lookup failed".
 pub const CHILD_DROPPED: &str = "XX000";
 
 /// Reasons for a parallel query to fail, in addition to the SQLSTATEs that were sent.
@@ -60,40 +60,40 @@ pub const SLOW: &str = "slow";
 pub const CHANGED: &str = "changed";
 pub const DIFFERENT: &str = "different";
 
-/// What the model knows.
+/// The state of the model.
 pub struct World {
     trace: bool,
     pub began: Instant,
-    /// How often the server has read or written: see [`runtime`].
+    /// Counts reads and writes of the server: see [`runtime`].
     moves: Arc<AtomicU64>,
     state: Mutex<State>,
 }
 
 pub struct State {
-    /// The server's.
+    /// The server's random numbers.
     random: Chance,
-    /// By their process ids, from 1.
+    /// Sessions by their process ids, from 1.
     sessions: Vec<Session>,
     queries: Vec<Query>,
-    /// Those of parallel queries, by the numbers of the queries.
+    /// The relations of parallel queries, by the numbers of the queries.
     relations: BTreeMap<usize, Relation>,
-    /// The texts of named statements that a client has prepared anywhere.
+    /// The texts of named statements that a client has prepared on any connection.
     statements: BTreeMap<String, String>,
-    /// How many statements a client keeps on a connection.
+    /// The maximum number of statements that a client keeps on a connection.
     pub statement_capacity: usize,
-    /// Fewer queries fail.
+    /// Whether fewer queries fail.
     pub is_calm: bool,
-    /// Nothing fails any more.
+    /// Whether no more faults occur.
     is_healed: bool,
-    /// Of fetches that share a client.
+    /// The state of fetches that share a client.
     pub sharing: Sharing,
-    /// How many cancel requests have arrived.
+    /// The number of cancel requests that have arrived.
     pub cancel_requests: u64,
-    /// Connections of the server that have not ended.
+    /// The number of open connections of the server.
     pub open: u64,
     /// When a session last ended while idle, without a message.
     pub ended_silently: Option<Instant>,
-    /// Up to when something was in the way of connecting.
+    /// Until when connecting may fail.
     pub trouble_until: Option<Instant>,
     pub tally: Tally,
     pub digest: DefaultHasher,
@@ -101,64 +101,63 @@ pub struct State {
 
 struct Session {
     secret: u32,
-    /// It works on a request.
+    /// Whether it works on a request.
     is_running: bool,
-    /// The last query that was named here.
+    /// The last query that its requests have named.
     query: Option<usize>,
-    /// How many queries were named here before that one.
+    /// The number of queries that its requests named before that one.
     earlier: usize,
-    /// It works on the rows of the query, or it is the client's own session.
+    /// Whether cancelling must stop it: it works on rows, or is the client's own session.
     is_to_stop: bool,
-    /// It is to be stopped,
+    /// Whether a cancel request has arrived for what it works on.
     signalled: bool,
-    /// by a cancel request that a proxy has delayed,
+    /// Whether a proxy has delayed that request.
     is_signal_late: bool,
-    /// and is to look.
+    /// Notified when a cancel request arrives.
     signal: Arc<Notify>,
-    /// The one before it was stopped.
+    /// Whether its previous query was stopped.
     was_stopped: bool,
 }
 
 #[derive(Clone, Copy)]
 pub struct Query {
-    /// At most.
+    /// The maximum number of rows.
     rows: u64,
     usual_size: u64,
-    /// It is fetched, so it is run again if its session is lost before its rows, and it waited for
-    /// the connection.
+    /// Whether it is fetched, and so repeated if its session is lost before its rows.
     pub is_fetched: bool,
-    /// The number of its relation, which many queries read. Otherwise it has one of its own.
+    /// The number of its relation, if several queries read it. Otherwise it has its own relation.
     shared: Option<u64>,
-    /// Unless it is a parallel one.
+    /// Its progress. Each part of a parallel query has its own.
     pub progress: Progress,
 }
 
-/// How far the answer to a query has got, or to a part of one.
+/// The progress of the answer to a query, or to a part of one.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Progress {
-    /// Rows that were sent whole.
+    /// The number of rows that were sent completely.
     pub sent: u64,
     pub fate: Fate,
-    /// Something was answered that is no error.
+    /// Whether a part of the answer was sent that is not an error.
     is_answered: bool,
-    /// Its named statement has failed before it was bound: it may be begun again.
+    /// Whether it may be repeated: its named statement has failed before it was bound.
     pub may_repeat: bool,
-    /// Its session ended before that.
+    /// Whether its session ended before it could be repeated.
     pub is_lost: bool,
 }
 
-/// What a session sends rows of.
+/// The rows that a session sends.
 #[derive(Debug, Clone, Copy)]
 struct Target {
     id: usize,
-    /// Of a parallel query; or which attempt of a fetch.
+    /// The part of a parallel query, or the attempt of a fetch.
     part: Option<usize>,
 }
 
 /// How an answer ends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Fate {
-    /// It has not run.
+    /// It has not begun.
     #[default]
     None,
     Whole,
@@ -166,7 +165,7 @@ pub enum Fate {
     Fatal,
     Cut,
     Silence,
-    /// By a cancel request.
+    /// Stopped by a cancel request.
     Stopped,
     /// Its prepared statement could not be used.
     Refused,
@@ -184,14 +183,14 @@ impl Query {
 
     fn text_size(&self, number: u64) -> usize {
         let size = match number % 257 {
-            // Larger than a small stream may hold.
+            // Exceeds the memory of a small stream.
             101 => self.usual_size * 20,
             n => n * 7 % self.usual_size,
         };
         size as usize
     }
 
-    /// In bytes, and a little more for what is around it.
+    /// Returns the maximum size of a row in bytes, with the JSON around its text.
     pub fn largest_row(&self) -> usize {
         60 + (1..=self.rows).map(|number| self.text_size(number)).max().unwrap_or(0)
     }
@@ -228,7 +227,7 @@ impl World {
         self.note(|| what.to_owned());
     }
 
-    /// Something that is the same when the seed is the same.
+    /// Records an event that a seed reproduces.
     pub fn note(&self, what: impl FnOnce() -> String) {
         let (at, what) = (self.began.elapsed(), what());
         (at, &what).hash(&mut self.state().digest);
@@ -237,7 +236,7 @@ impl World {
         }
     }
 
-    /// Something is in the way of connecting, for so long.
+    /// Lets connecting fail for this long.
     fn trouble(&self, what: &'static str, lasts: Duration) -> Duration {
         self.count(what);
         self.is_in_the_way(lasts)
@@ -265,8 +264,8 @@ impl World {
         self.state().random.delay(least, most)
     }
 
-    /// A query that will be asked, of so many rows, most of which are no larger than that; returns its number.
-    /// `shared`: it reads a relation of this number.
+    /// Plans a query of this number of rows, nearly all of at most the usual size. Returns the
+    /// number of the query. `shared`: the number of the relation that it reads.
     pub fn plan(&self, rows: u64, usual_size: u64, shared: Option<u64>) -> usize {
         let mut state = self.state();
         let (is_fetched, progress) = (false, Progress::default());
@@ -275,7 +274,7 @@ impl World {
         state.queries.len() - 1
     }
 
-    /// The same for a parallel query of a relation that others change.
+    /// The same for a parallel query, whose relation is changed by other sessions.
     pub fn plan_parallel(
         &self,
         rows: u64,
@@ -296,18 +295,18 @@ impl World {
         self.state().queries[id]
     }
 
-    /// A query runs this text.
+    /// Checks the relation in the text of a query.
     fn assert_relation(&self, id: usize, sql: &str) {
         let name = self.query(id).relation(id);
         assert!(sql.contains(&format!("\"{name}\"")), "{sql} is not about {name}");
     }
 
-    /// The relation of a parallel query.
+    /// Passes the relation of a parallel query.
     pub fn relation<T>(&self, id: usize, look: impl FnOnce(&mut Relation) -> T) -> T {
         look(self.state().relations.get_mut(&id).unwrap())
     }
 
-    /// A reason for a parallel query to fail.
+    /// Records a reason for a parallel query to fail.
     fn cause(&self, id: usize, what: &'static str) {
         self.relation(id, |relation| relation.causes.insert(what));
     }
@@ -326,7 +325,7 @@ impl World {
         }
     }
 
-    /// A row of a query, by its number from 1, and the generation of its relation.
+    /// Returns a row of a query, by its number from 1 and its generation.
     pub fn document(&self, id: usize, number: u64, generation: u64) -> String {
         let size = self.query(id).text_size(number);
         format!(r#"{{"query":{id},"row":{number},"of":{generation},"text":"{:x<size$}"}}"#, "")
@@ -342,7 +341,7 @@ impl World {
         }
     }
 
-    /// The documents of a query.
+    /// Returns the documents of a query.
     fn documents(&self, id: usize) -> Vec<String> {
         let ask = self.state().sharing.fetches.get(&id).map(|fetch| fetch.ask);
         let rows = self.query(id).rows;
@@ -371,8 +370,8 @@ impl World {
         signal
     }
 
-    /// A backend begins a request. `named`: of that query. `is_to_stop`: no backend works on it
-    /// any more when its query has been cancelled.
+    /// A backend begins a request. `named`: the query that it names. `is_to_stop`: cancelling the
+    /// query must end it.
     fn work(&self, pid: usize, named: Option<usize>, is_to_stop: bool) -> Arc<Notify> {
         let mut state = self.state();
         let session = &mut state.sessions[pid - 1];
@@ -387,12 +386,12 @@ impl World {
         let signal = Arc::clone(&session.signal);
         drop(state);
         if was_stopped {
-            self.count("a connection was used behind a query that was stopped");
+            self.count("a connection was used after a query that was stopped");
         }
         signal
     }
 
-    /// The parallel query that a session works for. Until it has named one, the last one.
+    /// Returns the parallel query of a session: the one that it has named, otherwise the last one.
     fn parallel_query(&self, pid: usize) -> usize {
         let state = self.state();
         let named = state.sessions[pid - 1].query.filter(|id| state.relations.contains_key(id));
@@ -408,7 +407,7 @@ impl World {
         session.query.filter(|_| session.is_running)
     }
 
-    /// No backend works on a query any more.
+    /// Checks that no backend works on a query.
     pub fn assert_ended(&self, id: usize) {
         let works = |session: &Session| {
             session.is_running && session.is_to_stop && session.query == Some(id)
@@ -416,7 +415,7 @@ impl World {
         assert!(!self.state().sessions.iter().any(works), "query {id} still runs");
     }
 
-    /// A query is stopped, which ends it.
+    /// Records that a query was stopped.
     fn stopped(&self, pid: usize) {
         self.state().sessions[pid - 1].was_stopped = true;
         self.count("a query was stopped");
@@ -428,12 +427,12 @@ impl World {
         (session.is_running, session.signalled) = (false, false);
     }
 
-    /// Which query a cancel request to a session means that arrives now.
+    /// Identifies the query that a cancel request arriving now is meant for.
     fn meant(&self, pid: usize) -> usize {
         self.state().sessions[pid - 1].earlier
     }
 
-    /// The signal of a cancel request.
+    /// Delivers the signal of a cancel request.
     fn signal(&self, pid: usize, meant: usize, is_late: bool) {
         let running = self.running(pid);
         self.note(|| format!("signal to {pid}, which runs {running:?}"));
@@ -441,7 +440,7 @@ impl World {
             let mut state = self.state();
             let is_pipelined = state.sharing.is_active;
             let session = &mut state.sessions[pid - 1];
-            // The session itself looks whether it may be stopped.
+            // The session itself checks whether it may be stopped.
             let is_right = is_pipelined || session.earlier == meant;
             assert!(is_right, "a cancel request hits another query");
             session.signalled = true;
@@ -453,7 +452,7 @@ impl World {
     }
 }
 
-/// Accepts connections, mostly.
+/// Accepts connections, and rejects some.
 pub async fn listen(world: Arc<World>, folder: PathBuf) {
     let path = folder.join(format!(".s.PGSQL.{PORT}"));
     loop {
@@ -497,7 +496,7 @@ pub async fn listen(world: Arc<World>, folder: PathBuf) {
 struct Peer {
     world: Arc<World>,
     socket: UnixStream,
-    /// What has come and was not looked at.
+    /// Received bytes that are not processed yet.
     inbox: Vec<u8>,
     pace: Pace,
     transaction: Option<Transaction>,
@@ -506,14 +505,14 @@ struct Peer {
 
 /// How an answer is sent.
 struct Pace {
-    /// The largest piece.
+    /// The maximum size of a piece.
     piece: u64,
-    /// What is between pieces.
+    /// An index: the kind of delay between pieces.
     delay: usize,
 }
 
 impl Pace {
-    /// In milliseconds.
+    /// Returns the maximum delay, in milliseconds.
     fn longest(&self) -> u64 {
         [0, 30, 300, 10_000][self.delay]
     }
@@ -523,14 +522,14 @@ impl Pace {
 enum Request {
     Query(Execution),
     Ping,
-    /// What begins and ends a part of a parallel query.
+    /// The statements before and after a part of a parallel query.
     Steps(Vec<Step>),
-    /// A portal's rows.
+    /// The rows of a portal.
     Execute(String),
     Terminate,
 }
 
-/// The query whose relation is named in a statement.
+/// Returns the query whose relation is named in a statement.
 fn query_named(sql: &str) -> Option<usize> {
     let (_, name) = sql.split_once("\"q")?;
     name.split('"').next()?.parse().ok()
@@ -539,7 +538,7 @@ fn query_named(sql: &str) -> Option<usize> {
 impl Peer {
     async fn serve(mut self) {
         self.world.state().open += 1;
-        // The client may end it at any time.
+        // The client may close the connection at any time.
         let _ = self.connection().await;
         self.world.state().open -= 1;
     }
@@ -681,7 +680,7 @@ impl Peer {
         }
     }
 
-    /// The parallel query that this session works for, if any, may fail for these reasons.
+    /// Records reasons for the parallel query of this session to fail, if it has one.
     fn may_fail(&self, pid: usize, causes: &[&'static str]) {
         let is_parallel = {
             let state = self.world.state();
@@ -695,7 +694,7 @@ impl Peer {
         }
     }
 
-    /// The session has ended before the client could repeat a query on it.
+    /// Records that the session has ended before the client could repeat a query on it.
     fn ended_before_repetition(&self, pid: usize) {
         let mut state = self.world.state();
         let Some(id) = state.sessions[pid - 1].query else { return };
@@ -753,7 +752,7 @@ impl Peer {
         }
     }
 
-    /// Answers a query, or a part of one; returns whether the session continues.
+    /// Answers a query, or a part of one. Returns whether the session continues.
     async fn answer(
         &mut self,
         pid: usize,
@@ -782,10 +781,10 @@ impl Peer {
         if fate == Fate::Error {
             self.fail_transaction();
         }
-        if answer.goes_on {
+        if answer.continues {
             answer.end(&self.ready(), &world);
         }
-        // At most so many pieces.
+        // Sends at most about 40 pieces.
         let piece = self.pace.piece.max(answer.bytes.len() as u64 / 40);
         let mut at = 0;
         loop {
@@ -798,7 +797,7 @@ impl Peer {
             }
             let end = answer.bytes.len().min(at + 1 + world.below(piece) as usize);
             // At ReadyForQuery, after which other messages may follow.
-            if at < answer.ready && answer.ready <= end && answer.goes_on {
+            if at < answer.ready && answer.ready <= end && answer.continues {
                 self.expect_nothing();
                 world.idle(pid);
                 world.progress(target, |progress| progress.may_repeat |= answer.may_repeat);
@@ -816,7 +815,8 @@ impl Peer {
                 world.count("the server was held up");
             }
             at = end;
-            // Behind ReadyForQuery it reads at once: what it has not read, a cancel request may mean.
+            // Read immediately after ReadyForQuery: a cancel request may be meant for an unread
+            // request.
             if at == answer.bytes.len() {
                 break;
             }
@@ -828,7 +828,7 @@ impl Peer {
             world.look_for_others(target);
             world.update(target, |attempt| attempt.is_lost = true);
         }
-        let is_answered = answer.goes_on && !may_repeat;
+        let is_answered = answer.continues && !may_repeat;
         world.update(target, |attempt| attempt.is_answered = is_answered);
         match fate {
             Fate::Silence => {
@@ -836,12 +836,12 @@ impl Peer {
                 self.expect_nothing();
                 Ok(false)
             }
-            _ => Ok(answer.goes_on),
+            _ => Ok(answer.continues),
         }
     }
 
-    /// A cancel request stops this answer. The caller of a fetch must have stopped it, or the client
-    /// has closed the connection, unless a proxy has delayed the request.
+    /// Checks that a cancel request may stop this answer: it was cancelled, the client has closed
+    /// the connection, or a proxy has delayed the request.
     fn assert_stoppable(&mut self, pid: usize, target: Target) {
         if !self.world.sharing(|sharing| sharing.is_active) {
             return;
@@ -855,8 +855,8 @@ impl Peer {
         self.world.update(target, |attempt| attempt.was_hit_late = is_late);
     }
 
-    /// Whether the client has closed the connection. The system is asked, because the runtime may
-    /// not have looked since.
+    /// Returns whether the client has closed the connection. Reads from the socket, because the
+    /// runtime may not have polled it since.
     fn is_gone(&mut self) -> bool {
         let mut bytes = [0; 4096];
         loop {
@@ -872,7 +872,7 @@ impl Peer {
         self.world.sharing(|sharing| sharing.login_lost_at = Some(Instant::now()));
     }
 
-    /// Before an answer has ended, nothing is asked; at most the client goes.
+    /// Checks that the client sends nothing before the answer has ended, except Terminate.
     fn expect_nothing(&mut self) {
         if self.world.sharing(|sharing| sharing.is_active) {
             return;
@@ -896,7 +896,7 @@ impl Peer {
                 return Ok(());
             }
             1 => {
-                // Given up by the client, it may still arrive.
+                // After the client has abandoned it, it may still arrive.
                 let _ = self.silence().await;
                 sleep(world.delay(0, 5000)).await;
                 world.count("a cancel request arrived when it was given up");
@@ -920,13 +920,13 @@ impl Peer {
         Ok(())
     }
 
-    /// For how long it waits between pieces, if it does.
+    /// Returns the delay before the next piece, if there is one.
     fn pause(&self) -> Option<Duration> {
         let waits = self.world.fault([1, 4, 2, 16][self.pace.delay]) == 0;
         waits.then(|| self.world.delay(0, self.pace.longest()))
     }
 
-    /// Waits a little, as it does; a signal ends that.
+    /// Waits for the delay between pieces, or until a signal.
     async fn breathe(&mut self, signal: Option<&Notify>) {
         let Some(pause) = self.pause() else { return };
         match signal {
@@ -946,7 +946,7 @@ impl Peer {
         Ok(())
     }
 
-    /// Says nothing more.
+    /// Sends nothing more.
     async fn silence(&mut self) -> io::Result<()> {
         loop {
             self.fill().await?;
@@ -971,7 +971,7 @@ impl Peer {
     }
 }
 
-/// What may come at any time.
+/// Returns a message that may arrive at any time.
 fn aside(world: &World) -> Vec<u8> {
     match world.below(3) {
         0 => fields(b'N', &[(b'S', "NOTICE"), (b'C', "00000"), (b'M', "by the way")]),
@@ -980,28 +980,28 @@ fn aside(world: &World) -> Vec<u8> {
     }
 }
 
-/// The messages that answer a query.
+/// The answer to a query.
 struct Answer {
     bytes: Vec<u8>,
-    /// Where messages end,
+    /// The ends of messages.
     ends: Vec<usize>,
-    /// and rows.
+    /// The ends of rows.
     row_ends: Vec<usize>,
-    /// From here on nothing is left to stop.
+    /// From here on, a cancel request has no effect.
     stoppable: usize,
-    /// The session waits for the next query behind it.
-    goes_on: bool,
-    /// Where ReadyForQuery ends, if the session continues.
+    /// Whether the session then waits for the next query.
+    continues: bool,
+    /// The end of ReadyForQuery, if the session continues.
     ready: usize,
-    /// Its error comes before ParseComplete.
+    /// Whether its error is sent before ParseComplete.
     fails_to_parse: bool,
-    /// Its error comes before a named statement is bound.
+    /// Whether its error is sent before a named statement is bound.
     may_repeat: bool,
-    /// Where the rows begin.
+    /// The beginning of the rows.
     rows_begin: usize,
 }
 
-/// How often which answers fail.
+/// How often answers fail.
 #[derive(Debug, Clone, Copy)]
 enum Odds {
     Query,
@@ -1018,7 +1018,7 @@ impl Answer {
             ends: vec![0],
             row_ends: Vec::new(),
             stoppable: 0,
-            goes_on: true,
+            continues: true,
             ready: 0,
             fails_to_parse: false,
             may_repeat: false,
@@ -1042,7 +1042,7 @@ impl Answer {
             answer.may_repeat = true;
             if world.fault(20) == 0 {
                 answer.truncate(world.below(answer.bytes.len() as u64) as usize);
-                (answer.goes_on, answer.may_repeat) = (false, false);
+                (answer.continues, answer.may_repeat) = (false, false);
                 return (Fate::Cut, answer);
             }
             return (Fate::Refused, answer);
@@ -1065,7 +1065,7 @@ impl Answer {
         };
         let boundary = answer.ends[world.below(boundaries as u64) as usize];
         let anywhere = world.below(answer.bytes.len() as u64) as usize;
-        // A query has several parts.
+        // A parallel query has several parts.
         let is_calm = world.state().is_calm;
         let fates = match (odds, is_calm) {
             (Odds::EndsSessions, _) => 24,
@@ -1103,7 +1103,7 @@ impl Answer {
             }
             _ => {}
         }
-        answer.goes_on = matches!(fate, Fate::Whole | Fate::Error);
+        answer.continues = matches!(fate, Fate::Whole | Fate::Error);
         (fate, answer)
     }
 
@@ -1112,12 +1112,12 @@ impl Answer {
         self.ends.push(self.bytes.len());
     }
 
-    /// ReadyForQuery with this status.
+    /// Adds ReadyForQuery with this status.
     fn end(&mut self, status: &[u8], world: &World) {
         self.bytes.extend(status);
         self.ready = self.bytes.len();
         if world.one_in(20) {
-            world.count("something was said behind an answer");
+            world.count("something was said after an answer");
             self.bytes.extend(aside(world));
         }
     }
@@ -1129,14 +1129,14 @@ impl Answer {
         self.stoppable = self.stoppable.min(*self.ends.last().unwrap());
     }
 
-    /// Stops it behind the message in which it is.
+    /// Stops it after the current message.
     fn stop(&mut self, at: usize, status: &[u8]) {
         let end = *self.ends.iter().find(|end| **end >= at).unwrap();
         self.truncate(end);
         self.bytes.extend(error("ERROR", "57014", "canceling statement due to user request"));
         self.bytes.extend(status);
         self.ready = self.bytes.len();
-        (self.stoppable, self.goes_on, self.may_repeat) = (0, true, false);
+        (self.stoppable, self.continues, self.may_repeat) = (0, true, false);
     }
 
     fn rows_within(&self, end: usize) -> u64 {

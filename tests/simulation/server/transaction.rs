@@ -1,4 +1,5 @@
-//! The transactions of a parallel query in the model: what is sent before its rows and after them.
+//! The transactions of a parallel query in the model: the statements before its rows and after
+//! them.
 
 use super::*;
 use crate::relation::{Kind, Part, Version};
@@ -12,17 +13,17 @@ const JSONB: u32 = 3802;
 /// Separates the fields of a value.
 const SEPARATOR: &str = "\u{1f}";
 
-/// A transaction of a session.
+/// The transaction of a session.
 #[derive(Default)]
 pub(super) struct Transaction {
     is_failed: bool,
-    /// The relation that it has named.
+    /// The query whose relation its statements name.
     relation: Option<usize>,
-    /// The name of its snapshot, and what it sees.
+    /// The name of its snapshot, and the version that it sees.
     snapshot: Option<(String, Version)>,
     /// In milliseconds.
     lock_timeout: u64,
-    /// How many partitions it has locked.
+    /// The number of partitions that it has locked.
     attached: u64,
     /// The parts that it has planned.
     portals: BTreeMap<String, Part>,
@@ -45,7 +46,7 @@ impl Step {
         query_named(sql)
     }
 
-    /// Whether it begins a transaction or ends one, which cannot fail.
+    /// Whether it begins or ends a transaction, which cannot fail.
     fn is_border(&self) -> bool {
         matches!(self, Self::Simple(sql) if sql.starts_with("BEGIN") || is_end(sql))
     }
@@ -79,13 +80,13 @@ fn done(tag: &str) -> Vec<u8> {
     message(b'C', format!("{tag}\0").as_bytes())
 }
 
-/// A RowDescription.
+/// Returns a RowDescription.
 fn columns(columns: &[(&str, u32)]) -> Vec<u8> {
-    // Without ParseComplete and BindComplete.
+    // Omits ParseComplete and BindComplete.
     begin(columns).split_off(10)
 }
 
-/// The answer of one value.
+/// Returns the answer with one value.
 fn value(value: &str, tag: &str) -> Vec<u8> {
     [columns(&[("?column?", TEXT)]), row(value), done(tag)].concat()
 }
@@ -97,14 +98,14 @@ impl Peer {
         }
     }
 
-    /// The transaction has failed, if there is one.
+    /// Marks the transaction as failed, if there is one.
     pub(super) fn fail_transaction(&mut self) {
         if let Some(transaction) = &mut self.transaction {
             transaction.is_failed = true;
         }
     }
 
-    /// ReadyForQuery.
+    /// Returns ReadyForQuery with the status of the transaction.
     pub(super) fn ready(&self) -> Vec<u8> {
         match &self.transaction {
             None => ready(),
@@ -113,12 +114,12 @@ impl Peer {
         }
     }
 
-    /// Executes the statements of one request; returns whether the session continues. As those of a
-    /// server, their results are sent when all have ended.
+    /// Executes the statements of one request. Returns whether the session continues. Like a
+    /// server, sends all results after the last statement.
     pub(super) async fn steps(&mut self, pid: usize, steps: &[Step]) -> io::Result<bool> {
         let world = Arc::clone(&self.world);
         let named = steps.iter().find_map(Step::named);
-        // The client's own session is asked to describe the relation.
+        // The client's own session has to describe the relation.
         let is_first = self.transaction.is_none() && named.is_some();
         let signal = world.work(pid, named, is_first);
         let id = world.parallel_query(pid);
@@ -183,11 +184,11 @@ impl Peer {
             }
             _ => bytes.extend(self.ready()),
         }
-        let goes_on = matches!(fate, Fate::Whole | Fate::Error);
+        let continues = matches!(fate, Fate::Whole | Fate::Error);
         let mut sent = 0;
         while sent < bytes.len() {
             let end = bytes.len().min(sent + 1 + world.below(self.pace.piece) as usize);
-            if end == bytes.len() && goes_on {
+            if end == bytes.len() && continues {
                 world.idle(pid);
             }
             self.send(&bytes[sent..end]).await?;
@@ -200,10 +201,10 @@ impl Peer {
         if fate == Fate::Silence {
             let _ = self.silence().await;
         }
-        Ok(goes_on)
+        Ok(continues)
     }
 
-    /// The error of a statement that was stopped.
+    /// Returns the error of a statement that was stopped.
     fn stopped(&self, pid: usize) -> Refusal {
         self.world.stopped(pid);
         self.world.count("stopped before the rows of a part");
@@ -211,7 +212,7 @@ impl Peer {
         Refusal::new("57014", "canceling statement due to user request")
     }
 
-    /// Executes a statement: returns its result.
+    /// Executes a statement. Returns its result.
     async fn step(
         &mut self,
         pid: usize,
@@ -224,7 +225,7 @@ impl Peer {
             Step::Simple(sql) => sql.as_str(),
         };
         if is_end(sql) {
-            // If BEGIN was stopped, there is no transaction, of which a server only warns.
+            // If BEGIN was stopped, there is no transaction. A server only warns about that.
             self.end_transaction(pid);
             return Ok(done(sql));
         }
@@ -267,7 +268,7 @@ impl Peer {
         }
     }
 
-    /// The transaction. One that has failed takes nothing but its end.
+    /// Returns the transaction. If it has failed, only its end is accepted.
     fn usable(&mut self) -> Result<&mut Transaction, Refusal> {
         let transaction = self.transaction.as_mut().expect("a transaction");
         if transaction.is_failed {
@@ -276,7 +277,7 @@ impl Peer {
         Ok(transaction)
     }
 
-    /// Returns what kind of relation it is, and the server's `lock_timeout`.
+    /// Returns the kind of the relation, and the server's `lock_timeout`.
     fn describe(&self, id: usize) -> Vec<u8> {
         if self.world.one_in(20) {
             self.world.count("a relation had no description yet");
@@ -287,7 +288,8 @@ impl Peer {
         value(&[kind, lock_timeout, "f", "f"].join(SEPARATOR), "SELECT 1")
     }
 
-    /// What the snapshot of the transaction sees, which is taken by its first query.
+    /// Returns the version that the transaction's snapshot sees. Its first query takes the
+    /// snapshot.
     fn seen(&mut self, id: usize) -> Version {
         let number = self.world.below(1 << 32);
         let world = Arc::clone(&self.world);
@@ -300,7 +302,7 @@ impl Peer {
         transaction.snapshot.get_or_insert_with(taken).1
     }
 
-    /// Exports the snapshot, and returns the sizes of the tables.
+    /// Exports the snapshot. Returns the sizes of the tables.
     fn export(&mut self, pid: usize, id: usize) -> Vec<u8> {
         let version = self.seen(id);
         let transaction = self.transaction.as_ref().unwrap();
@@ -352,7 +354,7 @@ impl Peer {
         Ok(done("LOCK TABLE"))
     }
 
-    /// Locks the relation in mode ACCESS SHARE. Waits for that for `lock_timeout`, or for `wait`.
+    /// Locks the relation in mode ACCESS SHARE. Waits at most `wait`, by default `lock_timeout`.
     async fn lock(
         &mut self,
         pid: usize,
@@ -381,7 +383,7 @@ impl Peer {
             world.cause(id, SLOW);
             select! {
                 biased;
-                // It may also be left over from an earlier request.
+                // The notification may be left over from an earlier request.
                 () = signal.notified() => if world.is_signalled(pid) {
                     return Err(self.stopped(pid));
                 },
@@ -391,7 +393,7 @@ impl Peer {
         }
     }
 
-    /// Plans a part in a portal, which locks the relation too.
+    /// Plans a part in a portal, which also locks the relation.
     async fn plan(
         &mut self,
         pid: usize,
@@ -408,7 +410,7 @@ impl Peer {
         Ok([message(b'1', b""), message(b'2', b"")].concat())
     }
 
-    /// Returns what the session sees after it has planned its part.
+    /// Returns the state that the session sees after it has planned its part.
     fn see(&mut self, id: usize) -> Vec<u8> {
         let seen = self.seen(id);
         let transaction = self.transaction.as_ref().unwrap();
@@ -419,7 +421,7 @@ impl Peer {
         if has_changed {
             self.world.count("a relation was changed before its lock");
         }
-        // No relation is refused. The server is one.
+        // All relations are in the snapshot. The server is a single one.
         let mut sight = vec![if has_changed { "t" } else { "f" }, "", "1", snapshot, &locked];
         sight.resize(16, "same");
         if self.world.one_in(100) {
@@ -430,7 +432,7 @@ impl Peer {
         value(&sight.join(SEPARATOR), "SELECT 1")
     }
 
-    /// Sends the rows of a portal; returns whether the session continues.
+    /// Sends the rows of a portal. Returns whether the session continues.
     pub(super) async fn execute(&mut self, pid: usize, portal: &str) -> io::Result<bool> {
         let id = self.world.parallel_query(pid);
         let transaction = self.transaction.as_mut().expect("a transaction");
