@@ -1,9 +1,9 @@
-//! What a prepared statement costs if the best plan depends on the value of a parameter.
+//! Measures a prepared statement whose best plan depends on the value of a parameter.
 //!
-//! One status has a million rows, another has ten. A query asks for the first rows by another
+//! One status has a million rows, another has ten. A query returns the first rows by another
 //! column. For the rare status the index on the status is best, for the common one the index on the
 //! order. After five executions of a prepared statement the server may keep one plan for both.
-//! Printed are medians in microseconds. Run it by `cargo bench --bench generic_plan`.
+//! Prints medians in microseconds. Run it by `cargo bench --bench generic_plan`.
 
 #[path = "../tests/support/mod.rs"]
 mod support;

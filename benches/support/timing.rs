@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use fraiseql_wire::{FromJsonRow, QueryBuilder};
 use futures_util::StreamExt;
 
-/// Reads all rows, whose number must be `rows`, and returns how long that took.
+/// Reads all rows, which must be `rows`. Returns how long that took.
 pub async fn drain<T: FromJsonRow + 'static>(query: QueryBuilder<T>, rows: usize) -> Duration {
     let began = Instant::now();
     let mut stream = query.execute().await.unwrap();

@@ -1024,8 +1024,7 @@ impl Life {
     fn failed(&self, asked: &Asked, read: Option<&Read>, paused: Duration, error: &Error) {
         let Query { progress, .. } = self.world.query(asked.id);
         let (fate, sent, count) = (progress.fate, progress.sent, read.map_or(0, |read| read.count));
-        self.world
-            .note(|| format!("query {} fails after {count}: {}", asked.id, error.category()));
+        self.world.note(|| format!("query {} fails after {count}: {}", asked.id, error.category()));
         let is_stopped = asked.by_handle.load(Relaxed);
         let all_sent = |what| {
             assert!(is_stopped || count == sent, "{sent} were sent, {count} read: {error:?}");

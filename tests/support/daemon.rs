@@ -11,7 +11,7 @@ use std::{
 
 use super::cluster::{Owner, free_port, new_folder, password};
 
-/// The program of this name, where systems install it.
+/// Returns the program of this name, from where systems install it.
 fn find(name: &str) -> PathBuf {
     ["/usr/sbin", "/usr/bin", "/opt/homebrew/bin", "/usr/local/bin"]
         .map(|folder| Path::new(folder).join(name))
@@ -38,7 +38,7 @@ pub struct Daemon {
     supervisor: Child,
     /// Closed by `drop`, or by the operating system when this process ends.
     lifeline: Option<ChildStdin>,
-    /// What the supervisor has done is said here.
+    /// Receives the results of the supervisor.
     done: BufReader<ChildStdout>,
     name: &'static str,
 }
@@ -49,13 +49,13 @@ impl Daemon {
         Self::pgbouncer_in("transaction", server)
     }
 
-    /// The same in this mode. The superuser and its password are required here as they are at the
-    /// server, and administer the pooler in the database `pgbouncer`.
+    /// The same in this mode. The superuser has the same password as at the server, and administers
+    /// the pooler in the database `pgbouncer`.
     pub fn pgbouncer_in(mode: &str, server: u16) -> Self {
         Self::pgbouncer_with(mode, "", server)
     }
 
-    /// The same with these further settings.
+    /// The same with additional settings.
     pub fn pgbouncer_with(mode: &str, settings: &str, server: u16) -> Self {
         let start = |port: u16, folder: &Path| {
             let ini = format!(
@@ -73,11 +73,11 @@ impl Daemon {
         Self::start(start)
     }
 
-    /// pgpool before the server on `port`, as its primary.
+    /// Starts pgpool in front of the server on `port`, as its primary.
     pub fn pgpool(server: u16) -> Self {
         let start = |port: u16, folder: &Path| {
             let folder = folder.display();
-            // A cancel request takes a child of its own for a moment.
+            // A cancel request occupies a child process for a moment.
             let config = format!(
                 "backend_clustering_mode = 'streaming_replication'\nlisten_addresses = '127.0.0.1'\n\
                  port = {port}\npcp_listen_addresses = ''\n\
@@ -103,7 +103,7 @@ impl Daemon {
         Self::start(start)
     }
 
-    /// HAProxy passing bytes on to the first of the servers that takes connections.
+    /// Starts HAProxy, which passes bytes to the first server that accepts connections.
     pub fn haproxy(servers: &[u16]) -> Self {
         let start = |port: u16, _: &Path| {
             let mut config = format!(
@@ -163,18 +163,18 @@ impl Daemon {
         daemon
     }
 
-    /// Ends the program at once, with its connections.
+    /// Kills the program, which ends its connections.
     pub fn stop(&mut self) {
         self.tell("stop");
     }
 
-    /// Starts it again, on the same port.
+    /// Restarts it on the same port.
     pub fn start_again(&mut self) {
         self.tell("start");
         self.wait_until_it_listens();
     }
 
-    /// Has a new process of PgBouncer take over the sockets of this one, while they are in use.
+    /// Starts another PgBouncer, which takes over the sockets of this one while they are in use.
     pub fn replace_online(&mut self) {
         self.tell("replace");
         self.wait_until_it_listens();

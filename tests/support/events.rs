@@ -1,4 +1,4 @@
-//! What the crate tells `tracing`.
+//! Captures the crate's `tracing` events and spans.
 
 use std::{
     collections::BTreeMap,
@@ -13,16 +13,16 @@ use tracing::{
     subscriber::DefaultGuard,
 };
 
-/// The events and spans of this thread since it was made.
+/// The events and spans of this thread since this was created.
 #[derive(Clone, Default)]
 pub struct Events(Arc<Mutex<Recorded>>);
 
 #[derive(Default)]
 struct Recorded {
     events: Vec<String>,
-    /// By their ids, from 1.
+    /// Spans by their ids, from 1.
     spans: Vec<SpanSeen>,
-    /// Those that are entered, by index.
+    /// The entered spans, by index.
     entered: Vec<usize>,
 }
 
@@ -31,11 +31,11 @@ pub struct SpanSeen {
     pub name: &'static str,
     pub level: String,
     pub fields: BTreeMap<&'static str, String>,
-    /// The name of the span it is in.
+    /// The name of its parent span.
     pub parent: Option<&'static str>,
     /// The events within it.
     pub events: Vec<String>,
-    /// How often it was entered.
+    /// The number of times that it was entered.
     pub entries: usize,
     handles: usize,
 }
@@ -51,7 +51,7 @@ impl SpanSeen {
 }
 
 impl Events {
-    /// Begins to listen on this thread, until the guard is dropped.
+    /// Captures the events of this thread, until the guard is dropped.
     pub fn listen() -> (Self, DefaultGuard) {
         // `tracing` caches for each event whether any subscriber is interested. While there is one
         // subscriber, a thread without it decides that for all threads; with two, all are asked.
@@ -62,13 +62,13 @@ impl Events {
         (events, guard)
     }
 
-    /// Those with this text in them.
+    /// Returns the events that contain this text.
     pub fn with(&self, part: &str) -> Vec<String> {
         let recorded = self.recorded();
         recorded.events.iter().filter(|event| event.contains(part)).cloned().collect()
     }
 
-    /// Spans of this name, in the order in which they began.
+    /// Returns the spans of this name, in the order in which they began.
     pub fn spans(&self, name: &str) -> Vec<SpanSeen> {
         self.recorded().spans.iter().filter(|span| span.name == name).cloned().collect()
     }
@@ -170,7 +170,7 @@ impl Visit for Fields {
     }
 }
 
-/// An event in one line: its level and its fields.
+/// Formats an event as one line: its level and its fields.
 pub fn line(event: &Event<'_>) -> String {
     let mut line = Line(event.metadata().level().to_string());
     event.record(&mut line);

@@ -1,5 +1,5 @@
-//! As much of HTTP/1.1 as tests need: a connection per request, and an answer that says whether it
-//! came whole.
+//! A minimal HTTP/1.1 client: one connection per request. It reports whether a response was
+//! complete.
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,7 +14,7 @@ pub async fn send(address: &str, method: &str, target: &str, body: &str) -> Answ
     open(address, method, target, body).await.rest().await
 }
 
-/// The same with this line in place of the Host header.
+/// The same with this line instead of the Host header.
 pub async fn get_as(address: &str, target: &str, host: &str) -> Answer {
     let mut socket = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {target} HTTP/1.1\r\n{host}\r\nConnection: close\r\n\r\n");
@@ -22,7 +22,7 @@ pub async fn get_as(address: &str, target: &str, host: &str) -> Answer {
     Opened::read(socket).await.rest().await
 }
 
-/// Sends the request only.
+/// Sends the request, and reads nothing.
 pub async fn ask(address: &str, method: &str, target: &str, body: &str) -> TcpStream {
     let mut socket = TcpStream::connect(address).await.unwrap();
     let length = body.len();
@@ -34,12 +34,12 @@ pub async fn ask(address: &str, method: &str, target: &str, body: &str) -> TcpSt
     socket
 }
 
-/// Sends the request and reads the head of the answer.
+/// Sends the request, and reads the head of the response.
 pub async fn open(address: &str, method: &str, target: &str, body: &str) -> Opened {
     Opened::read(ask(address, method, target, body).await).await
 }
 
-/// An answer whose body is still coming. Dropped, it closes the connection.
+/// A response whose body is not read yet. Dropping it closes the connection.
 pub struct Opened {
     socket: TcpStream,
     head: String,
@@ -47,12 +47,12 @@ pub struct Opened {
 }
 
 impl Opened {
-    /// Reads the head of the answer to a request that was sent by [`ask`].
+    /// Reads the head of the response to a request that was sent by [`ask`].
     pub async fn of(request: TcpStream) -> Self {
         Self::read(request).await
     }
 
-    /// Reads the head of an answer.
+    /// Reads the head of a response.
     async fn read(mut socket: TcpStream) -> Self {
         let mut bytes = Vec::new();
         loop {
@@ -74,20 +74,19 @@ impl Opened {
         header(&self.head, name)
     }
 
-    /// Reads what has arrived, or waits for it, and discards it except its end. Returns `false`
-    /// after the last of it.
+    /// Reads a part of the body and discards it. Returns `false` at the end of the body.
     pub async fn more(&mut self) -> bool {
         self.read.drain(..self.read.len().saturating_sub(LAST_CHUNK.len()));
         matches!(self.socket.read_buf(&mut self.read).await, Ok(1..))
     }
 
-    /// Reads to the end of a body in chunks, and returns whether it came whole.
+    /// Reads a chunked body to its end. Returns whether it was complete.
     pub async fn came_whole(mut self) -> bool {
         while self.more().await {}
         self.read.ends_with(LAST_CHUNK)
     }
 
-    /// Reads to the end, however it comes.
+    /// Reads the rest of the response, which may be incomplete.
     pub async fn rest(mut self) -> Answer {
         let status = self.status();
         let mut answer = Answer { status, head: self.head, body: Vec::new(), complete: false };
@@ -112,7 +111,7 @@ impl Opened {
 pub struct Answer {
     pub status: u16,
     pub body: Vec<u8>,
-    /// Whether the body came to its end.
+    /// Whether the body was complete.
     pub complete: bool,
     head: String,
 }
@@ -134,7 +133,7 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
 
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// The data of the chunks, and whether the last one has come.
+/// Returns the data of the chunks, and whether the last chunk has arrived.
 fn unchunk(mut bytes: &[u8]) -> (Vec<u8>, bool) {
     let mut data = Vec::new();
     while let Some(end) = bytes.windows(2).position(|two| two == b"\r\n") {

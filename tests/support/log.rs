@@ -7,10 +7,10 @@ use tracing::{Event, Metadata, Subscriber, level_filters::LevelFilter, span};
 
 use super::events::line;
 
-/// Prints events, and no spans.
+/// Prints events, but no spans.
 struct Print(LevelFilter);
 
-/// Sets the subscriber of all threads that have none of their own, once.
+/// Sets the default subscriber, once. A thread may have its own.
 pub fn init() {
     static LEVEL: OnceLock<()> = OnceLock::new();
     LEVEL.get_or_init(|| {

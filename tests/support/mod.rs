@@ -1,4 +1,4 @@
-//! What the integration tests share: real servers, scripted ones, and faults in between.
+//! Shared by the integration tests: real servers, scripted ones, and faults in between.
 
 // Each test binary uses a part of it.
 #![allow(dead_code)]
@@ -24,7 +24,7 @@ use std::sync::OnceLock;
 use cluster::{Cluster, Setup};
 use fraiseql_wire::{ConnectionConfig, ConnectionConfigBuilder, FraiseClient};
 
-/// One role for each way to log in; every other role is refused. Only the superuser needs the Unix
+/// One role for each way to log in. Other roles are rejected. Only the superuser may use the Unix
 /// socket without a password: see `cluster`.
 const HBA: &str = "
 local all postgres trust
@@ -47,7 +47,8 @@ create role role_scram login password 'scram-secret';
 revoke create on schema public from public;
 ";
 
-/// Views that many tests read. Made once: replacing a view waits for its readers.
+/// Views that many tests read. They are created once, because replacing a view waits for its
+/// readers.
 const VIEWS: &str = "
 create view v_one as select '1'::json as data;
 create view v_short as select to_json(i) as data from generate_series(1, 300) i;
@@ -66,7 +67,7 @@ pub fn cluster() -> &'static Cluster {
     CLUSTER.get_or_init(|| {
         let cluster = Cluster::start(HBA).unwrap_or_else(|e| panic!("{e}"));
         let url = cluster.url();
-        // A runtime of its own, on a thread of its own: this may be called inside one.
+        // In its own runtime and thread, because the caller may be in a runtime.
         let made = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.unwrap().block_on(run_sql(&url, &[&quick_logins(), ROLES, VIEWS].concat()));
@@ -86,12 +87,12 @@ pub fn quick_logins() -> String {
     )
 }
 
-/// A connection string for the superuser through a proxy or pooler at this address.
+/// Returns a connection string for the superuser through a proxy or pooler at this address.
 pub fn url_at(address: impl Into<std::net::SocketAddr>) -> String {
     format!("postgres://{}@{}/postgres", cluster::superuser(), address.into())
 }
 
-/// Settings for the superuser at this port, which may be that of a proxy or pooler.
+/// Returns settings for the superuser at this port, which may be that of a proxy or pooler.
 pub fn config_at(port: u16) -> ConnectionConfigBuilder {
     ConnectionConfig::builder()
         .host("127.0.0.1")
@@ -101,12 +102,12 @@ pub fn config_at(port: u16) -> ConnectionConfigBuilder {
         .database("postgres")
 }
 
-/// A client of this binary's cluster.
+/// Returns a client of this binary's cluster.
 pub async fn client() -> FraiseClient {
     FraiseClient::connect(&cluster().url()).await.unwrap()
 }
 
-/// Another driver's connection to the cluster, to set things up and to look from outside.
+/// Returns another driver's connection to the cluster, to create relations and to observe sessions.
 pub async fn admin() -> tokio_postgres::Client {
     admin_at(&cluster().url()).await
 }
@@ -133,7 +134,7 @@ impl Replicated {
         Self { primary, standby }
     }
 
-    /// A connection string with both servers, the primary first.
+    /// Returns a connection string with both servers, the primary first.
     pub fn url(&self, parameters: &str) -> String {
         format!(
             "postgres://{}@127.0.0.1:{},127.0.0.1:{}/postgres?{parameters}",
@@ -153,7 +154,7 @@ async fn run_sql(url: &str, text: &str) {
     admin_at(url).await.batch_execute(text).await.unwrap();
 }
 
-/// What the server says of a backend: its state, or `None` when it is gone.
+/// Returns the state of a backend, or `None` after it has ended.
 pub async fn backend_state(admin: &tokio_postgres::Client, pid: u32) -> Option<String> {
     let rows = admin
         .query(
@@ -165,14 +166,14 @@ pub async fn backend_state(admin: &tokio_postgres::Client, pid: u32) -> Option<S
     rows.first().map(|row| row.get(0))
 }
 
-/// Ends a backend, and waits until it is gone.
+/// Ends a backend, and waits until it has ended.
 pub async fn terminate(admin: &tokio_postgres::Client, pid: u32) {
     let id = i32::try_from(pid).unwrap();
     admin.execute("select pg_terminate_backend($1)", &[&id]).await.unwrap();
     eventually("it is gone", async || backend_state(admin, pid).await.is_none()).await;
 }
 
-/// Asks again and again until it holds, and gives up after a time no correct run comes near.
+/// Polls a condition until it holds. Fails after a time that no correct run needs.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let started = std::time::Instant::now();
     while !holds().await {

@@ -1,4 +1,4 @@
-//! A TCP proxy in user space that does to a connection what a bad network does.
+//! A TCP proxy that simulates a bad network.
 
 use std::{
     net::SocketAddr,
@@ -16,7 +16,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// A proxy between a client and one server. Dropped, it ends every connection.
+/// A proxy between clients and one server. Dropping it closes every connection.
 pub struct Proxy {
     pub address: SocketAddr,
     faults: Arc<Faults>,
@@ -24,20 +24,20 @@ pub struct Proxy {
 }
 
 struct Faults {
-    /// Nothing passes while this holds.
+    /// Nothing passes while this is true.
     stalled: watch::Sender<bool>,
-    /// How many more bytes pass from the server to a client, and how it ends then.
+    /// How many more bytes pass from the server to clients before the cut.
     cut_after: AtomicU64,
     cut_with_reset: watch::Sender<bool>,
-    /// A cut does not end the connection.
+    /// Whether connections stay open after the cut.
     silent_cut: AtomicBool,
-    /// The largest piece that is passed on at once.
+    /// The maximum size of a piece, in bytes.
     piece: AtomicUsize,
-    /// How long each piece is held back, in microseconds.
+    /// The delay of each piece, in microseconds.
     delay: AtomicU64,
-    /// Ends the direction from the client to the server in order. The other direction continues.
+    /// Closes the direction from clients to the server. The other direction continues.
     client_shut: watch::Sender<bool>,
-    /// After a cut, bytes from the client still pass.
+    /// Whether bytes from clients still pass after the cut.
     half_cut: AtomicBool,
     from_server: AtomicU64,
     /// Bytes of the clients, while they are recorded.
@@ -46,7 +46,7 @@ struct Faults {
 }
 
 impl Proxy {
-    /// A proxy in front of a server of this machine.
+    /// Starts a proxy in front of a server of this machine.
     pub async fn to_port(port: u16) -> Self {
         Self::start(([127, 0, 0, 1], port).into()).await
     }
@@ -78,7 +78,7 @@ impl Proxy {
         Self { address, faults, accepting }
     }
 
-    /// Holds everything back, in both directions, or lets it go on.
+    /// Stops passing bytes in both directions, or continues.
     pub fn stall(&self, stalled: bool) {
         self.faults.stalled.send_replace(stalled);
     }
@@ -90,35 +90,34 @@ impl Proxy {
         self.cut_after(bytes);
     }
 
-    /// Ends connections in order after `bytes` more bytes from the server.
+    /// Closes connections after `bytes` more bytes from the server.
     pub fn cut_after(&self, bytes: u64) {
         self.faults.cut_after.store(bytes, SeqCst);
     }
 
-    /// Ends them in order after `bytes` more bytes, but passes bytes from the clients until
-    /// they end.
+    /// The same, but passes bytes from clients until they close their side.
     pub fn half_cut_after(&self, bytes: u64) {
         self.faults.half_cut.store(true, SeqCst);
         self.cut_after(bytes);
     }
 
-    /// Ends the direction from clients to the server only; or lets it pass on later connections.
+    /// Closes only the direction from clients to the server, or lets it pass on later connections.
     pub fn shut_clients(&self, shut: bool) {
         self.faults.client_shut.send_replace(shut);
     }
 
-    /// Holds each piece back for so long, in both directions.
+    /// Delays each piece by this time, in both directions.
     pub fn delay(&self, time: Duration) {
         self.faults.delay.store(u64::try_from(time.as_micros()).unwrap(), SeqCst);
     }
 
-    /// Ends them with a reset after `bytes` more bytes.
+    /// Resets connections after `bytes` more bytes.
     pub fn reset_after(&self, bytes: u64) {
         self.faults.cut_with_reset.send_replace(true);
         self.cut_after(bytes);
     }
 
-    /// Whether no byte passes any more.
+    /// Returns whether the cut has happened.
     pub fn is_cut(&self) -> bool {
         self.faults.cut_after.load(SeqCst) == 0
     }
@@ -128,7 +127,7 @@ impl Proxy {
         self.faults.piece.store(bytes, SeqCst);
     }
 
-    /// Bytes that came from the server and were passed on.
+    /// Returns the number of bytes from the server that were passed.
     pub fn bytes_from_server(&self) -> u64 {
         self.faults.from_server.load(SeqCst)
     }
@@ -138,7 +137,7 @@ impl Proxy {
         self.faults.from_clients.lock().unwrap().replace(Vec::new()).unwrap_or_default()
     }
 
-    /// Connections that were made.
+    /// Returns the number of connections that clients have made.
     pub fn connections(&self) -> usize {
         self.faults.connections.load(SeqCst)
     }
@@ -152,14 +151,14 @@ impl Drop for Proxy {
 
 async fn session(client: TcpStream, server: SocketAddr, faults: Arc<Faults>) {
     let Ok(server) = TcpStream::connect(server).await else { return };
-    // Small pieces would wait for each other otherwise.
+    // Otherwise small pieces would wait for acknowledgements.
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let upstream = pass(from_client, to_server, &faults, false);
     let downstream = pass(from_server, to_client, &faults, true);
     tokio::pin!(upstream, downstream);
-    // The client may end first, but it is the server's last bytes that end the session.
+    // The client may close first, but the server's last bytes end the session.
     tokio::select! {
         () = &mut downstream => {
             if faults.half_cut.load(SeqCst) {
@@ -170,7 +169,7 @@ async fn session(client: TcpStream, server: SocketAddr, faults: Arc<Faults>) {
     }
 }
 
-/// Passes bytes on, to the end or to the cut.
+/// Passes bytes in one direction, until their end or the cut.
 async fn pass(
     mut from: tcp::OwnedReadHalf,
     mut to: tcp::OwnedWriteHalf,
@@ -213,12 +212,12 @@ async fn pass(
         }
         if allowed < read {
             if faults.silent_cut.load(SeqCst) {
-                // Until the client has gone.
+                // Until the client has closed its side.
                 std::future::pending::<()>().await;
             }
             if *faults.cut_with_reset.borrow() {
                 let _ = socket2::SockRef::from(to.as_ref()).set_linger(Some(Duration::ZERO));
-                // Dropped, it would end the stream in order first.
+                // Dropping it would close the stream before the reset.
                 to.forget();
             }
             return;

@@ -1,6 +1,6 @@
-//! A backend that follows a script: for what a real server will not do.
+//! A backend that follows a script, to send what a real server does not send.
 //!
-//! Its messages are made here, byte by byte, and not by the code that is tested.
+//! The test builds its messages itself, and not by the code under test.
 
 use std::net::SocketAddr;
 
@@ -11,49 +11,49 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// What is made of the body of a message.
+/// Makes an answer from the body of a message.
 pub type Answer = Box<dyn Fn(&[u8]) -> Vec<u8> + Send>;
 
 /// One step of a script.
 pub enum Step {
     /// Reads exactly these bytes, or panics.
     Expect(Vec<u8>),
-    /// Reads a start-up message, whatever it says.
+    /// Reads any startup message.
     ExpectStartup,
     /// Reads a query by the extended protocol, up to its Sync.
     ExpectQuery,
-    /// Reads the end of the connection, and nothing before it.
+    /// Reads the end of the connection, and no bytes before it.
     ExpectEnd,
-    /// Reads one message and answers with what is made of its body.
+    /// Reads one message, and answers with what the function makes of its body.
     Echo(Answer),
     /// Sends these bytes.
     Send(Vec<u8>),
-    /// Sends messages like this one, at most this number of bytes, until they are not read any
-    /// more. Signals that, and completes the last message when it is read.
+    /// Sends this message repeatedly, up to this number of bytes, until the client stops reading.
+    /// Then sends the signal, and completes the last message when it is read.
     Flood(Vec<u8>, usize, oneshot::Sender<()>),
-    /// Waits for a signal of the test.
+    /// Waits for a signal from the test.
     Wait(oneshot::Receiver<()>),
-    /// Tells another script, or the test, to go on.
+    /// Sends a signal to another script or to the test.
     Signal(oneshot::Sender<()>),
-    /// Drops every further segment from the client without acknowledging it, and sends nothing, as
-    /// a host without power does: signals that, and waits until the test lets it go. Linux can do
-    /// that to a socket.
+    /// Drops every further segment from the client without acknowledgement, and sends nothing, like
+    /// a host that has lost power. Sends the first signal, and continues after the second one.
+    /// Linux can do that to a socket.
     #[cfg(target_os = "linux")]
     Dead(oneshot::Sender<()>, oneshot::Receiver<()>),
-    /// Says nothing more, until the other side closes.
+    /// Sends nothing more, until the client closes the connection.
     Silence,
-    /// Ends its own side in order, and continues to read.
+    /// Closes its own side, and continues to read.
     HalfClose,
-    /// Closes the connection in order: the default at the end of a script.
+    /// Closes the connection: the default at the end of a script.
     Close,
     /// Closes it with a reset.
     Reset,
 }
 
-/// A server that plays one script for each connection it gets, in order, then refuses.
+/// A server that plays one script per connection, in order. It rejects further connections.
 ///
-/// A cancel request that the next script does not expect is taken and dropped: when a connection is
-/// lost in mid-query, the client sends some in the background.
+/// It ignores a cancel request that the next script does not expect: after a connection is lost in
+/// the middle of a query, the client sends some in the background.
 pub struct Scripted {
     pub address: SocketAddr,
     task: JoinHandle<()>,
@@ -88,13 +88,13 @@ impl Scripted {
         format!("postgres://u:planted-secret@{}/d?connect_timeout=20&sslmode=disable", self.address)
     }
 
-    /// Waits for the scripts to end; panics when one was not followed.
+    /// Waits for the ends of the scripts. Panics if the client did not follow one.
     pub async fn done(self) {
         self.task.await.unwrap();
     }
 }
 
-/// Whether a connection begins with a cancel request. Nothing of it is taken.
+/// Returns whether a connection begins with a cancel request, without consuming it.
 async fn is_cancel_request(socket: &TcpStream) -> bool {
     let mut start = [0; 8];
     loop {
@@ -131,7 +131,7 @@ async fn play(mut socket: TcpStream, script: Vec<Step>) {
             Step::ExpectEnd => {
                 let mut rest = Vec::new();
                 let _ = socket.read_to_end(&mut rest).await;
-                // It may say that it goes.
+                // Terminate is allowed.
                 assert!(rest.is_empty() || rest == b"X\0\0\0\x04", "{rest:?} came");
             }
             Step::Echo(answer) => {
@@ -141,7 +141,7 @@ async fn play(mut socket: TcpStream, script: Vec<Step>) {
                 socket.read_exact(&mut body).await.unwrap();
                 let _ = socket.write_all(&answer(&body)).await;
             }
-            // The other side may have had enough.
+            // The client may have closed the connection.
             Step::Send(bytes) => drop(socket.write_all(&bytes).await),
             Step::Flood(message, most, blocked) => {
                 let begun = flood(&mut socket, &message, most).await;
@@ -180,7 +180,7 @@ async fn play(mut socket: TcpStream, script: Vec<Step>) {
     while matches!(socket.read(&mut rest).await, Ok(n) if n > 0) {}
 }
 
-/// A client that does not read for this time does not read at all.
+/// A client that reads nothing for this time has stopped reading.
 const BLOCKED: std::time::Duration = std::time::Duration::from_millis(300);
 
 /// Returns how much of the last message was sent.
@@ -196,7 +196,7 @@ async fn flood(socket: &mut TcpStream, message: &[u8], most: usize) -> usize {
     sent % message.len()
 }
 
-/// A message with this tag and body.
+/// Returns a message with this tag and body.
 pub fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     let len = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
     [&[tag], &len[..], body].concat()

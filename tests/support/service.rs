@@ -1,4 +1,4 @@
-//! The example `axum`, as a process of its own.
+//! The example `axum`, in its own process.
 
 use std::{
     fs,
@@ -8,9 +8,9 @@ use std::{
 
 use super::example;
 
-/// A running service. It ends when it is dropped.
+/// A running service. Dropping it ends the process.
 pub struct Service {
-    /// Where it listens: `127.0.0.1:41234`.
+    /// Its address: `127.0.0.1:41234`.
     pub address: String,
     child: Child,
     output: BufReader<ChildStdout>,
@@ -18,14 +18,15 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts it on a view of this test binary's cluster. By `name` its sessions are found there.
+    /// Starts it with a view of this test binary's cluster. `name` is the `application_name` of its
+    /// sessions.
     pub fn on(name: &str, view: &str) -> Self {
         Self::with(name, |command| {
             command.arg(view);
         })
     }
 
-    /// The same, with more said.
+    /// The same, with further settings.
     pub fn with(name: &str, configure: impl FnOnce(&mut Command)) -> Self {
         let url = format!("{}?application_name={name}", super::cluster().url());
         Self::start(|command| {
@@ -53,34 +54,34 @@ impl Service {
         Self { address, child, output, log }
     }
 
-    /// What it has logged.
+    /// Returns its log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log.path()).unwrap()
     }
 
-    /// What Ctrl-C does.
+    /// Sends the signal of Ctrl-C.
     pub fn interrupt(&self) {
         self.signal("INT");
     }
 
-    /// What service managers do.
+    /// Sends the signal of service managers.
     pub fn terminate(&self) {
         self.signal("TERM");
     }
 
-    /// Ends it without notice.
+    /// Kills it.
     pub fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
     fn signal(&self, name: &str) {
-        // The shell's own: a bare system has no program of that name.
+        // The builtin of the shell: a minimal system has no program `kill`.
         let kill = format!("kill -{name} {}", self.child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
-    /// Waits for its end; returns what else it has printed.
+    /// Waits for its end. Returns its status and remaining output.
     pub fn ended(&mut self) -> (ExitStatus, String) {
         let text = std::io::read_to_string(&mut self.output).unwrap();
         (self.child.wait().unwrap(), text)
@@ -94,14 +95,14 @@ impl Drop for Service {
     }
 }
 
-/// How many of the service's sessions on this binary's cluster run a query.
+/// Returns how many of the service's sessions run a query.
 pub async fn active(admin: &tokio_postgres::Client, name: &str) -> i64 {
     let sql =
         "select count(*) from pg_stat_activity where application_name = $1 and state = 'active'";
     admin.query_one(sql, &[&name]).await.unwrap().get(0)
 }
 
-/// Whether a query of the service waits for its client to read.
+/// Returns whether a query of the service waits for its client to read.
 pub async fn waits_for_client(admin: &tokio_postgres::Client, name: &str) -> bool {
     let sql = "select count(*) from pg_stat_activity
                where application_name = $1 and state = 'active' and wait_event = 'ClientWrite'";

@@ -1,4 +1,4 @@
-//! What holds for the statistics of a stream at any moment.
+//! Invariants of the statistics of a stream.
 
 use fraiseql_wire::StreamStats;
 

@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 
 use super::{cluster::free_port, eventually, http};
 
-/// A browser with an empty profile. It ends when it is dropped, and with the tests, however they
-/// end.
+/// A browser with an empty profile. It ends when it is dropped, and when the process of the tests
+/// ends.
 pub struct Browser {
-    /// Where the driver listens.
+    /// The address of the driver.
     address: String,
     session: String,
     driver: Child,
@@ -58,27 +58,27 @@ impl Browser {
         browser
     }
 
-    /// Goes to an address, as who types it; resolves when the page is loaded.
+    /// Opens an address. Resolves when the page is loaded.
     pub async fn go(&self, url: &str) {
         self.tell("/url", json!({ "url": url })).await;
     }
 
-    /// Runs the body of a function in the page, and returns what that returns.
+    /// Runs the body of a function in the page. Returns its result.
     pub async fn run(&self, script: &str) -> Value {
         self.tell("/execute/sync", json!({ "script": script, "args": [] })).await
     }
 
-    /// Runs it again and again, until it returns true.
+    /// Runs the body of a function repeatedly, until it returns true.
     pub async fn until(&self, script: &str) {
         eventually(script, async || {
-            // So that the page gets on, too.
+            // Leave time for the page.
             tokio::time::sleep(Duration::from_millis(20)).await;
             self.run(script).await == true
         })
         .await;
     }
 
-    /// Clicks with the pointer on what the selector finds, scrolling it into view.
+    /// Clicks on an element with the pointer, after scrolling it into view.
     pub async fn click(&self, selector: &str) {
         let found =
             self.tell("/element", json!({"using": "css selector", "value": selector})).await;
@@ -86,7 +86,7 @@ impl Browser {
         self.tell(&format!("/element/{id}/click"), json!({})).await;
     }
 
-    /// Presses and releases one key after the other: what has the focus gets them.
+    /// Presses and releases one key after another. The focused element receives them.
     pub async fn keys(&self, keys: &str) {
         let strokes: Vec<_> = keys
             .chars()
@@ -96,12 +96,12 @@ impl Browser {
         self.tell("/actions", actions).await;
     }
 
-    /// A command of the DevTools protocol.
+    /// Runs a command of the DevTools protocol.
     pub async fn devtools(&self, command: &str, parameters: Value) -> Value {
         self.tell("/goog/cdp/execute", json!({"cmd": command, "params": parameters})).await
     }
 
-    /// What came since the last time: `browser` is the console, `performance` what DevTools tell.
+    /// Returns the entries since the last call. `browser`: the console. `performance`: DevTools.
     pub async fn log(&self, kind: &str) -> Vec<Value> {
         let Value::Array(entries) = self.tell("/se/log", json!({ "type": kind })).await else {
             panic!("no log");
@@ -109,7 +109,7 @@ impl Browser {
         entries
     }
 
-    /// Every address that was asked for since the last time.
+    /// Returns every requested address since the last call.
     pub async fn requests(&self) -> Vec<String> {
         let events = self.log("performance").await.into_iter().map(|entry| {
             let event = serde_json::from_str::<Value>(entry["message"].as_str().unwrap()).unwrap();
@@ -119,13 +119,13 @@ impl Browser {
         sent.map(|event| event["params"]["request"]["url"].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Opens a new tab and makes it the present one.
+    /// Opens a new tab and makes it current.
     pub async fn new_tab(&self) {
         let tab = self.tell("/window/new", json!({"type": "tab"})).await;
         self.tell("/window", json!({ "handle": tab["handle"] })).await;
     }
 
-    /// Closes the present tab; the first of the others is the present one then.
+    /// Closes the current tab, and makes the first of the others current.
     pub async fn close_tab(&self) {
         let left = self.command("DELETE", &format!("{}/window", self.session), Value::Null).await;
         self.tell("/window", json!({ "handle": left[0] })).await;
@@ -157,7 +157,7 @@ impl Drop for Browser {
     }
 }
 
-/// The first of the programs that is there.
+/// Returns the first of the programs that exists.
 fn find(programs: &[&str]) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();

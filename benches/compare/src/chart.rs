@@ -1,11 +1,11 @@
-//! Bars, as a picture that every browser shows.
+//! Bar charts as SVG.
 
 use std::fmt::Write;
 
 pub struct Bar {
     pub label: String,
     pub value: f64,
-    /// One of this crate's.
+    /// Whether it is a bar of this crate.
     pub is_ours: bool,
 }
 
@@ -13,7 +13,7 @@ const WIDTH: f64 = 760.0;
 const LABELS: f64 = 250.0;
 const ROW: f64 = 24.0;
 
-/// Groups of bars below each other, shorter is better.
+/// Draws groups of bars below each other. Shorter is better.
 pub fn svg(title: &str, unit: &str, groups: &[(String, Vec<Bar>)]) -> String {
     let bars = groups.iter().flat_map(|(_, bars)| bars);
     let longest = bars.clone().map(|bar| bar.value).fold(f64::MIN_POSITIVE, f64::max);

@@ -14,7 +14,7 @@ use crate::{
     replay, run as measured, run_sql, serve, this_program,
 };
 
-/// What is done with a row, and the clients that do it. The others are compared with the first.
+/// Ways to process a row, and the clients that support each. Others are compared with the first.
 const GROUPS: [(&str, &[(&str, &str)]); 3] = [
     (
         "not decoded",
@@ -52,7 +52,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 3] = [
 
 const EARLIER: &str = "fraiseql-wire 2.19.0";
 
-/// Where rows come from, and how many threads the client's runtime has (0: the current one).
+/// The sources of rows, and the threads of the client's runtime (0: the current thread).
 const SCENES: [(&str, bool, usize); 3] =
     [("Postgres", false, 2), ("replay", true, 0), ("replay, 2 threads", true, 2)];
 
@@ -68,7 +68,7 @@ const WAITING: [(&str, &str); 8] = [
     ("sqlx", "raw"),
 ];
 
-/// `earlier`: the program with the earlier release.
+/// Compares all clients. `earlier`: the program with the earlier release.
 pub fn run(rounds: usize, earlier: &Path) {
     let cluster = serve(&COMPARED);
     let mut text = machine(rounds);
@@ -108,7 +108,7 @@ pub fn run(rounds: usize, earlier: &Path) {
     print!("{}", document::read());
 }
 
-/// Measures the time to the first row of a query, on a connection that has run others before.
+/// Measures the time to the first row of a query, on a connection that has run other queries.
 fn first_rows(cluster: &Cluster, rounds: usize) -> String {
     run_sql(cluster, &FIRST.sql());
     run_sql(cluster, &SLOW.slow_sql());
@@ -194,7 +194,7 @@ fn connecting(rounds: usize) -> String {
     text
 }
 
-/// The costs of each client, in the order of the rounds.
+/// Measures each client in turns. Returns the costs per client.
 fn turns(
     clients: &[(&str, &str)],
     data: &DataSet,

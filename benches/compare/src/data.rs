@@ -1,4 +1,4 @@
-//! The rows: what they are in SQL, and what they are in Rust.
+//! The rows, in SQL and in Rust.
 
 use serde::Deserialize;
 
@@ -21,14 +21,14 @@ pub enum Shape {
 const MEDIUM: Shape = Shape::Order { lines: 19 };
 const LARGE: Shape = Shape::Order { lines: 2_000 };
 
-/// What clients are compared with.
+/// The tables of the comparison.
 pub const COMPARED: [DataSet; 3] = [
     DataSet { table: "small", rows: 1_000_000, shape: Shape::Customer },
     DataSet { table: "medium", rows: 100_000, shape: MEDIUM },
     DataSet { table: "large", rows: 2_000, shape: LARGE },
 ];
 
-/// What instructions are counted with, twice each: the difference is what rows cost.
+/// The tables for counting instructions, in pairs: the difference is the cost of the rows.
 pub const COUNTED: [[DataSet; 2]; 2] = [
     [
         DataSet { table: "small_few", rows: 20_000, shape: Shape::Customer },
@@ -40,7 +40,7 @@ pub const COUNTED: [[DataSet; 2]; 2] = [
     ],
 ];
 
-/// What is waited for: the first row of many queries, and of one whose rows come one by one.
+/// The table for the time to the first row.
 pub const FIRST: DataSet = DataSet { table: "first", rows: 1_000, shape: Shape::Customer };
 pub const SLOW: DataSet = DataSet { table: "slow", rows: 20, shape: Shape::Order { lines: 100 } };
 
@@ -58,7 +58,7 @@ impl DataSet {
         )
     }
 
-    /// Makes the table. The same bytes come of it on every server.
+    /// Returns the SQL that creates the table. Every server stores the same bytes.
     pub fn sql(&self) -> String {
         let Self { table, rows, shape } = self;
         let document = match shape {

@@ -1,4 +1,4 @@
-//! docs/benchmarks.md and docs/benchmarks-raw.md: texts with places that are filled in.
+//! docs/benchmarks.md and docs/benchmarks-raw.md, whose figures are filled in by name.
 
 use std::{fs, path::PathBuf};
 
@@ -6,12 +6,12 @@ pub fn folder() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs"))
 }
 
-/// Both documents.
+/// Returns the text of both documents.
 pub fn read() -> String {
     DOCUMENTS.map(|name| fs::read_to_string(folder().join(name)).unwrap()).concat()
 }
 
-/// The text at the place of this name.
+/// Returns the text at the place of this name.
 pub fn part<'a>(document: &'a str, name: &str) -> &'a str {
     let after = document.split(&begin(name)).nth(1);
     after.and_then(|text| text.split(END).next()).unwrap_or_else(|| panic!("no place for {name}"))

@@ -1,4 +1,4 @@
-//! Instructions a row, counted by callgrind: the same on every run, whatever else the machine does.
+//! Instructions per row, counted by callgrind: the same on every run, whatever the load.
 
 use std::{collections::BTreeMap, fmt::Write, path::Path, process::Command};
 
@@ -42,10 +42,10 @@ const MORE: [(&str, &str, usize); 7] = [
 /// With TLS, from the server itself: an encrypted answer cannot be replayed to another client.
 const ENCRYPTED: [(&str, &str); 2] = [("fraiseql-wire", "raw, TLS"), ("minimal", "raw, TLS")];
 
-/// More than this, and something has become more expensive.
+/// The maximum increase that is not reported.
 const MARGIN: f64 = 0.05;
 
-/// By data set, client and mode.
+/// Counts by data set, client and mode.
 type Counts = BTreeMap<(String, String, String), f64>;
 
 /// Counts for every client, and writes the figures into the document.
@@ -61,7 +61,7 @@ pub fn write() {
     print!("{table}");
 }
 
-/// The modes that most clients have, a column for each client.
+/// Returns the table of the modes that most clients have, with a column per client.
 fn side_by_side(counts: &Counts) -> String {
     let clients = ["fraiseql-wire", "tokio-postgres", "sqlx", "libpq", "minimal"];
     let mut table = format!("| | {} |\n|---|---|---|---|---|---|\n", clients.join(" | "));
@@ -77,8 +77,8 @@ fn side_by_side(counts: &Counts) -> String {
     table
 }
 
-/// Counts for this crate, and compares with the document. Returns whether nothing is more
-/// expensive.
+/// Counts this crate's instructions, and compares with the document. Returns whether no figure has
+/// increased.
 pub fn check() -> bool {
     let document = document::read();
     let written: Counts = document::part(&document, "instructions")
@@ -137,7 +137,7 @@ fn count<'a>(modes: impl Iterator<Item = &'a (&'a str, &'a str, usize)>) -> Coun
     counts
 }
 
-/// Of a server with TLS.
+/// Counts with a server that uses TLS.
 fn count_encrypted<'a>(modes: impl Iterator<Item = &'a (&'a str, &'a str)>) -> Counts {
     let authority = Authority::new("benchmarks");
     let pair = authority.server("127.0.0.1", &["127.0.0.1"]);
@@ -173,7 +173,7 @@ fn count_encrypted<'a>(modes: impl Iterator<Item = &'a (&'a str, &'a str)>) -> C
     counts
 }
 
-/// The instructions of a whole process.
+/// Counts the instructions of a process.
 fn instructions(task: &Task) -> f64 {
     instructions_with(task, Path::new(""))
 }
@@ -183,7 +183,7 @@ fn instructions_with(task: &Task, authority: &Path) -> f64 {
     let profile = this_program().with_file_name("callgrind").display().to_string();
     let name = format!("{} {} {}", task.client, task.mode, task.table).replace([' ', ','], "-");
     let mut valgrind = Command::new("valgrind");
-    // For callgrind_annotate, which says where they go.
+    // For callgrind_annotate, which shows their functions.
     valgrind.arg(format!("--callgrind-out-file={profile}.{name}"));
     valgrind.args(["--tool=callgrind", "--dump-instr=no"]).arg(plain.get_program());
     valgrind.env(AUTHORITY, authority);

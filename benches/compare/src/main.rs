@@ -48,7 +48,7 @@ fn main() {
         ["compare", rounds, earlier] => compare::run(rounds.parse().unwrap(), Path::new(earlier)),
         ["replay", client, mode, table] => replay_for(client, mode, table),
         ["instructions", "write"] => instructions::write(),
-        // Both, so that one run shows everything that has become more expensive.
+        // Both, so that one run reports every increase.
         ["instructions", "check"] => finish_check(&[instructions::check(), short_check()]),
         ["short", "check"] => finish_check(&[short_check()]),
         ["short", "time", url, limit, ref load @ ..] => {
@@ -85,7 +85,7 @@ fn finish_check(passed: &[bool]) {
     }
 }
 
-/// Plays the answers that a client gets, until it is interrupted: for a profiler.
+/// Replays the answers for a client until it is interrupted, for a profiler.
 fn replay_for(client: &str, mode: &str, table: &str) {
     let data = COMPARED.iter().find(|data| data.table == table).unwrap();
     let cluster = serve([data]);
@@ -102,10 +102,11 @@ fn replay_for(client: &str, mode: &str, table: &str) {
     }
 }
 
-/// The clients' role needs no password: not every client supports SCRAM. It can only read.
+/// The role of the clients has no password, because not every client supports SCRAM. It can only
+/// read.
 const HBA: &str = "local all postgres,reader trust\nhost all reader all trust\n";
 
-/// Makes the role, which can read every table made later.
+/// Creates the role, which can read every table that is created later.
 fn make_reader(cluster: &Cluster) {
     run_sql(
         cluster,
@@ -114,7 +115,7 @@ fn make_reader(cluster: &Cluster) {
     );
 }
 
-/// A server with these tables.
+/// Starts a server with these tables.
 fn serve<'a>(tables: impl IntoIterator<Item = &'a DataSet>) -> Cluster {
     let cluster = Cluster::start(HBA).unwrap_or_else(|e| panic!("{e}"));
     make_reader(&cluster);
@@ -124,7 +125,7 @@ fn serve<'a>(tables: impl IntoIterator<Item = &'a DataSet>) -> Cluster {
     cluster
 }
 
-/// One statement at a time: VACUUM runs in no transaction.
+/// Runs one statement at a time, because VACUUM does not run in a transaction.
 fn run_sql(cluster: &Cluster, sql: &str) {
     for statement in sql.split(';') {
         let socket = format!(".s.PGSQL.{}", cluster.port());
@@ -132,7 +133,7 @@ fn run_sql(cluster: &Cluster, sql: &str) {
     }
 }
 
-/// The command that measures, in a process of its own.
+/// Returns the command that measures in its own process.
 fn command(program: &Path, task: &Task, threads: usize) -> Command {
     let lines = match task.shape {
         Shape::Customer => 0,

@@ -1,4 +1,4 @@
-//! One client, one query, in a process of its own.
+//! One client and one query, in its own process.
 
 use std::{
     fs,
@@ -10,21 +10,21 @@ use tokio::runtime::Builder;
 
 use crate::clients::{Task, run};
 
-/// What a query cost its client.
+/// The cost of a query for its client.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Cost {
     pub rows: u64,
     pub wall: Duration,
-    /// Of all threads of the process, in user and kernel mode.
+    /// CPU time of all threads of the process, in user and kernel mode.
     pub cpu: Duration,
     /// The median of the queries.
     pub first_row: Duration,
-    /// The most memory that was resident, above what was before the query, in KiB.
+    /// The maximum resident memory above that before the query, in KiB.
     pub memory: u64,
 }
 
 impl Cost {
-    /// Its fields as one line.
+    /// Formats the fields as one line.
     pub fn to_line(self) -> String {
         let Self { rows, wall, cpu, first_row, memory } = self;
         let [wall, cpu, first_row] = [wall, cpu, first_row].map(|time| time.as_nanos());
@@ -46,7 +46,7 @@ pub fn measure(task: Task, threads: usize) -> Cost {
     runtime(threads, cost(task))
 }
 
-/// Runs a future to its end with that many threads.
+/// Runs a future to its end with this number of threads.
 pub fn runtime<T: Send + 'static>(
     threads: usize,
     future: impl Future<Output = T> + Send + 'static,
@@ -78,7 +78,7 @@ async fn cost(task: Task) -> Cost {
     }
 }
 
-/// The median of what `of` takes from each; the default of nothing.
+/// Returns the median of `of`, or the default if there are no costs.
 pub fn median<C, V: Ord + Copy + Default>(costs: &[C], of: impl Fn(&C) -> V) -> V {
     let mut values: Vec<V> = costs.iter().map(of).collect();
     values.sort();
@@ -93,7 +93,7 @@ pub fn cpu() -> Duration {
         .sum()
 }
 
-/// In KiB, as Linux tells it; 0 elsewhere.
+/// Returns a figure of Linux in KiB; elsewhere 0.
 fn memory(name: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(name));

@@ -1,4 +1,4 @@
-//! A server that plays recorded answers from memory, so that only the client's work is seen.
+//! A server that replays recorded answers from memory, so that only the client is measured.
 
 use std::{
     io::{BufReader, Read, Write},
@@ -36,7 +36,7 @@ pub fn record(port: u16, client: impl FnOnce(u16)) -> Arc<Answers> {
     Arc::new(recorder.join().unwrap())
 }
 
-/// Replays the answers to every client of the returned port, as long as they exist.
+/// Replays the answers to every client of the returned port, until the answers are dropped.
 pub fn play(answers: &Arc<Answers>) -> u16 {
     let answers = Arc::downgrade(answers);
     let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
@@ -59,7 +59,7 @@ pub fn play(answers: &Arc<Answers>) -> u16 {
     port
 }
 
-/// What a client says until it waits for ReadyForQuery; `None` when it takes its leave.
+/// Reads messages until the client waits for ReadyForQuery. Returns `None` at Terminate.
 fn request(client: &mut TcpStream, is_startup: bool) -> Option<Vec<u8>> {
     let mut request = Vec::new();
     if is_startup {
@@ -78,7 +78,7 @@ fn request(client: &mut TcpStream, is_startup: bool) -> Option<Vec<u8>> {
     }
 }
 
-/// Reads one message, and returns its tag.
+/// Reads one message. Returns its tag.
 fn message(socket: &mut impl Read, to: &mut Vec<u8>) -> Option<u8> {
     let mut head = [0; 5];
     socket.read_exact(&mut head).ok()?;

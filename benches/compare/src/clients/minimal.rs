@@ -1,5 +1,5 @@
-//! The minimum: a blocking socket, one buffer, rows that are not copied, and serde_json as most
-//! programs call it.
+//! The minimum: a blocking socket, one buffer, rows that are not copied, and serde_json in its
+//! usual form.
 
 use std::{
     io::{Read, Write},

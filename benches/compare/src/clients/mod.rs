@@ -16,21 +16,21 @@ use std::time::{Duration, Instant};
 pub use self::minimal::run_sql;
 use crate::data::{Customer, Order, Shape};
 
-/// What is read, and how.
+/// A table to read, and how.
 #[derive(Debug, Clone)]
 pub struct Task {
     pub client: String,
-    /// What becomes of a row: `raw`, `chunk`, `typed`, `value`, `where` ...
+    /// How a row is processed: `raw`, `chunk`, `typed`, `value`, `where` ...
     pub mode: String,
     pub port: u16,
     pub table: String,
     pub shape: Shape,
-    /// How often the query is run, on one connection.
+    /// The number of queries on one connection.
     pub repeat: usize,
 }
 
 impl Task {
-    /// The role needs no password, and can only read.
+    /// Returns the connection string of a role that has no password and can only read.
     pub fn url(&self) -> String {
         let security = match self.mode.as_str() {
             "raw, TLS" => format!("sslmode=verify-full&sslrootcert={}", authority()),
@@ -44,20 +44,20 @@ impl Task {
     }
 }
 
-/// The file with the certificate of the authority that vouches for the server.
+/// Returns the file with the certificate of the server's authority.
 pub fn authority() -> String {
     std::env::var(AUTHORITY).unwrap()
 }
 
-/// The variable that names it.
+/// The environment variable with the name of that file.
 pub const AUTHORITY: &str = "COMPARE_AUTHORITY";
 
-/// What a client reports.
+/// The result of a client.
 #[derive(Default)]
 pub struct Tally {
-    /// When the query began whose first row has not come.
+    /// The start of the query whose first row has not arrived.
     begun: Option<Instant>,
-    /// Of each query.
+    /// One time per query.
     pub first_rows: Vec<Duration>,
     pub rows: u64,
     /// Keeps the rows from being optimized away.
@@ -65,7 +65,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// A query begins.
+    /// Begins a query.
     pub fn query(&mut self) {
         self.begun = Some(Instant::now());
     }
@@ -80,7 +80,7 @@ impl Tally {
     }
 }
 
-/// What is taken out of a decoded row.
+/// Reads a value from a decoded row.
 pub trait Weigh {
     fn weigh(&self) -> u64;
 }

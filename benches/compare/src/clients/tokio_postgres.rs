@@ -22,7 +22,7 @@ pub async fn run(task: &Task, connected: &mut (dyn FnMut() + Send)) -> Tally {
         for _ in 0..task.repeat {
             let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
             drop(client);
-            // Says farewell, and ends.
+            // Sends Terminate, and ends.
             connection.await.unwrap();
             tally.row(1);
         }
@@ -72,7 +72,7 @@ async fn simple<T: DeserializeOwned + Weigh>(client: &Client, task: &Task, tally
     }
 }
 
-/// A value as it came.
+/// An undecoded value.
 struct Bytes<'a>(&'a [u8]);
 
 impl<'a> FromSql<'a> for Bytes<'a> {

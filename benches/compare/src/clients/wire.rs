@@ -56,7 +56,7 @@ pub async fn run(task: &Task, connected: &mut (dyn FnMut() + Send)) -> Tally {
     tally
 }
 
-/// Connects again and again, by one configuration.
+/// Connects repeatedly, with the same configuration.
 async fn connect(task: &Task, role: &str, connected: &mut (dyn FnMut() + Send)) -> Tally {
     let url = format!("{}&user={role}&password=secret", task.url());
     let config: ConnectionConfig = url.parse().unwrap();

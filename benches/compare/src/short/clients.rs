@@ -1,4 +1,4 @@
-//! What each client does for one short query, as its documentation shows it.
+//! A short query with each client, written as in its documentation.
 
 pub mod minimal;
 #[cfg(feature = "peers")]
@@ -9,11 +9,11 @@ pub mod wire;
 
 use super::{Load, schema::Document};
 
-/// What one task uses to run its queries.
+/// The state with which one task runs its queries.
 pub trait Session: Sized + Send + 'static {
-    /// One for each task of the load.
+    /// Opens one session per task of the load.
     fn open(load: &Load, url: &str) -> impl Future<Output = Vec<Self>> + Send;
 
-    /// Runs the query, and returns the sum of its documents' keys.
+    /// Runs the query. Returns the sum of its documents' keys.
     fn query<T: Document>(&mut self, key: i64) -> impl Future<Output = u64> + Send;
 }

@@ -1,4 +1,4 @@
-//! Clients side by side, in turns.
+//! Compares clients, in turns.
 
 use std::{fmt::Write, time::Duration};
 
@@ -12,10 +12,10 @@ use crate::{
     run as measured, run_sql,
 };
 
-/// How long each client runs in each round, in milliseconds, beside a third of it to warm up.
+/// The run of each client per round, in milliseconds. A third of it precedes as warm-up.
 const RUN: usize = 400;
 
-/// A client, and its mode; the first of a list is what the others are compared with.
+/// A client, and its mode. The others of a list are compared with the first.
 type Client = (&'static str, &'static str);
 
 const PEERS: [Client; 2] = [("tokio-postgres", "by key"), ("sqlx", "by key")];
@@ -109,7 +109,7 @@ pub fn run(rounds: usize, programs: &Programs) {
 const SHARED_TASKS: [usize; 5] = [1, 8, 32, 128, 256];
 const CONNECTIONS: [usize; 4] = [1, 2, 4, 8];
 
-/// Runs one client, several clients, and pools of several sizes, and writes the table into the
+/// Compares one client, several clients, and pools of several sizes. Writes the table into the
 /// document.
 pub fn share(rounds: usize, programs: &Programs) {
     let cluster = serve();
@@ -180,8 +180,8 @@ fn table(clients: &[Client], costs: &[Vec<Cost>]) -> String {
     table
 }
 
-/// The time until the first row has arrived, of a query of 1,000 rows. Also returns this crate's
-/// and libpq's, in microseconds.
+/// Measures the time to the first row of a query of 1,000 rows. Also returns the times of this
+/// crate and of libpq, in microseconds.
 fn first_rows(cluster: &Cluster, rounds: usize, programs: &Programs) -> (String, [f64; 2]) {
     let clients = [
         ("libpq", "raw, row by row"),

@@ -1,5 +1,4 @@
-//! What a short query costs its client, counted: the same on every run, whatever else the machine
-//! does.
+//! Counts the cost of a short query: the same on every run, whatever the load.
 //!
 //! Each figure is the difference between many queries and few, so that connecting, preparing and
 //! the first queries do not count.
@@ -9,19 +8,19 @@ use std::{collections::BTreeMap, fmt::Write, path::Path, process::Command, threa
 use super::{Access, INSTRUMENTED, Load, Programs, delay::Delay, serve, url};
 use crate::document;
 
-/// Few and many queries. A statement is prepared within the first few.
+/// The numbers of queries. A statement is prepared within the first few.
 const QUERIES: [usize; 2] = [100, 400];
 
-/// More than this above the document, and something has become more expensive.
+/// The maximum increase above the document that is not reported.
 const MARGIN: f64 = 0.05;
 
 const POOL: Access = Access::Pool { tasks: 1, size: 8 };
 
-/// This crate's, which [`check`] counts.
+/// This crate's queries that [`check`] counts.
 const CHECKED: [(&str, &str); 2] = [("v_simple", "by key"), ("v_simple", "page of 20")];
 
-/// This crate's, which only [`write`] counts. Instrumented ones depend on how often the exporter
-/// collects its histograms, which is a matter of time.
+/// This crate's queries that only [`write`] counts. Figures with metrics depend on how often the
+/// exporter collects its histograms, which depends on time.
 const MORE: [(&str, &str); 5] = [
     ("v_simple", "by key, instrumented"),
     ("v_simple", "by key, stream"),
@@ -38,7 +37,7 @@ const PEERS: [(&str, &str, &str); 5] = [
     ("sqlx", "v_simple", "page of 20"),
 ];
 
-/// By relation, client and mode.
+/// Relation, client and mode.
 type Key = [String; 3];
 
 /// Counts for every client, and writes the figures into the document.
@@ -76,7 +75,7 @@ pub fn write(programs: &Programs) {
     print!("{text}");
 }
 
-/// The instructions of the clients side by side, for `v_simple`.
+/// Returns the table of instructions for `v_simple`, with a column per client.
 fn summary(rows: &[(Key, String)]) -> String {
     let clients = ["fraiseql-wire", "tokio-postgres", "sqlx", "minimal"];
     let mut text = format!("| `v_simple` | {} |\n|---|---|---|---|---|\n", clients.join(" | "));
@@ -90,8 +89,8 @@ fn summary(rows: &[(Key, String)]) -> String {
     text
 }
 
-/// Counts for this crate, and compares with the document. Returns whether nothing is more
-/// expensive.
+/// Counts this crate's queries, and compares with the document. Returns whether no figure has
+/// increased.
 pub fn check(program: &Path) -> bool {
     let document = document::read();
     let written: BTreeMap<Key, [f64; 2]> = document::part(&document, "short queries, counted")
@@ -135,7 +134,7 @@ fn key(load: &Load) -> Key {
     [load.relation.clone(), load.client.clone(), mode + instrumented]
 }
 
-/// The figures of one query.
+/// Returns the figures per query.
 fn each<const N: usize>(count: impl Fn(usize) -> [f64; N] + Sync) -> [f64; N] {
     let [few, many] = thread::scope(|scope| {
         let count = &count;
@@ -145,10 +144,10 @@ fn each<const N: usize>(count: impl Fn(usize) -> [f64; N] + Sync) -> [f64; N] {
     std::array::from_fn(|i| (many[i] - few[i]) / queries)
 }
 
-/// The instructions of a whole process.
+/// Counts the instructions of a process.
 fn instructions(program: &Path, load: &Load, url: &str, queries: usize) -> [f64; 1] {
     let name = format!("{}-{queries}", key(load).join("-")).replace([' ', ','], "-");
-    // For callgrind_annotate, which shows where they go.
+    // For callgrind_annotate, which shows their functions.
     let profile = program.with_file_name(format!("callgrind.short-{name}"));
     let tool = ["--tool=callgrind".into(), format!("--callgrind-out-file={}", profile.display())];
     let text = valgrind(&tool, program, load, url, queries);
@@ -156,8 +155,8 @@ fn instructions(program: &Path, load: &Load, url: &str, queries: usize) -> [f64;
     [collected.unwrap_or_else(|| panic!("{text}")).1.trim().parse().unwrap()]
 }
 
-/// Bytes and blocks, of a whole process: allocated, with the mode `heap`; with `copy`, copied by
-/// `memcpy` and its kin.
+/// Counts bytes and blocks of a process. `heap`: allocated ones. `copy`: those that `memcpy` and
+/// similar functions copy.
 fn dhat(program: &Path, load: &Load, url: &str, queries: usize, mode: &str) -> [f64; 2] {
     let tool = ["--tool=dhat".into(), format!("--mode={mode}"), "--dhat-out-file=/dev/null".into()];
     let text = valgrind(&tool, program, load, url, queries);
@@ -169,7 +168,7 @@ fn dhat(program: &Path, load: &Load, url: &str, queries: usize, mode: &str) -> [
     [numbers.next().unwrap(), numbers.next().unwrap()]
 }
 
-/// What valgrind writes.
+/// Runs a load with valgrind. Returns its report.
 fn valgrind(tool: &[String], program: &Path, load: &Load, url: &str, queries: usize) -> String {
     let plain = super::command(program, "count", load, url, queries);
     let mut valgrind = Command::new("valgrind");

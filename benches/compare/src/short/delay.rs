@@ -1,7 +1,7 @@
-//! A Unix socket that passes everything on to the server's, and answers a little later.
+//! A Unix socket that forwards to the socket of the server, and delays the answers.
 //!
-//! Whether an answer is already there when a client looks for it decides how many instructions the
-//! client takes. Here it never is, so that counts repeat.
+//! The number of instructions of a client depends on whether an answer has arrived when the client
+//! polls for it. Here it never has, so the counts are reproducible.
 
 use std::{
     fs::{self, DirBuilder},
@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-/// More than any client needs, in valgrind, from sending a query to waiting for the answer.
+/// More than any client takes, in valgrind, from sending a query to waiting for the answer.
 const DELAY: Duration = Duration::from_millis(3);
 
 pub struct Delay {
@@ -24,7 +24,7 @@ pub struct Delay {
 }
 
 impl Delay {
-    /// `folder` and `port` name the server's socket. The port of this one is the same.
+    /// Starts it in front of the server's socket in `folder`. The port is the same.
     pub fn before(folder: &Path, port: u16) -> Self {
         let name = format!(".s.PGSQL.{port}");
         let server = folder.join(&name);
@@ -53,7 +53,7 @@ impl Drop for Delay {
     }
 }
 
-/// Passes what one side sends to the other side, until either of them is gone.
+/// Forwards from one side to the other, until either closes.
 fn pass(mut from: UnixStream, mut to: UnixStream, delay: Duration) {
     thread::spawn(move || {
         let mut buffer = vec![0; 256 << 10];

@@ -14,14 +14,15 @@ use super::{
 };
 use crate::measure::{cpu, runtime};
 
-/// What the queries of a load cost.
+/// The costs of the queries of a load.
 #[derive(Debug, Clone, Copy)]
 pub struct Cost {
     pub queries: u64,
     pub wall: Duration,
-    /// Of all threads of the process, in user and kernel mode.
+    /// CPU time of all threads of the process, in user and kernel mode.
     pub cpu: Duration,
-    /// From the call to the decoded result, the wait for a pooled connection included.
+    /// Median latency from the call to the decoded result, including the wait for a pooled
+    /// connection.
     pub p50: Duration,
     pub p99: Duration,
 }
@@ -42,13 +43,13 @@ impl Cost {
     }
 }
 
-/// Runs queries for some time, after a third of it to warm up.
+/// Runs queries for this time, after a third of it as warm-up.
 pub fn time(load: Load, url: &str, limit: Duration) {
     let cost = runtime(load.threads, run(load, url.to_owned(), Limit::Time(limit)));
     println!("{}", cost.unwrap().to_line());
 }
 
-/// Runs a number of queries, one after another, and nothing else: for a counter of instructions.
+/// Runs a number of queries in sequence, without measuring, for a counter of instructions.
 pub fn count(load: Load, url: &str, queries: usize) {
     runtime(load.threads, run(load, url.to_owned(), Limit::Queries(queries)));
 }
@@ -113,7 +114,7 @@ async fn by_document<S: Session, T: Document>(
     }
 }
 
-/// Runs queries in every session for that long. Returns how long each took, in nanoseconds.
+/// Runs queries in every session for this time. Returns their durations, in nanoseconds.
 async fn all<S: Session, T: Document>(sessions: &mut Vec<S>, time: Duration) -> Vec<u32> {
     let end = Instant::now() + time;
     // A single task runs its queries itself.
@@ -158,7 +159,7 @@ fn check(sum: u64) {
     assert!(sum > 0, "a query returned nothing");
 }
 
-/// Keys from all over the relation, in a fixed order.
+/// Returns keys from the whole relation, in a fixed order.
 fn keys(first: i64) -> impl Iterator<Item = i64> {
     (first * 31..).map(|i| i * 7919 % ROWS + 1)
 }

@@ -1,6 +1,6 @@
-//! Short queries: one document by its key, or a page of 20, again and again.
+//! Short queries: one document by its key, or a page of 20.
 //!
-//! What is measured here is what a query costs beside its rows. The documents are small.
+//! They measure the cost of a query apart from its rows. The documents are small.
 
 mod clients;
 mod compare;
@@ -63,7 +63,7 @@ impl Load {
         Self { access, threads, ..self }
     }
 
-    /// The statement of the clients that are given SQL.
+    /// Returns the statement for the clients that use SQL.
     fn sql(&self) -> String {
         let relation = &self.relation;
         match self.mode.as_str() {
@@ -72,7 +72,7 @@ impl Load {
         }
     }
 
-    /// The arguments that [`from_args`](Self::from_args) reads.
+    /// Returns the arguments that [`from_args`](Self::from_args) parses.
     fn to_args(&self) -> [String; 6] {
         [
             self.client.clone(),
@@ -127,20 +127,20 @@ impl FromStr for Access {
     }
 }
 
-/// A server with the relations.
+/// Starts a server with the relations.
 fn serve() -> Cluster {
     let cluster = crate::serve([]);
     crate::run_sql(&cluster, schema::SQL);
     cluster
 }
 
-/// The connection string. Every client connects through the Unix socket in this folder.
+/// Returns the connection string. Every client connects through the Unix socket in this folder.
 fn url(folder: &Path, port: u16) -> String {
     let folder = folder.display().to_string().replace('/', "%2F");
     format!("postgres://reader@{folder}:{port}/postgres")
 }
 
-/// The command that runs a load in its own process. `limit`: `queries` or milliseconds.
+/// Returns the command that runs a load in its own process. `limit`: queries or milliseconds.
 fn command(program: &Path, kind: &str, load: &Load, url: &str, limit: usize) -> Command {
     let mut command = Command::new(program);
     command.args(["short", kind, url, &limit.to_string()]).args(load.to_args());

@@ -4,7 +4,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::clients::Weigh;
 
-/// The keys are 1 to this.
+/// The number of rows. Their keys start at 1.
 pub const ROWS: i64 = 10_000;
 
 /// * `v_simple`: a view over one table.
@@ -63,7 +63,7 @@ pub trait Document: DeserializeOwned + Weigh + Send + Sync + Unpin + 'static {}
 
 impl<T: DeserializeOwned + Weigh + Send + Sync + Unpin + 'static> Document for T {}
 
-/// Of `v_simple` and `tv_user`: about 75 bytes.
+/// A document of `v_simple` and `tv_user`: about 75 bytes.
 #[derive(Debug, Deserialize)]
 #[allow(dead_code)]
 pub struct User {
@@ -72,7 +72,7 @@ pub struct User {
     email: String,
 }
 
-/// Of `v_deep`: about 550 bytes.
+/// A document of `v_deep`: about 550 bytes.
 #[derive(Debug, Deserialize)]
 #[allow(dead_code)]
 pub struct Deep {

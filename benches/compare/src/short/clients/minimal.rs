@@ -1,5 +1,5 @@
-//! The least that a tokio client can do: Bind, Execute and Sync of a prepared statement in one
-//! write, and a read of the answer in the same task.
+//! The minimum of a tokio client: Bind, Execute and Sync of a prepared statement in one write, and
+//! a read of the answer in the same task.
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},

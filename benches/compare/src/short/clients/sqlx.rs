@@ -32,7 +32,7 @@ impl Session for Sqlx {
                 vec![Self { source: Source::Connection(connection), sql, is_page }]
             }
             Access::Pool { tasks, size } => {
-                // The other pools send nothing when a client is taken from them either.
+                // The other pools also send nothing when a client is taken.
                 let options = PgPoolOptions::new().max_connections(size as u32);
                 let pool = options.test_before_acquire(false).connect(url).await.unwrap();
                 let session =
