@@ -82,7 +82,7 @@ fn sessions() {
     run("session", 1000);
 }
 
-/// The targets get as far as they are meant to: an input that is refused at once tests nothing.
+/// Seeds reach the intended states: an input that is rejected early tests nothing.
 #[test]
 fn seeds_of_sessions_reach_their_ends() {
     // The number of successful queries, the number of all rows, and the first error.

@@ -41,7 +41,7 @@ use tracing::{
     span,
 };
 
-/// What every secret holds.
+/// A part of every secret.
 const PLANTED: &str = "Pl4nted";
 
 /// A cancel key has no more than 4 bytes before protocol 3.2.
@@ -50,7 +50,7 @@ const KEY: [u8; 4] = *b"Pl4n";
 /// 32 bytes, as a key of SCRAM has.
 const SCRAM_KEY: &[u8; 32] = b"Pl4nted-key-of-scram-of-32-bytes";
 
-/// What is looked for.
+/// The texts that output is searched for.
 static FORMS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// The output of tracing.
@@ -352,7 +352,7 @@ async fn logging_in_shows_no_password() {
 fn errors_of_connection_strings_show_no_part_of_a_password() {
     listen();
     let mut texts = vec![
-        // Not escaped, or badly.
+        // Not escaped, or escaped incorrectly.
         "postgres://u:Pl4nted%zz@h".to_owned(),
         "postgres://u:Pl4nted%@h".into(),
         "postgres://u:Pl4nted%00@h".into(),
@@ -410,7 +410,7 @@ fn errors_of_connection_strings_show_no_part_of_a_password() {
         "POSTGRES://u:Pl4nted@h".into(),
         "http://u:Pl4nted@h".into(),
         "u:Pl4nted@h/d".into(),
-        // Not in quotes, or not closed.
+        // Not quoted, or without a closing quote.
         "host=h password=my Pl4nted".into(),
         "host=h password=my Pl4nted=a".into(),
         "host=h password=my Pl4nted='a".into(),
@@ -490,7 +490,7 @@ fn errors_of_connection_strings_show_no_part_of_a_password() {
     }
 }
 
-/// Whatever a server does with a login, and whatever goes wrong with it.
+/// Every failure of a login.
 #[tokio::test]
 async fn failed_login_shows_no_password() {
     listen();
@@ -544,7 +544,7 @@ async fn failed_login_shows_no_password() {
             look_at_client(&client);
         }
     }
-    // Nobody there, several of them, and a provider that fails by itself.
+    // No server, several of them, and a provider that fails.
     let nobody = cluster::free_port().unwrap();
     let provider = builder(nobody, "u").host("127.0.0.2").password("Pl4nted");
     look_at_error(&FraiseClient::connect_with_config(provider.build().unwrap()).await.unwrap_err());
@@ -663,7 +663,7 @@ async fn queries_show_no_value() {
     }
     look_at(&[Operand::from("Pl4nted"), Operand::from(secret.clone()), Operand::from(1)]);
 
-    // What is refused here.
+    // Rejected by the client.
     for query in [
         bound("v_one").bind("Pl4nted"),
         bound("v_one").where_sql("$2 = $3").bind("Pl4nted\0").bind(1),
@@ -687,7 +687,7 @@ async fn queries_show_no_value() {
         look_at_error(&error);
     }
 
-    // What is refused there, without the value: a relation, a column, its type.
+    // Rejected by the server, without the value: a relation, a column, its type.
     for query in [
         bound("v_missing"),
         bound("v_one").column("missing"),
@@ -696,7 +696,7 @@ async fn queries_show_no_value() {
     ] {
         look_at_error(&query.execute().await.unwrap_err());
     }
-    // And with it: the server's own word, which nobody repeats.
+    // And with the value, in the server's message, which is not repeated elsewhere.
     let error =
         bound("v_one").where_sql("1 = $2::int").bind("Pl4nted").execute().await.unwrap_err();
     assert!(error.as_db_error().unwrap().message().contains("Pl4nted"), "{error}");
@@ -839,7 +839,7 @@ async fn tls_shows_no_key_and_no_password() {
     let pair = authority.server("localhost", &["localhost", "127.0.0.1"]);
     let (own, other) = (authority.client("role_scram"), authority.client("role_other"));
     for key in [&own.key, &other.key] {
-        // Not the first line, which is the same in all of them.
+        // Not the first line, which is the same in all keys.
         key.lines().skip(2).filter(|line| !line.starts_with('-')).for_each(plant);
     }
     let server = Cluster::start_with(&Setup {
@@ -1027,7 +1027,7 @@ async fn secrets_of_the_environment_are_not_shown() {
     }
 }
 
-/// What becomes of the password of such an environment.
+/// Returns where the password of this environment was sent.
 async fn try_environment() -> &'static str {
     listen();
     let script = vec![
@@ -1061,7 +1061,7 @@ async fn try_environment() -> &'static str {
     look_at_error(&error);
     look_at_client(&client);
     look_at_logs();
-    // The server's refusal, or none, because it was sent no password.
+    // With the server's rejection, the password was sent.
     if error.sqlstate().is_some() { "sent" } else { "nowhere" }
 }
 
@@ -1080,14 +1080,13 @@ mod memory {
 
     use super::*;
 
-    /// How a password gets into the configuration of the process whose memory is searched.
+    /// The sources of a password for the process whose memory is searched.
     const WAYS: [&str; 7] =
         ["builder", "uri", "list", "passfile", "provider", "keys", "encrypted_key"];
 
-    /// What a login leaves in the memory of its process when its client is gone: no password, none
-    /// of the keys that SCRAM derives from it, nor what MD5 sends in place of it. A process of its
-    /// own logs in, and this one reads its memory, with what the server keeps of the passwords as
-    /// evidence.
+    /// A login leaves no secret in the memory of its process after its client is dropped: no
+    /// password, no SCRAM keys, and no MD5 response. Another process logs in, and this one reads
+    /// its memory. What the server stores is the evidence.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn login_leaves_no_secret_in_memory() {
         const CHILD: &str = "FRAISEQL_WIRE_LOGIN_AND_WAIT";
@@ -1136,7 +1135,7 @@ mod memory {
             };
             secrets.extend(secrets.clone().iter().map(end));
             for way in WAYS {
-                // How a password is parsed does not depend on how it is sent.
+                // Parsing of a password does not depend on how it is sent.
                 let Some(given) = (match (way, &keys) {
                     ("keys" | "uri" | "list" | "provider", None) => None,
                     ("keys", Some(keys)) => {
@@ -1179,7 +1178,7 @@ mod memory {
                 let expected = match (way, role) {
                     ("keys", _) => &["the client key", "the server key"][..],
                     (_, "role_scram") => &["the password", "the client key", "the server key"],
-                    // Of these, the file and the provider have the password.
+                    // The file and the provider keep the password themselves.
                     ("passfile" | "provider", _) => &[],
                     _ => &["the password"],
                 };
@@ -1200,7 +1199,7 @@ mod memory {
         assert!(left.is_empty(), "still in memory: {left:#?}");
     }
 
-    /// What SCRAM derives from a password.
+    /// The secrets that SCRAM derives from a password.
     struct ScramSecrets {
         salted: Vec<u8>,
         client: Vec<u8>,
@@ -1258,7 +1257,7 @@ mod memory {
         let rest = "sslmode=disable dbname=postgres host=127.0.0.1";
         let config = match way.as_str() {
             "builder" => {
-                // One that fails, and whose client is not closed.
+                // A client whose login fails, and that is not closed.
                 let wrong = builder().password(text(&[&secret, "x"]).as_str()).build();
                 let client = FraiseClient::new(wrong.unwrap());
                 client.ping().await.unwrap_err();
@@ -1274,7 +1273,7 @@ mod memory {
                     text(&["user=", role, " port=", port, " password='", &secret, "' ", rest]);
                 ConnectionConfig::parse(&text)
             }
-            // TLS is prepared, and the server has none.
+            // TLS is configured, but the server does not support it.
             "encrypted_key" => {
                 let folder = passfile.strip_suffix("passwords").unwrap();
                 let text = text(
@@ -1334,7 +1333,7 @@ mod memory {
             let (start, end) = line.split(' ').next().unwrap().split_once('-').unwrap();
             let [start, end] = [start, end].map(|n| u64::from_str_radix(n, 16).unwrap());
             let mut region = vec![0; usize::try_from(end - start).unwrap()];
-            // A region may have gone meanwhile.
+            // The region may have been unmapped meanwhile.
             if memory.read_exact_at(&mut region, start).is_err() {
                 continue;
             }

@@ -67,7 +67,7 @@ async fn spans_follow_the_conventions() {
     let logged = query.events.join("\n");
     assert!(logged.contains("paused a stream") && logged.contains("resumed a stream"), "{logged}");
 
-    // Values may stand in trusted text to which none are bound.
+    // Raw SQL without bound values may contain values itself.
     client.query::<u8>("app.v_order").where_sql("'planted' <> 'value'").fetch_all().await.unwrap();
     assert_eq!(events.spans("query")[1].field("db.query.text"), None);
 
@@ -98,7 +98,7 @@ async fn spans_follow_the_conventions() {
     let last = events.spans("connect").pop().unwrap();
     assert_eq!(last.field("error.type"), Some("io"));
 
-    // On the happy path nothing is louder than debug; and nowhere is a secret.
+    // Successful queries emit nothing above DEBUG, and no event has a secret.
     let all = events.with("");
     assert!(
         all.iter().all(|event| event.starts_with("DEBUG") || event.starts_with("TRACE")),

@@ -1,5 +1,4 @@
-//! What the tests, examples and scripts do to the machine they run on: they must be safe on one
-//! that other people use.
+//! Tests, examples and scripts are safe on a machine that other people use.
 
 mod support;
 
@@ -41,7 +40,7 @@ async fn superuser_of_a_private_cluster_needs_its_password() {
     primary.stop();
 }
 
-/// What forwards to a server as superuser requires the password itself.
+/// A pooler or proxy that connects as superuser requires the password itself.
 #[tokio::test]
 async fn superuser_of_a_pooler_needs_its_password() {
     let server = support::cluster().port();
@@ -65,7 +64,7 @@ async fn refuses_without_password(url: &str) {
     }
 }
 
-/// The lines of every pg_hba.conf in the repository: none lets a superuser in by TCP without a
+/// Checks every pg_hba.conf in the repository: none accepts a superuser over TCP without a
 /// password.
 #[test]
 fn no_access_rule_trusts_a_superuser_by_tcp() {
@@ -344,7 +343,7 @@ fn interrupted_script_cleans_up() {
     assert_eq!(interrupted, 28);
 }
 
-/// What is not the artifact of the checksums is not unpacked; pip compares them itself.
+/// A download with a wrong checksum is not unpacked. pip compares checksums itself.
 #[test]
 fn download_is_compared_with_its_checksum_before_unpacking() {
     let stubs = [

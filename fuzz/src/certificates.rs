@@ -1,6 +1,6 @@
-//! Certificates and revocation lists, with signatures that are always right.
+//! Certificates and revocation lists, with signatures that are always valid.
 //!
-//! A fuzzer cannot sign. Without signatures, all that follows them can be reached.
+//! A fuzzer cannot sign. Without signatures, it can reach all checks that follow them.
 
 #[path = "../../src/transport/tls/asn1.rs"]
 mod asn1;
@@ -61,7 +61,7 @@ impl SignatureVerificationAlgorithm for AlwaysRight {
 const ALGORITHMS: WebPkiSupportedAlgorithms =
     WebPkiSupportedAlgorithms { all: &[&AlwaysRight], mapping: &[] };
 
-/// What an input consists of: pieces with a tag and a length of two bytes.
+/// The parts of an input: pieces with a tag and a length of two bytes.
 #[derive(Default)]
 struct Input<'a> {
     sent: Vec<&'a [u8]>,
@@ -87,7 +87,7 @@ impl<'a> Input<'a> {
         input
     }
 
-    /// Whether the chain is accepted.
+    /// Returns whether the chain is accepted.
     fn verify(&self, name: Option<&str>, with_lists: bool, is_public: bool) -> bool {
         let Some((leaf, between)) = self.sent.split_first() else { return false };
         let mut trust = Trust { roots: Vec::new(), intermediates: Vec::new(), lists: None };
@@ -115,9 +115,9 @@ fn decode(list: &[u8]) -> Option<RevocationList> {
     RevocationList::new(CertificateRevocationListDer::from(list.to_vec()))
 }
 
-/// Any bytes as a server's certificates and a file of roots.
+/// Fuzzes a server's certificates and a file of roots.
 ///
-/// What more is demanded never makes more acceptable, and a host that is accepted is in the
+/// Additional requirements must never accept more. A host that is accepted must be in the
 /// certificate.
 pub fn certificate(data: &[u8]) {
     let input = Input::read(data);
@@ -127,7 +127,7 @@ pub fn certificate(data: &[u8]) {
     assert!(chain || !named, "a name made a chain acceptable");
     assert!(named || !public, "public roots vouch for more than others");
     if named {
-        // As text or, of an address, in four or sixteen bytes.
+        // As text or, for an address, in four or sixteen bytes.
         let leaf = input.sent[0].to_ascii_lowercase();
         let host = input.host.to_ascii_lowercase();
         let parent = host.split_once('.').map_or("", |(_, parent)| parent);
@@ -138,15 +138,15 @@ pub fn certificate(data: &[u8]) {
     }
 }
 
-/// Whether an input has a chain that is accepted, with its revocation lists if it has any.
+/// Returns whether the chain of an input is accepted, with its revocation lists if it has any.
 pub fn is_accepted(data: &[u8]) -> bool {
     let input = Input::read(data);
     let with_lists = !input.lists.is_empty();
     input.verify(None, with_lists, false)
 }
 
-/// The same, with revocation lists: they never make more acceptable. A list is read as another
-/// decoder reads it.
+/// Fuzzes revocation lists. They must never make more acceptable. A list must be parsed like by
+/// another decoder.
 pub fn revocation_list(data: &[u8]) {
     let input = Input::read(data);
     let without = input.verify(None, false, false);
@@ -162,7 +162,7 @@ pub fn revocation_list(data: &[u8]) {
                 assert!(ours.contains(serial), "{serial:?} is not found");
             }
         }
-        // A chain whose server is on its only list is refused.
+        // A chain must be rejected if its only list has the server.
         let (Some(leaf), Some(ours)) = (&leaf, ours) else { continue };
         let serial = leaf.tbs_certificate().serial_number().as_bytes();
         if input.lists.len() == 1 && ours.contains(fields::without_zeros(serial)) {

@@ -545,7 +545,7 @@ async fn keepalives_and_tcp_user_timeout_end_sessions_with_a_dead_host() {
             (false, _) => config.keepalive(false).tcp_user_timeout(second),
         };
         let client = connect(config).await;
-        // What the client does until it detects the dead host, if it does.
+        // The work of the client until it detects the dead host, if it does.
         let noticed = async {
             if in_mid_result {
                 let mut stream = client.query::<u8>("v").execute().await.unwrap();
@@ -660,7 +660,7 @@ async fn login_with_another_client_encoding_fails() {
         (&[(name, "UTF-8")], true),
         (&[(name, "utf8")], true),
         (&[(name, "UNICODE")], true),
-        // Of a pooler's own connection, and then of the client's.
+        // From the pooler's own connection, then from the client's.
         (&[(name, "SQL_ASCII"), (name, "UTF8")], true),
         (&[("server_encoding", "LATIN1")], true),
         (&[(name, "LATIN1")], false),
@@ -878,7 +878,7 @@ async fn connection_left_in_a_transaction_is_not_reused() {
         assert_eq!(error.category(), ErrorCategory::Protocol, "{error}");
         drop(stream);
         assert_eq!(client.query::<u8>("v").fetch_all().await.unwrap(), [1]);
-        // Nor is one that begins in a transaction.
+        // A session that begins in a transaction is not used either.
         FraiseClient::connect(&server.url()).await.unwrap_err();
         drop(client);
         server.done().await;

@@ -217,7 +217,7 @@ async fn each_advice_of_the_guide_is_given_for_its_cause() {
     errors.push(("max_connections", full));
     drop(taken);
 
-    // What no server here does at will.
+    // Errors that no server here reports on request.
     let fatal = |code: &'static str, text: &'static str, routine: &'static str| {
         let severity = [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', code), (b'M', text)];
         let routine: &[(u8, &str)] = if routine.is_empty() { &[] } else { &[(b'R', routine)] };
@@ -743,7 +743,7 @@ async fn rows_without_a_document_are_neither_counted_nor_found() {
     assert!(query("t_domain").exists().await.unwrap());
     let projected = query("v_json").select_projection("to_json($1::int)").bind(1);
     assert_eq!(projected.limit(2).count().await.unwrap(), 2);
-    // What the documents are made of is not computed for it: here it would divide by zero.
+    // Counting does not compute the documents: it would divide by zero.
     assert_eq!(query("v_counted").count().await.unwrap(), 5);
     assert_eq!(query("v_counted").limit(4).offset(1).count().await.unwrap(), 4);
     assert_eq!(query("v_counted").order_by("i").limit(4).count().await.unwrap(), 4);
@@ -812,8 +812,8 @@ async fn request_that_is_too_long_is_rejected_before_it_is_sent() {
     assert_eq!(error.category(), ErrorCategory::Config, "{error}");
 }
 
-/// A provider is asked once more when its password has just been changed; a password that stays
-/// refused is not sent again and again.
+/// A provider is called again after its password was rejected, because it may just have changed. A
+/// password that was rejected is not sent again.
 #[tokio::test]
 async fn password_provider_is_called_again_after_a_rejection() {
     let hba = "host all postgres all md5\nhost all role_rotated_plain all password\nhost all all all scram-sha-256\n";
@@ -827,7 +827,7 @@ async fn password_provider_is_called_again_after_a_rejection() {
             (&["old", "new"], 2, true),
             // Not a third time.
             (&["old", "older", "new"], 2, false),
-            // Where accounts are locked, the same password again would count again.
+            // The same password again would count as another failure, where failures lock accounts.
             (&["old", "old", "new"], 2, false),
         ] {
             let count = Arc::new(AtomicUsize::new(0));
@@ -852,7 +852,7 @@ async fn password_provider_is_called_again_after_a_rejection() {
             }
         }
     }
-    // How often the server has seen a wrong password: once for each of the cases above.
+    // The number of wrong passwords that the server has logged: one for each case above.
     let log = std::fs::read_to_string(server.folder().join("log")).unwrap();
     for (role, refusals) in [("role_rotated", 4), ("role_rotated_plain", 4)] {
         let refused = format!("password authentication failed for user \"{role}\"");
@@ -1006,7 +1006,7 @@ fn parameter_of_another_driver_gives_advice() {
     }
     let error = ConnectionConfig::parse("host=h user=u schema=planted").unwrap_err().to_string();
     assert!(error.contains("\"schema\"") && !error.contains("planted"), "{error}");
-    // What may be a part of a password is not shown.
+    // Text that may be a part of a password is not shown.
     for url in [
         "postgres://u:p/w?planted=x@h/d",
         "postgres://u@h/d?password=a&planted=b",

@@ -35,12 +35,12 @@ async fn numbers_from(mut next: u64, mut stream: QueryStream<u64>) -> (u64, Opti
     (next, error)
 }
 
-/// What a program decides by: the category, the SQLSTATE, and whether to try again.
+/// Returns what programs act on: the category, the SQLSTATE, and whether to retry.
 fn category_of(error: &Error) -> (ErrorCategory, Option<&str>, bool) {
     (error.category(), error.sqlstate().map(|code| code.code()), error.is_retriable())
 }
 
-/// What stands for a connection that ended without a word.
+/// The error of a connection that was closed without a message.
 const LOST: (ErrorCategory, Option<&str>, bool) = (ErrorCategory::ConnectionClosed, None, true);
 
 const NUMBERS: &str = "create view v_numbers as
@@ -49,7 +49,7 @@ const NUMBERS: &str = "create view v_numbers as
 /// A server of its own, for a test that breaks it.
 async fn breakable() -> Cluster {
     let cluster = Cluster::start(REQUIRE_PASSWORD).unwrap_or_else(|e| panic!("{e}"));
-    // What is made here is to be there after a crash too.
+    // The view must survive a crash.
     let kept = format!("set synchronous_commit = on; {NUMBERS}");
     admin_at(&cluster.url()).await.batch_execute(&kept).await.unwrap();
     cluster
@@ -66,7 +66,7 @@ fn kill(signal: &str, pid: u32) {
 async fn server_shutdown_mid_stream_yields_rows_then_error_and_client_is_reusable() {
     let server = breakable().await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();
-    // `None`: the server says nothing, or may have no time to say it.
+    // `None`: the server sends no error, or may have no time to send it.
     for (how, state) in [
         ("stop fast", Some("57P01")),
         ("stop immediate", Some("57P02")),
@@ -100,7 +100,7 @@ async fn server_shutdown_mid_stream_yields_rows_then_error_and_client_is_reusabl
         }
         assert!(!client.is_connected(), "{how}");
         if how != "kill the backend" {
-            // While it is away that is said, at once.
+            // While the server is down, the error is immediate.
             let error = client.ping().await.unwrap_err();
             assert_eq!(
                 category_of(&error),
@@ -111,13 +111,13 @@ async fn server_shutdown_mid_stream_yields_rows_then_error_and_client_is_reusabl
             // until then.
             eventually("it starts", async || server.try_control(&["start"])).await;
         }
-        // What recovers says 57P03, which is one more thing to wait for.
+        // A server in recovery reports 57P03: wait for its end too.
         eventually(&format!("it is back after {how}"), async || client.ping().await.is_ok()).await;
         assert_eq!(client.query::<u64>("v_numbers").limit(3).fetch_all().await.unwrap(), [1, 2, 3]);
     }
 }
 
-/// A restart while nobody is asking is seen by nobody.
+/// A restart while the client is idle has no effect.
 #[tokio::test]
 async fn restart_between_queries_is_invisible() {
     let server = breakable().await;
@@ -522,14 +522,14 @@ async fn paused_pooler_completes_a_stream_and_blocks_the_next_query() {
 
         let other = client_of(&pooler);
         match mode {
-            // The session is its client's, who is not held up, and PAUSE waits for the end of it.
+            // The session belongs to its client. It is not blocked, and PAUSE waits for its end.
             "session" => {
                 assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1]);
                 assert!(!pausing.is_finished());
                 client.close().await.unwrap();
                 pausing.await.unwrap();
             }
-            // A query that has a time ends by it, also where nobody can be asked to stop it.
+            // A query with a timeout ends by it, even if the pooler forwards no cancel request.
             _ => {
                 pausing.await.unwrap();
                 let query = client.query::<u64>("v_one").timeout(Duration::from_millis(300));
@@ -601,7 +601,7 @@ async fn pooler_kill_ends_streams_and_clients_are_reusable() {
                 | LOST => {}
                 other => panic!("{mode}: {other:?}, {error}"),
             }
-            // The row whose end the error may look like.
+            // The bytes of the error may look like the end of a row.
             assert!(errors.len() <= 1 && errors.iter().all(Error::is_row_error), "{errors:?}");
             console.run("resume postgres").await;
             assert_eq!(client.query::<u64>("v_one").fetch_all().await.unwrap(), [1], "{mode}");
@@ -1027,7 +1027,7 @@ async fn backend_terminated_while_blocked_in_send_yields_rows_then_error() {
         }
         stream.resume().await.unwrap();
         let (next, error) = numbers_from(2, stream).await;
-        // What was in the sockets arrives.
+        // Data in the sockets is delivered.
         assert!(next > received, "{mode}: {next} of {received}");
         assert_eq!(category_of(&error.unwrap()), LOST, "{mode}");
         let again = async || client.query::<u64>("v_numbers").limit(1).fetch_all().await.is_ok();

@@ -205,7 +205,7 @@ async fn every_changed_byte_is_at_most_an_error() {
                 for byte in [0, 0x7f, 0x80, 0xff] {
                     let mut changed = session();
                     parts(&mut changed)[half][i][at] = byte;
-                    // How the bytes after a changed length are parsed is not checked.
+                    // The bytes after a changed length are not checked.
                     let what = format!("{half}, {i}: byte {at} is {byte}");
                     let (rows, error) = liar.run(&what, &changed).await;
                     assert!(error.is_some() || rows.len() == 3, "{what}: {rows:?}");
@@ -369,7 +369,7 @@ async fn false_row_description_is_an_error_per_row() {
 async fn error_texts_are_truncated() {
     const KEPT: usize = 8 << 10;
     let liar = Liar::start().await;
-    // Characters of three bytes, which do not come out even; and bytes that are none.
+    // Characters of three bytes, so that the limit falls within one.
     let long = format!("begins {}", "\u{20ac}".repeat(1 << 20));
     let texts = [b'M', b'D', b'H', b'q', b'W', b's', b't', b'c', b'd', b'n', b'F', b'R'];
     let mut fields = vec![(b'S', &*long), (b'V', &*long), (b'C', "22012")];

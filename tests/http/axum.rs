@@ -13,7 +13,7 @@ use crate::support::{
 /// A status that would be more than data in SQL made of text, and one that JSON escapes.
 const ODD: [&str; 2] = ["x' or 'a'='a", "a \"b\"\n\\ é"];
 
-/// Orders in `view`, and documents that are none.
+/// Creates orders in `view`, and documents that are no orders.
 async fn make_orders(view: &str) {
     let [injection, escaped] = ODD.map(|text| text.replace('\'', "''"));
     sql(&format!(
@@ -30,7 +30,7 @@ async fn make_orders(view: &str) {
     .await;
 }
 
-/// What another driver reads of the view.
+/// Returns the documents of the view, read by another driver.
 async fn documents(view: &str, condition: &str) -> Vec<String> {
     let sql = format!("select data::text from {view} where {condition}");
     let rows = admin().await.query(&sql, &[]).await.unwrap();
@@ -74,7 +74,7 @@ async fn filters_are_bound() {
         ("customer.city=Krak%C3%B3w".to_owned(), "data#>>'{customer,city}' = 'Kraków'".to_owned()),
         ("customer.name=Ada".to_owned(), "data#>>'{customer,name}' = 'Ada'".to_owned()),
         ("tag=vip".to_owned(), "data->'tags' ? 'vip'".to_owned()),
-        // Of one value, both sides of its own.
+        // Both limits are inclusive.
         ("min_total=1248.75&max_total=1248.75".to_owned(), format!("{number} = 1248.75")),
         ("min_total=1.2e3".to_owned(), format!("{number} >= 1200")),
         ("limit=3".to_owned(), "data->'id' in ('1', '2') or data = 'null'".to_owned()),
@@ -198,7 +198,7 @@ async fn stream_is_controlled_by_its_id() {
     let answer = send(&service.address, "POST", &format!("{stream}/pause"), "").await;
     assert_eq!(answer.status, 200);
     assert!(answer.text().contains("\"state\":\"paused\""), "{}", answer.text());
-    // Even if the client reads all that was on its way, nothing more comes of the server's.
+    // After the in-flight data, the client receives no more of it.
     let before = numbers(&stream).await;
     let reading = async { while rows.more().await {} };
     tokio::select! {
@@ -280,7 +280,7 @@ async fn error_after_the_first_row_aborts_the_body() {
     let service = Service::on("breaking", "v_breaks");
     let answer = get(&service.address, "/orders.ndjson").await;
     assert_eq!((answer.status, answer.complete), (200, false));
-    // What was not on its way yet is lost with the connection.
+    // Unsent data is lost with the connection.
     let before = documents("v_breaks", "true limit 19999").await.join("\n");
     assert!(!answer.body.is_empty() && before.starts_with(answer.text().trim_end()));
     let log = service.log();
@@ -431,7 +431,7 @@ async fn sse_continues_after_last_event_id() {
     assert_eq!(service.log(), "");
 }
 
-/// A browser gives up at any other status than 200. Temporary errors are therefore events.
+/// A browser stops at any status other than 200. Temporary errors are therefore events.
 #[tokio::test]
 async fn sse_reports_temporary_errors_as_events() {
     make_events("v_sse_full", 10).await;
@@ -449,7 +449,7 @@ async fn sse_reports_temporary_errors_as_events() {
          select jsonb_build_object('id', i, 'n', 1 / (2000 - i)) as data
          from (select generate_series(1, 3000) i) as numbers")
     .await;
-    // Another request would fail too, which the event says.
+    // Another request would fail too, and the event reports that.
     let service = Service::on("sse_breaks", "v_sse_breaks");
     let answer = get(&service.address, "/orders.sse").await;
     let last = "event: error\ndata: {\"category\":\"server\",\"retriable\":false}\n\n";
@@ -457,7 +457,7 @@ async fn sse_reports_temporary_errors_as_events() {
     assert!(service.log().contains("WARN stream{id=") && service.log().contains("22012"));
 }
 
-/// As somebody runs it who has nothing.
+/// Without settings, the service starts a server.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_server_it_starts_one() {
     let mut service = Service::start(|_| {});
@@ -476,8 +476,8 @@ async fn without_a_server_it_starts_one() {
     assert!(status.success(), "{status}: {text}");
 }
 
-/// The name in a request is that of the page that a browser shows: another one is that of a page
-/// whose owner has made it resolve to this address.
+/// The host of a request is that of the page in the browser. Another one is a page whose owner has
+/// made its name resolve to this address.
 #[tokio::test]
 async fn another_host_header_is_rejected() {
     make_orders("v_hosts").await;

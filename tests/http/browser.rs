@@ -49,7 +49,7 @@ async fn rows(browser: &Browser) -> u64 {
     browser.run(ROWS).await.as_u64().unwrap()
 }
 
-/// Nothing went wrong that the browser knows of, and nobody else was asked for anything.
+/// Checks that the console has no error, and that no other server received a request.
 async fn check_console_and_requests(browser: &Browser, service: &Service) {
     let console = browser.log("browser").await;
     assert!(console.is_empty(), "{console:?}");
@@ -115,7 +115,7 @@ async fn rows_appear_and_the_buttons_reach_the_server() {
     let stopped = rows(&browser).await;
     assert!(stopped > paused);
 
-    // Again, with filters; a whole answer this time, as fast as it goes.
+    // Again, with filters: a complete response, at full speed.
     browser
         .run(
             "document.querySelector('[name=limit]').value = 30000;
@@ -129,7 +129,7 @@ async fn rows_appear_and_the_buttons_reach_the_server() {
     assert_eq!(rows(&browser).await, 30_000);
     check_console_and_requests(&browser, &service).await;
 
-    // Of no rows, none are left from before.
+    // An empty result leaves no rows from before.
     sql("create or replace view v_page as select '{}'::jsonb as data where false").await;
     browser.click("[type=submit]").await;
     browser.until(&format!("{ROWS} === 0")).await;
@@ -137,7 +137,7 @@ async fn rows_appear_and_the_buttons_reach_the_server() {
     assert_eq!(browser.run(cells).await, json!([]));
 }
 
-/// Whether its tab is closed or goes elsewhere, and also while it is paused.
+/// Closing the tab or leaving the page ends the query, also while it is paused.
 #[tokio::test(flavor = "multi_thread")]
 async fn closing_the_page_ends_the_query() {
     make_orders("v_closed").await;
@@ -326,10 +326,10 @@ async fn page_shows_errors() {
     assert_eq!(browser.run(EMPTY).await, "The request failed before the first row.");
 }
 
-/// What the table says while it has no rows.
+/// Returns the text of a table without rows.
 const EMPTY: &str = "return document.getElementById('empty').textContent";
 
-/// A table without rows says why, and changed filters say when they apply.
+/// A table without rows shows why, and changed filters show when they apply.
 #[tokio::test(flavor = "multi_thread")]
 async fn page_says_what_it_waits_for() {
     make_orders("v_page_says").await;
@@ -362,7 +362,7 @@ async fn page_says_what_it_waits_for() {
     set("limit", "").await;
     assert_eq!(text("changed").await, "");
 
-    // Each chart says what it shows.
+    // Each chart has a label.
     browser.until("return speed.points.length >= 2 && memory.points.at(-1) > 0").await;
     let labels = "return [...document.querySelectorAll('[role=img]')].map(e => e.ariaLabel)";
     let labels = browser.run(labels).await;
@@ -377,7 +377,7 @@ async fn page_says_what_it_waits_for() {
     assert!(text("speed-chart").await.starts_with("highest "));
     assert!(text("speed-chart").await.ends_with("1 min agonow"));
 
-    // At a small width, it says that there are more columns.
+    // In a narrow window, the page shows that there are more columns.
     let hidden = "return document.getElementById('more').hidden";
     assert_eq!(browser.run(hidden).await, true);
     let small = json!({"width": 360, "height": 800, "deviceScaleFactor": 1, "mobile": false});
@@ -454,7 +454,7 @@ async fn everybody_can_use_it() {
     }
     assert_eq!(browser.run("return document.documentElement.lang").await, "en");
 
-    // Tab goes through all of it in the order of the page, and each shows that it has the focus.
+    // Tab visits all controls in the order of the page, and each shows its focus.
     let mut passed = Vec::new();
     for _ in 0..12 {
         browser.keys(TAB).await;

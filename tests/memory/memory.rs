@@ -142,7 +142,7 @@ async fn row_allocates_only_its_own_value() {
         let a_row = many.abs_diff(few) as f64 / 200_000.0;
         assert!((a_row - own).abs() < 0.1, "{how}: {a_row} allocations a row");
     }
-    // Nor where somebody counts.
+    // The same with a metrics recorder.
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     let _recording = metrics::set_default_local_recorder(&recorder);
     read(1_000, "number").await;

@@ -1,4 +1,4 @@
-//! Queries whose whole answer arrives at once.
+//! Queries whose complete answer arrives with the first read.
 
 use std::{
     collections::BTreeMap,
@@ -200,7 +200,7 @@ async fn answer_divided_at_any_byte_is_the_same_answer() {
     }
 }
 
-/// The same answers, and then the server is gone: never a result that looks complete.
+/// The same answers, but the server closes the connection: no result looks complete.
 #[tokio::test]
 async fn answer_that_ends_at_any_byte_is_an_error_after_its_rows() {
     let _alone = ALONE.lock().await;
@@ -285,8 +285,8 @@ async fn small_row_keeps_only_its_own_memory() {
     assert!(each < 512, "{each} bytes for each row");
 }
 
-/// What a short query may allocate: the parts of the builder, the SQL text, its parameters, the
-/// request, the state of the query and of the stream, the row.
+/// A short query may allocate for the parts of the builder, the SQL text, its parameters, the
+/// request, the state of the query and of the stream, and the row.
 #[tokio::test]
 async fn short_query_allocates_a_bounded_number_of_times() {
     let _alone = ALONE.lock().await;

@@ -1,4 +1,4 @@
-//! What an operator sees: metrics whose numbers add up. Spans are in a binary of their own.
+//! Metrics: their values are consistent. Spans are tested in another binary.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -48,7 +48,7 @@ impl Numbers {
         Self(numbers)
     }
 
-    /// All values of a metric whose labels have these among them.
+    /// Returns the values of a metric whose labels include these.
     fn values(&self, name: &str, labels: &[(&str, &str)]) -> Vec<f64> {
         let matches = |has: &[(String, String)]| {
             labels.iter().all(|(k, v)| {
@@ -122,7 +122,7 @@ async fn queries(snapshotter: &Snapshotter) -> BTreeSet<String> {
     let text = client.query::<Value>("v_odd").execute().await.unwrap().collect::<Vec<_>>().await;
     assert_eq!(text.iter().filter(|row| row.is_err()).count(), 1);
 
-    // Stopped: by a drop, by itself, by a handle, by a timeout, before it began.
+    // Ended early: by a drop, by `cancel`, by a handle, by a timeout, or while starting.
     let open = async || {
         let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
         stream.next().await.unwrap().unwrap();
@@ -167,7 +167,7 @@ async fn queries(snapshotter: &Snapshotter) -> BTreeSet<String> {
     assert!(matches!(limit, Error::ConsumerLagged { .. }), "{limit}");
     drop(stream);
 
-    // An adaptive size goes up.
+    // An adaptive chunk size grows.
     let query = client.query::<Value>("v_endless").adaptive_chunking(true).chunk_size(16);
     let mut stream = query.max_memory(256 << 10).execute().await.unwrap();
     while stream.stats().chunk_adjustments == 0 {
@@ -264,7 +264,7 @@ async fn queries(snapshotter: &Snapshotter) -> BTreeSet<String> {
     numbers.names()
 }
 
-/// Queries of several connections, at once and one after the other: each counts once.
+/// Counts each query on several connections once, both concurrent and in sequence.
 async fn several_connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
     sql("create table t_wide as
          select jsonb_build_object('id', i, 'text', repeat('x', 500)) as data
@@ -352,7 +352,7 @@ async fn concurrent_fetches(snapshotter: &Snapshotter) -> BTreeSet<String> {
     numbers.names()
 }
 
-/// Connections: made, failed in each of their phases, ended in each way, and what is said on them.
+/// Counts connections: opened, failed in each phase, closed for each reason, and their notices.
 async fn connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
     // Each look begins to count anew.
     Numbers::of(snapshotter);
@@ -435,7 +435,7 @@ async fn connections(snapshotter: &Snapshotter) -> BTreeSet<String> {
     .await;
     client.query::<Value>("v_noisy").fetch_one().await.unwrap();
 
-    // What is read when nobody wants it any more.
+    // Drained data.
     let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
     stream.next().await.unwrap().unwrap();
     stream.cancel().await.unwrap();
@@ -572,7 +572,7 @@ async fn statements(snapshotter: &Snapshotter) -> BTreeSet<String> {
     fetch("v_prepared", 3).await;
     sql("drop view v_prepared; create view v_prepared as select '1'::jsonb as data").await;
     fetch("v_prepared", 1).await;
-    // Prepared again, and gone.
+    // Prepared again, and then deallocated.
     fetch("v_prepared", 2).await;
     fetch("v_deallocate", 1).await;
     fetch("v_prepared", 3).await;

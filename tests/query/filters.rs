@@ -111,7 +111,7 @@ fn documents() -> Vec<Value> {
     documents
 }
 
-/// A filter, and what it says in Rust of a document: yes, no, or unknown.
+/// A filter, and its result in Rust for a document: true, false or unknown.
 #[derive(Clone)]
 struct Case {
     filter: Filter,
@@ -236,7 +236,7 @@ fn labels(text: &str) -> Option<Vec<&str>> {
 /// Numbers that look random and are the same in each run.
 struct Chance {
     state: u64,
-    /// What the database can store, and how it sorts strings.
+    /// What the database can store, and its collation.
     database: Database,
 }
 
@@ -703,7 +703,7 @@ async fn filters_match_the_same_in_databases_of_other_collations_and_encodings()
         let client = FraiseClient::connect(&url).await.unwrap();
         let chance = Chance { database, ..Chance::new(7) };
         compare(&client, "tv_odd", &documents, chance, 500).await;
-        // What has no model in Rust: the answer is the server's, and there is one.
+        // Operators without a model in Rust: the server defines the result.
         let a = || field("a");
         let at = "$[*].datetime() > \"2026-01-02T03:04:05+01:00\".datetime()";
         for filter in [
@@ -813,7 +813,7 @@ async fn text_values_cannot_inject_sql() {
         ] {
             let query = client.query::<Value>("tv_inject").filter(filter);
             let query = query.order_by_field(value().desc());
-            // Only one statement can be prepared at once.
+            // The server prepares only one statement at a time.
             let (sql, _) = query.to_sql().unwrap();
             admin.prepare(&sql).await.unwrap_or_else(|e| panic!("{sql}: {e}"));
             let rows = query.fetch_all().await.unwrap();
@@ -899,7 +899,7 @@ async fn text_search_and_json_paths_are_the_servers() {
     assert_eq!(ids(body().matches("fox").not()).await, [2], "a number is unknown");
     assert_eq!(ids(field("n").jsonpath_exists("$[*] ? (@ > 4)")).await, [1, 2]);
     assert_eq!(ids(field("n").jsonpath_match("$[0] > 4")).await, [2]);
-    // What no words are in matches nothing, and is no error.
+    // A query without words matches nothing, and is not an error.
     assert_eq!(ids(body().plain_query("' & | ! (")).await, Vec::<usize>::new());
 }
 
@@ -1075,7 +1075,7 @@ async fn chains_of_any_length_are_run() {
     assert_eq!(query.fetch_all().await.unwrap(), [14]);
 }
 
-/// What is nested for real ends at a documented depth; nothing that a caller nests ends the
+/// A document that is nested too deeply is an error at a documented depth. No nesting ends the
 /// process.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn value_nested_too_deeply_is_an_error() {
@@ -1162,7 +1162,7 @@ async fn too_many_values_for_columns_are_an_error() {
     assert!(error.to_string().contains("70000 parameters"), "{error}");
 }
 
-/// Texts near and beyond what a tsvector holds: those that fit match as `to_tsvector` says, and the
+/// Texts near and beyond the limits of tsvector: those that fit match like `to_tsvector`, and the
 /// others are unknown.
 #[tokio::test]
 async fn text_of_any_length_can_be_searched() {
@@ -1210,7 +1210,7 @@ async fn text_of_any_length_can_be_searched() {
             assert_eq!(ids(filter.clone().not()).await, no, "not {filter:?}");
         }
     }
-    // What fits by the server: no text that it can search is unknown.
+    // The server decides which texts fit. None of these may be unknown.
     let fitting = r#"create function fits(body text) returns bool language plpgsql as $$
         begin perform to_tsvector('simple', body); return true;
         exception when program_limit_exceeded then return false; end $$;
@@ -1306,8 +1306,8 @@ async fn json_paths_compare_times_with_and_without_a_zone() {
     }
 }
 
-/// Where Postgres cannot read a `json` document, the query fails, as the documentation says; in a
-/// column of type `jsonb` there is no such document.
+/// If Postgres cannot read a `json` document, the query fails, as documented. A column of type
+/// `jsonb` cannot contain such a document.
 #[tokio::test]
 async fn documents_that_postgres_cannot_read_fail_the_query_in_json_columns_only() {
     sql("create database latin1 template template0 encoding 'LATIN1' locale 'C'").await;
@@ -1601,8 +1601,8 @@ async fn values_are_sorted_as_documented() {
     }
 }
 
-/// The deepest documents that can be stored are filtered, sorted and selected from. Only a path
-/// that goes all the way down is an error, as its documentation says.
+/// The deepest documents that can be stored are filtered, sorted and selected from. Only a path to
+/// the deepest level is an error, as documented.
 #[tokio::test]
 async fn documents_of_the_greatest_depth_are_read() {
     sql(r#"create table tv_deepest (id int, data jsonb);
@@ -1646,7 +1646,7 @@ async fn documents_of_the_greatest_depth_are_read() {
     ] {
         assert_eq!(query.fetch_all().await.unwrap().len(), 3);
     }
-    // How deep the server can follow depends on how it was built: with a smaller stack it cannot.
+    // The maximum depth depends on the build of the server: a smaller stack supports less.
     let url = format!("{}?options=-c%20max_stack_depth%3D500kB", crate::support::cluster().url());
     let client = FraiseClient::connect(&url).await.unwrap();
     let everywhere = client.query::<fraiseql_wire::RawJson>("tv_deepest");

@@ -1,4 +1,4 @@
-//! Queries: what is asked for, how values are bound, and what is said when it cannot be.
+//! Queries: their SQL, bound values, and the errors of invalid ones.
 
 use std::path::PathBuf;
 
@@ -58,7 +58,7 @@ async fn every_clause_reaches_the_server() {
     }
 }
 
-/// What goes in comes out: the server gets every value as it is, whatever it looks like.
+/// The server receives every value unchanged, whatever it contains.
 #[tokio::test]
 async fn values_are_bound_and_never_read_as_sql() {
     sql("create table tv_any (data jsonb); insert into tv_any values ('1')").await;
@@ -182,7 +182,7 @@ async fn several_columns_are_rejected_by_name_and_the_query_is_cancelled() {
     let mut session = scripted::login();
     session.push(Step::ExpectQuery);
     session.push(Step::Send(scripted::begin(&[("id", 20), ("data", 3802)])));
-    // The row is for the clean-up to throw away.
+    // The cleanup discards this row.
     let (cancelled, stop) = tokio::sync::oneshot::channel();
     session.push(Step::Wait(stop));
     let end = [scripted::error("ERROR", "57014", "canceled"), scripted::ready()].concat();
@@ -267,7 +267,7 @@ async fn debug_shows_no_value_and_no_password() {
     assert!(!shown.contains("scram-secret") && !shown.contains("bound-secret"), "{shown}");
 }
 
-/// What is fetched at once, counted, looked for, and explained.
+/// Fetches, counts, existence checks and plans return complete answers.
 #[tokio::test]
 async fn whole_answers_come_without_a_stream() {
     sql(r#"create table tv_people (data jsonb);
@@ -580,7 +580,7 @@ async fn predicate_does_not_change_the_decoded_row() {
 /// `SCANNER_COUNT=100000` makes more of them.
 #[tokio::test]
 async fn placeholders_of_trusted_sql_are_those_that_the_server_finds() {
-    // Between quotes, anything goes.
+    // Quoted text may contain anything.
     const NOISE: &[&str] = &[
         "$1", "$2", "$9", "\\", "--", "/*", "*/", "$$", "$a$", "\"", "''", " ", "\n", "\r", "e",
         "E", "é", "$", "(", ";", "\\\\", "\t", "u&", "0x", "\u{a0}",
@@ -599,7 +599,7 @@ async fn placeholders_of_trusted_sql_are_those_that_the_server_finds() {
         " /*/ $9 */ */ ",
         "--$1\\\n",
     ];
-    // Columns whose names look like something else.
+    // Column names that look like other tokens.
     const NAMES: &[&str] = &[
         "a$1",
         "e",

@@ -293,7 +293,7 @@ async fn dates_of_chrono_and_time_equal_to_jsonb_of_the_same_date() {
     assert!(error.contains("years 1 to 9999"), "{error}");
 }
 
-/// Also addresses whose shortest form the server and Rust could choose differently.
+/// Includes addresses that the server and Rust could abbreviate differently.
 #[tokio::test]
 async fn address_operand_equals_to_jsonb_of_the_same_address() {
     let client = client().await;

@@ -1,11 +1,11 @@
 //! Fetches that share a client: random ones, in random order, on connections that fail. Some are
 //! dropped, cancelled, late or not polled.
 //!
-//! Checked: each gets its own answer or an error that something explains, none hangs, and none is
-//! cancelled that its caller did not stop. See `server/fetches.rs` for what the server checks.
+//! Checked: each fetch returns its own answer or an error with a reason, none hangs, and none is
+//! cancelled except by its caller. See `server/fetches.rs` for the checks of the server.
 //!
 //! Each of these faults was planted in the crate. The number is the first seed that found it, in an
-//! earlier version of this model, whose seeds went another way:
+//! earlier version of this model, with other random numbers:
 //!
 //! * answers are matched out of order (0);
 //! * the answer of a fetch that was dropped is left to the next one (0);

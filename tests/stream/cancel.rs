@@ -422,7 +422,7 @@ async fn session_ended_while_idle_is_replaced() {
         b'N',
         &[(b'S', "WARNING"), (b'V', "WARNING"), (b'C', "57P02"), (b'M', "another crashed")],
     );
-    // What is sent after the query has arrived, unread.
+    // Messages that arrive unread after the query was sent.
     for late in [None, Some(fatal("57P01")), Some(fatal("57P05")), Some(warning)] {
         let mut first = scripted::login();
         first.extend([Step::ExpectQuery, Step::Send(one_row())]);
@@ -510,7 +510,7 @@ async fn query_ended_by_statement_timeout_is_not_run_again() {
 /// it hits is run again, once, if it has had no row.
 #[tokio::test]
 async fn query_hit_by_a_late_cancel_of_an_earlier_one_is_run_again_once() {
-    // How much of its answer the second query gets before it is hit.
+    // How much of its answer the second query receives before it is cancelled.
     let (nothing, columns) = (Vec::new(), scripted::begin_json());
     let row = scripted::begun(&["1"]);
     let hits = [
@@ -819,7 +819,7 @@ async fn deadlines_are_checked_between_notices() {
     };
     let short = Duration::from_millis(200);
 
-    // In the answer, and then while it is drained: neither lasts for all 4000.
+    // During the answer, and then during the drain: both end before 4000 notices.
     let mut session = scripted::login();
     session.extend([Step::ExpectQuery, Step::Send(flood.clone()), Step::Send(one_row())]);
     let server = Scripted::start(vec![session]).await;

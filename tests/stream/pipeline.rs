@@ -359,7 +359,7 @@ async fn dropping_a_sent_fetch_discards_its_answer_and_cancels_nothing() {
 async fn dropping_the_only_fetch_cancels_it() {
     let client = client().await;
     let admin = admin().await;
-    // Through the shared path: another fetch comes and goes.
+    // Through the shared path: another fetch starts and ends.
     let mut slow = Box::pin(client.query::<Value>("v_asleep").fetch_one());
     assert!(poll_immediate(&mut slow).await.is_none());
     let mut other = Box::pin(client.query::<u64>("v_one").fetch_one());
@@ -612,8 +612,8 @@ async fn a_session_that_was_ended_because_it_was_idle_costs_no_fetch() {
     server.done().await;
 }
 
-/// Each session that ends costs at most one answer: that of a fetch which was alone, or whose rows
-/// had begun to arrive. All others are answered, on one connection after the other.
+/// Each session that ends costs at most one answer: that of a fetch without followers, or whose
+/// rows have begun to arrive. All others are answered, on one connection after another.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sessions_that_end_at_random_cost_one_answer_each_at_most() {
     let admin = admin().await;
@@ -1003,7 +1003,7 @@ async fn a_fetch_that_follows_a_drop_waits_until_the_dropped_one_is_cancelled() 
     assert_eq!(client.backend_pid(), Some(pid));
 }
 
-/// Rows that are sent at once, and then one that takes its time.
+/// Rows that are sent immediately, and then one that takes long.
 const THEN_ASLEEP: &str = "create or replace view v_then_asleep as
     select case when i <= 100 then to_jsonb(repeat('x', 300)) else to_jsonb(pg_sleep(600)::text) end
     as data from (select generate_series(1, 101) i) as numbers";

@@ -131,7 +131,7 @@ fn modules_import_only_what_the_table_allows() {
             assert!(!code.contains("super::"), "src/{file}.rs is a value of its own");
         }
     }
-    // And the table allows nothing that nobody does.
+    // The table allows no import that does not exist.
     for (name, module) in &layers {
         let used: BTreeSet<String> = sources()
             .iter()
@@ -150,7 +150,7 @@ fn entry_name<'a>(layers: &'a BTreeMap<String, Module>, file: &str) -> Option<&'
 #[test]
 fn invariants_of_the_architecture_hold() {
     let layers = layers();
-    // What, and the only modules that may have it.
+    // Words, and the only modules that may contain them.
     let rules: [(&[&str], &[&str]); 6] = [
         (&["SELECT ", "WHERE "], &["sql"]),
         (

@@ -1,16 +1,16 @@
 use fraiseql_wire::ConnectionConfig;
 
-/// Long enough not to come about by chance.
+/// Too long to occur by chance.
 const SECRET: &str = "Pl4ntedS3cret";
 
-/// Any text as a connection string: it is taken or refused, and no password is ever shown.
+/// Fuzzes a connection string: it is accepted or rejected, and no password is ever shown.
 pub fn connection_string(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    // A fuzzer sees what it is looked for by, and puts it where it is no secret.
+    // A fuzzer can find this text, and could use it where it is no secret.
     if text.contains(SECRET) {
         return;
     }
-    // As it is, and with a password in each place where one can stand.
+    // Unchanged, and with a password in each place where one is possible.
     check(text);
     check(&format!("postgres://u:{SECRET}{text}"));
     check(&format!("postgres://h?{text}&password={SECRET}"));
@@ -25,12 +25,12 @@ pub fn connection_string(data: &[u8]) {
 fn check(text: &str) {
     let shown = match ConnectionConfig::parse(text) {
         Ok(config) => {
-            // Every question can be answered.
+            // Every getter returns.
             for target in config.targets() {
                 let _ = (config.password_for(&target), target.to_string());
             }
-            // A part that was split off by an unescaped character is no secret any more: only what
-            // was taken as the password is.
+            // A part that an unescaped character separates is not a secret: only the parsed
+            // password is.
             if !config.password().is_some_and(|p| p.contains(SECRET)) {
                 return;
             }

@@ -1,4 +1,4 @@
-//! libpq, asked how it reads settings and whether it gets in.
+//! Calls libpq: how it parses settings, and whether it connects.
 
 use std::{
     collections::BTreeMap,
@@ -8,10 +8,10 @@ use std::{
 
 use pq_sys::{ConnStatusType, PGconn, PQconninfoOption};
 
-/// What libpq makes of a connection string.
+/// libpq's result for a connection string.
 #[derive(Debug)]
 pub struct Verdict {
-    /// Why it is refused, if it is.
+    /// The error, if libpq rejects it.
     pub refused: Option<String>,
     /// The effective values.
     pub values: BTreeMap<String, String>,
@@ -31,10 +31,10 @@ pub fn ask(text: &str) -> Verdict {
             pq_sys::PQconninfo(connection.0),
         )
     };
-    // These are about the network, and not about the settings.
+    // These errors are about the network, not about the settings.
     let network = ["connection to server", "could not translate host name", "Unix-domain socket"];
     let is_network = network.iter().any(|n| message.starts_with(n))
-        // And these are about a setting, found out late.
+        // These errors are about a setting, but are reported when connecting.
         && !message.contains("invalid integer value")
         && !message.contains("keepalives parameter");
     let refused = (failed && !is_network).then_some(message);
@@ -48,12 +48,12 @@ pub fn parse(text: &str) -> Option<BTreeMap<String, String>> {
     take(unsafe { pq_sys::PQconninfoParse(text.as_ptr(), ptr::null_mut()) })
 }
 
-/// Connects: whether it gets in, and if so whether by TLS. Blocks.
+/// Connects. Returns whether by TLS; `None` after an error. Blocks.
 pub fn connect(text: &str) -> Option<bool> {
     try_connect(text).ok()
 }
 
-/// Connects: whether by TLS, or libpq's error. Blocks.
+/// Connects. Returns whether by TLS, or libpq's error. Blocks.
 pub fn try_connect(text: &str) -> Result<bool, String> {
     let connection = Connection::with(text, pq_sys::PQconnectdb);
     // SAFETY: the connection is alive.
@@ -65,7 +65,7 @@ pub fn try_connect(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Ends with its value.
+/// Closed on drop.
 struct Connection(*mut PGconn);
 
 impl Connection {
@@ -83,7 +83,7 @@ impl Drop for Connection {
     }
 }
 
-/// Copies a text of libpq's.
+/// Copies a text of libpq.
 fn owned(text: *const c_char) -> Option<String> {
     // SAFETY: it ends with a NUL, and its owner is alive.
     (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())

@@ -8,7 +8,7 @@ use fraiseql_wire_libpq as libpq;
 const SECRETS: [&str; 5] =
     ["password", "sslpassword", "oauth_client_secret", "scram_client_key", "scram_server_key"];
 
-/// Compares our reading with libpq's, and says where they differ.
+/// Compares parsed settings with libpq's. Returns the differences.
 fn differences(text: &str) -> Vec<String> {
     let libpq = libpq::ask(text);
     let ours = match (ConnectionConfig::parse(text), &libpq.refused) {
@@ -21,7 +21,7 @@ fn differences(text: &str) -> Vec<String> {
     for (keyword, value) in &libpq.values {
         let expected = (!SECRETS.contains(&keyword.as_str())).then(|| value.clone());
         let got = ours.get(keyword);
-        // libpq says what encoding "auto" stands for.
+        // libpq resolves "auto" to an encoding.
         if keyword != "client_encoding" && got != expected {
             found.push(format!("{text:?}: {keyword} is {got:?}, in libpq {expected:?}"));
         }
@@ -37,8 +37,8 @@ fn differences(text: &str) -> Vec<String> {
     found
 }
 
-/// What people write, and what the rules are about. Names of hosts are addresses, so that nobody
-/// has to resolve them.
+/// Typical strings, and those that the rules are about. Host names are addresses, so that no name
+/// is resolved.
 const CORPUS: &[&str] = &[
     "",
     " ",
@@ -202,14 +202,14 @@ const CORPUS: &[&str] = &[
     "host=127.0.0.1 port=1 passfile=/nonexistent requirepeer=postgres",
 ];
 
-/// In whatever environment this runs.
+/// In the environment of the test run.
 #[test]
 fn corpus_is_parsed_like_libpq() {
     let found: Vec<_> = CORPUS.iter().flat_map(|text| differences(text)).collect();
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
-/// Strings put together at random from the pieces that rules are about; the same ones in each run.
+/// Random strings of the pieces that rules are about; the same ones in each run.
 #[test]
 fn generated_strings_are_read_as_libpq_reads_them() {
     const URI: &[&str] = &[
@@ -289,8 +289,8 @@ fn generated_strings_are_read_as_libpq_reads_them() {
         for _ in 0..random(9) {
             text.push_str(pieces[random(pieces.len())]);
         }
-        // Only the syntax is compared here, by what libpq parses and does not connect with: names
-        // that come out by chance would have to be resolved.
+        // Compares only the syntax, with a function of libpq that does not connect: random host
+        // names would have to be resolved.
         match (libpq::parse(&text), ConnectionConfig::parse(&text)) {
             (None, Err(_)) => refused += 1,
             (Some(values), Ok(ours)) => {
@@ -307,11 +307,11 @@ fn generated_strings_are_read_as_libpq_reads_them() {
                     }
                 }
             }
-            // Settings are text here, which libpq does not ask for.
+            // Settings must be UTF-8 here, but not in libpq.
             (Some(_), Err(e)) if e.to_string().ends_with("is not UTF-8") => {}
             (Some(values), Err(e)) => {
-                // What libpq finds out when it connects.
-                // An @ in the database of a URI is refused here: a part of a password ends there.
+                // libpq reports these errors when it connects. An @ in the database of a URI is
+                // rejected here, because it may end a part of a password.
                 let late = ["host", "port", "sslmode", "dbname"];
                 let error = e.to_string();
                 assert!(

@@ -1,4 +1,4 @@
-//! TLS with real servers: trust, negotiation, and what it protects.
+//! TLS with real servers: trust, negotiation, and protection.
 
 #[path = "../../support/mod.rs"]
 mod support;
@@ -22,7 +22,7 @@ use support::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Roles by how they may connect: `postgres` in any way, with its password or through the Unix
+/// Roles by how they may connect. `postgres` may use any way, with its password or through the Unix
 /// socket.
 const HBA: &str = "
 local     all postgres trust
@@ -74,7 +74,7 @@ fn world() -> &'static World {
     })
 }
 
-/// A server with TLS and this certificate, with everything in it that tests need.
+/// Starts a server with TLS and this certificate, and with the relations and roles of the tests.
 fn start(pair: &Pair, programs: Option<&Path>) -> Cluster {
     let cluster = Cluster::start_with(&Setup {
         hba: HBA,
@@ -101,13 +101,13 @@ fn start(pair: &Pair, programs: Option<&Path>) -> Cluster {
     cluster
 }
 
-/// The server that most tests use: good for `localhost` and `127.0.0.1`.
+/// The server of most tests. Its certificate is valid for `localhost` and `127.0.0.1`.
 fn server() -> &'static Cluster {
     static SERVER: OnceLock<Cluster> = OnceLock::new();
     SERVER.get_or_init(|| start(&world().ca.server("localhost", &["localhost", "127.0.0.1"]), None))
 }
 
-/// Postgres 18, with the same.
+/// The same with Postgres 18.
 fn server_18() -> &'static Cluster {
     static SERVER: OnceLock<Cluster> = OnceLock::new();
     SERVER.get_or_init(|| {
@@ -128,12 +128,12 @@ fn text(server: &Cluster, user: &str, more: &str) -> String {
     format!("host=localhost port={port} user={user} password={password} dbname=postgres {more}")
 }
 
-/// `sslrootcert=` and the path of a file of the world.
+/// Returns `sslrootcert=` with the path of a file of the world.
 fn root(name: &str) -> String {
     format!("sslrootcert={}", world().path(name).display())
 }
 
-/// Whether we get in, and whether by TLS; the same as libpq.
+/// Returns whether connecting succeeds, and whether by TLS. It is the same with libpq.
 async fn outcome(text: &str) -> Option<bool> {
     let ours = FraiseClient::connect(text).await;
     let got_in = ours.as_ref().ok().map(|c| c.connection_info().unwrap().tls_version.is_some());
@@ -145,7 +145,7 @@ async fn outcome(text: &str) -> Option<bool> {
 
 const MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
-/// Every mode with every kind of certificate and every kind of root file, as libpq decides it.
+/// Every mode with every kind of certificate and root file has the same result as in libpq.
 #[tokio::test]
 async fn every_mode_trusts_the_same_roots_as_libpq() {
     let ca = &world().ca;
@@ -182,12 +182,12 @@ async fn every_mode_trusts_the_same_roots_as_libpq() {
         }
         server.stop();
     }
-    // It is a test only if both happen often.
+    // Both results must be frequent.
     let all = servers.len() * MODES.len() * 6;
     assert!(all / 4 < got_in && got_in < all * 3 / 4, "{got_in} of {all}");
 }
 
-/// Who may come how, by pg_hba.conf: what allow and prefer try second.
+/// pg_hba.conf restricts encryption: `allow` and `prefer` then try the other kind.
 #[tokio::test]
 async fn every_mode_connects_like_libpq() {
     let without = Cluster::start_with(&Setup { hba: HBA, ..Setup::default() }).unwrap();
@@ -200,14 +200,14 @@ async fn every_mode_connects_like_libpq() {
             }
         }
     }
-    // A certificate cannot be sent in the clear.
+    // Without TLS, no certificate can be sent.
     for server in [server(), &without] {
         for mode in ["disable", "allow", "prefer", "require"] {
             let more = format!("sslmode={mode} sslcertmode=require {}", root("ca.pem"));
             assert_eq!(outcome(&text(server, "postgres", &more)).await, None, "{mode}");
         }
     }
-    // Over a Unix socket there is none, whatever the mode.
+    // A Unix socket never uses TLS, whatever the mode.
     for mode in MODES {
         let text = format!(
             "host={} port={} user=postgres dbname=postgres sslmode={mode} {}",
@@ -239,7 +239,7 @@ async fn tls_errors_give_advice() {
         ),
         (
             server(),
-            // A bare machine has no roots at all.
+            // A minimal machine has no root certificates.
             "sslmode=verify-full sslrootcert=system".to_owned(),
             ErrorCategory::Tls,
             "sslrootcert",
@@ -252,7 +252,7 @@ async fn tls_errors_give_advice() {
     let direct = format!("sslmode=require sslnegotiation=direct {}", root("ca.pem"));
     let connected = FraiseClient::connect(&text(server(), "postgres", &direct)).await;
     if server().version() < 17 {
-        // It takes the first bytes of TLS for a start-up packet, and hangs up.
+        // The server parses the first bytes of TLS as a startup packet, and closes the connection.
         let error = connected.unwrap_err();
         assert!(error.to_string().contains("TLS"), "{error}");
         assert_eq!(error.category(), ErrorCategory::Connection, "{error}");
@@ -286,10 +286,10 @@ async fn login_uses_channel_binding() {
         outcome(&text(server(), "postgres", "sslmode=require channel_binding=require")).await,
         None
     );
-    // In the clear there is no channel.
+    // Without TLS there is no channel to bind to.
     let clear = "sslmode=disable channel_binding=require";
     assert_eq!(outcome(&text(server(), "role_clear", clear)).await, None);
-    // And by TLS 1.2.
+    // With TLS 1.2 too.
     let old = format!("{password} channel_binding=require ssl_max_protocol_version=TLSv1.2");
     let text = text(server(), "role_scram", &old);
     let client = FraiseClient::connect(&text).await.unwrap();
@@ -412,7 +412,7 @@ async fn tls_in_code_wins_over_what_the_string_says() {
     assert!(client.connection_info().unwrap().tls_version.is_some());
     client.ping().await.unwrap();
 
-    // Another name is refused, unless any will do.
+    // Another name is rejected, unless the check is disabled.
     for (builder, gets_in) in [
         (ca().server_name("elsewhere"), false),
         (ca().server_name("localhost"), true),
@@ -439,7 +439,7 @@ async fn tls_in_code_wins_over_what_the_string_says() {
     assert!(client.connection_info().unwrap().tls_version.is_some());
 }
 
-/// Rows, pauses and the end of a dropped stream pass through TLS as they do without.
+/// Rows, pauses and cancellation work with TLS as without it.
 #[tokio::test]
 async fn streams_pass_through_tls() {
     for server in [server(), server_18()] {
@@ -467,7 +467,7 @@ async fn streams_pass_through_tls() {
         client.close().await.unwrap();
         eventually("the backend is gone", async || backend_state(&admin, pid).await.is_none())
             .await;
-        // Dropped instead of closed, it says farewell too.
+        // A client that is dropped, not closed, also sends Terminate.
         let client = FraiseClient::connect(&text(server, "postgres", &more)).await.unwrap();
         let pid = client.backend_pid().unwrap();
         drop(client);
@@ -476,8 +476,7 @@ async fn streams_pass_through_tls() {
     }
 }
 
-/// Seen on the wire: nothing but the request for TLS is ever in the clear, on the connections of
-/// cancel requests neither.
+/// On the wire, only the request for TLS is plaintext, also on connections of cancel requests.
 #[tokio::test]
 async fn cancel_requests_are_encrypted_as_their_session_is() {
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
@@ -533,7 +532,7 @@ async fn direct_tls_and_protocol_3_2_with_postgres_18() {
         let info = client.connection_info().unwrap();
         assert_eq!(info.protocol_version, version);
         assert_eq!(client.server_version().unwrap().major, 18);
-        // The cancel request goes the same way.
+        // The cancel request uses the same kind of connection.
         let pid = client.backend_pid();
         let mut stream = client.query::<Value>("v_endless").execute().await.unwrap();
         stream.next().await.unwrap().unwrap();
@@ -652,7 +651,7 @@ async fn prefer_falls_back_to_plaintext_only_like_libpq() {
     }
 }
 
-/// What continues without protection, as with libpq, is a warning: it does not fail.
+/// A connection without protection is logged as a warning, like in libpq. It does not fail.
 #[tokio::test]
 async fn sessions_without_protection_are_warned_of() {
     let missing = world().path("missing.pem");
@@ -661,13 +660,13 @@ async fn sessions_without_protection_are_warned_of() {
     for (more, warning) in [
         (format!("sslmode=require {}", root("missing.pem")), unverified),
         (format!("sslmode=prefer {}", root("missing.pem")), unverified),
-        // Not verified by intention.
+        // Not verified, as configured.
         ("sslmode=require".to_owned(), ""),
         ("sslmode=prefer".to_owned(), ""),
         (format!("sslmode=require {}", root("ca.pem")), ""),
         (format!("sslmode=prefer {}", root("ca.pem")), ""),
         ("sslmode=disable".to_owned(), ""),
-        // Refused, and the password goes in plaintext.
+        // Rejected, and the password is sent in plaintext.
         (format!("sslmode=prefer {}", root("stranger.pem")), plaintext),
         (format!("sslmode=prefer {} sslcrl={}", root("ca.pem"), missing.display()), plaintext),
     ] {
@@ -687,7 +686,7 @@ async fn sessions_without_protection_are_warned_of() {
             assert!(warnings[0].contains(reason), "{warnings:?}");
         }
     }
-    // A server without TLS is what prefer is for.
+    // `prefer` accepts a server without TLS.
     let without = Cluster::start(support::cluster::REQUIRE_PASSWORD).unwrap();
     let (events, _guard) = Events::listen();
     FraiseClient::connect(&text(&without, "postgres", "sslmode=prefer")).await.unwrap();

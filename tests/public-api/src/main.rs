@@ -3,7 +3,7 @@
 
 use std::{env, error::Error};
 
-/// Of no use to users: what the compiler alone asks for, and changes without notice.
+/// Omitted: traits for the compiler only, which change without notice.
 const INTERNAL: [&str; 2] = ["core::marker::Freeze", "core::marker::UnsafeUnpin"];
 
 fn main() -> Result<(), Box<dyn Error>> {

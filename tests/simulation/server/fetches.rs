@@ -1,4 +1,4 @@
-//! What the model knows of fetches that share a client, and of the sessions that run them.
+//! The state of fetches that share a client, and of the sessions that run them.
 
 use super::*;
 
@@ -61,24 +61,24 @@ pub struct Attempt {
     pub was_hit_late: bool,
 }
 
-/// What fetches of one client have in common.
+/// The shared state of the fetches of one client.
 #[derive(Default)]
 pub struct Sharing {
     pub fetches: BTreeMap<usize, Fetch>,
     pub is_active: bool,
     pub read_timeout: Option<Duration>,
-    /// How long an attempt to connect may take.
+    /// The maximum time of an attempt to connect.
     pub connect_timeout: Duration,
     pub max_attempts: u32,
-    /// How many streams and pings are in progress or wait.
+    /// The number of streams and pings that are in progress or wait.
     pub exclusive: u64,
-    /// The proxy closes the connection of a cancel request before the server has the signal.
+    /// Whether a proxy closes the connection of a cancel request before the server has the signal.
     pub is_proxied: bool,
     /// When sessions ended that the client had not closed.
     losses: Vec<Instant>,
     /// When a connection was last lost before or after its login.
     pub login_lost_at: Option<Instant>,
-    /// How many fetches were started.
+    /// The number of fetches that were started.
     started: u64,
     /// Each session's fetches, in the order in which it began them.
     begun: BTreeMap<usize, Vec<usize>>,
@@ -107,7 +107,7 @@ impl Fetch {
         self.started.map_or(Duration::ZERO, |(at, _)| at.elapsed())
     }
 
-    /// For how long it was not polled, since it was polled first.
+    /// Returns the time since the first poll during which it was not polled.
     pub fn unpolled(&self) -> Duration {
         let now = self.unpolled_since.map_or(Duration::ZERO, |since| since.elapsed());
         self.unpolled_before + now
@@ -131,12 +131,12 @@ impl Fetch {
     }
 }
 
-/// How long the caller of a fetch may leave its rows unread while others wait.
+/// The maximum time that a caller may leave rows unread while others wait.
 const STALL: Duration = ms(2000);
 
 impl Sharing {
-    /// Whether another fetch waits for its answer on the connection of this one. One that is not
-    /// polled may have its answer.
+    /// Returns whether another fetch waits for its answer on the connection of this one. A fetch
+    /// that is not polled may have its answer.
     fn is_shared(&self, id: usize) -> bool {
         self.fetches.iter().any(|(other, fetch)| {
             *other != id
@@ -149,12 +149,12 @@ impl Sharing {
         })
     }
 
-    /// How many sessions the client has lost since then.
+    /// Returns the number of sessions that the client has lost since then.
     pub fn losses_since(&self, since: Instant) -> u32 {
         self.losses.iter().filter(|at| **at >= since).count() as u32
     }
 
-    /// No fetch that a session has begun before this one may have been unwanted.
+    /// Returns whether no earlier fetch of the session may have been unwanted.
     fn is_plain(&self, pid: usize, id: usize) -> bool {
         let begun = self.begun.get(&pid).into_iter().flatten();
         let mut before = begun.take_while(|other| **other != id);
@@ -188,12 +188,12 @@ impl World {
         }
     }
 
-    /// From now on nothing fails.
+    /// Ends all faults.
     pub fn heal(&self) {
         self.state().is_healed = true;
     }
 
-    /// The number of a fault, below `n`; `u64::MAX` if nothing fails any more.
+    /// Returns the number of a fault, below `n`; `u64::MAX` after the end of all faults.
     pub(super) fn fault(&self, n: u64) -> u64 {
         let mut state = self.state();
         let number = state.random.below(n);
@@ -229,7 +229,7 @@ impl World {
         Some(attempts.len() - 1)
     }
 
-    /// What has become of an attempt, before more of it is sent.
+    /// Updates an attempt before more of its answer is sent.
     pub(super) fn update(&self, target: Target, look: impl FnOnce(&mut Attempt)) {
         let Some(number) = target.part else { return };
         self.sharing(|sharing| {
@@ -256,7 +256,7 @@ impl World {
         self.sharing(|sharing| sharing.fetches[&id].may_be_unwanted(sharing.read_timeout))
     }
 
-    /// Each session began the fetches that were sent once in the order in which they came.
+    /// Checks that each session began the fetches in their order, except repeated ones.
     pub fn assert_order(&self) {
         self.sharing(|sharing| {
             for (pid, begun) in &sharing.begun {
@@ -269,7 +269,7 @@ impl World {
         });
     }
 
-    /// Why a fetch may fail like that; `None` if it may not.
+    /// Returns the reason for this error of a fetch; `None` if there is none.
     pub fn explain(&self, id: usize, error: &Error) -> Option<&'static str> {
         let trouble_until = self.state().trouble_until;
         let size = self.query(id).largest_row();

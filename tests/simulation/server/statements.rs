@@ -1,4 +1,4 @@
-//! The prepared statements of a session in the model: how a request that uses them is answered.
+//! The prepared statements of a session in the model, and the answers to requests that use them.
 
 use super::*;
 
@@ -17,19 +17,19 @@ const CHANGED_RESULT: [&str; 3] = [UNSUPPORTED, "42883", "XX000"];
 /// The error of a value that does not fit the type that its parameter had.
 const MISFIT: &str = "22P02";
 
-/// What a session has prepared, by name.
+/// The prepared statements of a session, by name.
 #[derive(Default)]
 pub(super) struct Statements {
     by_name: BTreeMap<String, Statement>,
-    /// The names of those that the session has lost.
+    /// The names of statements that the session has lost.
     lost: BTreeSet<String>,
 }
 
 struct Statement {
     sql: String,
-    /// Prepared by this client, not by another one of a pooler.
+    /// Whether this client has prepared it, and not another one of a pooler.
     is_own: bool,
-    /// Fails with this error until it is parsed again.
+    /// The error that executing it returns until it is parsed again.
     fault: Option<&'static str>,
 }
 
@@ -45,22 +45,22 @@ pub(super) struct Execution {
     pub(super) describes: bool,
 }
 
-/// How the answer to a query begins.
+/// The beginning of the answer to a query.
 #[derive(Default)]
 pub(super) struct Begin {
     /// The messages before its rows.
     pub(super) messages: Vec<Vec<u8>>,
-    /// How many of them there are up to ParseComplete and BindComplete.
+    /// The number of messages up to ParseComplete, and up to BindComplete.
     pub(super) parsed: usize,
     pub(super) bound: usize,
-    /// It executes a named statement.
+    /// Whether it executes a named statement.
     pub(super) is_named: bool,
     /// The error that ends it before it is bound, which is no error of the query.
     pub(super) refusal: Option<&'static str>,
 }
 
 impl Execution {
-    /// Reads a Bind.
+    /// Parses a Bind.
     pub(super) fn bind(&mut self, body: &[u8]) {
         let mut texts = body.splitn(3, |byte| *byte == 0);
         assert_eq!(texts.next(), Some(&b""[..]), "a portal has a name");
@@ -74,7 +74,7 @@ impl Execution {
         }
     }
 
-    /// The query that it executes.
+    /// Returns the query that it executes.
     pub(super) fn query(&self) -> usize {
         match &self.parameter {
             Some(parameter) => parameter.parse().unwrap(),
@@ -84,7 +84,7 @@ impl Execution {
 }
 
 impl Statements {
-    /// The connection of a pooler to the server, on which other clients have prepared statements.
+    /// The server connection of a pooler, on which other clients have prepared statements.
     pub(super) fn of_pooler(world: &World) -> Self {
         let mut statements = Self::default();
         if world.one_in(4) {
@@ -105,7 +105,7 @@ impl Statements {
         self.by_name.remove(name);
     }
 
-    /// What others do between two requests.
+    /// Applies what other clients and sessions do between two requests.
     fn disturb(&mut self, world: &World) {
         let what = world.below(200);
         let number = world.below(self.by_name.len().max(1) as u64) as usize;

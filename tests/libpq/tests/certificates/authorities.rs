@@ -1,4 +1,4 @@
-//! What authorities, servers and pinned certificates may do.
+//! Permitted uses of authorities, servers and pinned certificates.
 
 use std::slice::from_ref;
 
@@ -14,7 +14,7 @@ async fn authorities_are_believed_what_openssl_believes() {
     let authority = Fields::authority;
     let unknown = |critical| extension("1.2.3.4", critical, &[5, 0]);
 
-    // As a root, and as one in between.
+    // As a root, and as an intermediate authority.
     for (what, fields, as_root, as_middle) in [
         ("plain", authority(), Accepted, Accepted),
         ("no keyUsage", Fields::new(&[ca_bit()]), Accepted, Accepted),
@@ -33,7 +33,7 @@ async fn authorities_are_believed_what_openssl_believes() {
         ("not CA", Fields::new(&[basic_constraints(false, None), sign()]), Refused, Refused),
         ("not CA, nothing else", Fields::new(&[basic_constraints(false, None)]), Refused, Refused),
         ("no extension that says CA", Fields::new(&[subject_key_id(b"x")]), Refused, Refused),
-        // OpenSSL takes keyUsage for it.
+        // OpenSSL accepts keyUsage instead.
         ("keyUsage instead of CA", Fields::new(&[sign()]), Accepted, Refused),
         ("version 1", v1(), Accepted, Refused),
         ("expired", authority().years(2020, 2021), Refused, Refused),
@@ -65,12 +65,13 @@ async fn authorities_are_believed_what_openssl_believes() {
         cases.check(&format!("between: {what}"), &case, as_middle).await;
         let case = Case::new(&leaf, &[&server], &[&root, &between]);
         cases.check(&format!("between, in the file: {what}"), &case, as_middle).await;
-        // What is between is no end.
+        // An intermediate authority is no trust anchor.
         let case = Case::new(&leaf, &[&server], &[&between]);
         cases.check(&format!("between, alone: {what}"), &case, Refused).await;
     }
 
-    // Lengths of paths: the root's, and one in between; with and without self-issued ones below.
+    // Path lengths of the root and of an intermediate authority, with and without self-issued ones
+    // below.
     let other = Entity::new("Other");
     let renewed = Entity { key: Entity::new("").key, subject: ca.subject.clone() };
     let limited = |n| Fields::new(&[basic_constraints(true, Some(n)), sign()]);
@@ -98,7 +99,7 @@ async fn authorities_are_believed_what_openssl_believes() {
         };
         cases.check(&format!("path of {what}"), &case, expect).await;
     }
-    // Without key identifiers OpenSSL takes the self-issued one for self-signed.
+    // Without key identifiers OpenSSL treats the self-issued one as self-signed.
     let key_ids = |fields: Fields, own: &[u8], issuer: &[u8]| {
         fields.with(subject_key_id(own)).with(authority_key_id(issuer))
     };
@@ -136,7 +137,7 @@ async fn authorities_are_believed_what_openssl_believes() {
         ("cross-signed by a stranger", vec![&server, &cross_of_stranger], vec![&root], Accepted),
         ("and only that one known", vec![&server, &cross_of_stranger], vec![&stranger], Accepted),
         ("new with old", vec![&below_renewed], vec![&new_with_old, &old], Accepted),
-        // It has the name of its issuer and did not sign itself.
+        // It has the name of its issuer, but has not signed itself.
         ("new with old, alone", vec![&below_renewed], vec![&new_with_old], Refused),
         ("new with old, expired", vec![&below_renewed], vec![&new_with_old, &old_expired], Refused),
     ] {
@@ -163,14 +164,14 @@ async fn authorities_are_believed_what_openssl_believes() {
         chain.push(&server);
         let case = Case::new(&leaf, &chain, &[&root]);
         cases.check(&format!("{depth} between, and others"), &case, expect).await;
-        // One that is missing.
+        // One is missing.
         if depth > 2 {
             chain.remove(3);
             let case = Case::new(&leaf, &chain, &[&root]);
             cases.check(&format!("{depth} between, one missing"), &case, Refused).await;
         }
     }
-    // Two keys of one name: OpenSSL takes the first without key identifiers, and looks no further.
+    // Two keys of one name: without key identifiers, OpenSSL tries only the first.
     for roots in [[&rekeyed, &root], [&root, &rekeyed]] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("root.crt");
@@ -281,7 +282,7 @@ async fn only_self_signed_certificates_are_pins() {
     let v1 = Fields { version: 1, ..Fields::new(&[]) }.certificate(&named, &named);
     cases.check("self-signed: version 1", &Case::new(&leaf, &[&v1], &[&v1]), Accepted).await;
 
-    // Not self-signed: in the file of roots it is no root.
+    // Not self-signed, so it is no root, although it is in the file.
     let server = leaf_fields().certificate(&leaf, &ca);
     let client = leaf_fields().with(purposes(&[CLIENT])).certificate(&leaf, &ca);
     let v1 = Fields { version: 1, ..Fields::new(&[]) }.certificate(&named, &ca);
@@ -295,7 +296,7 @@ async fn only_self_signed_certificates_are_pins() {
         ("a client's beside its root", &client, vec![&client, &root], Refused),
         ("of version 1, alone", &v1, vec![&v1], Refused),
         ("one in between, alone", &middle, vec![&middle], Refused),
-        // OpenSSL takes a namesake of its issuer for self-signed and checks no signature.
+        // OpenSSL treats a namesake of its issuer as self-signed, and checks no signature.
         ("signed by a namesake", &issued_by_namesake, vec![&issued_by_namesake], Stricter),
     ] {
         let case = Case::new(&leaf, &[chain], &roots);

@@ -1,7 +1,7 @@
-//! The same certificates and revocation lists through this crate and through libpq, that is
+//! The same certificates and revocation lists, verified by this crate and by libpq, which uses
 //! OpenSSL.
 //!
-//! Every verdict is the same, or stricter for a reason that SECURITY.md names.
+//! Every result is the same, or stricter for a reason that SECURITY.md names.
 
 mod authorities;
 mod names;
@@ -32,26 +32,26 @@ use tokio_rustls::{
 };
 use x509::*;
 
-/// What both must make of a case.
+/// The expected results of both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expect {
     Accepted,
     Refused,
-    /// libpq accepts it, and this crate does not, on purpose.
+    /// libpq accepts it, and this crate rejects it by design.
     Stricter,
-    /// Any verdict that is not more lenient.
+    /// Any results, unless this crate is more lenient.
     NotLenient,
 }
 use Expect::{Accepted, NotLenient, Refused, Stricter};
 
-/// Cases, and what went otherwise than expected.
+/// The cases, and the unexpected results.
 #[derive(Default)]
 struct Cases {
     count: usize,
     wrong: Vec<String>,
 }
 
-/// What a server shows and a client is given.
+/// The certificates of a server, and the trust settings of a client.
 #[derive(Clone)]
 struct Case {
     /// The server's certificate first.
@@ -86,7 +86,7 @@ impl Case {
         self
     }
 
-    /// What this crate and libpq make of it.
+    /// Returns the results of this crate and of libpq.
     async fn outcomes(&self) -> [Result<(), String>; 2] {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| {
@@ -136,7 +136,7 @@ impl Cases {
     }
 }
 
-/// What this crate and libpq make of a connection string.
+/// Returns the results of this crate and of libpq for a connection string.
 async fn outcomes(text: &str) -> [Result<(), String>; 2] {
     let ours = FraiseClient::connect(text).await.map(drop).map_err(|e| e.to_string());
     let owned = text.to_owned();
@@ -144,7 +144,7 @@ async fn outcomes(text: &str) -> [Result<(), String>; 2] {
     [ours, libpq.await.unwrap().map(drop)]
 }
 
-/// A server that shows any certificates and lets any client in.
+/// A server that sends any certificates and accepts any client.
 struct Server {
     port: u16,
     task: JoinHandle<()>,
@@ -209,7 +209,7 @@ async fn serve(mut socket: TcpStream, acceptor: TlsAcceptor) -> Option<()> {
     Some(())
 }
 
-/// A server's certificate without anything special.
+/// The fields of a plain server certificate.
 fn leaf_fields() -> Fields {
     Fields::new(&[alternative_names(&[dns("db.example")])])
 }

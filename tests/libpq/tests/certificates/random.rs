@@ -1,4 +1,4 @@
-//! Chains that are put together by chance.
+//! Random chains of certificates.
 
 use super::{
     support::random::Random,
@@ -6,8 +6,8 @@ use super::{
     *,
 };
 
-/// Why this crate may refuse what libpq accepts: parts of errors, one for each row in SECURITY.md
-/// that can come up here.
+/// Parts of errors for what libpq accepts and this crate may reject, one for each row in
+/// SECURITY.md that can occur here.
 const STRICTER: [&str; 8] = [
     "is that of an authority (CA:TRUE)",
     "only X.509 certificates of version 3",
@@ -21,7 +21,7 @@ const STRICTER: [&str; 8] = [
     "EndEntityUsedAsCa",
 ];
 
-/// Mostly what is right: the more is wrong with a chain, the less it tests.
+/// Mostly makes correct choices: a chain with many errors tests little.
 struct Maker(Random);
 
 impl Maker {
@@ -79,7 +79,7 @@ impl Maker {
         name_constraints(!self.one_in(3), &permitted, &excluded)
     }
 
-    /// What any certificate may have.
+    /// Adds the fields that any certificate may have.
     fn extras(&mut self, fields: &mut Fields, own: &[u8], issuer: &[u8]) {
         if self.one_in(2) {
             fields.extensions.push(subject_key_id(own));
@@ -151,7 +151,7 @@ impl Maker {
     }
 
     fn list(&mut self, by: &Entity, id: &[u8], number: u16) -> Vec<u8> {
-        // No two of the same second: OpenSSL takes the first, and here both count.
+        // No two lists of the same second: OpenSSL uses the first, and this crate both.
         let from = number + self.pick(&[2020, 2020, 2020, 2100]);
         let until = self.pick(&[2023, 2120, 2120, 2120]).max(from + 1);
         let revoked = self.pick(&[&[][..], &[], &[7], &[8], &[1, 2, 3], &[2]]);
@@ -178,7 +178,7 @@ impl Maker {
     }
 }
 
-/// A chain of up to two authorities below a root, with everything about them by chance.
+/// Makes a random chain of up to two authorities below a root.
 fn case(seed: u64) -> Case {
     let mut maker = Maker(Random::of(seed));
     let names = ["Root", "First", "Second"];
@@ -256,7 +256,7 @@ fn case(seed: u64) -> Case {
     }
 }
 
-/// `CHAINS=10000` tries more than usual, and `CHAIN=7` only the one that a failure has named.
+/// `CHAINS=10000` tests more than usual, and `CHAIN=7` only the one that a failure names.
 #[tokio::test]
 async fn chains_made_by_chance_are_never_trusted_more_than_by_openssl() {
     let number = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
@@ -284,6 +284,6 @@ async fn chains_made_by_chance_are_never_trusted_more_than_by_openssl() {
     }
     println!("{accepted} accepted, {refused} refused, {stricter} refused here only");
     assert!(wrong.is_empty(), "{}:\n{}", wrong.len(), wrong.join("\n"));
-    // It is a test only if both happen often.
+    // Both results must be frequent.
     assert!(!is_whole || (accepted > 20 && refused > 20), "{accepted} {refused}");
 }
