@@ -22,8 +22,8 @@ use crate::error::{Error, TimeoutPhase};
 /// [`fetch_all`](QueryBuilder::fetch_all), [`fetch_one`](QueryBuilder::fetch_one),
 /// [`fetch_optional`](QueryBuilder::fetch_optional), [`count`](QueryBuilder::count),
 /// [`exists`](QueryBuilder::exists) and [`explain`](QueryBuilder::explain) of one client can be
-/// called concurrently from any number of tasks. They share the connection: requests are sent
-/// without waiting for earlier answers, at most 128 at a time, first come, first served.
+/// called concurrently from any number of tasks. They share the connection by pipelining: requests
+/// are sent in the order of the calls, without waiting for earlier answers, at most 128 at a time.
 ///
 /// * The server answers one request after the other, so a slow query delays those after it.
 /// * An error, a timeout or a drop of one fetch affects no other. If the connection has to be
@@ -65,8 +65,8 @@ impl FraiseClient {
 
     /// Connects to the server of a connection string.
     ///
-    /// [`ConnectionConfig`] documents connection strings and defaults. There is no
-    /// time limit by default: set `connect_timeout`.
+    /// [`ConnectionConfig`] documents connection strings and defaults. There is no time limit by
+    /// default: set `connect_timeout`.
     ///
     /// ```no_run
     /// # use fraiseql_wire::{FraiseClient, Result};
@@ -252,9 +252,9 @@ impl FraiseClient {
 
     /// Closes the connection gracefully: sends Terminate, then shuts down the socket.
     ///
-    /// Waits for the fetches in progress. Waits at most `cancel_timeout` for the cleanup of an
-    /// earlier stream, and at most `cancel_timeout` for the server to read the message. Default:
-    /// 2 seconds.
+    /// Waits for the fetches in progress. Then it waits at most `cancel_timeout` (default: 2
+    /// seconds) for the cleanup of an earlier stream, and as long again for the server to read the
+    /// message.
     ///
     /// # Errors
     ///
@@ -275,9 +275,9 @@ impl FraiseClient {
         }
     }
 
-    /// Returns a token that can cancel the client's running query from another task or thread.
+    /// Returns a token that can cancel the client's queries from another task or thread.
     ///
-    /// It cancels the query that is starting or running when [`cancel`](CancelToken::cancel) is
+    /// It cancels the queries that are starting or running when [`cancel`](CancelToken::cancel) is
     /// called. Dropping the token has no effect.
     pub fn cancel_token(&self) -> CancelToken {
         CancelToken::new(&self.slot)
@@ -317,7 +317,10 @@ impl FraiseClient {
         self.slot.session().is_some()
     }
 
-    /// Returns whether a stream is active or is being cleaned up.
+    /// Returns whether a stream is active or the connection is in use.
+    ///
+    /// The connection is in use by a fetch, a ping, the cleanup of a stream, or an attempt to
+    /// connect. Fetches can be called meanwhile; they are rejected only while a stream is active.
     pub fn is_busy(&self) -> bool {
         self.slot.is_busy()
     }

@@ -6,8 +6,9 @@ use crate::error::Result;
 #[cfg(doc)]
 use crate::error::Error;
 
-/// Cancels the query of a client from any task: made by
-/// [`FraiseClient::cancel_token`](crate::FraiseClient::cancel_token).
+/// Cancels the queries of a client from any task.
+///
+/// Created by [`FraiseClient::cancel_token`](crate::FraiseClient::cancel_token).
 ///
 /// It does not keep the client's connection open.
 #[derive(Debug, Clone)]
@@ -25,7 +26,7 @@ impl CancelToken {
     /// Cancels every query of the client that is in progress, and no later one.
     ///
     /// A query is in progress from the first poll of its future (`execute()`, `fetch_all()`,
-    /// `count()`, `ping()` and so on) until the server has answered it to its end. That includes
+    /// `count()`, `ping()` and so on) until the server has answered it completely. That includes
     /// waiting for the cleanup of an earlier stream, connecting, reconnecting and resuming. If none
     /// is in progress, nothing happens, and the next query is not affected.
     ///
@@ -39,12 +40,12 @@ impl CancelToken {
     /// streams are read. The future of `execute()` or of a fetch should be polled while this waits.
     /// If it is not, its query is stopped by four cancel requests within 350 ms. They have no
     /// effect on a server that is blocked by backpressure, nor on a [`parallel`] query that is
-    /// still being started. These are stopped when the future is polled or dropped.
+    /// still being started. Both are stopped when the future is polled or dropped.
     ///
     /// [`parallel`]: crate::QueryBuilder::parallel
     ///
     /// A stream that is not read keeps the rows already received. It keeps a pooled client out of
-    /// its pool until it is read or dropped. [`StreamControl::cancel`] discards them.
+    /// its pool until it is read or dropped. To discard them, use [`StreamControl::cancel`].
     ///
     /// [`StreamControl::cancel`]: crate::StreamControl::cancel
     ///
@@ -64,7 +65,7 @@ impl CancelToken {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future after its first poll changes nothing: the query is cancelled.
+    /// Dropping the future after its first poll does not stop the cancellation.
     pub async fn cancel(&self) -> Result<()> {
         match self.slot.upgrade() {
             Some(slot) => slot.cancel(self.checkout).await,

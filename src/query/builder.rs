@@ -56,7 +56,7 @@ use crate::{
 ///     .execute()
 ///     .await?;
 ///
-/// // A copy of a query counts what its pages contain together.
+/// // Clone a query to run variants of it: here the number of all rows, and one page of them.
 /// let paid = client.query::<Order>("app.v_order").filter(field("status").eq("paid"));
 /// let count = paid.clone().count().await?;
 /// let page = paid.order_by_field("id").limit(50).fetch_all().await?;
@@ -190,6 +190,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     }
 
     /// Skips the first `rows` rows of the result. Default: 0.
+    ///
+    /// The server skips them, before Rust predicates.
     pub fn offset(mut self, rows: u64) -> Self {
         self.spec.select.offset = Some(rows);
         self
@@ -308,10 +310,12 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// * Above `fail`, if it is less than 1.0, the stream ends with
     ///   [`Error::ConsumerLagged`](crate::Error::ConsumerLagged) instead of applying backpressure.
     ///
-    /// A stream fills its memory whenever its consumer is slower than the server. Set `fail` below
-    /// 1.0 if the stream should then end. A consumer counts as slow if at least two reads are
-    /// buffered. The size of a read is a quarter of `fail`, from 1 KiB to 64 KiB. With less than
-    /// that buffered, the stream waits for the consumer, up to [`max_memory`](Self::max_memory).
+    /// Any stream fills its memory while its consumer is slower than the server. So set `fail`
+    /// below 1.0 only if a slow consumer should lose its stream.
+    ///
+    /// The stream ends only if the rows of at least two reads are buffered. Otherwise it waits for
+    /// the consumer, and may use up to [`max_memory`](Self::max_memory). The size of a read is a
+    /// quarter of the `fail` limit, from 1 KiB to 64 KiB.
     pub fn memory_soft_limits(mut self, warn: f32, fail: f32) -> Self {
         self.spec.settings.soft_limits = Some((warn, fail));
         self
@@ -443,8 +447,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// The stream resumes after the last received row on a new connection. No row is skipped or
     /// repeated unless it changes meanwhile. The key is a field of the document, a number or a
-    /// string.
-    /// [`StreamStats::resumptions`](crate::StreamStats) counts the resumptions.
+    /// string. [`StreamStats::resumptions`](crate::StreamStats) counts the resumptions.
     ///
     /// # When it resumes
     ///
@@ -479,16 +482,20 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// the rows of several servers, a resumption loses rows unless all servers sort alike. Checking
     /// the keys has no measurable cost.
     ///
-    /// The matching index is `create index on t (((data->'id')))`, on a table or a materialized
-    /// view that stores the documents. A view that builds them, for example with `to_jsonb(o)`,
-    /// cannot use an index, not even one on that expression, which is not immutable: the server
-    /// sorts all rows each time the stream starts or resumes. There, pages by a column of the view
-    /// use the table's index: a [`filter`](Self::filter) and an
-    /// [`order_by_field`](Self::order_by_field) on a [`Field::column`], with
-    /// [`limit`](Self::limit).
-    ///
     /// If the column is of type `json` (not `jsonb`), some documents cannot be parsed and fail the
     /// query: see [`Filter`](crate::Filter#columns-of-type-json).
+    ///
+    /// # Index
+    ///
+    /// The matching index is `create index on t (((data->'id')))`, on a table or a materialized
+    /// view that stores the documents.
+    ///
+    /// A view that builds the documents, for example with `to_jsonb(o)`, cannot use an index: the
+    /// server sorts all rows each time the stream starts or resumes. (The expression is not
+    /// immutable, so it cannot be indexed either.) For such a view, read pages instead of resuming:
+    /// [`filter`](Self::filter) and [`order_by_field`](Self::order_by_field) on a
+    /// [`Field::column`] of the view use the index of the table's column. Add
+    /// [`limit`](Self::limit).
     ///
     /// # Errors
     ///
@@ -532,7 +539,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// if the keys are numbers: `text.parse::<i64>()`, or as `i128` or `rust_decimal::Decimal` if
     /// `i64` cannot represent every key exactly.
     ///
-    /// Otherwise no position is right, because `jsonb` sorts all strings before all numbers:
+    /// A key of the other type is not a position, because `jsonb` sorts all strings before all
+    /// numbers:
     ///
     /// * After a string, the first row whose key is a number ends the stream with
     ///   [`Error::Config`](crate::Error::Config).
@@ -563,11 +571,12 @@ impl<T: FromJsonRow> QueryBuilder<T> {
 
     /// Sets whether the server may keep the statement prepared. Default: true.
     ///
-    /// The second use of a text on a connection prepares it. Later uses refer to it by name, so
-    /// that it is not parsed and, in most cases, not planned again. See
+    /// The statement is prepared when a connection runs the same SQL text for the second time.
+    /// Later executions refer to it by name, so that it is not parsed and, in most cases, not
+    /// planned again. See
     /// [`statement_cache_capacity`](crate::ConnectionConfigBuilder::statement_cache_capacity).
     ///
-    /// With false, the query is parsed and planned for its values on each use. Use false in these
+    /// With false, the query is parsed and planned for its values each time. Use false in these
     /// cases:
     ///
     /// * **The best plan depends on the values.** After five executions the server may choose one
@@ -578,9 +587,11 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///   session with [`param`](crate::ConnectionConfigBuilder::param). The statement is then still
     ///   prepared, but planned for its values each time.
     /// * **The type of a column may be altered while the client is connected.** Postgres infers the
-    ///   type of a parameter only once. A cast in the text (`$1::date`) also prevents the error.
+    ///   type of a parameter only when it prepares the statement. After `date` has become
+    ///   `timestamptz`, a value is still converted to a date, so other rows match, without an
+    ///   error. A cast in the text (`$1::timestamptz`) prevents this too.
     /// * **A view's column may stop being JSON, and a pooler prepares statements itself.** The
-    ///   server then reports no error, and the other values are delivered.
+    ///   server then reports no error, and the values that are not JSON are delivered.
     ///
     /// Queries with [`parallel`](Self::parallel) or [`resume_by`](Self::resume_by), and
     /// [`explain`](Self::explain), are never prepared.

@@ -187,6 +187,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
 
     /// Returns whether the query returns at least one row.
     ///
+    /// The server decides it, without sending documents, unless there are Rust predicates.
+    ///
     /// # Errors
     ///
     /// Errors of [`execute`](Self::execute) and of the stream.
@@ -204,7 +206,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Returns the server's plan for the query, an array of one object.
     ///
     /// The server formats it with [`EXPLAIN (FORMAT JSON)`]. With `analyze`, the server also runs
-    /// the query and measures it.
+    /// the query and measures it. Rust predicates are ignored.
     ///
     /// # Errors
     ///

@@ -225,20 +225,21 @@ impl<T: FromJsonRow> QueryStream<T> {
     /// });
     /// ```
     ///
-    /// * A header may contain UTF-8: parse its bytes, for example of `HeaderValue::as_bytes`.
-    /// * A key that a header cannot carry is not sent as an id: the empty string, or one with a
-    ///   control character (such as NUL, CR or LF) or with a blank at its beginning or end. After
-    ///   such a row the client keeps the previous id, so a resumption repeats the row.
+    /// * The header may contain UTF-8, which `HeaderValue::to_str` rejects: decode its bytes
+    ///   (`HeaderValue::as_bytes`).
+    /// * A key that a header cannot carry is not sent as an id: the empty string, or one that
+    ///   contains a control character (such as NUL, CR or LF), or starts or ends with a space.
+    ///   After such a row the client keeps the previous id, so a resumption repeats the row.
     /// * At a shutdown, end the body, for example with `take_until`, before you cancel its stream.
     ///   The error `cancelled` is not retriable, so the client would not connect again.
     /// * `EventSource` gives up if the status of a response is not 200. Send temporary errors as an
     ///   event `error` too.
     ///
-    /// # Silence
+    /// # Keep-alive
     ///
-    /// Proxies close connections on which nothing is sent. The body sends nothing while there are
-    /// no rows, for example while the stream is paused. A comment, `:` and two line breaks, may be
-    /// sent between two items:
+    /// Proxies close idle connections. The body sends nothing while there are no rows, for example
+    /// while the stream is paused. Send a comment (`:` and two line breaks) between two items, as
+    /// this function does:
     ///
     /// ```
     /// use std::time::Duration;

@@ -21,7 +21,7 @@ use crate::error::{Error, OneLine, Result};
 /// The type `json` stores any valid JSON text, and `jsonb` stores some that few programs support.
 /// `RawJson` returns every document unchanged. Other types are decoded by serde_json:
 ///
-/// * Nesting of more than 128 levels, a number beyond `f64` (`1e999`), and half of a surrogate pair
+/// * Nesting of more than 128 levels, a number beyond `f64` (`1e999`), and a lone surrogate
 ///   (`"\ud800"`) are row errors.
 /// * A number with more digits than `f64` is rounded in [`serde_json::Value`]. It is exact in
 ///   integers up to `i128`.
