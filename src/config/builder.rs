@@ -191,15 +191,16 @@ impl ConnectionConfigBuilder {
     /// * Unix sockets, and the TCP settings: `keepalive...`, `tcp_user_timeout` and `TCP_NODELAY`.
     ///   Set `TCP_NODELAY` on a TCP socket.
     /// * `requirepeer`, which is an [`Error::Config`].
-    /// * What the client asks the operating system of a socket: reading in blocks of 64 KiB, and
-    ///   whether an idle connection has been closed. If the stream does not report the end when it
-    ///   is polled, the next query fails with [`Error::ConnectionClosed`] or [`Error::Io`].
+    /// * Reads of 64 KiB (`SO_RCVLOWAT`, on Linux): the stream is read as soon as it has data.
+    /// * The check whether the server has closed an idle connection (`MSG_PEEK`): the stream is
+    ///   polled instead. If it does not report the end then, the next query fails with
+    ///   [`Error::ConnectionClosed`] or [`Error::Io`].
     ///
     /// # What the stream must do
     ///
-    /// * Report the end when the server closes the connection. The cleanup of a cancelled query
-    ///   waits for it, up to [`cancel_timeout`](Self::cancel_timeout); without it, the client's
-    ///   connection is closed too.
+    /// * Report the end of the stream (EOF) when the server closes the connection. The cleanup of a
+    ///   cancelled query waits for it, up to [`cancel_timeout`](Self::cancel_timeout); without it,
+    ///   the client's connection is closed too.
     /// * Close the connection to the server when it is dropped.
     ///
     /// # Example
@@ -251,10 +252,12 @@ impl ConnectionConfigBuilder {
         self
     }
 
-    /// Sets the maximum time that a query, a stream or a ping waits while the server neither sends
-    /// a byte nor accepts one of the request. After that it ends with [`Error::Timeout`]. A paused
-    /// stream, or one whose memory is full, does not wait. Default: none, because a query may take
-    /// long to find its first row.
+    /// Sets the maximum time that a query, a stream or a ping waits for the server without sending
+    /// or receiving a byte. When it expires, the result is [`Error::Timeout`]. Default: none,
+    /// because a query may take long to find its first row.
+    ///
+    /// Time in which the stream does not read, because it is paused or its memory is full, does not
+    /// count.
     pub fn read_timeout(mut self, timeout: Duration) -> Self {
         self.client_options.read_timeout = Some(timeout);
         self
@@ -385,9 +388,9 @@ impl ConnectionConfigBuilder {
     /// Sets the maximum number of prepared statements that each connection keeps. Default: 100.
     /// 0 disables prepared statements.
     ///
-    /// A query whose text is used for the second time on a connection is prepared there, so that
-    /// later uses need no parsing. When there are more, the least recently used one is closed.
-    /// Texts of more than 32 KiB are never prepared.
+    /// A statement is prepared when its text is used for the second time on a connection, so that
+    /// later uses need no parsing. When the cache is full, the least recently used statement is
+    /// closed. Texts of more than 32 KiB are never prepared.
     ///
     /// Prepared statements work through poolers that support them, such as PgBouncer from 1.21 with
     /// `max_prepared_statements`. If a pooler does not, the first statement that is missing

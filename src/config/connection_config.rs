@@ -21,8 +21,10 @@ use crate::{
 
 /// The settings of a connection: server, login and options.
 ///
-/// A configuration is made from a connection string or by a [`builder`](Self::builder). A
-/// connection string is a URI (`postgres://user:password@host:port/database?keyword=value`) or a
+/// Create one from a connection string ([`parse`](Self::parse)), from the environment
+/// ([`from_env`](Self::from_env)), or in code ([`builder`](Self::builder)).
+///
+/// A connection string is a URI (`postgres://user:password@host:port/database?keyword=value`) or a
 /// list (`host=... user=... dbname=...`).
 ///
 /// Every parameter of [libpq 18] is supported and has the same meaning. Any other parameter is an
@@ -46,8 +48,8 @@ use crate::{
 ///
 /// Differences from libpq:
 ///
-/// * Settings must be valid UTF-8. Otherwise the environment variable, the line of the service, or
-///   the password in the password file is an error.
+/// * An environment variable, a line of the service or a password in the password file that is not
+///   valid UTF-8 is an error.
 /// * An invalid port or address is an error even if another host in the list is valid.
 /// * `connect_timeout` also limits name resolution.
 /// * In a URI, an `@` in the host or the database must be written as `%40`. An unescaped one

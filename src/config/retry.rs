@@ -1,6 +1,9 @@
 use std::time::Duration;
 
-/// The policy for replacing a connection that the next query finds lost.
+/// The policy for reconnecting after a connection was lost.
+///
+/// It applies when the next query replaces the connection, and when a stream is
+/// [resumed](crate::QueryBuilder::resume_by).
 ///
 /// An attempt that fails with a [retriable](crate::Error::is_retriable) error is repeated after a
 /// pause. The pause is random, between zero and a bound. The bound starts at
@@ -28,13 +31,13 @@ impl RetryPolicy {
         Self { max_attempts: attempts.max(1), ..self }
     }
 
-    /// Sets the maximum of the first pause. Default: 100 ms.
+    /// Sets the upper bound of the first pause. Default: 100 ms.
     #[must_use]
     pub fn initial_backoff(self, backoff: Duration) -> Self {
         Self { initial_backoff: backoff, ..self }
     }
 
-    /// Sets the maximum of all pauses. Default: 2 s.
+    /// Sets the upper bound of each pause. Default: 2 s.
     #[must_use]
     pub fn max_backoff(self, backoff: Duration) -> Self {
         Self { max_backoff: backoff, ..self }
