@@ -24,7 +24,8 @@ pub enum TimeoutPhase {
     /// `cancel_timeout`: stopping a query on the server and draining in-flight data. The connection
     /// was closed; the next query opens a new one.
     Cancel,
-    /// `read_timeout`: the server sent nothing while the stream was waiting for rows.
+    /// `read_timeout`: a query, a stream or a ping waited for the server, and no byte was sent or
+    /// received.
     Read,
     /// `first_row_timeout`: no row arrived within this time after the call of `execute()`.
     FirstRow,

@@ -117,8 +117,8 @@ pub enum Error {
     /// A row cannot be decoded as JSON. Only this row is lost: the stream continues.
     ///
     /// It is not JSON, not UTF-8, or beyond the limits of the decoder: nesting of more than 128
-    /// levels, a number beyond `f64`, half of a surrogate pair, or a fraction for a 128-bit
-    /// integer. `source` is the reason.
+    /// levels, a number beyond `f64`, a lone surrogate, or a fraction for a 128-bit integer.
+    /// `source` is the reason.
     ///
     /// Valid JSON that does not match `T` is [`Error::Deserialization`].
     #[error("row {row} cannot be decoded at `{path}`: {source}")]
@@ -197,8 +197,11 @@ pub enum Error {
     /// The operating system reported an error, for the connection or for a file of the
     /// configuration.
     ///
-    /// As an attempt of [`Error::Connection`], also a server that could not start a session or that
-    /// has the wrong role.
+    /// Within [`Error::Connection`], an attempt is also `Io` if:
+    ///
+    /// * the server could not start a session, or has the wrong role (`target_session_attrs`);
+    /// * the connector could not open a stream;
+    /// * the password provider returned a retriable error.
     #[error("{}", hint::io(during))]
     Io {
         /// The operation in progress, or the failure.

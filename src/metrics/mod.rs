@@ -1,8 +1,8 @@
 //! Metrics, written through the [`metrics`](https://docs.rs/metrics) facade.
 //!
-//! Install any recorder of that facade, for example an exporter for Prometheus, and then call
-//! [`describe`]. A recorder counts what starts after it was installed. The crate only writes
-//! metrics and never reads them back.
+//! Before the first query, install any recorder of that facade, for example an exporter for
+//! Prometheus, and then call [`describe`]. What started before the recorder was installed is not
+//! recorded. The crate only writes metrics and never reads them back.
 //!
 //! [`CATALOG`] describes every metric; the constants are the names of the metrics:
 //!
@@ -16,7 +16,7 @@
 //! Two labels have values that come from your code: `entity` is the name passed to
 //! [`query`](crate::FraiseClient::query), and `reason` is the text passed to
 //! [`pause_with_reason`](crate::QueryStream::pause_with_reason). A process records at most 1,000
-//! values of each. Later values are recorded as `other`.
+//! values of each. Later values, and values of more than 133 bytes, are recorded as `other`.
 
 mod catalog;
 pub(crate) mod connection;
