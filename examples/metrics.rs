@@ -1,8 +1,8 @@
 //! A service's `/metrics`, for Prometheus: `cargo run --release --example metrics`.
 //!
-//! It reads rows fast, slowly, paused, dropped and failing, then serves the metrics until Ctrl-C.
-//! The argument is the address to listen at. It uses the server of `DATABASE_URL`, in a schema of
-//! its own, or starts a private one.
+//! It runs a fast, a slow, a paused, a dropped and a failing stream, then serves the metrics until
+//! Ctrl-C. The argument is the address to listen on. It uses the server of `DATABASE_URL`, in a
+//! schema of its own, or starts a private one.
 
 use std::time::Duration;
 

@@ -35,8 +35,8 @@ async fn run(url: String, admin: tokio_postgres::Client) -> support::Result<()> 
     let client = FraiseClient::connect(&url).await?;
 
     // A table, partitioned or not, or a materialized view: each connection reads a part of the
-    // blocks, in one snapshot. It is faster if converting documents to text limits the server, and
-    // it has idle CPUs.
+    // blocks, in one snapshot. It is faster if the server is limited by converting documents to
+    // text and has idle CPUs.
     let mut sums = Vec::new();
     for connections in [1, 2, 4] {
         let began = Instant::now();

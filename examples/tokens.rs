@@ -42,7 +42,7 @@ impl TokenService {
         Ok(format!("{claim}&signature={signature}"))
     }
 
-    /// Begins the next period. This is the server's side: it accepts no other token from then on.
+    /// Begins the next period. The server accepts only the new token from then on.
     async fn begin_period(&self, admin: &tokio_postgres::Client, port: u16) -> support::Result<()> {
         let period = 1 + self.period.fetch_add(1, Relaxed);
         println!("Period {period}:");
@@ -101,7 +101,7 @@ async fn main() -> support::Result<()> {
     if let Err(e) = FraiseClient::connect_with_config(config).await {
         println!("  retriable: {}: {e}", e.is_retriable());
     }
-    // The retry policy of a client that reconnects bridges a short failure.
+    // A client that reconnects survives a short failure, because of its retry policy.
     lose_connection(&admin, &second).await?;
     let repaired = async {
         tokio::time::sleep(Duration::from_millis(50)).await;

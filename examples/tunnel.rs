@@ -2,7 +2,7 @@
 //! -W %h:%p bastion`.
 //!
 //! As in `ProxyCommand` of OpenSSH, `%h` and `%p` stand for the host and the port of the server.
-//! Without arguments, the program itself is the tunnel, which needs no bastion.
+//! Without arguments, the child process is this program, which forwards to the server directly.
 //!
 //! It uses the server of `DATABASE_URL`, in a schema of its own, or starts a private one.
 
@@ -76,8 +76,9 @@ async fn run(url: String, command: Vec<String>) -> support::Result<()> {
     Ok(())
 }
 
-/// Starts the command. Its input and output are the stream. When the connection is dropped, the
-/// input ends, and so does a tunnel. Tokio waits for the process in the background.
+/// Starts the command, whose standard input and output are the stream. When the connection is
+/// dropped, its input reaches EOF, and the command exits. Tokio reaps the process in the
+/// background.
 fn open(command: &[String], target: &Target) -> io::Result<impl AsyncRead + AsyncWrite + use<>> {
     let host = target.host.clone().or(target.hostaddr.map(|address| address.to_string()));
     let (host, port) = (host.unwrap_or_default(), target.port.to_string());
@@ -101,6 +102,6 @@ async fn forward(address: &str) -> support::Result<()> {
         done = copy(&mut input, &mut to_server) => done?,
         done = copy(&mut from_server, &mut output) => done?,
     };
-    // Reading the standard input blocks a thread, which would delay the end.
+    // Tokio reads the standard input on a blocking thread, which would delay the exit.
     std::process::exit(0)
 }

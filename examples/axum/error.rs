@@ -18,7 +18,7 @@ pub enum Failure {
     Host,
     /// The stream does not exist, or has ended.
     NoStream,
-    /// The service is being stopped.
+    /// The service is stopping.
     Stopping,
     /// The pool returned no connection.
     Pool(PoolError<Error>),

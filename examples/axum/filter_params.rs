@@ -36,8 +36,8 @@ impl FilterParams {
                 }
                 _ => {
                     return Err(format!(
-                        "there is no parameter {name:?}, but status, customer.name, customer.city, tag, \
-                         min_total, max_total and limit"
+                        "unknown parameter {name:?}: expected status, customer.name, customer.city, \
+                         tag, min_total, max_total or limit"
                     ));
                 }
             };
@@ -72,7 +72,7 @@ fn text(name: &str, value: String) -> Result<String, String> {
 fn number(name: &str, value: &str) -> Result<f64, String> {
     match value.parse::<f64>() {
         Ok(number) if number.is_finite() => Ok(number),
-        _ => Err(format!("{name} is {value:?}, where a number is needed, such as 99.50")),
+        _ => Err(format!("invalid {name} {value:?}: expected a number, such as 99.50")),
     }
 }
 
@@ -80,9 +80,8 @@ fn number(name: &str, value: &str) -> Result<f64, String> {
 fn whole(name: &str, value: &str) -> Result<u64, String> {
     match value.parse::<u32>() {
         Ok(number) => Ok(number.into()),
-        Err(_) => Err(format!(
-            "{name} is {value:?}, where a whole number from 0 to {} is needed",
-            u32::MAX
-        )),
+        Err(_) => {
+            Err(format!("invalid {name} {value:?}: expected a whole number from 0 to {}", u32::MAX))
+        }
     }
 }

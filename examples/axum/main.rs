@@ -14,7 +14,7 @@
 //!
 //! It reads the view named by its argument (default: `v_order`) from the server of `DATABASE_URL`
 //! and changes nothing there. Without that variable, it starts a private Postgres with 300,000
-//! orders. It listens at `LISTEN` (default: 127.0.0.1:3000) until Ctrl-C or SIGTERM, and accepts
+//! orders. It listens on `LISTEN` (default: 127.0.0.1:3000) until Ctrl-C or SIGTERM, and accepts
 //! requests for IP addresses, `localhost` and the names in `HOSTS`. Warnings and errors are logged
 //! to standard error.
 
@@ -196,7 +196,7 @@ where
     Ok((headers, Body::from_stream(body)).into_response())
 }
 
-/// An ended stream has no statistics. If it has failed, the answer is the reason.
+/// An ended stream has no statistics. If it has failed, the response is the reason.
 async fn numbers(State(app): State<App>, Path(id): Path<String>) -> Response {
     if let Some(stream) = app.streams.get(&id) {
         return Json(streams::numbers(&stream.stats())).into_response();

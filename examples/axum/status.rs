@@ -5,8 +5,8 @@ use fraiseql_wire::{Error, ErrorCategory, sqlstate};
 
 /// Returns the status of a response that has not begun.
 ///
-/// ERROR_HANDLING_GUIDE.md lists it for each category. A rejected login is a mistake of the service
-/// and not of its client, so it is not 401.
+/// ERROR_HANDLING_GUIDE.md lists it for each category. If the database rejects the login, the
+/// service is misconfigured, not its client, so the status is not 401.
 pub fn status(error: &Error) -> StatusCode {
     match error.category() {
         ErrorCategory::Timeout => StatusCode::GATEWAY_TIMEOUT,

@@ -24,9 +24,9 @@ pub const HEADER: HeaderName = HeaderName::from_static("stream-id");
 #[derive(Clone, Default)]
 pub struct Streams {
     list: Arc<Mutex<HashMap<String, StreamControl>>>,
-    /// Why the last streams that failed did: an aborted response does not say it.
+    /// Why the last failed streams failed, because an aborted response contains no reason.
     failed: Arc<Mutex<VecDeque<(String, &'static str)>>>,
-    /// Whether all streams have been cancelled, and so are new ones.
+    /// Whether the service is stopping: all streams have been cancelled, and new ones are rejected.
     closed: watch::Sender<bool>,
 }
 
@@ -54,7 +54,7 @@ impl Streams {
         failed.iter().find(|(failed, _)| failed == id).map(|(_, reason)| *reason)
     }
 
-    /// Cancels every query on the server, and those that have not returned a stream yet.
+    /// Cancels every query on the server, also those whose stream is not listed yet.
     pub async fn cancel_all(&self) {
         self.closed.send_replace(true);
         let controls: Vec<_> = self.lock().values().cloned().collect();
@@ -63,7 +63,7 @@ impl Streams {
 
     /// Resolves when all streams have been cancelled.
     pub async fn closed(&self) {
-        // It fails if the sender is dropped, which `self` has.
+        // It fails only if the sender is dropped, but `self` owns the sender.
         let _ = self.closed.subscribe().wait_for(|closed| *closed).await;
     }
 

@@ -38,7 +38,7 @@ pub struct Part {
     pub bytes: u64,
     /// The last line of the file that an export was resumed with.
     pub last_line: Option<Vec<u8>>,
-    /// The rows are of several snapshots.
+    /// The rows come from several snapshots.
     pub is_resumed: bool,
 }
 
@@ -125,7 +125,7 @@ impl Part {
         Ok(())
     }
 
-    /// Renames the file after it was synced to disk.
+    /// Syncs the file to disk, then renames it.
     pub fn finish(mut self) -> Result<()> {
         self.end_member()?;
         self.file.flush()?;
@@ -133,7 +133,7 @@ impl Part {
         fs::rename(part(&self.output), &self.output)?;
         fs::remove_file(query(&self.output))?;
         let folder = self.output.parent().filter(|folder| !folder.as_os_str().is_empty());
-        // Syncs the name too.
+        // Syncs the folder, which contains the new name.
         Ok(File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?)
     }
 

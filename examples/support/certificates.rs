@@ -30,7 +30,7 @@ impl Authority {
         Self::with(name, KeyPair::generate().unwrap())
     }
 
-    /// One whose signatures have no hash of their own.
+    /// An authority whose signature algorithm has no separate hash.
     pub fn ed25519(name: &str) -> Self {
         Self::with(name, KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap())
     }
@@ -100,7 +100,7 @@ impl Authority {
     }
 }
 
-/// Writes a file that only its owner may read, as libpq wants a key to be.
+/// Writes a file that only its owner can read, as libpq requires for a key.
 pub fn write(folder: &Path, name: &str, text: &str) -> PathBuf {
     let path = folder.join(name);
     fs::write(&path, text).unwrap();

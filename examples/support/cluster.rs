@@ -1,5 +1,5 @@
-//! A private, throw-away Postgres: a cluster in a temporary folder, on a free port of the loopback
-//! and a Unix socket, gone with the process that started it, however that ends.
+//! A private, temporary Postgres: a cluster in a temporary folder, on a free loopback port and a
+//! Unix socket. It is removed when the process that started it ends, even if that is killed.
 //!
 //! The superuser can run programs as the server's operating system user (`COPY ... TO PROGRAM`). So
 //! other users of the machine must not be able to log in as superuser: TCP requires a random
@@ -25,7 +25,7 @@ pub struct Cluster {
     folder: PathBuf,
     /// The folder of its programs.
     bin: PathBuf,
-    /// What it was started with.
+    /// The command-line settings that it was started with.
     settings: String,
     port: u16,
     supervisor: Child,
@@ -58,7 +58,7 @@ pub fn superuser() -> String {
     format!("postgres:{}", password())
 }
 
-/// What a cluster is made of, beside the defaults.
+/// The settings of a cluster.
 #[derive(Default)]
 #[allow(dead_code)]
 pub struct Setup<'a> {
@@ -68,22 +68,22 @@ pub struct Setup<'a> {
     pub settings: &'a str,
     /// Files in that folder, which only the server may read.
     pub files: &'a [(&'a str, &'a str)],
-    /// A folder with programs of another version, and where in it they are. It is copied to where
-    /// the server's user can run them.
+    /// A folder with another version of Postgres, and the path of its programs in that folder. It
+    /// is copied to a place where the server's user can run the programs.
     pub programs: Option<(&'a Path, &'a str)>,
-    /// The port of a primary, to follow it by streaming replication.
+    /// The port of the primary, if the cluster is a standby.
     pub standby_of: Option<u16>,
 }
 
 impl Cluster {
-    /// Makes and starts a cluster with these lines as its pg_hba.conf.
+    /// Creates and starts a cluster with these lines as its pg_hba.conf.
     ///
     /// The error is one line that says what to do.
     pub fn start(hba: &str) -> Result<Self, String> {
         Self::start_with(&Setup { hba, ..Setup::default() })
     }
 
-    /// Makes and starts a cluster.
+    /// Creates and starts a cluster.
     pub fn start_with(setup: &Setup<'_>) -> Result<Self, String> {
         let owner = Owner::of_server()?;
         // pg_basebackup and standbys read the password from the second file.
@@ -112,7 +112,7 @@ impl Cluster {
         folder: &Path,
         setup: &Setup<'_>,
     ) -> Result<Self, String> {
-        // Another process may take the port before Postgres does: then another one is tried.
+        // Another process may take the port before Postgres does. Then another port is tried.
         let mut failure = String::new();
         for _ in 0..5 {
             match Self::supervise(bin, owner, folder, setup) {
@@ -138,13 +138,13 @@ impl Cluster {
             more = setup.settings.replace("{folder}", &folder.display().to_string()),
         );
         let primary = setup.standby_of.map_or(String::new(), |port| port.to_string());
-        // In a process group of its own, so that Ctrl-C reaches this process only; and deaf to a
-        // closed pipe, so that it cleans up whenever this process ends.
+        // The supervisor has its own process group, so that Ctrl-C reaches only this process. It
+        // ignores SIGPIPE, so that it cleans up even after this process has ended.
         let script = r#"
             trap '' PIPE
             umask 077
             if [ -n "$4" ]; then
-                # With -R it would write what a server older than itself does not understand.
+                # Not -R: it writes settings that a server older than pg_basebackup rejects.
                 [ -d "$2/data" ] || {
                     PGPASSFILE="$2/pgpass" "$1/pg_basebackup" -h 127.0.0.1 -p "$4" -U postgres \
                         -D "$2/data" -X stream -c fast >"$2/log" 2>&1 &&
@@ -198,10 +198,10 @@ impl Cluster {
         &self.folder
     }
 
-    /// Writes another text into one of the cluster's [`files`](Setup::files).
+    /// Replaces the content of one of the cluster's [`files`](Setup::files).
     #[allow(dead_code)]
     pub fn replace(&self, name: &str, text: &str) {
-        // Its owner and its rights stay.
+        // This keeps the owner and the permissions.
         fs::write(self.folder.join(name), text).unwrap();
     }
 
@@ -222,13 +222,13 @@ impl Cluster {
         format!("postgres://{role}@127.0.0.1:{}/postgres", self.port)
     }
 
-    /// Runs `pg_ctl` on it: `stop`, `restart`, `promote` and so on.
+    /// Runs `pg_ctl` with `stop`, `restart`, `promote` and so on. Panics if it fails.
     #[allow(dead_code)]
     pub fn control(&self, args: &[&str]) {
         assert!(self.try_control(args), "pg_ctl {args:?}");
     }
 
-    /// The same, where it may fail.
+    /// Same as [`control`](Self::control), but returns whether `pg_ctl` succeeded.
     #[allow(dead_code)]
     pub fn try_control(&self, args: &[&str]) -> bool {
         let owner = Owner::of_server().unwrap();
@@ -287,11 +287,11 @@ impl Owner {
         }
     }
 
-    /// Writes these files into a new folder, and to `programs` in it a copy of that folder; then
-    /// gives all of it to that user.
+    /// Writes the files into a new folder, copies `programs` into its subfolder of that name, and
+    /// makes the server's user the owner of everything.
     ///
-    /// In this order: in its own folder, that user could plant symbolic links, and this process,
-    /// which may be root, would follow them.
+    /// The owner of the folder changes last. Otherwise that user could create symbolic links in the
+    /// folder, and this process, which may be root, would follow them.
     pub fn fill_and_own(
         &self,
         folder: &Path,
@@ -329,7 +329,8 @@ impl Owner {
         self.ids.map_or(Ok(()), |(uid, gid)| lchown(path, Some(uid), Some(gid)))
     }
 
-    /// A command as that user, without variables of this process that could affect it.
+    /// Returns a command that runs as the server's user, without environment variables of this
+    /// process that could affect it.
     pub fn command(&self, program: &Path, folder: &Path) -> Command {
         let mut command = Command::new(program);
         if let Some((uid, gid)) = self.ids {
@@ -343,7 +344,7 @@ impl Owner {
     }
 }
 
-/// A new folder that only this process's user can enter.
+/// Creates a folder that only this process's user can enter.
 pub fn new_folder() -> io::Result<PathBuf> {
     // Not in $TMPDIR, which may be long: the path of a socket has at most 107 bytes.
     for attempt in 0..100 {
@@ -362,17 +363,18 @@ pub fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
 }
 
-/// The folder of initdb, pg_ctl and postgres: $PG_BIN, then PATH, Debian's, Homebrew's.
+/// Finds the folder of initdb, pg_ctl and postgres: in $PG_BIN; otherwise in PATH and where Debian
+/// and Homebrew install them.
 pub fn find_binaries() -> Result<PathBuf, String> {
     let complete = |dir: &PathBuf| {
-        // A link in PATH leads to the folder that has everything.
+        // `initdb` in PATH may be a symbolic link into the folder that contains all programs.
         let dir = fs::canonicalize(dir.join("initdb")).ok()?.parent()?.to_owned();
         ["initdb", "pg_ctl", "postgres"].iter().all(|p| dir.join(p).is_file()).then_some(dir)
     };
     if let Some(dir) = std::env::var_os("PG_BIN") {
         return complete(&dir.clone().into()).ok_or_else(|| {
             format!(
-                "PG_BIN is {}, where initdb, pg_ctl and postgres are not",
+                "PG_BIN is {}, which does not contain initdb, pg_ctl and postgres",
                 PathBuf::from(dir).display()
             )
         });
