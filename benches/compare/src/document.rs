@@ -1,4 +1,4 @@
-//! docs/benchmarks.md and docs/benchmarks-raw.md, whose figures are filled in by name.
+//! Fills in the measured sections of docs/benchmarks.md and docs/benchmarks-raw.md.
 
 use std::{fs, path::PathBuf};
 
@@ -11,13 +11,13 @@ pub fn read() -> String {
     DOCUMENTS.map(|name| fs::read_to_string(folder().join(name)).unwrap()).concat()
 }
 
-/// Returns the text at the place of this name.
+/// Returns the content of the section with this name.
 pub fn part<'a>(document: &'a str, name: &str) -> &'a str {
     let after = document.split(&begin(name)).nth(1);
     after.and_then(|text| text.split(END).next()).unwrap_or_else(|| panic!("no place for {name}"))
 }
 
-/// Replaces the text at the place of this name, in the document that has it.
+/// Replaces the content of the section with this name, in the document that has it.
 pub fn replace(name: &str, text: &str) {
     let old = [&begin(name), part(&read(), name), END].concat();
     let new = [&begin(name), "\n", text.trim_end(), "\n", END].concat();

@@ -77,8 +77,8 @@ fn side_by_side(counts: &Counts) -> String {
     table
 }
 
-/// Counts this crate's instructions, and compares with the document. Returns whether no figure has
-/// increased.
+/// Counts this crate's instructions, and compares with the document. Returns whether all figures
+/// are within the margin.
 pub fn check() -> bool {
     let document = document::read();
     let written: Counts = document::part(&document, "instructions")

@@ -78,8 +78,8 @@ fn short_check() -> bool {
 fn finish_check(passed: &[bool]) {
     if passed.contains(&false) {
         println!(
-            "More than the margin above docs/benchmarks.md. If it must be so, run \
-             scripts/bench-instructions.sh and say why."
+            "A figure exceeds docs/benchmarks.md by more than the margin. If that is intended, run \
+             scripts/bench-instructions.sh and give the reason in the commit."
         );
         std::process::exit(1);
     }

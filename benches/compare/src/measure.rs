@@ -17,7 +17,7 @@ pub struct Cost {
     pub wall: Duration,
     /// CPU time of all threads of the process, in user and kernel mode.
     pub cpu: Duration,
-    /// The median of the queries.
+    /// The median time to the first row.
     pub first_row: Duration,
     /// The maximum resident memory above that before the query, in KiB.
     pub memory: u64,
@@ -40,8 +40,9 @@ impl Cost {
     }
 }
 
-/// `threads`: threads of the runtime; 0 is the current thread. With more, a task of the runtime
-/// reads, as in a server: `block_on` runs its own future on none of the runtime's threads.
+/// Measures a task on a runtime with that many threads; 0 is the current thread. Otherwise the
+/// client runs in a spawned task, as in a server, because `block_on` runs its future outside of the
+/// runtime's threads.
 pub fn measure(task: Task, threads: usize) -> Cost {
     runtime(threads, cost(task))
 }

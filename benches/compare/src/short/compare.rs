@@ -12,7 +12,8 @@ use crate::{
     run as measured, run_sql,
 };
 
-/// The run of each client per round, in milliseconds. A third of it precedes as warm-up.
+/// How long each client runs in each round, in milliseconds, after a warm-up of a third of that
+/// time.
 const RUN: usize = 400;
 
 /// A client, and its mode. The others of a list are compared with the first.

@@ -89,8 +89,8 @@ fn summary(rows: &[(Key, String)]) -> String {
     text
 }
 
-/// Counts this crate's queries, and compares with the document. Returns whether no figure has
-/// increased.
+/// Counts this crate's queries, and compares with the document. Returns whether all figures are
+/// within the margin.
 pub fn check(program: &Path) -> bool {
     let document = document::read();
     let written: BTreeMap<Key, [f64; 2]> = document::part(&document, "short queries, counted")

@@ -18,7 +18,7 @@ pub struct Wire {
     source: Source,
     relation: String,
     mode: String,
-    /// `id` of a table of documents is a field of the document; of a view it is a column.
+    /// The key `id`: a field of the document in a table of documents, a column in a view.
     key: Field,
 }
 
