@@ -28,9 +28,10 @@ use crate::error::{Error, TimeoutPhase};
 /// * The server answers one request after the other, so a slow query delays those after it.
 /// * An error, a timeout or a drop of one fetch affects no other. If the connection has to be
 ///   replaced, the other requests are sent again.
-/// * [`execute`](QueryBuilder::execute) waits for the fetches in progress. While its stream is
-///   active, a fetch is [`Error::ConnectionBusy`]. The same holds for fetches with
-///   [`parallel`](QueryBuilder::parallel) or [`resume_by`](QueryBuilder::resume_by).
+/// * [`execute`](QueryBuilder::execute) waits for the fetches in progress. From its call until its
+///   stream has ended, a fetch is [`Error::ConnectionBusy`]. The same holds for
+///   [`ping`](Self::ping), and for fetches with [`parallel`](QueryBuilder::parallel) or
+///   [`resume_by`](QueryBuilder::resume_by).
 /// * A fetch with a long answer must be polled: if its rows are left unread for 2 seconds while
 ///   others wait, it ends with [`Error::Timeout`] ([`TimeoutPhase::Consumer`]).
 ///
@@ -212,7 +213,8 @@ impl FraiseClient {
     ///
     /// # Errors
     ///
-    /// * [`Error::ConnectionBusy`]: a stream is active.
+    /// * [`Error::ConnectionBusy`]: a stream is active or being opened, or another ping is in
+    ///   progress.
     /// * Errors of [`connect`](Self::connect), if the client has to connect.
     /// * [`Error::ConnectionClosed`] or [`Error::Io`]: a new connection was lost during the round
     ///   trip. A connection that has been used before is replaced instead.
@@ -319,8 +321,8 @@ impl FraiseClient {
 
     /// Returns whether a stream is active or the connection is in use.
     ///
-    /// The connection is in use by a fetch, a ping, the cleanup of a stream, or an attempt to
-    /// connect. Fetches can be called meanwhile; they are rejected only while a stream is active.
+    /// The connection is in use by fetches, a ping, the cleanup of a stream, or an attempt to
+    /// connect. While only fetches use it, further fetches are accepted.
     pub fn is_busy(&self) -> bool {
         self.slot.is_busy()
     }

@@ -35,7 +35,11 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting, a name or an argument is invalid. Nothing was sent.
+    /// A setting, a name or an argument is invalid.
+    ///
+    /// The query was not sent, with one exception: a stream with
+    /// [`resume_by`](crate::QueryBuilder::resume_by) ends with this error at a row whose key is
+    /// missing or not unique.
     #[error("invalid configuration: {message}")]
     Config {
         /// Which one, why, and what to write instead.
@@ -59,7 +63,7 @@ pub enum Error {
         source: Option<io::Error>,
     },
 
-    /// The client is already running a query.
+    /// A stream of the client is active or being opened, or a ping is in progress.
     #[error(
         "the client is busy: another query, stream or ping is in progress; finish or drop it, or \
          use another client"

@@ -33,8 +33,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// # Errors
     ///
-    /// * [`Error::Config`]: a name, a setting or a parameter is invalid. Nothing was sent.
-    /// * [`Error::ConnectionBusy`]: another stream of the client is active. Returned immediately.
+    /// * [`Error::Config`]: a name, a setting or a parameter is invalid. The query was not sent.
+    /// * [`Error::ConnectionBusy`]: another stream of the client is active or being opened, or a
+    ///   ping is in progress. Returned immediately.
     /// * Errors of [`FraiseClient::connect`](crate::FraiseClient::connect), if the client has to
     ///   connect.
     /// * [`Error::Server`]: the server rejected the query.
