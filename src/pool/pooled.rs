@@ -12,8 +12,8 @@ use crate::{
 
 /// A client that was taken from a pool.
 ///
-/// Its place in the pool is occupied until it, or the stream of its query, is dropped and cleaned
-/// up.
+/// It occupies a place in the pool until it is dropped. After [`query`](Self::query), it does so
+/// until the stream has ended and its cleanup has finished.
 ///
 /// This trait is sealed: it is implemented for the pooled objects of `deadpool` and `bb8`.
 pub trait Pooled: sealed::Sealed + Sized {
