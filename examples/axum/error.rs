@@ -4,8 +4,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use deadpool::managed::PoolError;
-use fraiseql_wire::Error;
+use fraiseql_wire::{Error, pool::deadpool::PoolError};
 use tracing::{error, warn};
 
 use crate::status::status;
@@ -21,7 +20,7 @@ pub enum Failure {
     /// The service is stopping.
     Stopping,
     /// The pool returned no connection.
-    Pool(PoolError<Error>),
+    Pool(PoolError),
     /// The query failed, or could not be controlled.
     Query(Error),
     /// The system has no random bytes.

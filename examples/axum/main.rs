@@ -37,12 +37,11 @@ use axum::{
     response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
-use deadpool::Runtime;
 use fraiseql_wire::{
     ConnectionConfig, QueryBuilder, QueryStream, RawJson,
     pool::{
         Pooled,
-        deadpool::{Manager, Pool},
+        deadpool::{self, Pool},
     },
 };
 use futures_util::{Stream, StreamExt};
@@ -88,11 +87,7 @@ async fn main() -> Result<()> {
         }
     };
     let size = std::env::var("POOL_SIZE").map_or(Ok(POOL_SIZE), |size| size.parse())?;
-    let pool = Pool::builder(Manager::new(config))
-        .max_size(size)
-        .wait_timeout(Some(WAIT))
-        .runtime(Runtime::Tokio1)
-        .build()?;
+    let pool = deadpool::builder(config).max_size(size).wait_timeout(Some(WAIT)).build()?;
     let view = std::env::args().nth(1).unwrap_or_else(|| "v_order".into());
 
     serve(App { pool, view, streams: Streams::default() }).await?;
