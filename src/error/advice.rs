@@ -41,12 +41,13 @@ pub enum ErrorCategory {
     Deserialization,
     /// [`Error::MemoryLimitExceeded`]
     MemoryLimit,
-    /// [`Error::ConsumerLagged`]
-    ConsumerLagged,
     /// [`Error::InvalidState`]
     InvalidState,
     /// [`Error::Io`]
     Io,
+    /// [`Error::ConsumerLagged`]
+    ConsumerLagged,
+    // Later variants come last, so that `as` casts keep their values.
 }
 
 impl ErrorCategory {

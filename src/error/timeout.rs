@@ -8,8 +8,7 @@ use std::fmt;
 /// fn describe(error: &Error) -> &'static str {
 ///     match error {
 ///         Error::Timeout { phase: TimeoutPhase::FirstRow | TimeoutPhase::Query, .. } => "slow query",
-///         Error::Timeout { phase: TimeoutPhase::Parallel { connections, of }, .. }
-///             if connections < of => "the pool is too small for parallel()",
+///         Error::Timeout { phase: TimeoutPhase::Parallel, .. } => "the pool is too small",
 ///         Error::Timeout { phase: TimeoutPhase::Consumer, .. } => "a fetch was not polled",
 ///         Error::Timeout { .. } => "no answer",
 ///         _ => "another error",
@@ -34,16 +33,13 @@ pub enum TimeoutPhase {
     /// The caller of a fetch left its rows unread for 2 seconds while other fetches waited for the
     /// connection.
     Consumer,
-    /// The start of a [`parallel`](crate::QueryBuilder::parallel) query.
-    ///
-    /// Not all of its connections could begin a transaction within `connect_timeout`, or 10 seconds
-    /// if that is not set. Or other sessions kept changing the relation for 3 seconds.
-    Parallel {
-        /// The number of connections that had begun a transaction.
-        connections: usize,
-        /// The number of required connections.
-        of: usize,
-    },
+    /// Not all connections of a [`parallel`](crate::QueryBuilder::parallel) query could begin a
+    /// transaction within `connect_timeout`, or 10 seconds if that is not set.
+    Parallel,
+    /// Other sessions kept changing the relation of a [`parallel`](crate::QueryBuilder::parallel)
+    /// query for 3 seconds.
+    Contention,
+    // Later variants come last and have no fields, so that `as` casts keep their values.
 }
 
 impl TimeoutPhase {
@@ -65,11 +61,11 @@ impl TimeoutPhase {
                 "check the plan (explain()) for a missing index or an initial sort, check locks, \
                  or raise first_row_timeout"
             }
-            Self::Parallel { connections, of } if connections < of => {
+            Self::Parallel => {
                 "a stream needs all of them at the same time: (concurrent streams) x n must not \
                  exceed the size of the pool"
             }
-            Self::Parallel { .. } => {
+            Self::Contention => {
                 "other sessions kept changing the relation or its partitions: run the query again"
             }
             Self::Consumer => {
@@ -90,12 +86,8 @@ impl fmt::Display for TimeoutPhase {
             Self::FirstRow => "waiting for the first row",
             Self::Query => "running the query",
             Self::Consumer => "waiting for rows to be read that block other fetches",
-            Self::Parallel { connections, of } => {
-                return write!(
-                    f,
-                    "beginning a parallel query with {connections} of {of} connections"
-                );
-            }
+            Self::Parallel => "beginning a parallel query on all of its connections",
+            Self::Contention => "beginning a parallel query",
         })
     }
 }

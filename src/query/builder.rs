@@ -406,7 +406,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///   - the connections differ in their user or settings.
     /// * [`Error::Timeout`](crate::Error::Timeout) with
     ///   [`TimeoutPhase::Parallel`](crate::TimeoutPhase::Parallel): not all connections could
-    ///   start, or other sessions kept changing the relation.
+    ///   start. With [`TimeoutPhase::Contention`](crate::TimeoutPhase::Contention): other sessions
+    ///   kept changing the relation.
     /// * [`Error::Server`](crate::Error::Server):
     ///   - 55P03: other sessions kept the relation locked;
     ///   - 22023 or 42704: the connections reached different servers;

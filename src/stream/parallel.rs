@@ -19,10 +19,11 @@ use tokio::{
     select,
     time::{Instant, sleep, timeout},
 };
+use tracing::debug;
 
 use super::settings::MIN_READ;
 use crate::{
-    connection::{Connection, QuerySession, SlotHandle},
+    connection::{Connection, QuerySession, SlotHandle, TARGET},
     error::{Error, Result, TimeoutPhase, sqlstate, sqlstate::SqlState},
     protocol::frontend,
     sql::{
@@ -202,10 +203,7 @@ impl Parallel<'_> {
                     contended = contended.or_else(|| Some(Instant::now()));
                     if is_over(contended, Some(CONTENTION_TIMEOUT)) {
                         return Err(error.unwrap_or(Error::Timeout {
-                            phase: TimeoutPhase::Parallel {
-                                connections: self.parts,
-                                of: self.parts,
-                            },
+                            phase: TimeoutPhase::Contention,
                             after: CONTENTION_TIMEOUT,
                         }));
                     }
@@ -229,8 +227,13 @@ impl Parallel<'_> {
         let beginning =
             join_all(once(first).chain(others).map(|session| begin(session, &begun, running)));
         let beginning = timeout(after, beginning).await.map_err(|_| {
-            let phase = TimeoutPhase::Parallel { connections: begun.load(Relaxed), of: self.parts };
-            Error::Timeout { phase, after }
+            debug!(
+                target: TARGET,
+                connections = begun.load(Relaxed),
+                of = self.parts,
+                "a parallel query has too few connections"
+            );
+            Error::Timeout { phase: TimeoutPhase::Parallel, after }
         });
         beginning?.into_iter().collect()
     }

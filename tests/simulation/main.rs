@@ -1010,10 +1010,13 @@ impl Life {
                     by_part(Fate::Cut) || relation.causes.contains(LOST)
                 }
                 Error::Config { .. } => by(DIFFERENT),
-                Error::Timeout { phase: TimeoutPhase::Parallel { connections, of }, after } => {
-                    assert!(since >= *after && connections <= of, "{error:?}");
-                    assert_eq!(*of, relation.connections);
-                    *after == self.limits.connect && by(SLOW) || *after == CONTENTION && by(CHANGED)
+                Error::Timeout { phase: TimeoutPhase::Parallel, after } => {
+                    assert!(since >= *after, "{error:?}");
+                    *after == self.limits.connect && by(SLOW)
+                }
+                Error::Timeout { phase: TimeoutPhase::Contention, after } => {
+                    assert!(since >= *after, "{error:?}");
+                    *after == CONTENTION && by(CHANGED)
                 }
                 _ => false,
             }
