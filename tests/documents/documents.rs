@@ -79,6 +79,33 @@ fn links_inside_the_repository_resolve() {
     }
 }
 
+/// What users read from beginning to end stays short. The other documents are for looking things
+/// up, or for those who change or choose the crate.
+#[test]
+fn guides_have_at_most_18000_words() {
+    let others = [
+        "CHANGELOG.md",
+        "COMPATIBILITY_POLICY.md",
+        "CONTRIBUTING.md",
+        "docs/API_AUDIT.md",
+        "docs/benchmarks-raw.md",
+        "docs/error-messages.md",
+        "docs/failures.md",
+        "docs/metrics-catalog.md",
+    ];
+    for other in others {
+        assert!(Path::new(ROOT).join(other).exists(), "{other}");
+    }
+    let is_guide = |path: &Path| {
+        !path.starts_with("examples")
+            && !path.starts_with(".github")
+            && !others.iter().any(|other| path == Path::new(other))
+    };
+    let guides = documents().into_iter().filter(|(path, _)| is_guide(path));
+    let words: usize = guides.map(|(_, text)| text.split_whitespace().count()).sum();
+    assert!(words <= 18_000, "the guides have {words} words: cut what another place says too");
+}
+
 /// Each language has somebody who tries its blocks; a language without is an error.
 #[test]
 fn every_block_of_code_is_tested() {
