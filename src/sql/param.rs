@@ -351,8 +351,10 @@ mod tests {
         assert_eq!(sent(before).unwrap(), "1969-12-31 23:59:59.999999+00");
     }
 
-    /// The last and the first moment of timestamptz, and the moments after and before them.
+    /// The last and the first moment of timestamptz, and the moments after and before them. The
+    /// `SystemTime` of Windows ends before the last one.
     #[test]
+    #[cfg(not(windows))]
     fn system_time_beyond_timestamptz_is_an_error() {
         let last = UNIX_EPOCH + Duration::from_secs(9_224_318_015_999);
         assert_eq!(sent(last).unwrap(), "294276-12-31 23:59:59.000000+00");

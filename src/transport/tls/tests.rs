@@ -23,6 +23,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
+use x509_cert::certificate::Version;
 
 use super::{
     asn1::parse_certificate,
@@ -757,29 +758,34 @@ async fn response_that_is_not_tls_is_an_error() {
 }
 
 /// The commands of the Postgres manual create these with versions of openssl that add no
-/// extensions. A self-signed one can be pinned; one signed by an authority works only without
-/// verification.
+/// extensions; newer ones need an option. A self-signed one can be pinned; one signed by an
+/// authority works only without verification.
 #[tokio::test]
 async fn certificates_of_version_1_can_be_pinned_or_left_unverified() {
     let (ca, dir) = (Ca::new("CA"), folder());
     write(&dir, "ca.pem", &ca.pem);
     write(&dir, "ca.key", ca.issuer.key().serialize_pem());
+    write(&dir, "req.cnf", "[req]\ndistinguished_name=dn\n[dn]\n");
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+    let version = |name: &str| {
+        let der = CertificateDer::from_pem_slice(read(name).as_bytes()).unwrap();
+        parse_certificate(&der).unwrap().tbs_certificate().version()
+    };
     for kind in ["RSA -pkeyopt rsa_keygen_bits:2048", "EC -pkeyopt ec_paramgen_curve:P-256"] {
         openssl(&dir, &format!("genpkey -algorithm {kind} -out key.pem"));
         openssl(&dir, "req -new -key key.pem -subj /CN=db -out csr.pem");
-        openssl(
-            &dir,
-            "x509 -req -in csr.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 9 -out crt.pem",
-        );
-        openssl(&dir, "x509 -req -in csr.pem -signkey key.pem -days 9 -out self.pem");
-        let read = |name| std::fs::read_to_string(dir.path().join(name)).unwrap();
+        let sign = |with: &str, newer_with: &str, out: &str| {
+            openssl(&dir, &format!("x509 -req -in csr.pem {with} -days 9 -out {out}"));
+            if version(out) != Version::V1 {
+                let command = format!("req -x509 -x509v1 -config req.cnf -in csr.pem {newer_with}");
+                openssl(&dir, &format!("{command} -days 9 -out {out}"));
+            }
+            assert_eq!(version(out), Version::V1);
+        };
+        sign("-CA ca.pem -CAkey ca.key -CAcreateserial", "-CA ca.pem -CAkey ca.key", "crt.pem");
+        sign("-signkey key.pem", "-key key.pem", "self.pem");
         let identity = |name| Identity { chain: read(name), key: read("key.pem") };
         let (issued, own) = (identity("crt.pem"), identity("self.pem"));
-        for identity in [&issued, &own] {
-            let der = CertificateDer::from_pem_slice(identity.chain.as_bytes()).unwrap();
-            let version = parse_certificate(&der).unwrap().tbs_certificate().version();
-            assert_eq!(version, x509_cert::certificate::Version::V1);
-        }
         let any = || TlsConfig::builder().danger_accept_invalid_certs(true);
         let pin = |i: &Identity| TlsConfig::builder().ca_cert_pem(i.chain.clone());
         for versions in [vec![&TLS12], vec![&TLS13]] {
