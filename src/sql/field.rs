@@ -1,5 +1,3 @@
-use std::fmt::Write;
-
 use super::ident::quote_name;
 use crate::error::{Error, Result};
 
@@ -139,11 +137,13 @@ fn column(name: &str) -> Result<String> {
 /// is the operator before the last key.
 fn path(document: &str, keys: &[String], last_arrow: &str) -> Result<String> {
     check_path(keys)?;
-    let mut sql = format!("({document}");
+    let mut sql =
+        String::with_capacity(document.len() + keys.iter().map(|k| k.len() + 8).sum::<usize>());
+    sql.push('(');
+    sql.push_str(document);
     for (i, key) in keys.iter().enumerate() {
-        let arrow = if i + 1 == keys.len() { last_arrow } else { "->" };
-        // Writing to a String cannot fail.
-        let _ = write!(sql, "{arrow}{}", literal(key)?);
+        sql.push_str(if i + 1 == keys.len() { last_arrow } else { "->" });
+        push_literal(key, &mut sql)?;
     }
     sql.push(')');
     Ok(sql)
@@ -165,15 +165,31 @@ fn check_path(keys: &[String]) -> Result<()> {
 
 /// Returns a string literal whose meaning does not depend on standard_conforming_strings.
 pub(super) fn literal(text: &str) -> Result<String> {
+    let mut sql = String::with_capacity(text.len() + 2);
+    push_literal(text, &mut sql)?;
+    Ok(sql)
+}
+
+/// Appends a text as a string literal: see [`literal`].
+fn push_literal(text: &str, sql: &mut String) -> Result<()> {
     if text.contains('\0') {
         return Err(Error::config(format!(
             "{text:?} contains a NUL character, which Postgres does not support"
         )));
     }
-    let doubled = text.replace('\'', "''");
-    Ok(if doubled.contains('\\') {
-        format!("E'{}'", doubled.replace('\\', "\\\\"))
-    } else {
-        format!("'{doubled}'")
-    })
+    if text.contains('\\') {
+        sql.push('E');
+    }
+    sql.push('\'');
+    for part in text.split_inclusive(['\'', '\\']) {
+        sql.push_str(part);
+        // Doubled.
+        match part.as_bytes().last() {
+            Some(b'\'') => sql.push('\''),
+            Some(b'\\') => sql.push('\\'),
+            _ => {}
+        }
+    }
+    sql.push('\'');
+    Ok(())
 }

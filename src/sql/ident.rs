@@ -86,9 +86,9 @@ fn split_part(name: &str) -> Result<(Cow<'_, str>, &str), &'static str> {
         None => {
             let end = name.bytes().position(|b| b == b'.').unwrap_or(name.len());
             let (plain, tail) = name.split_at(end);
-            let allowed =
-                |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '$' || c.is_alphanumeric();
-            if !plain.chars().all(allowed) {
+            let is_ascii = |b: u8| b.is_ascii_alphanumeric() || b == b'_' || b == b'$';
+            let is_allowed = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+            if !plain.bytes().all(is_ascii) && !plain.chars().all(is_allowed) {
                 return Err("it contains characters that are not allowed outside double quotes \
                             (is it SQL?)");
             }

@@ -1,5 +1,7 @@
 use std::{borrow::Cow, collections::BTreeMap, fmt::Write};
 
+use smallvec::SmallVec;
+
 use super::{
     field::{Field, literal},
     filter::{Filter, SqlContext},
@@ -30,14 +32,14 @@ pub(crate) struct Select {
     /// Whether the column may be text that contains JSON. Nothing in it can then be selected,
     /// compared or sorted by the server.
     pub(crate) json_text: bool,
-    /// Joined with AND.
-    pub(crate) conditions: Vec<Condition>,
+    /// Joined with AND. One is usual, as is one parameter: it takes no allocation.
+    pub(crate) conditions: SmallVec<[Condition; 1]>,
     /// The most significant first.
     pub(crate) order: Vec<Order>,
     pub(crate) limit: Option<u64>,
     pub(crate) offset: Option<u64>,
     /// The values of `$1`, `$2`, ... in raw SQL.
-    pub(crate) parameters: Vec<Param>,
+    pub(crate) parameters: SmallVec<[Param; 1]>,
     /// The position after which the rows begin.
     pub(crate) after: Option<After>,
     /// The rows to which a session of a parallel query is limited.
@@ -94,11 +96,11 @@ impl Select {
             column: Cow::Borrowed(DEFAULT_COLUMN),
             projection: Projection::Document,
             json_text: false,
-            conditions: Vec::new(),
+            conditions: SmallVec::new(),
             order: Vec::new(),
             limit: None,
             offset: None,
-            parameters: Vec::new(),
+            parameters: SmallVec::new(),
             after: None,
             partition: None,
         }
@@ -436,6 +438,8 @@ impl<'a> FieldTree<'a> {
 
 #[cfg(test)]
 mod tests {
+    use smallvec::smallvec;
+
     use super::*;
     use crate::sql::{field, param::ToParam};
 
@@ -446,7 +450,7 @@ mod tests {
     #[test]
     fn rows_has_its_clauses_in_order() {
         let select = Select {
-            conditions: vec![
+            conditions: smallvec![
                 Condition::Sql("a = $1 or b".into()),
                 Condition::Filter(field("x").eq(1)),
                 Condition::Sql("c -- why".into()),
@@ -454,7 +458,7 @@ mod tests {
             order: vec![Order::Sql("x desc".into()), Order::Field(field("y").desc().nulls_last())],
             limit: Some(10),
             offset: Some(0),
-            parameters: vec!["a".to_param()],
+            parameters: smallvec!["a".to_param()],
             ..Select::new("app.v_order")
         };
         let statement = select.rows().unwrap();
@@ -492,10 +496,13 @@ mod tests {
     #[test]
     fn json_text_rejects_what_reads_the_document_on_the_server() {
         let text = Select { json_text: true, ..Select::new("v") };
-        let filter = |filter: Filter| vec![Condition::Filter(filter)];
+        let filter = |filter: Filter| smallvec![Condition::Filter(filter)];
         for select in [
             text.clone(),
-            Select { conditions: vec![Condition::Sql("data like '%x%'".into())], ..text.clone() },
+            Select {
+                conditions: smallvec![Condition::Sql("data like '%x%'".into())],
+                ..text.clone()
+            },
             Select { conditions: filter(Field::column("id").eq(1)), ..text.clone() },
             Select { order: vec![Order::Field(Field::column("id").desc())], ..text.clone() },
             Select { order: vec![Order::Sql("data".into())], ..text.clone() },
@@ -566,7 +573,7 @@ mod tests {
             Select { projection: Projection::Sql("f($1)".into()), ..Select::new("v") },
             Select { order: vec![Order::Sql("f($1)".into())], ..Select::new("v") },
         ] {
-            let select = Select { parameters: vec![1.to_param()], ..select };
+            let select = Select { parameters: smallvec![1.to_param()], ..select };
             for statement in [select.rows(), select.count(), select.exists()] {
                 let sql = statement.unwrap().sql;
                 assert!(sql.contains("f($1)"), "{sql}");
@@ -582,18 +589,18 @@ mod tests {
         let filtered = Condition::Filter(field("a").eq("planted"));
         for select in [
             plain.clone(),
-            Select { conditions: vec![filtered], ..plain.clone() },
+            Select { conditions: smallvec![filtered], ..plain.clone() },
             Select { order: vec![Order::Field(field("a").asc())], ..plain.clone() },
         ] {
             assert!(select.is_parameterized(), "{select:?}");
         }
         for select in [
-            Select { conditions: vec![Condition::Sql(literal())], ..plain.clone() },
+            Select { conditions: smallvec![Condition::Sql(literal())], ..plain.clone() },
             Select { order: vec![Order::Sql(literal())], ..plain.clone() },
             Select { projection: Projection::Sql(literal()), ..plain.clone() },
         ] {
             assert!(!select.is_parameterized(), "{select:?}");
-            assert!(Select { parameters: vec![1.to_param()], ..select }.is_parameterized());
+            assert!(Select { parameters: smallvec![1.to_param()], ..select }.is_parameterized());
         }
     }
 
@@ -601,8 +608,8 @@ mod tests {
     fn number_of_bound_values_must_equal_the_highest_parameter() {
         for (text, values) in [("a = $1", 0), ("a = $2", 1), ("a", 1), ("a = '$1'", 1)] {
             let select = Select {
-                conditions: vec![Condition::Sql(text.into())],
-                parameters: vec![1.to_param(); values],
+                conditions: smallvec![Condition::Sql(text.into())],
+                parameters: smallvec![1.to_param(); values],
                 ..Select::new("v")
             };
             let error = select.rows().unwrap_err().to_string();

@@ -91,11 +91,10 @@ impl Render<'_> {
             return Ok(format!("({test})"));
         }
         let json = self.json()?;
-        let types: Vec<_> = types.iter().map(|t| format!("'{t}'")).collect();
-        Ok(match types.as_slice() {
-            [only] => format!("({test} AND jsonb_typeof{json} = {only})"),
-            several => format!("({test} AND jsonb_typeof{json} IN ({}))", several.join(", ")),
-        })
+        if let [only] = types {
+            return Ok(format!("({test} AND jsonb_typeof{json} = '{only}')"));
+        }
+        Ok(format!("({test} AND jsonb_typeof{json} IN ('{}'))", types.join("', '")))
     }
 }
 

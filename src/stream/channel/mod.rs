@@ -144,7 +144,16 @@ pub(super) enum ClosedBy {
 #[derive(Debug)]
 pub(super) struct Delivery {
     pub(super) chunk: Chunk,
-    _memory: Arc<MemoryPermit>,
+    memory: ChunkMemory,
+}
+
+#[derive(Debug)]
+enum ChunkMemory {
+    /// For rows that arrived before there was a reader. It needs no memory of its own.
+    Own {
+        _permit: MemoryPermit,
+    },
+    Shared(Arc<MemoryPermit>),
 }
 
 /// Memory that chunks and a reader share. It counts until the last of them is dropped.
@@ -258,7 +267,12 @@ impl ChannelState {
     /// with the limit.
     fn consumer_lags(&self) -> bool {
         match (self.queue.front(), self.queue.back()) {
-            (Some(first), Some(last)) => !Arc::ptr_eq(&first._memory, &last._memory),
+            (Some(first), Some(last)) => match (&first.memory, &last.memory) {
+                (ChunkMemory::Shared(first), ChunkMemory::Shared(last)) => {
+                    !Arc::ptr_eq(first, last)
+                }
+                _ => self.queue.len() > 1,
+            },
             _ => false,
         }
     }

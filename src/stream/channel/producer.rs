@@ -9,8 +9,8 @@ use tokio::task::yield_now;
 use tracing::warn;
 
 use super::{
-    Activity, BlockedOn, Channel, ChannelState, Chunk, Delivery, Interrupt, MemoryPermit, Phase,
-    ReaderState, RowsState, chunk_size::Demand, now, wake,
+    Activity, BlockedOn, Channel, ChannelState, Chunk, ChunkMemory, Delivery, Interrupt,
+    MemoryPermit, Phase, ReaderState, RowsState, chunk_size::Demand, now, wake,
 };
 use crate::{
     connection::TARGET,
@@ -61,7 +61,7 @@ impl Channel {
         let Some(FirstRows { chunk, memory, arrived_at }) = first else { return };
         // Nothing is held yet, so any one chunk is admitted.
         let memory = self.take_memory(state, memory);
-        let delivery = Delivery { chunk, _memory: memory };
+        let delivery = Delivery { chunk, memory: ChunkMemory::Own { _permit: memory } };
         self.enqueue(self.lock(), delivery, (Duration::ZERO, blocked), || arrived_at);
     }
 
@@ -70,7 +70,7 @@ impl Channel {
         self: &Arc<Self>,
         mut state: MutexGuard<'_, ChannelState>,
         size: usize,
-    ) -> Arc<MemoryPermit> {
+    ) -> MemoryPermit {
         let crossed = state.memory.reserve(size);
         let (held, limit) = (state.memory.held(), state.memory.limit());
         // There may be room for the next reader too.
@@ -82,7 +82,7 @@ impl Channel {
                 warn!(target: TARGET, held, limit, "a stream holds more than its soft limit");
             });
         }
-        Arc::new(MemoryPermit { size, channel: Arc::clone(self) })
+        MemoryPermit { size, channel: Arc::clone(self) }
     }
 
     /// Adds a chunk to the queue. Returns the maximum number of rows for the next one.
@@ -343,7 +343,7 @@ impl Producer {
             }
             reader.blocked.since_last()
         });
-        let delivery = Delivery { chunk, _memory: memory };
+        let delivery = Delivery { chunk, memory: ChunkMemory::Shared(memory) };
         let next = self.channel.enqueue(state, delivery, blocked.unwrap_or_default(), now);
         if next != before {
             self.channel.observer.metrics.chunk_size_adjusted(next > before);
@@ -406,7 +406,7 @@ impl Producer {
                     if let Some(reader) = state.readers.get_mut(self.reader) {
                         reader.set_blocked(None);
                     }
-                    return Ok(self.channel.take_memory(state, size));
+                    return Ok(Arc::new(self.channel.take_memory(state, size)));
                 }
                 state.chunk_size.record(Demand::Full);
                 let is_next = state.memory.is_next(self.reader);
