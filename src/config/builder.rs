@@ -385,8 +385,8 @@ impl ConnectionConfigBuilder {
         self
     }
 
-    /// Sets the maximum number of prepared statements that each connection keeps. Default: 100.
-    /// 0 disables prepared statements.
+    /// Sets the maximum number of prepared statements that each connection keeps, at most 10,000.
+    /// Default: 100. 0 disables prepared statements.
     ///
     /// A statement is prepared when its text is used for the second time on a connection, so that
     /// later uses need no parsing. When the cache is full, the least recently used statement is

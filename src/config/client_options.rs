@@ -54,6 +54,9 @@ impl Default for ClientOptions {
 /// The server's send buffer. Messages other than rows are smaller.
 const MIN_MESSAGE_SIZE: usize = 8 << 10;
 
+/// The maximum of `statement_cache_capacity`.
+const MAX_STATEMENTS: usize = 10_000;
+
 impl ClientOptions {
     /// Checks that each option is within its range.
     pub(super) fn validate(&self) -> Result<()> {
@@ -82,6 +85,12 @@ impl ClientOptions {
             return Err(Error::config(format!(
                 "invalid max_message_size: expected {MIN_MESSAGE_SIZE} to {} bytes",
                 1 << 30
+            )));
+        }
+        if self.statement_cache_capacity > MAX_STATEMENTS {
+            return Err(Error::config(format!(
+                "invalid statement_cache_capacity: expected at most {MAX_STATEMENTS}, because the \
+                 server keeps this many statements for each connection"
             )));
         }
         if self.max_scram_iterations == 0 {

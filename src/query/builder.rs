@@ -501,7 +501,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// # Errors
     ///
     /// * [`execute`](Self::execute) also returns [`Error::Config`](crate::Error::Config) if
-    ///   `order_by`, `parallel` or a [`Field::column`] is used.
+    ///   `order_by`, `parallel`, a [`Field::column`] or a path of more than 127 keys is used.
     /// * The stream ends with [`Error::Config`](crate::Error::Config) if a row does not have
     ///   the field, or has the same key as the row before it.
     ///

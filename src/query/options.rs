@@ -6,6 +6,9 @@ use crate::{
     stream::{Execution, MAX_PARALLEL, MIN_MEMORY, StreamSettings},
 };
 
+/// The maximum depth of the key in a document: that of `serde_json`, which finds it there.
+const MAX_RESUME_KEYS: usize = 127;
+
 #[derive(Debug, Default, Clone)]
 pub(super) struct QueryOptions {
     pub(super) parallel: Option<usize>,
@@ -58,7 +61,11 @@ impl QueryOptions {
             return Ok(Execution::Parallel { parts, partition_by: self.partition_by });
         }
         match self.resume_by {
-            Some(key) => key.keys().map(drop).map(|()| Execution::Resumable(key)),
+            Some(key) if key.keys()?.len() > MAX_RESUME_KEYS => Err(Error::config(format!(
+                "the path of resume_by() has {} keys: at most {MAX_RESUME_KEYS} are supported",
+                key.keys()?.len()
+            ))),
+            Some(key) => Ok(Execution::Resumable(key)),
             None => Ok(Execution::Single),
         }
     }

@@ -299,7 +299,10 @@ impl<Tz: chrono::TimeZone> From<chrono::DateTime<Tz>> for Operand {
 #[cfg(feature = "chrono")]
 impl<Tz: chrono::TimeZone> ToOperand for chrono::DateTime<Tz> {
     fn to_operand(&self) -> Operand {
-        let (local, offset) = (self.naive_local(), self.offset().fix().local_minus_utc());
+        let (utc, offset) = (self.naive_utc(), self.offset().fix().local_minus_utc());
+        // `naive_local()` panics at the ends of chrono's range. Those years are errors.
+        let local = utc.checked_add_signed(chrono::Duration::seconds(offset.into()));
+        let local = local.unwrap_or(utc);
         let time = || format!("T{}{}", chrono_time(&local), iso_offset(offset));
         Operand(dated(chrono_date(&local), time))
     }
@@ -485,5 +488,17 @@ mod tests {
             assert_eq!(format!("{:?}", Operand::from(value)), shown);
         }
         assert_eq!(format!("{:?}", Operand::from(f64::NAN)), "Operand(invalid)");
+    }
+
+    #[cfg(feature = "chrono")]
+    #[test]
+    fn date_beyond_the_range_of_chrono_is_an_error() {
+        use chrono::{DateTime, FixedOffset, Utc};
+        let at = |time: DateTime<Utc>, hours: i32| {
+            Operand::from(time.with_timezone(&FixedOffset::east_opt(hours * 3600).unwrap()))
+        };
+        for operand in [at(DateTime::<Utc>::MAX_UTC, 1), at(DateTime::<Utc>::MIN_UTC, -1)] {
+            assert!(matches!(operand.0, OperandKind::Invalid(_)), "{operand:?}");
+        }
     }
 }

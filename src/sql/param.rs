@@ -205,10 +205,11 @@ to_param!(
 /// before the year.
 #[cfg(any(feature = "chrono", feature = "time"))]
 fn dated(text: &str) -> Param {
-    match text.strip_prefix('-') {
-        Some(_) => Param::invalid("is before the year 1: bind it as text with BC"),
-        None => Param::text(text.trim_start_matches('+')),
+    // The year 0 is 1 BC, and Postgres has none.
+    if text.starts_with('-') || text.starts_with("0000-") {
+        return Param::invalid("is before the year 1: bind it as text with BC");
     }
+    Param::text(text.trim_start_matches('+'))
 }
 
 /// A list of bytes is one value of type `bytea`, not an array of numbers.
@@ -396,5 +397,17 @@ mod tests {
         let map = std::collections::HashMap::from([((1, 2), 3)]);
         let error = Json(map).to_param().sent(2).unwrap_err().to_string();
         assert!(error.contains("$2 cannot be serialized"), "{error}");
+    }
+
+    #[cfg(feature = "chrono")]
+    #[test]
+    fn date_before_the_year_1_is_an_error() {
+        for year in [0, -1] {
+            let date = chrono::NaiveDate::from_ymd_opt(year, 1, 1).unwrap();
+            assert!(date.to_param().sent(1).is_err(), "{year}");
+            assert!(date.and_hms_opt(0, 0, 0).unwrap().and_utc().to_param().sent(1).is_err());
+        }
+        let first = chrono::NaiveDate::from_ymd_opt(1, 1, 1).unwrap();
+        assert_eq!(sent(first).unwrap(), "0001-01-01");
     }
 }

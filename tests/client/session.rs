@@ -586,6 +586,7 @@ fn invalid_settings_are_errors_of_build() {
         (base().user("a\0b"), "user"),
         (base().max_message_size(1), "max_message_size"),
         (base().max_message_size(usize::MAX), "max_message_size"),
+        (base().statement_cache_capacity(10_001), "statement_cache_capacity"),
         (base().max_scram_iterations(0), "max_scram_iterations"),
         (base().cancel_timeout(Duration::ZERO), "cancel_timeout"),
         (base().read_timeout(Duration::ZERO), "read_timeout"),

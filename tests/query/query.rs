@@ -134,6 +134,7 @@ async fn settings_that_make_no_sense_are_errors_before_anything_is_sent() {
         (query().column("x".repeat(64)), "63 bytes"),
         (query().select_fields(["a", "a.b"]), "select_fields"),
         (query().select_fields(Vec::<String>::new()), "select_fields"),
+        (query().resume_by(["a"; 128].join(".")), "128 keys"),
     ] {
         let error = query.execute().await.map(drop).unwrap_err();
         assert_eq!(error.category(), ErrorCategory::Config, "{error}");

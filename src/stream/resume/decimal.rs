@@ -33,8 +33,10 @@ impl Decimal {
         let zeros = digits.clone().take_while(|d| *d == b'0').count();
         let mut digits: Vec<u8> = digits.skip(zeros).collect();
         digits.truncate(digits.iter().rposition(|d| *d != b'0').map_or(0, |last| last + 1));
-        // This exceeds every number of Postgres.
-        let exponent: i64 = exponent.parse().unwrap_or(i64::from(i32::MAX));
+        // More exceeds every number of Postgres.
+        const MAX: i64 = i32::MAX as i64;
+        let beyond = if exponent.starts_with('-') { -MAX } else { MAX };
+        let exponent = exponent.parse().unwrap_or(beyond).clamp(-MAX, MAX);
         Self { negative, exponent: exponent + whole.len() as i64 - zeros as i64, digits }
     }
 
@@ -61,6 +63,8 @@ mod tests {
             "-1.25",
             "-0.01",
             "0",
+            "0.001e-9223372036854775808",
+            "1e-99999999999999999999",
             "1e-7",
             "0.01",
             "0.1",
@@ -71,6 +75,7 @@ mod tests {
             "9223372036854775807",
             "9223372036854775808",
             "1e30",
+            "1e9223372036854775807",
         ];
         for (i, a) in sorted.iter().enumerate() {
             for (j, b) in sorted.iter().enumerate() {

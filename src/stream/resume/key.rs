@@ -139,6 +139,9 @@ mod tests {
         assert_eq!(key("a.b", r#"{"a": {"b": "x\n"}, "b": 2}"#).as_deref(), Some(r#""x\n""#));
         assert_eq!(key("id", r#"{"id": 1, "id": 2}"#).as_deref(), Some("2"));
         assert_eq!(key("\u{e9}", r#"{"\u00e9": 1}"#).as_deref(), Some("1"));
+        // The maximum of `resume_by`.
+        let deep = format!("{}1{}", r#"{"a":"#.repeat(127), "}".repeat(127));
+        assert_eq!(key(&vec!["a"; 127].join("."), &deep).as_deref(), Some("1"));
         for document in ["{}", "[1]", "null", "true", "-1", "1", "1.5", r#""id""#, r#"{"a": 1}"#] {
             assert_eq!(key("id", document), None);
             assert_eq!(key("a.b", document), None);

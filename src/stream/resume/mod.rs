@@ -15,7 +15,7 @@ use self::{
 };
 use super::plan::{encode, unnamed};
 use crate::{
-    error::{Error, Result},
+    error::{Error, OneLine, Result},
     protocol::rows::{self, Run},
     sql::{Field, Select},
 };
@@ -95,10 +95,12 @@ impl ResumeState {
             Ok(None) => return Err(wrong("does not have this field".into())),
             Err(e) => return Err(wrong(format!("is not JSON ({e})"))),
         };
-        let kind = KeyKind::of(key).ok_or_else(|| wrong(format!("has the key {key}")))?;
+        let shown = OneLine::name(key);
+        let kind = KeyKind::of(key).ok_or_else(|| wrong(format!("has the key {shown}")))?;
         let Some(last) = &self.last else { return Ok(key.to_owned()) };
+        let after = || wrong(format!("has the key {shown} after {}", OneLine::name(last)));
         if KeyKind::of(last) != Some(kind) {
-            return Err(wrong(format!("has the key {key} after {last}")));
+            return Err(after());
         }
         // Only the server knows the order of strings.
         let increases = match kind {
@@ -106,11 +108,7 @@ impl ResumeState {
             // In `json`, the same string can have several representations.
             KeyKind::String => text(last) != text(key),
         };
-        if increases {
-            Ok(key.to_owned())
-        } else {
-            Err(wrong(format!("has the key {key} after {last}")))
-        }
+        if increases { Ok(key.to_owned()) } else { Err(after()) }
     }
 
     /// Returns the request for the rows after the last one.
@@ -171,6 +169,19 @@ mod tests {
         let missing = state.missing_key_request().unwrap().unwrap();
         let missing = String::from_utf8_lossy(&missing).into_owned();
         assert!(missing.contains("WHERE ((\"data\"->'id')::jsonb) IS NULL LIMIT 1\0"), "{missing}");
+    }
+
+    #[test]
+    fn error_shows_the_beginning_of_a_key_on_one_line() {
+        let mut state = ResumeState::new(&Select::new("v"), &field("id"));
+        for key in
+            [format!("\"{}\"", "\u{202e}x".repeat(10_000)), format!("[{}0]", "0,".repeat(9999))]
+        {
+            state.last = Some(key.clone());
+            let error = state.next_key(format!("{{\"id\": {key}}}").as_bytes()).unwrap_err();
+            let shown = error.to_string();
+            assert!(shown.len() < 1000 && !shown.contains('\u{202e}'), "{shown}");
+        }
     }
 
     #[test]
