@@ -119,7 +119,11 @@ impl AsyncMessages {
         None
     }
 
-    /// Whether a notice has announced the end of the session.
+    pub(super) fn set_ending(&self) {
+        self.is_ending.store(true, Relaxed);
+    }
+
+    /// Whether a notice or an error has announced the end of the session.
     pub(super) fn is_ending(&self) -> bool {
         self.is_ending.load(Relaxed)
     }

@@ -314,9 +314,9 @@ impl SlotHandle {
         opened
     }
 
-    /// Another handle, without the guard of a pool.
-    pub(crate) fn unpooled(&self) -> Self {
-        self.slot.handle()
+    /// Another handle, which has the guard of the pool too, and attempts to connect of its own.
+    pub(crate) fn renewed(&self) -> Self {
+        Self { connecting: Arc::default(), ..self.clone() }
     }
 
     #[cfg(any(feature = "bb8", feature = "deadpool"))]

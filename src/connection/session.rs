@@ -122,7 +122,12 @@ impl Session {
         ServerVersion::parse(&self.parameter("server_version")?)
     }
 
-    /// Whether a notice of the server has announced the end of the session.
+    /// Records that an error of the server ends the session.
+    pub(crate) fn set_ending(&self) {
+        self.async_messages.set_ending();
+    }
+
+    /// Whether a notice or an error of the server has announced the end of the session.
     pub(crate) fn is_ending(&self) -> bool {
         self.async_messages.is_ending()
     }

@@ -232,6 +232,9 @@ impl Exchange {
 
     /// Checks whether a session that has ended was ended before the request arrived.
     async fn failed(&mut self, error: Error) -> Error {
+        if error.ends_session() {
+            self.connection.session.set_ending();
+        }
         if self.connection.reused && !self.is_answered && error.ends_session() {
             self.not_begun = ended_idle(&error) || self.connection.ends_unread().await;
         }

@@ -209,10 +209,12 @@ impl Opening<'_> {
         let running = self.query.session();
         let held = in_flight.hold(Held { exchange, lease: Some(lease), running });
         let read = settings.first_read_size(1);
+        let session = Arc::clone(&held.exchange.connection.session);
         loop {
             let answer = held.exchange.start(settings, read);
-            // A fetch that comes meanwhile polls this one, so there is nothing to be woken by.
-            let is_needed = || is_shareable && self.slot.is_shared();
+            // A fetch that comes meanwhile polls this one, so there is nothing to be woken by. An
+            // error that ends the session would be lost with the future that has read it.
+            let is_needed = || is_shareable && self.slot.is_shared() && !session.is_ending();
             let error = match until(is_needed, answer).await {
                 Some(Ok(())) => break,
                 Some(Err(error)) => error,

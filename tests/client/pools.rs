@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::support::{
-    Replicated, admin, cluster,
+    Replicated, admin, backend_state, cluster,
     cluster::{Cluster, REQUIRE_PASSWORD},
     eventually,
     random::Random,
@@ -19,7 +19,10 @@ use fraiseql_wire::{
     CancelToken, ConnectionConfig, Error, QueryBuilder, RawJson, RetryPolicy,
     pool::{self, Pooled},
 };
-use futures_util::{StreamExt, future::join_all};
+use futures_util::{
+    StreamExt,
+    future::{join_all, poll_immediate},
+};
 
 const CLIENTS: usize = 8;
 
@@ -157,6 +160,31 @@ async fn ten_thousand_checkouts_of_bb8_need_eight_backends() {
     ten_thousand_checkouts("ten_thousand_of_bb8", &pool).await;
     eventually("all are back", async || pool.state().idle_connections == pool.state().connections)
         .await;
+}
+
+/// Two queries of one checkout share its connection. Its client returns to the pool when neither
+/// runs on the server any more.
+#[tokio::test]
+async fn fetches_that_share_a_connection_keep_its_place_in_the_pool() {
+    let manager = pool::deadpool::Manager::new(config("shared"));
+    let pool = pool::deadpool::Pool::builder(manager).max_size(1).build().unwrap();
+    let client = pool.get().await.unwrap();
+    let pid = client.backend_pid().unwrap();
+    let query = client.query::<RawJson>("v_asleep");
+    let mut fetches = Box::pin(join_all([query.clone().fetch_all(), query.fetch_all()]));
+    assert!(poll_immediate(&mut fetches).await.is_none());
+    let admin = admin().await;
+    eventually("it runs", async || {
+        // The second request is sent by a task.
+        backend_state(&admin, pid).await.as_deref() == Some("active")
+    })
+    .await;
+    drop(fetches);
+    assert_eq!(pool.status().available, 0, "answers are being discarded");
+    let client = pool.get().await.unwrap();
+    assert_eq!(client.backend_pid(), Some(pid), "the same connection");
+    assert_eq!(backends(&admin, "shared").await, 1);
+    assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
 }
 
 /// A stream keeps its place in the pool until it has ended and its cleanup has finished, wherever

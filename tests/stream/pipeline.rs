@@ -25,7 +25,7 @@ use fraiseql_wire::{
     TimeoutPhase, sqlstate,
 };
 use futures_util::{
-    StreamExt,
+    FutureExt, StreamExt,
     future::{Either, join, join_all, poll_immediate, select},
 };
 use serde_json::Value;
@@ -916,10 +916,65 @@ async fn a_server_error_before_the_end_of_the_connection_is_that_of_its_fetch() 
     server.done().await;
 }
 
+/// The error is read, and whether the server has begun the query is not known yet, when another
+/// fetch comes.
+#[tokio::test]
+async fn an_error_that_ends_the_session_is_not_lost_to_the_next_fetch() {
+    let (is_sent, sent) = oneshot::channel();
+    let first = script([
+        Step::ExpectQuery,
+        Step::Send(answer(&["1"])),
+        Step::ExpectQuery,
+        Step::Send(scripted::error("FATAL", "57P01", "terminating connection")),
+        Step::Signal(is_sent),
+        Step::Silence,
+    ]);
+    let second = script([Step::ExpectQuery, Step::Send(answer(&["3"])), Step::ExpectEnd]);
+    let server = Scripted::start(vec![first, second]).await;
+    let config = builder(&server.url()).retry(RetryPolicy::none());
+    let client = connect(config.cancel_timeout(Duration::from_millis(300))).await;
+    let fetch = || Box::pin(client.query::<u64>("v").fetch_one());
+    assert_eq!(fetch().await.unwrap(), 1);
+    let (mut first, mut second) = (fetch(), fetch());
+    assert!(poll_immediate(&mut first).await.is_none());
+    sent.await.unwrap();
+    for _ in 0..20 {
+        assert!(poll_immediate(&mut first).await.is_none());
+        tokio::task::yield_now().await;
+    }
+    assert!(poll_immediate(&mut second).await.is_none());
+    let (first, second) = join(first, second).await;
+    assert_eq!(first.unwrap_err().sqlstate(), Some(&sqlstate::ADMIN_SHUTDOWN));
+    assert_eq!(second.unwrap(), 3);
+    drop(client);
+    server.done().await;
+}
+
+/// A driver cannot be started there. The fetch that it would have continued ends with an error.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fetch_outside_of_a_runtime_blocks_no_other() {
+    let client = client().await;
+    let mut first = Box::pin(client.query::<Value>("v_asleep").fetch_all());
+    assert!(poll_immediate(&mut first).await.is_none());
+    let other = client.query::<u64>("v_one").fetch_one();
+    let other = std::thread::spawn(move || drop(other.now_or_never()));
+    tokio::task::spawn_blocking(|| other.join()).await.unwrap().expect_err("no runtime");
+    let error = first.await.unwrap_err();
+    assert!(matches!(error, Error::ConnectionClosed { .. }), "{error}");
+    assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
+}
+
 /// The beginning of an answer is handed over in time, however many requests come meanwhile.
 #[tokio::test]
 async fn further_requests_do_not_delay_the_first_rows_of_a_slow_answer() {
     let begun = scripted::begun(&["1"]);
+    let noticed = [&begun[..], &scripted::message(b'N', b"SNOTICE\0VNOTICE\0C00000\0Mx\0\0")];
+    for begun in [noticed.concat(), begun.clone()] {
+        further_requests_do_not_delay(begun).await;
+    }
+}
+
+async fn further_requests_do_not_delay(begun: Vec<u8>) {
     let steps = [Step::ExpectQuery, Step::ExpectQuery, Step::Send(begun), Step::Silence];
     let server = Scripted::start(vec![script(steps)]).await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();

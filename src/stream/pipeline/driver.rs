@@ -68,21 +68,26 @@ struct Work {
 }
 
 impl Driver {
-    /// Starts the task. It ends when there is nothing left to do.
-    pub(super) fn start(pipeline: Arc<Pipeline>, slot: SlotHandle) {
-        let driver = Self {
+    /// The driver has the handle until it ends, so that a client does not return to its pool while
+    /// answers are discarded. Dropped before it is started, it fails the requests.
+    pub(super) fn new(pipeline: Arc<Pipeline>, slot: SlotHandle) -> Self {
+        Self {
             requests: ActiveRequests::new(pipeline, slot),
             session: None,
             lost: None,
             has_finished: false,
-        };
-        tokio::spawn(Box::pin(driver.run()));
+        }
+    }
+
+    /// Starts the task. It ends when there is nothing left to do.
+    pub(super) fn start(self) {
+        tokio::spawn(Box::pin(self.run()));
     }
 
     async fn run(mut self) {
         while !self.has_finished {
             // A handle of its own: an attempt to connect that was dropped is not the next one's.
-            self.requests.slot = self.requests.slot.unpooled();
+            self.requests.slot = self.requests.slot.renewed();
             let is_over =
                 |requests: &ActiveRequests| requests.is_unwanted() && !requests.slot.is_claimed();
             let (lease, connection) = select! {

@@ -58,7 +58,7 @@ impl Head {
 
     /// When a reader is to continue the answer, if rows wait for more of it.
     pub(super) fn slow_at(&mut self) -> Option<Instant> {
-        if self.run.rows == 0 {
+        if self.run.rows == 0 && self.first.is_none() {
             return None;
         }
         self.rows_since.get_or_insert_with(now).checked_add(HANDOFF_AFTER)
@@ -75,8 +75,10 @@ impl Head {
             return None;
         }
         if self.are_rows_complete {
-            // More rows than the statement requests are an error, which the reader reports.
-            return (connection.buffer.first() == Some(&DATA_ROW)).then_some(Step::HandOver);
+            // More rows than the statement requests are an error, which the reader reports. If the
+            // end is late, more rows may follow too, after a notice.
+            let is_row = connection.buffer.first() == Some(&DATA_ROW);
+            return (is_row || self.is_slow()).then_some(Step::HandOver);
         }
         if self.sent.needs_reader {
             return Some(Step::HandOver);

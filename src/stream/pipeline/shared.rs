@@ -27,16 +27,19 @@ pub(crate) fn continue_fetches(pipeline: &Arc<Pipeline>, slot: &SlotHandle) {
 /// Starts what a request that was added needs.
 pub(super) fn start_driver(pipeline: &Arc<Pipeline>, slot: &SlotHandle, enqueued: Enqueued) {
     let Enqueued::First { taken_over } = enqueued else { return };
+    // Made before anything is spawned, which panics outside of a runtime.
+    let driver = Driver::new(Arc::clone(pipeline), slot.renewed());
     if let Some((run, entry)) = taken_over {
         run_in_task(pipeline, run, entry);
     }
-    Driver::start(Arc::clone(pipeline), slot.unpooled());
+    driver.start();
 }
 
 /// Runs a fetch that was taken over in a task, until its answer is abandoned.
 pub(super) fn run_in_task(pipeline: &Arc<Pipeline>, run: Run, entry: Arc<Entry>) {
     let pipeline = Arc::clone(pipeline);
-    // Made here, because a runtime that shuts down drops tasks that have never run.
+    // Made here, because a runtime that shuts down drops tasks that have never run, and outside of a
+    // runtime there are none.
     let finish = FinishOnDrop(Arc::clone(&entry));
     let task = tokio::spawn(async move {
         let answer = match run.await {
