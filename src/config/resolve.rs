@@ -21,11 +21,11 @@ use super::{
     service,
     socket::SocketSettings,
     statements_lost::StatementsLost,
-    tls::{self, TlsConfig, TlsSettings},
+    tls::{self, KeyPassword, TlsConfig, TlsSettings},
 };
 use crate::{
     error::{Error, Result},
-    secret::{Key, Password},
+    secret::Key,
 };
 
 impl ConnectionConfig {
@@ -168,7 +168,7 @@ fn resolve_tls(
     };
     // Also for a key that is set in code, because `TlsConfig` has no password.
     if let Some(client) = &mut settings.client {
-        client.key_password = values.non_empty("sslpassword").map(Password::new);
+        client.key_password = values.non_empty("sslpassword").map(KeyPassword::new);
     }
     if !allows_plaintext && cfg!(not(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))) {
         return Err(Error::tls(format!(

@@ -302,6 +302,9 @@ impl HostAttempt<'_> {
                 Some(code) if by_server && *code == sqlstate::CANNOT_CONNECT_NOW => {
                     Failure::new(error, NextStep::NextHost)
                 }
+                // Two passwords of the provider were refused. With other encryption, it would be
+                // asked again, and what it returns might be sent in plaintext.
+                _ if by_server && refused_before.is_some() => Failure::new(error, NextStep::Stop),
                 _ if by_server => Failure::new(error, refused),
                 // The provider may have a password for another host.
                 _ if matches!(error, Error::Io { during: NO_PASSWORD, .. }) => {

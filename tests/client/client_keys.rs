@@ -8,7 +8,8 @@ use crate::support::{
     certificates::{Authority, write},
     cluster::{Cluster, Setup},
 };
-use fraiseql_wire::{ErrorCategory, FraiseClient};
+use fraiseql_wire::{ConnectionConfig, ErrorCategory, FraiseClient};
+use futures_util::StreamExt;
 
 /// The role can log in with its certificate only.
 const HBA: &str = "
@@ -19,6 +20,9 @@ host    all all      all scram-sha-256
 
 const SETTINGS: &str = "-c ssl=on -c ssl_cert_file={folder}/server.crt \
      -c ssl_key_file={folder}/server.key -c ssl_ca_file={folder}/ca.crt";
+
+/// Cancelled only by a request.
+const ENDLESS: &str = "v_numbers";
 
 /// Converts `plain.key` in this folder.
 fn openssl(folder: &Path, arguments: &str) {
@@ -43,7 +47,16 @@ async fn encrypted_client_key_logs_in_with_the_right_password_only() {
         ..Setup::default()
     })
     .unwrap();
-    admin_at(&server.url()).await.batch_execute("create role role_key login").await.unwrap();
+    admin_at(&server.url())
+        .await
+        .batch_execute(
+            "create role role_key login;
+             create view v_numbers as select to_jsonb(i) as data from generate_series(1, 9999) i,
+             generate_series(1, 9999) j, generate_series(1, 9999) k;
+             grant select on v_numbers to role_key",
+        )
+        .await
+        .unwrap();
 
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: &str| write(folder.path(), name, text);
@@ -57,23 +70,38 @@ async fn encrypted_client_key_logs_in_with_the_right_password_only() {
     openssl(folder.path(), &format!("ec -aes128 {pass} -out traditional.key"));
     file("malformed.key", &client.key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"));
 
-    let connect = async |key: &str, more: &str| {
+    let text = |key: &str, more: &str| {
         let path = |name: &str| folder.path().join(name).display().to_string();
-        let text = format!(
+        format!(
             "host=127.0.0.1 port={} dbname=postgres user=role_key sslmode=verify-full \
              sslrootcert={} sslcert={} sslkey={} {more}",
             server.port(),
             path("ca.crt"),
             path("client.crt"),
             path(key),
-        );
-        FraiseClient::connect(&text).await
+        )
     };
+    let connect = async |key: &str, more: &str| FraiseClient::connect(&text(key, more)).await;
     for key in ["pbkdf2.key", "scrypt.key"] {
         let client = connect(key, "sslpassword=key-secret").await.unwrap();
         client.ping().await.unwrap();
         assert!(client.connection_info().unwrap().tls_version.is_some());
     }
+
+    // Decrypting it takes longer than a cancel request may. So it is not decrypted again.
+    openssl(folder.path(), &format!("pkcs8 -topk8 -iter 200000 {pass} -out slow.key"));
+    let began = std::time::Instant::now();
+    connect("slow.key", "sslpassword=key-secret").await.unwrap();
+    let limit = began.elapsed() / 2;
+    let config = ConnectionConfig::parse(&text("slow.key", "sslpassword=key-secret")).unwrap();
+    let config = config.to_builder().cancel_timeout(limit).build().unwrap();
+    let client = FraiseClient::connect_with_config(config).await.unwrap();
+    let pid = client.backend_pid();
+    let mut stream = client.query::<u64>(ENDLESS).execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    stream.cancel().await.unwrap();
+    client.ping().await.unwrap();
+    assert_eq!(client.backend_pid(), pid);
 
     let messages = std::fs::read_to_string("docs/error-messages.md").unwrap();
     for (key, more) in [

@@ -816,8 +816,29 @@ async fn request_that_is_too_long_is_rejected_before_it_is_sent() {
 /// password that was rejected is not sent again.
 #[tokio::test]
 async fn password_provider_is_called_again_after_a_rejection() {
+    check_refused_passwords("", 1).await;
+}
+
+/// `sslmode=prefer` tries the passwords with TLS. None is sent in plaintext after that, but the one
+/// that cannot change, as libpq does.
+#[cfg(any(feature = "tls-ring", feature = "tls-aws-lc-rs"))]
+#[tokio::test]
+async fn refused_password_of_a_provider_is_not_sent_without_tls() {
+    let tls = "-c ssl=on -c ssl_cert_file={folder}/server.crt -c ssl_key_file={folder}/server.key";
+    check_refused_passwords(tls, 2).await;
+}
+
+/// `kinds`: how often a password that cannot change is sent.
+async fn check_refused_passwords(settings: &str, kinds: usize) {
+    let pair = Authority::new("an authority").server("db", &["db"]);
     let hba = "host all postgres all md5\nhost all role_rotated_plain all password\nhost all all all scram-sha-256\n";
-    let server = Cluster::start(hba).unwrap();
+    let server = Cluster::start_with(&Setup {
+        hba,
+        settings,
+        files: &[("server.crt", &pair.certificate), ("server.key", &pair.key)],
+        ..Setup::default()
+    })
+    .unwrap();
     let admin = admin_at(&server.url()).await;
     for role in ["scram", "plain"] {
         let role = if role == "plain" { "role_rotated_plain" } else { "role_rotated" };
@@ -858,11 +879,10 @@ async fn password_provider_is_called_again_after_a_rejection() {
         let refused = format!("password authentication failed for user \"{role}\"");
         assert_eq!(log.matches(&refused).count(), refusals, "{log}");
     }
-    // A password that does not change is sent once.
     let url = format!("postgres://role_rotated:wrong@127.0.0.1:{}/postgres", server.port());
     refused(&url).await;
     let log = std::fs::read_to_string(server.folder().join("log")).unwrap();
-    assert_eq!(log.matches("failed for user \"role_rotated\"").count(), 5);
+    assert_eq!(log.matches("failed for user \"role_rotated\"").count(), 4 + kinds);
 }
 
 /// A process that has no descriptor left may have one later: what it could not read is no mistake

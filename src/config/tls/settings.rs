@@ -2,7 +2,7 @@ use std::{fmt, path::PathBuf};
 
 use zeroize::Zeroizing;
 
-use crate::secret::Password;
+use super::key_password::KeyPassword;
 
 /// A version of TLS. Versions before 1.2 are not supported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,7 +80,7 @@ pub(crate) struct ClientCertificate {
     /// `None` only if libpq's default file has no path, because there is no home directory.
     pub(crate) key: Option<Source>,
     /// libpq's `sslpassword`. Ignored if the key is not encrypted.
-    pub(crate) key_password: Option<Password>,
+    pub(crate) key_password: Option<KeyPassword>,
     /// As in libpq: if the certificate file does not exist, no certificate is sent.
     pub(crate) optional: bool,
 }

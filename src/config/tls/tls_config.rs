@@ -122,9 +122,10 @@ impl TlsConfigBuilder {
     /// Sets the file of the client's private key, PEM or DER. It requires a certificate.
     ///
     /// An encrypted key (PKCS#8) requires the feature `encrypted-keys` and its password, which is
-    /// `sslpassword` of the connection string. It is decrypted for each connection. A key that
-    /// takes too much time or memory to decrypt is rejected. The limits are 2,000,000 iterations
-    /// for PBKDF2, and 32 MiB and `N*r*p` = 1,048,576 for scrypt, which both take up to about 2 s.
+    /// `sslpassword` of the connection string. It is decrypted once: the configuration and its
+    /// clones keep the key in memory, and decrypt again if the file changes. A key that takes too
+    /// much time or memory to decrypt is rejected. The limits are 2,000,000 iterations for PBKDF2,
+    /// and 32 MiB and `N*r*p` = 1,048,576 for scrypt, which both take up to about 2 s.
     ///
     /// On Unix, other users must not be able to read it. The maximum permissions are 0600, or 0640
     /// if root owns the file.

@@ -24,9 +24,9 @@ use super::{
     files::{is_missing, read_file, unreadable},
 };
 use crate::{
-    config::{
-        Password,
-        tls::settings::{SendCertificate, Source, TlsSettings},
+    config::tls::{
+        KeyPassword,
+        settings::{SendCertificate, Source, TlsSettings},
     },
     error::{Error, Result},
 };
@@ -125,7 +125,7 @@ pub(super) fn load(
 /// Parses PEM, then DER, like libpq. Errors show nothing of the content.
 fn parse_key(
     bytes: &[u8],
-    password: Option<&Password>,
+    password: Option<&KeyPassword>,
     what: &str,
 ) -> Result<PrivateKeyDer<'static>> {
     if let Ok(key) = PrivateKeyDer::from_pem_slice(bytes) {

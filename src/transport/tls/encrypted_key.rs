@@ -8,7 +8,7 @@ use super::asn1::{content, elements};
 #[cfg(feature = "encrypted-keys")]
 use super::key_decryption::{self, Undecryptable};
 use crate::{
-    config::Password,
+    config::tls::KeyPassword,
     error::{Error, Result},
 };
 
@@ -17,7 +17,7 @@ use crate::{
 /// This can take seconds, so call it on a blocking thread.
 pub(super) fn load(
     bytes: &[u8],
-    password: Option<&Password>,
+    password: Option<&KeyPassword>,
     what: &str,
 ) -> Option<Result<PrivateKeyDer<'static>>> {
     Some(match find(bytes)? {
@@ -61,13 +61,20 @@ const CONVERT: &str =
     "convert it with openssl pkcs8 -topk8 -in KEY -out NEWKEY, and chmod 0600 the new file";
 
 #[cfg(feature = "encrypted-keys")]
-fn decrypt(der: &[u8], password: Option<&Password>, what: &str) -> Result<PrivateKeyDer<'static>> {
+fn decrypt(
+    der: &[u8],
+    password: Option<&KeyPassword>,
+    what: &str,
+) -> Result<PrivateKeyDer<'static>> {
     let Some(password) = password else {
         return Err(Error::tls(format!(
             "{what} is encrypted: set sslpassword in the connection string to its password"
         )));
     };
-    key_decryption::decrypt(der, password).map_err(|reason| {
+    if let Some(key) = password.decrypted(der) {
+        return Ok(PrivateKeyDer::Pkcs8(key.to_vec().into()));
+    }
+    let key = key_decryption::decrypt(der, password.password()).map_err(|reason| {
         Error::tls(match reason {
             Undecryptable::WrongPassword => {
                 format!("{what} cannot be decrypted: correct sslpassword")
@@ -80,7 +87,9 @@ fn decrypt(der: &[u8], password: Option<&Password>, what: &str) -> Result<Privat
                 format!("{what} is malformed, or its encryption is not supported: {CONVERT}")
             }
         })
-    })
+    })?;
+    password.set_decrypted(der, key.secret_der());
+    Ok(key)
 }
 
 #[cfg(feature = "encrypted-keys")]
@@ -92,7 +101,7 @@ fn traditional(what: &str) -> Error {
 }
 
 #[cfg(not(feature = "encrypted-keys"))]
-fn decrypt(_: &[u8], _: Option<&Password>, what: &str) -> Result<PrivateKeyDer<'static>> {
+fn decrypt(_: &[u8], _: Option<&KeyPassword>, what: &str) -> Result<PrivateKeyDer<'static>> {
     Err(Error::tls(format!(
         "{what} is encrypted, which this build does not support: enable the feature \
          encrypted-keys of fraiseql-wire, or decrypt it with openssl pkey -in KEY -out NEWKEY, and \

@@ -585,7 +585,8 @@ impl EncryptedKeys {
     async fn meet(&self, key: Vec<u8>, password: Option<&str>) -> Result<TlsInfo> {
         let builder = trusting(&self.ca).client_cert_pem(&*self.certificate).client_key_pem(key);
         let mut settings = builder.build().unwrap().settings().clone();
-        settings.client.as_mut().unwrap().key_password = password.map(crate::config::Password::new);
+        settings.client.as_mut().unwrap().key_password =
+            password.map(crate::config::tls::KeyPassword::new);
         assert!(!format!("{settings:?}").contains("hunter2"));
         self.server.meet(&settings, "db", false).await
     }
