@@ -1,5 +1,5 @@
-# Sourced by scripts/engines.sh and scripts/platforms.sh: SQL that makes the relations for the checks,
-# and a role with the password PGPASSWORD.
+# Sourced by scripts/engines.sh and scripts/platforms.sh: SQL that makes the relations for the
+# checks, and a role with the password PGPASSWORD.
 # shellcheck disable=SC2034
 
 documents="select i as id, jsonb_build_object('id', i, 'name', 'n' || i, 'group', i % 10,
