@@ -1,7 +1,8 @@
 #!/bin/sh
-# Usage: scripts/semver.sh [RELEASE]
+# Usage: scripts/semver.sh [COMMIT]
 #
-# Whether the version fits the changes of the public API since a release. Default: the newest tag.
+# Whether the version fits the changes of the public API since a release. Default: the commit in
+# tests/public-api/release.txt, because a clone may have no tags.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/common.sh
@@ -9,10 +10,9 @@ check_arguments 1 "$@"
 
 version=0.51.0
 
-release=${1:-$(git describe --tags --abbrev=0 --match 'v[0-9]*')} || {
-    echo "There is no tag of a release to compare with: git fetch --tags" >&2
-    exit 1
-}
+release=${1:-$(cat tests/public-api/release.txt)}
+git cat-file -e "$release^{commit}" 2>/dev/null ||
+    die "There is no commit $release to compare with: git fetch --unshallow"
 PATH="$PWD/target/tools/bin:$PATH"
 if [ "$(cargo-semver-checks --version 2>/dev/null)" != "cargo-semver-checks $version" ]; then
     echo "Building cargo-semver-checks $version into target/tools ..."
