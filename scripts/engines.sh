@@ -27,10 +27,6 @@ if [ "${1:-}" = inside ]; then
     folder=$2
     program=$3
     shift 3
-    # Standard input ends with the script outside.
-    trap 'exit 1' TERM
-    exec 3<&0 </dev/null
-    { read -r _ <&3 || kill -TERM 1; } &
     ip link set lo up
     PGPASSWORD=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
     export PGPASSWORD
@@ -303,18 +299,8 @@ esac
     sed -n 's/.*"executable":"\([^"]*engines[^"]*\)".*/\1/p')
 for name in $names; do rm -f "$folder/$name.txt"; done
 
-# The shell inside reads from this pipe; its other end closes when this script ends.
-lifeline=$folder/lifeline
-at_exit "rm -f '$lifeline'"
-rm -f "$lifeline"
-mkfifo "$lifeline"
 # shellcheck disable=SC2086
-unshare --net --pid --fork --kill-child --mount --mount-proc \
-    bash scripts/engines.sh inside "$folder" "$ENGINES_PROGRAM" $names <"$lifeline" &
-running=$!
-exec 9>"$lifeline"
-at_exit 'exec 9>&-; wait "$running" || true'
-wait "$running"
+isolate --net bash scripts/engines.sh inside "$folder" "$ENGINES_PROGRAM" $names
 
 # Checks of one subject share a column. What does not work is named.
 echo
