@@ -206,6 +206,8 @@ impl Driver {
     /// Waits for the server, for another request, or until a request is not wanted any more.
     async fn wait(&mut self, work: &mut Work) -> Result<()> {
         let Work { exchange, silent_since, .. } = work;
+        // Not since the last byte or the last request: both may go on for long.
+        let slow_at = self.requests.head.as_mut().and_then(|head| head.slow_at(exchange));
         let connection = &mut exchange.connection;
         if connection.free() < MIN_FREE {
             connection.set_read_buffer(MAX_READ);
@@ -219,8 +221,6 @@ impl Driver {
             sleep_until(at.into()).await;
             error
         };
-        // Not since the last byte or the last request: both may go on for long.
-        let slow_at = self.requests.head.as_mut().and_then(Head::slow_at);
         let slow = async {
             let Some(at) = slow_at else { return pending().await };
             sleep_until(at.into()).await;

@@ -57,8 +57,8 @@ impl Head {
     }
 
     /// When a reader is to continue the answer, if rows wait for more of it.
-    pub(super) fn slow_at(&mut self) -> Option<Instant> {
-        if self.run.rows == 0 && self.first.is_none() {
+    pub(super) fn slow_at(&mut self, exchange: &Exchange) -> Option<Instant> {
+        if (self.run.rows == 0 && self.first.is_none()) || !may_read_rows(exchange) {
             return None;
         }
         self.rows_since.get_or_insert_with(now).checked_add(HANDOFF_AFTER)
@@ -70,10 +70,10 @@ impl Head {
 
     /// Looks for rows in the read buffer. `None`: a message of another kind is next.
     pub(super) fn read_rows(&mut self, exchange: &mut Exchange) -> Option<Step> {
-        let Exchange { connection, query, .. } = exchange;
-        if !query.takes_rows() || connection.is_in_message() {
+        if !may_read_rows(exchange) {
             return None;
         }
+        let connection = &mut exchange.connection;
         if self.are_rows_complete {
             // More rows than the statement requests are an error, which the reader reports. If the
             // end is late, more rows may follow too, after a notice.
@@ -105,6 +105,12 @@ impl Head {
         self.are_rows_complete = !is_long && self.first.is_some();
         is_long.then_some(Step::HandOver)
     }
+}
+
+/// Whether a row may be next. After the last row and in the middle of another message, there is
+/// nothing that a reader could continue.
+fn may_read_rows(exchange: &Exchange) -> bool {
+    exchange.query.takes_rows() && !exchange.connection.is_in_message()
 }
 
 /// The columns of the result were described, and are as expected.
