@@ -32,6 +32,8 @@ impl InFlight {
         Self { held: None, runtime: Handle::current() }
     }
 
+    // Inlined, like `take_held`: a call copies the exchange several times.
+    #[inline]
     pub(super) fn hold(&mut self, held: Held) -> &mut Held {
         held.running.in_future(&held.exchange.connection.session);
         self.held.insert(held)
@@ -41,6 +43,7 @@ impl InFlight {
         self.held.as_mut()
     }
 
+    #[inline]
     pub(super) fn take_held(&mut self) -> Option<Held> {
         let held = self.held.take()?;
         held.running.left_future(&held.exchange.connection.session);
