@@ -34,51 +34,52 @@ pub(super) fn take_message(
         Some(reading) => reading.name(),
         None => name_of(buffer.first().copied().unwrap_or_default()),
     };
-    // Until the login has ended, the peer is not trusted to send that much.
-    let accepts_long = async_messages.is_some();
-    let parsed = parse_message(buffer, long, max, accepts_long);
-    let Some(message) = parsed.map_err(|error| count_protocol_error(name, error))? else {
-        return Ok(Taken::Incomplete);
+    let taken = take_uncounted(buffer, long, max, async_messages);
+    if let Err(error) = &taken {
+        count_protocol_error(name, error);
+    }
+    taken
+}
+
+fn take_uncounted(
+    buffer: &mut BytesMut,
+    long: &mut Option<LongMessage>,
+    max: usize,
+    async_messages: Option<&AsyncMessages>,
+) -> Result<Taken> {
+    let message = match long {
+        Some(reading) => {
+            let Some(message) = reading.take_from(buffer)? else { return Ok(Taken::Incomplete) };
+            *long = None;
+            message
+        }
+        None => {
+            let tag = buffer.first().copied().unwrap_or_default();
+            // Until the login has ended, the peer is not trusted to send that much.
+            let may_be_long = async_messages.is_some() && LongMessage::is_supported(tag);
+            let max = if may_be_long { MAX_FRAME } else { max };
+            let Some(header) = Header::parse(buffer, max)? else { return Ok(Taken::Incomplete) };
+            *long = LongMessage::begin(header).filter(|_| may_be_long);
+            if long.is_some() {
+                trace_received(name_of(tag), header.size);
+                buffer.advance(HEADER);
+                return take_uncounted(buffer, long, max, async_messages);
+            }
+            if buffer.len() < header.size {
+                return Ok(Taken::Incomplete);
+            }
+            if tag != DATA_ROW {
+                trace_received(name_of(tag), header.size);
+            }
+            let body = buffer.get(HEADER..header.size).unwrap_or_default();
+            let message = Message::parse(tag, body);
+            buffer.advance(header.size);
+            message?
+        }
     };
     let message = match async_messages {
         Some(async_messages) => async_messages.handle(message),
         None => Some(message),
     };
     Ok(message.map_or(Taken::Async, Taken::Message))
-}
-
-/// Removes one message from a buffer, or a part of a long one. Returns `None` if it has not arrived
-/// completely.
-fn parse_message(
-    buffer: &mut BytesMut,
-    long: &mut Option<LongMessage>,
-    max: usize,
-    accepts_long: bool,
-) -> Result<Option<Message>> {
-    if let Some(reading) = long {
-        let message = reading.take_from(buffer)?;
-        if message.is_some() {
-            *long = None;
-        }
-        return Ok(message);
-    }
-    let tag = buffer.first().copied().unwrap_or_default();
-    let may_be_long = accepts_long && LongMessage::is_supported(tag);
-    let max = if may_be_long { MAX_FRAME } else { max };
-    let Some(header) = Header::parse(buffer, max)? else { return Ok(None) };
-    *long = LongMessage::begin(header).filter(|_| may_be_long);
-    if long.is_some() {
-        trace_received(name_of(tag), header.size);
-        buffer.advance(HEADER);
-        return parse_message(buffer, long, max, accepts_long);
-    }
-    if buffer.len() < header.size {
-        return Ok(None);
-    }
-    if tag != DATA_ROW {
-        trace_received(name_of(tag), header.size);
-    }
-    let message = Message::parse(tag, buffer.get(HEADER..header.size).unwrap_or_default());
-    buffer.advance(header.size);
-    message.map(Some)
 }

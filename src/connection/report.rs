@@ -10,19 +10,20 @@ use crate::{
 pub(crate) const TARGET: &str = "fraiseql_wire";
 
 /// Counts an error in a message of this name, if it is a protocol error.
-pub(crate) fn count_protocol_error(message: &'static str, error: Error) -> Error {
+pub(crate) fn count_protocol_error(message: &'static str, error: &Error) {
     if let Error::Protocol { .. } = error {
         protocol_error(message);
     }
-    error
 }
 
 /// Returns the error of a message that violates the protocol, and counts it.
 pub(crate) fn violation(message: &'static str, text: impl Into<String>) -> Error {
-    count_protocol_error(message, Error::protocol(text))
+    protocol_error(message);
+    Error::protocol(text)
 }
 
 /// Returns the error of an unexpected message, and counts it.
 pub(super) fn unexpected<T>(message: &Message, expected: &str) -> Result<T> {
-    Err(count_protocol_error(message.name(), message.unexpected(expected)))
+    protocol_error(message.name());
+    Err(message.unexpected(expected))
 }

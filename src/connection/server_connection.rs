@@ -434,7 +434,10 @@ impl Connection {
                     value = text.map(Into::into);
                     continue;
                 }
-                Stop::Malformed(error) => return Err(count_protocol_error("DataRow", error)),
+                Stop::Malformed(error) => {
+                    count_protocol_error("DataRow", &error);
+                    return Err(error);
+                }
                 Stop::Incomplete(_) | Stop::Other => {}
             }
             match self.take_message()? {

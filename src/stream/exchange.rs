@@ -215,7 +215,7 @@ impl Exchange {
         };
         let name = message.name();
         let progress = self.query.advance(message);
-        let progress = progress.map_err(|error| count_protocol_error(name, error))?;
+        let progress = progress.inspect_err(|error| count_protocol_error(name, error))?;
         self.is_answered |= !matches!(progress, Progress::Failed(_));
         Ok(Next::Progress(progress))
     }

@@ -169,7 +169,8 @@ impl Reader {
                 Stop::Full => self.enqueue().await?,
                 Stop::Incomplete(row) => self.read_more(row).await?,
                 Stop::Malformed(error) => {
-                    return Err(count_protocol_error("DataRow", error).into());
+                    count_protocol_error("DataRow", &error);
+                    return Err(error.into());
                 }
                 Stop::Other => {
                     self.enqueue().await?;
