@@ -76,9 +76,8 @@ pub fn run(rounds: usize, earlier: &Path) {
         let mut charts = Vec::new();
         for data in &COMPARED {
             // A second thread changes little, except for small rows.
-            if (is_replay && threads > 0 || data.table == "large" && is_replay)
-                && data.table != "small"
-            {
+            let changes_little = threads > 0 || data.table == "large";
+            if is_replay && changes_little && data.table != "small" {
                 continue;
             }
             for (group, clients) in GROUPS {
@@ -121,14 +120,8 @@ fn first_rows(cluster: &Cluster, rounds: usize) -> String {
     for _ in 0..rounds {
         for ((client, mode), costs) in WAITING.iter().zip(&mut costs) {
             for ((data, repeat), costs) in sets.iter().zip(costs) {
-                let task = Task {
-                    client: (*client).into(),
-                    mode: (*mode).into(),
-                    port: cluster.port(),
-                    table: data.table.into(),
-                    shape: data.shape,
-                    repeat: *repeat,
-                };
+                let once = Task::of(data, client, mode, cluster.port());
+                let task = Task { repeat: *repeat, ..once };
                 costs.push(measured(command(&this_program(), &task, 0)));
             }
         }
@@ -209,14 +202,7 @@ fn turns(
         .iter()
         .map(|(client, mode)| {
             let program = if *client == EARLIER { earlier } else { &this };
-            let task = |port| Task {
-                client: (*client).into(),
-                mode: (*mode).into(),
-                port,
-                table: data.table.into(),
-                shape: data.shape,
-                repeat: 1,
-            };
+            let task = |port| Task::of(data, client, mode, port);
             let answers = is_replay.then(|| {
                 replay::record(server, |port| {
                     measured(command(program, &task(port), threads));

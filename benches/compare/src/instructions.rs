@@ -113,14 +113,7 @@ fn count<'a>(modes: impl Iterator<Item = &'a (&'a str, &'a str, usize)>) -> Coun
     let mut counts = Counts::new();
     for (client, mode, size) in modes {
         let [few, many] = COUNTED[*size].map(|data| {
-            let task = |port| Task {
-                client: (*client).into(),
-                mode: (*mode).into(),
-                port,
-                table: data.table.into(),
-                shape: data.shape,
-                repeat: 1,
-            };
+            let task = |port| Task::of(&data, client, mode, port);
             let answers = replay::record(cluster.port(), |port| {
                 let cost = run(command(&this_program(), &task(port), 0));
                 assert_eq!(cost.rows, data.rows as u64);
@@ -156,14 +149,7 @@ fn count_encrypted<'a>(modes: impl Iterator<Item = &'a (&'a str, &'a str)>) -> C
     let mut counts = Counts::new();
     for (client, mode) in modes {
         let [few, many] = sizes.map(|data| {
-            let task = Task {
-                client: (*client).into(),
-                mode: (*mode).into(),
-                port: cluster.port(),
-                table: data.table.into(),
-                shape: data.shape,
-                repeat: 1,
-            };
+            let task = Task::of(&data, client, mode, cluster.port());
             (data.rows as f64, instructions_with(&task, &file))
         });
         let count = (many.1 - few.1) / (many.0 - few.0);

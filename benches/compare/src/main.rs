@@ -89,8 +89,7 @@ fn finish_check(passed: &[bool]) {
 fn replay_for(client: &str, mode: &str, table: &str) {
     let data = COMPARED.iter().find(|data| data.table == table).unwrap();
     let cluster = serve([data]);
-    let [client, mode, table] = [client, mode, table].map(str::to_owned);
-    let mut task = Task { client, mode, port: 0, table, shape: data.shape, repeat: 1 };
+    let mut task = Task::of(data, client, mode, 0);
     let answers = replay::record(cluster.port(), |port| {
         task.port = port;
         run(command(&this_program(), &task, 0));

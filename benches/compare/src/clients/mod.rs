@@ -14,7 +14,7 @@ mod wire;
 use std::time::{Duration, Instant};
 
 pub use self::minimal::run_sql;
-use crate::data::{Customer, Order, Shape};
+use crate::data::{Customer, DataSet, Order, Shape};
 
 /// A table to read, and how.
 #[derive(Debug, Clone)]
@@ -30,6 +30,12 @@ pub struct Task {
 }
 
 impl Task {
+    /// Reads a table once.
+    pub fn of(data: &DataSet, client: &str, mode: &str, port: u16) -> Self {
+        let (client, mode, table) = (client.into(), mode.into(), data.table.into());
+        Self { client, mode, port, table, shape: data.shape, repeat: 1 }
+    }
+
     /// Returns the connection string of a role that has no password and can only read.
     pub fn url(&self) -> String {
         let security = match self.mode.as_str() {

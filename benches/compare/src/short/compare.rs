@@ -197,14 +197,8 @@ fn first_rows(cluster: &Cluster, rounds: usize, programs: &Programs) -> (String,
     let mut costs: [Vec<RowCost>; 6] = Default::default();
     for _ in 0..rounds {
         for ((client, mode), costs) in clients.iter().zip(&mut costs) {
-            let task = Task {
-                client: (*client).into(),
-                mode: (*mode).into(),
-                port: cluster.port(),
-                table: FIRST.table.into(),
-                shape: FIRST.shape,
-                repeat: 500,
-            };
+            let once = Task::of(&FIRST, client, mode, cluster.port());
+            let task = Task { repeat: 500, ..once };
             let program = programs.of(client);
             costs.push(measured(crate::command(program, &task, 0)));
         }
