@@ -14,7 +14,8 @@ use support::{
     sql,
 };
 
-/// A span a query and an attempt to connect, with what the conventions ask for, and never a value.
+/// Each query and each attempt to connect has a span with the attributes of the conventions, and
+/// without values.
 #[tokio::test]
 async fn spans_follow_the_conventions() {
     sql("create schema app;

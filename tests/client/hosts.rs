@@ -317,7 +317,7 @@ async fn prefer_standby_tries_every_host_before_a_primary() {
 
 #[tokio::test]
 async fn load_balance_hosts_spreads_clients_over_hosts() {
-    // The port in the error shows which of the two was asked.
+    // The port in the error shows which of the two was tried.
     let rounds = 40;
     let (a, b) = tokio::join!(
         Scripted::start((0..rounds).map(|_| scripted::login()).collect()),

@@ -66,7 +66,7 @@ host  all rejected all reject
 hostssl all certified all cert
 ";
 
-/// A server for what is refused, with few connections.
+/// A server with few connections, for rejected logins.
 async fn refusing_server() -> Cluster {
     let authority = Authority::new("the authority");
     let pair = authority.server("localhost", &["localhost", "127.0.0.1"]);

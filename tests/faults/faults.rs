@@ -1022,7 +1022,8 @@ async fn backend_terminated_while_blocked_in_send_yields_rows_then_error() {
         let received = stream.stats().total_rows_received;
         match mode {
             "terminated" => crate::support::terminate(&admin, pid).await,
-            // The other sessions end too: nothing more can be asked on this one.
+            // The server's crash ends the other sessions too, so this one cannot be queried any
+            // more.
             _ => kill("KILL", pid),
         }
         stream.resume().await.unwrap();

@@ -62,7 +62,7 @@ async fn bodies_are_the_documents_of_the_view() {
     assert_eq!(service.log(), "");
 }
 
-/// Each parameter asks what this SQL does, whatever text is in it.
+/// Each parameter has the same result as this SQL, whatever its text.
 #[tokio::test]
 async fn filters_are_bound() {
     make_orders("v_filters").await;
@@ -101,7 +101,7 @@ async fn filters_are_bound() {
     }
 }
 
-/// A request that makes no sense is refused before anything is asked of the database.
+/// An invalid request is rejected before anything is sent to the database.
 #[tokio::test]
 async fn invalid_parameters_are_rejected() {
     let service = Service::on("refused", "v_short");

@@ -11,7 +11,7 @@ use fraiseql_wire::{ErrorCategory, Field, Filter, FraiseClient, Operand, field};
 use futures_util::TryStreamExt;
 use serde_json::{Value, json};
 
-/// Documents of every shape under the keys that filters ask for.
+/// Documents of every shape, with the keys that the filters use.
 fn documents() -> Vec<Value> {
     let values = [
         json!(null),

@@ -333,7 +333,7 @@ async fn projection_replaces_the_document() {
     assert_eq!(row.as_object().unwrap().len(), 120);
 }
 
-/// Numbers sort as numbers, and as text in a collation; where there is no field, it is as asked.
+/// Numbers are sorted as numbers, text by a collation, and missing fields as requested.
 #[tokio::test]
 async fn typed_order_is_that_of_the_server() {
     sql(r#"create view v_sorted as select data from (values
@@ -575,8 +575,8 @@ async fn predicate_does_not_change_the_decoded_row() {
     }
 }
 
-/// The server's lexer decides which parameters a text has, so it is asked: thousands of conditions,
-/// made of what is read in more than one way, are prepared by another driver.
+/// The server's lexer decides which parameters a text has. So thousands of conditions, made of
+/// ambiguous pieces, are prepared by another driver.
 ///
 /// `SCANNER_COUNT=100000` makes more of them.
 #[tokio::test]

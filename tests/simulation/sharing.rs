@@ -192,7 +192,7 @@ struct Shared {
     random: Chance,
 }
 
-/// One fetch, as it was asked for.
+/// A fetch and its settings.
 struct Asked {
     world: Arc<World>,
     id: usize,

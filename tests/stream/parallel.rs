@@ -659,8 +659,8 @@ async fn session_that_waits_for_a_lock_holds_none() {
     table("t_wanted", 300).await;
     let client = FraiseClient::connect(&with("application_name=wanted")).await.unwrap();
     let (holder, wants, reader) = (admin().await, admin().await, admin().await);
-    // A reader holds the table, and another session wants an exclusive lock: every further session
-    // waits.
+    // A reader holds the table, and another session waits for an exclusive lock: every further
+    // session waits.
     holder.batch_execute("begin; select from t_wanted limit 1").await.unwrap();
     let wanting = async { wants.batch_execute("alter table t_wanted add column more int").await };
     let querying = async {

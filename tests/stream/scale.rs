@@ -382,7 +382,7 @@ async fn too_many_connections_is_an_error_of_execute() {
     );
 }
 
-/// With a network that fails again and again, every row arrives once, in order.
+/// Every row arrives once, in order, although the network fails repeatedly.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn resumed_stream_loses_and_repeats_no_row() {
     const ROWS: u64 = 1_000_000;

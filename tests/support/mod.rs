@@ -60,7 +60,7 @@ create view v_asleep as select to_json(pg_sleep(600)::text) as data;
 grant select on v_short, v_endless, v_asleep to role_trust;
 ";
 
-/// The cluster of this test binary, started by the first test that asks.
+/// The cluster of this test binary, started on first use.
 pub fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     log::init();

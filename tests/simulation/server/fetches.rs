@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What a fetch asks for.
+/// The kind of a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ask {
     All,
@@ -51,7 +51,7 @@ pub struct Fetch {
 pub struct Attempt {
     pid: usize,
     pub progress: Progress,
-    /// It was answered completely, and not only refused for its statement.
+    /// Whether it was answered completely, not only rejected because of its statement.
     pub is_answered: bool,
     /// Its session ended before that, and the client had not closed the connection.
     pub is_lost: bool,
