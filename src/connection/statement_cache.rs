@@ -65,11 +65,11 @@ pub(crate) struct StatementCache {
 struct Entry {
     name: Arc<str>,
     last_used: u64,
-    state: State,
+    state: StatementState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum StatementState {
     /// A request to prepare it was made. The outcome is not known.
     Sent,
     /// The server has it, and its column was described.
@@ -140,16 +140,16 @@ impl StatementCache {
             entry.last_used = self.uses;
             let name = Arc::clone(&entry.name);
             match entry.state {
-                State::Sent | State::NewDoubted => {
-                    entry.state = State::Sent;
+                StatementState::Sent | StatementState::NewDoubted => {
+                    entry.state = StatementState::Sent;
                     self.closes.push(Arc::clone(&name));
                     return Choice::Prepare(name);
                 }
-                State::Prepared | State::Doubted => {
-                    entry.state = State::Prepared;
+                StatementState::Prepared | StatementState::Doubted => {
+                    entry.state = StatementState::Prepared;
                     return Choice::Prepared(name);
                 }
-                State::Stale => return Choice::Unnamed,
+                StatementState::Stale => return Choice::Unnamed,
             }
         }
         if !self.forget_seen(sql) {
@@ -160,16 +160,17 @@ impl StatementCache {
             self.evict();
         }
         let name: Arc<str> = name_of(sql).into();
-        let entry = Entry { name: Arc::clone(&name), last_used: self.uses, state: State::Sent };
+        let entry =
+            Entry { name: Arc::clone(&name), last_used: self.uses, state: StatementState::Sent };
         self.statements.insert(sql.into(), entry);
         Choice::Prepare(name)
     }
 
     /// Whether a request to prepare this text was made whose outcome is not known.
     pub(crate) fn is_unconfirmed(&self, sql: &str) -> bool {
-        self.statements
-            .get(sql)
-            .is_some_and(|entry| matches!(entry.state, State::Sent | State::NewDoubted))
+        self.statements.get(sql).is_some_and(|entry| {
+            matches!(entry.state, StatementState::Sent | StatementState::NewDoubted)
+        })
     }
 
     /// Takes the names of the statements to close. The next request must begin with these.
@@ -180,8 +181,10 @@ impl StatementCache {
     /// Takes names back whose request was not sent.
     pub(crate) fn restore_closes(&mut self, names: Vec<Arc<str>>) {
         for name in names {
-            let is_used =
-                |e: &Entry| e.name == name && matches!(e.state, State::Prepared | State::Doubted);
+            let is_used = |e: &Entry| {
+                e.name == name
+                    && matches!(e.state, StatementState::Prepared | StatementState::Doubted)
+            };
             if !self.statements.values().any(is_used) {
                 self.closes.push(name);
             }
@@ -193,13 +196,13 @@ impl StatementCache {
         let Some(entry) = self.statements.get_mut(sql) else { return };
         match sent {
             Choice::Prepare(name) | Choice::Existing(name) => {
-                entry.state = State::Prepared;
+                entry.state = StatementState::Prepared;
                 self.closes.retain(|close| close != name);
             }
             // Parsed again, the value fits: the type of the parameter has changed.
-            Choice::Unnamed if entry.state == State::Doubted => self.prepare_again(sql),
-            Choice::Unnamed if entry.state == State::NewDoubted => {
-                entry.state = State::Stale;
+            Choice::Unnamed if entry.state == StatementState::Doubted => self.prepare_again(sql),
+            Choice::Unnamed if entry.state == StatementState::NewDoubted => {
+                entry.state = StatementState::Stale;
                 self.closes.push(Arc::clone(&entry.name));
             }
             Choice::Unnamed | Choice::Prepared(_) => {}
@@ -263,7 +266,7 @@ impl StatementCache {
                 Some(Retry { statements_lost: true, ..retry })
             }
             (_, "0A" | "22" | "42" | "XX") if is_new && has_parsed => {
-                self.set_state(sql, State::NewDoubted);
+                self.set_state(sql, StatementState::NewDoubted);
                 Some(unnamed(None))
             }
             (_, "0A") => {
@@ -275,7 +278,7 @@ impl StatementCache {
                 Some(unnamed(Some(Reprepared::Changed)))
             }
             (_, "22") if !is_new => {
-                self.set_state(sql, State::Doubted);
+                self.set_state(sql, StatementState::Doubted);
                 Some(unnamed(None))
             }
             // An entry that is not confirmed is closed before its next use.
@@ -288,7 +291,7 @@ impl StatementCache {
         mem::take(&mut self.evicted)
     }
 
-    fn set_state(&mut self, sql: &str, state: State) {
+    fn set_state(&mut self, sql: &str, state: StatementState) {
         if let Some(entry) = self.statements.get_mut(sql) {
             entry.state = state;
         }
