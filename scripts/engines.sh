@@ -299,6 +299,8 @@ esac
     sed -n 's/.*"executable":"\([^"]*engines[^"]*\)".*/\1/p')
 for name in $names; do rm -f "$folder/$name.txt"; done
 
+# That of PgBouncer 1.18, which runs in this system.
+at_exit "end_isolated; rm -rf /tmp/pgbouncer-6418"
 # shellcheck disable=SC2086
 isolate --net bash scripts/engines.sh inside "$folder" "$ENGINES_PROGRAM" $names
 

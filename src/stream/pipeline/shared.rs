@@ -38,8 +38,8 @@ pub(super) fn start_driver(pipeline: &Arc<Pipeline>, slot: &SlotHandle, enqueued
 /// Runs a fetch that was taken over in a task, until its answer is abandoned.
 pub(super) fn run_in_task(pipeline: &Arc<Pipeline>, run: Run, entry: Arc<Entry>) {
     let pipeline = Arc::clone(pipeline);
-    // Made here, because a runtime that shuts down drops tasks that have never run, and outside of a
-    // runtime there are none.
+    // Made here, because a runtime that shuts down drops tasks that have never run, and none can be
+    // spawned outside of a runtime.
     let finish = FinishOnDrop(Arc::clone(&entry));
     let task = tokio::spawn(async move {
         let answer = match run.await {
