@@ -5,7 +5,6 @@
 use std::fmt;
 
 use bytes::Bytes;
-use smallvec::SmallVec;
 
 use super::{extended_query::Steps, frame::frame_size};
 use crate::error::{Error, Result};
@@ -98,8 +97,8 @@ pub(crate) const NO_CLOSES: &[&str] = &[];
 pub(crate) struct Query {
     sql: String,
     /// The end of Bind, after the names of portal and statement: parameter formats, values, result
-    /// formats. Inline for few short values.
-    values: SmallVec<[u8; 64]>,
+    /// formats.
+    values: Box<[u8]>,
 }
 
 /// The statement that a request executes.
@@ -146,7 +145,7 @@ impl Query {
         if sql.contains('\0') {
             return Err(nul("the SQL text"));
         }
-        let mut out = SmallVec::with_capacity(values);
+        let mut out = Vec::with_capacity(values);
         out.extend_from_slice(&0u16.to_be_bytes()); // all parameters are text
         out.extend_from_slice(&count.to_be_bytes());
         for (i, value) in parameters.enumerate() {
@@ -163,7 +162,7 @@ impl Query {
             }
         }
         out.extend_from_slice(&[0, 1, 0, 0]); // one format for all columns: text
-        Ok(Self { sql, values: out })
+        Ok(Self { sql, values: out.into() })
     }
 
     /// Returns the SQL text, which identifies a prepared statement.
