@@ -149,10 +149,9 @@ pub(super) struct Delivery {
 
 #[derive(Debug)]
 enum ChunkMemory {
-    /// For rows that arrived before there was a reader. It needs no memory of its own.
-    Own {
-        _permit: MemoryPermit,
-    },
+    /// Of rows that arrived before there was a reader: shared by nothing, so not allocated.
+    Own { _permit: MemoryPermit },
+    /// Of a read buffer, which the reader and several chunks use.
     Shared(Arc<MemoryPermit>),
 }
 
