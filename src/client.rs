@@ -26,8 +26,9 @@ use crate::error::{Error, TimeoutPhase};
 /// are sent in the order of the calls, without waiting for earlier answers, at most 128 at a time.
 ///
 /// * The server answers one request after the other, so a slow query delays those after it.
-/// * An error, a timeout or a drop of one fetch affects no other. If the connection has to be
-///   replaced, the other requests are sent again.
+/// * An error, a timeout or a drop of one fetch affects no other. If the connection is lost or has
+///   to be replaced, requests without rows are sent again, although the server may have begun them:
+///   a view with side effects may have them more than once.
 /// * [`execute`](QueryBuilder::execute) waits for the fetches in progress. From its call until its
 ///   stream has ended, a fetch is [`Error::ConnectionBusy`]. The same holds for
 ///   [`ping`](Self::ping), and for fetches with [`parallel`](QueryBuilder::parallel) or
@@ -83,13 +84,15 @@ impl FraiseClient {
     /// * [`Error::Config`]: the connection string is invalid.
     /// * [`Error::Connection`]: no address could be connected to. It contains the error of each
     ///   attempt.
-    /// * [`Error::Timeout`]: `connect_timeout` expired.
+    /// * [`Error::Timeout`]: `connect_timeout` expired, and only one address was tried. With
+    ///   several, the result is [`Error::Connection`].
     /// * [`Error::Authentication`]: the server rejected the login, or the client rejected the
     ///   server.
     /// * [`Error::Tls`]: TLS is required and could not be established, or the certificate is not
     ///   trusted.
     /// * [`Error::Server`]: the server rejected the session, for example because the database does
     ///   not exist.
+    /// * [`Error::Protocol`]: the server violated the protocol.
     ///
     /// # Cancel safety
     ///
@@ -130,7 +133,8 @@ impl FraiseClient {
 
     /// Connects like [`connect`](Self::connect), with the given TLS settings.
     ///
-    /// They replace all TLS settings of the connection string, and TLS is required. A connection
+    /// They replace all TLS settings of the connection string except `sslnegotiation` and
+    /// `sslpassword`, and TLS is required. A connection
     /// over a Unix socket is never encrypted: see [`ConnectionInfo::tls_version`].
     ///
     /// # Errors

@@ -233,7 +233,7 @@ impl ConnectionConfigBuilder {
         self
     }
 
-    /// Sets the name shown in `pg_stat_activity`.
+    /// Sets the name shown in `pg_stat_activity`. Default: none.
     pub fn application_name(self, name: impl Into<String>) -> Self {
         self.set("application_name", name)
     }
@@ -246,7 +246,7 @@ impl ConnectionConfigBuilder {
 
     /// Sets the maximum time for one address: connecting, TLS and login together. For the first
     /// address of a host it includes name resolution. It restarts for each further address.
-    /// Default: none; the operating system limits the attempt.
+    /// Default: none; the operating system limits the attempt. 0 is an [`Error::Config`].
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.client_options.connect_timeout = Some(timeout);
         self
@@ -254,7 +254,7 @@ impl ConnectionConfigBuilder {
 
     /// Sets the maximum time that a query, a stream or a ping waits for the server without sending
     /// or receiving a byte. When it expires, the result is [`Error::Timeout`]. Default: none,
-    /// because a query may take long to find its first row.
+    /// because a query may take long to find its first row. 0 is an [`Error::Config`].
     ///
     /// Time in which the stream does not read, because it is paused or its memory is full, does not
     /// count.
@@ -263,8 +263,9 @@ impl ConnectionConfigBuilder {
         self
     }
 
-    /// Sets the `statement_timeout` of the server, in whole milliseconds. The server also counts
-    /// the time during which the stream is not read.
+    /// Sets the `statement_timeout` of the server, in whole milliseconds, from 1 to 2,147,483,647.
+    /// Default: that of the server. The server also counts the time during which the stream is not
+    /// read.
     ///
     /// It is sent as a startup parameter. PgBouncer rejects it, or silently ignores it if it is
     /// listed in `ignore_startup_parameters`. Some poolers and engines (PgCat, PGlite) silently
@@ -286,33 +287,36 @@ impl ConnectionConfigBuilder {
         self.set("keepalives_idle", ceil_seconds(idle))
     }
 
-    /// Sets the time between keepalives, rounded up to seconds.
+    /// Sets the time between keepalives, rounded up to seconds. Default: the operating system's.
     pub fn keepalive_interval(self, interval: Duration) -> Self {
         self.set("keepalives_interval", ceil_seconds(interval))
     }
 
-    /// Sets how many keepalives can be lost before the connection is considered dead.
+    /// Sets how many keepalives can be lost before the connection is considered dead. Default: the
+    /// operating system's.
     pub fn keepalive_count(self, count: u32) -> Self {
         self.set("keepalives_count", count.to_string())
     }
 
-    /// Sets how long sent data can stay unacknowledged, rounded up to milliseconds. It has an
-    /// effect only on systems that support `TCP_USER_TIMEOUT`.
+    /// Sets how long sent data can stay unacknowledged, rounded up to milliseconds. Default:
+    /// the operating system's. It has an effect only on systems that support `TCP_USER_TIMEOUT`.
     pub fn tcp_user_timeout(self, timeout: Duration) -> Self {
         self.set("tcp_user_timeout", timeout.as_nanos().div_ceil(1_000_000).to_string())
     }
 
-    /// Sets whether the session is encrypted and how the server is verified.
+    /// Sets whether the session is encrypted and how the server is verified. Default:
+    /// [`SslMode::Prefer`].
     pub fn ssl_mode(self, mode: SslMode) -> Self {
         self.set("sslmode", mode.as_str())
     }
 
-    /// Sets how encryption is negotiated.
+    /// Sets how encryption is negotiated. Default: [`SslNegotiation::Postgres`].
     pub fn ssl_negotiation(self, negotiation: SslNegotiation) -> Self {
         self.set("sslnegotiation", negotiation.as_str())
     }
 
-    /// Sets whether the login is bound to the encrypted channel.
+    /// Sets whether the login is bound to the encrypted channel. Default:
+    /// [`ChannelBinding::Prefer`].
     pub fn channel_binding(self, binding: ChannelBinding) -> Self {
         self.set("channel_binding", binding.as_str())
     }
@@ -320,23 +324,24 @@ impl ConnectionConfigBuilder {
     /// Sets the accepted authentication methods, for example `scram-sha-256` or `!password,!none`.
     /// The syntax is that of
     /// [`require_auth`](https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-CONNECT-REQUIRE-AUTH)
-    /// of libpq.
+    /// of libpq. Default: all methods.
     pub fn require_auth(self, methods: impl Into<String>) -> Self {
         self.set("require_auth", methods)
     }
 
-    /// Sets which servers are accepted if there are several.
+    /// Sets which servers are accepted. Default: [`TargetSessionAttrs::Any`].
     pub fn target_session_attrs(self, attrs: TargetSessionAttrs) -> Self {
         self.set("target_session_attrs", attrs.as_str())
     }
 
-    /// Sets the order in which several hosts are tried.
+    /// Sets the order in which several hosts are tried. Default: [`LoadBalanceHosts::Disable`].
     pub fn load_balance_hosts(self, order: LoadBalanceHosts) -> Self {
         self.set("load_balance_hosts", order.as_str())
     }
 
     /// Sets the TLS settings. They replace all `ssl...` settings except
-    /// [`ssl_negotiation`](Self::ssl_negotiation). The session is then always encrypted, except
+    /// [`ssl_negotiation`](Self::ssl_negotiation) and the `sslpassword` of the base configuration.
+    /// The session is then always encrypted, except
     /// over a Unix socket.
     pub fn tls(mut self, tls: TlsConfig) -> Self {
         self.client_options.tls = Some(tls);
@@ -350,21 +355,22 @@ impl ConnectionConfigBuilder {
         self
     }
 
-    /// Sets the maximum size of a message from the server, in bytes. Maximum and default: 1 GiB. A
-    /// larger row ends its stream with [`Error::Protocol`] before it is read.
+    /// Sets the maximum size of a message from the server, in bytes: at least 8 KiB. Maximum and
+    /// default: 1 GiB. A larger row ends its stream with [`Error::Protocol`] before it is read.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.client_options.max_message_size = bytes;
         self
     }
 
-    /// Sets the maximum number of SCRAM iterations that a server can request. Default: 100,000,
-    /// about 50 ms of CPU time.
+    /// Sets the maximum number of SCRAM iterations that a server can request, at least 1. Default:
+    /// 100,000, about 50 ms of CPU time.
     pub fn max_scram_iterations(mut self, iterations: u32) -> Self {
         self.client_options.max_scram_iterations = iterations;
         self
     }
 
-    /// Sets the policy for replacing a lost connection.
+    /// Sets the policy for replacing a lost connection. Default: 5 attempts, about
+    /// 1.5 seconds in all.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.client_options.retry = policy;
         self
@@ -372,7 +378,7 @@ impl ConnectionConfigBuilder {
 
     /// Sets the maximum time for stopping a query: the cancel requests and draining together. After
     /// that the connection is closed. It also bounds `FraiseClient::close` and the end of the
-    /// transaction of a parallel query. Default: 2 seconds.
+    /// transaction of a parallel query. Default: 2 seconds. 0 is an [`Error::Config`].
     pub fn cancel_timeout(mut self, timeout: Duration) -> Self {
         self.client_options.cancel_timeout = timeout;
         self

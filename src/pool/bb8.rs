@@ -139,8 +139,9 @@ impl AsRef<PooledClient> for Owned {
 /// Updates the metrics of a pool.
 ///
 /// These are the number of idle and used clients, of callers that wait for one, and of callers
-/// whose wait timed out. `name` is the name of the pool in metrics: `bb8` does not give access to
-/// the manager.
+/// whose wait timed out. `bb8` does not give access to the manager, so `name` is the name of the
+/// pool in metrics: use that of [`Manager::pool_name`], or the gauges and the histograms have
+/// different labels.
 pub fn record(pool: &Pool, name: &str) {
     let state = pool.state();
     let (all, idle) = (state.connections as usize, state.idle_connections as usize);

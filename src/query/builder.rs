@@ -261,7 +261,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Sets the maximum number of rows per chunk. Default: 256.
     ///
     /// A chunk is delivered when it is full, when it reaches 64 KiB, or when no more data is
-    /// available. Rows are never delayed to fill a chunk.
+    /// available. Rows are never delayed to fill a chunk. 0 is an
+    /// [`Error::Config`](crate::Error::Config) when the query is executed.
     pub fn chunk_size(mut self, rows: usize) -> Self {
         self.spec.settings.chunk_size = Some(rows);
         self
@@ -277,13 +278,15 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         self
     }
 
-    /// Sets the minimum adaptive chunk size, in rows. Default: 16.
+    /// Sets the minimum adaptive chunk size, in rows: at least 1, and at most
+    /// [`adaptive_max_size`](Self::adaptive_max_size). Default: 16, or the maximum if that is less.
     pub fn adaptive_min_size(mut self, rows: usize) -> Self {
         self.spec.settings.adaptive_min = Some(rows);
         self
     }
 
-    /// Sets the maximum adaptive chunk size, in rows. Default: 4,096.
+    /// Sets the maximum adaptive chunk size, in rows. Default: 4,096, or the minimum if that is
+    /// more.
     pub fn adaptive_max_size(mut self, rows: usize) -> Self {
         self.spec.settings.adaptive_max = Some(rows);
         self
@@ -295,7 +298,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// stream stops reading, and TCP backpressure stops the server. A row that is larger than the
     /// limit is [`Error::MemoryLimitExceeded`](crate::Error::MemoryLimitExceeded) and is not read.
     ///
-    /// By default the stream buffers at most 1 MiB, or one row if that is larger.
+    /// By default the stream buffers at most 1 MiB, or one row if that is larger. 0 is an
+    /// [`Error::Config`](crate::Error::Config) when the query is executed.
     ///
     /// Rows that the consumer has received are not counted, although a [`RawJson`](crate::RawJson)
     /// or [`RowChunk`](crate::RowChunk) keeps its part of the read buffer in memory.
@@ -305,6 +309,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     }
 
     /// Sets thresholds below the memory limit, as fractions from 0.0 to 1.0. Default: none.
+    ///
+    /// `warn` is at most `fail`, which is above 0.0.
     ///
     /// * Above `warn`, a warning is logged with `tracing`, once per crossing.
     /// * Above `fail`, if it is less than 1.0, the stream ends with
@@ -326,7 +332,10 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// Pauses and the time of a slow consumer count. When the timeout expires, the query is
     /// cancelled on the server, and the stream ends with
-    /// [`Error::Timeout`](crate::Error::Timeout) after the rows already received.
+    /// [`Error::Timeout`](crate::Error::Timeout) after the rows already received. If it expires
+    /// while the client connects or resumes, the error is
+    /// [`Error::Connection`](crate::Error::Connection) with the attempts so far. 0 is an
+    /// [`Error::Config`](crate::Error::Config) when the query is executed.
     ///
     /// The timeout limits the query, not the lifetime of the stream. A stream that is never polled
     /// keeps its client, and its place in a pool, until it is dropped.
@@ -339,7 +348,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// Default: none.
     ///
     /// The time to connect counts; pauses do not. When the timeout expires, the query is cancelled
-    /// on the server, and the result is [`Error::Timeout`](crate::Error::Timeout).
+    /// on the server, and the result is [`Error::Timeout`](crate::Error::Timeout), or
+    /// [`Error::Connection`](crate::Error::Connection) if the client was still connecting. 0 is an
+    /// [`Error::Config`](crate::Error::Config) when the query is executed.
     pub fn first_row_timeout(mut self, timeout: Duration) -> Self {
         self.spec.settings.first_row_timeout = Some(timeout);
         self
@@ -347,7 +358,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
 
     /// Sets the maximum duration of each pause of the stream. Default: none.
     ///
-    /// See [`set_pause_timeout`](crate::QueryStream::set_pause_timeout).
+    /// See [`set_pause_timeout`](crate::QueryStream::set_pause_timeout). 0 is an
+    /// [`Error::Config`](crate::Error::Config) when the query is executed.
     pub fn pause_timeout(mut self, timeout: Duration) -> Self {
         self.spec.settings.pause_timeout = Some(timeout);
         self
@@ -430,7 +442,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     }
 
     /// Sets the expression that divides the rows of a [`parallel`](Self::parallel) query, in raw
-    /// SQL.
+    /// SQL. Without `parallel` it is an [`Error::Config`](crate::Error::Config).
     ///
     /// The rows are divided by the hash of the expression, for example `data->>'id'`. It must
     /// distinguish most rows, must not use parameters, and must not be volatile. Each connection

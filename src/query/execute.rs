@@ -42,7 +42,11 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// * [`Error::InvalidSchema`]: the relation's column is not JSON (nor text, with
     ///   [`json_text`](Self::json_text)).
     /// * [`Error::Timeout`]: `timeout`, `first_row_timeout`, or the configuration's `read_timeout`
-    ///   expired.
+    ///   expired after the client was connected.
+    /// * [`Error::ConnectionClosed`] or [`Error::Io`]: the connection was lost, and the server may
+    ///   have begun the query.
+    /// * [`Error::Cancelled`]: a [`CancelToken`](crate::CancelToken) cancelled the query.
+    /// * [`Error::Protocol`]: the server violated the protocol, or changed `client_encoding`.
     ///
     /// # Cancel safety
     ///
