@@ -66,6 +66,8 @@ const POOL_SIZE: usize = 8;
 const WAIT: Duration = Duration::from_secs(2);
 /// Maximum time until the first row.
 const FIRST_ROW: Duration = Duration::from_secs(30);
+/// Maximum time of a stream, also if its reader reads slowly or not at all.
+const WHOLE: Duration = Duration::from_secs(1800);
 /// Maximum time of a pause, which holds a connection and a snapshot on the server.
 const PAUSE: Duration = Duration::from_secs(600);
 
@@ -154,8 +156,8 @@ async fn open(
     let client = app.pool.get().await.map_err(Failure::Pool)?;
     let query = client
         .query::<RawJson>(&app.view)
-        .adaptive_chunking(true)
         .first_row_timeout(FIRST_ROW)
+        .timeout(WHOLE)
         .pause_timeout(PAUSE);
     tokio::select! {
         rows = more(params.apply(query)).execute() => rows.map_err(Failure::Query),
