@@ -144,6 +144,7 @@ copy_library() {
             !/^(bb8|chrono|deadpool|futures-util|metrics-util|rcgen|rustls|serde|socket2|tempfile|tokio|webpki|x509-cert) =/ { next }
         /^include/ { next }
         /^rcgen/ { sub(/version = "[^"]*"/, "version = \"0.14\"") }
+        /^time/ { sub(/version = "[^"]*"/, "version = \"0.3\"") }
         kept
         END {
             print "[[test]]\nname = \"engines\"\npath = \"tests/engines/main.rs\"\nharness = false"

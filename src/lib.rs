@@ -117,6 +117,16 @@
 //! * **A paused stream keeps its snapshot on the server**, which prevents vacuum from removing dead
 //!   rows: see [`pause`](QueryStream::pause).
 //!
+//! # Guides
+//!
+//! Write `fraiseql-wire = "1.1"`: `cargo add` takes 2.19, an earlier crate of this name. The
+//! example needs `futures-util`, `serde` and `tokio` too. There are [examples], and guides to
+//! [errors] and to [production].
+//!
+//! [examples]: https://github.com/fraiseql/fraiseql-wire/blob/main/examples/README.md
+//! [errors]: https://github.com/fraiseql/fraiseql-wire/blob/main/ERROR_HANDLING_GUIDE.md
+//! [production]: https://github.com/fraiseql/fraiseql-wire/blob/main/PRODUCTION_DEPLOYMENT.md
+//!
 //! # Cargo features
 //!
 //! | Feature | Default | Description |
@@ -126,7 +136,7 @@
 //! | `webpki-roots` | no | Mozilla's root certificates, for `TlsConfigBuilder::webpki_roots` |
 //! | `encrypted-keys` | no | client keys that are encrypted with a password (`sslpassword`) |
 //! | `bb8`, `deadpool` | no | connection pools of these crates, in the module `pool` |
-//! | `chrono`, `rust_decimal`, `time`, `uuid` | no | values of these crates as parameters: see [`ToParam`] |
+//! | `chrono`, `rust_decimal`, `time`, `uuid` | no | values of these crates as parameters: see [`ToParam`]; `time` needs Rust 1.88 |
 //!
 //! Without a TLS feature, `sslmode=prefer` connects unencrypted, and `require` and the stronger
 //! modes are errors.

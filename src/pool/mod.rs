@@ -2,7 +2,7 @@
 //! name:
 //!
 //! ```toml
-//! fraiseql-wire = { version = "1", features = ["deadpool"] }
+//! fraiseql-wire = { version = "1.1", features = ["deadpool"] }
 //! ```
 //!
 //! Your own dependency on `deadpool` or `bb8` is needed only for their other types, such as bb8's

@@ -87,6 +87,7 @@ fn guides_have_at_most_18000_words() {
         "CHANGELOG.md",
         "COMPATIBILITY_POLICY.md",
         "CONTRIBUTING.md",
+        "RELEASE_NOTES.md",
         "docs/API_AUDIT.md",
         "docs/benchmarks-raw.md",
         "docs/error-messages.md",
@@ -221,6 +222,19 @@ fn documents_tell_of_this_version() {
     };
     assert!(newest("CHANGELOG.md", "## [").starts_with(&format!("## [{version}]")));
     assert!(newest("RELEASE_NOTES.md", "# ").ends_with(version));
+    let minor = version.rsplit_once('.').unwrap().0;
+    for (document, said) in [
+        ("README.md", format!("badge/docs.rs-{minor}-")),
+        ("README.md", format!("fraiseql-wire = \"{minor}\"")),
+        ("RELEASE_NOTES.md", format!("fraiseql-wire = \"{minor}\"")),
+        ("COMPATIBILITY_POLICY.md", format!("fraiseql-wire = \"{minor}\"")),
+        ("PRODUCTION_DEPLOYMENT.md", format!("fraiseql-wire = {{ version = \"{minor}\"")),
+        ("src/lib.rs", format!("fraiseql-wire = \"{minor}\"")),
+        ("src/pool/mod.rs", format!("fraiseql-wire = {{ version = \"{minor}\"")),
+        ("docs/API_AUDIT.md", format!("What {version} promises")),
+    ] {
+        assert!(read(document).contains(&said), "{document} does not contain {said:?}");
+    }
 }
 
 /// The cells of a client's row in a table of the benchmarks.
