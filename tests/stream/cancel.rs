@@ -558,6 +558,46 @@ async fn query_hit_by_a_late_cancel_of_an_earlier_one_is_run_again_once() {
     }
 }
 
+/// The rows arrive before the error: in one read, or in more than fit into the read buffer.
+#[tokio::test]
+async fn query_hit_by_a_late_cancel_after_its_rows_is_not_run_again() {
+    let large = format!("\"{}\"", "x".repeat(16 << 10));
+    for rows in [vec!["1"], vec![large.as_str(); 20]] {
+        let (go, wait) = oneshot::channel();
+        let (send_rows, rows_due) = oneshot::channel();
+        let (rows_are_read, error_due) = oneshot::channel();
+        let mut session = scripted::login();
+        session.extend([
+            Step::ExpectQuery,
+            Step::Send(scripted::begun(&["1"])),
+            Step::Wait(wait),
+            Step::Send(cancelled()),
+            Step::ExpectQuery,
+            Step::Send(scripted::begin_json()),
+            Step::Wait(rows_due),
+            Step::Send(rows.iter().flat_map(|value| scripted::row(value)).collect()),
+            Step::Wait(error_due),
+            Step::Send(cancelled()),
+        ]);
+        let request = vec![Step::Expect(scripted::cancel_request()), Step::Signal(go)];
+        let server = Scripted::start(vec![session, request]).await;
+        let client = client_at(server.address);
+        let mut stream = client.query::<Value>("v").execute().await.unwrap();
+        stream.next().await.unwrap().unwrap();
+        stream.cancel().await.unwrap();
+        let mut stream = within(client.query::<RawJson>("v").execute()).await.unwrap();
+        send_rows.send(()).unwrap();
+        for value in &rows {
+            assert_eq!(within(stream.next()).await.unwrap().unwrap().as_str(), *value);
+        }
+        rows_are_read.send(()).unwrap();
+        let error = within(stream.next()).await.unwrap().unwrap_err();
+        assert_eq!(error.sqlstate(), Some(&fraiseql_wire::sqlstate::QUERY_CANCELED), "{error}");
+        drop((stream, client));
+        within(server.done()).await;
+    }
+}
+
 // ---- How a cancel request is sent ----
 
 /// A balancer with two servers gives every other cancel request to the wrong one.

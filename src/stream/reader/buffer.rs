@@ -48,6 +48,8 @@ pub(super) struct ReadBuffer {
     chunk_rows: usize,
     /// The number of rows that may still arrive by the LIMIT of the statement.
     rows_left: u64,
+    /// Whether a row of the stream was enqueued. Its query must not begin again.
+    has_delivered: bool,
     /// The number of bytes that a read waits for.
     threshold: ReadThreshold,
     /// Until when it keeps memory that it had released to another reader.
@@ -75,6 +77,7 @@ impl ReadBuffer {
             memory: None,
             chunk_rows: settings.chunk_rows().0,
             rows_left: settings.row_limit.map_or(u64::MAX, |limit| limit.saturating_sub(rows)),
+            has_delivered: rows > 0,
             threshold: ReadThreshold::new(read_size),
             keeps_until: None,
         }
@@ -93,6 +96,11 @@ impl ReadBuffer {
     /// Returns whether all rows that the statement requests have arrived.
     pub(super) fn is_at_limit(&self) -> bool {
         self.rows_left == 0
+    }
+
+    /// Returns whether no row was received or delivered.
+    pub(super) fn has_no_row(&self) -> bool {
+        self.run.rows == 0 && !self.has_delivered
     }
 
     /// Starts to read another connection.
@@ -114,6 +122,7 @@ impl ReadBuffer {
             // nothing.
             let make = || split_rows(&mut connection.buffer, run, memory);
             self.chunk_rows = producer.push(make).await?;
+            self.has_delivered = true;
             self.rows_left = self.rows_left.saturating_sub(rows);
             if let Some(resume) = resume {
                 resume.next_run();

@@ -192,13 +192,7 @@ impl Reader {
 
     /// Enqueues the rows at the front of the buffer.
     async fn enqueue(&mut self) -> Result<(), Interrupt> {
-        let is_delivery = self.buffer.run.rows > 0;
-        self.buffer.enqueue(&mut self.exchange.connection, &mut self.resume).await?;
-        if is_delivery {
-            // Rows that were delivered must not be delivered again.
-            self.again = None;
-        }
-        Ok(())
+        self.buffer.enqueue(&mut self.exchange.connection, &mut self.resume).await
     }
 
     async fn read_more(&mut self, next: Incomplete) -> Result<(), Interrupt> {
@@ -239,7 +233,7 @@ impl Reader {
 
     /// Returns whether a cancel request for an earlier query cancelled this one.
     fn can_run_again(&self, error: &Error) -> bool {
-        self.again.is_some() && self.buffer.run.rows == 0 && self.exchange.is_late_cancel(error)
+        self.again.is_some() && self.buffer.has_no_row() && self.exchange.is_late_cancel(error)
     }
 
     /// Prepares to run the query once more on the same connection. Returns the request.
