@@ -598,6 +598,41 @@ async fn query_hit_by_a_late_cancel_after_its_rows_is_not_run_again() {
     }
 }
 
+/// The request for rows without the key is hit, after an answer without rows.
+#[tokio::test]
+async fn request_for_rows_without_the_key_hit_by_a_late_cancel_is_run_again() {
+    let (go, wait) = oneshot::channel();
+    let mut session = scripted::login();
+    session.extend([
+        Step::ExpectQuery,
+        Step::Send(scripted::begun(&["1"])),
+        Step::Wait(wait),
+        Step::Send(cancelled()),
+        Step::ExpectQuery,
+        Step::Send(scripted::answer(&[])),
+        Step::ExpectQuery,
+        Step::Send([scripted::begin_json(), cancelled()].concat()),
+    ]);
+    // The text of the request decides, as on a server.
+    let text = Box::new(|parse: &[u8]| {
+        let is_missing_key = parse.windows(7).any(|part| part == b"IS NULL");
+        let rows: &[&str] = if is_missing_key { &["{}"] } else { &[] };
+        scripted::answer(rows)
+    });
+    session.push(Step::Echo(text));
+    let request = vec![Step::Expect(scripted::cancel_request()), Step::Signal(go)];
+    let server = Scripted::start(vec![session, request]).await;
+    let client = client_at(server.address);
+    let mut stream = client.query::<Value>("v").execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    stream.cancel().await.unwrap();
+    let query = client.query::<Value>("v").resume_by(field("id")).resume_after("5");
+    let error = within(query.fetch_all()).await.unwrap_err();
+    assert!(error.to_string().contains("does not have this field"), "{error}");
+    drop((stream, client));
+    within(server.done()).await;
+}
+
 // ---- How a cancel request is sent ----
 
 /// A balancer with two servers gives every other cancel request to the wrong one.

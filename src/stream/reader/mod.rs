@@ -40,7 +40,7 @@ pub(super) struct ReaderTask {
     /// The number of rows that were enqueued before.
     pub(super) rows: u64,
     pub(super) deadlines: Deadlines,
-    /// The request, as long as a late cancel request for an earlier query can cancel it.
+    /// The current request, if a late cancel request for an earlier query can cancel it.
     pub(super) again: Option<Bytes>,
     pub(super) resume: Option<ResumeState>,
     /// The error after which there is nothing to read.
@@ -144,7 +144,11 @@ impl Reader {
                 Ok(()) => {
                     let request = self.resume.as_mut().map(ResumeState::missing_key_request);
                     match request.transpose()?.flatten() {
-                        Some(request) => Some(request),
+                        Some(request) => {
+                            // This is the one that a late cancel request can cancel now.
+                            self.again = self.again.take().map(|_| request.clone());
+                            Some(request)
+                        }
                         None => return Ok(()),
                     }
                 }
