@@ -916,6 +916,34 @@ async fn a_server_error_before_the_end_of_the_connection_is_that_of_its_fetch() 
     server.done().await;
 }
 
+/// The query would end the next session in the same way, for example by a timeout.
+#[tokio::test]
+async fn an_error_that_is_not_retriable_ends_its_fetch_with_the_session() {
+    for (begun, code) in [
+        (scripted::begin_json(), "25P04"),
+        (scripted::begin_json(), "57P04"),
+        // PgBouncer's `query_timeout`.
+        (Vec::new(), "08P01"),
+    ] {
+        let first = script([
+            Step::ExpectQuery,
+            Step::ExpectQuery,
+            Step::Send([begun, scripted::error("FATAL", code, "the session ends")].concat()),
+            Step::Close,
+        ]);
+        let second = script([Step::ExpectQuery, Step::Send(answer(&["2"]))]);
+        let server = Scripted::start(vec![first, second]).await;
+        let client = connect(builder(&server.url())).await;
+        let fetch = || client.query::<u64>("v").fetch_one();
+        let (first, second) = join(fetch(), fetch()).await;
+        let error = first.unwrap_err();
+        assert_eq!(error.sqlstate().map(|code| code.code()), Some(code), "{error}");
+        assert_eq!(second.unwrap(), 2);
+        drop(client);
+        server.done().await;
+    }
+}
+
 /// The error is read, and whether the server has begun the query is not known yet, when another
 /// fetch comes.
 #[tokio::test]

@@ -326,10 +326,12 @@ impl Driver {
                 return self.requests.requeue();
             }
             let losses = sent.losses + 1;
+            // A query that is not retriable would end the next session too.
+            let is_rerun = error.is_retriable() && run.rows == 0 && first.is_none();
             match (reported, lease.pause_before_retry(losses)) {
                 // Prefer the server's error over the end of the connection that followed it.
                 (Some(reported), _) => self.requests.fail(&sent.entry, reported),
-                (None, Ok(Some(pause))) if run.rows == 0 && first.is_none() => {
+                (None, Ok(Some(pause))) if is_rerun => {
                     self.lost = Some(Lost { session, error: error.copy(), pause });
                     self.requests.sent.push_front(Sent { losses, ..sent });
                 }
