@@ -42,11 +42,18 @@ impl<'a> Alone<'a> {
 
     fn unpark(&mut self) -> AloneState {
         match mem::replace(&mut self.state, AloneState::Done) {
-            AloneState::Parked(number) => match self.pipeline.lock().parked.unpark(number) {
-                Some(Unparked::Run(run)) => AloneState::Running(run),
-                Some(Unparked::TakenOver(entry)) => AloneState::TakenOver(entry),
-                None => AloneState::Done,
-            },
+            AloneState::Parked(number) => {
+                // A statement of its own, so that the waker is dropped without the lock.
+                let unparked = self.pipeline.lock().parked.unpark(number);
+                match unparked {
+                    Some(Unparked::Run(run, caller)) => {
+                        drop(caller);
+                        AloneState::Running(run)
+                    }
+                    Some(Unparked::TakenOver(entry)) => AloneState::TakenOver(entry),
+                    None => AloneState::Done,
+                }
+            }
             state => state,
         }
     }
@@ -64,7 +71,7 @@ impl Future for Alone<'_> {
                     }
                     Poll::Ready(interrupted @ Ok(_)) => Box::pin(ready(interrupted)),
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                    Poll::Pending => match self.pipeline.park(run, cx.waker()) {
+                    Poll::Pending => match self.pipeline.park(run, cx.waker().clone()) {
                         Ok(number) => {
                             self.state = AloneState::Parked(number);
                             return Poll::Pending;

@@ -15,6 +15,13 @@ use crate::{
 };
 
 /// A fetch whose answer is read by a task.
+///
+/// The driver reports to the metrics recorder and the `tracing` subscriber of the program under
+/// this lock, in [`with_job`](Self::with_job). Reporting after it would need a copy of the observer
+/// for each request. The only others that acquire it are the caller of this fetch and the fetches
+/// and cancel tokens of the same client. So there is no deadlock unless a recorder or a subscriber
+/// uses the client, or waits for a thread that does. A waker is also cloned under the lock.
+/// Answers, wakers and jobs are dropped without it, because a drop can run any code.
 pub(super) struct Entry(Mutex<EntryState>);
 
 #[derive(Default)]
@@ -104,7 +111,10 @@ impl Entry {
         let mut state = self.lock();
         state.is_ended = true;
         let (job, answer, task) = (state.job.take(), state.answer.take(), state.task.take());
+        // The queue, which may have the last reference, drops it under its own lock.
+        let caller = state.caller.take();
         drop(state);
+        drop(caller);
         // Stops a query that has begun to answer.
         drop(answer);
         if let Some(task) = task {

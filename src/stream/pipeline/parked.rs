@@ -18,7 +18,8 @@ pub(super) struct Parked {
 
 /// What has become of a fetch between two polls.
 pub(super) enum Unparked {
-    Run(Run),
+    /// With the waker, which the caller drops after it has released the lock.
+    Run(Run, Waker),
     /// A task runs it.
     TakenOver(Arc<Entry>),
 }
@@ -33,8 +34,8 @@ impl Parked {
 
     /// Takes a fetch out again.
     pub(super) fn unpark(&mut self, number: u64) -> Option<Unparked> {
-        if let Some((_, run, _)) = self.run.take_if(|(parked, ..)| *parked == number) {
-            return Some(Unparked::Run(run));
+        if let Some((_, run, waker)) = self.run.take_if(|(parked, ..)| *parked == number) {
+            return Some(Unparked::Run(run, waker));
         }
         let at = self.taken_over.iter().position(|(taken, _)| *taken == number)?;
         Some(Unparked::TakenOver(self.taken_over.swap_remove(at).1))

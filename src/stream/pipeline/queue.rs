@@ -23,6 +23,9 @@ use crate::{
 /// The fetches of one client that share its connection.
 #[derive(Debug, Default)]
 pub(crate) struct Pipeline {
+    /// No code of the caller runs under this lock: wakers are cloned before it is acquired, and
+    /// wakers, futures and jobs are dropped after it is released. The locks of entries and of the
+    /// slot may be acquired under it, but not the reverse.
     state: Mutex<PipelineState>,
     /// Wakes the driver.
     pub(super) changed: Notify,
@@ -75,12 +78,12 @@ impl Pipeline {
     }
 
     /// Keeps a fetch until its next poll, unless others need its connection: then it is returned.
-    pub(super) fn park(&self, run: Run, caller: &Waker) -> Result<u64, Run> {
+    pub(super) fn park(&self, run: Run, caller: Waker) -> Result<u64, Run> {
         let mut state = self.lock();
         if state.has_driver {
             return Err(run);
         }
-        Ok(state.parked.park(run, caller.clone()))
+        Ok(state.parked.park(run, caller))
     }
 
     /// Gives the driver a request that was sent before it started, and the connection. The driver
@@ -180,14 +183,70 @@ impl PipelineState {
 
 #[cfg(test)]
 mod tests {
-    use std::task::Waker;
+    use std::{
+        future::{Future, pending},
+        sync::atomic::{AtomicBool, Ordering::Relaxed},
+        task::{Context, Wake, Waker},
+    };
 
     use super::*;
     use crate::{
         config::ConnectionConfig,
         connection::{FetchClaim, Slot},
         error::Error,
+        stream_impl::pipeline::alone::Alone,
     };
+
+    /// A waker whose drop uses the client, as the drop of a task that it owns can.
+    struct UsesClient {
+        pipeline: Arc<Pipeline>,
+        was_locked: Arc<AtomicBool>,
+    }
+
+    impl Wake for UsesClient {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    impl Drop for UsesClient {
+        fn drop(&mut self) {
+            self.was_locked.store(self.pipeline.state.try_lock().is_err(), Relaxed);
+        }
+    }
+
+    /// Passes such a waker to `step`. Returns whether it was dropped while the pipeline was locked.
+    fn drops_waker_under_lock(step: impl FnOnce(&Arc<Pipeline>, Waker)) -> bool {
+        let pipeline = Arc::new(Pipeline::default());
+        let was_locked = Arc::new(AtomicBool::new(false));
+        let (used, is_locked) = (Arc::clone(&pipeline), Arc::clone(&was_locked));
+        step(
+            &pipeline,
+            Waker::from(Arc::new(UsesClient { pipeline: used, was_locked: is_locked })),
+        );
+        was_locked.load(Relaxed)
+    }
+
+    #[test]
+    fn the_waker_of_a_parked_fetch_is_dropped_without_the_lock() {
+        assert!(!drops_waker_under_lock(|pipeline, waker| {
+            let mut fetch = Box::pin(Alone::new(pipeline, Box::pin(pending())));
+            assert!(fetch.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            drop(waker);
+            drop(fetch);
+        }));
+    }
+
+    #[test]
+    fn the_waker_of_an_abandoned_fetch_is_dropped_without_the_lock() {
+        assert!(!drops_waker_under_lock(|pipeline, waker| {
+            let config = ConnectionConfig::parse("postgres://h/d").unwrap();
+            let slot = Arc::new(Slot::new(config)).handle();
+            let entry = Arc::new(Entry::taken_over(waker));
+            pipeline.enqueue(&slot, Arc::clone(&entry)).unwrap();
+            entry.abandon();
+            drop(entry);
+            assert!(pipeline.finish(&slot));
+        }));
+    }
 
     fn entry() -> Arc<Entry> {
         Arc::new(Entry::taken_over(Waker::noop().clone()))
