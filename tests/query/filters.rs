@@ -859,6 +859,13 @@ async fn misuse_is_an_error_that_names_it() {
         (Field::column("").eq(1), "column"),
         (Field::column("x".repeat(64)).eq(1), "63 bytes"),
         (field("a").l2_distance([], 1.0), "empty"),
+        // Postgres sorts NaN after every number, so every row would match.
+        (field("a").l2_distance([1.0], f64::NAN), "NaN"),
+        (field("a").cosine_distance([1.0], f64::NAN), "NaN"),
+        (field("a").inner_product([1.0], f64::NAN), "NaN"),
+        (field("a").l1_distance([1.0], f64::NAN), "NaN"),
+        (field("a").hamming_distance("01", f64::NAN), "NaN"),
+        (field("a").jaccard_distance("01", f64::NAN), "NaN"),
         (field("a").hamming_distance("012", 1.0), "0 and 1"),
     ] {
         let error = client.query::<Value>("v_one").filter(filter).execute().await.unwrap_err();

@@ -41,7 +41,8 @@ impl DistanceMetric {
 /// These operators need the extension [`vector`](https://github.com/pgvector/pgvector). They apply
 /// to arrays of numbers of the same length as the given vector. `hamming_distance` and
 /// `jaccard_distance` apply to strings of `0` and `1` of the same length as the given one. For any
-/// other field, the result is unknown. Columns must be of type `vector` or `bit`.
+/// other field, the result is unknown. Columns must be of type `vector` or `bit`. A threshold of
+/// NaN is an error.
 ///
 /// | operator | SQL, where `a` is `CASE WHEN ... THEN ("data"->'a')::text::vector END` |
 /// |---|---|
@@ -99,7 +100,7 @@ impl Field {
         }
         let texts: Vec<_> = numbers.iter().map(f32::to_string).collect();
         let vector = format!("[{}]", texts.join(","));
-        Filter::leaf(self, Distance { metric, vector, size: numbers.len(), below })
+        self.within(Distance { metric, vector, size: numbers.len(), below })
     }
 
     fn bit_distance(self, metric: DistanceMetric, bits: &str, below: f64) -> Filter {
@@ -108,7 +109,15 @@ impl Field {
             return Filter::invalid(self, message);
         }
         let vector = bits.to_owned();
-        Filter::leaf(self, Distance { metric, vector, size: bits.len(), below })
+        self.within(Distance { metric, vector, size: bits.len(), below })
+    }
+
+    fn within(self, distance: Distance) -> Filter {
+        // Postgres sorts NaN after every number, so every distance would be less.
+        if distance.below.is_nan() {
+            return Filter::invalid(self, "the threshold of a distance is NaN");
+        }
+        Filter::leaf(self, distance)
     }
 }
 
