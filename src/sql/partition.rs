@@ -1,7 +1,7 @@
 //! The SQL of parallel queries: several sessions each read one partition of the rows, in one
 //! snapshot.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use super::{field::literal, ident::quote_relation, placeholders::highest_parameter};
 use crate::error::{Error, Result};
@@ -42,6 +42,14 @@ pub(crate) const CTID_HINT: &str = "parallel() splits a table by ctid, which req
 
 /// Separates the fields of a response.
 const SEPARATOR: char = '\u{1f}';
+
+/// The maximum number of tables of a relation. It bounds the work that a malicious server can
+/// cause. A session of Postgres with default settings cannot lock as many.
+const MAX_TABLES: usize = 100_000;
+
+/// The maximum length of a snapshot's name, which is sent on each connection. Those of Postgres
+/// have at most 28 bytes.
+const MAX_SNAPSHOT_NAME: usize = 256;
 
 /// Selects the relations that this session has locked, which include all that its query reads:
 /// `LOCK TABLE` locks tables, their children and the tables of views, and planning a query locks
@@ -106,7 +114,7 @@ pub(crate) struct RelationInfo {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ExportedSnapshot {
     snapshot: String,
-    /// The number of blocks of the relation, or of each of its tables.
+    /// The number of blocks of the relation, or of each of its tables, in ascending order.
     blocks: Vec<u64>,
 }
 
@@ -148,7 +156,7 @@ impl RelationInfo {
     ///
     /// [`Error::Config`]: the relation cannot be split.
     pub(crate) fn parse(entity: &str, answer: &str, by_blocks: bool) -> Result<Self> {
-        let fields: Vec<_> = answer.split(SEPARATOR).collect();
+        let fields: Vec<_> = answer.splitn(5, SEPARATOR).collect();
         let [kind, lock_timeout, has_citus, refused] = fields[..] else {
             return Err(malformed_answer());
         };
@@ -331,11 +339,18 @@ impl ExportedSnapshot {
             return Err(not_in_snapshot(refused));
         }
         // The field is missing if the relation has no tables.
-        let blocks = fields.next().unwrap_or_default().split_whitespace();
+        let blocks = fields.next().unwrap_or_default();
+        if snapshot.len() > MAX_SNAPSHOT_NAME || blocks.len() > MAX_TABLES * "4294967295 ".len() {
+            return Err(malformed_answer());
+        }
         // Block numbers have 32 bits.
-        let blocks =
-            blocks.map(|b| b.parse().map(|b: u32| b.into()).map_err(|_| malformed_answer()));
-        Ok(Self { snapshot: snapshot.to_owned(), blocks: blocks.collect::<Result<_>>()? })
+        let block = |b: &str| b.parse().map(|b: u32| b.into()).map_err(|_| malformed_answer());
+        let mut blocks = blocks.split_whitespace().map(block).collect::<Result<Vec<_>>>()?;
+        if blocks.len() > MAX_TABLES {
+            return Err(malformed_answer());
+        }
+        blocks.sort_unstable();
+        Ok(Self { snapshot: snapshot.to_owned(), blocks })
     }
 
     /// Splits the rows by blocks. The ranges are the same for each table, and each range contains
@@ -343,27 +358,25 @@ impl ExportedSnapshot {
     /// many small ones.
     pub(crate) fn split_by_blocks(&self, parts: usize) -> Vec<Partition> {
         let total: u64 = self.blocks.iter().sum();
-        let before = |block: u64| self.blocks.iter().map(|blocks| block.min(*blocks)).sum::<u64>();
-        let start = |part: usize| {
-            let wanted = (u128::from(total) * part as u128).div_ceil(parts as u128);
-            // Find the first block number with `wanted` blocks before it.
-            let (mut low, mut high) = (0, self.blocks.iter().copied().max().unwrap_or(0));
-            while low < high {
-                let middle = low + (high - low) / 2;
-                if u128::from(before(middle)) >= wanted {
-                    high = middle;
-                } else {
-                    low = middle + 1;
-                }
+        // All tables together have `before` blocks in front of block `reached`. `larger` of them
+        // have further blocks.
+        let mut tables = self.blocks.iter().copied().peekable();
+        let (mut reached, mut before, mut larger) = (0, 0, self.blocks.len() as u64);
+        // The first block that has the blocks of all earlier parts in front of it.
+        let mut start = |part: usize| {
+            let wanted = (total * part as u64).div_ceil(parts as u64);
+            while let Some(end) = tables.next_if(|end| before + (end - reached) * larger < wanted) {
+                before += (end - reached) * larger;
+                (reached, larger) = (end, larger - 1);
             }
-            low
+            reached + (wanted - before).div_ceil(larger.max(1))
         };
-        (0..parts)
-            .map(|part| Partition::Blocks {
-                from: start(part),
-                to: (part + 1 < parts).then(|| start(part + 1)),
-            })
-            .collect()
+        let mut from = 0;
+        let parts = (0..parts).map(|part| {
+            let to = (part + 1 < parts).then(|| start(part + 1));
+            Partition::Blocks { from: mem::replace(&mut from, to.unwrap_or_default()), to }
+        });
+        parts.collect()
     }
 }
 
@@ -374,9 +387,12 @@ impl SessionView {
     ///
     /// [`Error::Config`]: the snapshot does not cover a relation that the session's plan reads.
     pub(crate) fn parse(answer: &str) -> Result<Self> {
-        let fields: Vec<String> = answer.split(SEPARATOR).map(str::to_owned).collect();
+        // One more than expected, so that too many are noticed but not copied one by one.
+        let expected = COMPARED_STATE.len() + 2;
+        let fields = answer.splitn(expected + 1, SEPARATOR).map(str::to_owned);
+        let fields: Vec<String> = fields.collect();
         match fields.get(1) {
-            Some(refused) if fields.len() == COMPARED_STATE.len() + 2 => match refused.as_str() {
+            Some(refused) if fields.len() == expected => match refused.as_str() {
                 "" => Ok(Self(fields)),
                 refused => Err(not_in_snapshot(refused)),
             },
@@ -449,7 +465,9 @@ mod tests {
     use super::*;
 
     fn split(blocks: &[u64], parts: usize) -> Vec<(u64, Option<u64>)> {
-        let exported = ExportedSnapshot { snapshot: String::new(), blocks: blocks.to_vec() };
+        let mut blocks = blocks.to_vec();
+        blocks.sort_unstable();
+        let exported = ExportedSnapshot { snapshot: String::new(), blocks };
         let range = |part| match part {
             Partition::Blocks { from, to } => (from, to),
             Partition::Hash { .. } => panic!("{part:?}"),
@@ -558,12 +576,26 @@ mod tests {
     #[test]
     fn exported_snapshot_is_parsed_with_the_blocks_of_its_tables() {
         let read = |blocks: &str| ExportedSnapshot::parse(&format!("3-1B-1\u{1f}{blocks}"));
-        assert_eq!(read("\u{1f}7 0 12").unwrap().blocks, [7, 0, 12]);
+        assert_eq!(read("\u{1f}7 0 12").unwrap().blocks, [0, 7, 12]);
         assert_eq!(read("").unwrap().blocks, [0; 0]);
         assert!(read("\u{1f}x").is_err());
         // More blocks than a table can have. Their sum would overflow.
         assert!(read("\u{1f}18446744073709551615 1").is_err());
         assert!(read("the Citus table t").unwrap_err().to_string().contains("the Citus table t"));
         assert!(ExportedSnapshot::parse("").is_err());
+    }
+
+    #[test]
+    fn exported_snapshot_of_a_malicious_server_is_bounded() {
+        let with = |snapshot: &str, tables: usize| {
+            let blocks = vec!["4294967295"; tables].join(" ");
+            ExportedSnapshot::parse(&format!("{snapshot}\u{1f}\u{1f}{blocks}"))
+        };
+        assert_eq!(with("3-1B-1", MAX_TABLES).unwrap().split_by_blocks(64).len(), 64);
+        assert!(with("3-1B-1", MAX_TABLES + 1).is_err());
+        assert!(with(&"3".repeat(MAX_SNAPSHOT_NAME + 1), 1).is_err());
+        // The numbers are valid and few, but their text is long.
+        let blocks = " ".repeat(12 * MAX_TABLES);
+        assert!(ExportedSnapshot::parse(&format!("3-1B-1\u{1f}\u{1f}1{blocks}1")).is_err());
     }
 }
