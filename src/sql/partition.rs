@@ -4,7 +4,7 @@
 use std::{mem, time::Duration};
 
 use super::{field::literal, ident::quote_relation, placeholders::highest_parameter};
-use crate::error::{Error, Result};
+use crate::error::{Error, OneLine, Result};
 
 /// The rows that one session reads. Together, the partitions contain each row exactly once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -312,6 +312,7 @@ impl RelationInfo {
 const SQL_SEPARATOR: &str = "pg_catalog.chr(31)";
 
 fn not_in_snapshot(what: &str) -> Error {
+    let what = OneLine::name(what);
     Error::config(format!(
         "parallel() cannot read {what}: the snapshot that the connections share does not cover it, \
          so they could see different rows, even with partition_by(); remove parallel()"
@@ -597,5 +598,19 @@ mod tests {
         // The numbers are valid and few, but their text is long.
         let blocks = " ".repeat(12 * MAX_TABLES);
         assert!(ExportedSnapshot::parse(&format!("3-1B-1\u{1f}\u{1f}1{blocks}1")).is_err());
+    }
+
+    #[test]
+    fn table_name_in_an_error_is_shown_on_one_line() {
+        let name = format!("the foreign table a\u{1b}[2K\n\u{202e}{}", "b".repeat(1000));
+        let fields = ["f", &name].into_iter().chain(vec!["x"; COMPARED_STATE.len()]);
+        let view = fields.collect::<Vec<_>>().join("\u{1f}");
+        for error in [
+            ExportedSnapshot::parse(&format!("3-1B-1\u{1f}{name}")).unwrap_err().to_string(),
+            SessionView::parse(&view).unwrap_err().to_string(),
+        ] {
+            assert!(error.contains("the foreign table a [2K bbb"), "{error}");
+            assert!(error.len() < 600, "{error}");
+        }
     }
 }
