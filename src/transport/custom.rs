@@ -27,9 +27,20 @@ impl CustomStream {
     fn stream(&mut self) -> Pin<&mut dyn ByteStream> {
         Pin::new(self.0.get_mut().unwrap_or_else(PoisonError::into_inner).as_mut())
     }
+
+    /// Writes at least one byte. A stream that accepts none will never accept any, but TLS would
+    /// wait for it.
+    fn write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match self.stream().poll_write(cx, bytes) {
+            Poll::Ready(Ok(0)) if !bytes.is_empty() => {
+                Poll::Ready(Err(io::ErrorKind::WriteZero.into()))
+            }
+            written => written,
+        }
+    }
 }
 
-/// Writes as much as a stream accepts without waiting.
+/// Writes as much as a stream accepts without waiting, and at least one byte.
 pub(crate) trait TryWrite {
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize>;
 }
@@ -44,7 +55,7 @@ impl TryWrite for TcpStream {
 impl TryWrite for CustomStream {
     fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let cx = &mut Context::from_waker(Waker::noop());
-        match self.stream().poll_write(cx, bytes) {
+        match self.write(cx, bytes) {
             Poll::Ready(written) => {
                 let written = written?;
                 // As far as it is possible now.
@@ -72,7 +83,7 @@ impl AsyncWrite for CustomStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().stream().poll_write(cx, buf)
+        self.get_mut().write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,10 +1,15 @@
 //! Handshakes with a rustls server, and files made by rcgen and the openssl command.
 
 use std::{
-    fmt,
+    fmt, io,
     path::{Path, PathBuf},
+    pin::Pin,
     process::Command,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll},
 };
 
 use rcgen::{
@@ -20,7 +25,7 @@ use rustls::{
     version::{TLS12, TLS13},
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
     net::{TcpListener, TcpStream},
 };
 use x509_cert::certificate::Version;
@@ -30,7 +35,9 @@ use super::{
     channel_binding,
     connector::{ALPN, TlsConnector, provider, sni},
     error::tls_error,
-    paths, roots, trust,
+    paths, roots,
+    stream::TlsStream,
+    trust,
     verify::Verifier,
 };
 use crate::{
@@ -45,7 +52,7 @@ use crate::{
         },
     },
     error::{Error, Result},
-    transport::TlsInfo,
+    transport::{TlsInfo, custom::CustomStream},
 };
 
 struct Ca {
@@ -242,6 +249,83 @@ async fn valid_certificate_is_accepted_and_tls_info_reported() {
     let info = server.accepts(trusting(&ca), "db.example").await;
     assert_eq!(info.version, "TLSv1.2");
     assert!(info.cipher.starts_with("TLS_ECDHE_ECDSA_WITH_"), "{info:?}");
+}
+
+/// A connector's stream that accepts no more bytes once its peer is gone.
+struct FullAfterPeer {
+    tcp: TcpStream,
+    is_peer_gone: Arc<AtomicBool>,
+    writes: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for FullAfterPeer {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for FullAfterPeer {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if !self.is_peer_gone.load(Relaxed) {
+            return Pin::new(&mut self.tcp).poll_write(cx, buf);
+        }
+        // A panic instead of an endless loop.
+        assert!(self.writes.fetch_add(1, Relaxed) < 100, "the write is repeated forever");
+        Poll::Ready(Ok(0))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
+/// Returns a TLS stream that accepts no bytes, and the counter of its writes.
+async fn full_stream() -> (TlsStream<CustomStream>, Arc<AtomicUsize>) {
+    let ca = Ca::new("CA");
+    let server = Server::new(&ca.issue(named(&["db"])));
+    let tls = trusting(&ca).build().unwrap();
+    let connector = TlsConnector::new(tls.settings(), Some("db")).unwrap();
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server.config()));
+    let accepting = async { acceptor.accept(listener.accept().await.unwrap().0).await };
+    let (is_peer_gone, writes) = (Arc::<AtomicBool>::default(), Arc::default());
+    let stream =
+        FullAfterPeer { tcp, is_peer_gone: Arc::clone(&is_peer_gone), writes: Arc::clone(&writes) };
+    let stream = CustomStream::new(Box::new(stream));
+    let (peer, stream) = tokio::join!(accepting, connector.connect(stream, false));
+    drop(peer.unwrap());
+    is_peer_gone.store(true, Relaxed);
+    (stream.unwrap(), writes)
+}
+
+/// The last message is sent in `Drop`.
+#[tokio::test]
+async fn last_message_fails_if_the_stream_accepts_no_bytes() {
+    let (mut stream, writes) = full_stream().await;
+    let error = stream.try_write_last(b"X").unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WriteZero);
+    assert_eq!(writes.load(Relaxed), 1);
+}
+
+/// More bytes than TLS buffers, so it waits for the stream.
+#[tokio::test]
+async fn large_message_fails_if_the_stream_accepts_no_bytes() {
+    let (mut stream, _) = full_stream().await;
+    let error = stream.write_all(&[0; 1 << 20]).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::WriteZero);
 }
 
 #[tokio::test]
