@@ -12,6 +12,7 @@ use super::{
     scram_cache::ScramCache,
     socket::SocketSettings,
     statements_lost::StatementsLost,
+    system_user::SystemUser,
     tls::{TlsConfig, TlsSettings},
 };
 use crate::{
@@ -90,6 +91,8 @@ pub struct ConnectionConfig {
     pub(crate) scram_cache: ScramCache,
     /// Shared by all copies: see [`StatementsLost`].
     pub(crate) statements_lost: StatementsLost,
+    /// Used if no user is set.
+    pub(super) system_user: SystemUser,
     pub(crate) client_options: ClientOptions,
 }
 
@@ -151,15 +154,18 @@ impl ConnectionConfig {
     pub(crate) fn user_name(&self) -> Result<String> {
         match self.values.non_empty("user") {
             Some(user) => Ok(user.to_owned()),
-            None => whoami::username().map_err(|e| {
-                let e = std::io::Error::from(e);
-                Error::unreadable("the name of the operating system's user", e).unwrap_or_else(|e| {
-                    Error::config(format!(
-                        "user is not set, and the operating system does not report a name ({e}): \
-                         set user in the connection string"
-                    ))
+            None => {
+                let name = self.system_user.get(|| Ok(whoami::username()?));
+                name.map(str::to_owned).map_err(|e| {
+                    let what = "the name of the operating system's user";
+                    Error::unreadable(what, e).unwrap_or_else(|e| {
+                        Error::config(format!(
+                            "user is not set, and the operating system does not report a name \
+                             ({e}): set user in the connection string"
+                        ))
+                    })
                 })
-            }),
+            }
         }
     }
 
@@ -359,6 +365,18 @@ impl fmt::Display for ConnectionConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The span of each query contains the database.
+    #[test]
+    fn system_user_is_not_looked_up_again() {
+        let config = ConnectionConfig::builder().host("h").user("").database("").build().unwrap();
+        config.system_user.get(|| Ok("looked up before".to_owned())).unwrap();
+        for config in [config.clone(), config] {
+            assert_eq!(config.user().as_deref(), Some("looked up before"));
+            assert_eq!(config.database().as_deref(), Some("looked up before"));
+            assert_eq!(config.user_name().unwrap(), "looked up before");
+        }
+    }
 
     #[test]
     fn display_shows_untrusted_names_on_one_line() {

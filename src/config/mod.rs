@@ -21,6 +21,7 @@ mod scram_cache;
 mod service;
 mod socket;
 mod statements_lost;
+mod system_user;
 pub(crate) mod tls;
 
 pub use self::{

@@ -21,6 +21,7 @@ use super::{
     service,
     socket::SocketSettings,
     statements_lost::StatementsLost,
+    system_user::SystemUser,
     tls::{self, KeyPassword, TlsConfig, TlsSettings},
 };
 use crate::{
@@ -121,6 +122,7 @@ impl ConnectionConfig {
             scram_server_key: scram_key(&values, "scram_server_key")?,
             scram_cache: ScramCache::default(),
             statements_lost: StatementsLost::default(),
+            system_user: SystemUser::default(),
             client_options,
             values,
         })
