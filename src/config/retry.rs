@@ -13,6 +13,7 @@ use std::time::Duration;
 /// The first connection of a client is never retried, so that a wrong configuration is reported
 /// immediately. In a pool of `deadpool`, that is the first connection of the pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "a policy does nothing until it is passed to a configuration"]
 pub struct RetryPolicy {
     pub(crate) max_attempts: u32,
     pub(crate) initial_backoff: Duration,
@@ -26,19 +27,16 @@ impl RetryPolicy {
     }
 
     /// Sets the maximum number of attempts, at least 1. Default: 5.
-    #[must_use]
     pub fn max_attempts(self, attempts: u32) -> Self {
         Self { max_attempts: attempts.max(1), ..self }
     }
 
     /// Sets the upper bound of the first pause. Default: 100 ms.
-    #[must_use]
     pub fn initial_backoff(self, backoff: Duration) -> Self {
         Self { initial_backoff: backoff, ..self }
     }
 
     /// Sets the upper bound of each pause. Default: 2 s.
-    #[must_use]
     pub fn max_backoff(self, backoff: Duration) -> Self {
         Self { max_backoff: backoff, ..self }
     }

@@ -82,6 +82,7 @@ pub type PoolError = bb8::RunError<Error>;
 /// }
 /// ```
 #[derive(Debug)]
+#[must_use = "a manager does nothing until a pool is built with it"]
 pub struct Manager {
     config: ConnectionConfig,
     name: Arc<str>,
@@ -94,7 +95,6 @@ impl Manager {
     }
 
     /// Sets the name of the pool in metrics. Default: the server and the database.
-    #[must_use]
     pub fn pool_name(self, name: &str) -> Self {
         Self { name: name.into(), ..self }
     }

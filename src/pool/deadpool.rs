@@ -76,6 +76,7 @@ pub fn builder(config: ConnectionConfig) -> managed::PoolBuilder<Manager> {
 /// [`RetryPolicy`](crate::RetryPolicy): by default five attempts within about 1.5 s. The pool's
 /// `create_timeout` limits all attempts together; `wait_timeout` does not include them.
 #[derive(Debug)]
+#[must_use = "a manager does nothing until a pool is built with it"]
 pub struct Manager {
     config: ConnectionConfig,
     name: Arc<str>,
@@ -89,7 +90,6 @@ impl Manager {
     }
 
     /// Sets the name of the pool in metrics. Default: the server and the database.
-    #[must_use]
     pub fn pool_name(self, name: &str) -> Self {
         Self { name: name.into(), ..self }
     }

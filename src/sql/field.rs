@@ -14,6 +14,7 @@ const MAX_KEYS: usize = 256;
 /// No document makes an operator fail. [`Filter`](crate::Filter#columns-of-type-json) lists the
 /// exceptions for columns of type `json` (not `jsonb`).
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "a field does nothing until an operator is applied"]
 pub struct Field {
     pub(super) place: Place,
     /// The text search configuration.
@@ -62,7 +63,6 @@ impl Field {
     /// Sets the language of full-text search: a text search configuration such as `english`.
     ///
     /// Default: `simple`. The name is sent as a literal in the SQL text.
-    #[must_use]
     pub fn language(mut self, configuration: impl Into<String>) -> Self {
         self.language = Some(configuration.into());
         self

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 /// An index on `t ((("data"->'total')))` serves this order; with `collate`, an index on
 /// `t ((("data"->>'name') collate "C"))`.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use = "a sort order does nothing until it is passed to a query"]
 pub struct OrderBy {
     field: Field,
     descending: bool,
@@ -67,19 +68,16 @@ impl OrderBy {
     /// `"app"."a.b"`. Outside quotes, a dot separates the schema from the name. If a character set
     /// follows the dot, it is a part of the name, as in the operating system's collations:
     /// `C.UTF-8`, `de_DE.iso88591`.
-    #[must_use]
     pub fn collate(self, collation: impl Into<String>) -> Self {
         Self { collation: Some(collation.into()), ..self }
     }
 
     /// Puts rows without the field first.
-    #[must_use]
     pub fn nulls_first(self) -> Self {
         Self { nulls: Some("FIRST"), ..self }
     }
 
     /// Puts rows without the field last.
-    #[must_use]
     pub fn nulls_last(self) -> Self {
         Self { nulls: Some("LAST"), ..self }
     }

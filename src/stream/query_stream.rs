@@ -77,6 +77,7 @@ use crate::{
 /// # Ok(())
 /// # }
 /// ```
+#[must_use = "dropping a stream cancels its query"]
 pub struct QueryStream<T> {
     consumer: Consumer,
     /// The chunk whose rows are being returned.

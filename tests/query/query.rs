@@ -113,7 +113,7 @@ async fn entity_name_cannot_inject_and_is_used_as_written() {
     let error = refused(&client, "\"v_one; drop table victim\"").await;
     assert_eq!(error.sqlstate(), Some(&sqlstate::UNDEFINED_TABLE));
     assert_eq!(client.backend_pid(), pid);
-    client.query::<Value>("victim").execute().await.unwrap();
+    drop(client.query::<Value>("victim").execute().await.unwrap());
 }
 
 #[tokio::test]

@@ -192,6 +192,44 @@ fn invariants_of_the_architecture_hold() {
     }
 }
 
+/// Returns the public types of a file with a method that consumes the value and returns it changed.
+fn builders(code: &str) -> BTreeSet<String> {
+    let mut builders = BTreeSet::new();
+    for block in code.split("\nimpl").skip(1) {
+        let head = block.split('{').next().unwrap();
+        let ty = head.rsplit(" for ").next().unwrap().trim_start_matches(|c| c != ' ').trim();
+        let name = ty.split(['<', ' ']).next().unwrap();
+        let is_builder = block.split("    pub fn ").skip(1).any(|method| {
+            let signature = method.split('{').next().unwrap();
+            let mut arguments = signature.split(['(', ',', ')']).map(str::trim);
+            let takes_self = arguments.any(|a| matches!(a, "self" | "mut self"));
+            takes_self && signature.contains("-> Self")
+        });
+        if is_builder && code.contains(&format!("pub struct {name}")) {
+            builders.insert(name.to_owned());
+        }
+    }
+    builders
+}
+
+#[test]
+fn builders_and_streams_must_be_used() {
+    let mut found = 0;
+    for (file, code) in sources() {
+        let mut types = builders(&code);
+        // Dropping it cancels a query.
+        types.extend((file == "stream/query_stream").then(|| "QueryStream".to_owned()));
+        for ty in types {
+            found += 1;
+            let before = code.split(&format!("pub struct {ty}")).next().unwrap();
+            let attributes = before.lines().rev().take_while(|l| l.starts_with("#["));
+            let must_use = attributes.into_iter().any(|l| l.starts_with("#[must_use"));
+            assert!(must_use, "src/{file}.rs: {ty} is not #[must_use]");
+        }
+    }
+    assert!(found >= 9, "only {found} builders were found");
+}
+
 #[test]
 fn every_dependency_has_a_reason() {
     let manifest = read("Cargo.toml");
@@ -213,7 +251,7 @@ fn every_dependency_has_a_reason() {
 /// Returns the paths in `use` lines, each relative to a module: `["super", "host", "Target"]`.
 fn use_paths(code: &str) -> Vec<Vec<String>> {
     let mut paths = Vec::new();
-    for statement in code.split("use ").skip(1) {
+    for statement in code.replace("must_use ", "").split("use ").skip(1) {
         let statement = statement.split(';').next().unwrap();
         // The path before each open brace, and what has been read of the current one.
         let (mut outer, mut path) = (Vec::<Vec<String>>::new(), Vec::<String>::new());
