@@ -79,6 +79,15 @@ pub(super) struct Planned {
     pub(super) execute: Bytes,
 }
 
+/// The sessions that begin a query together.
+struct Sessions<'a> {
+    slot: &'a SlotHandle,
+    /// That of the client.
+    first: &'a mut Connection,
+    others: &'a mut [Connection],
+    running: &'a QuerySession,
+}
+
 /// Why a query could not begin.
 pub(super) struct BeginError {
     pub(super) error: Error,
@@ -111,7 +120,8 @@ impl Parallel<'_> {
         running: &QuerySession,
     ) -> Result<Planned, BeginError> {
         let (relation, mut others) = self.open(slot, first, running).await?;
-        match self.bring_together(relation, slot, first, &mut others, running).await {
+        let mut sessions = Sessions { slot, first, others: &mut others, running };
+        match self.bring_together(relation, &mut sessions).await {
             Ok(execute) => Ok(Planned { others, execute }),
             Err(error) => {
                 // A pooler would close the server's connection if its client left it in a
@@ -170,10 +180,7 @@ impl Parallel<'_> {
     async fn bring_together(
         &self,
         mut relation: RelationInfo,
-        slot: &SlotHandle,
-        first: &mut Connection,
-        others: &mut [Connection],
-        running: &QuerySession,
+        sessions: &mut Sessions<'_>,
     ) -> Result<Bytes> {
         let began = Instant::now();
         let mut contended = None;
@@ -181,15 +188,15 @@ impl Parallel<'_> {
             since.zip(limit).is_some_and(|(since, limit)| since.elapsed() >= limit)
         };
         loop {
-            self.begin_transactions(slot, first, others, running).await?;
-            match self.attempt(&relation, first, others, running).await {
+            self.begin_transactions(sessions).await?;
+            match self.attempt(&relation, sessions).await {
                 Ok(execute) => return Ok(execute),
                 Err(Obstacle::Failed(error)) => return Err(error),
                 Err(Obstacle::Denied(error)) if !relation.is_lockable => return Err(error),
                 Err(Obstacle::Denied(_)) => relation.is_lockable = false,
                 Err(Obstacle::Locked(error)) => {
                     // A single query would have received no message since then.
-                    let silence = first.limits.read_timeout;
+                    let silence = sessions.first.limits.read_timeout;
                     if let Some(after) = silence.filter(|_| is_over(Some(began), silence)) {
                         return Err(Error::Timeout { phase: TimeoutPhase::Read, after });
                     }
@@ -215,17 +222,15 @@ impl Parallel<'_> {
 
     /// Begins a transaction on each session, without a lock or a snapshot. After that, each has a
     /// connection to the server even through a pooler. Waiting for one blocks no other session.
-    async fn begin_transactions(
-        &self,
-        slot: &SlotHandle,
-        first: &mut Connection,
-        others: &mut [Connection],
-        running: &QuerySession,
-    ) -> Result<()> {
+    async fn begin_transactions(&self, sessions: &mut Sessions<'_>) -> Result<()> {
+        let Sessions { slot, first, others, running } = sessions;
         let begun = AtomicUsize::new(0);
         let after = slot.config().connect_timeout().unwrap_or(BEGIN_TIMEOUT);
-        let beginning =
-            join_all(once(first).chain(others).map(|session| begin(session, &begun, running)));
+        let beginning = join_all(
+            once(&mut **first)
+                .chain(others.iter_mut())
+                .map(|session| begin(session, &begun, running)),
+        );
         let beginning = timeout(after, beginning).await.map_err(|_| {
             debug!(
                 target: TARGET,
@@ -242,10 +247,9 @@ impl Parallel<'_> {
     async fn attempt(
         &self,
         relation: &RelationInfo,
-        first: &mut Connection,
-        others: &mut [Connection],
-        running: &QuerySession,
+        sessions: &mut Sessions<'_>,
     ) -> Result<Bytes, Obstacle> {
+        let Sessions { first, others, running, .. } = sessions;
         let lock = relation.lock_and_export(LOCK_WAIT, BRIEF_LOCK_WAIT)?;
         let exported = first.transact(simple(&[&lock])?, 1, running).await;
         let exported = exported.map_err(|error| match error.sqlstate() {

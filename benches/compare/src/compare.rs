@@ -73,6 +73,7 @@ pub fn run(rounds: usize, earlier: &Path) {
     let cluster = serve(&COMPARED);
     let mut text = machine(rounds);
     for (scene, is_replay, threads) in SCENES {
+        let turns = Turns { server: cluster.port(), is_replay, threads, rounds, earlier };
         let mut charts = Vec::new();
         for data in &COMPARED {
             // A second thread changes little, except for small rows.
@@ -86,8 +87,7 @@ pub fn run(rounds: usize, earlier: &Path) {
                 }
                 let title = format!("{scene}: {} × {}, {group}", data.rows, data.table);
                 eprintln!("{title}");
-                let costs =
-                    turns(clients, data, cluster.port(), is_replay, threads, rounds, earlier);
+                let costs = turns.measure(clients, data);
                 writeln!(text, "#### {title}\n\n{}", table(clients, &costs)).unwrap();
                 if data.table == "small" {
                     charts.push((group.to_owned(), bars(clients, &costs)));
@@ -187,40 +187,45 @@ fn connecting(rounds: usize) -> String {
     text
 }
 
-/// Measures each client in turns. Returns the costs per client.
-fn turns(
-    clients: &[(&str, &str)],
-    data: &DataSet,
+/// How clients are compared.
+struct Turns<'a> {
+    /// The port of the server.
     server: u16,
     is_replay: bool,
     threads: usize,
     rounds: usize,
-    earlier: &Path,
-) -> Vec<Vec<Cost>> {
-    let this = this_program();
-    let runs: Vec<_> = clients
-        .iter()
-        .map(|(client, mode)| {
-            let program = if *client == EARLIER { earlier } else { &this };
-            let task = |port| Task::of(data, client, mode, port);
-            let answers = is_replay.then(|| {
-                replay::record(server, |port| {
-                    measured(command(program, &task(port), threads));
-                })
-            });
-            let port = answers.as_ref().map_or(server, replay::play);
-            (program, task(port), answers)
-        })
-        .collect();
-    let mut costs = vec![Vec::new(); clients.len()];
-    for _ in 0..rounds {
-        for ((program, task, _), costs) in runs.iter().zip(&mut costs) {
-            let cost = measured(command(program, task, threads));
-            assert_eq!(cost.rows, data.rows as u64, "{task:?}");
-            costs.push(cost);
+    /// The program with the earlier release.
+    earlier: &'a Path,
+}
+
+impl Turns<'_> {
+    /// Measures each client in turns. Returns the costs per client.
+    fn measure(&self, clients: &[(&str, &str)], data: &DataSet) -> Vec<Vec<Cost>> {
+        let this = this_program();
+        let runs: Vec<_> = clients
+            .iter()
+            .map(|(client, mode)| {
+                let program = if *client == EARLIER { self.earlier } else { &this };
+                let task = |port| Task::of(data, client, mode, port);
+                let answers = self.is_replay.then(|| {
+                    replay::record(self.server, |port| {
+                        measured(command(program, &task(port), self.threads));
+                    })
+                });
+                let port = answers.as_ref().map_or(self.server, replay::play);
+                (program, task(port), answers)
+            })
+            .collect();
+        let mut costs = vec![Vec::new(); clients.len()];
+        for _ in 0..self.rounds {
+            for ((program, task, _), costs) in runs.iter().zip(&mut costs) {
+                let cost = measured(command(program, task, self.threads));
+                assert_eq!(cost.rows, data.rows as u64, "{task:?}");
+                costs.push(cost);
+            }
         }
+        costs
     }
-    costs
 }
 
 fn table(clients: &[(&str, &str)], costs: &[Vec<Cost>]) -> String {

@@ -37,6 +37,14 @@ pub(super) struct Verifier {
     algorithms: WebPkiSupportedAlgorithms,
 }
 
+/// The certificates that the server has sent.
+struct Presented<'a> {
+    /// Its own, parsed.
+    leaf: Certificate,
+    certificate: &'a CertificateDer<'a>,
+    intermediates: &'a [CertificateDer<'a>],
+}
+
 /// Why a certificate was rejected, as an error that passes through rustls and tokio.
 #[derive(Debug)]
 pub(super) struct Refused(String);
@@ -81,7 +89,7 @@ impl Verifier {
         let leaf = leaf.ok_or(MALFORMED)?;
         match trust.pin(certificate) {
             Some(root) => self.check_pin(trust, &leaf, root, now),
-            None => self.check_paths(trust, &leaf, certificate, intermediates, now),
+            None => self.check_paths(trust, &Presented { leaf, certificate, intermediates }, now),
         }
     }
 
@@ -110,18 +118,15 @@ impl Verifier {
     fn check_paths(
         &self,
         trust: &Trust,
-        parsed: &Certificate,
-        certificate: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
+        presented: &Presented<'_>,
         now: UnixTime,
     ) -> Result<(), String> {
-        let describe = |e: webpki::Error| {
-            describe_webpki_error(&e, certificate, intermediates, trust, self.algorithms.all)
-        };
-        let leaf = EndEntityCert::try_from(certificate).map_err(describe)?;
+        let describe =
+            |e: webpki::Error| describe_webpki_error(&e, presented, trust, self.algorithms.all);
+        let leaf = EndEntityCert::try_from(presented.certificate).map_err(describe)?;
         let mut refused = None;
         let mut unverified = webpki::Error::UnknownIssuer;
-        for path in paths::find(parsed, intermediates, trust) {
+        for path in paths::find(&presented.leaf, presented.intermediates, trust) {
             let anchor = path.root.map(|root| &root.anchor);
             let verified = leaf.verify_for_usage(
                 self.algorithms.all,
@@ -137,7 +142,7 @@ impl Verifier {
                     let between =
                         verified.intermediate_certificates().map(|c| parse_certificate(&c.der()));
                     let last = root.certificate.as_ref().map(|root| Some(root.fields.clone()));
-                    let path: Option<Vec<_>> = [parse_certificate(certificate)]
+                    let path: Option<Vec<_>> = [Some(presented.leaf.clone())]
                         .into_iter()
                         .chain(between)
                         .chain(last)
@@ -375,12 +380,12 @@ fn not_for_servers(problem: &str) -> String {
 /// Describes an error of webpki, and what to do about it.
 fn describe_webpki_error(
     error: &webpki::Error,
-    certificate: &CertificateDer<'_>,
-    intermediates: &[CertificateDer<'_>],
+    presented: &Presented<'_>,
     trust: &Trust,
     algorithms: fields::Algorithms,
 ) -> String {
     use webpki::Error as E;
+    let &Presented { ref leaf, intermediates, .. } = presented;
     let since_1970 = |t: &UnixTime| Duration::from_secs(t.as_secs());
     // webpki reports weak keys and hashes as wrong signatures. They are not an attack, and the
     // error must not suggest one.
@@ -392,7 +397,8 @@ fn describe_webpki_error(
     ) {
         let roots = trust.roots.iter().filter_map(|root| root.certificate.as_ref().map(|c| &c.der));
         let signers = intermediates.iter().chain(&trust.intermediates).chain(roots);
-        let signed = [certificate].into_iter().chain(intermediates).filter_map(parse_certificate);
+        let signed = intermediates.iter().filter_map(parse_certificate);
+        let signed = [leaf.clone()].into_iter().chain(signed);
         for certificate in signed {
             let shown = show::name(certificate.tbs_certificate().subject());
             if let Some(hash) =
@@ -416,9 +422,7 @@ fn describe_webpki_error(
     }
     match error {
         E::UnknownIssuer => {
-            let issuer = parse_certificate(certificate)
-                .map(|c| show::name(c.tbs_certificate().issuer()))
-                .unwrap_or_default();
+            let issuer = show::name(leaf.tbs_certificate().issuer());
             format!(
                 "the issuer of the server's certificate{issuer} is not trusted: set sslrootcert \
                  (or ca_cert_path) to the file of its authority, and configure the server to send \
@@ -428,11 +432,10 @@ fn describe_webpki_error(
         E::CertExpired { not_after, .. } => expired(since_1970(not_after)),
         E::CertNotValidYet { not_before, .. } => not_yet_valid(since_1970(not_before)),
         E::UnsupportedCertVersion => {
-            let version =
-                match parse_certificate(certificate).map(|c| c.tbs_certificate().version()) {
-                    Some(Version::V1) => " (the server's is of version 1)",
-                    _ => "",
-                };
+            let version = match leaf.tbs_certificate().version() {
+                Version::V1 => " (the server's is of version 1)",
+                _ => "",
+            };
             format!(
                 "only X.509 certificates of version 3 can be verified{version}: reissue it with \
                  extensions (openssl x509 -req -extfile ...)"
