@@ -11,8 +11,9 @@ use crate::{
     connection::{SlotHandle, TARGET},
     error::{DbError, Error, OneLine, Result, sqlstate},
     sql::{Select, Statement, TYPE_TEST},
-    stream::{Execution, FromJsonRow, Pipeline, Predicates, QueryPlan, QuerySpec, encode},
-    stream_impl::QueryStream,
+    stream_impl::{
+        Execution, FromJsonRow, Pipeline, Predicates, QueryPlan, QuerySpec, QueryStream, encode,
+    },
 };
 
 impl<T: FromJsonRow> QueryBuilder<T> {
