@@ -8,7 +8,7 @@ use crate::support::{
     certificates::{Authority, write},
     cluster::{Cluster, Setup},
 };
-use fraiseql_wire::{ConnectionConfig, ErrorCategory, FraiseClient};
+use fraiseql_wire::{ConnectionConfig, ErrorCategory, FraiseClient, TlsConfig};
 use futures_util::StreamExt;
 
 /// The role can log in with its certificate only.
@@ -86,6 +86,30 @@ async fn encrypted_client_key_logs_in_with_the_right_password_only() {
         let client = connect(key, "sslpassword=key-secret").await.unwrap();
         client.ping().await.unwrap();
         assert!(client.connection_info().unwrap().tls_version.is_some());
+    }
+
+    // A `TlsConfig` has no password of its own.
+    let path = |name: &str| folder.path().join(name);
+    let tls = TlsConfig::builder()
+        .ca_cert_path(path("ca.crt"))
+        .client_cert_path(path("client.crt"))
+        .client_key_path(path("pbkdf2.key"));
+    let tls = tls.build().unwrap();
+    for (password, is_right) in [("key-secret", true), ("key-Secret", false)] {
+        // The key of the text has no password, and is replaced.
+        let text = text("plain.key", &format!("sslpassword={password}"));
+        let config = ConnectionConfig::parse(&text).unwrap();
+        let config = config.to_builder().tls(tls.clone()).build().unwrap();
+        match FraiseClient::connect_with_config(config).await {
+            Ok(client) => {
+                assert!(is_right);
+                client.ping().await.unwrap();
+            }
+            Err(error) => {
+                assert!(!is_right, "{error}");
+                assert_eq!(error.category(), ErrorCategory::Tls, "{error}");
+            }
+        }
     }
 
     // Decrypting it takes longer than a cancel request may. So it is not decrypted again.
