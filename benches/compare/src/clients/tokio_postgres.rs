@@ -7,7 +7,7 @@ use futures_util::TryStreamExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio_postgres::{
-    Client, NoTls, SimpleQueryMessage,
+    Client, Config, NoTls, SimpleQueryMessage,
     types::{FromSql, Json, Type},
 };
 
@@ -17,10 +17,11 @@ use crate::data::{Customer, Order, Shape};
 pub async fn run(task: &Task, connected: &mut (dyn FnMut() + Send)) -> Tally {
     if let Some(role) = task.mode.strip_prefix("connect as ") {
         let url = format!("{}&user={role}&password=secret", task.url());
+        let config: Config = url.parse().unwrap();
         connected();
         let mut tally = Tally::default();
         for _ in 0..task.repeat {
-            let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+            let (client, connection) = config.connect(NoTls).await.unwrap();
             drop(client);
             // Sends Terminate, and ends.
             connection.await.unwrap();
