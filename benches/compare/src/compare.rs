@@ -8,9 +8,9 @@ use crate::{
     clients::Task,
     cluster::Cluster,
     command,
-    data::{COMPARED, DataSet, FIRST, SLOW, Shape},
+    data::{COMPARED, DataSet, Shape},
     document, make_reader,
-    measure::{Cost, median},
+    measure::{Cost, median, noise},
     replay, run as measured, run_sql, serve, this_program,
 };
 
@@ -56,18 +56,6 @@ const EARLIER: &str = "fraiseql-wire 2.19.0";
 const SCENES: [(&str, bool, usize); 3] =
     [("Postgres", false, 2), ("replay", true, 0), ("replay, 2 threads", true, 2)];
 
-/// The clients that wait for first rows. The others are compared with the first.
-const WAITING: [(&str, &str); 8] = [
-    ("libpq", "raw, row by row"),
-    ("fraiseql-wire", "raw"),
-    ("fraiseql-wire", "raw, chunks of 1"),
-    ("fraiseql-wire", "raw, chunks of 10000"),
-    ("fraiseql-wire", "typed"),
-    ("minimal", "raw"),
-    ("tokio-postgres", "raw"),
-    ("sqlx", "raw"),
-];
-
 /// Compares all clients. `earlier`: the program with the earlier release.
 pub fn run(rounds: usize, earlier: &Path) {
     let cluster = serve(&COMPARED);
@@ -102,43 +90,8 @@ pub fn run(rounds: usize, earlier: &Path) {
         }
     }
     document::replace("comparison", &text);
-    document::replace("first rows", &first_rows(&cluster, rounds));
     document::replace("connecting", &connecting(rounds));
     print!("{}", document::read());
-}
-
-/// Measures the time to the first row of a query, on a connection that has run other queries.
-fn first_rows(cluster: &Cluster, rounds: usize) -> String {
-    run_sql(cluster, &FIRST.sql());
-    run_sql(cluster, &SLOW.slow_sql());
-    let mut text = String::from(
-        "| client | of 1,000 small rows, ms | ratio | of rows that take 5 ms each, ms | ratio |\n\
-         |---|---|---|---|---|\n",
-    );
-    let sets = [(&FIRST, 500), (&SLOW, 20)];
-    let mut costs = vec![[Vec::new(), Vec::new()]; WAITING.len()];
-    for _ in 0..rounds {
-        for ((client, mode), costs) in WAITING.iter().zip(&mut costs) {
-            for ((data, repeat), costs) in sets.iter().zip(costs) {
-                let once = Task::of(data, client, mode, cluster.port());
-                let task = Task { repeat: *repeat, ..once };
-                costs.push(measured(command(&this_program(), &task, 0)));
-            }
-        }
-    }
-    let first_row = |costs: &[Cost]| median(costs, |cost| cost.first_row).as_secs_f64() * 1e3;
-    let libpq = costs.first().unwrap().each_ref().map(|costs| first_row(costs));
-    for ((client, mode), costs) in WAITING.iter().zip(&costs) {
-        let [quick, slow] = costs.each_ref().map(|costs| first_row(costs));
-        writeln!(
-            text,
-            "| {client}, {mode} | {quick:.3} | {:.2} | {slow:.2} | {:.2} |",
-            quick / libpq[0],
-            slow / libpq[1],
-        )
-        .unwrap();
-    }
-    text
 }
 
 /// Measures the cost of a connection for its client: without a password, or with one that the
@@ -237,14 +190,12 @@ fn table(clients: &[(&str, &str)], costs: &[Vec<Cost>]) -> String {
     let (our_wall, our_cpu) = (median(ours, |c| c.wall), median(ours, |c| c.cpu));
     for ((client, mode), costs) in clients.iter().zip(costs) {
         let (wall, cpu) = (median(costs, |c| c.wall), median(costs, |c| c.cpu));
-        let walls = || costs.iter().map(|cost| cost.wall.as_secs_f64());
-        let noise = walls().fold(0.0, f64::max) / walls().fold(f64::MAX, f64::min) - 1.0;
         writeln!(
             table,
             "| {client}, {mode} | {:.0} | {:.2} | {:.0} % | {:.0} | {:.2} | {:.1} | {:.1} |",
             wall.as_secs_f64() * 1e3,
             wall.as_secs_f64() / our_wall.as_secs_f64(),
-            noise * 100.0,
+            noise(costs, |c| c.wall),
             ns_a_row(cpu, costs),
             cpu.as_secs_f64() / our_cpu.as_secs_f64(),
             median(costs, |c| c.first_row).as_secs_f64() * 1e3,

@@ -86,6 +86,12 @@ pub fn median<C, V: Ord + Copy + Default>(costs: &[C], of: impl Fn(&C) -> V) -> 
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
+/// Returns by how many percent the slowest round exceeds the fastest.
+pub fn noise<C>(costs: &[C], of: impl Fn(&C) -> Duration) -> f64 {
+    let times = || costs.iter().map(|cost| of(cost).as_secs_f64());
+    (times().fold(0.0, f64::max) / times().fold(f64::MAX, f64::min) - 1.0) * 100.0
+}
+
 pub fn cpu() -> Duration {
     let usage = getrusage(UsageWho::RUSAGE_SELF).unwrap();
     [usage.user_time(), usage.system_time()]

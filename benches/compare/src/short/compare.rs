@@ -2,14 +2,12 @@
 
 use std::{fmt::Write, time::Duration};
 
-use super::{Access, Load, PAGE, Programs, command, measure::Cost, serve, url};
+use super::{
+    Access, Load, PAGE, Programs, command, first_rows::first_rows, measure::Cost, serve, url,
+};
 use crate::{
-    clients::Task,
-    cluster::Cluster,
-    data::FIRST,
     document,
-    measure::{Cost as RowCost, median},
-    run as measured, run_sql,
+    measure::{median, noise},
 };
 
 /// How long each client runs in each round, in milliseconds, after a warm-up of a third of that
@@ -20,7 +18,7 @@ const RUN: usize = 400;
 type Client = (&'static str, &'static str);
 
 const PEERS: [Client; 2] = [("tokio-postgres", "by key"), ("sqlx", "by key")];
-const OURS: Client = ("fraiseql-wire", "by key");
+pub const OURS: Client = ("fraiseql-wire", "by key");
 const FILTER: Client = ("fraiseql-wire", "by key, filter");
 const INSTRUMENTED: Client = ("fraiseql-wire", "by key, instrumented");
 const MINIMAL: Client = ("minimal", "by key");
@@ -92,61 +90,23 @@ pub fn run(rounds: usize, programs: &Programs) {
         let (ours, best) = (us(wall(0)), us(best));
         writeln!(summary, "| {title} | {ours:.1} | {best:.1} | {:.2} |", ours / best).unwrap();
     }
-    let (first_rows, [ours, libpq]) = first_rows(&cluster, rounds, programs);
-    writeln!(
-        summary,
-        "| first of 1,000 rows, libpq row by row | {ours:.1} | {libpq:.1} | {:.2} |",
-        ours / libpq
-    )
-    .unwrap();
-    writeln!(tables, "#### The first of 1,000 small rows\n\n{first_rows}").unwrap();
+    let first = first_rows(&cluster, rounds, programs);
+    let what = "first of 1,000 rows";
+    for (title, other) in [
+        (what.to_owned(), first.best_other),
+        (format!("{what}, beside libpq row by row"), first.libpq),
+    ] {
+        let (ours, other) = (us(first.ours), us(other));
+        writeln!(summary, "| {title} | {ours:.1} | {other:.1} | {:.2} |", ours / other).unwrap();
+    }
     let machine = crate::compare::machine(rounds);
     document::replace("short queries", &format!("{machine}{summary}"));
     document::replace("short queries, each client", &tables);
-    print!("{machine}{summary}\n{tables}");
+    document::replace("first rows", &first.table);
+    print!("{machine}{summary}\n{tables}{}", first.table);
 }
 
-/// The numbers of tasks and of connections that [`share`] compares.
-const SHARED_TASKS: [usize; 5] = [1, 8, 32, 128, 256];
-const CONNECTIONS: [usize; 4] = [1, 2, 4, 8];
-
-/// Compares one client, several clients, and pools of several sizes. Writes the table into the
-/// document.
-pub fn share(rounds: usize, programs: &Programs) {
-    let cluster = serve();
-    let url = url(cluster.folder(), cluster.port());
-    let mut text = crate::compare::machine(rounds);
-    for relation in ["v_simple", "v_deep"] {
-        let header = SHARED_TASKS.map(|tasks| format!(" {tasks} |")).concat();
-        let line = "---|".repeat(SHARED_TASKS.len() + 1);
-        writeln!(text, "`{relation}`, tasks:\n\n| |{header}\n|{line}").unwrap();
-        let rows = CONNECTIONS.map(|n| (n, false)).into_iter();
-        for (connections, is_pool) in rows.chain(CONNECTIONS.map(|n| (n, true))) {
-            let name = match (connections, is_pool) {
-                (1, false) => "one client".to_owned(),
-                (n, false) => format!("{n} clients"),
-                (n, true) => format!("pool of {n}"),
-            };
-            write!(text, "| {name} |").unwrap();
-            for tasks in SHARED_TASKS {
-                eprintln!("{relation}, {name}, {tasks} tasks");
-                let access = match is_pool {
-                    false => Access::Shared { tasks, clients: connections },
-                    true => Access::Pool { tasks, size: connections },
-                };
-                let load = Load::new(OURS.0, OURS.1, relation).with(access, 2);
-                let costs: Vec<_> = (0..rounds).map(|_| run_load(&load, programs, &url)).collect();
-                write!(text, " {:.1} |", us(median(&costs, wall_of_query))).unwrap();
-            }
-            text.push('\n');
-        }
-        text.push('\n');
-    }
-    document::replace("shared clients", &text);
-    print!("{text}");
-}
-
-fn run_load(load: &Load, programs: &Programs, url: &str) -> Cost {
+pub fn run_load(load: &Load, programs: &Programs, url: &str) -> Cost {
     let mut command = command(programs.of(&load.client), "time", load, url, RUN);
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
@@ -165,13 +125,11 @@ fn table(clients: &[Client], costs: &[Vec<Cost>]) -> String {
         (us(median(first, wall_of_query)), us(median(first, cpu_of_query)));
     for ((client, mode), costs) in clients.iter().zip(costs) {
         let (wall, cpu) = (us(median(costs, wall_of_query)), us(median(costs, cpu_of_query)));
-        let walls = || costs.iter().map(|cost| us(wall_of_query(cost)));
-        let noise = walls().fold(0.0, f64::max) / walls().fold(f64::MAX, f64::min) - 1.0;
         writeln!(
             table,
             "| {client}, {mode} | {wall:.1} | {:.2} | {:.0} % | {cpu:.1} | {:.2} | {:.0} | {:.0} |",
             wall / first_wall,
-            noise * 100.0,
+            noise(costs, wall_of_query),
             cpu / first_cpu,
             us(median(costs, |cost| cost.p50)),
             us(median(costs, |cost| cost.p99)),
@@ -181,37 +139,7 @@ fn table(clients: &[Client], costs: &[Vec<Cost>]) -> String {
     table
 }
 
-/// Measures the time to the first row of a query of 1,000 rows. Also returns the times of this
-/// crate and of libpq, in microseconds.
-fn first_rows(cluster: &Cluster, rounds: usize, programs: &Programs) -> (String, [f64; 2]) {
-    let clients = [
-        ("libpq", "raw, row by row"),
-        ("fraiseql-wire", "raw"),
-        ("fraiseql-wire", "typed"),
-        ("minimal", "raw"),
-        ("tokio-postgres", "raw"),
-        ("sqlx", "raw"),
-    ];
-    eprintln!("first rows");
-    run_sql(cluster, &FIRST.sql());
-    let mut costs: [Vec<RowCost>; 6] = Default::default();
-    for _ in 0..rounds {
-        for ((client, mode), costs) in clients.iter().zip(&mut costs) {
-            let once = Task::of(&FIRST, client, mode, cluster.port());
-            let task = Task { repeat: 500, ..once };
-            let program = programs.of(client);
-            costs.push(measured(crate::command(program, &task, 0)));
-        }
-    }
-    let mut text = String::from("| client | µs | ratio |\n|---|---|---|\n");
-    let times = costs.each_ref().map(|costs| us(median(costs, |cost| cost.first_row)));
-    for ((client, mode), time) in clients.iter().zip(times) {
-        writeln!(text, "| {client}, {mode} | {time:.0} | {:.2} |", time / times[0]).unwrap();
-    }
-    (text, [times[1], times[0]])
-}
-
-fn wall_of_query(cost: &Cost) -> Duration {
+pub fn wall_of_query(cost: &Cost) -> Duration {
     cost.wall.div_f64(cost.queries as f64)
 }
 
@@ -219,6 +147,6 @@ fn cpu_of_query(cost: &Cost) -> Duration {
     cost.cpu.div_f64(cost.queries as f64)
 }
 
-fn us(time: Duration) -> f64 {
+pub fn us(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }

@@ -6,8 +6,10 @@ mod clients;
 mod compare;
 mod count;
 mod delay;
+mod first_rows;
 mod measure;
 mod schema;
+mod share;
 
 use std::{
     fmt,
@@ -17,9 +19,10 @@ use std::{
 };
 
 pub use self::{
-    compare::{run as compare, share},
+    compare::run as compare,
     count::{check, write},
     measure::{count, time},
+    share::share,
 };
 use crate::{cluster::Cluster, this_program};
 
