@@ -21,9 +21,10 @@ const PEERS: [Client; 2] = [("tokio-postgres", "by key"), ("sqlx", "by key")];
 pub const OURS: Client = ("fraiseql-wire", "by key");
 const FILTER: Client = ("fraiseql-wire", "by key, filter");
 const INSTRUMENTED: Client = ("fraiseql-wire", "by key, instrumented");
+const BESIDE: Client = ("fraiseql-wire", "by key, beside sqlx");
 const MINIMAL: Client = ("minimal", "by key");
 
-const ONE_TASK: &[Client] = &[OURS, FILTER, INSTRUMENTED, PEERS[0], PEERS[1], MINIMAL];
+const ONE_TASK: &[Client] = &[OURS, FILTER, INSTRUMENTED, BESIDE, PEERS[0], PEERS[1], MINIMAL];
 const SERVERS_TASK: &[Client] = &[OURS, PEERS[0], PEERS[1], MINIMAL];
 const POOLED: &[Client] = &[OURS, INSTRUMENTED, PEERS[0], PEERS[1]];
 const PAGES: &[Client] = &[("fraiseql-wire", PAGE), ("tokio-postgres", PAGE), ("sqlx", PAGE)];
@@ -107,7 +108,7 @@ pub fn run(rounds: usize, programs: &Programs) {
 }
 
 pub fn run_load(load: &Load, programs: &Programs, url: &str) -> Cost {
-    let mut command = command(programs.of(&load.client), "time", load, url, RUN);
+    let mut command = command(programs.of(load), "time", load, url, RUN);
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     text.lines().find_map(Cost::from_line).unwrap_or_else(|| {

@@ -58,7 +58,7 @@ pub fn write(programs: &Programs) {
         .chain(pooled.map(|client| Load::new(client, "by key", "v_simple").with(POOL, 0)));
     let mut rows: Vec<(Key, String)> = loads
         .map(|load| {
-            let program = programs.of(&load.client);
+            let program = programs.of(&load);
             let [instructions] = each(|queries| instructions(program, &load, &url, queries));
             let [copied, _] = each(|queries| dhat(program, &load, &url, queries, "copy"));
             let [bytes, blocks] = each(|queries| dhat(program, &load, &url, queries, "heap"));

@@ -48,7 +48,7 @@ pub fn first_rows(cluster: &Cluster, rounds: usize, programs: &Programs) -> Firs
             for ((data, repeat), costs) in sets.iter().zip(costs) {
                 let once = Task::of(data, client, mode, cluster.port());
                 let task = Task { repeat: *repeat, ..once };
-                costs.push(measured(command(programs.of(client), &task, 0)));
+                costs.push(measured(command(programs.of_client(client), &task, 0)));
             }
         }
     }

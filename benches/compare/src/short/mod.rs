@@ -34,6 +34,8 @@ pub struct Load {
     pub mode: String,
     /// Whether a Prometheus recorder and a `tracing` subscriber at INFO are installed.
     pub instrumented: bool,
+    /// Whether this crate runs in the build with the other drivers.
+    pub beside_sqlx: bool,
     /// `v_simple`, `tv_user` or `v_deep`.
     pub relation: String,
     pub access: Access,
@@ -58,8 +60,13 @@ impl Load {
             Some(mode) => (mode, true),
             None => (mode, false),
         };
+        let (mode, beside_sqlx) = match mode.strip_suffix(BESIDE_SQLX) {
+            Some(mode) => (mode, true),
+            None => (mode, false),
+        };
         let [client, mode, relation] = [client, mode, relation].map(str::to_owned);
-        Self { client, mode, instrumented, relation, access: Access::Own, threads: 0 }
+        let access = Access::Own;
+        Self { client, mode, instrumented, beside_sqlx, relation, access, threads: 0 }
     }
 
     pub fn with(self, access: Access, threads: usize) -> Self {
@@ -75,7 +82,8 @@ impl Load {
         }
     }
 
-    /// Returns the arguments that [`from_args`](Self::from_args) parses.
+    /// Returns the arguments that [`from_args`](Self::from_args) parses. `beside_sqlx` is not among
+    /// them, because it only selects the program.
     fn to_args(&self) -> [String; 6] {
         [
             self.client.clone(),
@@ -102,6 +110,7 @@ impl Load {
 
 pub const PAGE: &str = "page of 20";
 pub const INSTRUMENTED: &str = ", instrumented";
+pub const BESIDE_SQLX: &str = ", beside sqlx";
 
 impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -153,7 +162,8 @@ fn command(program: &Path, kind: &str, load: &Load, url: &str, limit: usize) -> 
 /// The programs that run the loads.
 ///
 /// sqlx enables a feature of `tracing` that makes the spans of every crate in the same program more
-/// expensive, so this crate is measured in a build without the other drivers.
+/// expensive, so this crate is measured in a build without the other drivers. One row measures it
+/// in the build with them.
 #[derive(Debug, Clone)]
 pub struct Programs {
     plain: PathBuf,
@@ -166,7 +176,11 @@ impl Programs {
         Self { plain: plain.to_owned(), peers: this_program() }
     }
 
-    fn of(&self, client: &str) -> &Path {
+    fn of(&self, load: &Load) -> &Path {
+        if load.beside_sqlx { &self.peers } else { self.of_client(&load.client) }
+    }
+
+    fn of_client(&self, client: &str) -> &Path {
         match client {
             "fraiseql-wire" | "minimal" => &self.plain,
             _ => &self.peers,
