@@ -13,7 +13,7 @@ use super::{
     entry::Entry,
     parked::{Run, Unparked},
     queue::Pipeline,
-    shared::run_in_task,
+    tasks::run_in_task,
 };
 use crate::{
     error::Result,

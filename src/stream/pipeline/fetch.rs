@@ -6,7 +6,7 @@ use super::{
     alone::Alone,
     entry::Entry,
     queue::Pipeline,
-    shared::{start_driver, wait},
+    tasks::{start_driver, wait},
 };
 use crate::{
     connection::{FetchClaim, RunningQuery, SlotHandle},

@@ -13,7 +13,7 @@ mod head;
 mod parked;
 mod queue;
 mod request;
-mod shared;
+mod tasks;
 
 pub(super) use self::fetch::fetch;
-pub(crate) use self::{queue::Pipeline, shared::continue_fetches};
+pub(crate) use self::{queue::Pipeline, tasks::continue_fetches};
