@@ -9,7 +9,7 @@ fi
 
 # $1: the features. Each in a folder of its own, so that none is built anew for another.
 build_compare() {
-    cargo build --release --quiet --manifest-path benches/compare/Cargo.toml --features "$1" \
+    cargo build --release --quiet --locked --manifest-path benches/compare/Cargo.toml --features "$1" \
         --target-dir "target/compare-$1"
 }
 
