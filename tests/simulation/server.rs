@@ -85,6 +85,8 @@ pub struct State {
     pub is_calm: bool,
     /// Whether no more faults occur.
     is_healed: bool,
+    /// Whether a proxy closes the connection of a cancel request before the server has the signal.
+    pub is_proxied: bool,
     /// The state of fetches that share a client.
     pub sharing: Sharing,
     /// The number of cancel requests that have arrived.
@@ -113,10 +115,39 @@ struct Session {
     signalled: bool,
     /// Whether a proxy has delayed that request.
     is_signal_late: bool,
+    /// Whether it answers a query outside a transaction.
+    is_answering: bool,
+    /// A cancel request that a proxy delivers to the next query.
+    held: Option<Held>,
     /// Notified when a cancel request arrives.
     signal: Arc<Notify>,
     /// Whether its previous query was stopped.
     was_stopped: bool,
+}
+
+/// A cancel request that a proxy holds back.
+#[derive(Clone, Copy)]
+struct Held {
+    /// See [`World::meant`].
+    meant: usize,
+    /// Until when a client expects it.
+    until: Instant,
+}
+
+/// A cancel request for an earlier query that hits this one.
+#[derive(Clone, Copy)]
+struct LateCancel {
+    held: Held,
+    rows_begin: usize,
+    /// The end of the message after which it arrives.
+    after: usize,
+}
+
+impl LateCancel {
+    /// The places where the answer may pause, so that the client sees what is before them.
+    fn stops(&self) -> [usize; 2] {
+        [self.rows_begin, self.after]
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -144,6 +175,10 @@ pub struct Progress {
     pub may_repeat: bool,
     /// Whether its session ended before it could be repeated.
     pub is_lost: bool,
+    /// Whether it was stopped by a cancel request for an earlier query, and whether it was repeated
+    /// after that.
+    pub was_hit_late: bool,
+    was_rerun: bool,
 }
 
 /// The rows that a session sends.
@@ -207,6 +242,8 @@ impl World {
             statement_capacity: 0,
             is_calm: false,
             is_healed: false,
+            // Not from the other random numbers, so that seeds without it keep their course.
+            is_proxied: Chance::of(seed | 2 << 32).one_in(5),
             sharing: Sharing::default(),
             cancel_requests: 0,
             open: 0,
@@ -358,15 +395,22 @@ impl World {
         let Target { id, .. } = target;
         let signal = self.work(pid, Some(id), true);
         let is_fetched = self.query(id).is_fetched && target.part.is_none();
-        self.progress(target, |progress| {
+        self.state().sessions[pid - 1].is_answering = target.part.is_none();
+        let is_rerun = self.progress(target, |progress| {
             let is_lost = matches!(progress.fate, Fate::Cut | Fate::Fatal) && progress.sent == 0;
+            let is_rerun = progress.may_repeat && progress.was_hit_late;
             if progress.may_repeat || is_fetched && is_lost {
-                *progress = Progress::default();
+                let was_rerun = progress.was_rerun || is_rerun;
+                *progress = Progress { was_rerun, ..Progress::default() };
             }
             assert!(!progress.is_answered, "query {id} was answered already");
             assert_eq!(progress.fate, Fate::None, "query {id} was begun before");
             (progress.fate, progress.sent) = (fate, 0);
+            is_rerun
         });
+        if is_rerun {
+            self.count("a query was run again after a late cancel request");
+        }
         signal
     }
 
@@ -425,6 +469,7 @@ impl World {
     fn idle(&self, pid: usize) {
         let session = &mut self.state().sessions[pid - 1];
         (session.is_running, session.signalled) = (false, false);
+        session.is_answering = false;
     }
 
     /// Identifies the query that a cancel request arriving now is meant for.
@@ -432,22 +477,38 @@ impl World {
         self.state().sessions[pid - 1].earlier
     }
 
+    /// Returns the cancel request that a proxy delivers to this query: before its rows or between
+    /// two of them.
+    fn late_cancel(&self, pid: usize, answer: &Answer) -> Option<LateCancel> {
+        let held = {
+            let session = &mut self.state().sessions[pid - 1];
+            let is_other = |held: &mut Held| held.meant != session.earlier;
+            session.held.take_if(|held| answer.stoppable > 0 && is_other(held))?
+        };
+        let last = if self.one_in(4) { answer.rows_begin } else { answer.stoppable };
+        let ends = answer.ends.partition_point(|end| *end <= last);
+        let after = answer.ends[self.below(ends as u64) as usize];
+        Some(LateCancel { held, rows_begin: answer.rows_begin, after })
+    }
+
     /// Delivers the signal of a cancel request.
     fn signal(&self, pid: usize, meant: usize, is_late: bool) {
         let running = self.running(pid);
         self.note(|| format!("signal to {pid}, which runs {running:?}"));
-        if self.state().sessions[pid - 1].is_running {
-            let mut state = self.state();
-            let is_pipelined = state.sharing.is_active;
-            let session = &mut state.sessions[pid - 1];
+        let mut state = self.state();
+        let is_pipelined = state.sharing.is_active;
+        let session = &mut state.sessions[pid - 1];
+        // A client does not repeat a transaction, so a late one hits nothing in it.
+        if session.is_running && (is_pipelined || !is_late || session.is_answering) {
+            let is_other = session.earlier != meant;
             // The session itself checks whether it may be stopped.
-            let is_right = is_pipelined || session.earlier == meant;
-            assert!(is_right, "a cancel request hits another query");
+            assert!(is_pipelined || is_late || !is_other, "a cancel request hits another query");
             session.signalled = true;
-            session.is_signal_late = is_late;
+            session.is_signal_late = is_late && (is_pipelined || is_other);
             session.signal.notify_one();
             return;
         }
+        drop(state);
         self.count("a cancel request found nothing to stop");
     }
 }
@@ -580,7 +641,6 @@ impl Peer {
         let (pid, secret) = {
             let mut state = self.world.state();
             let secret = state.random.below(1 << 32) as u32;
-            let signal = Arc::default();
             let session = Session {
                 secret,
                 is_running: false,
@@ -589,7 +649,9 @@ impl Peer {
                 is_to_stop: false,
                 signalled: false,
                 is_signal_late: false,
-                signal,
+                is_answering: false,
+                held: None,
+                signal: Arc::default(),
                 was_stopped: false,
             };
             state.sessions.push(session);
@@ -784,18 +846,35 @@ impl Peer {
         if answer.continues {
             answer.end(&self.ready(), &world);
         }
+        let mut late_cancel = world.late_cancel(pid, &answer);
         // Sends at most about 40 pieces.
         let piece = self.pace.piece.max(answer.bytes.len() as u64 / 40);
         let mut at = 0;
         loop {
+            if late_cancel.is_some_and(|late| late.stops().contains(&at)) && world.one_in(2) {
+                // The client reads first what was sent.
+                sleep(world.delay(1, 100)).await;
+            }
+            if let Some(LateCancel { held, .. }) = late_cancel.take_if(|late| late.after == at) {
+                if Instant::now() <= held.until {
+                    world.signal(pid, held.meant, true);
+                }
+            }
             if at < answer.stoppable && world.is_signalled(pid) {
                 self.assert_stoppable(pid, target);
-                world.progress(target, |progress| progress.fate = Fate::Stopped);
                 world.stopped(pid);
                 self.fail_transaction();
                 answer.stop(at, &self.ready());
+                world.progress(target, |progress| {
+                    progress.fate = Fate::Stopped;
+                    // A client runs it once more, if it has had no row.
+                    let has_rows = !answer.row_ends.is_empty();
+                    answer.may_repeat = progress.was_hit_late && !progress.was_rerun && !has_rows;
+                });
             }
             let end = answer.bytes.len().min(at + 1 + world.below(piece) as usize);
+            let stops = late_cancel.iter().flat_map(LateCancel::stops);
+            let end = stops.filter(|stop| *stop > at).fold(end, usize::min);
             // At ReadyForQuery, after which other messages may follow.
             if at < answer.ready && answer.ready <= end && answer.continues {
                 self.expect_nothing();
@@ -843,10 +922,13 @@ impl Peer {
     /// Checks that a cancel request may stop this answer: it was cancelled, the client has closed
     /// the connection, or a proxy has delayed the request.
     fn assert_stoppable(&mut self, pid: usize, target: Target) {
-        if !self.world.sharing(|sharing| sharing.is_active) {
-            return;
-        }
         let is_late = self.world.state().sessions[pid - 1].is_signal_late;
+        if !self.world.sharing(|sharing| sharing.is_active) {
+            if is_late {
+                self.world.count("a late cancel request hit another query");
+            }
+            return self.world.progress(target, |progress| progress.was_hit_late = is_late);
+        }
         let is_right = self.world.may_be_stopped(target.id) || self.is_gone();
         assert!(is_right || is_late, "a cancel request hits fetch {}", target.id);
         if !is_right {
@@ -907,8 +989,15 @@ impl Peer {
             }
             _ => self.breathe(None).await,
         }
-        if world.sharing(|sharing| sharing.is_proxied) && world.one_in(2) {
+        let is_proxied = world.state().is_proxied;
+        if is_proxied && world.one_in(2) {
             world.count("a proxy delayed a cancel request");
+            // Less than the time for which a client expects it.
+            let until = Instant::now() + ms(900);
+            if world.one_in(2) {
+                world.state().sessions[pid - 1].held = Some(Held { meant, until });
+                return Ok(());
+            }
             tokio::spawn(async move {
                 sleep(world.delay(0, 900)).await;
                 world.signal(pid, meant, true);

@@ -210,13 +210,12 @@ pub async fn live(world: &Arc<World>, folder: &Path, mut random: Chance) {
     let capacity = [0, 1, 2, 100][random.below(4) as usize];
     let max_attempts = 1 + random.below(3) as u32;
     world.state().statement_capacity = capacity;
-    let is_proxied = random.one_in(5);
+    world.state().is_proxied = random.one_in(5);
     world.sharing(|sharing| {
         sharing.is_active = true;
         sharing.read_timeout = read_timeout;
         sharing.connect_timeout = connect_timeout;
         sharing.max_attempts = max_attempts;
-        sharing.is_proxied = is_proxied;
     });
     let retry = RetryPolicy::default().max_attempts(max_attempts).initial_backoff(Duration::ZERO);
     let mut config = ConnectionConfig::builder()

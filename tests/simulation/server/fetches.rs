@@ -72,8 +72,6 @@ pub struct Sharing {
     pub max_attempts: u32,
     /// The number of streams and pings that are in progress or wait.
     pub exclusive: u64,
-    /// Whether a proxy closes the connection of a cancel request before the server has the signal.
-    pub is_proxied: bool,
     /// When sessions ended that the client had not closed.
     losses: Vec<Instant>,
     /// When a connection was last lost before or after its login.
