@@ -225,6 +225,39 @@ async fn scram_iterations_have_a_configurable_maximum() {
     }
 }
 
+/// 18 random bytes in base64. A recorded login is worthless for another nonce.
+#[tokio::test]
+async fn every_scram_login_has_its_own_nonce() {
+    let nonces = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let script = || {
+        let recorded = Arc::clone(&nonces);
+        vec![
+            Step::ExpectStartup,
+            Step::Send(message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0")),
+            Step::Echo(Box::new(move |first: &[u8]| {
+                let first = String::from_utf8_lossy(first);
+                let nonce = first.split("r=").nth(1).unwrap().to_owned();
+                recorded.lock().unwrap().push(nonce);
+                scripted::error("FATAL", "28P01", "no")
+            })),
+        ]
+    };
+    let server = Scripted::start(vec![script(), script()]).await;
+    // Both logins of one client configuration.
+    let config = ConnectionConfig::parse(&server.url()).unwrap();
+    for _ in 0..2 {
+        FraiseClient::connect_with_config(config.clone()).await.unwrap_err();
+    }
+    server.done().await;
+    let nonces = std::mem::take(&mut *nonces.lock().unwrap());
+    let [one, two] = &nonces[..] else { panic!("{nonces:?}") };
+    assert_ne!(one, two);
+    for nonce in [one, two] {
+        let is_base64 = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/');
+        assert!(nonce.len() == 24 && nonce.chars().all(is_base64), "{nonce}");
+    }
+}
+
 /// A server may use one iteration, which makes the proof weak.
 #[tokio::test]
 async fn server_that_does_not_know_the_password_is_detected() {
