@@ -19,12 +19,13 @@ use crate::support::{
 };
 use fraiseql_wire::{
     ConnectionConfig, ConnectionConfigBuilder, Error, ErrorCategory, FraiseClient, RawJson,
-    SslMode, Target, field,
+    SslMode, Target, TimeoutPhase, field,
 };
 use futures_util::{StreamExt, TryStreamExt};
 use tokio::{
     io::{AsyncRead, AsyncWrite, BufWriter, DuplexStream, ReadBuf, copy_bidirectional, duplex},
     net::TcpStream,
+    sync::watch,
 };
 
 /// Opens streams in memory, each connected to a port, and counts them.
@@ -237,6 +238,41 @@ async fn connect_timeout_limits_the_connector() {
 }
 
 /// A stream that ends during the login, and one that ends in the middle of a result.
+/// Nothing reads the Terminate message, which does not fit into the stream.
+#[tokio::test]
+async fn cancel_timeout_limits_closing_a_full_stream() {
+    let (stall, stalled) = watch::channel(false);
+    let url = cluster().url().replace("127.0.0.1", "nowhere.invalid");
+    let after = Duration::from_millis(200);
+    let config = url.parse::<ConnectionConfig>().unwrap().to_builder().cancel_timeout(after);
+    let config = config.connector(move |_: Target| {
+        let mut stalled = stalled.clone();
+        async move {
+            let mut server = TcpStream::connect(("127.0.0.1", cluster().port())).await?;
+            let (ours, mut theirs) = duplex(4);
+            tokio::spawn(async move {
+                tokio::select! {
+                    biased;
+                    _ = async { stalled.wait_for(|stalled| *stalled).await.map(drop) } => {}
+                    _ = copy_bidirectional(&mut theirs, &mut server) => return,
+                }
+                // Keeps it open.
+                std::future::pending::<()>().await;
+                drop(theirs);
+            });
+            Ok(ours)
+        }
+    });
+    let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
+    stall.send_replace(true);
+    let closed = tokio::time::timeout(Duration::from_secs(30), client.close()).await;
+    let error = closed.expect("it does not wait").unwrap_err();
+    let Error::Timeout { phase: TimeoutPhase::Cancel, after: at } = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(at, after);
+}
+
 #[tokio::test]
 async fn end_of_the_stream_is_the_end_of_the_connection() {
     let builder = ConnectionConfig::builder().host("h").user("u").ssl_mode(SslMode::Disable);
