@@ -1013,6 +1013,22 @@ async fn pool_that_is_too_small_is_an_error_that_names_the_rule() {
     }
 }
 
+/// Ten seconds, in virtual time.
+#[tokio::test]
+async fn parallel_without_connect_timeout_waits_ten_seconds_for_its_connections() {
+    table("t_ten", 300).await;
+    let pooler = Daemon::pgbouncer(cluster().port());
+    let client = FraiseClient::connect(&url_at(([127, 0, 0, 1], pooler.port))).await.unwrap();
+    // The pool has four connections. Waiting for the network advances the clock to the next
+    // deadline, which is the one of the transactions.
+    tokio::time::pause();
+    let error = client.query::<RawJson>("t_ten").parallel(5).execute().await.unwrap_err();
+    let Error::Timeout { phase: TimeoutPhase::Parallel, after } = error else {
+        panic!("{error:?}")
+    };
+    assert_eq!(after, Duration::from_secs(10));
+}
+
 /// The error is the one that ended the query, not a consequence on another connection.
 #[tokio::test]
 async fn parallel_error_is_the_original_cause() {
