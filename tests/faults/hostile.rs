@@ -409,6 +409,19 @@ async fn error_texts_are_truncated() {
         }
     }
 
+    // Every text is huge. `Debug` writes each once, and escapes control characters in those that
+    // `Display` omits: at most six bytes for one.
+    let control = "\u{1f}".repeat(1 << 20);
+    for (text, escaped) in [(&long, 1), (&control, 6)] {
+        let mut fields: Vec<_> = texts.iter().map(|field| (*field, &**text)).collect();
+        fields.extend([(b'S', &**text), (b'V', &**text), (b'C', "22012")]);
+        let mut lying = session();
+        lying.answer[5] = scripted::fields(b'E', &fields);
+        let (_, error) = liar.run("every text", &lying).await;
+        let shown = format!("{:?}", error.unwrap()).len();
+        assert!(shown < (4 + 9 * escaped) * KEPT + 1024, "{shown} bytes are shown");
+    }
+
     // A text of the maximum length is complete. A text without characters is still shown.
     let fits = "x".repeat(KEPT);
     let mut lying = session();

@@ -88,6 +88,9 @@ async fn row_that_does_not_decode_is_an_error_item_and_the_stream_continues() {
     assert_eq!(stream.next().await.unwrap().unwrap(), 1);
     let error = stream.next().await.unwrap().unwrap_err();
     assert!(error.is_row_error() && error.to_string().contains("row 2"), "{error}");
+    // Only the cause quotes the document.
+    assert!(!error.to_string().contains("two"), "{error}");
+    assert!(std::error::Error::source(&error).unwrap().to_string().contains("two"));
     assert_eq!(stream.next().await.unwrap().unwrap(), 3);
     assert!(stream.next().await.is_none());
     let stats = stream.stats();
