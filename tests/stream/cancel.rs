@@ -18,6 +18,7 @@ use crate::support::{
     client, cluster,
     cluster::{Cluster, REQUIRE_PASSWORD, Setup, superuser},
     config_at, eventually,
+    proxy::Proxy,
     scripted::{self, Scripted, Step},
     sql, terminate,
 };
@@ -715,6 +716,10 @@ async fn cancel_uses_renewed_certificates() {
     let verified_again = FraiseClient::connect(&url("verify-full")).await.unwrap();
     let preferred = FraiseClient::connect(&url("prefer")).await.unwrap();
     assert!(preferred.connection_info().unwrap().tls_version.is_some());
+    let proxy = Proxy::to_port(cluster.port()).await;
+    let (port, recorded) = (format!(":{}/", cluster.port()), format!(":{}/", proxy.address.port()));
+    let recorded = url("verify-full").replace(&port, &recorded);
+    let strict = FraiseClient::connect(&recorded).await.unwrap();
 
     let stop = async |client: &FraiseClient| {
         let pid = client.backend_pid().unwrap();
@@ -751,6 +756,20 @@ async fn cancel_uses_renewed_certificates() {
     cluster.control(&["reload"]);
     eventually("TLS is off", async || FraiseClient::connect(&url("require")).await.is_err()).await;
     stop(&preferred).await;
+
+    // With `verify-full`, the request is not sent without TLS.
+    proxy.record();
+    let mut stream = strict.query::<RawJson>("v_endless").execute().await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    let error = within(strict.cancel_token().cancel()).await.unwrap_err();
+    assert!(matches!(error, Error::Tls { .. }), "{error:?}");
+    let sent = proxy.record();
+    let has = |start: [u32; 2]| {
+        let start = start.map(u32::to_be_bytes).concat();
+        sent.windows(8).any(|bytes| bytes == start)
+    };
+    assert!(has([8, 80_877_103]), "TLS was not requested");
+    assert!(!has([16, 80_877_102]), "a cancel request was sent");
 }
 
 /// A process without a free descriptor can stop a query: the session's own is closed for it.
