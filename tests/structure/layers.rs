@@ -192,6 +192,29 @@ fn invariants_of_the_architecture_hold() {
     }
 }
 
+/// Keys are derived and TLS files are read in a closure that `spawn_blocking` runs.
+#[test]
+fn slow_work_runs_on_a_blocking_thread() {
+    let sources = sources();
+    for slow in ["Keys::derive(", "TlsConnector::new("] {
+        let mut found = 0;
+        for (file, code) in &sources {
+            let mut before = "";
+            for (i, after) in code.split(slow).enumerate() {
+                if i > 0 {
+                    found += 1;
+                    let closure = before.rsplit("let ").next().unwrap().strip_suffix(" = move || ");
+                    let name = closure.unwrap_or_else(|| panic!("src/{file}.rs calls {slow:?}"));
+                    let next = after.split(';').nth(1).unwrap();
+                    assert!(next.contains(&format!("spawn_blocking({name})")), "src/{file}.rs");
+                }
+                before = after;
+            }
+        }
+        assert_eq!(found, 1, "{slow}");
+    }
+}
+
 /// Returns the public types of a file with a method that consumes the value and returns it changed.
 fn builders(code: &str) -> BTreeSet<String> {
     let mut builders = BTreeSet::new();
