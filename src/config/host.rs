@@ -183,3 +183,29 @@ fn parse_port(value: &str) -> Result<u16> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[cfg(unix)]
+    use super::*;
+
+    /// A fallback to TCP could send the password to the server of another user.
+    #[cfg(unix)]
+    #[test]
+    fn without_a_host_the_target_is_a_socket_and_never_tcp() {
+        for host in [None, Some("")] {
+            let mut values = Values::default();
+            values.set("port", "7".to_owned()).unwrap();
+            if let Some(host) = host {
+                values.set("host", host.to_owned()).unwrap();
+            }
+            let targets = Hosts::parse(&values).unwrap().targets();
+            let [Target { host: None, hostaddr: None, unix_socket: Some(path), port: 7 }] =
+                &targets[..]
+            else {
+                panic!("{targets:?}")
+            };
+            assert!(path.is_absolute() && path.ends_with(".s.PGSQL.7"), "{}", path.display());
+        }
+    }
+}
