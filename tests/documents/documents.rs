@@ -356,6 +356,33 @@ fn tests_named_in_documents_exist() {
         assert!(missing.is_empty(), "{document}: {}", missing.join("\n"));
         assert!(named > least, "{document}: {named}");
     }
+    for document in ["SECURITY.md", "docs/threat-model.md"] {
+        let (named, missing) = tests_in_parentheses(&read(document));
+        assert!(missing.is_empty(), "{document}: {}", missing.join("\n"));
+        assert!(named > 0, "{document}");
+    }
+}
+
+/// How many tests the prose names like this: (file: `name`, `name`). And what is wrong with them.
+fn tests_in_parentheses(text: &str) -> (usize, Vec<String>) {
+    let (mut named, mut missing) = (0, Vec::new());
+    let prose = text.lines().filter(|line| !line.starts_with('|'));
+    // A name can be on the next line.
+    let prose: Vec<_> = prose.flat_map(str::split_whitespace).collect();
+    for part in prose.join(" ").split('(').skip(1) {
+        let Some((file, names)) = part.split(')').next().and_then(|part| part.split_once(": `"))
+        else {
+            continue;
+        };
+        let file = file.replace('`', "");
+        for name in names.split('`').step_by(2).filter(|name| name.matches('_').count() > 1) {
+            named += 1;
+            if !tests_of(&file).contains(name) {
+                missing.push(format!("{file} has no test {name:?}"));
+            }
+        }
+    }
+    (named, missing)
 }
 
 /// How many tests the last column of the tables names, and what is wrong with them.
