@@ -430,14 +430,15 @@ fn guides_name_only_existing_items() {
 #[tokio::test]
 async fn paused_stream_is_ended_by_the_settings_of_the_guide() {
     let server = cluster().port();
-    // The text of the mode can contain further settings.
     let poolers = [
-        ("transaction\nquery_timeout = 5", true),
-        ("transaction\nclient_idle_timeout = 1\nserver_idle_timeout = 1", false),
-        ("session\nclient_idle_timeout = 1\nidle_transaction_timeout = 1", false),
-        ("transaction\nidle_transaction_timeout = 1", false),
+        ("transaction", "query_timeout = 5", true),
+        ("transaction", "client_idle_timeout = 1\nserver_idle_timeout = 1", false),
+        ("session", "client_idle_timeout = 1\nidle_transaction_timeout = 1", false),
+        ("transaction", "idle_transaction_timeout = 1", false),
+        ("transaction", "server_lifetime = 1", false),
     ];
-    let poolers = poolers.map(|(settings, ends)| (Daemon::pgbouncer_in(settings, server), ends));
+    let poolers = poolers
+        .map(|(mode, settings, ends)| (Daemon::pgbouncer_with(mode, settings, server), ends));
     let second = Duration::from_secs(1);
     let mut configs: Vec<_> =
         poolers.iter().map(|(pooler, ends)| (config_at(pooler.port), *ends)).collect();
@@ -445,6 +446,10 @@ async fn paused_stream_is_ended_by_the_settings_of_the_guide() {
     configs.push((config_at(server).tcp_user_timeout(second), false));
     let every_second = config_at(server).keepalive_idle(second).keepalive_interval(second);
     configs.push((every_second.keepalive_count(1), false));
+    // While the client reads nothing, only `timeout client` of HAProxy counts.
+    let proxies = [("2s", "1h", true), ("1h", "2s", false)]
+        .map(|(client, back, ends)| (Daemon::haproxy_with(client, back, &[server]), ends));
+    configs.extend(proxies.iter().map(|(proxy, ends)| (config_at(proxy.port), *ends)));
     let mut streams = Vec::new();
     for (i, (config, ends)) in configs.into_iter().enumerate() {
         let name = format!("paused_{i}_{}", if ends { "ends" } else { "stays" });

@@ -105,9 +105,14 @@ impl Daemon {
 
     /// Starts HAProxy, which passes bytes to the first server that accepts connections.
     pub fn haproxy(servers: &[u16]) -> Self {
+        Self::haproxy_with("60s", "60s", servers)
+    }
+
+    /// The same with these values of `timeout client` and `timeout server`.
+    pub fn haproxy_with(client: &str, server: &str, servers: &[u16]) -> Self {
         let start = |port: u16, _: &Path| {
             let mut config = format!(
-                "defaults\n mode tcp\n timeout connect 2s\n timeout client 60s\n timeout server 60s\n\
+                "defaults\n mode tcp\n timeout connect 2s\n timeout client {client}\n timeout server {server}\n\
                  listen postgres\n bind 127.0.0.1:{port}\n balance first\n"
             );
             for (i, server) in servers.iter().enumerate() {
