@@ -2,8 +2,8 @@
 # Usage: scripts/bench.sh [short] [ROUNDS]
 #
 # Compares this crate with other clients, and writes docs/benchmarks.md and benchmarks-raw.md. Takes
-# about 30 minutes after the builds. Default: 5 rounds. With `short`, runs only the short queries and
-# the first rows, in about 5 minutes. Clients that share connections run in at most 3 rounds.
+# about 30 minutes after the builds. Default: 5 rounds. With `short`, runs only the short queries
+# and the first rows, in about 5 minutes. Clients that share connections run in at most 3 rounds.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/common.sh

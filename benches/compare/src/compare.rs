@@ -236,14 +236,28 @@ pub fn machine(rounds: usize) -> String {
         let behind = lock.split(&format!("name = \"{name}\"\nversion = \"")).nth(1).unwrap_or("?");
         format!("{name} {}", behind.split('"').next().unwrap_or_default())
     };
-    format!(
+    let text = format!(
         "{} cores of {model}; {}; {}; {}; {}; libpq of {}; medians of {rounds} rounds; noise: the slowest \
-         round above the fastest.\n\n",
+         round above the fastest.",
         models.len(),
         postgres.unwrap_or_default(),
         first("rustc", "--version"),
         version("tokio-postgres"),
         version("sqlx"),
         version("pq-src"),
-    )
+    );
+    wrapped(&text) + "\n\n"
+}
+
+/// Breaks a paragraph into lines of at most 100 columns.
+fn wrapped(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.len() + 1 + word.len() <= 100 => *line += &format!(" {word}"),
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines.join("\n")
 }
