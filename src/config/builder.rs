@@ -369,8 +369,8 @@ impl ConnectionConfigBuilder {
         self
     }
 
-    /// Sets the policy for replacing a lost connection. Default: 5 attempts, about
-    /// 1.5 seconds in all.
+    /// Sets the policy for replacing a lost connection. Default: 5 attempts with
+    /// pauses of at most 1.5 seconds in all.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.client_options.retry = policy;
         self
