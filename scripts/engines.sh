@@ -28,6 +28,8 @@ if [ "${1:-}" = inside ]; then
     program=$3
     shift 3
     ip link set lo up
+    # Where the servers' user can read it, whatever the rights of the folders above it.
+    mount --bind "$folder" /mnt
     PGPASSWORD=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
     export PGPASSWORD
 
@@ -210,7 +212,7 @@ END
                 user=postgres
                 # It has no users and no passwords, and runs one query at a time and to its end:
                 # 200,000 rows stand for an endless result.
-                start / pglite node "$folder/pglite/node_modules/@electric-sql/pglite-socket/dist/scripts/server.js" \
+                start / pglite node /mnt/pglite/node_modules/@electric-sql/pglite-socket/dist/scripts/server.js \
                     --port=$port --host=127.0.0.1 --max-connections=10
                 wait_for $port
                 psql_at $port "$table; $recreate; create view endless as
@@ -225,9 +227,9 @@ END
                         i, i, i, i % 10, pad } }' >"$folder/documents.ndjson"
                 # It has no cancel requests either.
                 for _ in 1 2 3 4 5 6 7 8 9 10; do cat "$folder/documents.ndjson"; done >"$folder/endless.ndjson"
-                start / roapi "$folder/roapi/roapi" --disable-read-only --addr-http 127.0.0.1:6452 \
-                    --addr-postgres 127.0.0.1:$port --table "documents=$folder/documents.ndjson" \
-                    --table "endless=$folder/endless.ndjson"
+                start / roapi /mnt/roapi/roapi --disable-read-only --addr-http 127.0.0.1:6452 \
+                    --addr-postgres 127.0.0.1:$port --table documents=/mnt/documents.ndjson \
+                    --table endless=/mnt/endless.ndjson
                 wait_for $port
                 ;;
         esac
