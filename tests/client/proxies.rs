@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use crate::support::{Replicated, admin, config_at, daemon::Daemon, eventually, sql};
-use fraiseql_wire::{Error, ErrorCategory, FraiseClient, RawJson, TimeoutPhase, sqlstate};
+use fraiseql_wire::{
+    ConnectionConfig, Error, ErrorCategory, FraiseClient, RawJson, TimeoutPhase, sqlstate,
+};
 use futures_util::{StreamExt, TryStreamExt, future::join_all};
 use serde_json::Value;
 
@@ -23,7 +25,10 @@ async fn assert_supported(name: &str, url: &str) {
                  where state = 'active' and query like $1 and pid <> pg_backend_pid()";
     let pattern = format!("%\"{endless}\"%");
     let at_work = async || admin.query_one(query, &[&pattern]).await.unwrap().get::<_, i64>(0);
-    let client = FraiseClient::connect(url).await.unwrap();
+    let config = url.parse::<ConnectionConfig>().unwrap().to_builder();
+    // pgpool 4.6 takes longer than the default to forward a cancel request.
+    let config = config.cancel_timeout(Duration::from_secs(60)).build().unwrap();
+    let client = FraiseClient::connect_with_config(config).await.unwrap();
     let pid = client.backend_pid();
     let usable = async || {
         eventually("the server's work has ended", async || at_work().await == 0).await;
