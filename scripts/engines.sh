@@ -212,7 +212,11 @@ END
                 user=postgres
                 # It has no users and no passwords, and runs one query at a time and to its end:
                 # 200,000 rows stand for an endless result.
-                start / pglite node /mnt/pglite/node_modules/@electric-sql/pglite-socket/dist/scripts/server.js \
+                # Node 18, which Debian 12 has, needs a flag for what the server uses.
+                flag=
+                [ "$(node -p 'typeof CustomEvent')" = function ] || flag=--experimental-global-customevent
+                # shellcheck disable=SC2086
+                start / pglite node $flag /mnt/pglite/node_modules/@electric-sql/pglite-socket/dist/scripts/server.js \
                     --port=$port --host=127.0.0.1 --max-connections=10
                 wait_for $port
                 psql_at $port "$table; $recreate; create view endless as
