@@ -134,8 +134,8 @@ impl FraiseClient {
     /// Connects like [`connect`](Self::connect), with the given TLS settings.
     ///
     /// They replace all TLS settings of the connection string except `sslnegotiation` and
-    /// `sslpassword`, and TLS is required. A connection
-    /// over a Unix socket is never encrypted: see [`ConnectionInfo::tls_version`].
+    /// `sslpassword`, and TLS is required. A connection over a Unix socket is never encrypted: see
+    /// [`ConnectionInfo::tls_version`].
     ///
     /// # Errors
     ///

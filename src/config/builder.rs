@@ -298,8 +298,8 @@ impl ConnectionConfigBuilder {
         self.set("keepalives_count", count.to_string())
     }
 
-    /// Sets how long sent data can stay unacknowledged, rounded up to milliseconds. Default:
-    /// the operating system's. It has an effect only on systems that support `TCP_USER_TIMEOUT`.
+    /// Sets how long sent data can stay unacknowledged, rounded up to milliseconds. Default: the
+    /// operating system's. It has an effect only on systems that support `TCP_USER_TIMEOUT`.
     pub fn tcp_user_timeout(self, timeout: Duration) -> Self {
         self.set("tcp_user_timeout", timeout.as_nanos().div_ceil(1_000_000).to_string())
     }
@@ -341,8 +341,7 @@ impl ConnectionConfigBuilder {
 
     /// Sets the TLS settings. They replace all `ssl...` settings except
     /// [`ssl_negotiation`](Self::ssl_negotiation) and the `sslpassword` of the base configuration.
-    /// The session is then always encrypted, except
-    /// over a Unix socket.
+    /// The session is then always encrypted, except over a Unix socket.
     pub fn tls(mut self, tls: TlsConfig) -> Self {
         self.client_options.tls = Some(tls);
         self
@@ -369,8 +368,8 @@ impl ConnectionConfigBuilder {
         self
     }
 
-    /// Sets the policy for replacing a lost connection. Default: 5 attempts with
-    /// pauses of at most 1.5 seconds in all.
+    /// Sets the policy for replacing a lost connection. Default: 5 attempts with pauses of at most
+    /// 1.5 seconds in all.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.client_options.retry = policy;
         self
