@@ -277,11 +277,14 @@ case $names in *pglite*)
             archive=electric-sql-${package%@*}-${package#*@}.tgz
             unpacked=$folder/pglite.new/node_modules/@electric-sql/${package%@*}
             mkdir -p "$unpacked"
-            (cd "$unpacked" && npm pack --loglevel=error --ignore-scripts "@electric-sql/$package" >/dev/null)
+            # Its cache and its logs end with the folder.
+            (cd "$unpacked" && npm pack --cache "$folder/pglite.new/cache" --loglevel=error \
+                --ignore-scripts "@electric-sql/$package" >/dev/null)
             grep -q "^$(sha512sum "$unpacked/$archive" | cut -d ' ' -f 1)  @electric-sql/$package\$" scripts/checksums.txt ||
                 die "What npm has fetched as $package is not what scripts/checksums.txt says: it is not unpacked"
             tar xzf "$unpacked/$archive" -C "$unpacked" --strip-components 1
         done
+        rm -rf "$folder/pglite.new/cache"
         chmod -R a+rX "$folder/pglite.new"
         mv "$folder/pglite.new" "$folder/pglite"
     fi
@@ -291,7 +294,7 @@ case $names in *roapi*)
     if [ ! -d "$folder/roapi" ]; then
         at_exit "rm -rf '$folder/roapi.new'"
         rm -rf "$folder/roapi.new"
-        python3 -m pip download --quiet --no-deps --only-binary :all: --require-hashes \
+        python3 -m pip download --quiet --no-cache-dir --no-deps --only-binary :all: --require-hashes \
             --dest "$folder/roapi.new" -r scripts/requirements-engines.txt
         python3 -m zipfile -e "$folder"/roapi.new/*.whl "$folder/roapi.new/wheel"
         mv "$folder"/roapi.new/wheel/*.data/scripts/roapi "$folder/roapi.new/roapi"

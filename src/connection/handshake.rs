@@ -124,6 +124,9 @@ pub(super) async fn handshake(
         Address::Custom(_, target) => target.clone(),
         _ => Target { hostaddr: ip, ..target.clone() },
     };
+    let pid = cancel.as_ref().map(|key| key.process_id);
+    let statements =
+        StatementCache::new(config.statement_cache_capacity(), pid.is_none_or(is_of_pooler));
     let open = OpenConnection::new(kind, tls_info.is_some(), began.elapsed());
     let info = ConnectionInfo {
         host: target.host.clone(),
@@ -146,7 +149,7 @@ pub(super) async fn handshake(
         followers: 0,
         long: stream.long,
         session: Session::new(stream.async_messages, info, server, cancel).into(),
-        statements: StatementCache::new(config.statement_cache_capacity()),
+        statements,
         limits: Limits {
             max_message_size: config.client_options.max_message_size,
             read_timeout: config.client_options.read_timeout,
@@ -161,6 +164,14 @@ pub(super) async fn handshake(
         unanswered: None,
         open,
     })
+}
+
+/// Whether a key is not from a server: it is random, and no process of Linux has such an id. Of a
+/// pooler's keys, one in a thousand could be one.
+fn is_of_pooler(process_id: u32) -> bool {
+    /// `PID_MAX_LIMIT` of Linux. Other systems have smaller ids.
+    const MAX_PID: u32 = 1 << 22;
+    process_id > MAX_PID
 }
 
 /// Has few parameters, because a pooler rejects unknown ones.

@@ -46,9 +46,14 @@ const SEEN_PER_STATEMENT: usize = 4;
 /// The name of a statement is a hash of its text, the same on every connection and in every
 /// process. So a pooler that hands out a server connection on which another client has prepared
 /// the same name does no harm: the text is the same too.
+///
+/// A server rejects the Bind of a statement whose columns have changed. A pooler that prepares
+/// statements itself may prepare it again on another server connection instead, and nothing would
+/// show that it has other columns. With `always_describes`, each request describes its result.
 #[derive(Debug)]
 pub(crate) struct StatementCache {
     capacity: usize,
+    always_describes: bool,
     /// Sorted: to compare a text with a few others takes less than to hash it.
     statements: BTreeMap<Arc<str>, Entry>,
     /// Hashes of the texts that were used once, the oldest first.
@@ -118,9 +123,10 @@ pub(crate) struct Retry {
 
 impl StatementCache {
     /// A cache of at most `capacity` statements. With 0, nothing is ever prepared.
-    pub(crate) fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize, always_describes: bool) -> Self {
         Self {
             capacity,
+            always_describes,
             statements: BTreeMap::new(),
             hasher: RandomState::new(),
             seen_once: VecDeque::new(),
@@ -147,6 +153,9 @@ impl StatementCache {
                 }
                 StatementState::Prepared | StatementState::Doubted => {
                     entry.state = StatementState::Prepared;
+                    if self.always_describes {
+                        return Choice::Existing(name);
+                    }
                     return Choice::Prepared(name);
                 }
                 StatementState::Stale => return Choice::Unnamed,
@@ -220,7 +229,7 @@ impl StatementCache {
     /// Forgets all statements and prepares none from now on. Does not close them on the server:
     /// with a pooler, they could be another client's.
     pub(crate) fn disable(&mut self) {
-        *self = Self { evicted: self.evicted, ..Self::new(0) };
+        *self = Self { evicted: self.evicted, ..Self::new(0, false) };
     }
 
     /// How to run a query again that failed with `code` before its portal was bound. `has_parsed`:
@@ -357,7 +366,7 @@ mod tests {
 
     /// A cache in which these texts are prepared, the first one used least recently.
     fn with(capacity: usize, texts: &[&str]) -> StatementCache {
-        let mut cache = StatementCache::new(capacity);
+        let mut cache = StatementCache::new(capacity, false);
         for sql in texts {
             assert_eq!(cache.choose(sql), Unnamed);
             let choice = cache.choose(sql);
@@ -380,6 +389,21 @@ mod tests {
         assert_eq!(cache.choose("a"), Prepared(name("a")));
         assert!(cache.take_closes().is_empty());
         assert_eq!(Prepared(name("a")).statement(), Statement::Prepared(&name("a")));
+    }
+
+    #[test]
+    fn statement_that_is_always_described_stays_prepared_until_its_result_changes() {
+        let mut cache = StatementCache { always_describes: true, ..with(2, &["a"]) };
+        for _ in 0..2 {
+            let choice = cache.choose("a");
+            assert_eq!(choice, Existing(name("a")));
+            cache.confirm("a", &choice);
+            assert!(cache.take_closes().is_empty());
+        }
+        let changed = cache.recover("a", &Existing(name("a")), false, FEATURE_NOT_SUPPORTED);
+        assert_eq!(changed.unwrap().choice, Unnamed);
+        assert_eq!(cache.choose("a"), Prepare(name("a")));
+        assert_eq!(cache.take_closes(), [name("a")]);
     }
 
     #[test]
@@ -408,13 +432,13 @@ mod tests {
 
     #[test]
     fn long_texts_and_a_capacity_of_0_prepare_nothing() {
-        let mut cache = StatementCache::new(1);
+        let mut cache = StatementCache::new(1, false);
         for (len, second) in [(MAX_TEXT, false), (MAX_TEXT + 1, true)] {
             let sql = "x".repeat(len);
             cache.choose(&sql);
             assert_eq!(cache.choose(&sql) == Unnamed, second);
         }
-        let mut cache = StatementCache::new(0);
+        let mut cache = StatementCache::new(0, false);
         for _ in 0..3 {
             assert_eq!(cache.choose("a"), Unnamed);
         }
@@ -423,7 +447,7 @@ mod tests {
 
     #[test]
     fn unconfirmed_statement_is_closed_before_it_is_prepared_again() {
-        let mut cache = StatementCache::new(2);
+        let mut cache = StatementCache::new(2, false);
         cache.choose("a");
         assert_eq!(cache.choose("a"), Prepare(name("a")));
         assert!(cache.take_closes().is_empty());
@@ -466,7 +490,7 @@ mod tests {
 
     #[test]
     fn existing_statement_is_used_once_it_is_described() {
-        let mut cache = StatementCache::new(2);
+        let mut cache = StatementCache::new(2, false);
         cache.choose("a");
         let sent = cache.choose("a");
         let retry = cache.recover("a", &sent, false, DUPLICATE_PSTATEMENT).unwrap();

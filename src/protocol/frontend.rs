@@ -110,8 +110,8 @@ pub(crate) enum Statement<'a> {
     Prepare(&'a str),
     /// Parsed by an earlier request of this connection, which described it too.
     Prepared(&'a str),
-    /// Known to the server, but not described on this connection: another client of a pooler has
-    /// prepared it.
+    /// Parsed earlier, and to be described again: another client of a pooler has prepared it, or a
+    /// pooler may have prepared it again.
     Existing(&'a str),
 }
 

@@ -604,7 +604,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///   `timestamptz`, a value is still converted to a date, so other rows match, without an
     ///   error. A cast in the text (`$1::timestamptz`) prevents this too.
     /// * **A view's column may stop being JSON, and a pooler prepares statements itself.** The
-    ///   server then reports no error, and the values that are not JSON are delivered.
+    ///   server then reports no error, so the client asks it for the column each time. It knows a
+    ///   pooler by its random [`backend_pid`](crate::FraiseClient::backend_pid). One in a thousand
+    ///   of these could be a server's: then values that are not JSON are delivered.
     ///
     /// Queries with [`parallel`](Self::parallel) or [`resume_by`](Self::resume_by), and
     /// [`explain`](Self::explain), are never prepared.

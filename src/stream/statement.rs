@@ -21,7 +21,7 @@ pub(super) fn choose(
     observer: &QueryObserver,
 ) -> Choice {
     let config = slot.config();
-    // The columns of a prepared statement are not described again.
+    // The columns of a prepared statement may not be described again.
     let is_cached = plan.spec.is_persistent
         && !plan.spec.settings.json_text
         && matches!(plan.execution, Execution::Single)
@@ -34,8 +34,8 @@ pub(super) fn choose(
     let choice = connection.statements.choose(plan.query.sql());
     let metrics = &observer.metrics;
     match choice {
-        Choice::Prepared(_) => metrics.statement_hit(),
-        _ => metrics.statement_missed(),
+        Choice::Prepared(_) | Choice::Existing(_) => metrics.statement_hit(),
+        Choice::Unnamed | Choice::Prepare(_) => metrics.statement_missed(),
     }
     metrics.statements_evicted(connection.statements.take_evicted());
     choice

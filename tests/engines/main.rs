@@ -327,7 +327,8 @@ async fn statements(engine: &Engine) -> Found {
 }
 
 /// Several clients while a table is dropped and created with other types: the statements that a
-/// server or a pooler has prepared are out of date, and every answer is right.
+/// server or a pooler has prepared are out of date. Every answer is right, and a column that is not
+/// JSON is an error.
 async fn changes(engine: &Engine) -> Found {
     if engine.is_text {
         return Ok("not applicable: its tables do not change".into());
@@ -343,7 +344,7 @@ async fn changes(engine: &Engine) -> Found {
     };
     let mut clients = try_join_all((0..3).map(|_| engine.client())).await?;
     let mut random = Random::of(7);
-    let (mut key, mut expected, mut number) = ("1", 0, 0);
+    let (mut key, mut expected, mut number, mut is_json) = ("1", 0, 0, true);
     recreate(("int", "json"), key, expected).await?;
     let mut held = None;
     for step in 1..=600 {
@@ -351,7 +352,12 @@ async fn changes(engine: &Engine) -> Found {
         match random.below(24) {
             0 => {
                 held = None;
-                let column = if random.below(2) == 0 { "json" } else { "jsonb" };
+                let column = match random.below(3) {
+                    0 => "json",
+                    1 => "jsonb",
+                    _ => "text",
+                };
+                is_json = column != "text";
                 let (id, value) = match random.below(3) {
                     0 => ("int", "1"),
                     1 => ("text", "a"),
@@ -371,7 +377,11 @@ async fn changes(engine: &Engine) -> Found {
                 let query = engine.query::<u64>(&clients[chosen], "changing");
                 let query = query.where_sql("id = $1").bind(key);
                 let query = query.where_sql(format!("{} >= 0", text % 5));
-                expect((step, query.fetch_all().await?), (step, vec![expected]))?;
+                let found = match query.fetch_all().await {
+                    Err(Error::InvalidSchema { .. }) => None,
+                    fetched => Some(fetched?),
+                };
+                expect((step, found), (step, is_json.then(|| vec![expected])))?;
             }
         }
     }
