@@ -166,10 +166,10 @@ pub(super) async fn handshake(
     })
 }
 
-/// Whether a key is not from a server: it is random, and no process of Linux has such an id. Of a
-/// pooler's keys, one in a thousand could be one.
+/// Whether a key is a pooler's: most issue random ones, and few processes have such an id. Of the
+/// random keys, one in 500 could be a server's. Supavisor's are counted, so they all could.
 fn is_of_pooler(process_id: u32) -> bool {
-    /// `PID_MAX_LIMIT` of Linux. Other systems have smaller ids.
+    /// `PID_MAX_LIMIT` of Linux.
     const MAX_PID: u32 = 1 << 22;
     process_id > MAX_PID
 }

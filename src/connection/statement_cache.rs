@@ -96,6 +96,8 @@ pub(crate) enum Choice {
     Unnamed,
     Prepare(Arc<str>),
     Prepared(Arc<str>),
+    /// Prepared, and described again.
+    Described(Arc<str>),
     Existing(Arc<str>),
 }
 
@@ -105,7 +107,7 @@ impl Choice {
             Self::Unnamed => Statement::Unnamed,
             Self::Prepare(name) => Statement::Prepare(name),
             Self::Prepared(name) => Statement::Prepared(name),
-            Self::Existing(name) => Statement::Existing(name),
+            Self::Described(name) | Self::Existing(name) => Statement::Existing(name),
         }
     }
 }
@@ -154,7 +156,7 @@ impl StatementCache {
                 StatementState::Prepared | StatementState::Doubted => {
                     entry.state = StatementState::Prepared;
                     if self.always_describes {
-                        return Choice::Existing(name);
+                        return Choice::Described(name);
                     }
                     return Choice::Prepared(name);
                 }
@@ -214,7 +216,7 @@ impl StatementCache {
                 entry.state = StatementState::Stale;
                 self.closes.push(Arc::clone(&entry.name));
             }
-            Choice::Unnamed | Choice::Prepared(_) => {}
+            Choice::Unnamed | Choice::Prepared(_) | Choice::Described(_) => {}
         }
     }
 
@@ -260,7 +262,7 @@ impl StatementCache {
         let is_new = match sent {
             Choice::Unnamed => return None,
             Choice::Prepare(_) => true,
-            Choice::Prepared(_) | Choice::Existing(_) => false,
+            Choice::Prepared(_) | Choice::Described(_) | Choice::Existing(_) => false,
         };
         let unnamed = |reason| Retry { choice: Choice::Unnamed, reason, statements_lost: false };
         match (sent, code.class()) {
@@ -352,7 +354,7 @@ fn name_of(sql: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use Choice::{Existing, Prepare, Prepared, Unnamed};
+    use Choice::{Described, Existing, Prepare, Prepared, Unnamed};
 
     use super::*;
     use crate::error::sqlstate::{
@@ -394,16 +396,20 @@ mod tests {
     #[test]
     fn statement_that_is_always_described_stays_prepared_until_its_result_changes() {
         let mut cache = StatementCache { always_describes: true, ..with(2, &["a"]) };
+        let described = Described(name("a"));
+        assert_eq!(described.statement(), Statement::Existing(&name("a")));
         for _ in 0..2 {
-            let choice = cache.choose("a");
-            assert_eq!(choice, Existing(name("a")));
-            cache.confirm("a", &choice);
+            assert_eq!(cache.choose("a"), described);
+            cache.confirm("a", &described);
             assert!(cache.take_closes().is_empty());
         }
-        let changed = cache.recover("a", &Existing(name("a")), false, FEATURE_NOT_SUPPORTED);
+        let changed = cache.recover("a", &described, false, FEATURE_NOT_SUPPORTED);
         assert_eq!(changed.unwrap().choice, Unnamed);
         assert_eq!(cache.choose("a"), Prepare(name("a")));
         assert_eq!(cache.take_closes(), [name("a")]);
+        // The answer to an earlier request says nothing about the one that prepares it again.
+        cache.confirm("a", &described);
+        assert!(cache.is_unconfirmed("a"));
     }
 
     #[test]

@@ -605,8 +605,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///   error. A cast in the text (`$1::timestamptz`) prevents this too.
     /// * **A view's column may stop being JSON, and a pooler prepares statements itself.** The
     ///   server then reports no error, so the client asks it for the column each time. It knows a
-    ///   pooler by its random [`backend_pid`](crate::FraiseClient::backend_pid). One in a thousand
-    ///   of these could be a server's: then values that are not JSON are delivered.
+    ///   pooler by its random [`backend_pid`](crate::FraiseClient::backend_pid), or by none. If this
+    ///   could be a server's (one in 500 of PgBouncer's; Supavisor's), values that are not JSON are
+    ///   delivered.
     ///
     /// Queries with [`parallel`](Self::parallel) or [`resume_by`](Self::resume_by), and
     /// [`explain`](Self::explain), are never prepared.

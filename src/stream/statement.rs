@@ -34,8 +34,8 @@ pub(super) fn choose(
     let choice = connection.statements.choose(plan.query.sql());
     let metrics = &observer.metrics;
     match choice {
-        Choice::Prepared(_) | Choice::Existing(_) => metrics.statement_hit(),
-        Choice::Unnamed | Choice::Prepare(_) => metrics.statement_missed(),
+        Choice::Prepared(_) | Choice::Described(_) => metrics.statement_hit(),
+        _ => metrics.statement_missed(),
     }
     metrics.statements_evicted(connection.statements.take_evicted());
     choice
