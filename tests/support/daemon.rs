@@ -77,11 +77,12 @@ impl Daemon {
     pub fn pgpool(server: u16) -> Self {
         let start = |port: u16, folder: &Path| {
             let folder = folder.display();
-            // A cancel request occupies a child process for a moment.
+            // A cancel request occupies a child process for a moment. The folder of its socket has
+            // another name from 4.4 on; each version ignores the other name.
             let config = format!(
                 "backend_clustering_mode = 'streaming_replication'\nlisten_addresses = '127.0.0.1'\n\
                  port = {port}\npcp_listen_addresses = ''\n\
-                 unix_socket_directories = '{folder}'\npcp_socket_dir = '{folder}'\n\
+                 socket_dir = '{folder}'\nunix_socket_directories = '{folder}'\npcp_socket_dir = '{folder}'\n\
                  wd_ipc_socket_dir = '{folder}'\npid_file_name = '{folder}/pid'\nlogdir = '{folder}'\n\
                  backend_hostname0 = '127.0.0.1'\nbackend_port0 = {server}\n\
                  backend_flag0 = 'ALWAYS_PRIMARY|DISALLOW_TO_FAILOVER'\nsr_check_period = 0\n\
