@@ -44,6 +44,7 @@ lacks haproxy && need="$need haproxy"
 lacks pgpool && need="$need pgpool2"
 lacks openssl && need="$need openssl"
 lacks prometheus && need="$need prometheus"
+[ "$(uname)" = Darwin ] || ! lacks ip || need="$need iproute2"
 # A browser, and the program that controls it, of the same version.
 lacks chromium && lacks google-chrome && need="$need chromium"
 lacks chromedriver && need="$need chromium-driver"

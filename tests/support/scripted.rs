@@ -154,9 +154,7 @@ async fn play(mut socket: TcpStream, script: Vec<Step>) {
             Step::Signal(go) => drop(go.send(())),
             #[cfg(target_os = "linux")]
             Step::Dead(is_dead, until) => {
-                // A filter of one instruction: keep 0 bytes of each segment.
-                let drop_all = socket2::SockFilter::new(6, 0, 0, 0);
-                socket2::SockRef::from(&socket).attach_filter(&[drop_all]).unwrap();
+                drop_segments(socket2::SockRef::from(&socket)).unwrap();
                 let _ = is_dead.send(());
                 let _ = until.await;
                 return;
@@ -178,6 +176,19 @@ async fn play(mut socket: TcpStream, script: Vec<Step>) {
     let _ = socket.shutdown().await;
     let mut rest = [0; 1024];
     while matches!(socket.read(&mut rest).await, Ok(n) if n > 0) {}
+}
+
+/// Whether this process may attach a socket filter, as [`Step::Dead`] does.
+#[cfg(target_os = "linux")]
+pub fn can_drop_segments() -> bool {
+    let socket = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+    drop_segments(socket2::SockRef::from(&socket)).is_ok()
+}
+
+#[cfg(target_os = "linux")]
+fn drop_segments(socket: socket2::SockRef<'_>) -> std::io::Result<()> {
+    // A filter of one instruction: keep 0 bytes of each.
+    socket.attach_filter(&[socket2::SockFilter::new(6, 0, 0, 0)])
 }
 
 /// A client that reads nothing for this time has stopped reading.
