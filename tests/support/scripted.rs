@@ -181,7 +181,7 @@ async fn play(mut socket: TcpStream, script: Vec<Step>) {
 /// Whether this process may attach a socket filter, as [`Step::Dead`] does.
 #[cfg(target_os = "linux")]
 pub fn can_drop_segments() -> bool {
-    let socket = std::net::UdpSocket::bind(("127.0.0.1", 0)).unwrap();
+    let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
     drop_segments(socket2::SockRef::from(&socket)).is_ok()
 }
 
