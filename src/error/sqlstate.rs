@@ -156,6 +156,7 @@ codes! {
     INVALID_BINARY_REPRESENTATION = "22P03", "invalid binary representation";
     BAD_COPY_FILE_FORMAT = "22P04", "bad copy file format";
     UNTRANSLATABLE_CHARACTER = "22P05", "untranslatable character";
+    DATUM_VERSION_MISMATCH = "22P07", "datum version mismatch";
     NOT_AN_XML_DOCUMENT = "2200L", "not an xml document";
     INVALID_XML_DOCUMENT = "2200M", "invalid xml document";
     INVALID_XML_CONTENT = "2200N", "invalid xml content";
