@@ -358,6 +358,7 @@ fn download_is_compared_with_its_checksum_before_unpacking() {
         "chromium",
         "chromedriver",
         "pkg-config",
+        "ip",
         "python3",
     ];
     let sandbox = Sandbox::new(&stubs, "nothing");
