@@ -195,7 +195,12 @@ impl Sandbox {
 
     /// The script in a process group of its own, as a terminal starts it.
     fn command(&self, script: &str) -> Command {
-        let mut command = Command::new(self.path(script));
+        let mut command = Command::new("/usr/bin/env");
+        if cfg!(target_os = "linux") {
+            // Those of a process in the background, or of nohup, are ignored.
+            command.arg("--default-signal=HUP,INT,QUIT");
+        }
+        command.arg(self.path(script));
         command.env_clear().env("PATH", self.path("bin")).env("HOME", self.folder.path());
         command.env("SYSTEM_ROOT", self.path("system")).current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
