@@ -39,10 +39,12 @@ enum Expect {
     Refused,
     /// libpq accepts it, and this crate rejects it by design.
     Stricter,
+    /// This crate rejects it. Versions of OpenSSL differ.
+    Rejected,
     /// Any results, unless this crate is more lenient.
     NotLenient,
 }
-use Expect::{Accepted, NotLenient, Refused, Stricter};
+use Expect::{Accepted, NotLenient, Refused, Rejected, Stricter};
 
 /// The cases, and the unexpected results.
 #[derive(Default)]
@@ -120,6 +122,7 @@ impl Cases {
             Accepted => ours.is_ok() && libpq.is_ok(),
             Refused => ours.is_err() && libpq.is_err(),
             Stricter => ours.is_err() && libpq.is_ok(),
+            Rejected => ours.is_err(),
             NotLenient => ours.is_err() || libpq.is_ok(),
         };
         let said = ours.as_ref().err().map(String::as_str).unwrap_or_default();
