@@ -10,9 +10,9 @@ use std::{
 };
 
 use crate::support::{
-    cluster,
+    admin, cluster,
     scripted::{self, Scripted, Step, message},
-    sql,
+    sql, terminate,
 };
 use fraiseql_wire::{
     ConnectionConfig, ConnectionConfigBuilder, Error, ErrorCategory, FraiseClient, Target,
@@ -148,13 +148,13 @@ async fn password_provider_without_a_password_at_the_moment_is_asked_again() {
     });
     let client = FraiseClient::connect_with_config(config.build().unwrap()).await.unwrap();
     let pid = client.backend_pid().unwrap();
-    sql(&format!("select pg_terminate_backend({pid}, 10000)")).await;
+    terminate(&admin().await, pid).await;
     fails.store(2, Ordering::SeqCst);
     client.ping().await.unwrap();
     assert_eq!(asked.load(Ordering::SeqCst), 4, "one connection, two failures, one connection");
 
     let pid = client.backend_pid().unwrap();
-    sql(&format!("select pg_terminate_backend({pid}, 10000)")).await;
+    terminate(&admin().await, pid).await;
     fails.store(usize::MAX, Ordering::SeqCst);
     let error = client.ping().await.unwrap_err();
     assert_eq!(error.category(), ErrorCategory::Connection);

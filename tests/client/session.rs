@@ -841,12 +841,15 @@ async fn view_that_changes_client_encoding_closes_the_connection() {
     };
     assert_eq!(find().await, ["grün"]);
     let backend = client.backend_pid();
-    let mut stream = client.query::<RawJson>("v_latin_endless").execute().await.unwrap();
-    stream.next().await.unwrap().unwrap();
-    drop(stream);
-    // A cancelled query reverts its settings, so the connection can be used again.
-    assert_eq!(find().await, ["grün"]);
-    assert_eq!(client.backend_pid(), backend);
+    // Before 14, the server reports a setting at once, not at the end of the query.
+    if cluster().version() >= 14 {
+        let mut stream = client.query::<RawJson>("v_latin_endless").execute().await.unwrap();
+        stream.next().await.unwrap().unwrap();
+        drop(stream);
+        // A cancelled query reverts its settings, so the connection can be used again.
+        assert_eq!(find().await, ["grün"]);
+        assert_eq!(client.backend_pid(), backend);
+    }
     let error = outcome(&client, "v_latin").await.expect("an error");
     assert!(error.to_string().contains("client_encoding to \"LATIN1\""), "{error}");
     assert_eq!(find().await, ["grün"]);
