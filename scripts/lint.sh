@@ -23,6 +23,8 @@ for check in ${*:-format clippy docs prose}; do
         clippy)
             cargo clippy --quiet --workspace --all-targets --all-features -- -D warnings
             cargo clippy --quiet --all-targets --no-default-features -- -D warnings
+            # --all-targets omits those with `test = false` or `bench = false`.
+            cargo clippy --quiet --features deadpool --test engines --bench failover --bench soak -- -D warnings
             ;;
         docs) RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --all-features ;;
         prose) cargo test --quiet --all-features --test structure prose:: ;;

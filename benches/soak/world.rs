@@ -12,7 +12,7 @@ use std::{
 use tokio_postgres::NoTls;
 
 use crate::{
-    cluster::{Cluster, REQUIRE_PASSWORD},
+    cluster::{self, Cluster, REQUIRE_PASSWORD},
     proxy::Proxy,
 };
 
