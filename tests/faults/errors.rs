@@ -774,6 +774,8 @@ async fn request_that_is_too_long_is_rejected_before_it_is_sent() {
             assert!(socket.read_buf(&mut seen).await.unwrap() > 0, "{seen:?}");
         }
         socket.write_all(&[&[tag][..], &length.to_be_bytes()].concat()).await.unwrap();
+        // Before 14, the server reads a message before it refuses its length.
+        let reads = reads || cluster().version() < 14;
         // A Terminate is a part of the message that it waits for, and a close of its own otherwise.
         let mut rest = [0; 1];
         let wait = if reads { Duration::from_millis(500) } else { Duration::from_secs(60) };
