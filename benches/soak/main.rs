@@ -189,7 +189,8 @@ impl Soak {
     }
 
     /// Takes a sample while clients live. Each has a connection, perhaps one more briefly, and
-    /// those that it has abandoned. It also has tasks to read, to clean up and to cancel.
+    /// those that it has abandoned. It also has tasks to read, to clean up and to cancel, and a
+    /// blocking thread that derives keys while it logs in.
     fn sample(&mut self) -> Result<(), String> {
         let (base, abandoned) = (self.baseline, self.shared.abandoned());
         let connections = 2 * CLIENTS + abandoned;
@@ -198,7 +199,7 @@ impl Soak {
             ("backends", backends, connections),
             ("descriptors", held.descriptors, base.descriptors + 2 * connections),
             ("tasks", held.tasks, base.tasks + CLIENTS + 3 * connections),
-            ("threads", held.threads, base.threads),
+            ("threads", held.threads, base.threads + CLIENTS),
         ];
         match bounds.iter().find(|(_, held, bound)| held > bound) {
             None => Ok(()),
