@@ -643,11 +643,17 @@ impl Life {
     async fn timeout(&mut self, client: &FraiseClient) {
         let time = Duration::from_millis(1 + self.random.below(80));
         let passed = |e: &Error| {
-            let phase = match e {
-                Error::Timeout { phase, .. } => *phase,
-                _ => return false,
-            };
-            matches!(phase, TimeoutPhase::Query | TimeoutPhase::FirstRow)
+            match e {
+            Error::Timeout { phase, .. } => {
+                matches!(phase, TimeoutPhase::Query | TimeoutPhase::FirstRow)
+            }
+            // It passed while the client was connecting again.
+            Error::Connection { attempts } => attempts.iter().any(|attempt| {
+                let connecting = TimeoutPhase::Connect;
+                matches!(*attempt.error, Error::Timeout { phase, after } if phase == connecting && after == time)
+            }),
+            _ => false,
+        }
         };
         self.shared.tally.streams.fetch_add(1, SeqCst);
         if self.chance(3) {
