@@ -363,7 +363,7 @@ async fn growing_pool_connects_when_the_server_is_back() {
     };
     let pool = pool::deadpool::builder(config()).max_size(2).build().unwrap();
     let impatient = pool::deadpool::builder(config()).max_size(2);
-    let impatient = impatient.create_timeout(Some(Duration::from_millis(200))).build().unwrap();
+    let impatient = impatient.create_timeout(Some(Duration::from_secs(3))).build().unwrap();
     let few = RetryPolicy::default().max_attempts(2).max_backoff(MAX_BACKOFF);
     let few = config().to_builder().retry(few).build().unwrap();
     let giving_up = pool::deadpool::builder(few).max_size(2).build().unwrap();
