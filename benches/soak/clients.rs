@@ -10,8 +10,8 @@ use std::{
 };
 
 use fraiseql_wire::{
-    ConnectionConfig, Error, FraiseClient, FromJsonRow, QueryBuilder, QueryStream, RawJson,
-    SslMode, StreamState, StreamStats, TimeoutPhase, field,
+    ConnectAttempt, ConnectionConfig, Error, FraiseClient, FromJsonRow, QueryBuilder, QueryStream,
+    RawJson, SslMode, StreamState, StreamStats, TimeoutPhase, field,
 };
 use futures_util::StreamExt;
 use serde::Deserialize;
@@ -642,18 +642,17 @@ impl Life {
     /// A query that exceeds its timeout.
     async fn timeout(&mut self, client: &FraiseClient) {
         let time = Duration::from_millis(1 + self.random.below(80));
-        let passed = |e: &Error| {
-            match e {
+        let connecting = |attempt: &ConnectAttempt| match *attempt.error {
+            Error::Timeout { phase: TimeoutPhase::Connect, after } => after == time,
+            _ => false,
+        };
+        let passed = |e: &Error| match e {
             Error::Timeout { phase, .. } => {
                 matches!(phase, TimeoutPhase::Query | TimeoutPhase::FirstRow)
             }
             // It passed while the client was connecting again.
-            Error::Connection { attempts } => attempts.iter().any(|attempt| {
-                let connecting = TimeoutPhase::Connect;
-                matches!(*attempt.error, Error::Timeout { phase, after } if phase == connecting && after == time)
-            }),
+            Error::Connection { attempts } => attempts.iter().any(connecting),
             _ => false,
-        }
         };
         self.shared.tally.streams.fetch_add(1, SeqCst);
         if self.chance(3) {
