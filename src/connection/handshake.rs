@@ -145,6 +145,7 @@ pub(super) async fn handshake(
         transport: stream.transport,
         rcvlowat: 1,
         buffer: stream.buffer,
+        requests: BytesMut::new(),
         outgoing: Outgoing::default(),
         followers: 0,
         long: stream.long,

@@ -21,7 +21,7 @@ use super::{
     outgoing::Outgoing,
     report::{count_protocol_error, unexpected, violation},
     session::Session,
-    statement_cache::StatementCache,
+    statement_cache::{Choice, StatementCache},
     trace::trace_sent,
     unanswered::Unanswered,
 };
@@ -30,8 +30,9 @@ use crate::{
     metrics::connection::{CloseReason, OpenConnection},
     protocol::{
         backend::Message,
+        extended_query::Steps,
         frame::MAX_CONTROL_FRAME,
-        frontend,
+        frontend::{self, Query},
         long_message::LongMessage,
         rows::{Run, Stop, value_at},
     },
@@ -49,6 +50,8 @@ pub(crate) struct Connection {
     pub(super) rcvlowat: usize,
     /// Bytes that have arrived and are not processed yet.
     pub(crate) buffer: BytesMut,
+    /// The memory of the last request, for the next one.
+    pub(super) requests: BytesMut,
     /// Pipelined requests. Reading sends them.
     pub(super) outgoing: Outgoing,
     /// How many requests were made after the one whose answer is being read. Their answers follow.
@@ -89,6 +92,22 @@ pub(crate) struct Limits {
 }
 
 impl Connection {
+    /// Encodes the request for a query. See [`Query::request`].
+    pub(crate) fn request(
+        &mut self,
+        query: &Query,
+        choice: &Choice,
+        closes: &[impl AsRef<str>],
+    ) -> Result<(Bytes, Steps)> {
+        /// The maximum size of a request whose memory is used again, in bytes.
+        const MAX_REUSED: usize = 4 << 10;
+        let request = query.request(choice.statement(), closes, &mut self.requests);
+        if request.as_ref().ok().is_none_or(|(request, _)| request.len() > MAX_REUSED) {
+            self.requests = BytesMut::new();
+        }
+        request
+    }
+
     /// Sends `bytes`, which keeps what is not sent yet. Cancel-safe.
     pub(crate) async fn write(&mut self, bytes: &mut Bytes) -> io::Result<()> {
         self.transport.write_all_buf(bytes).await?;

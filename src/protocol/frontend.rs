@@ -2,9 +2,10 @@
 //!
 //! [Message Formats]: https://www.postgresql.org/docs/current/protocol-message-formats.html
 
-use std::fmt;
+use std::{fmt, ops::DerefMut};
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
+use smallvec::SmallVec;
 
 use super::{extended_query::Steps, frame::frame_size};
 use crate::error::{Error, Result};
@@ -98,8 +99,11 @@ pub(crate) struct Query {
     sql: String,
     /// The end of Bind, after the names of portal and statement: parameter formats, values, result
     /// formats.
-    values: Box<[u8]>,
+    values: Values,
 }
+
+/// Those of a few short parameters are not allocated.
+type Values = SmallVec<[u8; 64]>;
 
 /// The statement that a request executes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +149,7 @@ impl Query {
         if sql.contains('\0') {
             return Err(nul("the SQL text"));
         }
-        let mut out = Vec::with_capacity(values);
+        let mut out = Values::with_capacity(values);
         out.extend_from_slice(&0u16.to_be_bytes()); // all parameters are text
         out.extend_from_slice(&count.to_be_bytes());
         for (i, value) in parameters.enumerate() {
@@ -162,7 +166,7 @@ impl Query {
             }
         }
         out.extend_from_slice(&[0, 1, 0, 0]); // one format for all columns: text
-        Ok(Self { sql, values: out.into() })
+        Ok(Self { sql, values: out })
     }
 
     /// Returns the SQL text, which identifies a prepared statement.
@@ -177,7 +181,7 @@ impl Query {
     }
 
     /// Encodes the request: Close for each statement in `closes`, then Parse, Bind and Describe as
-    /// `statement` requires, then Execute and Sync.
+    /// `statement` requires, then Execute and Sync. Uses the memory of `buffer`.
     ///
     /// The portal is unnamed. Execute has no row limit, which would cost a round trip per batch and
     /// prevent parallel plans.
@@ -190,7 +194,11 @@ impl Query {
         &self,
         statement: Statement<'_>,
         closes: &[impl AsRef<str>],
+        buffer: &mut BytesMut,
     ) -> Result<(Bytes, Steps)> {
+        // What an error has left.
+        buffer.clear();
+        let out = buffer;
         let (name, parses, describes) = match statement {
             Statement::Unnamed => ("", true, true),
             Statement::Prepare(name) => (name, true, true),
@@ -201,7 +209,7 @@ impl Query {
         let bind_length = 1 + bind_length("", name, self.values.len());
         let parse_length = if parses { 1 + parse_length(&self.sql, name) } else { 0 };
         let describe_length = if describes { DESCRIBE.len() } else { 0 };
-        let mut out = Vec::with_capacity(
+        out.reserve(
             close_lengths.sum::<usize>()
                 + parse_length
                 + bind_length
@@ -209,24 +217,24 @@ impl Query {
                 + END_OF_QUERY,
         );
         for name in closes {
-            message(&mut out, Some(b'C'), MAX_MESSAGE, |out| {
-                out.push(b'S');
+            message(out, Some(b'C'), MAX_MESSAGE, |out| {
+                out.put_u8(b'S');
                 text(out, name.as_ref(), STATEMENT_NAME)
             })?;
         }
         if parses {
-            message(&mut out, Some(b'P'), MAX_MESSAGE, |out| {
+            message(out, Some(b'P'), MAX_MESSAGE, |out| {
                 text(out, name, STATEMENT_NAME)?;
-                out.extend_from_slice(self.sql.as_bytes());
-                out.push(0);
-                out.extend_from_slice(&0u16.to_be_bytes()); // no types given
+                out.put_slice(self.sql.as_bytes());
+                out.put_u8(0);
+                out.put_u16(0); // no types given
                 Ok(())
             })?;
         }
-        message(&mut out, Some(b'B'), MAX_MESSAGE, |out| {
-            out.push(0); // the unnamed portal
+        message(out, Some(b'B'), MAX_MESSAGE, |out| {
+            out.put_u8(0); // the unnamed portal
             text(out, name, STATEMENT_NAME)?;
-            out.extend_from_slice(&self.values);
+            out.put_slice(&self.values);
             Ok(())
         })?;
         if describes {
@@ -234,7 +242,7 @@ impl Query {
         }
         out.extend_from_slice(EXECUTE);
         out.extend_from_slice(SYNC);
-        Ok((out.into(), Steps { closes: closes.len(), parses, describes }))
+        Ok((out.split().freeze(), Steps { closes: closes.len(), parses, describes }))
     }
 }
 
@@ -366,15 +374,17 @@ fn name_of(tag: u8) -> &'static str {
 pub(crate) const TERMINATE: &[u8] = b"X\0\0\0\x04";
 
 /// Appends one message. Its length is set when its body has been written.
-fn message(
-    out: &mut Vec<u8>,
+fn message<B: BufMut + DerefMut<Target = [u8]>>(
+    out: &mut B,
     tag: Option<u8>,
     limit: usize,
-    body: impl FnOnce(&mut Vec<u8>) -> Result<()>,
+    body: impl FnOnce(&mut B) -> Result<()>,
 ) -> Result<()> {
-    out.extend(tag);
+    if let Some(tag) = tag {
+        out.put_u8(tag);
+    }
     let start = out.len();
-    out.extend_from_slice(&[0; 4]);
+    out.put_slice(&[0; 4]);
     body(out)?;
     check_length(tag, out.len() - start, limit)?;
     let len = length(out.len() - start)?;
@@ -403,12 +413,12 @@ fn check_length(tag: Option<u8>, len: usize, limit: usize) -> Result<()> {
     )))
 }
 
-fn text(out: &mut Vec<u8>, text: &str, what: &str) -> Result<()> {
+fn text(out: &mut impl BufMut, text: &str, what: &str) -> Result<()> {
     if text.contains('\0') {
         return Err(nul(what));
     }
-    out.extend_from_slice(text.as_bytes());
-    out.push(0);
+    out.put_slice(text.as_bytes());
+    out.put_u8(0);
     Ok(())
 }
 
@@ -430,9 +440,13 @@ fn nul(what: &str) -> Error {
 mod tests {
     use super::*;
 
+    fn encoded(query: &Query, statement: Statement<'_>, closes: &[&str]) -> Result<(Bytes, Steps)> {
+        query.request(statement, closes, &mut BytesMut::new())
+    }
+
     fn unnamed(sql: &str, parameters: &[Option<&str>]) -> Result<Vec<u8>> {
         let query = Query::new(sql, parameters)?;
-        query.request(Statement::Unnamed, NO_CLOSES).map(|(request, _)| request.into())
+        encoded(&query, Statement::Unnamed, NO_CLOSES).map(|(request, _)| request.into())
     }
 
     /// Recorded from libpq 15: `user=role_md5 dbname=d client_encoding=UTF8`.
@@ -473,14 +487,14 @@ mod tests {
             (Statement::Prepared("fw_1"), [b"", bind, b"", end], false, false),
             (Statement::Existing("fw_1"), [b"", bind, describe, end], false, true),
         ] {
-            let (request, steps) = query.request(statement, NO_CLOSES).unwrap();
+            let (request, steps) = encoded(&query, statement, NO_CLOSES).unwrap();
             assert_eq!(request, messages.concat(), "{statement:?}");
             assert_eq!(steps, Steps { closes: 0, parses, describes });
-            let (request, steps) = query.request(statement, &["x", "x_2"]).unwrap();
+            let (request, steps) = encoded(&query, statement, &["x", "x_2"]).unwrap();
             assert_eq!(request, [close, &messages.concat()].concat(), "{statement:?}");
             assert_eq!(steps, Steps { closes: 2, parses, describes });
         }
-        let (request, steps) = query.request(Statement::Unnamed, &["x", "x_2"]).unwrap();
+        let (request, steps) = encoded(&query, Statement::Unnamed, &["x", "x_2"]).unwrap();
         let whole = unnamed("select $1, $2", &[Some("a"), None]).unwrap();
         assert_eq!(request, [close, &whole].concat());
         assert_eq!(steps, Steps { closes: 2, ..Steps::WHOLE });
@@ -490,8 +504,8 @@ mod tests {
     fn request_rejects_names_that_contain_nul_or_do_not_fit() {
         let query = Query::new("select 1", &[]).unwrap();
         assert!(query.has_room_for_name() && query.sql() == "select 1");
-        assert!(query.request(Statement::Prepared("a\0b"), NO_CLOSES).is_err());
-        assert!(query.request(Statement::Unnamed, &["a\0b"]).is_err());
+        assert!(encoded(&query, Statement::Prepared("a\0b"), NO_CLOSES).is_err());
+        assert!(encoded(&query, Statement::Unnamed, &["a\0b"]).is_err());
         assert!(has_room(MAX_MESSAGE - 63) && !has_room(MAX_MESSAGE - 62));
     }
 

@@ -202,7 +202,7 @@ impl Opening<'_> {
         let (settings, query) = (&self.plan.spec.settings, &self.plan.query);
         let mut statement = statement::choose(self.plan, self.slot, &mut connection, self.observer);
         let closes = connection.statements.take_closes();
-        let (request, steps) = query.request(statement.statement(), &closes)?;
+        let (request, steps) = connection.request(query, &statement, &closes)?;
         let mut exchange = Exchange::new(connection, request, ExtendedQuery::with(steps));
         exchange.closes = closes;
         let mut in_flight = InFlight::new();
@@ -232,7 +232,7 @@ impl Opening<'_> {
             if Box::pin(held.exchange.skip_failed()).await.is_err() {
                 return Err(in_flight.failed(error));
             }
-            let (request, steps) = query.request(next.statement(), NO_CLOSES)?;
+            let (request, steps) = held.exchange.connection.request(query, &next, NO_CLOSES)?;
             held.exchange.send_instead(request, ExtendedQuery::with(steps));
             statement = next;
         }

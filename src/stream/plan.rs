@@ -1,6 +1,6 @@
 //! The plan of a query: what it selects, and how it is executed.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::{settings::StreamSettings, span::QueryText};
 use crate::{
@@ -82,5 +82,7 @@ pub(crate) fn encode(statement: Statement<'_>) -> Result<Query> {
 
 /// The request that executes a query as the unnamed statement.
 pub(super) fn unnamed(query: &Query) -> Result<Bytes> {
-    query.request(frontend::Statement::Unnamed, NO_CLOSES).map(|(request, _)| request)
+    let mut buffer = BytesMut::new();
+    let request = query.request(frontend::Statement::Unnamed, NO_CLOSES, &mut buffer);
+    request.map(|(request, _)| request)
 }

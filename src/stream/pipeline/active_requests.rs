@@ -90,7 +90,7 @@ impl ActiveRequests {
             };
             let prepares = matches!(choice, Choice::Prepare(_)).then(|| sql.to_owned());
             let closes = connection.statements.take_closes();
-            let (request, steps) = job.plan.query.request(choice.statement(), &closes)?;
+            let (request, steps) = connection.request(&job.plan.query, &choice, &closes)?;
             connection.pipeline(&request);
             Ok(Sent {
                 entry: Arc::clone(&entry),
