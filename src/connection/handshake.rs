@@ -124,9 +124,8 @@ pub(super) async fn handshake(
         Address::Custom(_, target) => target.clone(),
         _ => Target { hostaddr: ip, ..target.clone() },
     };
-    let pid = cancel.as_ref().map(|key| key.process_id);
-    let statements =
-        StatementCache::new(config.statement_cache_capacity(), pid.is_none_or(is_of_pooler));
+    let process_id = cancel.as_ref().map(|key| key.process_id);
+    let statements = StatementCache::new(config.statement_cache_capacity(), process_id);
     let open = OpenConnection::new(kind, tls_info.is_some(), began.elapsed());
     let info = ConnectionInfo {
         host: target.host.clone(),
@@ -165,14 +164,6 @@ pub(super) async fn handshake(
         unanswered: None,
         open,
     })
-}
-
-/// Whether a key is a pooler's: most issue random ones, and few processes have such an id. Of the
-/// random keys, one in 500 could be a server's. Supavisor's are counted, so they all could.
-fn is_of_pooler(process_id: u32) -> bool {
-    /// `PID_MAX_LIMIT` of Linux.
-    const MAX_PID: u32 = 1 << 22;
-    process_id > MAX_PID
 }
 
 /// Has few parameters, because a pooler rejects unknown ones.

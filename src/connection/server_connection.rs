@@ -101,7 +101,8 @@ impl Connection {
     ) -> Result<(Bytes, Steps)> {
         /// The maximum size of a request whose memory is used again, in bytes.
         const MAX_REUSED: usize = 4 << 10;
-        let request = query.request(choice.statement(), closes, &mut self.requests);
+        let process = self.statements.process_to_ask(choice);
+        let request = query.request(choice.statement(), closes, process, &mut self.requests);
         if request.as_ref().ok().is_none_or(|(request, _)| request.len() > MAX_REUSED) {
             self.requests = BytesMut::new();
         }

@@ -49,11 +49,13 @@ const SEEN_PER_STATEMENT: usize = 4;
 ///
 /// A server rejects the Bind of a statement whose columns have changed. A pooler that prepares
 /// statements itself may prepare it again on another server connection instead, and nothing would
-/// show that it has other columns. With `always_describes`, each request describes its result.
+/// show that it has other columns. So the first request that prepares one also asks whether the
+/// server's process is the one that issued the key of the session. If it is not, there is a pooler,
+/// and each request describes its result.
 #[derive(Debug)]
 pub(crate) struct StatementCache {
     capacity: usize,
-    always_describes: bool,
+    server: Server,
     /// Sorted: to compare a text with a few others takes less than to hash it.
     statements: BTreeMap<Arc<str>, Entry>,
     /// Hashes of the texts that were used once, the oldest first.
@@ -64,6 +66,17 @@ pub(crate) struct StatementCache {
     /// Grows with each use: the order of uses, instead of a clock.
     uses: u64,
     evicted: u64,
+}
+
+/// What answers the requests of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Server {
+    /// Not known: the key of the session has this process id.
+    Unknown(u32),
+    /// The process that issued the key of the session.
+    Process,
+    /// Perhaps a pooler.
+    Other,
 }
 
 #[derive(Debug)]
@@ -124,11 +137,15 @@ pub(crate) struct Retry {
 }
 
 impl StatementCache {
-    /// A cache of at most `capacity` statements. With 0, nothing is ever prepared.
-    pub(crate) fn new(capacity: usize, always_describes: bool) -> Self {
+    /// A cache of at most `capacity` statements. With 0, nothing is ever prepared. `process_id`:
+    /// of the key of the session.
+    pub(crate) fn new(capacity: usize, process_id: Option<u32>) -> Self {
+        /// `PID_MAX_LIMIT` of Linux. Most poolers issue random numbers, nearly all of them greater.
+        const MAX_PROCESS_ID: u32 = 1 << 22;
+        let process_id = process_id.filter(|id| *id <= MAX_PROCESS_ID);
         Self {
             capacity,
-            always_describes,
+            server: process_id.map_or(Server::Other, Server::Unknown),
             statements: BTreeMap::new(),
             hasher: RandomState::new(),
             seen_once: VecDeque::new(),
@@ -155,10 +172,10 @@ impl StatementCache {
                 }
                 StatementState::Prepared | StatementState::Doubted => {
                     entry.state = StatementState::Prepared;
-                    if self.always_describes {
-                        return Choice::Described(name);
-                    }
-                    return Choice::Prepared(name);
+                    return match self.server {
+                        Server::Process => Choice::Prepared(name),
+                        Server::Unknown(_) | Server::Other => Choice::Described(name),
+                    };
                 }
                 StatementState::Stale => return Choice::Unnamed,
             }
@@ -175,6 +192,25 @@ impl StatementCache {
             Entry { name: Arc::clone(&name), last_used: self.uses, state: StatementState::Sent };
         self.statements.insert(sql.into(), entry);
         Choice::Prepare(name)
+    }
+
+    /// The process that a request must ask for.
+    pub(crate) fn process_to_ask(&self, choice: &Choice) -> Option<u32> {
+        match (choice, self.server) {
+            (Choice::Unnamed, _) | (_, Server::Process | Server::Other) => None,
+            (_, Server::Unknown(id)) => Some(id),
+        }
+    }
+
+    /// The answer: whether the server's process is the one that issued the key of the session.
+    ///
+    /// Several requests may have asked. A pooler can answer them with different servers.
+    pub(crate) fn set_is_process(&mut self, is_process: bool) {
+        if !is_process {
+            self.server = Server::Other;
+        } else if self.server != Server::Other {
+            self.server = Server::Process;
+        }
     }
 
     /// Whether a request to prepare this text was made whose outcome is not known.
@@ -231,7 +267,7 @@ impl StatementCache {
     /// Forgets all statements and prepares none from now on. Does not close them on the server:
     /// with a pooler, they could be another client's.
     pub(crate) fn disable(&mut self) {
-        *self = Self { evicted: self.evicted, ..Self::new(0, false) };
+        *self = Self { evicted: self.evicted, ..Self::new(0, None) };
     }
 
     /// How to run a query again that failed with `code` before its portal was bound. `has_parsed`:
@@ -368,7 +404,8 @@ mod tests {
 
     /// A cache in which these texts are prepared, the first one used least recently.
     fn with(capacity: usize, texts: &[&str]) -> StatementCache {
-        let mut cache = StatementCache::new(capacity, false);
+        let mut cache = StatementCache::new(capacity, Some(7));
+        cache.set_is_process(true);
         for sql in texts {
             assert_eq!(cache.choose(sql), Unnamed);
             let choice = cache.choose(sql);
@@ -390,12 +427,42 @@ mod tests {
         assert_eq!(cache.choose("a"), Prepared(name("a")));
         assert_eq!(cache.choose("a"), Prepared(name("a")));
         assert!(cache.take_closes().is_empty());
-        assert_eq!(Prepared(name("a")).statement(), Statement::Prepared(&name("a")));
+        let prepared = Prepared(name("a"));
+        assert_eq!(prepared.statement(), Statement::Prepared(&name("a")));
+    }
+
+    /// Until it is known, requests that use a named statement ask, and describe it.
+    #[test]
+    fn result_is_described_unless_the_process_of_the_key_executes_the_statement() {
+        let mut cache = StatementCache::new(2, Some(7));
+        let prepare = Prepare(name("a"));
+        assert_eq!([cache.choose("a"), cache.choose("a")], [Unnamed, prepare.clone()]);
+        cache.confirm("a", &prepare);
+        let described = Described(name("a"));
+        assert_eq!(cache.choose("a"), described);
+        let asked = |cache: &StatementCache| {
+            let existing = Existing(name("a"));
+            [&Unnamed, &prepare, &described, &existing].map(|choice| cache.process_to_ask(choice))
+        };
+        assert_eq!(asked(&cache), [None, Some(7), Some(7), Some(7)]);
+        cache.set_is_process(true);
+        assert_eq!((cache.choose("a"), asked(&cache)), (Prepared(name("a")), [None; 4]));
+        for answer in [false, true] {
+            cache.set_is_process(answer);
+            assert_eq!((cache.choose("a"), asked(&cache)), (described.clone(), [None; 4]));
+        }
+        // Without a key, or with one that is no process id, there is nothing to ask for.
+        for key in [None, Some((1 << 22) + 1), Some(u32::MAX)] {
+            let server = StatementCache::new(2, key).server;
+            let mut cache = StatementCache { server, ..with(2, &["a"]) };
+            assert_eq!((cache.choose("a"), asked(&cache)), (described.clone(), [None; 4]));
+        }
+        assert_eq!(StatementCache::new(2, Some(1 << 22)).server, Server::Unknown(1 << 22));
     }
 
     #[test]
     fn statement_that_is_always_described_stays_prepared_until_its_result_changes() {
-        let mut cache = StatementCache { always_describes: true, ..with(2, &["a"]) };
+        let mut cache = StatementCache { server: Server::Other, ..with(2, &["a"]) };
         let described = Described(name("a"));
         assert_eq!(described.statement(), Statement::Existing(&name("a")));
         for _ in 0..2 {
@@ -438,13 +505,13 @@ mod tests {
 
     #[test]
     fn long_texts_and_a_capacity_of_0_prepare_nothing() {
-        let mut cache = StatementCache::new(1, false);
+        let mut cache = StatementCache::new(1, Some(7));
         for (len, second) in [(MAX_TEXT, false), (MAX_TEXT + 1, true)] {
             let sql = "x".repeat(len);
             cache.choose(&sql);
             assert_eq!(cache.choose(&sql) == Unnamed, second);
         }
-        let mut cache = StatementCache::new(0, false);
+        let mut cache = StatementCache::new(0, Some(7));
         for _ in 0..3 {
             assert_eq!(cache.choose("a"), Unnamed);
         }
@@ -453,7 +520,7 @@ mod tests {
 
     #[test]
     fn unconfirmed_statement_is_closed_before_it_is_prepared_again() {
-        let mut cache = StatementCache::new(2, false);
+        let mut cache = with(2, &[]);
         cache.choose("a");
         assert_eq!(cache.choose("a"), Prepare(name("a")));
         assert!(cache.take_closes().is_empty());
@@ -496,7 +563,7 @@ mod tests {
 
     #[test]
     fn existing_statement_is_used_once_it_is_described() {
-        let mut cache = StatementCache::new(2, false);
+        let mut cache = with(2, &[]);
         cache.choose("a");
         let sent = cache.choose("a");
         let retry = cache.recover("a", &sent, false, DUPLICATE_PSTATEMENT).unwrap();

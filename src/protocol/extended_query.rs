@@ -3,7 +3,7 @@
 use super::backend::{Column, Message};
 use crate::error::{Error, Result};
 
-/// The messages of a request before Execute and Sync, which every request has.
+/// The messages of a request in addition to Execute and Sync, which every request has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Steps {
     /// Close messages, which come first.
@@ -12,11 +12,15 @@ pub(crate) struct Steps {
     pub(crate) parses: bool,
     /// Whether it has a Describe. Otherwise the columns are already known.
     pub(crate) describes: bool,
+    /// Whether it asks for the server's process after Execute. The answer is a row if the process
+    /// has the expected id.
+    pub(crate) asks_process: bool,
 }
 
 impl Steps {
     /// Parse, Bind, Describe.
-    pub(crate) const WHOLE: Self = Self { closes: 0, parses: true, describes: true };
+    pub(crate) const WHOLE: Self =
+        Self { closes: 0, parses: true, describes: true, asks_process: false };
 }
 
 /// The state of a query in the extended protocol: which message the server may send next.
@@ -29,6 +33,7 @@ pub(crate) struct ExtendedQuery {
     /// The number of Close messages without a response.
     closes: usize,
     describes: bool,
+    asks_process: bool,
     has_parsed: bool,
     has_bound: bool,
 }
@@ -42,7 +47,15 @@ enum Stage {
     Bound,
     /// The columns are known.
     Rows,
-    /// All rows have arrived.
+    /// All rows have arrived. Expects ParseComplete for the question.
+    Asked,
+    /// Expects BindComplete for it.
+    AskedParsed,
+    /// Expects DataRow or CommandComplete for it.
+    AskedBound,
+    /// Expects CommandComplete for it.
+    AskedRow,
+    /// All rows have arrived, and the answer to the question.
     Complete,
     /// The server reported an error and skips the rest of the query.
     Failed,
@@ -56,6 +69,8 @@ pub(crate) enum Progress {
     Continue,
     /// The columns of the result. Rows may follow.
     Columns(Vec<Column>),
+    /// The answer to the question: whether the server's process has the expected id.
+    Process(bool),
     /// The query has failed. ReadyForQuery has not arrived yet.
     Failed(Error),
     /// The query has ended, successfully or after an error.
@@ -73,9 +88,10 @@ impl ExtendedQuery {
     /// Without a Describe, rows may follow BindComplete directly, and there is no
     /// [`Progress::Columns`].
     pub(crate) fn with(steps: Steps) -> Self {
-        let Steps { closes, parses, describes } = steps;
+        let Steps { closes, parses, describes, asks_process } = steps;
         let state = if parses { Stage::Sent } else { Stage::Parsed };
-        Self { state, closes, describes, has_parsed: false, has_bound: false }
+        let (has_parsed, has_bound) = (false, false);
+        Self { state, closes, describes, asks_process, has_parsed, has_bound }
     }
 
     /// Creates the state of a query whose portal is bound, before it is described and executed.
@@ -90,7 +106,24 @@ impl ExtendedQuery {
 
     /// Returns whether the server may still be running the query.
     pub(crate) fn is_running(self) -> bool {
-        matches!(self.state, Stage::Sent | Stage::Parsed | Stage::Bound | Stage::Rows)
+        !matches!(self.state, Stage::Complete | Stage::Failed | Stage::Ready)
+    }
+
+    /// Returns whether the request asks for the server's process.
+    pub(crate) fn asks_process(self) -> bool {
+        self.asks_process
+    }
+
+    /// Returns whether all rows have arrived, and a row would answer the question.
+    pub(crate) fn is_asking(self) -> bool {
+        matches!(
+            self.state,
+            Stage::Asked | Stage::AskedParsed | Stage::AskedBound | Stage::AskedRow
+        )
+    }
+
+    fn after_rows(self) -> Stage {
+        if self.asks_process { Stage::Asked } else { Stage::Complete }
     }
 
     /// Returns whether the server has parsed the text.
@@ -130,7 +163,7 @@ impl ExtendedQuery {
                 if !is_whole || 1 + usize::from(*length) != size {
                     return None;
                 }
-                self.state = Stage::Complete;
+                self.state = self.after_rows();
                 Some(size)
             }
             _ => None,
@@ -172,14 +205,30 @@ impl ExtendedQuery {
                 (Stage::Rows, Progress::Columns(columns))
             }
             (Stage::Bound, Message::NoData) => (Stage::Rows, Progress::Columns(Vec::new())),
-            (Stage::Rows, Message::CommandComplete) => (Stage::Complete, Progress::Continue),
-            (Stage::Failed | Stage::Complete, Message::ReadyForQuery) => {
+            (Stage::Rows, Message::CommandComplete) => (self.after_rows(), Progress::Continue),
+            (Stage::Asked, Message::ParseComplete) => (Stage::AskedParsed, Progress::Continue),
+            (Stage::AskedParsed, Message::BindComplete) => (Stage::AskedBound, Progress::Continue),
+            (Stage::AskedBound, Message::DataRow) => (Stage::AskedRow, Progress::Continue),
+            (state @ (Stage::AskedBound | Stage::AskedRow), Message::CommandComplete) => {
+                (Stage::Complete, Progress::Process(state == Stage::AskedRow))
+            }
+            // The question may have no answer.
+            (Stage::Failed | Stage::Complete | Stage::Asked, Message::ReadyForQuery) => {
                 (Stage::Ready, Progress::Ready)
             }
             // An error may follow the last row: the implicit transaction ends after it.
             (Stage::Failed, Message::ErrorResponse(_)) => (Stage::Failed, Progress::Continue),
             (Stage::Ready, message) => return Err(message.unexpected("nothing")),
-            (_, Message::ErrorResponse(e)) => (Stage::Failed, Progress::Failed(Error::Server(e))),
+            (_, Message::ErrorResponse(e)) => {
+                // All rows have arrived. An engine may not have the function, or a role may not
+                // call it. Other errors (statement_timeout) would have ended the query too.
+                let is_about_question = self.is_asking() && matches!(e.code().class(), "0A" | "42");
+                let progress = match is_about_question {
+                    true => Progress::Process(false),
+                    false => Progress::Failed(Error::Server(e)),
+                };
+                (Stage::Failed, progress)
+            }
             (_, message) => return Err(message.unexpected(self.expected())),
         };
         self.state = next;
@@ -189,10 +238,11 @@ impl ExtendedQuery {
     fn expected(self) -> &'static str {
         match self.state {
             Stage::Sent | Stage::Parsed if self.closes > 0 => "CloseComplete",
-            Stage::Sent => "ParseComplete",
-            Stage::Parsed => "BindComplete",
+            Stage::Sent | Stage::Asked => "ParseComplete",
+            Stage::Parsed | Stage::AskedParsed => "BindComplete",
             Stage::Bound => "RowDescription",
-            Stage::Rows => "DataRow or CommandComplete",
+            Stage::Rows | Stage::AskedBound => "DataRow or CommandComplete",
+            Stage::AskedRow => "CommandComplete",
             Stage::Complete | Stage::Failed => "ReadyForQuery",
             Stage::Ready => "nothing",
         }
@@ -203,6 +253,10 @@ impl ExtendedQuery {
 mod tests {
     use super::*;
 
+    /// Bind alone.
+    const BARE: Steps = Steps { parses: false, describes: false, ..Steps::WHOLE };
+    const ASKING: Steps = Steps { asks_process: true, ..Steps::WHOLE };
+
     #[test]
     fn unexpected_message_is_named_with_the_expected_one() {
         let mut query = ExtendedQuery::new();
@@ -210,6 +264,7 @@ mod tests {
         assert!(error.contains("unexpected BindComplete: expected ParseComplete"), "{error}");
         assert!(query.is_running());
     }
+
     fn after(steps: Steps, messages: &[Message]) -> Result<ExtendedQuery> {
         let mut query = ExtendedQuery::with(steps);
         for message in messages {
@@ -248,11 +303,8 @@ mod tests {
                 vec![CloseComplete, CloseComplete, ParseComplete, BindComplete, NoData],
             ),
             (Steps { parses: false, ..Steps::WHOLE }, vec![BindComplete, NoData]),
-            (Steps { closes: 0, parses: false, describes: false }, vec![BindComplete]),
-            (
-                Steps { closes: 1, parses: false, describes: false },
-                vec![CloseComplete, BindComplete],
-            ),
+            (BARE, vec![BindComplete]),
+            (Steps { closes: 1, ..BARE }, vec![CloseComplete, BindComplete]),
         ];
         for (steps, messages) in answers {
             for count in 0..=messages.len() {
@@ -282,7 +334,7 @@ mod tests {
             (b"2\0\0\0\x04", BindComplete),
             (select, CommandComplete),
         ];
-        for steps in [Steps::WHOLE, Steps { closes: 0, parses: false, describes: false }] {
+        for steps in [Steps::WHOLE, BARE] {
             let mut query = ExtendedQuery::with(steps);
             for (bytes, message) in &usual {
                 let mut general = query;
@@ -298,8 +350,7 @@ mod tests {
                 }
             }
         }
-        let mut rows =
-            after(Steps { closes: 0, parses: false, describes: false }, &[BindComplete]).unwrap();
+        let mut rows = after(BARE, &[BindComplete]).unwrap();
         let unusual: [&[u8]; 5] = [
             b"C\0\0\0\x0cSELECT 1\0",
             b"C\0\0\0\x0eSELECT 1\0\0",
@@ -314,6 +365,54 @@ mod tests {
         assert_eq!(closing.take_usual(b"1\0\0\0\x04"), None);
     }
 
+    /// At each point, only the next message and errors are accepted.
+    #[test]
+    fn question_for_the_process_is_answered_after_the_rows() {
+        use Message::{
+            BindComplete, CommandComplete, DataRow, NoData, ParseComplete, ReadyForQuery,
+        };
+
+        let rows = [ParseComplete, BindComplete, NoData, CommandComplete];
+        let answer = [ParseComplete, BindComplete, DataRow, CommandComplete];
+        let error = |code: &str| {
+            Message::parse(b'E', format!("SERROR\0C{code}\0Mno\0\0").as_bytes()).unwrap()
+        };
+        for count in 0..=answer.len() {
+            let query = after(ASKING, &[&rows[..], &answer[..count]].concat()).unwrap();
+            assert!(!query.takes_rows() && query.has_bound());
+            assert_eq!((query.is_asking(), query.is_running()), (count < 4, count < 4));
+            for wrong in [ParseComplete, BindComplete, DataRow, NoData, CommandComplete] {
+                let is_next =
+                    answer.get(count) == Some(&wrong) || count == 2 && wrong == CommandComplete;
+                assert_eq!(
+                    query.clone().advance(wrong.clone()).is_ok(),
+                    is_next,
+                    "{count} {wrong:?}"
+                );
+            }
+            let ended = query.clone().advance(ReadyForQuery).is_ok();
+            assert_eq!(ended, count == 0 || count == 4, "{count}");
+            let refused = query.clone().advance(error("42883")).unwrap();
+            let stopped = query.clone().advance(error("57014")).unwrap();
+            if count < 4 {
+                assert!(matches!(refused, Progress::Process(false)), "{refused:?}");
+            } else {
+                assert!(matches!(refused, Progress::Failed(_)), "{refused:?}");
+            }
+            assert!(matches!(stopped, Progress::Failed(_)), "{stopped:?}");
+        }
+        for (length, is_same) in [(2, false), (3, true)] {
+            let mut query = after(ASKING, &[&rows[..], &answer[..length]].concat()).unwrap();
+            let answered = query.advance(CommandComplete).unwrap();
+            assert!(matches!(answered, Progress::Process(is) if is == is_same), "{answered:?}");
+            assert_eq!(query.take_ready(b"Z\0\0\0\x05I"), Some(6));
+        }
+        // Its end is the usual one.
+        let mut query = after(ASKING, &rows[..3]).unwrap();
+        assert_eq!(query.take_usual(b"C\0\0\0\x0dSELECT 1\0"), Some(14));
+        assert!(query.is_asking());
+    }
+
     #[test]
     fn missing_close_complete_is_named_in_the_error() {
         let steps = Steps { closes: 2, ..Steps::WHOLE };
@@ -325,12 +424,11 @@ mod tests {
     #[test]
     fn failed_parse_or_bind_is_not_bound() {
         let error = || Message::parse(b'E', b"SERROR\0C26000\0Mgone\0\0").unwrap();
-        let bare = Steps { closes: 0, parses: false, describes: false };
-        let failed = after(bare, &[error()]).unwrap();
+        let failed = after(BARE, &[error()]).unwrap();
         assert!(!failed.is_running() && !failed.has_bound() && !failed.takes_rows());
         let failed = after(Steps::WHOLE, &[Message::ParseComplete, error()]).unwrap();
         assert!(!failed.has_bound());
-        let rows = after(bare, &[Message::BindComplete, error()]).unwrap();
+        let rows = after(BARE, &[Message::BindComplete, error()]).unwrap();
         assert!(rows.has_bound());
     }
 }

@@ -181,7 +181,8 @@ impl Query {
     }
 
     /// Encodes the request: Close for each statement in `closes`, then Parse, Bind and Describe as
-    /// `statement` requires, then Execute and Sync. Uses the memory of `buffer`.
+    /// `statement` requires, Execute, the question whether the server's process has the id
+    /// `process`, and Sync. Uses the memory of `buffer`.
     ///
     /// The portal is unnamed. Execute has no row limit, which would cost a round trip per batch and
     /// prevent parallel plans.
@@ -194,6 +195,7 @@ impl Query {
         &self,
         statement: Statement<'_>,
         closes: &[impl AsRef<str>],
+        process: Option<u32>,
         buffer: &mut BytesMut,
     ) -> Result<(Bytes, Steps)> {
         // What an error has left.
@@ -214,6 +216,7 @@ impl Query {
                 + parse_length
                 + bind_length
                 + describe_length
+                + process.map_or(0, |_| MAX_QUESTION)
                 + END_OF_QUERY,
         );
         for name in closes {
@@ -241,8 +244,12 @@ impl Query {
             out.extend_from_slice(DESCRIBE);
         }
         out.extend_from_slice(EXECUTE);
+        if let Some(id) = process {
+            out.extend_from_slice(&process_question(id)?);
+        }
         out.extend_from_slice(SYNC);
-        Ok((out.split().freeze(), Steps { closes: closes.len(), parses, describes }))
+        let (closes, asks_process) = (closes.len(), process.is_some());
+        Ok((out.split().freeze(), Steps { closes, parses, describes, asks_process }))
     }
 }
 
@@ -251,6 +258,16 @@ impl fmt::Debug for Query {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Query").field("sql", &self.sql).finish_non_exhaustive()
     }
+}
+
+/// Parse, Bind and Execute of a statement that returns a row if the server's process has this id.
+fn process_question(id: u32) -> Result<Vec<u8>> {
+    let sql = "select 1 where pg_catalog.pg_backend_pid()::pg_catalog.text \
+               operator(pg_catalog.=) $1";
+    let mut out = bind_portal("", sql, &[Some(&id.to_string())])?;
+    out.truncate(out.len() - SYNC.len());
+    out.extend_from_slice(EXECUTE);
+    Ok(out)
 }
 
 const STATEMENT_NAME: &str = "the name of a statement";
@@ -324,6 +341,9 @@ const SYNC: &[u8] = b"S\0\0\0\x04";
 /// The size in bytes of the end of a [`Query`]'s request. A server that has not received all of it
 /// has not started the query.
 pub(crate) const END_OF_QUERY: usize = EXECUTE.len() + SYNC.len();
+
+/// The maximum size in bytes of the question for the server's process, which precedes the Sync.
+pub(crate) const MAX_QUESTION: usize = 192;
 
 /// Encodes a Query of the simple protocol.
 pub(crate) fn simple_query(sql: &str) -> Result<Vec<u8>> {
@@ -441,7 +461,7 @@ mod tests {
     use super::*;
 
     fn encoded(query: &Query, statement: Statement<'_>, closes: &[&str]) -> Result<(Bytes, Steps)> {
-        query.request(statement, closes, &mut BytesMut::new())
+        query.request(statement, closes, None, &mut BytesMut::new())
     }
 
     fn unnamed(sql: &str, parameters: &[Option<&str>]) -> Result<Vec<u8>> {
@@ -489,15 +509,35 @@ mod tests {
         ] {
             let (request, steps) = encoded(&query, statement, NO_CLOSES).unwrap();
             assert_eq!(request, messages.concat(), "{statement:?}");
-            assert_eq!(steps, Steps { closes: 0, parses, describes });
+            assert_eq!(steps, Steps { parses, describes, ..Steps::WHOLE });
             let (request, steps) = encoded(&query, statement, &["x", "x_2"]).unwrap();
             assert_eq!(request, [close, &messages.concat()].concat(), "{statement:?}");
-            assert_eq!(steps, Steps { closes: 2, parses, describes });
+            assert_eq!(steps, Steps { closes: 2, parses, describes, ..Steps::WHOLE });
         }
         let (request, steps) = encoded(&query, Statement::Unnamed, &["x", "x_2"]).unwrap();
         let whole = unnamed("select $1, $2", &[Some("a"), None]).unwrap();
         assert_eq!(request, [close, &whole].concat());
         assert_eq!(steps, Steps { closes: 2, ..Steps::WHOLE });
+    }
+
+    #[test]
+    fn question_for_the_process_comes_after_the_query() {
+        let query = Query::new("select $1, $2", &[Some("a"), None]).unwrap();
+        let mut buffer = BytesMut::new();
+        for id in [7, u32::MAX] {
+            let asking = query.request(Statement::Prepare("fw_1"), &["x"], Some(id), &mut buffer);
+            let (request, steps) = asking.unwrap();
+            let (prepare, _) = encoded(&query, Statement::Prepare("fw_1"), &["x"]).unwrap();
+            let sql = "select 1 where pg_catalog.pg_backend_pid()::pg_catalog.text \
+                       operator(pg_catalog.=) $1";
+            let question = unnamed(sql, &[Some(&id.to_string())]).unwrap();
+            let described = [DESCRIBE, EXECUTE, SYNC].concat();
+            let question = [question.strip_suffix(&*described).unwrap(), EXECUTE].concat();
+            assert!(question.len() <= MAX_QUESTION);
+            let before = prepare.strip_suffix(SYNC).unwrap();
+            assert_eq!(request, [before, &*question, SYNC].concat());
+            assert_eq!(steps, Steps { closes: 1, asks_process: true, ..Steps::WHOLE });
+        }
     }
 
     #[test]

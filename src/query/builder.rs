@@ -603,11 +603,12 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///   type of a parameter only when it prepares the statement. After `date` has become
     ///   `timestamptz`, a value is still converted to a date, so other rows match, without an
     ///   error. A cast in the text (`$1::timestamptz`) prevents this too.
-    /// * **A view's column may stop being JSON, and a pooler prepares statements itself.** The
-    ///   server then reports no error, so the client asks it for the column each time. It knows a
-    ///   pooler by its random [`backend_pid`](crate::FraiseClient::backend_pid), or by none. If this
-    ///   could be a server's (one in 500 of PgBouncer's; Supavisor's), values that are not JSON are
-    ///   delivered.
+    ///
+    /// A pooler may prepare statements again by itself. Through one, the server also describes the
+    /// column each time, because it may not be JSON any more. The client detects a pooler by its
+    /// [`backend_pid`](crate::FraiseClient::backend_pid): there is none, it is too great, or the
+    /// server's `pg_backend_pid()` differs from it, which is asked with the first statement that is
+    /// prepared.
     ///
     /// Queries with [`parallel`](Self::parallel) or [`resume_by`](Self::resume_by), and
     /// [`explain`](Self::explain), are never prepared.

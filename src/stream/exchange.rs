@@ -146,7 +146,7 @@ impl Exchange {
                 Next::Progress(Progress::Columns(columns)) => {
                     check_columns(&columns, settings.json_text)?;
                 }
-                Next::Progress(Progress::Continue | Progress::Ready) => {}
+                Next::Progress(Progress::Continue | Progress::Process(_) | Progress::Ready) => {}
                 Next::Async => yield_now().await,
                 Next::Incomplete(bytes) => {
                     settings.admit_message(bytes)?;
@@ -164,12 +164,14 @@ impl Exchange {
         if !self.is_sent() {
             trace_sent(&self.unsent);
         }
+        let question = if self.query.asks_process() { frontend::MAX_QUESTION } else { 0 };
+        let end = frontend::END_OF_QUERY + question;
         let Self { connection, unsent, not_begun, .. } = self;
         let timeout = connection.limits.read_timeout;
         let during = |e| Error::io("while sending the query", e);
         while !unsent.is_empty() {
             if let Err(e) = within(timeout, connection.write_some(unsent)).await? {
-                *not_begun = unsent.len() >= frontend::END_OF_QUERY;
+                *not_begun = unsent.len() >= end;
                 return Err(during(e));
             }
         }
@@ -215,9 +217,16 @@ impl Exchange {
             }
         };
         let name = message.name();
+        let is_asking = self.query.is_asking();
         let progress = self.query.advance(message);
         let progress = progress.inspect_err(|error| count_protocol_error(name, error))?;
         self.is_answered |= !matches!(progress, Progress::Failed(_));
+        match progress {
+            Progress::Process(is_same) => self.connection.statements.set_is_process(is_same),
+            // A pooler would have passed the question on.
+            Progress::Ready if is_asking => self.connection.statements.set_is_process(true),
+            _ => {}
+        }
         Ok(Next::Progress(progress))
     }
 
@@ -323,7 +332,8 @@ impl Exchange {
         loop {
             let is_unusual = match self.connection.buffer.first() {
                 _ if self.connection.is_in_message() => false,
-                Some(&(DATA_ROW | ERROR_RESPONSE)) => true,
+                Some(&DATA_ROW) => !self.query.is_asking(),
+                Some(&ERROR_RESPONSE) => true,
                 _ => false,
             };
             if is_unusual {

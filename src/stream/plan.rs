@@ -83,6 +83,6 @@ pub(crate) fn encode(statement: Statement<'_>) -> Result<Query> {
 /// The request that executes a query as the unnamed statement.
 pub(super) fn unnamed(query: &Query) -> Result<Bytes> {
     let mut buffer = BytesMut::new();
-    let request = query.request(frontend::Statement::Unnamed, NO_CLOSES, &mut buffer);
+    let request = query.request(frontend::Statement::Unnamed, NO_CLOSES, None, &mut buffer);
     request.map(|(request, _)| request)
 }

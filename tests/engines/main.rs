@@ -343,7 +343,6 @@ async fn changes(engine: &Engine) -> Found {
         query.persistent(false).fetch_one().await.map(drop)
     };
     let mut clients = try_join_all((0..3).map(|_| engine.client())).await?;
-    let has_pooler = clients.iter().any(has_key_of_pooler);
     let mut random = Random::of(7);
     let (mut key, mut expected, mut number) = ("1", 0, 0);
     let (mut is_json, mut rejected) = (true, 0);
@@ -376,13 +375,7 @@ async fn changes(engine: &Engine) -> Found {
                 held = Some(begun(engine, &clients[2]).await?);
             }
             2 => held = None,
-            // Through a pooler, one whose key shows that: otherwise text would be delivered.
-            3 => {
-                clients[chosen] = engine.client().await?;
-                while has_pooler && !has_key_of_pooler(&clients[chosen]) {
-                    clients[chosen] = engine.client().await?;
-                }
-            }
+            3 => clients[chosen] = engine.client().await?,
             text => {
                 let query = engine.query::<u64>(&clients[chosen], "changing");
                 let query = query.where_sql("id = $1").bind(key);
@@ -400,11 +393,6 @@ async fn changes(engine: &Engine) -> Found {
     }
     drop(held);
     Ok(format!("{number} changes"))
-}
-
-/// Whether the key of a session is too great for a process id.
-fn has_key_of_pooler(client: &FraiseClient) -> bool {
-    client.backend_pid().is_some_and(|pid| pid > 1 << 22)
 }
 
 /// A TCP proxy that cuts its first `cuts` connections after `bytes` from the server.

@@ -27,6 +27,7 @@ struct Recorded {
     client: FraiseClient,
     config: ConnectionConfig,
     proxy: Proxy,
+    is_pooled: bool,
 }
 
 impl Recorded {
@@ -41,12 +42,19 @@ impl Recorded {
         let config = config.statement_cache_capacity(capacity).build().unwrap();
         let client = FraiseClient::connect_with_config(config.clone()).await.unwrap();
         proxy.record();
-        Self { client, config, proxy }
+        Self { client, config, proxy, is_pooled: port != cluster().port() }
     }
 
     /// The tags of the messages that were sent since the last call: `PBDES` is a query whose text
     /// is parsed.
+    ///
+    /// Without the question for the server's process, which is in the first request that uses a
+    /// named statement.
     fn tags(&self) -> String {
+        self.all_tags().replace("BDEPBES", "BDES")
+    }
+
+    fn all_tags(&self) -> String {
         messages(&self.proxy.record()).iter().map(|(tag, _)| *tag).collect()
     }
 
@@ -65,12 +73,9 @@ impl Recorded {
     }
 
     /// The request that executes a prepared statement. It describes the result if the key of the
-    /// session is a pooler's: a random number, nearly always greater than any process id.
+    /// session is a pooler's.
     fn execution(&self) -> &'static str {
-        match self.client.backend_pid() {
-            Some(0..=0x40_0000) => "BES",
-            _ => "BDES",
-        }
+        if self.is_pooled { "BDES" } else { "BES" }
     }
 }
 
@@ -134,6 +139,22 @@ async fn second_use_of_a_text_prepares_it_and_third_is_not_parsed() {
         assert_eq!(recorded.tags(), tags);
     }
     assert_eq!(prepared(&recorded.client).await, [text(&query())]);
+}
+
+/// The other tests leave the question out.
+#[tokio::test]
+async fn first_use_of_a_named_statement_asks_for_the_process_of_the_server() {
+    let recorded = Recorded::new().await;
+    let fetch = async |entity: &str| {
+        recorded.client.query::<Value>(entity).fetch_all().await.unwrap();
+        recorded.all_tags()
+    };
+    for tags in ["PBDES", "PBDEPBES", "BES"] {
+        assert_eq!(fetch("v_one").await, tags);
+    }
+    for tags in ["PBDES", "PBDES", "BES"] {
+        assert_eq!(fetch("v_short").await, tags);
+    }
 }
 
 #[tokio::test]
@@ -505,7 +526,8 @@ async fn errors_while_rows_are_sent_keep_the_statement_prepared() {
         assert_eq!(results.len(), 5000);
         let error = results.last().unwrap().as_ref().unwrap_err();
         assert_eq!(error.sqlstate(), Some(&sqlstate::DIVISION_BY_ZERO), "{error}");
-        assert_eq!(recorded.tags(), if round < 2 { "PBDES" } else { "BES" });
+        // The answer to the question is never sent.
+        assert_eq!(recorded.all_tags(), ["PBDES", "PBDEPBES", "BDEPBES"][round.min(2)]);
     }
 }
 
@@ -517,9 +539,8 @@ async fn cancelled_stream_keeps_the_statement_prepared() {
         let query = recorded.client.query::<Value>("v_endless");
         let mut stream = query.execute().await.unwrap();
         stream.next().await.unwrap().unwrap();
-        let sent = messages(&recorded.proxy.record());
-        let tags: String = sent.iter().map(|(tag, _)| *tag).collect();
-        assert_eq!(tags, if round < 2 { "PBDES" } else { "BES" });
+        // The answer to the question has never been read.
+        assert_eq!(recorded.all_tags(), ["PBDES", "PBDEPBES", "BDEPBES"][round.min(2)]);
         if round % 2 == 0 {
             drop(stream);
         } else {
@@ -835,20 +856,28 @@ async fn repeated_statement_errors_end_at_the_unnamed_statement() {
 /// server connection, where the view has another column by then, without an error.
 #[tokio::test]
 async fn pooler_that_prepares_a_statement_again_delivers_no_values_that_are_not_json() {
-    let closed = scripted::message(b'3', b"");
-    let answers = [
-        one_row(),
-        one_row(),
-        described(JSONB, "1"),
-        described(&[("data", 25)], "2"),
-        [closed.clone(), one_row()].concat(),
-        one_row(),
-        described(JSONB, "1"),
-    ];
-    // A random key, as poolers issue, and none.
-    let key = scripted::message(b'K', &[0x7e, 0x1d, 0x4f, 0x55, 1, 2, 3, 4]);
-    for key in [key, Vec::new()] {
-        let login = [scripted::auth_ok(), key, scripted::ready()].concat();
+    let key = scripted::message(b'K', &[0, 0, 0, 77, 1, 2, 3, 4]);
+    let refused = scripted::error("ERROR", "42883", "no such function");
+    let other = scripted::process_answer(false).concat();
+    let [parsed, bound] = [b'1', b'2'].map(|tag| scripted::message(tag, b""));
+    // Another process than that of the key, an engine that refuses to say which, and one that has
+    // issued no key.
+    for (key, second) in [
+        (&key, other),
+        (&key, refused.clone()),
+        (&key, [parsed, bound, refused].concat()),
+        (&Vec::new(), Vec::new()),
+    ] {
+        let answers = [
+            one_row(),
+            [one_row(), second].concat(),
+            described(JSONB, "1"),
+            described(&[("data", 25)], "2"),
+            [scripted::message(b'3', b""), one_row()].concat(),
+            one_row(),
+            described(JSONB, "1"),
+        ];
+        let login = [&scripted::auth_ok()[..], key, &scripted::ready()].concat();
         let login = vec![Step::ExpectStartup, Step::Send(login)];
         let (client, server) = scripted_after(login, &answers).await;
         for use_of_text in 1..=answers.len() {

@@ -36,7 +36,9 @@ use transaction::{Step, Transaction};
 use super::{
     Chance, HOUR, SLACK, ms,
     relation::{Kind, Relation},
-    support::scripted::{auth_ok, begin, begin_json, complete, error, fields, message, ready, row},
+    support::scripted::{
+        auth_ok, begin, begin_json, complete, error, fields, message, process_answer, ready, row,
+    },
 };
 
 /// Counts of events.
@@ -707,7 +709,7 @@ impl Peer {
                 };
                 filled?;
             }
-            let request = self.request().await?;
+            let request = self.request(pid).await?;
             is_new = false;
             match request {
                 Request::Query(request) => {
@@ -764,7 +766,7 @@ impl Peer {
         progress.is_lost |= progress.may_repeat;
     }
 
-    async fn request(&mut self) -> io::Result<Request> {
+    async fn request(&mut self, pid: usize) -> io::Result<Request> {
         let mut tags = Vec::new();
         let mut execution = Execution::default();
         let (mut sql, mut portal) = (String::new(), String::new());
@@ -790,6 +792,17 @@ impl Peer {
                         _ => Request::Steps(steps),
                     });
                 }
+                (b'P', b"PBDEP" | b"BDEP") => {
+                    let sql = texts(body);
+                    assert!(sql.contains("pg_backend_pid"), "{sql}");
+                    execution.asks_process = true;
+                }
+                (b'B', b"PBDEPB" | b"BDEPB") => {
+                    let mut question = Execution::default();
+                    question.bind(&body);
+                    assert_eq!(question.parameter, Some(pid.to_string()));
+                }
+                (b'S', b"PBDEPBES" | b"BDEPBES") => return Ok(Request::Query(execution)),
                 (b'P', b"P") => {
                     let text = texts(body);
                     let mut parts = text.split('\0').map(str::to_owned);
@@ -808,7 +821,7 @@ impl Peer {
                 (b'S', b"PBS") => return Ok(Request::Steps(vec![Step::Plan { portal, sql }])),
                 (b'S', b"DES") => return Ok(Request::Execute(portal)),
                 (b'S', b"PBDES" | b"BDES" | b"BES") => return Ok(Request::Query(execution)),
-                (_, b"PBDE" | b"BDE" | b"BE" | b"DE") => {}
+                (_, b"PBDE" | b"BDE" | b"BE" | b"DE" | b"PBDEPBE" | b"BDEPBE") => {}
                 _ => panic!("{tags:?} was sent"),
             }
         }
@@ -1146,12 +1159,13 @@ impl Answer {
         }
         answer.stoppable = answer.bytes.len();
         answer.push(&complete());
-        // Between messages, or anywhere.
+        // Between messages up to here, because an error about the process is no error of the query.
         let ends_sessions = matches!(odds, Odds::EndsSessions);
         let boundaries = match ends_sessions || begin.is_named && world.one_in(2) {
             true => begin.messages.len(),
-            false => answer.ends.len(),
+            false => answer.ends.len() - usize::from(!begin.process.is_empty()),
         };
+        begin.process.iter().for_each(|part| answer.push(part));
         let boundary = answer.ends[world.below(boundaries as u64) as usize];
         let anywhere = world.below(answer.bytes.len() as u64) as usize;
         // A parallel query has several parts.

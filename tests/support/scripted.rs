@@ -233,6 +233,13 @@ pub fn cancel_request() -> Vec<u8> {
         .concat()
 }
 
+/// The answer to the question whether the server's process has the id of the session's key.
+pub fn process_answer(is_same: bool) -> Vec<Vec<u8>> {
+    let rows = if is_same { vec![row("1")] } else { Vec::new() };
+    let complete = message(b'C', format!("SELECT {}\0", rows.len()).as_bytes());
+    [vec![message(b'1', b""), message(b'2', b"")], rows, vec![complete]].concat()
+}
+
 /// ParseComplete, BindComplete, and the RowDescription of columns of these types.
 pub fn begin(columns: &[(&str, u32)]) -> Vec<u8> {
     let mut body = u16::try_from(columns.len()).unwrap().to_be_bytes().to_vec();

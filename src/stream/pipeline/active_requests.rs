@@ -157,7 +157,7 @@ impl ActiveRequests {
                 Next::Progress(Progress::Columns(columns)) => {
                     check_columns(&columns, head.sent.settings.json_text)
                 }
-                Next::Progress(Progress::Continue) => continue,
+                Next::Progress(Progress::Continue | Progress::Process(_)) => continue,
                 Next::Async => return Ok(Step::Yield),
                 Next::Incomplete(bytes) => match head.sent.settings.admit_message(bytes) {
                     Ok(()) => {

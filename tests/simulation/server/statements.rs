@@ -12,7 +12,10 @@ const MISSING: &str = "26000";
 const UNSUPPORTED: &str = "0A000";
 
 /// Errors of a statement whose relations or functions have changed since it was parsed.
-const CHANGED_RESULT: [&str; 3] = [UNSUPPORTED, "42883", "XX000"];
+const CHANGED_RESULT: [&str; 3] = [UNSUPPORTED, NO_FUNCTION, "XX000"];
+
+/// The error of a function that does not exist.
+const NO_FUNCTION: &str = "42883";
 
 /// The error of a value that does not fit the type that its parameter had.
 const MISFIT: &str = "22P02";
@@ -23,6 +26,8 @@ pub(super) struct Statements {
     by_name: BTreeMap<String, Statement>,
     /// The names of statements that the session has lost.
     lost: BTreeSet<String>,
+    /// Whether the process of its key executes the statements, once it has said so.
+    is_process: Option<bool>,
 }
 
 struct Statement {
@@ -43,6 +48,8 @@ pub(super) struct Execution {
     pub(super) statement: String,
     pub(super) parameter: Option<String>,
     pub(super) describes: bool,
+    /// Whether it asks for the process of the server.
+    pub(super) asks_process: bool,
 }
 
 /// The beginning of the answer to a query.
@@ -57,6 +64,8 @@ pub(super) struct Begin {
     pub(super) is_named: bool,
     /// The error that ends it before it is bound, which is no error of the query.
     pub(super) refusal: Option<&'static str>,
+    /// The answer to the question for the process of the server.
+    pub(super) process: Vec<Vec<u8>>,
 }
 
 impl Execution {
@@ -195,6 +204,7 @@ impl Statements {
             return begin;
         }
         if begin.is_named && begin.parsed == 0 && !request.describes {
+            assert_eq!(self.is_process, Some(true), "the result of a pooler is not described");
             world.count("a prepared statement was executed");
         }
         world.assert_relation(request.query(), &sql);
@@ -202,6 +212,18 @@ impl Statements {
         begin.bound = begin.messages.len();
         if request.describes {
             begin.messages.push(columns);
+        }
+        if request.asks_process {
+            begin.process = match world.one_in(10) {
+                true => {
+                    world.count("the question for the process failed");
+                    vec![error("ERROR", NO_FUNCTION, "there is no such function")]
+                }
+                false => {
+                    let is_process = self.is_process.get_or_insert_with(|| !world.one_in(4));
+                    process_answer(*is_process)
+                }
+            };
         }
         begin
     }
