@@ -106,9 +106,9 @@ impl<'a> Row<'a> {
 
 /// A document as sent by the server: not copied, not decoded, and valid UTF-8.
 ///
-/// It shares the stream's read buffer (up to 64 KiB, or the row itself if that is larger) and keeps
-/// all of it in memory. To keep a few small rows of a large result for a long time, copy their
-/// bytes.
+/// It shares the stream's read buffer and keeps all of it in memory: up to 64 KiB, or as much as
+/// the row itself or a larger one before it (then up to 1 MiB). To keep a few small rows of a large
+/// result for a long time, copy their bytes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RawJson {
     bytes: Bytes,

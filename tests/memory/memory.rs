@@ -195,6 +195,32 @@ async fn read_buffer_shrinks_after_a_huge_row() {
     assert!(stream.stats().estimated_memory < 3 * MIB);
 }
 
+/// A new buffer for each would be mapped and cleared by the system each time.
+#[tokio::test]
+async fn large_rows_use_the_memory_of_those_that_were_dropped() {
+    const ROWS: usize = 300;
+    let _alone = ALONE.lock().await;
+    sql(&format!(
+        "create view v_large_rows as
+         select to_json(repeat('x', 200000 + i * 37 % 5000)) as data
+         from generate_series(1, {ROWS}) i"
+    ))
+    .await;
+    let client = client().await;
+    let mut stream = client.query::<RawJson>("v_large_rows").execute().await.unwrap();
+    let (mut rows, mut before) = (0, 0);
+    while let Some(row) = stream.next().await {
+        drop(row.unwrap());
+        rows += 1;
+        if rows == ROWS / 2 {
+            before = ALLOCATOR.stats().bytes_allocated;
+        }
+    }
+    let allocated = ALLOCATOR.stats().bytes_allocated - before;
+    assert_eq!(rows, ROWS);
+    assert!(allocated < ROWS / 2 * 200_000 / 4, "{allocated} bytes");
+}
+
 #[tokio::test]
 async fn document_of_256_mib_is_limited_by_max_memory() {
     const SIZE: usize = 256 * MIB;
