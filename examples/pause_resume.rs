@@ -46,6 +46,8 @@ async fn run(url: String, _: tokio_postgres::Client) -> support::Result<()> {
     for _ in 0..1000 {
         events.next().await.transpose()?;
     }
+    // On a busy machine, the stream may not have read ahead yet.
+    until(&events.control(), |stats| stats.items_buffered > 0).await;
     events.pause().await?;
     println!("  {:?} after {} rows", events.state(), events.stats().total_rows_yielded);
     // Buffered rows can be read; then the stream is pending until the pause ends.
