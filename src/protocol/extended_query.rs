@@ -221,7 +221,9 @@ impl ExtendedQuery {
             (Stage::Ready, message) => return Err(message.unexpected("nothing")),
             (_, Message::ErrorResponse(e)) => {
                 // All rows have arrived. An engine may not have the function, or a role may not
-                // call it. Other errors (statement_timeout) would have ended the query too.
+                // call it. The transaction of the request is then rolled back, which only a view
+                // that writes could notice. Other errors (statement_timeout) would have ended the
+                // query too.
                 let is_about_question = self.is_asking() && matches!(e.code().class(), "0A" | "42");
                 let progress = match is_about_question {
                     true => Progress::Process(false),
