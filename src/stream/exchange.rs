@@ -8,7 +8,6 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use smallvec::SmallVec;
 use tokio::task::yield_now;
 use tracing::warn;
 
@@ -376,9 +375,7 @@ impl Exchange {
             // connection.
             let is_small = frame_bytes <= capacity / 4;
             let frames = if is_small {
-                // In one allocation if they fit, together with the count of their owners.
-                let frames = buffer.get(..frame_bytes).unwrap_or_default();
-                let frames = Bytes::from_owner(SmallVec::<[u8; 256]>::from_slice(frames));
+                let frames = Bytes::copy_from_slice(buffer.get(..frame_bytes).unwrap_or_default());
                 buffer.advance(frame_bytes);
                 frames
             } else {
