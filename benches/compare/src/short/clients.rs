@@ -1,5 +1,7 @@
 //! A short query with each client, written as in its documentation.
 
+#[cfg(feature = "peers")]
+pub mod libpq;
 pub mod minimal;
 #[cfg(feature = "peers")]
 pub mod sqlx;

@@ -22,9 +22,12 @@ pub const OURS: Client = ("fraiseql-wire", "by key");
 const FILTER: Client = ("fraiseql-wire", "by key, filter");
 const INSTRUMENTED: Client = ("fraiseql-wire", "by key, instrumented");
 const BESIDE: Client = ("fraiseql-wire", "by key, beside sqlx");
+/// Blocks, so it is not compared with the drivers.
+const LIBPQ: Client = ("libpq", "by key");
 const MINIMAL: Client = ("minimal", "by key");
 
-const ONE_TASK: &[Client] = &[OURS, FILTER, INSTRUMENTED, BESIDE, PEERS[0], PEERS[1], MINIMAL];
+const ONE_TASK: &[Client] =
+    &[OURS, FILTER, INSTRUMENTED, BESIDE, PEERS[0], PEERS[1], LIBPQ, MINIMAL];
 const SERVERS_TASK: &[Client] = &[OURS, PEERS[0], PEERS[1], MINIMAL];
 const POOLED: &[Client] = &[OURS, INSTRUMENTED, PEERS[0], PEERS[1]];
 const PAGES: &[Client] = &[("fraiseql-wire", PAGE), ("tokio-postgres", PAGE), ("sqlx", PAGE)];
@@ -75,6 +78,8 @@ pub fn run(rounds: usize, programs: &Programs) {
     let mut summary = String::from(
         "| | fraiseql-wire, µs | best other driver, µs | ratio |\n|---|---|---|---|\n",
     );
+    // A short answer is one read: its first row is there when all of it is.
+    let mut blocking = String::new();
     let mut tables = String::new();
     for Scene { title, clients, loads } in scenes() {
         eprintln!("{title}");
@@ -90,7 +95,18 @@ pub fn run(rounds: usize, programs: &Programs) {
         let best = peers.map(wall).min().unwrap();
         let (ours, best) = (us(wall(0)), us(best));
         writeln!(summary, "| {title} | {ours:.1} | {best:.1} | {:.2} |", ours / best).unwrap();
+        if let Some(libpq) = clients.iter().position(|client| *client == LIBPQ).map(wall) {
+            let libpq = us(libpq);
+            let what = "beside libpq row by row";
+            writeln!(
+                blocking,
+                "| {title}, {what} | {ours:.1} | {libpq:.1} | {:.2} |",
+                ours / libpq
+            )
+            .unwrap();
+        }
     }
+    summary.push_str(&blocking);
     let first = first_rows(&cluster, rounds, programs);
     let what = "first of 1,000 rows";
     for (title, other) in [

@@ -6,7 +6,7 @@ use std::{
 };
 
 #[cfg(feature = "peers")]
-use super::clients::{sqlx::Sqlx, tokio_postgres::TokioPostgres};
+use super::clients::{libpq::Libpq, sqlx::Sqlx, tokio_postgres::TokioPostgres};
 use super::{
     Load,
     clients::{Session, minimal::Minimal, wire::Wire},
@@ -71,6 +71,8 @@ async fn run(load: Load, url: String, limit: Limit) -> Option<Cost> {
         "minimal" => by_client::<Minimal>(&load, &url, limit).await,
         #[cfg(feature = "peers")]
         "tokio-postgres" => by_client::<TokioPostgres>(&load, &url, limit).await,
+        #[cfg(feature = "peers")]
+        "libpq" => by_client::<Libpq>(&load, &url, limit).await,
         #[cfg(feature = "peers")]
         "sqlx" => by_client::<Sqlx>(&load, &url, limit).await,
         other => panic!("this build has no client {other:?}"),
