@@ -25,7 +25,7 @@ use fraiseql_wire::{
     ConnectionConfig, Error, ErrorCategory, FraiseClient, QueryBuilder, RawJson, SslMode,
     TimeoutPhase, sqlstate,
 };
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::poll_immediate};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy},
     net::{TcpListener, TcpStream},
@@ -1135,6 +1135,57 @@ async fn large_row_does_not_wait_for_the_end_of_other_parts() {
     assert!(came < ROWS / 2, "it came as row {came}");
     let stats = stream.stats();
     assert!(stats.peak_memory <= (2 << 20) + (64 << 10), "{stats:?}");
+}
+
+/// A reader that has had a large row keeps no memory for another one while its server is silent.
+#[tokio::test]
+async fn reader_of_a_silent_server_leaves_its_memory_to_the_others() {
+    let row = |id: &str, length: u64| {
+        format!("jsonb_build_object('id', {id}, 'text', repeat('x', {length}))")
+    };
+    // More than 8 KiB, which the server sends at once, follow the first row. The second block begins
+    // with row 4, because of the padding. It has as many bytes, so that the server sends its answer
+    // before row 5.
+    sql(&format!(
+        "create table t_answered (id bigint, data jsonb, padding text);
+         alter table t_answered alter padding set storage plain;
+         insert into t_answered values (1, {}, ''), (2, {}, ''), (3, {}, repeat('x', 7000));
+         insert into t_answered values (4, {}, repeat('x', 2000));
+         insert into t_answered select i, {}, repeat('x', 1000) from generate_series(5, 7) i;
+         create function answered(id bigint) returns bool language plpgsql as $$ begin
+             -- The sessions have a lock_timeout.
+             while id in (3, 5) and not pg_try_advisory_xact_lock_shared(id) loop
+                 perform pg_sleep(0.01);
+             end loop;
+             return true;
+         end $$",
+        row("1", 600_000),
+        row("2", 9_000),
+        row("3", 1),
+        row("4", 9_000),
+        row("i", 500_000),
+    ))
+    .await;
+    let admin = admin().await;
+    admin.batch_execute("select pg_advisory_lock(3), pg_advisory_lock(5)").await.unwrap();
+    let client = client().await;
+    let query = client.query::<Numbered>("t_answered").parallel(2).where_sql("answered(id)");
+    let mut stream = query.execute().await.unwrap();
+    let mut ids = vec![stream.next().await.unwrap().unwrap().id];
+    // The first part has nothing more. After this its reader waits for the server.
+    let next = poll_immediate(stream.next()).await;
+    assert!(next.is_none());
+    admin.batch_execute("select pg_advisory_unlock(5)").await.unwrap();
+    while ids.len() < 5 {
+        let next = tokio::time::timeout(Duration::from_secs(60), stream.next()).await;
+        ids.push(next.expect("the second part is read").unwrap().unwrap().id);
+    }
+    admin.batch_execute("select pg_advisory_unlock(3)").await.unwrap();
+    while let Some(row) = stream.next().await {
+        ids.push(row.unwrap().id);
+    }
+    ids.sort_unstable();
+    assert!(ids.into_iter().eq(1..=7));
 }
 
 /// Trees whose parent has no rows, and tables of very different sizes, are divided as evenly as one

@@ -227,8 +227,10 @@ impl ReadBuffer {
     fn reclaim(&self, connection: &mut Connection, next: &Incomplete) -> Result<bool> {
         let needed = self.size_for(connection, next)?;
         let Some(size) = self.memory.as_ref().map(|memory| memory.size()) else { return Ok(false) };
-        let is_for_large_rows =
-            self.follows_large_row && size <= MAX_REUSED.min(self.settings.memory());
+        // Readers that share the memory keep none for rows that may not come.
+        let is_for_large_rows = self.follows_large_row
+            && self.readers == 1
+            && size <= MAX_REUSED.min(self.settings.memory());
         let fits = size == needed || is_for_large_rows && size > needed;
         // Another reader that waits for memory is served first.
         let is_wanted = self.readers > 1 && self.producer.is_memory_short();
