@@ -220,14 +220,16 @@ impl ExtendedQuery {
             (Stage::Failed, Message::ErrorResponse(_)) => (Stage::Failed, Progress::Continue),
             (Stage::Ready, message) => return Err(message.unexpected("nothing")),
             (_, Message::ErrorResponse(e)) => {
-                // All rows have arrived. An engine may not have the function, or a role may not
-                // call it. The transaction of the request is then rolled back, which only a view
-                // that writes could notice. Other errors (statement_timeout) would have ended the
-                // query too.
-                let is_about_question = self.is_asking() && matches!(e.code().class(), "0A" | "42");
-                let progress = match is_about_question {
+                let is_asking = self.is_asking();
+                // All rows have arrived. An engine may not have the function, and report this with
+                // any code. The transaction of the request is then rolled back, which only a view
+                // that writes could notice. Others would have ended the query too: conflicts of
+                // transactions, exhausted resources, and statement_timeout.
+                let ends_query = matches!(e.code().class(), "25" | "40" | "53" | "57");
+                let error = Error::Server(e);
+                let progress = match is_asking && !ends_query && !error.ends_session() {
                     true => Progress::Process(false),
-                    false => Progress::Failed(Error::Server(e)),
+                    false => Progress::Failed(error),
                 };
                 (Stage::Failed, progress)
             }
@@ -376,8 +378,9 @@ mod tests {
 
         let rows = [ParseComplete, BindComplete, NoData, CommandComplete];
         let answer = [ParseComplete, BindComplete, DataRow, CommandComplete];
-        let error = |code: &str| {
-            Message::parse(b'E', format!("SERROR\0C{code}\0Mno\0\0").as_bytes()).unwrap()
+        let error = |severity: &str, code: &str| {
+            let fields = format!("S{severity}\0V{severity}\0C{code}\0Mno\0\0");
+            Message::parse(b'E', fields.as_bytes()).unwrap()
         };
         for count in 0..=answer.len() {
             let query = after(ASKING, &[&rows[..], &answer[..count]].concat()).unwrap();
@@ -394,14 +397,17 @@ mod tests {
             }
             let ended = query.clone().advance(ReadyForQuery).is_ok();
             assert_eq!(ended, count == 0 || count == 4, "{count}");
-            let refused = query.clone().advance(error("42883")).unwrap();
-            let stopped = query.clone().advance(error("57014")).unwrap();
-            if count < 4 {
-                assert!(matches!(refused, Progress::Process(false)), "{refused:?}");
-            } else {
-                assert!(matches!(refused, Progress::Failed(_)), "{refused:?}");
+            for code in ["42883", "0A000", "XX000", "26000", "08P01", "58000", "HY000"] {
+                let refused = query.clone().advance(error("ERROR", code)).unwrap();
+                let is_refused = matches!(refused, Progress::Process(false));
+                assert_eq!(is_refused, count < 4, "{count}: {refused:?}");
             }
-            assert!(matches!(stopped, Progress::Failed(_)), "{stopped:?}");
+            for (severity, code) in
+                [("ERROR", "57014"), ("ERROR", "40001"), ("ERROR", "53200"), ("FATAL", "XX000")]
+            {
+                let stopped = query.clone().advance(error(severity, code)).unwrap();
+                assert!(matches!(stopped, Progress::Failed(_)), "{stopped:?}");
+            }
         }
         for (length, is_same) in [(2, false), (3, true)] {
             let mut query = after(ASKING, &[&rows[..], &answer[..length]].concat()).unwrap();

@@ -857,7 +857,8 @@ async fn repeated_statement_errors_end_at_the_unnamed_statement() {
 #[tokio::test]
 async fn pooler_that_prepares_a_statement_again_delivers_no_values_that_are_not_json() {
     let key = scripted::message(b'K', &[0, 0, 0, 77, 1, 2, 3, 4]);
-    let refused = scripted::error("ERROR", "42883", "no such function");
+    let [refused, unable] = [("42883", "no such function"), ("XX000", "not supported")]
+        .map(|(code, message)| scripted::error("ERROR", code, message));
     let other = scripted::process_answer(false).concat();
     let [parsed, bound] = [b'1', b'2'].map(|tag| scripted::message(tag, b""));
     // Another process than that of the key, an engine that refuses to say which, and one that has
@@ -866,6 +867,7 @@ async fn pooler_that_prepares_a_statement_again_delivers_no_values_that_are_not_
         (&key, other),
         (&key, refused.clone()),
         (&key, [parsed, bound, refused].concat()),
+        (&key, unable),
         (&Vec::new(), Vec::new()),
     ] {
         let answers = [
