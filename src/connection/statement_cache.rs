@@ -242,7 +242,8 @@ impl StatementCache {
     pub(crate) fn confirm(&mut self, sql: &str, sent: &Choice) {
         let Some(entry) = self.statements.get_mut(sql) else { return };
         match sent {
-            Choice::Prepare(name) | Choice::Existing(name) => {
+            // The statement of an entry that was evicted is closed by a later request.
+            Choice::Prepare(name) | Choice::Existing(name) if Arc::ptr_eq(name, &entry.name) => {
                 entry.state = StatementState::Prepared;
                 self.closes.retain(|close| close != name);
             }
@@ -252,7 +253,7 @@ impl StatementCache {
                 entry.state = StatementState::Stale;
                 self.closes.push(Arc::clone(&entry.name));
             }
-            Choice::Unnamed | Choice::Prepared(_) | Choice::Described(_) => {}
+            _ => {}
         }
     }
 
@@ -435,8 +436,9 @@ mod tests {
     #[test]
     fn result_is_described_unless_the_process_of_the_key_executes_the_statement() {
         let mut cache = StatementCache::new(2, Some(7));
-        let prepare = Prepare(name("a"));
-        assert_eq!([cache.choose("a"), cache.choose("a")], [Unnamed, prepare.clone()]);
+        assert_eq!(cache.choose("a"), Unnamed);
+        let prepare = cache.choose("a");
+        assert_eq!(prepare, Prepare(name("a")));
         cache.confirm("a", &prepare);
         let described = Described(name("a"));
         assert_eq!(cache.choose("a"), described);
@@ -524,9 +526,28 @@ mod tests {
         cache.choose("a");
         assert_eq!(cache.choose("a"), Prepare(name("a")));
         assert!(cache.take_closes().is_empty());
-        assert_eq!(cache.choose("a"), Prepare(name("a")));
+        let sent = cache.choose("a");
+        assert_eq!(sent, Prepare(name("a")));
         assert_eq!(cache.take_closes(), [name("a")]);
-        cache.confirm("a", &Prepare(name("a")));
+        cache.confirm("a", &sent);
+        assert_eq!(cache.choose("a"), Prepared(name("a")));
+    }
+
+    /// Requests in flight: the first answer is not about the last request.
+    #[test]
+    fn answer_does_not_confirm_a_statement_that_was_evicted_and_is_prepared_again() {
+        let mut cache = with(1, &[]);
+        let mut prepare = |sql| {
+            assert_eq!(cache.choose(sql), Unnamed);
+            cache.choose(sql)
+        };
+        let first = prepare("a");
+        prepare("b");
+        let last = prepare("a");
+        assert_eq!(first, last);
+        cache.confirm("a", &first);
+        assert!(cache.is_unconfirmed("a"));
+        cache.confirm("a", &last);
         assert_eq!(cache.choose("a"), Prepared(name("a")));
     }
 
