@@ -657,7 +657,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
 impl<T> Clone for QueryBuilder<T> {
     fn clone(&self) -> Self {
         Self {
-            slot: self.slot.clone(),
+            slot: self.slot.renewed(),
             pipeline: Arc::clone(&self.pipeline),
             spec: self.spec.clone(),
             options: self.options.clone(),

@@ -7,7 +7,7 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering::SeqCst},
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
 };
@@ -23,8 +23,8 @@ use crate::support::{
     sql, terminate,
 };
 use fraiseql_wire::{
-    ConnectionConfigBuilder, Error, FraiseClient, RawJson, Result, RetryPolicy, SslMode,
-    TimeoutPhase, field,
+    ConnectionConfig, ConnectionConfigBuilder, Error, FraiseClient, RawJson, Result, RetryPolicy,
+    SslMode, TimeoutPhase, field,
 };
 use futures_util::{FutureExt, StreamExt, poll};
 use serde_json::Value;
@@ -895,6 +895,31 @@ async fn deadline_while_connecting_reports_the_connection() {
             check(query.fetch_all().await.unwrap_err(), "Connection refused");
         }
     }
+}
+
+/// A copy of a query does not inherit the attempts to connect of another copy.
+#[tokio::test]
+async fn copy_of_a_query_that_could_not_connect_reports_its_own_timeout() {
+    let is_down = Arc::new(AtomicBool::new(true));
+    let (down, port) = (Arc::clone(&is_down), cluster().port());
+    let config = cluster().url().parse::<ConnectionConfig>().unwrap().to_builder();
+    let config = config.connector(move |_| {
+        let is_down = down.load(SeqCst);
+        async move {
+            if is_down {
+                std::future::pending::<()>().await;
+            }
+            TcpStream::connect(("127.0.0.1", port)).await
+        }
+    });
+    let client = FraiseClient::new(config.build().unwrap());
+    let query = client.query::<RawJson>("v_asleep").timeout(Duration::from_millis(500));
+    let error = query.clone().fetch_all().await.unwrap_err();
+    assert!(matches!(error, Error::Connection { .. }), "{error:?}");
+    is_down.store(false, SeqCst);
+    client.ping().await.unwrap();
+    let error = query.clone().fetch_all().await.unwrap_err();
+    assert!(matches!(error, Error::Timeout { phase: TimeoutPhase::Query, .. }), "{error:?}");
 }
 
 /// Deadlines hold however slow the handler of notices is, and however many have arrived.
