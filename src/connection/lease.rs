@@ -124,18 +124,16 @@ impl SlotHandle {
         self.contended.notify_waiters();
     }
 
-    /// Ends the sharing.
-    pub(crate) fn unshare(&self) {
-        let is_closed = {
-            let state = self.lock();
+    /// Ends the sharing. Returns the connection if the client was dropped before: the caller drops
+    /// it without holding a lock, because that writes to the socket.
+    pub(crate) fn unshare(&self) -> Option<Box<Connection>> {
+        let unwanted = {
+            let mut state = self.lock();
             self.is_shared.store(false, Relaxed);
-            state.closed
+            state.take_unwanted()
         };
-        if is_closed {
-            // The client was dropped before.
-            self.close();
-        }
         self.freed.notify_waiters();
+        unwanted
     }
 
     /// Takes the connection for the fetches that share it. Waits for the query that uses it.

@@ -78,6 +78,22 @@ pub(super) enum ConnectionState {
     InUse,
 }
 
+impl SlotState {
+    /// Takes an idle connection, if the client was dropped.
+    pub(super) fn take_unwanted(&mut self) -> Option<Box<Connection>> {
+        match mem::take(&mut self.connection) {
+            ConnectionState::Idle(mut connection) if self.closed => {
+                connection.set_close_reason(CloseReason::Close);
+                Some(connection)
+            }
+            other => {
+                self.connection = other;
+                None
+            }
+        }
+    }
+}
+
 impl Slot {
     pub(crate) fn new(config: ConnectionConfig) -> Self {
         let (state, notices) = (Mutex::default(), Notices::default());
@@ -161,7 +177,7 @@ impl Slot {
                 }
             }
         };
-        // After the lock is released, because dropping it writes to the socket.
+        // As in `close`.
         if let Some(mut connection) = unwanted {
             connection.set_close_reason(CloseReason::Close);
         }
@@ -182,22 +198,50 @@ impl Slot {
         state.stream_alive || matches!(state.connection, ConnectionState::InUse)
     }
 
-    /// Closes the connection, now or when its lease ends.
+    /// Closes the connection: now, when its lease ends, or when fetches share it no longer.
     pub(crate) fn close(&self) {
-        let idle = {
+        let unwanted = {
             let mut state = self.lock();
             state.closed = true;
-            match &state.connection {
-                ConnectionState::Idle(_) => mem::take(&mut state.connection),
-                _ => ConnectionState::None,
-            }
+            // While it is shared, an idle connection may have requests in flight.
+            if self.is_shared() { None } else { state.take_unwanted() }
         };
-        if let ConnectionState::Idle(mut connection) = idle {
-            connection.set_close_reason(CloseReason::Close);
-        }
+        // After the lock is released, because dropping it writes to the socket.
+        drop(unwanted);
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, SlotState> {
         lock(&self.state)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncWriteExt, duplex};
+
+    use super::*;
+
+    /// An idle connection may have requests in flight: a reader has ended, and the driver of the
+    /// fetches that share it runs next.
+    #[tokio::test]
+    async fn shared_connection_of_a_dropped_client_is_closed_when_it_is_shared_no_longer() {
+        let config = ConnectionConfig::parse("postgres://u@h/d?sslmode=disable").unwrap();
+        let config = config.to_builder().connector(|_| async {
+            let (ours, mut theirs) = duplex(1024);
+            tokio::spawn(async move {
+                theirs.write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I").await?;
+                std::future::pending::<std::io::Result<()>>().await
+            });
+            Ok(ours)
+        });
+        let slot = Arc::new(Slot::new(config.build().unwrap())).handle();
+        let (guard, lease, connection) = slot.acquire(|| {}).await.unwrap();
+        drop(guard);
+        slot.share();
+        lease.give_back(connection);
+        slot.close();
+        assert!(matches!(slot.lock().connection, ConnectionState::Idle(_)));
+        assert!(slot.unshare().is_some());
+        assert!(matches!(slot.lock().connection, ConnectionState::None));
     }
 }

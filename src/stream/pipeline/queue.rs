@@ -157,10 +157,14 @@ impl Pipeline {
         let mut state = self.lock();
         state.queue.retain(|queued| queued.entry.is_wanted());
         let is_last = state.queue.is_empty() && state.adopted.is_none();
-        if is_last {
+        let unwanted = if is_last {
             state.has_driver = false;
-            slot.unshare();
-        }
+            slot.unshare()
+        } else {
+            None
+        };
+        drop(state);
+        drop(unwanted);
         is_last
     }
 
