@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use tokio::io::AsyncWriteExt;
+use tokio::{io::AsyncWriteExt, time::Instant};
 
 use crate::transport::Transport;
 
@@ -18,6 +18,8 @@ pub(super) struct Outgoing {
     requests: BytesMut,
     /// Not all of them has been sent, or passed on by TLS.
     is_sending: bool,
+    /// When bytes were sent last.
+    pub(super) sent_at: Option<Instant>,
     /// Why the rest of them could not be sent.
     error: Option<io::Error>,
 }
@@ -55,7 +57,7 @@ impl Outgoing {
             }
             match pin!(transport.write_buf(&mut self.requests)).poll(cx) {
                 Poll::Ready(Ok(0)) => break Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Ok(_)) => self.sent_at = Some(Instant::now()),
                 Poll::Ready(Err(e)) => break Poll::Ready(Err(e)),
                 Poll::Pending => break Poll::Pending,
             }

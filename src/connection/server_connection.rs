@@ -149,6 +149,11 @@ impl Connection {
         self.outgoing.len()
     }
 
+    /// When bytes of pipelined requests were sent last.
+    pub(crate) fn last_outgoing(&self) -> Option<std::time::Instant> {
+        self.outgoing.sent_at.map(tokio::time::Instant::into_std)
+    }
+
     /// Makes [`read`](Self::read) wait for `bytes` bytes. Returns whether the system supports it.
     pub(crate) fn set_rcvlowat(&mut self, bytes: usize) -> bool {
         if bytes != self.rcvlowat && self.transport.set_rcvlowat(bytes) {

@@ -29,7 +29,11 @@ use futures_util::{
     future::{Either, join, join_all, poll_immediate, select},
 };
 use serde_json::Value;
-use tokio::sync::oneshot;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::oneshot,
+};
 
 fn builder(url: &str) -> ConnectionConfigBuilder {
     ConnectionConfig::parse(url).unwrap().to_builder()
@@ -874,6 +878,35 @@ async fn more_fetches_than_may_be_in_flight_are_answered_in_order() {
     let fetches = (0..400).map(|_| client.query::<u64>("v_pipeline_next").fetch_one());
     let numbers: Vec<_> = join_all(fetches).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(numbers, (1..=400).collect::<Vec<u64>>(), "first come, first served");
+}
+
+/// A request that takes longer than `read_timeout` to send is not a silent server.
+#[tokio::test]
+async fn a_large_request_among_others_may_take_longer_to_send_than_read_timeout() {
+    let port = cluster().port();
+    let config = builder(&cluster().url()).read_timeout(Duration::from_secs(2));
+    let config = config.connector(move |_| async move {
+        let server = TcpStream::connect(("127.0.0.1", port)).await?;
+        let (ours, theirs) = tokio::io::duplex(64 << 10);
+        let (mut from_client, mut to_client) = tokio::io::split(theirs);
+        let (mut from_server, mut to_server) = server.into_split();
+        tokio::spawn(async move { tokio::io::copy(&mut from_server, &mut to_client).await });
+        tokio::spawn(async move {
+            let mut piece = vec![0; 64 << 10];
+            while let Ok(size @ 1..) = from_client.read(&mut piece).await {
+                if to_server.write_all(&piece[..size]).await.is_err() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_micros(size as u64)).await;
+            }
+        });
+        Ok(ours)
+    });
+    let client = connect(config).await;
+    let large = client.query::<u64>("v_one").where_sql("length($1) > 0").bind("x".repeat(4 << 20));
+    let small = || client.query::<u64>("v_one").fetch_all();
+    let (first, large, last) = tokio::join!(small(), large.fetch_all(), small());
+    assert_eq!([first.unwrap().len(), large.unwrap().len(), last.unwrap().len()], [1, 1, 1]);
 }
 
 #[tokio::test]

@@ -63,7 +63,7 @@ struct Lost {
 struct Work {
     lease: Lease,
     exchange: Exchange,
-    /// Since when the server has sent nothing though it has a request.
+    /// Since when no byte was sent or received though the server has a request.
     silent_since: Instant,
 }
 
@@ -235,7 +235,14 @@ impl Driver {
                 return Ok(());
             }
             () = slow => return Ok(()),
-            error = silent => return Err(error),
+            error = silent => match connection.last_outgoing() {
+                // The rest of a large request was being sent.
+                Some(sent_at) if sent_at > *silent_since => {
+                    *silent_since = sent_at;
+                    return Ok(());
+                }
+                _ => return Err(error),
+            },
         };
         *silent_since = now();
         exchange.blocked += silent_since.saturating_duration_since(since);
