@@ -93,9 +93,10 @@ async fn clean_up(
         if unsent.is_empty() && drain.take_all_arrived(connection).await? {
             return Ok(());
         }
-        if unsent.is_empty() && connection.read_arrived().await? {
-            let is_ready = drain.take_all_arrived(connection).await?;
-            if is_ready {
+        if unsent.is_empty() {
+            let read = connection.read_arrived().await?;
+            drain.drained += read;
+            if read > 0 && drain.take_all_arrived(connection).await? {
                 return Ok(());
             }
         }

@@ -376,15 +376,14 @@ impl Connection {
         }
     }
 
-    /// Reads a few messages that have arrived, without waiting. Returns whether there were any
-    /// bytes.
-    pub(super) async fn read_arrived(&mut self) -> Result<bool> {
+    /// Reads a few messages that have arrived, without waiting. Returns the number of bytes.
+    pub(super) async fn read_arrived(&mut self) -> Result<usize> {
         self.buffer.reserve(SMALL_READ);
         match poll_fn(|cx| Poll::Ready(self.poll_read(cx))).await {
             // The next read that needs more bytes reports the end.
-            Poll::Ready(Ok(bytes)) => Ok(bytes > 0),
+            Poll::Ready(Ok(bytes)) => Ok(bytes),
             Poll::Ready(Err(e)) => Err(Error::io(DURING, e)),
-            Poll::Pending => Ok(false),
+            Poll::Pending => Ok(0),
         }
     }
 
