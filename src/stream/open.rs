@@ -200,7 +200,8 @@ impl Opening<'_> {
         is_shareable: bool,
     ) -> Result<Started, StartError> {
         let (settings, query) = (&self.plan.spec.settings, &self.plan.query);
-        let mut statement = statement::choose(self.plan, self.slot, &mut connection, self.observer);
+        let mut statement =
+            statement::choose(self.plan, self.slot, &mut connection, self.observer, || false);
         let closes = connection.statements.take_closes();
         let (request, steps) = connection.request(query, &statement, &closes)?;
         let mut exchange = Exchange::new(connection, request, ExtendedQuery::with(steps));

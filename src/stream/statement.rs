@@ -13,12 +13,14 @@ use crate::{
     error::Error,
 };
 
-/// Chooses the statement of a query.
+/// Chooses the statement of a query. `is_being_prepared`: whether a request in flight prepares its
+/// text.
 pub(super) fn choose(
     plan: &QueryPlan,
     slot: &SlotHandle,
     connection: &mut Connection,
     observer: &QueryObserver,
+    is_being_prepared: impl FnOnce() -> bool,
 ) -> Choice {
     let config = slot.config();
     // The columns of a prepared statement may not be described again.
@@ -31,7 +33,11 @@ pub(super) fn choose(
     if !is_cached {
         return Choice::Unnamed;
     }
-    let choice = connection.statements.choose(plan.query.sql());
+    let (statements, sql) = (&mut connection.statements, plan.query.sql());
+    let choice = match statements.is_unconfirmed(sql) && is_being_prepared() {
+        true => Choice::Unnamed,
+        false => statements.choose(sql),
+    };
     let metrics = &observer.metrics;
     match choice {
         Choice::Prepared(_) | Choice::Described(_) => metrics.statement_hit(),

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::support::{
+    admin,
     certificates::Authority,
     client, cluster,
     cluster::{Cluster, Setup},
@@ -589,6 +590,45 @@ async fn statements(snapshotter: &Snapshotter) -> BTreeSet<String> {
     let reprepared = |reason| numbers.sum("statements_reprepared_total", &[("reason", reason)]);
     assert_eq!(["changed", "missing", "exists"].map(reprepared), [1.0, 1.0, 0.0]);
     numbers.names()
+}
+
+/// Pipelined fetches: no more than the documented number is in flight, and each is a hit or a miss.
+#[tokio::test]
+async fn pipelined_requests_are_limited_and_counted_as_hits_or_misses() {
+    const LOCK: i64 = 4712;
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recording = ::metrics::set_default_local_recorder(&recorder);
+    metrics::describe();
+    sql("create view v_counted as select '1'::json as data, 1 as id").await;
+    let admin = admin().await;
+    admin.execute("select pg_advisory_lock($1)", &[&LOCK]).await.unwrap();
+    let client = client().await;
+    let first =
+        client.query::<u64>("v_counted").where_sql("pg_advisory_lock_shared($1) is not null");
+    let first = first.bind(LOCK).fetch_all();
+    let others = (0..300).map(|_| client.query::<u64>("v_counted").persistent(true).fetch_all());
+    let fetches = futures_util::future::join(first, futures_util::future::join_all(others));
+    let mut fetches = Box::pin(fetches);
+    let locked = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
+    let waits = eventually("the first waits", async || {
+        admin.query_one(locked, &[]).await.unwrap().get::<_, i64>(0) == 1
+    });
+    tokio::select! {
+        _ = &mut fetches => panic!("the first waits for the lock"),
+        () = waits => {}
+    }
+    // Reading the counters resets them.
+    let sent = Numbers::of(&snapshotter);
+    assert_eq!(sent.sum("requests_in_flight", &[]), 128.0);
+    admin.execute("select pg_advisory_unlock($1)", &[&LOCK]).await.unwrap();
+    let (first, others) = fetches.await;
+    assert!(first.is_ok() && others.iter().all(Result::is_ok));
+    let later = Numbers::of(&snapshotter);
+    let counted = [sent, later].map(|numbers| {
+        ["hits", "misses"].map(|name| numbers.sum(&format!("statement_cache_{name}_total"), &[]))
+    });
+    assert_eq!(counted.as_flattened().iter().sum::<f64>(), 301.0, "{counted:?}");
 }
 
 /// A caller that stops waiting for a connection counts as a failure, also in the dashboard.

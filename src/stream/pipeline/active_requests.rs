@@ -66,7 +66,8 @@ impl ActiveRequests {
         if sent.peek().is_some() && !sent.any(is_wanted) {
             return;
         }
-        while self.sent.len() < MAX_IN_FLIGHT && connection.outgoing() < MAX_OUTGOING {
+        let heads = usize::from(self.head.is_some());
+        while self.sent.len() + heads < MAX_IN_FLIGHT && connection.outgoing() < MAX_OUTGOING {
             let Some(queued) = self.pipeline.next() else { return };
             self.send(connection, queued, None);
         }
@@ -81,13 +82,10 @@ impl ActiveRequests {
             }
             job.observer.connected(&self.slot);
             let sql = job.plan.query.sql();
-            let choice = match choice {
-                Some(choice) => choice,
-                None if connection.statements.is_unconfirmed(sql) && self.prepares(sql) => {
-                    Choice::Unnamed
-                }
-                None => statement::choose(&job.plan, &self.slot, connection, &job.observer),
-            };
+            let choice = choice.unwrap_or_else(|| {
+                let is_prepared = || self.prepares(sql);
+                statement::choose(&job.plan, &self.slot, connection, &job.observer, is_prepared)
+            });
             let prepares = matches!(choice, Choice::Prepare(_)).then(|| sql.to_owned());
             let closes = connection.statements.take_closes();
             let (request, steps) = connection.request(&job.plan.query, &choice, &closes)?;
