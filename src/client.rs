@@ -3,13 +3,14 @@ use std::{fmt, sync::Arc};
 use crate::{
     config::{ConnectionConfig, TlsConfig},
     connection::{CancelToken, ConnectionInfo, ServerVersion, Slot, SlotHandle},
-    error::{DbError, Result},
+    error::{DbError, Error, Result},
+    metrics::connection::CloseReason,
     query::QueryBuilder,
     stream::{FromJsonRow, Pipeline, continue_fetches},
 };
 
 #[cfg(doc)]
-use crate::error::{Error, TimeoutPhase};
+use crate::error::TimeoutPhase;
 
 /// A client of a Postgres server, with at most one connection and one active stream.
 ///
@@ -247,8 +248,10 @@ impl FraiseClient {
                 // the server sees both.
                 Err(e) if connection.reused && e.ends_session() => connection.discard_stale(),
                 Err(e) => {
-                    if connection.is_answered() && !e.ends_session() {
+                    if !e.ends_session() && connection.is_answered() {
                         lease.give_back(connection);
+                    } else if e.ends_session() && !matches!(e, Error::Io { .. }) {
+                        connection.set_close_reason(CloseReason::Server);
                     }
                     return Err(e);
                 }
