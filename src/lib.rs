@@ -120,8 +120,8 @@
 //! # Guides
 //!
 //! Write `fraiseql-wire = "1.1"`: `cargo add` takes 2.19, an earlier crate of this name. The
-//! example needs `futures-util`, `serde` and `tokio` too. There are [examples], and guides to
-//! [errors] and to [production].
+//! example needs `futures-util`, `serde` (`derive`) and `tokio` (`macros`, `rt-multi-thread`) too.
+//! There are [examples], and guides to [errors] and to [production].
 //!
 //! [examples]: https://github.com/fraiseql/fraiseql-wire/blob/main/examples/README.md
 //! [errors]: https://github.com/fraiseql/fraiseql-wire/blob/main/ERROR_HANDLING_GUIDE.md

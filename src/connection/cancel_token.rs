@@ -65,7 +65,8 @@ impl CancelToken {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future after its first poll does not stop the cancellation.
+    /// Dropping the future after its first poll does not stop the cancellation, except of a query
+    /// whose future is not polled: that one ends at its next poll or when it is dropped.
     pub async fn cancel(&self) -> Result<()> {
         match self.slot.upgrade() {
             Some(slot) => slot.cancel(self.checkout).await,

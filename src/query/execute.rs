@@ -96,7 +96,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future cancels the query on the server.
+    /// Dropping the future cancels the query, unless other fetches share the connection.
     pub async fn fetch_all(self) -> Result<Vec<T>> {
         let mut stream = self.fetch().await?;
         let mut rows = Vec::new();
@@ -117,7 +117,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future cancels the query on the server.
+    /// Dropping the future cancels the query, unless other fetches share the connection.
     pub async fn fetch_one(self) -> Result<T> {
         self.fetch_optional().await?.ok_or(Error::InvalidState {
             message: "fetch_one() found no row; use fetch_optional() if there may be none",
@@ -136,7 +136,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future cancels the query on the server.
+    /// Dropping the future cancels the query, unless other fetches share the connection.
     pub async fn fetch_optional(mut self) -> Result<Option<T>> {
         // The server cannot apply Rust predicates, so a LIMIT of 1 could miss the row.
         let is_limited = self.predicates.is_empty();
@@ -177,7 +177,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future cancels the query on the server.
+    /// Dropping the future cancels the query, unless other fetches share the connection.
     pub async fn count(self) -> Result<u64> {
         if self.predicates.is_empty() {
             return self.fetch_scalar(Select::count).await;
@@ -201,7 +201,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future cancels the query on the server.
+    /// Dropping the future cancels the query, unless other fetches share the connection.
     pub async fn exists(self) -> Result<bool> {
         if self.predicates.is_empty() {
             return self.fetch_scalar(Select::exists).await;
@@ -220,7 +220,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// # Cancel safety
     ///
-    /// Dropping the future cancels the query on the server.
+    /// Dropping the future cancels the query, unless other fetches share the connection.
     ///
     /// [`EXPLAIN (FORMAT JSON)`]: https://www.postgresql.org/docs/current/sql-explain.html
     pub async fn explain(mut self, analyze: bool) -> Result<Value> {

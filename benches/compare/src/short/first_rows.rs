@@ -32,7 +32,7 @@ pub struct FirstRows {
     pub table: String,
     pub ours: Duration,
     pub libpq: Duration,
-    /// The fastest driver other than this crate, libpq among them.
+    /// The fastest driver other than this crate. Not libpq, which blocks.
     pub best_other: Duration,
 }
 
@@ -55,7 +55,8 @@ pub fn first_rows(cluster: &Cluster, rounds: usize, programs: &Programs) -> Firs
     let times = costs.each_ref().map(|sets| sets.each_ref().map(|costs| median(costs, first_row)));
     let small = || CLIENTS.into_iter().zip(times).map(|(client, [small, _])| (client, small));
     let of = |wanted| small().find(|(client, _)| *client == wanted).unwrap().1;
-    let others = small().filter(|((client, _), _)| !["fraiseql-wire", "minimal"].contains(client));
+    let others =
+        small().filter(|((client, _), _)| !["fraiseql-wire", "libpq", "minimal"].contains(client));
     FirstRows {
         table: table(&times, &costs),
         ours: of(OURS),
