@@ -3,14 +3,13 @@ use std::{fmt, sync::Arc};
 use crate::{
     config::{ConnectionConfig, TlsConfig},
     connection::{CancelToken, ConnectionInfo, ServerVersion, Slot, SlotHandle},
-    error::{DbError, Error, Result},
-    metrics::connection::CloseReason,
+    error::{DbError, Result},
     query::QueryBuilder,
     stream::{FromJsonRow, Pipeline, continue_fetches},
 };
 
 #[cfg(doc)]
-use crate::error::TimeoutPhase;
+use crate::error::{Error, TimeoutPhase};
 
 /// A client of a Postgres server, with at most one connection and one active stream.
 ///
@@ -248,10 +247,10 @@ impl FraiseClient {
                 // the server sees both.
                 Err(e) if connection.reused && e.ends_session() => connection.discard_stale(),
                 Err(e) => {
-                    if !e.ends_session() && connection.is_answered() {
+                    if e.ends_session() {
+                        connection.set_lost(&e);
+                    } else if connection.is_answered() {
                         lease.give_back(connection);
-                    } else if e.ends_session() && !matches!(e, Error::Io { .. }) {
-                        connection.set_close_reason(CloseReason::Server);
                     }
                     return Err(e);
                 }

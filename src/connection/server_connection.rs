@@ -203,6 +203,13 @@ impl Connection {
         self.set_close_reason(CloseReason::Idle);
     }
 
+    /// Sets the reason of a connection that ended with this error.
+    pub(crate) fn set_lost(&mut self, error: &Error) {
+        if !matches!(error, Error::Io { .. }) {
+            self.set_close_reason(CloseReason::Server);
+        }
+    }
+
     /// Removes one message from the buffer.
     pub(crate) fn take_message(&mut self) -> Result<Taken> {
         self.take_message_within(MAX_CONTROL_FRAME)

@@ -9,7 +9,6 @@ use super::{exchange::Exchange, parallel::end_transaction};
 use crate::{
     connection::{Connection, Lease, QuerySession, Session, TARGET, cancel_and_drain, stop_lost},
     error::{Error, Result},
-    metrics::connection::CloseReason,
 };
 
 /// A running request, held by a future of the caller. If it is dropped, the query is cancelled, and
@@ -112,9 +111,7 @@ impl Held {
     /// its query, because the server may not have noticed.
     pub(super) fn close_ended(self, error: &Error) {
         let Self { mut exchange, lease, running } = self;
-        if !matches!(error, Error::Io { .. }) {
-            exchange.connection.set_close_reason(CloseReason::Server);
-        }
+        exchange.connection.set_lost(error);
         let may_run = is_lost(error) && !exchange.has_not_begun(error);
         let lost = may_run.then(|| LostSession::new(&exchange.connection));
         // Before the caller learns of the error and uses the client again.

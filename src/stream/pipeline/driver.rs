@@ -24,7 +24,6 @@ use super::{
 use crate::{
     connection::{Connection, Lease, Session, SlotHandle, cancel_and_drain},
     error::{Error, Result, TimeoutPhase},
-    metrics::connection::CloseReason,
     protocol::extended_query::ExtendedQuery,
     stream_impl::{
         exchange::{Answer, Exchange, closed},
@@ -316,9 +315,7 @@ impl Driver {
     /// others are sent again on another connection.
     fn lost(&mut self, work: Work, error: &Error) {
         let Work { lease, mut exchange, .. } = work;
-        if !matches!(error, Error::Io { .. }) {
-            exchange.connection.set_close_reason(CloseReason::Server);
-        }
+        exchange.connection.set_lost(error);
         let session = Arc::clone(&exchange.connection.session);
         let may_run = is_lost(error).then(|| LostSession::new(&exchange.connection));
         let was_idle = exchange.ended_idle(error);

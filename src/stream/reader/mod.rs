@@ -22,7 +22,6 @@ use super::{
 use crate::{
     connection::{Lease, QuerySession, TARGET, cancel_and_drain, count_protocol_error},
     error::{Error, Result},
-    metrics::connection::CloseReason,
     protocol::{
         backend::DATA_ROW,
         extended_query::{ExtendedQuery, Progress},
@@ -259,8 +258,8 @@ impl Reader {
         running: &QuerySession,
     ) -> Result<Bytes, Interrupt> {
         let ended = error.ends_session();
-        if ended && !matches!(error, Error::Io { .. }) {
-            self.exchange.connection.set_close_reason(CloseReason::Server);
+        if ended {
+            self.exchange.connection.set_lost(&error);
         }
         self.is_replaced = ended;
         if ended {
