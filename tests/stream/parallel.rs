@@ -1143,8 +1143,8 @@ async fn reader_of_a_silent_server_leaves_its_memory_to_the_others() {
     let row = |id: &str, length: u64| {
         format!("jsonb_build_object('id', {id}, 'text', repeat('x', {length}))")
     };
-    // More than 8 KiB, which the server sends at once, follow row 1. The second block begins with row
-    // 4, because of the padding. That is as large, so that the answer is sent before row 5.
+    // More than 8 KiB, which the server sends at once, follow row 1. The second block begins with
+    // row 4, because of the padding. That is as large, so that the answer is sent before row 5.
     sql(&format!(
         "create table t_answered (id bigint, data jsonb, padding text);
          alter table t_answered alter padding set storage plain;
