@@ -103,7 +103,7 @@ pub(crate) struct Query {
 }
 
 /// Those of a few short parameters are not allocated.
-type Values = SmallVec<[u8; 64]>;
+type Values = SmallVec<[u8; 32]>;
 
 /// The statement that a request executes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
