@@ -607,7 +607,7 @@ async fn pipelined_requests_are_limited_and_counted_as_hits_or_misses() {
     let first =
         client.query::<u64>("v_counted").where_sql("pg_advisory_lock_shared($1) is not null");
     let first = first.bind(LOCK).fetch_all();
-    let others = (0..300).map(|_| client.query::<u64>("v_counted").persistent(true).fetch_all());
+    let others = (0..300).map(|_| client.query::<u64>("v_counted").fetch_all());
     let fetches = futures_util::future::join(first, futures_util::future::join_all(others));
     let mut fetches = Box::pin(fetches);
     let locked = "select count(*) from pg_locks where locktype = 'advisory' and not granted";
