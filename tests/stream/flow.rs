@@ -562,6 +562,10 @@ async fn blocked_time_is_attributed_to_server_or_consumer() {
     let server = Scripted::start(vec![script]).await;
     let client = FraiseClient::connect(&server.url()).await.unwrap();
     let mut stream = client.query::<u8>("v").execute().await.unwrap();
+    eventually("it waits for the server", async || {
+        stream.stats().time_blocked_on_server > Duration::ZERO
+    })
+    .await;
     tokio::time::sleep(Duration::from_millis(50)).await;
     go.send(()).unwrap();
     assert!(stream.next().await.is_none());

@@ -1038,7 +1038,7 @@ async fn stream_between_two_connections_is_cancelled_immediately() {
     let server = ([127, 0, 0, 1], cluster().port()).into();
     let proxy = Proxy::start(server).await;
     let config = config_at(proxy.address.port())
-        .read_timeout(Duration::from_secs(1))
+        .read_timeout(Duration::from_secs(5))
         .connect_timeout(Duration::from_secs(600))
         .cancel_timeout(Duration::from_secs(2))
         .retry(RetryPolicy::default().max_attempts(u32::MAX));
