@@ -54,8 +54,8 @@ impl CancelToken {
     ///
     /// # Errors
     ///
-    /// After an error the query may still run on the server. Its connection is closed, and its
-    /// stream still ends with `Error::Cancelled`:
+    /// After an error the query may still run on the server. Its connection is closed, so another
+    /// call does nothing, and its stream still ends with `Error::Cancelled`:
     ///
     /// * [`Error::Timeout`]: it could not be stopped within `cancel_timeout`.
     /// * [`Error::Connection`] or another error of connecting: the cancel request could not be

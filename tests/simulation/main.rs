@@ -688,11 +688,13 @@ impl Life {
         let canceller = cancels.map(|after| {
             let (world, token, limit) = (Arc::clone(world), token.clone(), self.cancel_limit);
             let (flag, by_token) = (Arc::clone(&has_begun), Arc::clone(&asked.by_token));
+            let by_handle = Arc::clone(&asked.by_handle);
             tokio::spawn(async move {
                 sleep(after).await;
-                by_token.store(true, Relaxed);
+                // After another cancellation, which may have failed, there is nothing to stop.
+                let is_first = !by_token.swap(true, Relaxed) && !by_handle.load(Relaxed);
                 let result = cancel_later(Duration::ZERO, token, flag, limit).await;
-                if result.is_ok() && patience == HOUR && ends_only_by_cancel {
+                if result.is_ok() && patience == HOUR && ends_only_by_cancel && is_first {
                     world.assert_ended(id);
                 }
             })
@@ -1139,7 +1141,7 @@ impl Life {
     }
 
     async fn cancel_by_token(&mut self, asked: &mut Asked) {
-        asked.by_token.store(true, Relaxed);
+        let is_first = !asked.by_token.swap(true, Relaxed);
         self.world.count("asked a token to cancel");
         let token = asked.token.clone();
         let (began, limit) = (Instant::now(), self.cancel_limit);
@@ -1152,6 +1154,7 @@ impl Life {
                     && asked.ends_only_by_cancel(&self.limits)
                     && !asked.is_over()
                     && !by_handle
+                    && is_first
                 {
                     self.world.assert_ended(asked.id);
                 }
