@@ -173,7 +173,7 @@ fn parse_keywords(text: &str) -> Result<Pairs> {
         if let Some(next) = next.filter(|_| text.len() < tail.len()) {
             let keyword = shown(keyword);
             return Err(Error::config(format!(
-                "{keyword} has no value before {next}: write {keyword}='' if it is empty"
+                "{keyword} has no value before {next}; write '' if it is empty"
             )));
         }
         let (value, tail) = parse_value(text, keyword)?;
@@ -325,6 +325,7 @@ mod tests {
             ("service= password=secret", "service has no value before password"),
             ("host=\n\tsslpassword='sec ret'", "host has no value before sslpassword"),
             ("password= password=secret", "password has no value before password"),
+            ("sec= password=secret", "a parameter has no value before password"),
             // libpq accepts these: the password would become a host or a database.
             ("postgres://u:p@secret@h/db", "host contains @"),
             ("postgres://u:secret@@h/db", "host contains @"),
