@@ -56,7 +56,8 @@ use crate::{
 /// * In a URI, an `@` in the host or the database must be written as `%40`. An unescaped one
 ///   indicates that the user or the password was not escaped.
 /// * A connection string in place of the database name is an error.
-/// * In a list of keywords, `host= password=x` is an error: the password would be the host's name.
+/// * A value that contains `password=` is an error, as in `host= password=x`, where the password
+///   would be the host's name.
 ///
 /// `Debug` and `Display` never show a password.
 ///

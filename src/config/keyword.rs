@@ -93,6 +93,24 @@ pub(super) fn is_secret(name: &str) -> bool {
     SECRETS.contains(&name)
 }
 
+/// Rejects a value that contains a secret, because other values are shown. The value of a missing
+/// one is the next word (`host= password=x`), and an escape can join words (`host=a\ password=x`).
+pub(super) fn reject_hidden_secret(name: &str, value: &str) -> Result<()> {
+    // In `options`, a setting of an extension may have such a name (`-c app.password=x`).
+    let contains = |secret: &&&str| {
+        let assignment = format!("{secret}=");
+        let mut before = value.match_indices(&assignment).filter_map(|(at, _)| value.get(..at));
+        before.any(|before| !before.ends_with('.'))
+    };
+    match SECRETS.iter().find(contains).filter(|_| !is_secret(name)) {
+        None => Ok(()),
+        Some(secret) => Err(Error::config(format!(
+            "{name} contains {secret}=: separate the two parameters, and write {name}='' if it is \
+             empty"
+        ))),
+    }
+}
+
 /// Values by keyword. An empty value counts as set. Some are secrets, so all are zeroized on drop.
 #[derive(Clone, Default)]
 pub(super) struct Values(BTreeMap<&'static str, Zeroizing<String>>);
@@ -107,6 +125,11 @@ impl Values {
 
     pub(super) fn remove(&mut self, name: &str) {
         self.0.remove(name);
+    }
+
+    /// See [`reject_hidden_secret`].
+    pub(super) fn reject_hidden_secrets(&self) -> Result<()> {
+        self.0.iter().try_for_each(|(name, value)| reject_hidden_secret(name, value))
     }
 
     /// Sets a value if there is none.

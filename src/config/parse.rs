@@ -165,18 +165,7 @@ fn parse_keywords(text: &str) -> Result<Pairs> {
                  of keyword=value; put values with spaces in single quotes",
             ));
         };
-        let text = tail.trim_start_matches(is_space);
-        // libpq takes the next word as the value. A password must not become one, because other
-        // values are shown.
-        let next =
-            text.split_once('=').map(|(next, _)| next).filter(|next| keyword::is_secret(next));
-        if let Some(next) = next.filter(|_| text.len() < tail.len()) {
-            let keyword = shown(keyword);
-            return Err(Error::config(format!(
-                "{keyword} has no value before {next}; write '' if it is empty"
-            )));
-        }
-        let (value, tail) = parse_value(text, keyword)?;
+        let (value, tail) = parse_value(tail.trim_start_matches(is_space), keyword)?;
         pairs.push((keyword.to_owned(), value));
         rest = tail.trim_start_matches(is_space);
     }
@@ -300,7 +289,7 @@ mod tests {
             r"password='a b\'c\\' user=u\ v",
             &[("password", r"a b'c\"), ("user", "u v")],
         );
-        assert_parsed("password=password=x", &[("password", "password=x")]);
+        assert_parsed("password= password=x", &[("password", "password=x")]);
         assert_parsed("user=a user=b", &[("user", "a"), ("user", "b")]);
         assert_parsed(r"user=a\", &[("user", "a")]);
         assert_parsed("user='a'port=1", &[("user", "a"), ("port", "1")]);
@@ -321,11 +310,6 @@ mod tests {
             ("password='secret", "password has no closing"),
             ("POSTGRES://u:secret@h", "neither a URI"),
             ("user=u password=my secret", "neither a URI"),
-            // libpq accepts these: the password would become the value before it.
-            ("service= password=secret", "service has no value before password"),
-            ("host=\n\tsslpassword='sec ret'", "host has no value before sslpassword"),
-            ("password= password=secret", "password has no value before password"),
-            ("sec= password=secret", "a parameter has no value before password"),
             // libpq accepts these: the password would become a host or a database.
             ("postgres://u:p@secret@h/db", "host contains @"),
             ("postgres://u:secret@@h/db", "host contains @"),

@@ -86,6 +86,7 @@ impl ConnectionConfig {
     ) -> Result<Self> {
         fill_defaults(&mut values, environment)?;
         reject_unsupported(&values)?;
+        values.reject_hidden_secrets()?;
         let word = |name| values.get(name).unwrap_or_default();
         let (ssl_mode, ssl_negotiation, tls) =
             resolve_tls(&values, client_options.tls.as_ref(), environment.home.as_deref())?;
@@ -286,6 +287,10 @@ mod tests {
     }
 
     fn resolve(text: &str, variables: &[(&str, &str)]) -> ConnectionConfig {
+        try_resolve(text, variables).unwrap()
+    }
+
+    fn try_resolve(text: &str, variables: &[(&str, &str)]) -> Result<ConnectionConfig> {
         let variable = |name: &str| {
             variables.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
         };
@@ -294,7 +299,7 @@ mod tests {
         for (keyword, value) in parse::parse(text).unwrap() {
             values.set(&keyword, value).unwrap();
         }
-        ConnectionConfig::resolve_in(&environment, values, ClientOptions::default()).unwrap()
+        ConnectionConfig::resolve_in(&environment, values, ClientOptions::default())
     }
 
     /// libpq's `EnvironmentOptions`; `default` leaves it to the server.
@@ -374,5 +379,42 @@ mod tests {
             resolve("host=h password=planted sslpassword=planted oauth_client_secret=planted", &[]);
         assert!(!format!("{config:?} {config:#?} {config}").contains("planted"));
         assert_eq!(config.get("password"), None);
+    }
+
+    /// libpq accepts these: a part of the password, or all of it, would become a value that is
+    /// shown.
+    #[test]
+    fn values_that_contain_a_secret_are_errors_and_not_shown() {
+        let cases = [
+            ("service= password=planted", "service contains password="),
+            (r"service=a\ password=planted", "service contains password="),
+            ("host=\n\tsslpassword='planted'", "host contains password="),
+            ("host=password=planted", "host contains password="),
+            ("host='a password=planted'", "host contains password="),
+            ("host=/runpassword=planted", "host contains password="),
+            ("host=a,b,password=planted", "host contains password="),
+            ("hostaddr=::1password=planted", "hostaddr contains password="),
+            ("user=upassword=planted", "user contains password="),
+            ("sslrootcert=/a sslcert= password=planted", "sslcert contains password="),
+            ("sslkey=/koauth_client_secret=planted", "sslkey contains oauth_client_secret="),
+            ("passfile=/p;password=planted", "passfile contains password="),
+            ("application_name=apassword=planted", "application_name contains password="),
+            ("options='-c password=planted -c a.b=c'", "options contains password="),
+            ("dbname=dpassword=planted", "dbname (or PGDATABASE) is a connection string"),
+            ("postgres://u@h/d?sslcrl=%2Fc%20password%3Dplanted", "sslcrl contains password="),
+        ];
+        let no_variables: &[(&str, &str)] = &[];
+        let cases = cases.map(|(text, expected)| (text, no_variables, expected));
+        let of_variables: [(_, &[(&str, &str)], _); 2] = [
+            ("", &[("PGHOST", "a password=planted")], "host contains password="),
+            ("", &[("PGSERVICE", "a password=planted")], "service contains password="),
+        ];
+        for (text, variables, expected) in cases.into_iter().chain(of_variables) {
+            let error = try_resolve(text, variables).unwrap_err().to_string();
+            assert!(error.contains(expected), "{text} {variables:?}: {error}");
+            assert!(!error.contains("plan"), "{text} {variables:?}: {error}");
+        }
+        // Names of an extension's settings.
+        resolve("host=h options='-c app.password=x' password=password=x", &[]);
     }
 }

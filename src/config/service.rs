@@ -19,6 +19,7 @@ pub(super) fn fill(values: &mut Values, environment: &Environment<'_>) -> Result
     let Some(service) = named.or_else(|| (environment.variable)("PGSERVICE")) else {
         return Ok(());
     };
+    keyword::reject_hidden_secret("service", &service)?;
     let mut files = Vec::new();
     match (environment.variable)("PGSERVICEFILE") {
         Some(file) => {
@@ -55,12 +56,7 @@ pub(super) fn fill(values: &mut Values, environment: &Environment<'_>) -> Result
         }
     }
     let files: Vec<_> = files.iter().map(|f| f.display().to_string()).collect();
-    // Not shown: with a misplaced escape, the name contains the password (`service=a\ password=b`).
-    let named = match service.contains('=') {
-        true => "the service".to_owned(),
-        false => format!("service {service:?}"),
-    };
-    Err(Error::config(format!("{named} is not defined in any of {}", files.join(", "))))
+    Err(Error::config(format!("service {service:?} is not defined in any of {}", files.join(", "))))
 }
 
 /// Sets missing values from the section of the service, and returns whether the section exists. No
