@@ -65,7 +65,9 @@ pub fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     log::init();
     CLUSTER.get_or_init(|| {
-        let cluster = Cluster::start(HBA).unwrap_or_else(|e| panic!("{e}"));
+        // JIT takes 50 ms of a long query, and most tests stop theirs after some rows.
+        let setup = Setup { hba: HBA, settings: "-c jit=off", ..Setup::default() };
+        let cluster = Cluster::start_with(&setup).unwrap_or_else(|e| panic!("{e}"));
         let url = cluster.url();
         // In its own runtime and thread, because the caller may be in a runtime.
         let made = std::thread::spawn(move || {

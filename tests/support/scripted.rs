@@ -74,6 +74,8 @@ impl Scripted {
                         break socket;
                     }
                 };
+                // Otherwise an answer in two parts waits for a delayed acknowledgment.
+                socket.set_nodelay(true).unwrap();
                 playing.push(tokio::spawn(play(socket, script)));
             }
             drop(listener);
