@@ -86,6 +86,20 @@ pub fn median<C, V: Ord + Copy + Default>(costs: &[C], of: impl Fn(&C) -> V) -> 
     values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
+/// Returns the median of the ratios of each round. What slows a whole round down is not in it.
+pub fn ratio<C>(costs: &[C], others: &[C], of: impl Fn(&C) -> Duration) -> f64 {
+    let of_rounds = costs.iter().zip(others).map(|(a, b)| of(a).div_duration_f64(of(b)));
+    let mut ratios: Vec<f64> = of_rounds.collect();
+    ratios.sort_by(f64::total_cmp);
+    ratios[ratios.len() / 2]
+}
+
+/// Returns the turns of a round. Each round begins with another client, because the first of a
+/// round can be slower.
+pub fn turns(clients: usize, round: usize) -> impl Iterator<Item = usize> {
+    (0..clients).map(move |i| (i + round) % clients)
+}
+
 /// Returns by how many percent the slowest round exceeds the fastest.
 pub fn noise<C>(costs: &[C], of: impl Fn(&C) -> Duration) -> f64 {
     let times = || costs.iter().map(|cost| of(cost).as_secs_f64());

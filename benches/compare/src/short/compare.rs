@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     document,
-    measure::{median, noise},
+    measure::{median, noise, ratio, turns},
 };
 
 /// How long each client runs in each round, in milliseconds, after a warm-up of a third of that
@@ -84,37 +84,34 @@ pub fn run(rounds: usize, programs: &Programs) {
     for Scene { title, clients, loads } in scenes() {
         eprintln!("{title}");
         let mut costs = vec![Vec::new(); loads.len()];
-        for _ in 0..rounds {
-            for (load, costs) in loads.iter().zip(&mut costs) {
-                costs.push(run_load(load, programs, &url));
+        for round in 0..rounds {
+            for i in turns(loads.len(), round) {
+                costs[i].push(run_load(&loads[i], programs, &url));
             }
         }
         writeln!(tables, "#### {title}\n\n{}", table(clients, &costs)).unwrap();
         let wall = |i: usize| median(&costs[i], wall_of_query);
         let peers = (0..clients.len()).filter(|i| PEERS.iter().any(|peer| peer.0 == clients[*i].0));
-        let best = peers.map(wall).min().unwrap();
-        let (ours, best) = (us(wall(0)), us(best));
-        writeln!(summary, "| {title} | {ours:.1} | {best:.1} | {:.2} |", ours / best).unwrap();
-        if let Some(libpq) = clients.iter().position(|client| *client == LIBPQ).map(wall) {
-            let libpq = us(libpq);
-            let what = "beside libpq row by row";
-            writeln!(
-                blocking,
-                "| {title}, {what} | {ours:.1} | {libpq:.1} | {:.2} |",
-                ours / libpq
-            )
-            .unwrap();
+        let best = peers.min_by_key(|i| wall(*i)).unwrap();
+        let beside = |what: &str, other: usize| {
+            let ratio = ratio(&costs[0], &costs[other], wall_of_query);
+            let (ours, other) = (us(wall(0)), us(wall(other)));
+            format!("| {title}{what} | {ours:.1} | {other:.1} | {ratio:.2} |\n")
+        };
+        summary.push_str(&beside("", best));
+        if let Some(libpq) = clients.iter().position(|client| *client == LIBPQ) {
+            blocking.push_str(&beside(", beside libpq row by row", libpq));
         }
     }
     summary.push_str(&blocking);
     let first = first_rows(&cluster, rounds, programs);
     let what = "first of 1,000 rows";
-    for (title, other) in [
+    for (title, (other, ratio)) in [
         (what.to_owned(), first.best_other),
         (format!("{what}, beside libpq row by row"), first.libpq),
     ] {
         let (ours, other) = (us(first.ours), us(other));
-        writeln!(summary, "| {title} | {ours:.1} | {other:.1} | {:.2} |", ours / other).unwrap();
+        writeln!(summary, "| {title} | {ours:.1} | {other:.1} | {ratio:.2} |").unwrap();
     }
     let machine = crate::compare::machine(rounds);
     document::replace("short queries", &format!("{machine}{summary}"));
@@ -138,16 +135,14 @@ fn table(clients: &[Client], costs: &[Vec<Cost>]) -> String {
          |---|---|---|---|---|---|---|---|\n",
     );
     let first = costs.first().unwrap();
-    let (first_wall, first_cpu) =
-        (us(median(first, wall_of_query)), us(median(first, cpu_of_query)));
     for ((client, mode), costs) in clients.iter().zip(costs) {
         let (wall, cpu) = (us(median(costs, wall_of_query)), us(median(costs, cpu_of_query)));
         writeln!(
             table,
             "| {client}, {mode} | {wall:.1} | {:.2} | {:.0} % | {cpu:.1} | {:.2} | {:.0} | {:.0} |",
-            wall / first_wall,
+            ratio(costs, first, wall_of_query),
             noise(costs, wall_of_query),
-            cpu / first_cpu,
+            ratio(costs, first, cpu_of_query),
             us(median(costs, |cost| cost.p50)),
             us(median(costs, |cost| cost.p99)),
         )

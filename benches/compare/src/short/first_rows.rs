@@ -8,7 +8,7 @@ use crate::{
     cluster::Cluster,
     command,
     data::{FIRST, SLOW},
-    measure::{Cost, median, noise},
+    measure::{Cost, median, noise, ratio, turns},
     run as measured, run_sql,
 };
 
@@ -31,9 +31,10 @@ const LIBPQ: (&str, &str) = ("libpq", "raw, row by row");
 pub struct FirstRows {
     pub table: String,
     pub ours: Duration,
-    pub libpq: Duration,
-    /// The fastest driver other than this crate. Not libpq, which blocks.
-    pub best_other: Duration,
+    /// With the ratio of this crate to it.
+    pub libpq: (Duration, f64),
+    /// The same of the fastest driver other than this crate. Not libpq, which blocks.
+    pub best_other: (Duration, f64),
 }
 
 /// Measures each client in turns.
@@ -43,40 +44,41 @@ pub fn first_rows(cluster: &Cluster, rounds: usize, programs: &Programs) -> Firs
     run_sql(cluster, &SLOW.slow_sql());
     let sets = [(&FIRST, 500), (&SLOW, 20)];
     let mut costs = CLIENTS.map(|_| [Vec::new(), Vec::new()]);
-    for _ in 0..rounds {
-        for ((client, mode), costs) in CLIENTS.iter().zip(&mut costs) {
-            for ((data, repeat), costs) in sets.iter().zip(costs) {
+    for round in 0..rounds {
+        for i in turns(CLIENTS.len(), round) {
+            let (client, mode) = CLIENTS[i];
+            for ((data, repeat), costs) in sets.iter().zip(&mut costs[i]) {
                 let once = Task::of(data, client, mode, cluster.port());
                 let task = Task { repeat: *repeat, ..once };
                 costs.push(measured(command(programs.of_client(client), &task, 0)));
             }
         }
     }
-    let times = costs.each_ref().map(|sets| sets.each_ref().map(|costs| median(costs, first_row)));
-    let small = || CLIENTS.into_iter().zip(times).map(|(client, [small, _])| (client, small));
-    let of = |wanted| small().find(|(client, _)| *client == wanted).unwrap().1;
-    let others =
-        small().filter(|((client, _), _)| !["fraiseql-wire", "libpq", "minimal"].contains(client));
+    let small = |i: usize| median(&costs[i][0], first_row);
+    let of = |wanted| CLIENTS.iter().position(|client| *client == wanted).unwrap();
+    let beside = |i: usize| (small(i), ratio(&costs[of(OURS)][0], &costs[i][0], first_row));
+    let others = (0..CLIENTS.len())
+        .filter(|i| !["fraiseql-wire", "libpq", "minimal"].contains(&CLIENTS[*i].0));
     FirstRows {
-        table: table(&times, &costs),
-        ours: of(OURS),
-        libpq: of(LIBPQ),
-        best_other: others.map(|(_, time)| time).min().unwrap(),
+        table: table(&costs),
+        ours: small(of(OURS)),
+        libpq: beside(of(LIBPQ)),
+        best_other: beside(others.min_by_key(|i| small(*i)).unwrap()),
     }
 }
 
-fn table(times: &[[Duration; 2]], costs: &[[Vec<Cost>; 2]]) -> String {
+fn table(costs: &[[Vec<Cost>; 2]]) -> String {
     let mut table = String::from(
         "| client | of 1,000 small rows, ms | ratio | noise \
          | of rows that take 5 ms each, ms | ratio | noise |\n\
          |---|---|---|---|---|---|---|\n",
     );
-    let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    let first = times[0].map(ms);
-    for (((client, mode), times), costs) in CLIENTS.iter().zip(times).zip(costs) {
-        let [small, slow] = times.map(ms);
+    let first = &costs[0];
+    for ((client, mode), costs) in CLIENTS.iter().zip(costs) {
+        let [small, slow] =
+            costs.each_ref().map(|costs| median(costs, first_row).as_secs_f64() * 1e3);
         let [small_noise, slow_noise] = costs.each_ref().map(|costs| noise(costs, first_row));
-        let [small_ratio, slow_ratio] = [small / first[0], slow / first[1]];
+        let [small_ratio, slow_ratio] = [0, 1].map(|i| ratio(&costs[i], &first[i], first_row));
         writeln!(
             table,
             "| {client}, {mode} | {small:.3} | {small_ratio:.2} | {small_noise:.0} % \
