@@ -459,10 +459,7 @@ impl ConnectionConfigBuilder {
 /// Shows no secrets.
 impl fmt::Debug for ConnectionConfigBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = self
-            .settings
-            .iter()
-            .map(|(k, v)| (*k, if keyword::is_secret(k) { "(secret)" } else { v.as_str() }));
+        let shown = self.settings.iter().map(|(k, v)| (*k, keyword::shown(k, v)));
         f.debug_struct("ConnectionConfigBuilder")
             .field("base", &self.base)
             .field("hosts", &self.hosts)

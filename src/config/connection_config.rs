@@ -55,9 +55,9 @@ use crate::{
 /// * `connect_timeout` also limits name resolution.
 /// * In a URI, an `@` in the host or the database must be written as `%40`. An unescaped one
 ///   indicates that the user or the password was not escaped.
-/// * A connection string in place of the database name is an error.
-/// * A value that contains `password=` is an error, as in `host= password=x`, where the password
-///   would be the host's name.
+/// * A URI in place of the database name is an error.
+/// * A value that contains the assignment of a password or another secret is an error, unless it is
+///   a secret itself. An example is `host= password=x`: the password would be the host's name.
 ///
 /// `Debug` and `Display` never show a password.
 ///

@@ -93,21 +93,54 @@ pub(super) fn is_secret(name: &str) -> bool {
     SECRETS.contains(&name)
 }
 
-/// Rejects a value that contains a secret, because other values are shown. The value of a missing
-/// one is the next word (`host= password=x`), and an escape can join words (`host=a\ password=x`).
+/// The ends of names of secrets, in the connection strings of any driver and in the environment.
+const SECRET_ENDINGS: &[&str] =
+    &["password", "passwd", "pwd", "oauth_client_secret", "scram_client_key", "scram_server_key"];
+
+/// Returns the name of a secret that the value contains, with an assignment (`a Password = x`).
+fn assigned_secret(name: &str, value: &str) -> Option<&'static str> {
+    let value = Zeroizing::new(value.to_ascii_lowercase());
+    let mut signs = ["=", "%3d"].iter().flat_map(|sign| value.match_indices(sign));
+    signs.find_map(|(at, _)| {
+        let before = value
+            .get(..at)?
+            .trim_end_matches(|c: char| c.is_whitespace() || matches!(c, '"' | '\''));
+        let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        let word = before.rsplit(|c| !is_part(c)).next()?;
+        // A setting of an extension may have such a name (`-c app.password=x`).
+        if name == "options" && word.contains('.') {
+            return None;
+        }
+        let ends = |ending: &&&str| word.ends_with(**ending);
+        SECRET_ENDINGS.iter().find(ends).copied().or((word == "pass").then_some("pass"))
+    })
+}
+
+/// Rejects a value that contains a secret, because values of other parameters are shown. A missing
+/// value is the next word (`host= password=x`), a missing space or an escape can join words
+/// (`host=a\ password=x`), and a URI can be given in place of a name.
 pub(super) fn reject_hidden_secret(name: &str, value: &str) -> Result<()> {
-    // In `options`, a setting of an extension may have such a name (`-c app.password=x`).
-    let contains = |secret: &&&str| {
-        let assignment = format!("{secret}=");
-        let mut before = value.match_indices(&assignment).filter_map(|(at, _)| value.get(..at));
-        before.any(|before| !before.ends_with('.'))
-    };
-    match SECRETS.iter().find(contains).filter(|_| !is_secret(name)) {
-        None => Ok(()),
-        Some(secret) => Err(Error::config(format!(
-            "{name} contains {secret}=: separate the two parameters, and write {name}='' if it is \
-             empty"
-        ))),
+    if is_secret(name) {
+        return Ok(());
+    }
+    if let Some(secret) = assigned_secret(name, value) {
+        return Err(Error::config(format!(
+            "{name} contains {secret}=: separate the two parameters, or remove {name} if it is empty"
+        )));
+    }
+    if value.split_once("://").is_some_and(|(_, rest)| rest.contains('@')) {
+        return Err(Error::config(format!(
+            "{name} contains a URI: pass it to ConnectionConfig::parse"
+        )));
+    }
+    Ok(())
+}
+
+/// Returns what may be shown of a value that is not checked yet.
+pub(super) fn shown<'a>(name: &str, value: &'a str) -> &'a str {
+    match is_secret(name) || assigned_secret("", value).is_some() {
+        true => "(secret)",
+        false => value,
     }
 }
 
@@ -165,27 +198,35 @@ impl Values {
 /// Shows no secrets.
 impl fmt::Debug for Values {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown =
-            self.0.iter().map(|(k, v)| (k, if is_secret(k) { "(secret)" } else { v.as_str() }));
-        f.debug_map().entries(shown).finish()
+        f.debug_map().entries(self.0.iter().map(|(k, v)| (k, shown(k, v)))).finish()
     }
 }
 
-/// The error for an unknown name. The name is shown only if it is known from another driver or
-/// looks like a misspelled parameter: it may be part of an unescaped or unquoted password.
+/// The error for an unknown name. The name may be part of an unescaped or unquoted password. So it
+/// is shown only if it is known from another driver, or begins like a parameter of similar length.
 fn unknown(name: &str) -> Error {
     if let Some(advice) = foreign::advice(name) {
         return Error::config(format!("{name:?} is not a parameter of libpq; {advice}"));
     }
     let start = |text: &str| text.get(..4).map(str::to_ascii_lowercase);
-    let is_like = |k: &Keyword| start(k.name).is_some_and(|s| start(name) == Some(s));
-    if KEYWORDS.iter().any(is_like) && name.len() <= 32 {
+    let is_like = |k: &Keyword| {
+        start(k.name).is_some_and(|s| start(name) == Some(s))
+            && k.name.len().abs_diff(name.len()) <= 2
+            && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    if KEYWORDS.iter().any(is_like) {
         return unknown_and_shown(name);
     }
     Error::config(format!(
         "unknown connection parameter; its name is not shown, because it may be part of a password; \
          {PARAMETERS}"
     ))
+}
+
+/// Returns whether the name could be that of a secret, with the secret (`passwordx=`).
+pub(super) fn begins_as_secret(name: &str) -> bool {
+    let name = Zeroizing::new(name.to_ascii_lowercase());
+    SECRETS.iter().chain(SECRET_ENDINGS).chain(&["pass"]).any(|secret| name.starts_with(secret))
 }
 
 /// The error for an unknown name that is not part of a password.

@@ -74,7 +74,8 @@ fn parse_uri(rest: &str) -> Result<Pairs> {
         let value = decode(value, shown(&keyword))?;
         // requiressl is the predecessor of sslmode.
         let is_known = keyword.as_str() == "requiressl" || keyword::find(&keyword).is_some();
-        if !is_known && !may_be_secret && is_name(&keyword) && foreign::advice(&keyword).is_none() {
+        let is_harmless = is_name(&keyword) && !keyword::begins_as_secret(&keyword);
+        if !is_known && !may_be_secret && is_harmless && foreign::advice(&keyword).is_none() {
             return Err(keyword::unknown_and_shown(&keyword));
         }
         may_be_secret |= keyword::is_secret(&keyword) || !is_known;

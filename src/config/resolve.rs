@@ -12,7 +12,7 @@ use super::{
     encoding::is_utf8,
     environment::Environment,
     host::Hosts,
-    keyword::{KEYWORDS, Values},
+    keyword::{KEYWORDS, Values, reject_hidden_secret},
     modes::{ChannelBinding, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs},
     parse,
     protocol_version::ProtocolRange,
@@ -46,6 +46,7 @@ impl ConnectionConfig {
             match keyword.as_str() {
                 // The predecessor of sslmode.
                 "requiressl" => {
+                    reject_hidden_secret("requiressl", &value)?;
                     let mode = if value.starts_with('1') { "require" } else { "prefer" };
                     values.set("sslmode", mode.to_owned())?;
                 }
@@ -84,6 +85,11 @@ impl ConnectionConfig {
         mut values: Values,
         client_options: ClientOptions,
     ) -> Result<Self> {
+        for name in Environment::VARIABLES {
+            if let Some(value) = (environment.variable)(name) {
+                reject_hidden_secret(name, &value)?;
+            }
+        }
         fill_defaults(&mut values, environment)?;
         reject_unsupported(&values)?;
         values.reject_hidden_secrets()?;
@@ -238,8 +244,7 @@ fn reject_unsupported(values: &Values) -> Result<()> {
         return reject("sslkeylogfile is not supported: it would write session keys to a file");
     }
     let database = values.get("dbname").unwrap_or_default();
-    let is_string = ["postgres://", "postgresql://"].iter().any(|p| database.starts_with(p));
-    if is_string || database.contains("password=") {
+    if database.contains("://") || reject_hidden_secret("dbname", database).is_err() {
         // Not shown: it may contain a password.
         return reject(
             "dbname (or PGDATABASE) is a connection string instead of the name of a database: pass \
@@ -401,20 +406,46 @@ mod tests {
             ("application_name=apassword=planted", "application_name contains password="),
             ("options='-c password=planted -c a.b=c'", "options contains password="),
             ("dbname=dpassword=planted", "dbname (or PGDATABASE) is a connection string"),
+            ("dbname='host=h password = planted'", "dbname (or PGDATABASE) is a connection string"),
+            ("dbname=' POSTGRES://u:planted@h/d'", "dbname (or PGDATABASE) is a connection string"),
+            ("user=postgresql+asyncpg://u:planted@h/d", "user contains a URI"),
+            ("host= PASSWORD=planted", "host contains password="),
+            ("host=h;Username=u;Password=planted", "host contains password="),
+            ("host='h password = planted'", "host contains password="),
+            ("host=h\u{a0}password\u{a0}=planted", "host contains password="),
+            ("host= pwd=planted", "host contains pwd="),
+            ("host= passwd=planted", "host contains passwd="),
+            ("host= pass=planted", "host contains pass="),
+            ("host=h%20password%3Dplanted", "host contains password="),
+            ("host=db.example.password=planted", "host contains password="),
+            ("options='-c password=planted'", "options contains password="),
+            ("service= key=planted", "the service is not defined"),
             ("postgres://u@h/d?sslcrl=%2Fc%20password%3Dplanted", "sslcrl contains password="),
         ];
         let no_variables: &[(&str, &str)] = &[];
         let cases = cases.map(|(text, expected)| (text, no_variables, expected));
-        let of_variables: [(_, &[(&str, &str)], _); 2] = [
+        let of_variables: [(_, &[(&str, &str)], _); 6] = [
             ("", &[("PGHOST", "a password=planted")], "host contains password="),
             ("", &[("PGSERVICE", "a password=planted")], "service contains password="),
+            ("", &[("PGSERVICE", "postgres://u:planted@h/d")], "service contains a URI"),
+            ("", &[("PGHOST", "h PGPASSWORD=planted")], "host contains password="),
+            ("", &[("PGTZ", "UTC password=planted")], "PGTZ contains password="),
+            ("", &[("PGSERVICEFILE", "/f password=planted")], "PGSERVICEFILE contains password="),
         ];
         for (text, variables, expected) in cases.into_iter().chain(of_variables) {
             let error = try_resolve(text, variables).unwrap_err().to_string();
             assert!(error.contains(expected), "{text} {variables:?}: {error}");
             assert!(!error.contains("plan"), "{text} {variables:?}: {error}");
         }
-        // Names of an extension's settings.
-        resolve("host=h options='-c app.password=x' password=password=x", &[]);
+        for accepted in [
+            // Settings of extensions.
+            "options='-c app.password=x -c app.db_password=y --app.smtp-password=z'",
+            "password=password=x application_name=compass=1 sslcert=/a=b user=a://b",
+        ] {
+            resolve(&format!("host=h {accepted}"), &[]);
+        }
+        let config = resolve("host=h options='-c app.password=planted'", &[]);
+        let builder = config.to_builder().user("u password=planted");
+        assert!(!format!("{config:?} {builder:?}").contains("planted"));
     }
 }

@@ -56,7 +56,12 @@ pub(super) fn fill(values: &mut Values, environment: &Environment<'_>) -> Result
         }
     }
     let files: Vec<_> = files.iter().map(|f| f.display().to_string()).collect();
-    Err(Error::config(format!("service {service:?} is not defined in any of {}", files.join(", "))))
+    // Other names may be something else, with a password (`service= pwd=x`).
+    let named = match service.contains(['=', ':', '@', '/', '%']) {
+        true => "the service".to_owned(),
+        false => format!("service {service:?}"),
+    };
+    Err(Error::config(format!("{named} is not defined in any of {}", files.join(", "))))
 }
 
 /// Sets missing values from the section of the service, and returns whether the section exists. No

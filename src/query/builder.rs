@@ -371,8 +371,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// an error. `n` is at most 64. With 1, the query runs as usual.
     ///
     /// Use it for large results of tables, where the server is busy converting rows to text. With
-    /// two processors for server and client together, `parallel(2)` takes 0.67 of the time, and
-    /// more connections do not help
+    /// two processors for server and client together, `parallel(2)` takes 0.7 of the time, typed
+    /// 0.8 to 0.95, and more connections do not help
     /// ([benchmarks](https://github.com/fraiseql/fraiseql-wire/blob/main/docs/benchmarks.md)).
     ///
     /// * **How the rows are divided.** Tables, partitioned tables, tables with children, and
