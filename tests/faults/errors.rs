@@ -525,7 +525,10 @@ async fn stream_dropped_within_a_long_message_is_drained() {
             ]);
             let cancel = vec![Step::Expect(scripted::cancel_request())];
             let server = Scripted::start(vec![script, cancel]).await;
-            let client = FraiseClient::connect(&server.url()).await.unwrap();
+            let config: ConnectionConfig = server.url().parse().unwrap();
+            // Draining 1 MiB can take longer than 2 s on a busy machine.
+            let config = config.to_builder().cancel_timeout(Duration::from_secs(60)).build();
+            let client = FraiseClient::connect_with_config(config.unwrap()).await.unwrap();
             let mut stream = client.query::<RawJson>("v").execute().await.unwrap();
             stream.next().await.unwrap().unwrap();
             reaches.await.unwrap();
