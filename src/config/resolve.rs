@@ -418,7 +418,6 @@ mod tests {
             ("host= pass=planted", "host contains pass="),
             ("host=h%20password%3Dplanted", "host contains password="),
             ("host=db.example.password=planted", "host contains password="),
-            ("options='-c password=planted'", "options contains password="),
             ("service= key=planted", "the service is not defined"),
             ("postgres://u@h/d?sslcrl=%2Fc%20password%3Dplanted", "sslcrl contains password="),
         ];

@@ -56,7 +56,7 @@ pub(super) fn fill(values: &mut Values, environment: &Environment<'_>) -> Result
         }
     }
     let files: Vec<_> = files.iter().map(|f| f.display().to_string()).collect();
-    // Other names may be something else, with a password (`service= pwd=x`).
+    // Not shown: such a name may be something else, with a password (`service= key=x`).
     let named = match service.contains(['=', ':', '@', '/', '%']) {
         true => "the service".to_owned(),
         false => format!("service {service:?}"),
