@@ -71,7 +71,7 @@ impl Field {
     /// The field's value as `jsonb`, in the JSON column `document`. A column keeps its own type.
     pub(super) fn json(&self, document: &str) -> Result<String> {
         match &self.place {
-            Place::Path(keys) => Ok(format!("({}::jsonb)", path(document, keys, "->")?)),
+            Place::Path(keys) => Ok(["(", &path(document, keys, "->")?, "::jsonb)"].concat()),
             Place::Column(name) => column(name),
         }
     }

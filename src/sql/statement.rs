@@ -233,9 +233,10 @@ impl Select {
             sql = self.to_sql(projection, document, &mut parameters)?;
         }
         let added = parameters.finish()?;
-        let parameters = match added.is_empty() {
-            true => Cow::Borrowed(bound),
-            false => Cow::Owned([bound, &added].concat()),
+        let parameters = match (bound, added) {
+            (bound, added) if added.is_empty() => Cow::Borrowed(bound),
+            ([], added) => Cow::Owned(added),
+            (bound, added) => Cow::Owned([bound, &added].concat()),
         };
         Ok(Statement { sql, parameters })
     }

@@ -208,16 +208,16 @@ impl Predicate for Between {
 fn operand_test(operand: &Operand, sql: &mut Render<'_>, sign: &str) -> Result<String> {
     if sql.is_column() && !sql.is_document() {
         let value = sql.json()?;
-        return Ok(format!("{value} {sign} {}", sql.bind(operand.plain_param())));
+        return Ok([value.as_str(), " ", sign, " ", &sql.bind(operand.plain_param())].concat());
     }
     Ok(match &operand.0 {
         OperandKind::Text(text) if !sql.is_column() => {
             let value = sql.text()?;
-            format!("{value} {sign} {}", sql.bind(text.to_param()))
+            [value.as_str(), " ", sign, " ", &sql.bind(text.to_param())].concat()
         }
         _ => {
             let value = if sql.is_column() { sql.document_as_jsonb() } else { sql.json()? };
-            format!("{value} {sign} {}::jsonb", sql.bind(operand.json_param()))
+            [value.as_str(), " ", sign, " ", &sql.bind(operand.json_param()), "::jsonb"].concat()
         }
     })
 }

@@ -78,7 +78,7 @@ impl Render<'_> {
     /// Returns the test, or its negation, with a guard for `types`.
     pub(super) fn condition(&self, types: &[&str], test: &str) -> Result<String> {
         if self.negated {
-            self.guarded(types, &format!("NOT {test}"))
+            self.guarded(types, &["NOT ", test].concat())
         } else {
             self.guarded(types, test)
         }
@@ -88,11 +88,11 @@ impl Render<'_> {
     /// a test without types.
     pub(super) fn guarded(&self, types: &[&str], test: &str) -> Result<String> {
         if self.is_column() || types.is_empty() {
-            return Ok(format!("({test})"));
+            return Ok(["(", test, ")"].concat());
         }
         let json = self.json()?;
         if let [only] = types {
-            return Ok(format!("({test} AND jsonb_typeof{json} = '{only}')"));
+            return Ok(["(", test, " AND jsonb_typeof", &json, " = '", only, "')"].concat());
         }
         Ok(format!("({test} AND jsonb_typeof{json} IN ('{}'))", types.join("', '")))
     }
