@@ -52,8 +52,8 @@ use crate::error::{Error, TimeoutPhase};
 ///
 /// The methods must be called within a tokio runtime with the I/O and time drivers enabled.
 ///
-/// Dropping the client closes its connection. If a stream is active, the connection is closed when
-/// that stream ends.
+/// Dropping the client closes its connection. If a stream or fetches are active, the connection is
+/// closed when they end.
 pub struct FraiseClient {
     slot: Arc<Slot>,
     pipeline: Arc<Pipeline>,
@@ -82,6 +82,7 @@ impl FraiseClient {
     /// # Errors
     ///
     /// * [`Error::Config`]: the connection string is invalid.
+    /// * [`Error::Io`]: the service file cannot be read at the moment.
     /// * [`Error::Connection`]: no address could be connected to. It contains the error of each
     ///   attempt.
     /// * [`Error::Timeout`]: `connect_timeout` expired, and only one address was tried. With

@@ -37,7 +37,7 @@
 //! disconnect early:
 //!
 //! * The first row is delivered as soon as it arrives.
-//! * Memory per stream is limited in bytes, regardless of the size of the result.
+//! * By default, a stream buffers at most 1 MiB or one row, regardless of the size of the result.
 //! * A query that is no longer needed is cancelled on the server.
 //!
 //! It is not a general driver: no writes, no transactions, no rows of several columns, and no

@@ -72,7 +72,7 @@ impl Failure {
             Self::Host => "not a name of this service: add it to HOSTS",
             Self::NoStream => "there is no such stream, or it has ended",
             Self::Stopping | Self::Pool(PoolError::Closed) => "the service is being stopped",
-            Self::Pool(PoolError::Timeout(_)) => "every connection is in use: try again later",
+            Self::Pool(PoolError::Timeout(_)) => "no connection is available: try again later",
             Self::Pool(PoolError::Backend(error)) | Self::Query(error) => reason(error),
             Self::Pool(_) | Self::Random(_) => INTERNAL,
         }

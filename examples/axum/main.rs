@@ -62,8 +62,10 @@ type Result<T, E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 /// Maximum concurrent streams, each with a connection, if `POOL_SIZE` is not set.
 const POOL_SIZE: usize = 8;
-/// How long a request waits for a connection; then it receives status 503.
+/// How long a request waits for a connection in use; then it receives status 503.
 const WAIT: Duration = Duration::from_secs(2);
+/// How long connecting may take; then it receives status 503, too.
+const CONNECT: Duration = Duration::from_secs(5);
 /// Maximum time until the first row.
 const FIRST_ROW: Duration = Duration::from_secs(30);
 /// Maximum time of a stream, also if its reader reads slowly or not at all.
@@ -89,7 +91,11 @@ async fn main() -> Result<()> {
         }
     };
     let size = std::env::var("POOL_SIZE").map_or(Ok(POOL_SIZE), |size| size.parse())?;
-    let pool = deadpool::builder(config).max_size(size).wait_timeout(Some(WAIT)).build()?;
+    let pool = deadpool::builder(config)
+        .max_size(size)
+        .wait_timeout(Some(WAIT))
+        .create_timeout(Some(CONNECT))
+        .build()?;
     let view = std::env::args().nth(1).unwrap_or_else(|| "v_order".into());
 
     serve(App { pool, view, streams: Streams::default() }).await?;

@@ -71,7 +71,7 @@ impl ConnectionConfigBuilder {
     ///
     /// Several hosts are tried in order. They replace any hosts, addresses and ports of the base
     /// configuration. Each call adds one host; [`build`](Self::build) rejects a host that contains
-    /// a comma.
+    /// a comma. Default: a local Unix socket, or `localhost` where there are none.
     pub fn host(mut self, host: impl Into<String>) -> Self {
         self.hosts.push(host.into());
         self
@@ -423,6 +423,7 @@ impl ConnectionConfigBuilder {
     /// # Errors
     ///
     /// * [`Error::Config`] names the invalid setting.
+    /// * [`Error::Io`]: the service file cannot be read at the moment.
     /// * [`Error::Tls`]: TLS is required, and this build does not support it.
     pub fn build(self) -> Result<ConnectionConfig> {
         // A comma would send the password to several hosts although the caller named one.

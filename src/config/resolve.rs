@@ -39,6 +39,7 @@ impl ConnectionConfig {
     /// # Errors
     ///
     /// * [`Error::Config`] names the invalid part. It never shows the password.
+    /// * [`Error::Io`]: the service file cannot be read at the moment.
     /// * [`Error::Tls`]: TLS is required, and this build does not support it.
     pub fn parse(text: &str) -> Result<Self> {
         let mut values = Values::default();

@@ -382,7 +382,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///   the first error ends the stream.
     /// * **Connections.** The client's own connection is one of them. The others are opened to the
     ///   same server when the query is executed, and closed after it.
-    /// * `count`, `exists` and `explain` use only the client's connection.
+    /// * `count` and `exists` without Rust predicates, and `explain`, use only the client's
+    ///   connection.
     ///
     /// # How the connections agree
     ///
@@ -593,8 +594,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// cases:
     ///
     /// * **The best plan depends on the values.** After five executions the server may choose one
-    ///   plan for all values. For a status of ten rows among a million, a page that takes 0.3 ms
-    ///   then took 330 ms
+    ///   plan for all values. For a status of ten rows among a million, a page that takes 0.2 ms
+    ///   then took 190 ms
     ///   ([benchmarks](https://github.com/fraiseql/fraiseql-wire/blob/main/docs/benchmarks.md)).
     ///   Alternatively, set `plan_cache_mode` to `force_custom_plan` for the role, or for the
     ///   session with [`param`](crate::ConnectionConfigBuilder::param). The statement is then still
@@ -606,9 +607,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     ///
     /// A pooler may prepare statements again by itself. Through one, the server also describes the
     /// column each time, because it may not be JSON any more. The client detects a pooler by its
-    /// [`backend_pid`](crate::FraiseClient::backend_pid): there is none, it is too great, or the
-    /// server's `pg_backend_pid()` differs from it, which is asked with the first statement that is
-    /// prepared.
+    /// [`backend_pid`](crate::FraiseClient::backend_pid): it is missing, too large, or differs from
+    /// `pg_backend_pid()`, which is queried with the first prepared statement.
     ///
     /// Queries with [`parallel`](Self::parallel) or [`resume_by`](Self::resume_by), and
     /// [`explain`](Self::explain), are never prepared.

@@ -38,13 +38,19 @@ use crate::{
 ///
 /// * A row that cannot be decoded is an `Err` item for which [`is_row_error`](Error::is_row_error)
 ///   returns true, and the stream continues.
-/// * Any other error is the last item, after all rows received before it.
+/// * Any other error is the last item, after all rows received before it:
+///   [`Server`](Error::Server), [`ConnectionClosed`](Error::ConnectionClosed), [`Io`](Error::Io),
+///   [`Timeout`](Error::Timeout), [`Cancelled`](Error::Cancelled), [`Protocol`](Error::Protocol),
+///   [`MemoryLimitExceeded`](Error::MemoryLimitExceeded) or
+///   [`ConsumerLagged`](Error::ConsumerLagged). With
+///   [`resume_by`](crate::QueryBuilder::resume_by) also [`Config`](Error::Config) and the errors of
+///   connecting.
 /// * A stream that ends without such an error has yielded every row.
 ///
 /// # Memory
 ///
 /// A background task reads ahead, up to [`max_memory`](crate::QueryBuilder::max_memory) (default: 1
-/// MiB). It then stops reading, and TCP backpressure holds the server back.
+/// MiB, or one larger row). It then stops reading, and TCP backpressure holds the server back.
 ///
 /// # Drop
 ///

@@ -9,7 +9,7 @@ use crate::{error::Result, protocol::rows};
 /// A batch of undecoded rows.
 ///
 /// Created by [`QueryStream::next_chunk`](crate::QueryStream::next_chunk). It shares the stream's
-/// read buffer (up to 64 KiB, or one row if that is larger) and keeps it in memory, which no longer
+/// read buffer (up to 1 MiB, or one row if that is larger) and keeps it in memory, which no longer
 /// counts as memory of the stream. Cloning copies no rows.
 #[derive(Clone)]
 pub struct RowChunk {

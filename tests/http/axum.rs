@@ -304,7 +304,7 @@ async fn without_a_free_connection_the_status_is_503() {
     let third = get(&service.address, "/orders.json?limit=1").await;
     assert_eq!(third.status, 503);
     assert_eq!(third.header("retry-after"), Some("1"));
-    assert!(third.text().starts_with("every connection is in use"), "{}", third.text());
+    assert!(third.text().starts_with("no connection is available"), "{}", third.text());
     drop(second);
     eventually("there is one again", async || {
         get(&service.address, "/orders.json?limit=1").await.status == 200

@@ -403,7 +403,7 @@ async fn page_says_what_it_waits_for() {
     browser.go(&url(&service)).await;
     browser.click("#start").await;
     in_state(&browser, "failed").await;
-    assert_eq!(text("error").await, "every connection is in use: try again later");
+    assert_eq!(text("error").await, "no connection is available: try again later");
     assert_eq!(browser.run(EMPTY).await, "The request failed before the first row.");
     browser.close_tab().await;
     browser.click("#stop").await;
