@@ -1,5 +1,6 @@
-//! The rules of writing in CONTRIBUTING.md that a program can check, over Markdown and comments:
-//! words and phrases to avoid, and lines of at most 100 columns.
+//! The rules of writing in CONTRIBUTING.md that a program can check, over Markdown, comments, and
+//! the texts of the dashboard and the alerts: words and phrases to avoid, and lines of at most 100
+//! columns.
 
 use std::{
     collections::BTreeSet,
@@ -12,12 +13,13 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const COLUMNS: usize = 100;
 
 /// Phrases that need a second reading, and what to write instead.
-const PHRASES: [(&str, &str); 15] = [
+const PHRASES: [(&str, &str); 16] = [
     ("all the same", "nevertheless, or leave it out"),
     ("as of", "since, from, or same as"),
     ("behind", "after; it is only for space"),
     ("besides", "also, in addition to"),
     ("for want of", "because there is no"),
+    ("go on", "continue"),
     ("goes on", "continues, resumes"),
     ("hears", "receives"),
     ("in vain", "without success"),
@@ -45,13 +47,17 @@ enum Kind {
     Markdown,
     /// Prose is in comments that begin with this.
     Code(&'static str),
+    /// Prose is in values. Lines have any length.
+    Values,
 }
 
 fn kind_of(path: &Path) -> Option<Kind> {
     match path.extension()?.to_str()? {
         "md" => Some(Kind::Markdown),
         "rs" => Some(Kind::Code("//")),
+        "yml" if path.starts_with("docs") => Some(Kind::Values),
         "sh" | "yml" | "toml" => Some(Kind::Code("#")),
+        "json" => Some(Kind::Values),
         _ => None,
     }
 }
@@ -64,7 +70,7 @@ fn findings(kind: Kind, text: &str) -> Vec<Finding> {
     let mut in_code = false;
     for (i, line) in text.lines().enumerate() {
         let prose = match kind {
-            Kind::Markdown => Some(line),
+            Kind::Markdown | Kind::Values => Some(line),
             Kind::Code(mark) => comment(line, mark),
         };
         let Some(prose) = prose else {
@@ -80,8 +86,8 @@ fn findings(kind: Kind, text: &str) -> Vec<Finding> {
         if in_code {
             continue;
         }
-        let is_table = prose.starts_with('|');
-        if !is_table && without_targets(line).chars().count() > COLUMNS && prose.contains(' ') {
+        let may_be_long = matches!(kind, Kind::Values) || prose.starts_with('|');
+        if !may_be_long && without_targets(line).chars().count() > COLUMNS && prose.contains(' ') {
             found.push(Finding { line: i + 1, rule: "columns".into(), text: line.into() });
         }
         let words = words(prose);
@@ -250,4 +256,7 @@ fn planted_phrase_is_found_in_prose_but_not_in_code() {
     assert_eq!(rules(Kind::Markdown, &format!("See {address}.")), []);
     assert_eq!(rules(rust, &format!("        // {}", fits.trim_end())), found(1, "columns"));
     assert_eq!(rules(rust, &format!("let long = \"{long}\";")), []);
+
+    let value = format!("\"title\": \"{long}\",\n\"title\": \"What goes on\"\n");
+    assert_eq!(rules(Kind::Values, &value), found(2, "goes on"));
 }

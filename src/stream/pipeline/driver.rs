@@ -205,7 +205,7 @@ impl Driver {
     /// Waits for the server, for another request, or until a request is not wanted any more.
     async fn wait(&mut self, work: &mut Work) -> Result<()> {
         let Work { exchange, silent_since, .. } = work;
-        // Not since the last byte or the last request: both may go on for long.
+        // Not since the last byte or the last request: both may continue for long.
         let slow_at = self.requests.head.as_mut().and_then(|head| head.slow_at(exchange));
         let connection = &mut exchange.connection;
         if connection.free() < MIN_FREE {
