@@ -39,10 +39,10 @@ pub(super) enum Outcome {
     Interrupted(Box<Interrupted>),
 }
 
-/// A fetch that has been sent, and waits for its answer.
+/// A fetch that has been sent, and waits for its answer. Dropping it cancels the query.
 pub(super) struct Interrupted {
     pub(super) slot: SlotHandle,
-    pub(super) held: Box<Held>,
+    pub(super) in_flight: Box<InFlight>,
     pub(super) choice: Choice,
     pub(super) job: Job,
 }
@@ -84,9 +84,9 @@ pub(super) async fn open(
             let opened = Opened { guard, start };
             Ok(Outcome::Open(opened.into_channel(plan, observer, deadlines)))
         }
-        Ok((guard, Started::Interrupted(held, choice))) => {
+        Ok((guard, Started::Interrupted(in_flight, choice))) => {
             let job = Job { plan, observer, deadlines, guard, query };
-            Ok(Outcome::Interrupted(Box::new(Interrupted { slot, held, choice, job })))
+            Ok(Outcome::Interrupted(Box::new(Interrupted { slot, in_flight, choice, job })))
         }
         Err(error) => Err(failed(&slot, &observer, error)),
     }
@@ -131,7 +131,7 @@ pub(super) struct Start {
 /// What a query has come to on its connection.
 enum Started {
     Rows(Start),
-    Interrupted(Box<Held>, Choice),
+    Interrupted(Box<InFlight>, Choice),
 }
 
 /// The connections of a query.
@@ -219,10 +219,7 @@ impl Opening<'_> {
             let error = match until(is_needed, answer).await {
                 Some(Ok(())) => break,
                 Some(Err(error)) => error,
-                None => {
-                    let held = in_flight.take_held().ok_or_else(taken_twice)?;
-                    return Ok(Started::Interrupted(Box::new(held), statement));
-                }
+                None => return Ok(Started::Interrupted(Box::new(in_flight), statement)),
             };
             let failed = (&statement, &error);
             let exchange = &mut held.exchange;
@@ -367,7 +364,7 @@ async fn until<T>(condition: impl Fn() -> bool, step: impl Future<Output = T>) -
 }
 
 /// No query without its connection: its rows would look complete.
-fn taken_twice() -> Error {
+pub(super) fn taken_twice() -> Error {
     Error::InvalidState { message: "the connection of a query was taken twice" }
 }
 
@@ -386,5 +383,77 @@ impl OpenError {
 impl From<Error> for OpenError {
     fn from(error: Error) -> Self {
         Self { error, is_counted: false }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::future::poll_immediate;
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt, duplex},
+        sync::mpsc,
+        task::yield_now,
+        time::timeout,
+    };
+
+    use super::*;
+    use crate::{
+        config::ConnectionConfig,
+        connection::{FetchClaim, Slot},
+        sql::Select,
+        stream_impl::{
+            plan::{QuerySpec, encode},
+            settings::StreamSettings,
+        },
+    };
+
+    /// AuthenticationOk, BackendKeyData of process 77, ReadyForQuery.
+    const LOGIN: &[u8] = b"R\0\0\0\x08\0\0\0\0K\0\0\0\x0c\0\0\0\x4d\0\0\0\x01Z\0\0\0\x05I";
+
+    fn plan() -> QueryPlan {
+        let select = Select::new("v");
+        let query = encode(select.rows().unwrap()).unwrap();
+        let settings = StreamSettings::default();
+        let spec = QuerySpec { select, settings, is_persistent: false, has_predicates: false };
+        QueryPlan { spec: Box::new(spec), query, execution: Execution::Single }
+    }
+
+    /// The caller can drop it before the task that continues it has run.
+    #[tokio::test]
+    async fn dropping_an_interrupted_fetch_cancels_its_query() {
+        let (connected, mut connections) = mpsc::unbounded_channel();
+        let config: ConnectionConfig = "postgres://u@h/d?sslmode=disable".parse().unwrap();
+        let config = config.to_builder().connector(move |_| {
+            let connected = connected.clone();
+            async move {
+                let (ours, mut theirs) = duplex(1024);
+                theirs.write_all(LOGIN).await?;
+                let _ = connected.send(theirs);
+                Ok(ours)
+            }
+        });
+        let slot = Arc::new(Slot::new(config.build().unwrap())).handle();
+        let Ok(FetchClaim::Alone(leased)) = slot.claim_fetch() else { panic!() };
+        let claim = Claim::Fetch(Ok(leased));
+        let mut run = Box::pin(open(slot.clone(), plan(), slot.begin_query(), claim));
+        assert!(poll_immediate(&mut run).await.is_none());
+        let mut server = connections.recv().await.unwrap();
+        let mut received = Vec::new();
+        while !received.ends_with(b"S\0\0\0\x04") {
+            assert!(poll_immediate(&mut run).await.is_none());
+            let _ = poll_immediate(server.read_buf(&mut received)).await;
+            yield_now().await;
+        }
+        slot.share();
+        let Some(Ok(Outcome::Interrupted(interrupted))) = poll_immediate(&mut run).await else {
+            panic!()
+        };
+        drop(interrupted);
+        let canceled = timeout(Duration::from_secs(5), connections.recv()).await;
+        let mut request = [0; 16];
+        canceled.unwrap().unwrap().read_exact(&mut request).await.unwrap();
+        assert_eq!(request[..12], *b"\0\0\0\x10\x04\xd2\x16\x2e\0\0\0\x4d");
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     error::Result,
     stream_impl::{
         consumer::Consumer,
-        open::{Interrupted, Job, OpenError, Outcome, failed},
+        open::{Interrupted, Job, OpenError, Outcome, failed, taken_twice},
     },
 };
 
@@ -54,9 +54,10 @@ pub(super) fn run_in_task(pipeline: &Arc<Pipeline>, run: Run, entry: Arc<Entry>)
 
 /// Continues a fetch that was interrupted: the driver reads its answer.
 async fn resume(pipeline: Arc<Pipeline>, interrupted: Box<Interrupted>) -> Result<Consumer> {
-    let Interrupted { slot, held, choice, job } = *interrupted;
+    let Interrupted { slot, mut in_flight, choice, job } = *interrupted;
+    let held = in_flight.take_held().ok_or_else(taken_twice)?;
     let entry = Arc::new(Entry::new(job));
-    start_driver(&pipeline, &slot, pipeline.adopt(&slot, Arc::clone(&entry), *held, choice));
+    start_driver(&pipeline, &slot, pipeline.adopt(&slot, Arc::clone(&entry), held, choice));
     wait(&pipeline, &slot, entry).await
 }
 
