@@ -107,6 +107,8 @@ enum StatementState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Choice {
     Unnamed,
+    /// The unnamed statement, after a named one was not usable.
+    Instead,
     Prepare(Arc<str>),
     Prepared(Arc<str>),
     /// Prepared, and described again.
@@ -117,7 +119,7 @@ pub(crate) enum Choice {
 impl Choice {
     pub(crate) fn statement(&self) -> Statement<'_> {
         match self {
-            Self::Unnamed => Statement::Unnamed,
+            Self::Unnamed | Self::Instead => Statement::Unnamed,
             Self::Prepare(name) => Statement::Prepare(name),
             Self::Prepared(name) => Statement::Prepared(name),
             Self::Described(name) | Self::Existing(name) => Statement::Existing(name),
@@ -197,7 +199,7 @@ impl StatementCache {
     /// The process that a request must ask for.
     pub(crate) fn process_to_ask(&self, choice: &Choice) -> Option<u32> {
         match (choice, self.server) {
-            (Choice::Unnamed, _) | (_, Server::Process | Server::Other) => None,
+            (Choice::Unnamed | Choice::Instead, _) | (_, Server::Process | Server::Other) => None,
             (_, Server::Unknown(id)) => Some(id),
         }
     }
@@ -248,8 +250,8 @@ impl StatementCache {
                 self.closes.retain(|close| close != name);
             }
             // Parsed again, the value fits: the type of the parameter has changed.
-            Choice::Unnamed if entry.state == StatementState::Doubted => self.prepare_again(sql),
-            Choice::Unnamed if entry.state == StatementState::NewDoubted => {
+            Choice::Instead if entry.state == StatementState::Doubted => self.prepare_again(sql),
+            Choice::Instead if entry.state == StatementState::NewDoubted => {
                 entry.state = StatementState::Stale;
                 self.closes.push(Arc::clone(&entry.name));
             }
@@ -297,11 +299,11 @@ impl StatementCache {
         code: SqlState,
     ) -> Option<Retry> {
         let is_new = match sent {
-            Choice::Unnamed => return None,
+            Choice::Unnamed | Choice::Instead => return None,
             Choice::Prepare(_) => true,
             Choice::Prepared(_) | Choice::Described(_) | Choice::Existing(_) => false,
         };
-        let unnamed = |reason| Retry { choice: Choice::Unnamed, reason, statements_lost: false };
+        let unnamed = |reason| Retry { choice: Choice::Instead, reason, statements_lost: false };
         match (sent, code.class()) {
             (Choice::Prepare(name), _) if code == DUPLICATE_PSTATEMENT => Some(Retry {
                 choice: Choice::Existing(Arc::clone(name)),
@@ -391,7 +393,7 @@ fn name_of(sql: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use Choice::{Described, Existing, Prepare, Prepared, Unnamed};
+    use Choice::{Described, Existing, Instead, Prepare, Prepared, Unnamed};
 
     use super::*;
     use crate::error::sqlstate::{
@@ -473,7 +475,7 @@ mod tests {
             assert!(cache.take_closes().is_empty());
         }
         let changed = cache.recover("a", &described, false, FEATURE_NOT_SUPPORTED);
-        assert_eq!(changed.unwrap().choice, Unnamed);
+        assert_eq!(changed.unwrap().choice, Instead);
         assert_eq!(cache.choose("a"), Prepare(name("a")));
         assert_eq!(cache.take_closes(), [name("a")]);
         // The answer to an earlier request says nothing about the one that prepares it again.
@@ -601,7 +603,7 @@ mod tests {
             let mut cache = with(2, &["a", "b"]);
             let retry = cache.recover("a", &sent, true, INVALID_SQL_STATEMENT_NAME).unwrap();
             let reason = Some(Reprepared::Missing);
-            assert_eq!(retry, Retry { choice: Unnamed, reason, statements_lost: true });
+            assert_eq!(retry, Retry { choice: Instead, reason, statements_lost: true });
             for sql in ["a", "b", "b", "b"] {
                 assert_eq!(cache.choose(sql), Unnamed);
             }
@@ -616,7 +618,7 @@ mod tests {
                 let mut cache = with(2, &["a"]);
                 let retry = cache.recover("a", &sent, false, code).unwrap();
                 let reason = Some(Reprepared::Changed);
-                assert_eq!(retry, Retry { choice: Unnamed, reason, statements_lost: false });
+                assert_eq!(retry, Retry { choice: Instead, reason, statements_lost: false });
                 cache.confirm("a", &retry.choice);
                 assert_eq!(cache.choose("a"), Prepare(name("a")), "{code}");
                 assert_eq!(cache.take_closes(), [name("a")]);
@@ -630,12 +632,12 @@ mod tests {
             let mut cache = with(2, &["a"]);
             let sent = cache.choose("a");
             let retry = cache.recover("a", &sent, false, INVALID_TEXT_REPRESENTATION).unwrap();
-            assert_eq!(retry, Retry { choice: Unnamed, reason: None, statements_lost: false });
+            assert_eq!(retry, Retry { choice: Instead, reason: None, statements_lost: false });
             let next = if fits {
                 cache.confirm("a", &retry.choice);
                 Prepare(name("a"))
             } else {
-                assert_eq!(cache.recover("a", &Unnamed, true, INVALID_TEXT_REPRESENTATION), None);
+                assert_eq!(cache.recover("a", &Instead, true, INVALID_TEXT_REPRESENTATION), None);
                 Prepared(name("a"))
             };
             assert_eq!(cache.choose("a"), next);
@@ -671,7 +673,10 @@ mod tests {
                 let sent = cache.choose("a");
                 assert_eq!(sent, Prepare(name("a")));
                 let retry = cache.recover("a", &sent, true, code).unwrap();
-                assert_eq!(retry, Retry { choice: Unnamed, reason: None, statements_lost: false });
+                assert_eq!(retry, Retry { choice: Instead, reason: None, statements_lost: false });
+                assert!(cache.is_unconfirmed("a"));
+                // Another query of the text, such as one that is not persistent, has other values.
+                cache.confirm("a", &Unnamed);
                 assert!(cache.is_unconfirmed("a"));
                 if succeeds {
                     cache.confirm("a", &retry.choice);

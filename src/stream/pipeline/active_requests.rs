@@ -188,7 +188,10 @@ impl ActiveRequests {
             });
             if let Some(choice) = again.flatten() {
                 // Requests that were sent meanwhile may have closed the statement.
-                let choice = if self.sent.is_empty() { choice } else { Choice::Unnamed };
+                let choice = match choice {
+                    Choice::Existing(_) if !self.sent.is_empty() => Choice::Unnamed,
+                    choice => choice,
+                };
                 let (losses, is_rerun) = (*losses, exchange.is_rerun);
                 let queued = Queued { entry: Arc::clone(entry), losses, is_rerun };
                 return self.send(&mut exchange.connection, queued, Some(choice));
