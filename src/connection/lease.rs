@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     error::{ConnectAttempt, Error, Result},
-    metrics::connection::reconnected,
+    metrics::connection::{CloseReason, reconnected},
 };
 
 /// A slot, and the guard that keeps its client out of a pool while the slot is in use.
@@ -446,6 +446,9 @@ impl Lease {
         connection.reused = true;
         // If the handler of notices panics here, the lease ends without the connection.
         let is_clean = connection.is_clean();
+        if connection.session.is_ending() {
+            connection.set_close_reason(CloseReason::Server);
+        }
         if let Some(slot) = self.slot.take() {
             slot.end_lease(Some(connection).filter(|_| is_clean));
         }

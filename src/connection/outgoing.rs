@@ -12,10 +12,15 @@ use tokio::{io::AsyncWriteExt, time::Instant};
 
 use crate::transport::Transport;
 
+/// How many bytes of memory are kept for the next requests.
+const MAX_KEPT: usize = 64 << 10;
+
 /// Requests that are sent while answers are read.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
     requests: BytesMut,
+    /// How many bytes were added since all had been sent.
+    added: usize,
     /// Not all of them has been sent, or passed on by TLS.
     is_sending: bool,
     /// When bytes were sent last.
@@ -27,7 +32,13 @@ pub(super) struct Outgoing {
 impl Outgoing {
     pub(super) fn add(&mut self, request: &[u8]) {
         self.requests.extend_from_slice(request);
+        self.added += request.len();
         self.is_sending = true;
+    }
+
+    /// Whether bytes are not sent yet, or held back by TLS.
+    pub(super) fn is_sending(&self) -> bool {
+        self.is_sending
     }
 
     /// How many bytes are not sent yet.
@@ -65,6 +76,10 @@ impl Outgoing {
         if let Poll::Ready(sent) = sent {
             self.is_sending = false;
             self.requests.clear();
+            // A large request must not stay in memory as long as the connection.
+            if std::mem::take(&mut self.added) > MAX_KEPT {
+                self.requests = BytesMut::new();
+            }
             self.error = sent.err();
         }
     }
@@ -76,9 +91,31 @@ mod tests {
     use std::{future::poll_fn, net::Shutdown};
 
     use socket2::SockRef;
-    use tokio::net::UnixStream;
+    use tokio::{io::AsyncReadExt, net::UnixStream};
 
     use super::*;
+
+    #[tokio::test]
+    async fn memory_of_a_large_request_is_not_kept() {
+        for (size, is_kept) in [(1 << 10, true), (1 << 20, false)] {
+            let (client, mut server) = UnixStream::pair().unwrap();
+            let (mut outgoing, mut transport) = (Outgoing::default(), Transport::Unix(client));
+            outgoing.add(&vec![b'x'; size]);
+            let reading = tokio::spawn(async move {
+                let mut received = 0;
+                while received < size {
+                    received += server.read(&mut [0; 64 << 10]).await.unwrap();
+                }
+            });
+            poll_fn(|cx| {
+                outgoing.poll_send(&mut transport, cx);
+                if outgoing.is_sending() { Poll::Pending } else { Poll::Ready(()) }
+            })
+            .await;
+            reading.await.unwrap();
+            assert_eq!(outgoing.requests.try_reclaim(size), is_kept, "{size}");
+        }
+    }
 
     async fn send(outgoing: &mut Outgoing, transport: &mut Transport) {
         outgoing.add(b"request");

@@ -266,7 +266,14 @@ impl Connection {
     }
 
     fn is_usable(&self) -> bool {
-        self.skip == 0 && !self.transport.is_closed() && !self.session.may_be_cancelled()
+        // A server reads a request before it answers. Otherwise the next one would be written into
+        // the middle of it.
+        let is_sent = self.followers > 0 || !self.outgoing.is_sending();
+        is_sent
+            && self.skip == 0
+            && !self.transport.is_closed()
+            && !self.session.may_be_cancelled()
+            && !self.session.is_ending()
     }
 
     /// A step of [`is_clean`](Self::is_clean); `None` after a message that may come at any time.

@@ -471,6 +471,75 @@ async fn a_lost_connection_fails_what_was_answered_in_part_and_reruns_the_rest()
     server.done().await;
 }
 
+/// The end of an answer that a reader continues is wrong: it must not take the end of the next one
+/// for it.
+#[tokio::test]
+async fn a_wrong_end_of_a_long_answer_moves_the_others_to_another_connection() {
+    let rows: Vec<_> = (0..300).map(|row| row.to_string()).collect();
+    let rows: Vec<_> = rows.iter().map(String::as_str).collect();
+    let in_transaction = scripted::message(b'Z', b"T");
+    let wrong_ends = [
+        scripted::ready(),
+        [scripted::complete(), in_transaction].concat(),
+        [scripted::complete(), scripted::complete(), scripted::ready()].concat(),
+        [scripted::message(b'2', b""), scripted::complete(), scripted::ready()].concat(),
+    ];
+    for wrong_end in wrong_ends {
+        let whole = [scripted::begun(&rows), wrong_end, answer(&["20"]), answer(&["30"])].concat();
+        let queries = [Step::ExpectQuery, Step::ExpectQuery, Step::ExpectQuery];
+        let first = script(queries.into_iter().chain([Step::Send(whole), Step::Silence]));
+        let again = [answer(&["2"]), answer(&["3"])].concat();
+        let second =
+            script([Step::ExpectQuery, Step::ExpectQuery, Step::Send(again), Step::ExpectEnd]);
+        let server = Scripted::start(vec![first, second]).await;
+        let client = connect(builder(&server.url())).await;
+        let fetch = || client.query::<u64>("v").fetch_all();
+        let results = join_all([fetch(), fetch(), fetch()]).await;
+        let error = results[0].as_ref().unwrap_err();
+        assert!(matches!(error, Error::Protocol { .. }), "{error}");
+        for (at, expected) in [(1, 2), (2, 3)] {
+            assert_eq!(results[at].as_ref().unwrap(), &[expected]);
+        }
+        drop(client);
+        server.done().await;
+    }
+}
+
+/// What is left of its request must not reach the server after the next one.
+#[tokio::test]
+async fn a_connection_with_a_request_that_is_not_sent_whole_is_not_used_again() {
+    let answers = [answer(&["1"]), answer(&["2"])].concat();
+    let (answered, is_answered) = oneshot::channel();
+    let first = [Step::ExpectQuery, Step::Send(answers), Step::Wait(is_answered)];
+    let second = script([Step::ExpectQuery, Step::Send(answer(&["3"])), Step::ExpectEnd]);
+    let server = Scripted::start(vec![script(first), second]).await;
+    let client = connect(builder(&server.url())).await;
+    let large = client.query::<u64>("v").where_sql("length($1) > 0").bind("x".repeat(64 << 20));
+    let (one, two) = tokio::join!(client.query::<u64>("v").fetch_one(), large.fetch_one());
+    assert_eq!([one.unwrap(), two.unwrap()], [1, 2]);
+    assert_eq!(client.query::<u64>("v").fetch_one().await.unwrap(), 3);
+    answered.send(()).unwrap();
+    drop(client);
+    server.done().await;
+}
+
+/// Such a warning can also come from a function. A later loss of the connection would look as if
+/// the server had not begun the query.
+#[tokio::test]
+async fn a_connection_whose_end_was_announced_is_not_used_again() {
+    let warning = scripted::fields(b'N', &[(b'S', "WARNING"), (b'C', "57P01"), (b'M', "soon")]);
+    let whole = [scripted::begun(&["1"]), warning, scripted::complete(), scripted::ready()];
+    let first = [Step::ExpectQuery, Step::Send(whole.concat()), Step::ExpectEnd];
+    let second = script([Step::ExpectQuery, Step::Send(answer(&["2"])), Step::ExpectEnd]);
+    let server = Scripted::start(vec![script(first), second]).await;
+    let client = connect(builder(&server.url())).await;
+    for expected in [1, 2] {
+        assert_eq!(client.query::<u64>("v").fetch_one().await.unwrap(), expected);
+    }
+    drop(client);
+    server.done().await;
+}
+
 #[tokio::test]
 async fn a_notice_before_the_rows_does_not_end_the_reruns_of_a_query() {
     let notice = scripted::fields(b'N', &[(b'S', "NOTICE"), (b'C', "00000"), (b'M', "slow")]);

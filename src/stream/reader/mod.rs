@@ -66,6 +66,8 @@ enum Teardown {
     CancelAndDrain,
     /// The session has ended.
     CloseEnded,
+    /// Where this answer ends is not known.
+    Close,
     /// Its query has already been cancelled or has ended.
     Drop,
 }
@@ -356,6 +358,13 @@ impl Reader {
                 finish(end);
                 Ok(())
             }
+            Teardown::Close => {
+                // The server may still work on it.
+                LostSession::new(&exchange.connection).cancel(&running);
+                drop((exchange, lease));
+                finish(end);
+                Ok(())
+            }
             Teardown::Drop => {
                 drop((exchange, lease));
                 finish(end);
@@ -373,6 +382,13 @@ impl Reader {
             Ok(()) => Teardown::Release,
             Err(_) if self.is_replaced => Teardown::Drop,
             Err(Interrupt::Failed(error)) if error.ends_session() => Teardown::CloseEnded,
+            // The message that violates the protocol may be the end of this answer. To drain the
+            // rest would then discard the next one.
+            Err(Interrupt::Failed(Error::Protocol { .. }))
+                if self.exchange.connection.followers > 0 =>
+            {
+                Teardown::Close
+            }
             Err(_) => Teardown::CancelAndDrain,
         }
     }
