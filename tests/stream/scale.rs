@@ -19,7 +19,8 @@ use fraiseql_wire::{
     Error, ErrorCategory, Field, FraiseClient, RawJson, Result, RetryPolicy, StreamState,
     TimeoutPhase, field, sqlstate,
 };
-use futures_util::StreamExt;
+use futures_util::{StreamExt, future::poll_immediate};
+use tokio::sync::oneshot;
 
 #[derive(Debug, serde::Deserialize)]
 struct Numbered {
@@ -734,6 +735,48 @@ async fn resumed_stream_receives_a_short_response_after_many_rows() {
     }
     let end = tokio::time::timeout(Duration::from_secs(20), stream.next()).await;
     assert!(end.expect("the short response is received").is_none());
+    assert_eq!(stream.stats().resumptions, 1);
+    drop((stream, client));
+    server.done().await;
+}
+
+/// The server may take long to answer the request that continues the query.
+#[tokio::test]
+async fn pause_does_not_wait_for_the_answer_of_a_resumed_query() {
+    let row = |id| scripted::row(&format!(r#"{{"id":{id}}}"#));
+    let (asked, is_asked) = oneshot::channel();
+    let (paused, is_paused) = oneshot::channel();
+    let mut lost = scripted::login();
+    lost.extend([
+        Step::ExpectQuery,
+        Step::Send([scripted::begin_json(), row(1)].concat()),
+        Step::Close,
+    ]);
+    let whole = [scripted::begin_json(), row(2), scripted::complete(), scripted::ready()];
+    let none = [scripted::begin_json(), scripted::complete(), scripted::ready()];
+    let mut resumed = scripted::login();
+    resumed.extend([
+        Step::ExpectQuery,
+        Step::Signal(asked),
+        Step::Wait(is_paused),
+        Step::Send(whole.concat()),
+        Step::ExpectQuery,
+        Step::Send(none.concat()),
+        Step::Silence,
+    ]);
+    let server = Scripted::start(vec![lost, resumed]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let query = client.query::<Numbered>("v").resume_by("id");
+    let mut stream = query.execute().await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap().id, 1);
+    is_asked.await.unwrap();
+    let pause = tokio::time::timeout(Duration::from_secs(20), stream.pause()).await;
+    pause.expect("the pause resolves before the server answers").unwrap();
+    paused.send(()).unwrap();
+    assert!(poll_immediate(stream.next()).await.is_none());
+    stream.resume().await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap().id, 2);
+    assert!(stream.next().await.is_none());
     assert_eq!(stream.stats().resumptions, 1);
     drop((stream, client));
     server.done().await;

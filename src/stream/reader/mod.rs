@@ -4,7 +4,7 @@
 mod buffer;
 mod read_threshold;
 
-use std::{future::pending, time::Duration};
+use std::{future::pending, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use tokio::{select, task::yield_now, time::sleep};
@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use self::buffer::ReadBuffer;
 use super::{
-    channel::{Interrupt, Producer},
+    channel::{Interrupt, Producer, ReadPermit},
     deadline::Deadlines,
     exchange::{Exchange, Next, late_cancel},
     resume::{self, ResumeState},
@@ -223,12 +223,23 @@ impl Reader {
     async fn start(&mut self, request: Bytes) -> Result<(), Interrupt> {
         self.exchange.send_instead(request, ExtendedQuery::new());
         self.buffer.release(&mut self.exchange.connection);
-        let read = self.settings.first_read_size(1);
-        self.producer.readable().await?;
-        select! {
-            biased;
-            () = self.producer.closed() => Err(Interrupt::Closed),
-            started = self.exchange.start(&self.settings, read) => Ok(started?),
+        let Self { exchange, producer, settings, .. } = self;
+        producer.readable().await?;
+        let mut started = pin!(exchange.start(settings, settings.first_read_size(1)));
+        loop {
+            select! {
+                biased;
+                started = &mut started => {
+                    started?;
+                    return producer.readable().await;
+                }
+                // A pause does not wait for the server's answer, of which no row is read here.
+                () = producer.changed() => {
+                    if producer.permit_read(false) == ReadPermit::Closed {
+                        return Err(Interrupt::Closed);
+                    }
+                }
+            }
         }
     }
 
