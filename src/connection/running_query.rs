@@ -219,8 +219,15 @@ impl Clone for QuerySession {
 impl Drop for QuerySession {
     fn drop(&mut self) {
         let shared = &self.0.0;
-        shared.lock().sessions -= 1;
-        shared.session_ended.notify_waiters();
+        let is_cancelled = {
+            let mut state = shared.lock();
+            state.sessions -= 1;
+            state.is_cancelled
+        };
+        // Nobody waits for the end of another query, which is nearly every one.
+        if is_cancelled {
+            shared.session_ended.notify_waiters();
+        }
     }
 }
 

@@ -33,6 +33,7 @@ use crate::{
 pub(crate) struct Slot {
     pub(super) config: ConnectionConfig,
     state: Mutex<SlotState>,
+    /// Wakes a stream that waits for the connection, and the driver of shared fetches.
     pub(super) freed: Notify,
     /// Several fetches share the connection, or wait to share it. Changes under the lock.
     pub(super) is_shared: AtomicBool,
@@ -163,9 +164,11 @@ impl Slot {
 
     /// Ends a lease, with the connection or without one.
     pub(super) fn end_lease(&self, connection: Option<Box<Connection>>) {
-        let unwanted = {
+        let (unwanted, is_awaited) = {
             let mut state = self.lock();
-            match connection {
+            // By the stream that is alive, or by the fetches that share the connection.
+            let is_awaited = state.stream_alive || self.is_shared();
+            let unwanted = match connection {
                 Some(connection) if !state.closed || self.is_shared() => {
                     state.connection = ConnectionState::Idle(connection);
                     None
@@ -175,13 +178,16 @@ impl Slot {
                     state.session = None;
                     other
                 }
-            }
+            };
+            (unwanted, is_awaited)
         };
         // As in `close`.
         if let Some(mut connection) = unwanted {
             connection.set_close_reason(CloseReason::Close);
         }
-        self.freed.notify_waiters();
+        if is_awaited {
+            self.freed.notify_waiters();
+        }
     }
 
     pub(crate) fn session(&self) -> Option<Arc<Session>> {
