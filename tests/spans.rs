@@ -22,7 +22,9 @@ async fn spans_follow_the_conventions() {
          grant usage on schema app to role_password;
          create view app.v_order as select to_json(i) as data from generate_series(1, 3) i;
          create view v_breaks as select to_json(1 / (3 - i)) as data from generate_series(1, 3) i;
-         grant select on app.v_order, v_breaks, v_endless to role_password")
+         create view v_misfit as
+         select to_json(i) as data from (select generate_series(1, 2000000000) i) as numbers;
+         grant select on app.v_order, v_breaks, v_endless, v_misfit to role_password")
     .await;
     let port = cluster().port();
     let (events, _listening) = Events::listen();
@@ -94,6 +96,17 @@ async fn spans_follow_the_conventions() {
     assert_eq!(spans[4].field("db.response.returned_rows"), Some("1"));
     client.ping().await.unwrap();
 
+    // A row error fails a fetch, and the early end of a fetch that has its row is no failure.
+    client.query::<bool>("app.v_order").fetch_all().await.unwrap_err();
+    client.query::<bool>("app.v_order").where_typed(|_| true).count().await.unwrap_err();
+    client.query::<u8>("app.v_order").where_rust(|i| i == 2).fetch_one().await.unwrap();
+    let spans = events.spans("query");
+    let failed = |i: usize| ["error.type", "otel.status_code"].map(|name| spans[i].field(name));
+    assert_eq!(failed(5), [Some("deserialization"), Some("ERROR")]);
+    assert_eq!(failed(6), [Some("deserialization"), Some("ERROR")]);
+    assert_eq!(failed(7), [None, None]);
+    assert_eq!(spans[7].field("db.response.returned_rows"), Some("1"));
+
     let nobody = cluster::free_port().unwrap();
     FraiseClient::connect(&format!("host=127.0.0.1 port={nobody} user=u")).await.unwrap_err();
     let last = events.spans("connect").pop().unwrap();
@@ -107,4 +120,22 @@ async fn spans_follow_the_conventions() {
     );
     let everything = format!("{all:?} {:?} {:?}", events.spans("query"), events.spans("connect"));
     assert!(!everything.contains("planted"), "{everything}");
+
+    // A row error fails a body, unless its query was cancelled before. It is also logged.
+    let open = async || {
+        let query = client.query::<u8>("v_misfit").where_typed(|_| true).chunk_size(256);
+        query.execute().await.unwrap()
+    };
+    let parts: Vec<_> = open().await.into_ndjson().collect().await;
+    assert!(parts[1].as_ref().unwrap_err().is_row_error());
+    let stream = open().await;
+    let control = stream.control();
+    let mut body = stream.into_ndjson();
+    body.next().await.unwrap().unwrap();
+    control.cancel().await.unwrap();
+    assert!(body.next().await.unwrap().unwrap_err().is_row_error());
+    let spans = events.spans("query");
+    let failed = |i: usize| ["error.type", "otel.status_code"].map(|name| spans[i].field(name));
+    assert_eq!(failed(8), [Some("deserialization"), Some("ERROR")]);
+    assert_eq!(failed(9), [None, None]);
 }

@@ -23,7 +23,7 @@ catalog! {
         ["entity", "has_where_sql", "has_filter", "has_where_rust", "has_order_by"]
         "Queries executed.";
     QUERY_SUCCESS_TOTAL "query_success_total" Counter "queries" ["entity"]
-        "Queries whose last row was delivered.";
+        "Queries that returned their complete result.";
     QUERY_ERROR_TOTAL "query_error_total" Counter "queries" ["entity", "category"]
         "Queries that failed, before or after their first row.";
     QUERY_CANCELLED_TOTAL "query_cancelled_total" Counter "queries" ["entity", "cause"]

@@ -1,6 +1,6 @@
 //! The methods of [`QueryBuilder`] that run its query.
 
-use std::{pin::Pin, sync::Arc};
+use std::{future::poll_fn, pin::Pin, sync::Arc};
 
 use futures_core::Stream;
 use serde_json::Value;
@@ -100,8 +100,8 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     pub async fn fetch_all(self) -> Result<Vec<T>> {
         let mut stream = self.fetch().await?;
         let mut rows = Vec::new();
-        while let Some(row) = next(&mut stream).await {
-            rows.push(row?);
+        while let Some(row) = next(&mut stream).await? {
+            rows.push(row);
         }
         Ok(rows)
     }
@@ -144,14 +144,12 @@ impl<T: FromJsonRow> QueryBuilder<T> {
             self.spec.select.limit = Some(self.spec.select.limit.unwrap_or(1).min(1));
         }
         let mut stream = self.fetch().await?;
-        let row = next(&mut stream).await.transpose()?;
+        let row = next(&mut stream).await?;
         if is_limited {
-            while let Some(more) = next(&mut stream).await {
-                more?;
-            }
+            while next(&mut stream).await?.is_some() {}
         } else if !stream.has_ended() {
             // The result is complete. A failed cleanup loses the connection, not the row.
-            if let Err(error) = stream.cancel().await {
+            if let Err(error) = stream.complete().await {
                 debug!(target: TARGET, %error, "cleanup failed after the row was found");
             }
         }
@@ -184,8 +182,7 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         }
         let mut stream = self.fetch().await?;
         let mut rows = 0;
-        while let Some(row) = next(&mut stream).await {
-            row?;
+        while next(&mut stream).await?.is_some() {
             rows += 1;
         }
         Ok(rows)
@@ -250,13 +247,11 @@ impl<T: FromJsonRow> QueryBuilder<T> {
         let plan = QueryPlan { spec, query, execution: Execution::Single };
         let opened = QueryStream::fetch(&pipeline, slot, plan, Predicates::default()).await;
         let mut stream = opened.map_err(|e| not_json(e, &sql))?;
-        let answer = next(&mut stream).await;
+        let answer = next(&mut stream).await?;
         // Read to the end, so that the connection is free immediately. Another row (from another
         // server of a proxy) is an error: this row alone is not the answer.
-        while let Some(more) = next(&mut stream).await {
-            more?;
-        }
-        answer.unwrap_or(Err(Error::InvalidState { message: "the server returned no row" }))
+        while next(&mut stream).await?.is_some() {}
+        answer.ok_or(Error::InvalidState { message: "the server returned no row" })
     }
 }
 
@@ -290,7 +285,11 @@ fn not_json(error: Error, sql: &str) -> Error {
     }
 }
 
-/// Returns the next item of a stream.
-async fn next<S: Stream + Unpin>(stream: &mut S) -> Option<S::Item> {
-    std::future::poll_fn(|cx| Pin::new(&mut *stream).poll_next(cx)).await
+/// Returns the next row of a fetch. A row error ends the stream, because it ends the fetch.
+async fn next<T: FromJsonRow>(stream: &mut QueryStream<T>) -> Result<Option<T>> {
+    let row = poll_fn(|cx| Pin::new(&mut *stream).poll_next(cx)).await.transpose();
+    if let Err(error) = &row {
+        stream.fail(error);
+    }
+    row
 }

@@ -93,7 +93,7 @@ impl<T: FromJsonRow> Body<T> {
     /// The error is logged, because HTTP servers drop errors of bodies.
     fn fail(&mut self, error: Error) -> Result<Bytes> {
         self.ended = true;
-        self.rows.stop();
+        self.rows.fail(&error);
         let rows = self.count;
         match &error {
             Error::Cancelled => debug!(target: TARGET, rows, "a response body was cancelled"),

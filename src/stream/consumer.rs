@@ -94,19 +94,17 @@ impl Consumer {
         self.channel.observer.metrics.row_failed(row_failure(error));
     }
 
-    /// Ends the stream with an error from the channel.
+    /// Ends the stream with an error, like [`end`](Self::end).
     pub(super) fn fail(&mut self, error: &Error) {
-        // A query that its caller cancels has not failed.
-        if !matches!(error, Error::Cancelled) {
-            let phase = metrics::connection::Phase::Stream;
-            metrics::connection::error(error.category().as_str(), phase);
-            self.channel.observer.failed(error);
-        }
-        self.end(outcome(error));
+        self.close(outcome(error), Some(error));
     }
 
     /// Ends the stream, which must have no current chunk. The first call counts.
     pub(super) fn end(&mut self, how: Outcome) {
+        self.close(how, None);
+    }
+
+    fn close(&mut self, how: Outcome, error: Option<&Error>) {
         if self.ended {
             return;
         }
@@ -120,15 +118,22 @@ impl Consumer {
         };
         let at = now();
         let is_first = self.channel.close(state, at, ClosedBy::Consumer);
-        let metrics = &self.channel.observer.metrics;
-        metrics.taken(unread.rows, unread.bytes);
-        metrics.discarded(unread.rows);
-        metrics.stopped();
+        let observer = &self.channel.observer;
+        observer.metrics.taken(unread.rows, unread.bytes);
+        observer.metrics.discarded(unread.rows);
+        observer.metrics.stopped();
         // A handle that closed the stream before did so by cancelling.
         let how = if is_first { how } else { Outcome::Cancelled };
+        // A query that its caller cancels has not failed.
+        if let (Outcome::Failed { category, .. }, Some(error)) = (how, error) {
+            observer.failed(error);
+            if !error.is_row_error() {
+                metrics::connection::error(category, metrics::connection::Phase::Stream);
+            }
+        }
         let (yielded, received) = self.channel.totals();
         let rows = Rows { yielded: Some(yielded), received: received.rows, bytes: received.bytes };
-        self.channel.observer.finish(at, how, rows);
+        observer.finish(at, how, rows);
     }
 }
 

@@ -252,7 +252,7 @@ impl<T: FromJsonRow> QueryStream<T> {
     ///
     /// Dropping the future does not stop the cancellation.
     pub async fn cancel(&mut self) -> Result<()> {
-        self.stop();
+        self.stop(metrics::Outcome::Cancelled);
         self.consumer.channel.released().await
     }
 
@@ -271,10 +271,23 @@ impl<T: FromJsonRow> QueryStream<T> {
         self.consumer.ended
     }
 
-    /// Ends the stream without waiting for the cleanup.
-    pub(super) fn stop(&mut self) {
+    /// Ends the stream successfully: its caller needs no more rows. Otherwise same as
+    /// [`cancel`](Self::cancel).
+    pub(crate) async fn complete(&mut self) -> Result<()> {
+        self.stop(metrics::Outcome::Success);
+        self.consumer.channel.released().await
+    }
+
+    /// Ends the stream with a row error that its caller does not continue after. The query is
+    /// cancelled in the background. Has no effect after the end of the stream.
+    pub(crate) fn fail(&mut self, error: &Error) {
         self.chunk = None;
-        self.consumer.end(metrics::Outcome::Cancelled);
+        self.consumer.fail(error);
+    }
+
+    fn stop(&mut self, how: metrics::Outcome) {
+        self.chunk = None;
+        self.consumer.end(how);
     }
 
     /// Returns the next row of the current chunk that no predicate rejects.

@@ -42,7 +42,7 @@ pub struct StreamStats {
     pub total_rows_filtered: u64,
     /// Number of rows that could not be decoded, each returned as an error.
     pub total_rows_failed: u64,
-    /// Number of rows that were never read, because the stream was cancelled or dropped.
+    /// Number of rows that were never read, because the stream ended before its last row.
     pub total_rows_discarded: u64,
     /// Number of rows received from the server.
     pub total_rows_received: u64,

@@ -2,6 +2,7 @@
 
 mod monitoring;
 mod observability;
+mod outcomes;
 #[path = "../../examples/support/prometheus.rs"]
 mod prometheus;
 #[path = "../support/mod.rs"]

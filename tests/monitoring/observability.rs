@@ -20,12 +20,12 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use serde_json::Value;
 
 /// The numbers of this thread: by name without its prefix, and labels.
-struct Numbers(BTreeMap<(String, Labels), Vec<f64>>);
+pub struct Numbers(BTreeMap<(String, Labels), Vec<f64>>);
 
 type Labels = Vec<(String, String)>;
 
 impl Numbers {
-    fn of(snapshotter: &Snapshotter) -> Self {
+    pub fn of(snapshotter: &Snapshotter) -> Self {
         let mut numbers = BTreeMap::new();
         for (key, unit, help, value) in snapshotter.snapshot().into_vec() {
             let key = key.key();
@@ -50,7 +50,7 @@ impl Numbers {
     }
 
     /// Returns the values of a metric whose labels include these.
-    fn values(&self, name: &str, labels: &[(&str, &str)]) -> Vec<f64> {
+    pub fn values(&self, name: &str, labels: &[(&str, &str)]) -> Vec<f64> {
         let matches = |has: &[(String, String)]| {
             labels.iter().all(|(k, v)| {
                 has.iter().any(|(key, value)| (k, v) == (&key.as_str(), &value.as_str()))
@@ -64,7 +64,7 @@ impl Numbers {
         self.0.keys().map(|(name, _)| name.clone()).collect()
     }
 
-    fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         self.values(name, labels).iter().sum()
     }
 }

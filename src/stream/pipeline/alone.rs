@@ -100,7 +100,7 @@ impl Drop for Alone<'_> {
         // Dropped after the lock is released.
         let state = self.unpark();
         if let AloneState::TakenOver(entry) = state {
-            entry.abandon();
+            entry.abandon(None);
         }
     }
 }

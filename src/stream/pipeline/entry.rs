@@ -105,9 +105,9 @@ impl Entry {
         }
     }
 
-    /// The caller does not want the answer any more. Returns the job if the driver has not ended
-    /// it.
-    pub(super) fn abandon(&self) -> Option<Job> {
+    /// The caller does not want the answer any more, because of this error or because it was
+    /// dropped. Returns the job if the driver has not ended it.
+    pub(super) fn abandon(&self, error: Option<&Error>) -> Option<Job> {
         let mut state = self.lock();
         state.is_ended = true;
         let (job, answer, task) = (state.job.take(), state.answer.take(), state.task.take());
@@ -116,7 +116,9 @@ impl Entry {
         drop(state);
         drop(caller);
         // Stops a query that has begun to answer.
-        drop(answer);
+        if let (Some(Ok(mut consumer)), Some(error)) = (answer, error) {
+            consumer.fail(error);
+        }
         if let Some(task) = task {
             task.abort();
         }

@@ -246,7 +246,7 @@ mod tests {
             let slot = Arc::new(Slot::new(config)).handle();
             let entry = Arc::new(Entry::taken_over(waker));
             pipeline.enqueue(&slot, Arc::clone(&entry)).unwrap();
-            entry.abandon();
+            entry.abandon(None);
             drop(entry);
             assert!(pipeline.finish(&slot));
         }));

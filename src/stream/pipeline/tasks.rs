@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     connection::SlotHandle,
-    error::Result,
+    error::{Error, Result},
     stream_impl::{
         consumer::Consumer,
         open::{Interrupted, Job, OpenError, Outcome, failed, taken_twice},
@@ -82,12 +82,12 @@ pub(super) async fn wait(
         Ok(consumer) => return Ok(consumer),
         Err(error) => error,
     };
-    match waiting.abandon() {
+    match waiting.abandon(Some(&error)) {
         Some(job) => {
             let error = pipeline.deadline_error(error);
             Err(failed(slot, &job.observer, OpenError::from(error)))
         }
-        // The driver has reported it.
+        // The driver or the stream has reported it.
         None => Err(error),
     }
 }
@@ -99,8 +99,8 @@ struct Waiting<'a> {
 }
 
 impl Waiting<'_> {
-    fn abandon(&self) -> Option<Job> {
-        let job = self.entry.abandon();
+    fn abandon(&self, error: Option<&Error>) -> Option<Job> {
+        let job = self.entry.abandon(error);
         if job.is_some() {
             self.pipeline.changed.notify_one();
         }
@@ -110,6 +110,6 @@ impl Waiting<'_> {
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.abandon();
+        self.abandon(None);
     }
 }
