@@ -18,7 +18,13 @@ pub const CATALOG: &[Metric] = &[
         "Clients, by state: idle or used.",
     ),
     metric(MAX, MetricKind::Gauge, "connections", &[POOL], "Maximum number of clients (deadpool)."),
-    metric(PENDING, MetricKind::Gauge, "requests", &[POOL], "Callers waiting for a client."),
+    metric(
+        PENDING,
+        MetricKind::Gauge,
+        "requests",
+        &[POOL],
+        "Callers waiting for a client (deadpool).",
+    ),
     metric(
         TIMEOUTS,
         MetricKind::Counter,
@@ -74,6 +80,7 @@ pub(crate) fn maximum(pool: &str, clients: usize) {
     gauge!(MAX, POOL => pool.to_owned()).set(clients as f64);
 }
 
+#[cfg(feature = "deadpool")]
 pub(crate) fn waiting(pool: &str, callers: usize) {
     gauge!(PENDING, POOL => pool.to_owned()).set(callers as f64);
 }

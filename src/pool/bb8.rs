@@ -138,15 +138,16 @@ impl AsRef<PooledClient> for Owned {
 
 /// Updates the metrics of a pool.
 ///
-/// These are the number of idle and used clients, of callers that wait for one, and of callers
-/// whose wait timed out. `bb8` does not give access to the manager, so `name` is the name of the
-/// pool in metrics: use that of [`Manager::pool_name`], or the gauges and the histograms have
-/// different labels.
+/// These are the number of idle and used clients, and of callers whose wait timed out. The number
+/// of callers that wait is not available: bb8 0.9 also counts callers that stopped waiting.
+///
+/// `bb8` does not give access to the manager, so `name` is the name of the pool in metrics: use
+/// that of [`Manager::pool_name`], or the gauges and the histograms have different labels.
 pub fn record(pool: &Pool, name: &str) {
     let state = pool.state();
     let (all, idle) = (state.connections as usize, state.idle_connections as usize);
     metrics::clients(name, idle, all.saturating_sub(idle));
-    let waiting = state.statistics.pending_gets();
-    metrics::waiting(name, usize::try_from(waiting).unwrap_or(usize::MAX));
+    // Not `pending_gets()`: bb8 counts a request as completed after its last `await`. A future that
+    // is dropped before that is counted as pending forever.
     metrics::timed_out(name, state.statistics.get_timed_out);
 }

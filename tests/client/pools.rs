@@ -454,7 +454,12 @@ fn pool_metrics_follow_the_conventions() {
             let _other = pool.get().await.unwrap();
             drop(pool.get().await.unwrap());
             pool::deadpool::record(&pool);
-            let pool = bb8("measured_too").await;
+            let manager = pool::bb8::Manager::new(config("measured_too")).pool_name("measured_too");
+            let pool = pool::bb8::Pool::builder().max_size(1).build(manager).await.unwrap();
+            let _used = pool.get_owned().await.unwrap();
+            // A caller that stops waiting: bb8 never counts its request as completed.
+            assert!(poll_immediate(Box::pin(pool.get_owned())).await.is_none());
+            assert_eq!(pool.state().statistics.pending_gets(), 1);
             pool::bb8::record(&pool, "measured_too");
         });
     });
@@ -486,11 +491,11 @@ fn pool_metrics_follow_the_conventions() {
             "db.client.connection.count measured idle 1",
             "db.client.connection.count measured used 2",
             "db.client.connection.count measured_too idle 0",
-            "db.client.connection.count measured_too used 0",
+            "db.client.connection.count measured_too used 1",
             "db.client.connection.create_time measured 3 times",
+            "db.client.connection.create_time measured_too 1 times",
             "db.client.connection.max measured 8",
             "db.client.connection.pending_requests measured 0",
-            "db.client.connection.pending_requests measured_too 0",
             "db.client.connection.timeouts measured_too 0",
             "db.client.connection.use_time measured 1 times",
         ]
