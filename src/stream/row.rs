@@ -23,8 +23,8 @@ use crate::error::{Error, OneLine, Result};
 ///
 /// * Nesting of more than 128 levels, a number beyond `f64` (`1e999`), and a lone surrogate
 ///   (`"\ud800"`) are row errors.
-/// * A number with more digits than `f64` is rounded in [`serde_json::Value`]. It is exact in
-///   integers up to `i128`.
+/// * A number with more digits than `f64` is rounded to the nearest `f64`, also in
+///   [`serde_json::Value`]. It is exact in integers up to `i128`.
 /// * If a key is repeated, `Value` has its last value, and a struct is a row error.
 pub trait FromJsonRow: sealed::Sealed + Sized {
     #[doc(hidden)]

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use crate::support::{client, cluster, sql};
+use crate::support::{client, cluster, random::Random, sql};
 use fraiseql_wire::{
     ConnectionConfig, Error, Field, Filter, FraiseClient, Operand, QueryBuilder, field,
 };
@@ -161,6 +161,37 @@ async fn none_is_null_or_an_error() {
     }
     // As in 1.0: JSON's own null is no error, and matches nothing.
     assert!(ids(field("a").ne(Value::Null)).await.is_empty());
+}
+
+/// The server, too, prints the shortest decimal of a float, so a filter finds the row again.
+#[tokio::test]
+async fn float_decodes_to_the_value_of_the_server_and_is_found_again() {
+    #[derive(serde::Deserialize)]
+    struct Row {
+        x: f64,
+    }
+    let mut random = Random::of(1);
+    let mut floats = vec![942.2729697795875, f64::MAX, f64::MIN_POSITIVE, 5e-324, 0.1, -1e22];
+    while floats.len() < 2000 {
+        let below_1000 = random.below(1 << 53) as f64 / (1_u64 << 53) as f64 * 1000.0;
+        let any = f64::from_bits(random.below(u64::MAX));
+        floats.extend([below_1000, any].into_iter().filter(|x| x.is_finite()));
+    }
+    let texts: Vec<String> = floats.iter().map(f64::to_string).collect();
+    sql(&format!(
+        "create table tv_floats as select i as id, jsonb_build_object('x', x) as data
+             from unnest('{{{}}}'::float8[]) with ordinality as t(x, i)",
+        texts.join(",")
+    ))
+    .await;
+    let client = client().await;
+    let rows = client.query::<Row>("tv_floats").order_by("id").fetch_all().await.unwrap();
+    let values = client.query::<Value>("tv_floats").order_by("id").fetch_all().await.unwrap();
+    let decoded: Vec<f64> = rows.iter().map(|row| row.x).collect();
+    assert_eq!(decoded, floats);
+    assert_eq!(values.iter().map(|v| v["x"].as_f64().unwrap()).collect::<Vec<_>>(), floats);
+    assert_eq!(ids(&client, "tv_floats", field("x").eq(decoded[0])).await, [1]);
+    assert_eq!(ids(&client, "tv_floats", field("x").in_(&decoded)).await.len(), floats.len());
 }
 
 /// 600 moments from the years 1 to 9999, with and without a fraction.
