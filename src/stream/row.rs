@@ -109,10 +109,18 @@ impl<'a> Row<'a> {
 /// It shares the stream's read buffer and keeps all of it in memory: up to 64 KiB, or as much as
 /// the row itself or a larger one before it (then up to 1 MiB). To keep a few small rows of a large
 /// result for a long time, copy their bytes.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Eq)]
 pub struct RawJson {
     bytes: Bytes,
+    /// The number of the row in the result, for errors.
     row: u64,
+}
+
+/// Compares the bytes: `{"a":1}` differs from `{"a": 1}`.
+impl PartialEq for RawJson {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
 }
 
 impl RawJson {
@@ -334,6 +342,13 @@ mod tests {
     fn raw_json_serializes_unchanged() {
         let documents = [row(b"{\"a\": 1.10, \"a\":2}"), row(b"null")];
         assert_eq!(serde_json::to_string(&documents).unwrap(), "[{\"a\": 1.10, \"a\":2},null]");
+    }
+
+    #[test]
+    fn raw_json_equals_the_same_document_of_another_row() {
+        let json = |bytes, row| RawJson { bytes: Bytes::from_static(bytes), row };
+        assert_eq!(json(b"{\"a\": 1}", 1), json(b"{\"a\": 1}", 2));
+        assert_ne!(json(b"{\"a\": 1}", 1), json(b"{\"a\":1}", 1));
     }
 
     #[test]
