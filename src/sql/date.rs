@@ -73,3 +73,26 @@ pub(super) fn iso_offset(seconds: i32) -> String {
     let rest = if seconds > 0 { format!(":{seconds:02}") } else { String::new() };
     format!("{sign}{hours:02}:{minutes:02}{rest}")
 }
+
+#[cfg(feature = "chrono")]
+pub(super) fn chrono_time(time: &impl chrono::Timelike) -> String {
+    iso_time(time.hour(), time.minute(), time.second(), time.nanosecond())
+}
+
+/// Returns the local time and its offset from UTC in seconds.
+#[cfg(feature = "chrono")]
+pub(super) fn chrono_local<Tz: chrono::TimeZone>(
+    time: &chrono::DateTime<Tz>,
+) -> (chrono::NaiveDateTime, i32) {
+    let (utc, offset) = (time.naive_utc(), chrono::Offset::fix(time.offset()).local_minus_utc());
+    // `naive_local()` panics at the ends of chrono's range. Neither Postgres nor JSON has those
+    // years.
+    let local = utc.checked_add_signed(chrono::Duration::seconds(offset.into()));
+    (local.unwrap_or(utc), offset)
+}
+
+#[cfg(feature = "time")]
+pub(super) fn time_time(time: time::Time) -> String {
+    let (hour, minute, second) = (time.hour(), time.minute(), time.second());
+    iso_time(hour.into(), minute.into(), second.into(), time.nanosecond())
+}

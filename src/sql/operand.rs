@@ -7,11 +7,15 @@ use std::{
 };
 
 #[cfg(feature = "chrono")]
-use chrono::{Datelike, Offset, Timelike};
+use chrono::Datelike;
 use serde_json::Value;
 
 #[cfg(any(feature = "chrono", feature = "time"))]
 use super::date::iso_offset;
+#[cfg(feature = "time")]
+use super::date::time_time;
+#[cfg(feature = "chrono")]
+use super::date::{chrono_local, chrono_time};
 use super::{
     date::{self, iso_date, iso_time},
     nesting,
@@ -266,11 +270,6 @@ fn chrono_date(date: &impl Datelike) -> Result<String, &'static str> {
 }
 
 #[cfg(feature = "chrono")]
-fn chrono_time(time: &impl Timelike) -> String {
-    iso_time(time.hour(), time.minute(), time.second(), time.nanosecond())
-}
-
-#[cfg(feature = "chrono")]
 operand!(
     /// Converts to text: see [Dates](Operand#dates).
     chrono::NaiveDate => |v| dated(chrono_date(v), String::new)
@@ -299,10 +298,7 @@ impl<Tz: chrono::TimeZone> From<chrono::DateTime<Tz>> for Operand {
 #[cfg(feature = "chrono")]
 impl<Tz: chrono::TimeZone> ToOperand for chrono::DateTime<Tz> {
     fn to_operand(&self) -> Operand {
-        let (utc, offset) = (self.naive_utc(), self.offset().fix().local_minus_utc());
-        // `naive_local()` panics at the ends of chrono's range. Those years are errors.
-        let local = utc.checked_add_signed(chrono::Duration::seconds(offset.into()));
-        let local = local.unwrap_or(utc);
+        let (local, offset) = chrono_local(self);
         let time = || format!("T{}{}", chrono_time(&local), iso_offset(offset));
         Operand(dated(chrono_date(&local), time))
     }
@@ -311,12 +307,6 @@ impl<Tz: chrono::TimeZone> ToOperand for chrono::DateTime<Tz> {
 #[cfg(feature = "time")]
 fn time_date(date: time::Date) -> Result<String, &'static str> {
     iso_date(date.year().into(), u8::from(date.month()).into(), date.day().into())
-}
-
-#[cfg(feature = "time")]
-fn time_time(time: time::Time) -> String {
-    let (hour, minute, second) = (time.hour(), time.minute(), time.second());
-    iso_time(hour.into(), minute.into(), second.into(), time.nanosecond())
 }
 
 #[cfg(feature = "time")]

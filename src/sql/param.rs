@@ -11,6 +11,12 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde_json::Value;
 
+#[cfg(any(feature = "chrono", feature = "time"))]
+use super::date::iso_offset;
+#[cfg(feature = "time")]
+use super::date::time_time;
+#[cfg(feature = "chrono")]
+use super::date::{chrono_local, chrono_time};
 use super::{date, nesting};
 use crate::error::{Error, Result};
 
@@ -112,7 +118,7 @@ impl Param {
 /// | [`IpAddr`], [`Ipv4Addr`], [`Ipv6Addr`] | `inet` |
 /// | [`SystemTime`] | `timestamptz`, to the microsecond, from 4713 BC to 294276 |
 /// | [`Duration`] | `interval`, to the microsecond |
-/// | with the features `uuid`, `rust_decimal`, `chrono`, `time`: the types of these crates | `uuid`, `numeric`, dates and times |
+/// | with the features `uuid`, `rust_decimal`, `chrono`, `time`: the types of these crates | `uuid`, `numeric`, dates and times to the microsecond |
 ///
 /// An integer must fit the type that the server infers: `n = $1` for a column of type `integer`
 /// rejects a larger number (22003). Every `u128` and `i128` fits `numeric`, without rounding: write
@@ -186,30 +192,42 @@ to_param!(uuid::Uuid => |v| Param::text(v.to_string()));
 #[cfg(feature = "rust_decimal")]
 to_param!(rust_decimal::Decimal => |v| Param::text(v.to_string()));
 #[cfg(feature = "chrono")]
-to_param!(chrono::NaiveDate, chrono::NaiveTime, chrono::NaiveDateTime => |v| dated(&v.to_string()));
+to_param!(chrono::NaiveDate => |v| dated(v, ""));
+#[cfg(feature = "chrono")]
+to_param!(chrono::NaiveTime => |v| Param::text(chrono_time(v)));
+#[cfg(feature = "chrono")]
+to_param!(chrono::NaiveDateTime => |v| dated(v.date(), &format!(" {}", chrono_time(v))));
 #[cfg(feature = "chrono")]
 impl<Tz: chrono::TimeZone> sealed::Sealed for chrono::DateTime<Tz> {}
 #[cfg(feature = "chrono")]
 impl<Tz: chrono::TimeZone> ToParam for chrono::DateTime<Tz> {
     fn to_param(&self) -> Param {
-        dated(&self.fixed_offset().to_rfc3339())
+        let (local, offset) = chrono_local(self);
+        dated(local.date(), &format!("T{}{}", chrono_time(&local), iso_offset(offset)))
     }
 }
 #[cfg(feature = "time")]
-to_param!(
-    time::Date, time::Time, time::PrimitiveDateTime, time::OffsetDateTime
-    => |v| dated(&v.to_string())
-);
+to_param!(time::Date => |v| dated(v, ""));
+#[cfg(feature = "time")]
+to_param!(time::Time => |v| Param::text(time_time(*v)));
+#[cfg(feature = "time")]
+to_param!(time::PrimitiveDateTime => |v| dated(v.date(), &format!(" {}", time_time(v.time()))));
+#[cfg(feature = "time")]
+to_param!(time::OffsetDateTime => |v| {
+    let (time, offset) = (time_time(v.time()), iso_offset(v.offset().whole_seconds()));
+    dated(v.date(), &format!(" {time}{offset}"))
+});
 
-/// Converts a date in ISO 8601, which Postgres accepts with any `DateStyle`. It accepts no sign
-/// before the year.
+/// Appends the rest to a date in ISO 8601, which Postgres accepts with any `DateStyle`. It accepts
+/// no sign before the year.
 #[cfg(any(feature = "chrono", feature = "time"))]
-fn dated(text: &str) -> Param {
+fn dated(date: impl fmt::Display, rest: &str) -> Param {
+    let date = date.to_string();
     // The year 0 is 1 BC, and Postgres has none.
-    if text.starts_with('-') || text.starts_with("0000-") {
+    if date.starts_with('-') || date.starts_with("0000-") {
         return Param::invalid("is before the year 1: bind it as text with BC");
     }
-    Param::text(text.trim_start_matches('+'))
+    Param::text(format!("{}{rest}", date.trim_start_matches('+')))
 }
 
 /// A list of bytes is one value of type `bytea`, not an array of numbers.

@@ -324,6 +324,52 @@ async fn dates_of_chrono_and_time_equal_to_jsonb_of_the_same_date() {
     assert!(error.contains("years 1 to 9999"), "{error}");
 }
 
+/// Digits after the microsecond are dropped, as in filters. The server would round them.
+#[cfg(all(feature = "chrono", feature = "time"))]
+#[tokio::test]
+async fn bound_dates_of_chrono_and_time_are_truncated_to_the_microsecond() {
+    use chrono::{DateTime, FixedOffset, NaiveTime, Utc};
+    use time::OffsetDateTime;
+
+    sql(r#"create table tv_micros (id int, at timestamptz, data jsonb);
+           insert into tv_micros values (1, '2026-01-31 12:30:05.123456+00', '{}')"#)
+    .await;
+    let utc = client_in("UTC").await;
+    let echo = async |cast: &str, query: QueryBuilder<Value>| {
+        scalar(&utc, query, &format!("to_jsonb($1::{cast}::text)")).await
+    };
+    let query = || utc.query::<Value>("v_one");
+    let noon = UNIX_EPOCH + Duration::new(1_769_862_605, 123_456_789);
+    let midnight = UNIX_EPOCH + Duration::new(1_769_903_999, 999_999_700);
+    for (at, date, time) in
+        [(noon, "2026-01-31", "12:30:05.123456"), (midnight, "2026-01-31", "23:59:59.999999")]
+    {
+        let (chrono, offset): (DateTime<Utc>, OffsetDateTime) = (at.into(), at.into());
+        let primitive = time::PrimitiveDateTime::new(offset.date(), offset.time());
+        let (timestamp, timestamptz) = (format!("{date} {time}"), format!("{date} {time}+00"));
+        assert_eq!(echo("timestamptz", query().bind(at)).await, timestamptz);
+        assert_eq!(echo("timestamptz", query().bind(chrono)).await, timestamptz);
+        assert_eq!(echo("timestamptz", query().bind(offset)).await, timestamptz);
+        assert_eq!(echo("timestamp", query().bind(chrono.naive_utc())).await, timestamp);
+        assert_eq!(echo("timestamp", query().bind(primitive)).await, timestamp);
+        assert_eq!(echo("time", query().bind(chrono.time())).await, time);
+        assert_eq!(echo("time", query().bind(offset.time())).await, time);
+    }
+    let (chrono, offset): (DateTime<Utc>, OffsetDateTime) = (noon.into(), noon.into());
+    let stored = || utc.query::<Value>("tv_micros").where_sql("at = $1");
+    assert_eq!(stored().bind(chrono).count().await.unwrap(), 1);
+    assert_eq!(stored().bind(offset).count().await.unwrap(), 1);
+    assert_eq!(ids(&utc, "tv_micros", Field::column("at").eq(chrono)).await, [1]);
+
+    // A leap second is the second 60, and an offset can have seconds.
+    let leap = NaiveTime::from_hms_nano_opt(23, 59, 59, 1_999_999_999).unwrap();
+    let sent = |query: QueryBuilder<Value>| query.where_sql("$1").to_sql().unwrap().1[0].clone();
+    assert_eq!(sent(query().bind(leap)).unwrap(), "23:59:60.999999");
+    let mean_time = FixedOffset::east_opt(21_208).unwrap();
+    let bound = echo("timestamptz", query().bind(chrono.with_timezone(&mean_time))).await;
+    assert_eq!(bound, "2026-01-31 12:30:05.123456+00");
+}
+
 /// Includes addresses that the server and Rust could abbreviate differently.
 #[tokio::test]
 async fn address_operand_equals_to_jsonb_of_the_same_address() {
