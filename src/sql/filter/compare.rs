@@ -71,7 +71,7 @@ impl CompareOp {
 /// [`Filter`](crate::Filter#columns-of-type-json).
 impl Field {
     /// Matches if the field equals the value. JSON's `null` equals only itself. In a comparison
-    /// with a column, it equals NULL.
+    /// with a column, it equals NULL, and in the JSON column itself also JSON's null.
     pub fn eq(self, value: impl Into<Operand>) -> Filter {
         self.compare(CompareOp::Eq, value)
     }
@@ -79,7 +79,7 @@ impl Field {
     /// Matches if the field is of the value's type and differs from the value. A field that is
     /// missing, null or of another type does not match: add [`is_null`](Self::is_null) to match
     /// fields that are missing or null. With a column, `ne(Value::Null)` matches every value that
-    /// is not NULL.
+    /// is not NULL. The JSON column itself also matches if its document is of another type.
     pub fn ne(self, value: impl Into<Operand>) -> Filter {
         self.compare(CompareOp::Ne, value)
     }
@@ -117,12 +117,13 @@ impl Field {
 
     /// Matches if the field has the type of at least one of the values and equals none of them. An
     /// empty list matches everything. A column that is NULL does not match, whether or not the list
-    /// contains a null.
+    /// contains a null. The JSON column itself also matches if its document is of another type.
     pub fn not_in<V: Into<Operand>>(self, values: impl IntoIterator<Item = V>) -> Filter {
         self.in_(values).not()
     }
 
-    /// Matches if the field is missing or null.
+    /// Matches if the field is missing or null. The JSON column itself is null if it is NULL or its
+    /// document is JSON's null.
     pub fn is_null(self) -> Filter {
         Filter::leaf(self, IsNull)
     }
@@ -165,7 +166,10 @@ impl Predicate for Compare {
             check_some(slice::from_ref(&self.value))?;
         }
         let test = operand_test(&self.value, sql, op.as_str())?;
-        sql.guarded(&[kind], &test)
+        match op {
+            CompareOp::Eq | CompareOp::Ne => sql.guarded(&[kind], &test),
+            _ => sql.guarded_order(kind, &test),
+        }
     }
 }
 
@@ -200,7 +204,7 @@ impl Predicate for Between {
         let (from, word, to) = if sql.negated { ("<", "OR", ">") } else { (">=", "AND", "<=") };
         let from = operand_test(&self.low, sql, from)?;
         let to = operand_test(&self.high, sql, to)?;
-        sql.guarded(&[kind], &format!("({from} {word} {to})"))
+        sql.guarded_order(kind, &format!("({from} {word} {to})"))
     }
 }
 
@@ -225,12 +229,12 @@ fn operand_test(operand: &Operand, sql: &mut Render<'_>, sign: &str) -> Result<S
 /// Returns a test of whether a column is NULL, which SQL's comparison operators cannot express. The
 /// JSON column also counts as NULL if the document is JSON's null.
 fn null_test(sql: &Render<'_>, is_null: bool) -> Result<String> {
-    let value = if sql.is_document() {
-        format!("({}#>>'{{}}')", sql.document_as_jsonb())
-    } else {
-        sql.json()?
-    };
-    Ok(is_null_sql(&value, is_null))
+    if sql.is_document() {
+        let sign = if is_null { "=" } else { "<>" };
+        let json = sql.document_as_jsonb();
+        return Ok(format!("(coalesce(jsonb_typeof({json}), 'null') {sign} 'null')"));
+    }
+    Ok(is_null_sql(&sql.json()?, is_null))
 }
 
 fn is_null_sql(value: &str, is_null: bool) -> String {
@@ -241,6 +245,9 @@ struct IsNull;
 
 impl Predicate for IsNull {
     fn render(&self, sql: &mut Render<'_>) -> Result<String> {
+        if sql.is_column() {
+            return null_test(sql, !sql.negated);
+        }
         // `->>` returns NULL for a JSON null as well as for a missing field.
         Ok(is_null_sql(&sql.text()?, !sql.negated))
     }

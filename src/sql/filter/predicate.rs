@@ -3,7 +3,8 @@
 //! On a field of the document, a predicate consists of a test and a guard: the test is the
 //! condition, and the guard checks that the field has the type that the test applies to. A document
 //! matches if both hold. A negated predicate negates the test and keeps the guard. On a column
-//! there is no guard, because a column has only one type.
+//! there is no guard, because a column has only one type. The exception is the order of the JSON
+//! column itself: see [`Render::guarded_order`].
 
 use std::panic::{RefUnwindSafe, UnwindSafe};
 
@@ -95,6 +96,16 @@ impl Render<'_> {
             return Ok(["(", test, " AND jsonb_typeof", &json, " = '", only, "')"].concat());
         }
         Ok(format!("({test} AND jsonb_typeof{json} IN ('{}'))", types.join("', '")))
+    }
+
+    /// Returns a test that orders values of `kind`, with its guard. The JSON column has a guard
+    /// too, because `jsonb` orders values of different types.
+    pub(super) fn guarded_order(&self, kind: &str, test: &str) -> Result<String> {
+        if self.is_document() {
+            let json = self.document_as_jsonb();
+            return Ok(format!("({test} AND jsonb_typeof({json}) = '{kind}')"));
+        }
+        self.guarded(&[kind], test)
     }
 }
 
