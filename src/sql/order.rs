@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 /// collation. Values of different types are sorted in this order: the empty array, null, strings,
 /// numbers, booleans, other arrays, objects. (That the empty array sorts first is a peculiarity of
 /// Postgres.) With [`collate`](Self::collate), values are compared as text, and JSON's null is
-/// NULL. A missing field is NULL. By default, NULL comes last, and with `desc` first.
+/// NULL. A missing field is NULL. By default, NULL comes last, and with `desc` first. A column
+/// other than the JSON column is sorted in the order of its own type.
 ///
 /// In a column of type `json` (not `jsonb`), some documents make the query fail: see
 /// [`Filter`](crate::Filter#columns-of-type-json).
@@ -87,14 +88,24 @@ impl OrderBy {
         self.field.reads(document)
     }
 
-    pub(super) fn to_sql(&self, document: &str) -> Result<String> {
+    /// `is_json` is whether the JSON column is known to be of type `json` or `jsonb`. Otherwise it
+    /// is sorted like any other column.
+    pub(super) fn to_sql(&self, document: &str, is_json: bool) -> Result<String> {
+        let is_json_column = is_json && self.field.is_document(document);
         let mut sql = match &self.collation {
+            // The type `json` has no order.
+            None if is_json_column => self.field.jsonb(document)?,
             None => self.field.json(document)?,
             Some(collation) => {
                 let name = quote_collation(collation).map_err(|why| {
                     Error::config(format!("invalid collation name {collation:?}: {why}"))
                 })?;
-                format!("{} COLLATE {name}", self.field.text(document)?)
+                let text = if is_json_column {
+                    format!("({}#>>'{{}}')", self.field.jsonb(document)?)
+                } else {
+                    self.field.text(document)?
+                };
+                format!("{text} COLLATE {name}")
             }
         };
         if self.descending {

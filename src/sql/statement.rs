@@ -257,12 +257,12 @@ impl Select {
         sql.push_str(" FROM ");
         push_relation(&self.entity, &mut sql)?;
         let mut keyword = " WHERE ";
+        let is_json = !matches!(self.projection, Projection::Sql(_));
         for condition in &self.conditions {
             sql.push_str(std::mem::replace(&mut keyword, " AND "));
             match condition {
                 Condition::Sql(condition) => push_in_parentheses(condition, &mut sql),
                 Condition::Filter(filter) => {
-                    let is_json = !matches!(self.projection, Projection::Sql(_));
                     let mut target = SqlContext { document, is_json, parameters };
                     sql.push_str(&filter.to_sql(&mut target)?);
                 }
@@ -289,7 +289,7 @@ impl Select {
                         sql.push('\n');
                     }
                 }
-                Order::Field(order) => sql.push_str(&order.to_sql(document)?),
+                Order::Field(order) => sql.push_str(&order.to_sql(document, is_json)?),
             }
         }
         for (keyword, count) in [("LIMIT", self.limit), ("OFFSET", self.offset)] {

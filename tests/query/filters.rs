@@ -1648,6 +1648,59 @@ async fn values_are_sorted_as_documented() {
     }
 }
 
+/// The JSON column itself, of either type.
+#[tokio::test]
+async fn documents_are_sorted_as_documented() {
+    sql(r#"create table tv_sorted_documents (id int, data jsonb);
+        insert into tv_sorted_documents select i, v from unnest(array['[]', 'null', '"A"', '"a"', '1', '2', 'false',
+            'true', '[1]', '[0, 0]', '{}', '{"k": 1}']::jsonb[]) with ordinality as t(v, i);
+        create view v_sorted_documents as select id, data::json as data from tv_sorted_documents"#)
+    .await;
+    let client = client().await;
+    let data = || Field::column("data");
+    let sorted = |texts: &[&str]| -> Vec<Value> {
+        texts.iter().map(|text| serde_json::from_str(text).unwrap()).collect()
+    };
+    let asc = sorted(&[
+        "[]",
+        "null",
+        "\"A\"",
+        "\"a\"",
+        "1",
+        "2",
+        "false",
+        "true",
+        "[1]",
+        "[0,0]",
+        "{}",
+        "{\"k\":1}",
+    ]);
+    let desc = asc.iter().rev().cloned().collect();
+    let c = sorted(&[
+        "1",
+        "2",
+        "\"A\"",
+        "[0,0]",
+        "[1]",
+        "[]",
+        "\"a\"",
+        "false",
+        "true",
+        "{\"k\":1}",
+        "{}",
+        "null",
+    ]);
+    for (order, expected) in
+        [(data().asc(), asc), (data().desc(), desc), (data().asc().collate("C"), c)]
+    {
+        for table in ["tv_sorted_documents", "v_sorted_documents"] {
+            let query = client.query::<Value>(table).order_by_field(order.clone());
+            let rows = query.fetch_all().await.unwrap_or_else(|e| panic!("{table}: {e}"));
+            assert_eq!(rows, expected, "{table}: {order:?}");
+        }
+    }
+}
+
 /// The deepest documents that can be stored are filtered, sorted and selected from. Only a path to
 /// the deepest level is an error, as documented.
 #[tokio::test]
