@@ -17,7 +17,8 @@ use crate::error::{Error, Result};
 /// [`Filter`](crate::Filter#columns-of-type-json).
 ///
 /// An index on `t ((("data"->'total')))` serves this order; with `collate`, an index on
-/// `t ((("data"->>'name') collate "C"))`.
+/// `t ((("data"->>'name') collate "C"))`. For `desc().nulls_last()`, declare the index with
+/// `desc nulls last`, because a plain index has NULL at the other end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[must_use = "a sort order does nothing until it is passed to a query"]
 pub struct OrderBy {

@@ -945,6 +945,8 @@ async fn documented_indexes_are_used_by_the_operators() {
            create index by_name on tv_indexed ((data->>'name') text_pattern_ops);
            create index by_name_trgm on tv_indexed using gin ((data->>'name') gin_trgm_ops);
            create index by_tags on tv_indexed using gin ((data->'tags'));
+           create index by_len on tv_indexed ((case when jsonb_typeof((data->'tags')::jsonb) = 'array'
+               then jsonb_array_length((data->'tags')::jsonb) end));
            create index by_words on tv_indexed using gin (to_tsvector('english', data->>'name'));
            create index by_document on tv_indexed using gin (data jsonb_path_ops);
            analyze tv_indexed"#)
@@ -967,6 +969,8 @@ async fn documented_indexes_are_used_by_the_operators() {
         (Field::column("data").contains_json(json!({"id": 77})), "by_document"),
         (Field::column("data").jsonpath_match("$.id == 77"), "by_document"),
         (Field::column("data").jsonpath_exists("$.date ? (@ == 77)"), "by_document"),
+        (field("tags").len_eq(7), "by_len"),
+        (field("tags").len_gt(3), "by_len"),
         (field("name").language("english").plain_query("abcdef"), "by_words"),
         (field("name").language("english").websearch_query("\"name abcdef\" or x"), "by_words"),
         (field("tags").array_overlaps([json!({"k": 1}), json!("t77")]), "by_tags"),
@@ -985,6 +989,22 @@ async fn documented_indexes_are_used_by_the_operators() {
     assert!(plan.to_string().contains("by_id"), "{plan:#}");
     let analyzed = client.query::<Value>("tv_indexed").limit(1).explain(true).await.unwrap();
     assert!(analyzed[0]["Execution Time"].is_number(), "{analyzed:#}");
+}
+
+/// No array has as many elements, and the comparison is not an error.
+#[tokio::test]
+async fn length_beyond_every_array_matches_none_or_all() {
+    sql(r#"create table tv_lengths (id int, data jsonb);
+        insert into tv_lengths values (1, '{"a": []}'), (2, '{"a": [1]}'), (3, '{"a": 1}')"#)
+    .await;
+    let client = client().await;
+    let a = || field("a");
+    for len in [usize::MAX, usize::MAX / 2, usize::MAX / 2 + 1, u32::MAX as usize] {
+        for filter in [a().len_eq(len), a().len_gt(len), a().len_gte(len)] {
+            assert!(matching(&client, "tv_lengths", filter.clone()).await.is_empty(), "{filter:?}");
+            assert_eq!(matching(&client, "tv_lengths", filter.not()).await, [1, 2]);
+        }
+    }
 }
 
 /// Distances of vectors in documents and in columns, by pgvector.

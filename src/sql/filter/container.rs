@@ -257,11 +257,14 @@ impl Predicate for Length {
     fn render(&self, sql: &mut Render<'_>) -> Result<String> {
         let value = sql.jsonb()?;
         let sign = self.op.negated_if(sql.negated).as_str();
-        let len = sql.bind(Param::text(self.len.to_string()));
+        // Of a type that an index on this expression, an integer, can be compared with. No array is
+        // longer than its maximum.
+        let len = i64::try_from(self.len).unwrap_or(i64::MAX);
+        let len = sql.bind(Param::text(len.to_string()));
         // jsonb_array_length fails for other types, and CASE prevents its evaluation.
         Ok(format!(
             "(CASE WHEN jsonb_typeof({value}) = 'array' THEN jsonb_array_length({value}) END \
-             {sign} {len}::numeric)"
+             {sign} {len}::bigint)"
         ))
     }
 }
