@@ -397,6 +397,11 @@ impl ConnectionConfigBuilder {
     /// later uses need no parsing. When the cache is full, the least recently used statement is
     /// closed. Texts of more than 32 KiB are never prepared.
     ///
+    /// LIMIT and OFFSET are a part of the text, so each page of `limit(20).offset(20 * n)` is a
+    /// statement of its own. Read such pages with
+    /// [`persistent(false)`](crate::QueryBuilder::persistent), or pages after a key: the text of
+    /// `filter(field("id").gt(last)).limit(20)` is the same for all of them.
+    ///
     /// Prepared statements work through poolers that support them, such as PgBouncer from 1.21 with
     /// `max_prepared_statements`. If a pooler does not, the first statement that is missing
     /// disables them for this configuration and its clones. The query itself is sent again without
