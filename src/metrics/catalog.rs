@@ -45,7 +45,7 @@ catalog! {
         ["entity", "reason"]
         "Rows that could not be decoded, by reason: syntax, data, eof, or utf8.";
     JSON_PARSE_ERRORS_TOTAL "json_parse_errors_total" Counter "rows" ["entity"]
-        "Rows that are not valid JSON.";
+        "Rows that are not valid JSON, or valid JSON beyond the limits of the decoder.";
     BYTES_RECEIVED_TOTAL "bytes_received_total" Counter "bytes" ["entity"]
         "Bytes of JSON in the received rows.";
     ERRORS_TOTAL "errors_total" Counter "errors" ["category", "phase"]
