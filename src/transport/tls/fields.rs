@@ -177,45 +177,94 @@ pub(super) fn is_self_issued(certificate: &Certificate) -> bool {
     fields.issuer() == fields.subject()
 }
 
-/// Returns whether it claims to be self-signed, by its names and, if present, its key identifiers.
-pub(super) fn is_self_signed(certificate: &Certificate) -> bool {
-    is_self_issued(certificate)
-        && is_issuer_by_key_id(certificate, extension(certificate, AUTHORITY_KEY_ID))
+/// What is compared to find the issuer of a certificate. It is decoded once for each certificate,
+/// because a server can send many that are compared with each other.
+#[derive(Clone)]
+pub(super) struct Identifiers {
+    /// The names are encoded.
+    pub(super) subject: Vec<u8>,
+    pub(super) issuer: Vec<u8>,
+    serial: Vec<u8>,
+    key_id: Option<Vec<u8>>,
+    /// `None`: it is malformed and matches no issuer.
+    authority: Option<AuthorityKeyId>,
 }
 
-/// Returns whether `issuer` may have signed `certificate`, by names and key identifiers.
-pub(super) fn may_be_issuer(issuer: &Certificate, certificate: &Certificate) -> bool {
-    issuer.tbs_certificate().subject() == certificate.tbs_certificate().issuer()
-        && is_issuer_by_key_id(issuer, extension(certificate, AUTHORITY_KEY_ID))
+impl Identifiers {
+    pub(super) fn new(certificate: &Certificate) -> Self {
+        let fields = certificate.tbs_certificate();
+        let encode = |name: &Name| name.to_der().unwrap_or_default();
+        let key_id = extension(certificate, SUBJECT_KEY_ID).and_then(content);
+        Self {
+            subject: encode(fields.subject()),
+            issuer: encode(fields.issuer()),
+            serial: without_zeros(fields.serial_number().as_bytes()).to_vec(),
+            key_id: key_id.map(<[u8]>::to_vec),
+            authority: AuthorityKeyId::decode(extension(certificate, AUTHORITY_KEY_ID)),
+        }
+    }
+
+    /// Returns whether this certificate may have signed `certificate`, by names and key
+    /// identifiers.
+    pub(super) fn may_be_issuer_of(&self, certificate: &Self) -> bool {
+        self.subject == certificate.issuer
+            && certificate.authority.as_ref().is_some_and(|authority| authority.matches(self))
+    }
+
+    /// Returns whether it claims to be self-signed.
+    pub(super) fn is_self_signed(&self) -> bool {
+        self.may_be_issuer_of(self)
+    }
 }
 
-/// Returns whether an authorityKeyIdentifier matches this issuer: `X509_check_akid` of OpenSSL.
-/// Fields that are missing on either side are not compared.
+/// The fields of an authorityKeyIdentifier. Missing ones are not compared.
+#[derive(Clone, Default)]
+struct AuthorityKeyId {
+    key_id: Option<Vec<u8>>,
+    /// The issuer of the issuer's certificate, encoded.
+    issuer: Option<Vec<u8>>,
+    serial: Option<Vec<u8>>,
+}
+
+impl AuthorityKeyId {
+    /// Returns `None` if the extension is malformed.
+    fn decode(extension: Option<&[u8]>) -> Option<Self> {
+        const KEY_ID: Tag = Tag::ContextSpecific { constructed: false, number: TagNumber(0) };
+        const NAMES: Tag = Tag::ContextSpecific { constructed: true, number: TagNumber(1) };
+        const SERIAL: Tag = Tag::ContextSpecific { constructed: false, number: TagNumber(2) };
+        const DIRECTORY_NAME: Tag =
+            Tag::ContextSpecific { constructed: true, number: TagNumber(4) };
+        let Some(value) = extension else { return Some(Self::default()) };
+        let fields = elements(content(value)?)?;
+        let field = |tag| fields.iter().find(|f| f.header().tag() == tag).map(|f| f.value());
+        let names = field(NAMES).and_then(elements).unwrap_or_default();
+        let issuer = match names.iter().find(|name| name.header().tag() == DIRECTORY_NAME) {
+            Some(name) => Some(Name::from_der(name.value()).ok()?.to_der().ok()?),
+            None => None,
+        };
+        Some(Self {
+            key_id: field(KEY_ID).map(<[u8]>::to_vec),
+            issuer,
+            serial: field(SERIAL).map(|s| without_zeros(s).to_vec()),
+        })
+    }
+
+    /// Returns whether it matches this issuer: `X509_check_akid` of OpenSSL.
+    fn matches(&self, issuer: &Identifiers) -> bool {
+        let is_key = match (&self.key_id, &issuer.key_id) {
+            (Some(named), Some(own)) => named == own,
+            _ => true,
+        };
+        is_key
+            && self.issuer.as_ref().is_none_or(|name| *name == issuer.issuer)
+            && self.serial.as_ref().is_none_or(|serial| *serial == issuer.serial)
+    }
+}
+
+/// Returns whether the authorityKeyIdentifier of a revocation list matches this issuer.
 pub(super) fn is_issuer_by_key_id(issuer: &Certificate, authority_key_id: Option<&[u8]>) -> bool {
-    const KEY_ID: Tag = Tag::ContextSpecific { constructed: false, number: TagNumber(0) };
-    const NAMES: Tag = Tag::ContextSpecific { constructed: true, number: TagNumber(1) };
-    const SERIAL: Tag = Tag::ContextSpecific { constructed: false, number: TagNumber(2) };
-    const DIRECTORY_NAME: Tag = Tag::ContextSpecific { constructed: true, number: TagNumber(4) };
-    let Some(value) = authority_key_id else { return true };
-    let Some(fields) = AnyRef::from_der(value).ok().and_then(|s| elements(s.value())) else {
-        return false;
-    };
-    let field = |tag| fields.iter().find(|f| f.header().tag() == tag).map(|f| f.value());
-    let own = extension(issuer, SUBJECT_KEY_ID).and_then(|v| AnyRef::from_der(v).ok());
-    let is_key = match (field(KEY_ID), own) {
-        (Some(named), Some(own)) => named == own.value(),
-        _ => true,
-    };
-    // authorityCertIssuer is the issuer of the issuer's certificate.
-    let names = field(NAMES).and_then(elements).unwrap_or_default();
-    let directory = names.iter().find(|name| name.header().tag() == DIRECTORY_NAME);
-    let is_named = directory.is_none_or(|name| {
-        Name::from_der(name.value()).is_ok_and(|n| n == *issuer.tbs_certificate().issuer())
-    });
-    let serial = issuer.tbs_certificate().serial_number();
-    is_key
-        && is_named
-        && field(SERIAL).is_none_or(|s| without_zeros(s) == without_zeros(serial.as_bytes()))
+    AuthorityKeyId::decode(authority_key_id)
+        .is_some_and(|authority| authority.matches(&Identifiers::new(issuer)))
 }
 
 /// Returns an integer without its leading zeros.

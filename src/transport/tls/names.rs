@@ -3,7 +3,7 @@
 use x509_cert::der::{Any, Decode as _, Tag, TagNumber, asn1::AnyRef};
 
 use super::{
-    asn1::elements,
+    asn1::{content, elements},
     fields::{self, ALTERNATIVE_NAMES, Certificate},
 };
 
@@ -32,6 +32,17 @@ pub(super) fn alternative_names(certificate: &Certificate) -> Option<Vec<Name>> 
         }
     });
     Some(names.collect())
+}
+
+/// Returns the maximum number of names that are compared with name constraints.
+pub(super) fn count_names(certificate: &Certificate) -> usize {
+    // The subject, its attributes (email addresses and common names), and subjectAltName. If that
+    // is malformed, it has at most as many names as fit, and an empty name takes two bytes.
+    let alternative = fields::extension(certificate, ALTERNATIVE_NAMES).map_or(0, |extension| {
+        let names = content(extension).and_then(elements);
+        names.map_or(extension.len() / 2, |names| names.len())
+    });
+    1 + certificate.tbs_certificate().subject().iter().count() + alternative
 }
 
 /// Returns the common names of the subject.

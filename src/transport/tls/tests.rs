@@ -13,13 +13,17 @@ use std::{
 };
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
-    RevokedCertParams, SerialNumber, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CustomExtension, DnType,
+    ExtendedKeyUsagePurpose, GeneralSubtree, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    NameConstraints, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 use rustls::{
     RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _},
+    crypto::WebPkiSupportedAlgorithms,
+    pki_types::{
+        AlgorithmIdentifier, CertificateDer, InvalidSignature, PrivateKeyDer,
+        SignatureVerificationAlgorithm, UnixTime, alg_id, pem::PemObject as _,
+    },
     server::WebPkiClientVerifier,
     sign::{CertifiedKey, SingleCertAndKey},
     version::{TLS12, TLS13},
@@ -31,7 +35,7 @@ use tokio::{
 use x509_cert::certificate::Version;
 
 use super::{
-    asn1::parse_certificate,
+    asn1::{DECODED, parse_certificate},
     channel_binding,
     connector::{ALPN, TlsConnector, provider, sni},
     error::tls_error,
@@ -1031,20 +1035,20 @@ fn common_names_from_public_authorities_are_rejected() {
 #[test]
 fn path_search_in_certificate_mazes_is_limited() {
     let ca = Ca::new("CA");
-    // Six layers of eight certificates with the same name, and others that are dead ends.
+    // Five layers of eight certificates with the same name, and others that are dead ends.
     let key = KeyPair::generate().unwrap();
     let layer = |i: usize| format!("layer {i}");
     let issuers: Vec<_> =
         (0..7).map(|i| Issuer::new(Ca::params(&layer(i)), KeyPair::generate().unwrap())).collect();
     let mut maze = Vec::new();
-    for i in 0..6 {
+    for i in 0..5 {
         for serial in 0..8_u8 {
             let mut params = Ca::params(&layer(i));
             params.serial_number = Some(SerialNumber::from(vec![serial]));
             maze.push(params.signed_by(issuers[i].key(), &issuers[i + 1]).unwrap().der().clone());
         }
     }
-    for i in 0..100 {
+    for i in 0..60 {
         let other = Ca::params(&format!("nowhere {i}"));
         maze.push(other.signed_by(&key, &issuers[6]).unwrap().der().clone());
     }
@@ -1052,13 +1056,240 @@ fn path_search_in_certificate_mazes_is_limited() {
     let settings = trusting(&ca).build().unwrap().settings().clone();
     let trust = roots::load(&settings).unwrap().unwrap();
     let parsed = parse_certificate(&leaf).unwrap();
-    let found = paths::find(&parsed, &maze, &trust);
+    let found = paths::find(&parsed, &maze, &trust).found;
     assert!(found.len() <= 64, "{}", found.len());
     assert!(found.iter().map(|p| p.intermediates.len() + 1).sum::<usize>() <= 64);
     let verifier =
         Verifier::new(Some(trust), Some("db".into()), provider().signature_verification_algorithms);
     let error = verifier.verify(&leaf, &maze, UnixTime::now()).unwrap_err();
-    assert!(error.contains("is not trusted"), "{error}");
+    assert!(error.contains(TOO_LONG), "{error}");
+}
+
+/// In the error after a limit of the search.
+const TOO_LONG: &str = "the certificates that the server sent takes too long";
+
+/// Verifies certificates, the server's first. Returns the result, and how many times as much was
+/// decoded as was sent.
+fn verify_counting(ca_pem: &str, chain: &[CertificateDer<'_>]) -> (Result<(), String>, usize) {
+    let tls = TlsConfig::builder().ca_cert_pem(ca_pem).build().unwrap();
+    let trust = roots::load(tls.settings()).unwrap();
+    let algorithms = provider().signature_verification_algorithms;
+    let verifier = Verifier::new(trust, Some("db.example".into()), algorithms);
+    let before = DECODED.get();
+    let result = verifier.verify(&chain[0], &chain[1..], UnixTime::now());
+    let sent = chain.iter().map(|der| der.len()).sum::<usize>();
+    (result, (DECODED.get() - before) / sent)
+}
+
+/// Returns certificates of one key with these serial numbers.
+fn series(
+    params: impl Fn() -> CertificateParams,
+    key: &KeyPair,
+    issuer: &Issuer<'_, KeyPair>,
+    serials: std::ops::Range<u8>,
+) -> Vec<CertificateDer<'static>> {
+    let issue = |serial| {
+        let mut params = params();
+        params.serial_number = Some(SerialNumber::from(vec![serial]));
+        params.signed_by(key, issuer).unwrap().der().clone()
+    };
+    serials.map(issue).collect()
+}
+
+/// A certificate with a large authorityKeyIdentifier, which matches all others but for the serial
+/// number, is reached many times and decoded once.
+#[test]
+fn key_identifiers_are_decoded_once_for_each_certificate() {
+    let ca = Ca::new("CA");
+    let [x, y] = ["X", "Y"].map(Ca::new);
+    let mut large = Ca::params("Y");
+    // authorityCertIssuer with 9,000 DNS names, and authorityCertSerialNumber 200.
+    let names: Vec<u8> = b"\x82\x01a".repeat(9000);
+    let [high, low] = u16::try_from(names.len()).unwrap().to_be_bytes();
+    let content = [&[0xa1, 0x82, high, low], &names[..], &[0x82, 2, 0, 200]].concat();
+    let [high, low] = u16::try_from(content.len()).unwrap().to_be_bytes();
+    let value = [&[0x30, 0x82, high, low], &content[..]].concat();
+    let extension = CustomExtension::from_oid_content(&[2, 5, 29, 35], value);
+    large.custom_extensions.push(extension);
+    let mut chain = vec![named(&["db.example"]).signed_by(x.issuer.key(), &x.issuer).unwrap()];
+    chain.push(large.signed_by(y.issuer.key(), &x.issuer).unwrap());
+    let mut chain: Vec<_> = chain.iter().map(|c| c.der().clone()).collect();
+    chain.extend(series(|| Ca::params("X"), x.issuer.key(), &y.issuer, 1..100));
+    let (result, decoded) = verify_counting(&ca.pem, &chain);
+    assert!(decoded <= 4, "decoded {decoded} times what was sent");
+    assert!(result.unwrap_err().contains(TOO_LONG));
+}
+
+/// Describing a wrong signature looks for authorities with unsupported keys.
+#[test]
+fn certificates_are_decoded_once_to_describe_an_error() {
+    let (ca, same_name, other) = (Ca::new("CA"), Ca::new("CA"), Ca::new("Other"));
+    let leaf = named(&["db.example"]).signed_by(other.issuer.key(), &same_name.issuer).unwrap();
+    let mut chain = vec![leaf.der().clone()];
+    chain.extend(series(|| Ca::params("Other"), other.issuer.key(), &other.issuer, 1..100));
+    let (result, decoded) = verify_counting(&ca.pem, &chain);
+    assert!(decoded <= 4, "decoded {decoded} times what was sent");
+    assert!(result.unwrap_err().contains("a signature in the server's certificate chain is wrong"));
+}
+
+#[test]
+fn name_constraints_are_decoded_once_for_all_common_names() {
+    let dir = folder();
+    let list = |prefix: &str, suffix: &str| {
+        (0..200).map(|i| format!("{prefix}{i}{suffix}")).collect::<Vec<_>>().concat()
+    };
+    let bases = format!("permitted;DNS:example{}", list(",excluded;DNS:x", ".test"));
+    let authority = "basicConstraints=critical,CA:TRUE\nkeyUsage=keyCertSign";
+    write(&dir, "ca.cnf", authority);
+    write(&dir, "sub.cnf", format!("{authority}\nnameConstraints=critical,{bases}"));
+    write(&dir, "db.cnf", "keyUsage=digitalSignature\n");
+    for (name, subject, by) in [
+        ("ca", "/CN=ca".to_owned(), "-signkey ca.key"),
+        ("sub", "/CN=sub".to_owned(), "-CA ca.pem -CAkey ca.key -set_serial 1"),
+        ("db", list("/CN=db", ".example"), "-CA sub.pem -CAkey sub.key -set_serial 2"),
+    ] {
+        openssl(&dir, "genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem");
+        std::fs::rename(dir.path().join("key.pem"), dir.path().join(format!("{name}.key")))
+            .unwrap();
+        openssl(&dir, &format!("req -new -key {name}.key -subj {subject} -out csr.pem"));
+        let files = format!("-extfile {name}.cnf -out {name}.pem");
+        openssl(&dir, &format!("x509 -req -in csr.pem {by} -sha256 -days 9 {files}"));
+    }
+    let read = |name: &str| std::fs::read_to_string(dir.path().join(name)).unwrap();
+    let chain = read("db.pem") + &read("sub.pem");
+    let chain: Vec<_> =
+        CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
+    let (result, decoded) = verify_counting(&read("ca.pem"), &chain);
+    // All common names are permitted, and the first is compared with the host.
+    let error = result.unwrap_err();
+    assert!(error.contains("is for \"db0.example\", not for"), "{error}");
+    assert!(decoded <= 10, "decoded {decoded} times what was sent");
+}
+
+#[test]
+fn comparisons_of_names_with_name_constraints_are_limited() {
+    let ca = Ca::new("CA");
+    let key = KeyPair::generate().unwrap();
+    let constrained = |count: usize| {
+        let mut params = Ca::params("Constrained");
+        let bases = (0..count).map(|i| GeneralSubtree::DnsName(format!("x{i}.test")));
+        params.name_constraints = Some(NameConstraints {
+            permitted_subtrees: vec![],
+            excluded_subtrees: bases.collect(),
+        });
+        params
+    };
+    let issuer = Issuer::new(constrained(0), &key);
+    let leaf = |name: &str, count: usize| {
+        let names = (1..count).map(|i| format!("db{i}.example")).chain([name.to_owned()]);
+        let params = CertificateParams::new(names.collect::<Vec<_>>()).unwrap();
+        params.signed_by(&KeyPair::generate().unwrap(), &issuer).unwrap().der().clone()
+    };
+    // Each path takes more than 40,000 comparisons.
+    let authorities = series(|| constrained(200), &key, &ca.issuer, 1..9);
+    for (name, sent, expected) in [
+        ("db.example", 1, Ok(())),
+        ("db.example", 8, Ok(())),
+        ("x199.test", 1, Err("the name constraints of an authority do not permit a name")),
+        ("x199.test", 8, Err(TOO_LONG)),
+    ] {
+        let chain = [&[leaf(name, 200)], &authorities[..sent]].concat();
+        match (verify_counting(&ca.pem, &chain).0, expected) {
+            (Ok(()), Ok(())) => {}
+            (Err(error), Err(part)) => assert!(error.contains(part), "{error}"),
+            (result, _) => panic!("{name} {sent}: {result:?}"),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct AlwaysWrong;
+
+static VERIFIED: AtomicUsize = AtomicUsize::new(0);
+
+impl SignatureVerificationAlgorithm for AlwaysWrong {
+    fn verify_signature(&self, _: &[u8], _: &[u8], _: &[u8]) -> Result<(), InvalidSignature> {
+        VERIFIED.fetch_add(1, Relaxed);
+        Err(InvalidSignature)
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        alg_id::ECDSA_P256
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        alg_id::ECDSA_SHA256
+    }
+}
+
+/// The certificates have the name of the root, so webpki tries each path in many orders.
+#[test]
+fn signatures_of_one_server_are_limited() {
+    let ca = Ca::new("CA");
+    let keys: Vec<_> = (0..20).map(|_| KeyPair::generate().unwrap()).collect();
+    let between: Vec<_> = keys
+        .iter()
+        .map(|key| Ca::params("CA").signed_by(key, &ca.issuer).unwrap().der().clone())
+        .collect();
+    let leaf = named(&["db"]).signed_by(&keys[0], &ca.issuer).unwrap().der().clone();
+    let settings = trusting(&ca).build().unwrap().settings().clone();
+    let algorithms = WebPkiSupportedAlgorithms { all: &[&AlwaysWrong], mapping: &[] };
+    let verifier = Verifier::new(roots::load(&settings).unwrap(), None, algorithms);
+    let error = verifier.verify(&leaf, &between, UnixTime::now()).unwrap_err();
+    let verified = VERIFIED.load(Relaxed);
+    assert!((1..=64).contains(&verified), "{verified}");
+    assert!(error.contains(TOO_LONG), "{error}");
+}
+
+/// After a change of keys, an authority can have two certificates in a path.
+#[test]
+fn path_has_at_most_two_authorities_of_one_name() {
+    let mut authority = Ca::new("CA");
+    let root = authority.pem.clone();
+    let mut chain = Vec::new();
+    for is_accepted in [true, true, true, false] {
+        let leaf = authority.issue(named(&["db.example"]));
+        let leaf = CertificateDer::from_pem_slice(leaf.chain.as_bytes()).unwrap();
+        let sent = [&[leaf], &chain[..]].concat();
+        let result = verify_counting(&root, &sent).0;
+        assert_eq!(result.is_ok(), is_accepted, "{} between: {result:?}", chain.len());
+        authority = authority.intermediate("Renewed");
+        chain.insert(0, CertificateDer::from_pem_slice(authority.pem.as_bytes()).unwrap());
+    }
+}
+
+#[tokio::test]
+async fn server_with_too_many_certificates_is_rejected() {
+    let ca = Ca::new("CA");
+    let between = ca.intermediate("Between");
+    let others = series(|| Ca::params("Other"), ca.issuer.key(), &ca.issuer, 1..101);
+    let pem = |der: &CertificateDer<'_>| {
+        let encoded = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, der);
+        format!("-----BEGIN CERTIFICATE-----\n{encoded}\n-----END CERTIFICATE-----\n")
+    };
+    let send = |params: CertificateParams, others: &[CertificateDer<'_>]| {
+        let mut identity = between.issue(params);
+        identity.chain.extend(others.iter().map(pem));
+        identity.chain.push_str(&between.pem);
+        Server::new(&identity)
+    };
+    send(named(&["db"]), &others[1..]).accepts(trusting(&ca), "db").await;
+    let server = send(named(&["db"]), &others);
+    server.refuses(trusting(&ca), "db", "the server sent 101 certificates of").await;
+    // The certificates are not used if nothing is verified.
+    server.accepts(TlsConfig::builder().danger_accept_invalid_certs(true), "db").await;
+}
+
+#[test]
+fn certificates_have_a_maximum_size() {
+    let ca = Ca::new("CA");
+    let leaf = CertificateDer::from_pem_slice(ca.issue(named(&["db.example"])).chain.as_bytes());
+    let leaf = leaf.unwrap();
+    let large = |size| CertificateDer::from(vec![0; size]);
+    verify_counting(&ca.pem, &[leaf.clone(), large(1 << 15), large(1 << 15)]).0.unwrap();
+    let sent = [leaf, large(1 << 15), large((1 << 15) + 1)];
+    let error = verify_counting(&ca.pem, &sent).0.unwrap_err();
+    assert!(error.contains("2 certificates of 65537 bytes"), "{error}");
 }
 
 /// The handshake proves that the server has the key, even if the certificate is not verified.

@@ -5,7 +5,7 @@ use webpki::anchor_from_trusted_cert;
 
 use super::{
     asn1::parse_certificate,
-    fields::{self, Certificate},
+    fields::{Certificate, Identifiers},
     revocation::RevocationList,
 };
 
@@ -32,6 +32,7 @@ pub(super) struct Root {
 pub(super) struct Decoded {
     pub(super) der: CertificateDer<'static>,
     pub(super) fields: Certificate,
+    pub(super) identifiers: Identifiers,
 }
 
 impl Trust {
@@ -52,9 +53,10 @@ impl Trust {
     ) -> Result<(), webpki::Error> {
         let anchor = anchor_from_trusted_cert(&certificate)?.to_owned();
         // As in OpenSSL, a chain ends in a self-signed certificate.
-        match parse_certificate(&certificate).filter(fields::is_self_signed) {
-            Some(fields) => {
-                let certificate = Some(Decoded { der: certificate, fields });
+        let decoded = parse_certificate(&certificate).map(|f| (Identifiers::new(&f), f));
+        match decoded.filter(|(identifiers, _)| identifiers.is_self_signed()) {
+            Some((identifiers, fields)) => {
+                let certificate = Some(Decoded { der: certificate, fields, identifiers });
                 self.roots.push(Root { certificate, anchor, is_public });
             }
             None => self.intermediates.push(certificate),

@@ -4,7 +4,14 @@
 //! subjectAltName against name constraints. This module does the rest: permitted uses of roots,
 //! keyUsage, pinned certificates, revocation by the newest list, and host names.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use rustls::{
     CertificateError, DigitallySignedStruct, OtherError, SignatureScheme,
@@ -13,7 +20,10 @@ use rustls::{
         WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
         verify_tls13_signature_with_raw_key,
     },
-    pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime},
+    pki_types::{
+        AlgorithmIdentifier, CertificateDer, InvalidSignature, ServerName,
+        SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer, UnixTime,
+    },
 };
 use webpki::{EndEntityCert, KeyUsage, RawPublicKeyEntity};
 use x509_cert::{certificate::Version, der::Encode as _};
@@ -28,6 +38,12 @@ use super::{
     show,
     trust::{Root, Trust},
 };
+
+/// The maximum number of certificates that a server may send, in addition to its own. A path has at
+/// most six, but a server may send others. It is OpenSSL's maximum depth of a path.
+const SENT: usize = 100;
+/// The maximum size of these certificates. rustls rejects larger messages.
+const SENT_BYTES: usize = 64 << 10;
 
 pub(super) struct Verifier {
     /// `None`: any certificate is accepted.
@@ -124,12 +140,28 @@ impl Verifier {
         let describe =
             |e: webpki::Error| describe_webpki_error(&e, presented, trust, self.algorithms.all);
         let leaf = EndEntityCert::try_from(presented.certificate).map_err(describe)?;
+        let sent = presented.intermediates;
+        let bytes = sent.iter().map(|der| der.len()).sum::<usize>();
+        if sent.len() > SENT || bytes > SENT_BYTES {
+            return Err(format!(
+                "the server sent {} certificates of {bytes} bytes in addition to its own, which \
+                 is more than {SENT} or {SENT_BYTES} bytes: {ONLY_THE_CHAIN}",
+                sent.len()
+            ));
+        }
         let mut refused = None;
         let mut unverified = webpki::Error::UnknownIssuer;
-        for path in paths::find(&presented.leaf, presented.intermediates, trust) {
+        let signatures = AtomicUsize::new(paths::SIGNATURES);
+        let algorithms = self.algorithms.all.iter();
+        let algorithms: Vec<_> =
+            algorithms.map(|a| Limited { algorithm: *a, signatures: &signatures }).collect();
+        let algorithms: Vec<_> =
+            algorithms.iter().map(|a| a as &dyn SignatureVerificationAlgorithm).collect();
+        let paths = paths::find(&presented.leaf, sent, trust);
+        for path in paths.found {
             let anchor = path.root.map(|root| &root.anchor);
             let verified = leaf.verify_for_usage(
-                self.algorithms.all,
+                &algorithms,
                 anchor.map_or(&[], std::slice::from_ref),
                 &path.intermediates,
                 now,
@@ -159,6 +191,11 @@ impl Verifier {
                     }
                 }
             }
+        }
+        if refused.is_none() && (paths.is_limited || signatures.load(Relaxed) == 0) {
+            return Err(format!(
+                "verifying the certificates that the server sent takes too long: {ONLY_THE_CHAIN}"
+            ));
         }
         Err(refused.unwrap_or_else(|| describe(unverified)))
     }
@@ -236,6 +273,35 @@ impl Verifier {
             check_not_revoked(lists, certificate, &issuer, self.algorithms.all, now)?;
         }
         Ok(())
+    }
+}
+
+/// An algorithm with a budget of signatures, because webpki may verify more than those of one path.
+#[derive(Debug)]
+struct Limited<'a> {
+    algorithm: &'a dyn SignatureVerificationAlgorithm,
+    /// The remaining budget of all paths.
+    signatures: &'a AtomicUsize,
+}
+
+impl SignatureVerificationAlgorithm for Limited<'_> {
+    fn verify_signature(
+        &self,
+        key: &[u8],
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<(), InvalidSignature> {
+        let spent = self.signatures.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1));
+        spent.map_err(|_| InvalidSignature)?;
+        self.algorithm.verify_signature(key, message, signature)
+    }
+
+    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
+        self.algorithm.public_key_alg_id()
+    }
+
+    fn signature_alg_id(&self) -> AlgorithmIdentifier {
+        self.algorithm.signature_alg_id()
     }
 }
 
@@ -349,6 +415,10 @@ fn check_root(root: &Certificate, now: UnixTime) -> Result<(), String> {
     Ok(())
 }
 
+/// The advice if a server sends too much.
+const ONLY_THE_CHAIN: &str = "configure it to send its own certificate and the intermediate \
+                              certificates up to its root, and no others";
+
 const MALFORMED: &str = "a certificate of the server is malformed";
 
 /// Follows the description of an unsupported key.
@@ -395,28 +465,28 @@ fn describe_webpki_error(
             | E::UnsupportedSignatureAlgorithmContext(_)
             | E::UnsupportedSignatureAlgorithmForPublicKeyContext(_)
     ) {
-        let roots = trust.roots.iter().filter_map(|root| root.certificate.as_ref().map(|c| &c.der));
-        let signers = intermediates.iter().chain(&trust.intermediates).chain(roots);
-        let signed = intermediates.iter().filter_map(parse_certificate);
-        let signed = [leaf.clone()].into_iter().chain(signed);
-        for certificate in signed {
-            let shown = show::name(certificate.tbs_certificate().subject());
+        let sent: Vec<_> = intermediates.iter().filter_map(parse_certificate).collect();
+        let trusted: Vec<_> = trust.intermediates.iter().filter_map(parse_certificate).collect();
+        let roots = trust.roots.iter().filter_map(|root| root.certificate.as_ref());
+        let signers = sent.iter().chain(&trusted).chain(roots.map(|root| &root.fields));
+        let unsupported: Vec<_> =
+            signers.filter_map(|s| Some((s, fields::unsupported_key(s, algorithms)?))).collect();
+        for certificate in [leaf].into_iter().chain(&sent) {
             if let Some(hash) =
-                fields::broken_hash(&certificate).filter(|_| !fields::is_self_issued(&certificate))
+                fields::broken_hash(certificate).filter(|_| !fields::is_self_issued(certificate))
             {
+                let shown = show::name(certificate.tbs_certificate().subject());
                 return format!(
                     "a certificate of the server{shown} is signed with {hash}, which is insecure: \
                      reissue it with SHA-256"
                 );
             }
-            let signer = signers.clone().filter_map(parse_certificate).filter(|s| {
-                s.tbs_certificate().subject() == certificate.tbs_certificate().issuer()
+            let signer = unsupported.iter().find(|(signer, _)| {
+                signer.tbs_certificate().subject() == certificate.tbs_certificate().issuer()
             });
-            for signer in signer {
-                if let Some(key) = fields::unsupported_key(&signer, algorithms) {
-                    let shown = show::name(signer.tbs_certificate().subject());
-                    return format!("the certificate of an authority{shown} has {key}{KEY_ADVICE}");
-                }
+            if let Some((signer, key)) = signer {
+                let shown = show::name(signer.tbs_certificate().subject());
+                return format!("the certificate of an authority{shown} has {key}{KEY_ADVICE}");
             }
         }
     }
