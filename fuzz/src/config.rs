@@ -1,5 +1,7 @@
 //! Password files and service files.
 
+#[path = "../../src/config/address.rs"]
+pub(crate) mod address;
 #[path = "../../src/config/environment.rs"]
 #[allow(dead_code)]
 mod environment;

@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::keyword::Values;
+use super::{address, keyword::Values};
 use crate::error::{Error, OneLine, Result};
 
 /// The directory of the server's socket: that of Debian's and Fedora's packages if it exists;
@@ -31,6 +31,8 @@ pub struct Target {
     pub host: Option<String>,
     /// The configured address. If it is set, the name is not resolved.
     pub hostaddr: Option<IpAddr>,
+    /// The address as it was written, by which libpq looks up the password if there is no host.
+    pub(crate) hostaddr_text: String,
     /// The path of the Unix socket. It begins with `@` in the abstract namespace of Linux.
     pub unix_socket: Option<PathBuf>,
     /// The port. It is part of the name of a Unix socket.
@@ -38,11 +40,14 @@ pub struct Target {
 }
 
 impl Target {
-    fn new(host: &str, hostaddr: Option<IpAddr>, port: u16) -> Self {
-        let named = Some(host).filter(|h| !h.is_empty());
+    fn new(host: &Host) -> Self {
+        let &Host { hostaddr, ref hostaddr_text, port, .. } = host;
+        let hostaddr_text = hostaddr_text.clone();
+        let named = Some(host.name.as_str()).filter(|h| !h.is_empty());
         // An address takes precedence, whatever the name looks like.
         if hostaddr.is_some() {
-            return Self { host: named.map(str::to_owned), hostaddr, unix_socket: None, port };
+            let host = named.map(str::to_owned);
+            return Self { host, hostaddr, hostaddr_text, unix_socket: None, port };
         }
         let (host, directory) = match named {
             Some(host) if host.starts_with(['/', '@']) => (None, Some(PathBuf::from(host))),
@@ -53,7 +58,7 @@ impl Target {
             },
         };
         let unix_socket = directory.map(|d| socket_path(&d, port));
-        Self { host, hostaddr, unix_socket, port }
+        Self { host, hostaddr, hostaddr_text, unix_socket, port }
     }
 
     /// The host name by which a password file refers to this target.
@@ -61,7 +66,7 @@ impl Target {
         let directory = self.unix_socket.as_ref().and_then(|p| p.parent()).and_then(Path::to_str);
         match (&self.host, self.hostaddr, directory) {
             (Some(host), ..) => host.clone(),
-            (None, Some(address), _) => address.to_string(),
+            (None, Some(_), _) => self.hostaddr_text.clone(),
             (None, None, Some(directory)) if default_directory() != Some(directory) => {
                 directory.to_owned()
             }
@@ -93,9 +98,18 @@ fn socket_path(directory: &Path, port: u16) -> PathBuf {
     directory.join(format!(".s.PGSQL.{port}"))
 }
 
-/// The hosts, each with its name, address and port.
+/// A host as it is configured. Without a name it is the default host.
 #[derive(Debug, Clone)]
-pub(super) struct Hosts(Vec<(String, Option<IpAddr>, u16)>);
+struct Host {
+    name: String,
+    hostaddr: Option<IpAddr>,
+    /// The address as it was written.
+    hostaddr_text: String,
+    port: u16,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Hosts(Vec<Host>);
 
 impl Hosts {
     /// Parses `host`, `hostaddr` and `port` by libpq's rules: the list of addresses, or otherwise
@@ -122,29 +136,31 @@ impl Hosts {
                 list.as_ref().and_then(|l| l.get(i).copied()).unwrap_or_default().to_owned()
             };
             let port = ports.get(i).or(ports.first()).copied().unwrap_or_default();
-            Ok((
-                check_name(element(&names))?,
-                parse_address(&element(&addresses))?,
-                parse_port(port)?,
-            ))
+            let hostaddr_text = element(&addresses);
+            Ok(Host {
+                name: check_name(element(&names))?,
+                hostaddr: parse_address(&hostaddr_text)?,
+                hostaddr_text,
+                port: parse_port(port)?,
+            })
         });
         hosts.collect::<Result<_>>().map(Self)
     }
 
     pub(super) fn targets(&self) -> Vec<Target> {
-        self.0.iter().map(|(host, address, port)| Target::new(host, *address, *port)).collect()
+        self.0.iter().map(Target::new).collect()
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().map(|(name, ..)| name.as_str())
+        self.0.iter().map(|host| host.name.as_str())
     }
 
     pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        self.0.iter().filter_map(|(_, address, _)| *address)
+        self.0.iter().filter_map(|host| host.hostaddr)
     }
 
     pub(super) fn ports(&self) -> impl Iterator<Item = u16> {
-        self.0.iter().map(|(.., port)| *port)
+        self.0.iter().map(|host| host.port)
     }
 }
 
@@ -163,7 +179,7 @@ fn parse_address(value: &str) -> Result<Option<IpAddr>> {
     if value.is_empty() {
         return Ok(None);
     }
-    let address = value.parse().map_err(|_| {
+    let address = address::parse_address(value).ok_or_else(|| {
         Error::config("hostaddr is not an IP address: set host to the name instead")
     })?;
     Ok(Some(address))
@@ -186,8 +202,25 @@ fn parse_port(value: &str) -> Result<u16> {
 
 #[cfg(test)]
 mod tests {
-    #[cfg(unix)]
     use super::*;
+
+    #[test]
+    fn hostaddr_accepts_the_forms_of_inet_aton() {
+        let parse = |text: &str| {
+            let mut values = Values::default();
+            values.set("hostaddr", text.to_owned()).unwrap();
+            Hosts::parse(&values)
+        };
+        let hosts = parse("127.1,0x7f000001,017700000001,0::1").unwrap();
+        let shown: Vec<_> = hosts.addresses().map(|address| address.to_string()).collect();
+        assert_eq!(shown, ["127.0.0.1", "127.0.0.1", "127.0.0.1", "::1"]);
+        // A password file contains the address as it was written.
+        let in_file: Vec<_> = hosts.targets().iter().map(Target::passfile_host).collect();
+        assert_eq!(in_file, ["127.1", "0x7f000001", "017700000001", "0::1"]);
+        for text in ["127.0.0.256", "1.2.3.4.5", "0x", "08.1", "db", "127.1 "] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
 
     /// A fallback to TCP could send the password to the server of another user.
     #[cfg(unix)]
@@ -200,7 +233,7 @@ mod tests {
                 values.set("host", host.to_owned()).unwrap();
             }
             let targets = Hosts::parse(&values).unwrap().targets();
-            let [Target { host: None, hostaddr: None, unix_socket: Some(path), port: 7 }] =
+            let [Target { host: None, hostaddr: None, unix_socket: Some(path), port: 7, .. }] =
                 &targets[..]
             else {
                 panic!("{targets:?}")

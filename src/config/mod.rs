@@ -1,5 +1,6 @@
 //! Connection settings: server, login and options.
 
+pub(crate) mod address;
 mod builder;
 mod client_options;
 mod connection_config;
