@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Result},
     metrics::connection::{self as metrics, CloseReason},
     protocol::{
-        backend::Message,
+        backend::{DATA_ROW, Message},
         extended_query::ExtendedQuery,
         frame::{Header, MAX_FRAME},
         long_message::LongMessage,
@@ -48,18 +48,22 @@ const ROUNDS: usize = 4;
 /// While other requests that were pipelined after the query are wanted, no cancel request is sent,
 /// because it might hit one of them: the answer is only discarded.
 ///
+/// `query` is the state of the answer: a message that is not allowed in it is an error, because the
+/// next ReadyForQuery might then end another answer. `None`: an answer in another protocol.
+///
 /// # Errors
 ///
 /// The connection cannot be used again and must be dropped.
 pub(crate) async fn cancel_and_drain(
     connection: &mut Connection,
-    query: &ExtendedQuery,
+    query: Option<&ExtendedQuery>,
     mut unsent: Bytes,
 ) -> Result<()> {
     let Limits { drain_limit, .. } = connection.limits;
-    let mut drain = Drain { limit: drain_limit, drained: 0 };
+    let is_running = query.is_none_or(|query| query.is_running());
+    let mut drain = Drain { limit: drain_limit, drained: 0, query: query.copied() };
     let began = Instant::now();
-    let cleaned_up = clean_up(connection, query, &mut unsent, &mut drain).await;
+    let cleaned_up = clean_up(connection, is_running, &mut unsent, &mut drain).await;
     let took = began.elapsed();
     metrics::drained(took, drain.drained);
     debug!(target: TARGET, bytes = drain.drained, ?took, "drained a query that ended early");
@@ -77,13 +81,13 @@ pub(crate) async fn cancel_and_drain(
 
 async fn clean_up(
     connection: &mut Connection,
-    query: &ExtendedQuery,
+    is_running: bool,
     unsent: &mut Bytes,
     drain: &mut Drain,
 ) -> Result<()> {
     let Limits { cancel_timeout, drain_limit, .. } = connection.limits;
     let session = Arc::clone(&connection.session);
-    let may_cancel = || !session.others_wanted() && query.is_running();
+    let may_cancel = || !session.others_wanted() && is_running;
     let cancel = async || match session.cancel.as_ref().filter(|_| may_cancel()) {
         Some(key) => session.send_cancel(key).await,
         None => Ok(()),
@@ -146,6 +150,7 @@ async fn clean_up(
 struct Drain {
     limit: usize,
     drained: usize,
+    query: Option<ExtendedQuery>,
 }
 
 /// The kind of message at the front of the buffer.
@@ -196,6 +201,17 @@ impl Drain {
         }
     }
 
+    /// Returns whether the message is the end of the answer.
+    fn discard(&mut self, message: Message) -> Result<bool> {
+        let is_ready = message == Message::ReadyForQuery;
+        match &mut self.query {
+            Some(query) if message == Message::DataRow && query.takes_rows() => {}
+            Some(query) => drop(query.advance(message)?),
+            None => {}
+        }
+        Ok(is_ready)
+    }
+
     /// Removes messages up to ReadyForQuery or one that has a handler.
     fn take_arrived(&mut self, connection: &mut Connection) -> Result<Arrived> {
         loop {
@@ -212,6 +228,9 @@ impl Drain {
                 if let Ok(Some(header)) = Header::parse(buffer, MAX_FRAME) {
                     let is_cut = buffer.len() < header.size && header.size > READ;
                     if is_cut && !LongMessage::is_supported(header.tag) {
+                        if header.tag == DATA_ROW {
+                            self.discard(Message::DataRow)?;
+                        }
                         connection.skip = header.size;
                         continue;
                     }
@@ -219,8 +238,11 @@ impl Drain {
             }
             // Not skipped: a parameter that changes now applies to the session.
             match connection.take_message_within(MAX_FRAME)? {
-                Taken::Message(Message::ReadyForQuery) => return Ok(Arrived::Ready),
-                Taken::Message(_) => {}
+                Taken::Message(message) => {
+                    if self.discard(message)? {
+                        return Ok(Arrived::Ready);
+                    }
+                }
                 Taken::Async => return Ok(Arrived::Async),
                 Taken::Incomplete => return Ok(Arrived::Incomplete),
             }

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    protocol::{extended_query::ExtendedQuery, frontend},
+    protocol::frontend,
 };
 
 impl Connection {
@@ -93,7 +93,7 @@ impl Connection {
 
     async fn try_stop(&mut self) -> Result<()> {
         while self.is_awaited {
-            cancel_and_drain(self, &ExtendedQuery::new(), Bytes::new()).await?;
+            cancel_and_drain(self, None, Bytes::new()).await?;
             self.due -= 1;
             self.is_awaited = self.due > 0;
         }

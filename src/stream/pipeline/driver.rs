@@ -285,7 +285,7 @@ impl Driver {
         session.set_others_wanted(self.requests.are_followers_wanted());
         select! {
             biased;
-            discarded = cancel_and_drain(connection, query, Bytes::new()) => discarded?,
+            discarded = cancel_and_drain(connection, Some(query), Bytes::new()) => discarded?,
             () = self.until(|_| false) => {}
         }
         session.set_others_wanted(false);

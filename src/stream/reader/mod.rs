@@ -301,7 +301,7 @@ impl Reader {
         if !ended {
             // Otherwise the server could continue to run the query.
             let Exchange { connection, query, .. } = &mut self.exchange;
-            if let Err(error) = cancel_and_drain(connection, query, Bytes::new()).await {
+            if let Err(error) = cancel_and_drain(connection, Some(query), Bytes::new()).await {
                 debug!(
                     target: TARGET,
                     %error,
