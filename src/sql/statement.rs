@@ -73,6 +73,8 @@ pub(crate) enum Condition {
     /// The document has no such field. These rows sort last, but the field is not greater than any
     /// value.
     WithoutKey(Field),
+    /// The field is equal to this JSON value.
+    WithKey(Field, String),
 }
 
 #[derive(Debug, Clone)]
@@ -133,6 +135,15 @@ impl Select {
         rest.conditions.push(Condition::WithoutKey(key.clone()));
         rest.limit = Some(self.limit.map_or(1, |limit| limit.saturating_sub(rows).min(1)));
         rest.offset = None;
+        rest
+    }
+
+    /// Returns a query for one of the rows with this key, if there are several.
+    pub(crate) fn repeated_key(&self, key: &Field, value: &str) -> Self {
+        let mut rest = self.clone();
+        rest.after = None;
+        rest.conditions.push(Condition::WithKey(key.clone(), value.to_owned()));
+        (rest.limit, rest.offset) = (Some(1), Some(1));
         rest
     }
 
@@ -269,6 +280,10 @@ impl Select {
                 Condition::WithoutKey(key) => {
                     sql.push_str(&format!("{} IS NULL", key.json(document)?));
                 }
+                Condition::WithKey(key, value) => {
+                    let value = parameters.add(Param::text(value));
+                    sql.push_str(&format!("{} = {value}::jsonb", key.json(document)?));
+                }
             }
         }
         if let Some(After { key, last }) = &self.after {
@@ -314,7 +329,7 @@ impl Select {
         } else if self.conditions.iter().any(|condition| match condition {
             Condition::Sql(_) => false,
             Condition::Filter(filter) => filter.reads(document),
-            Condition::WithoutKey(_) => true,
+            Condition::WithoutKey(_) | Condition::WithKey(..) => true,
         }) {
             "a filter on a field of the document"
         } else if self
@@ -337,7 +352,7 @@ impl Select {
     fn check_parameters(&self) -> Result<()> {
         let conditions = self.conditions.iter().filter_map(|c| match c {
             Condition::Sql(sql) => Some(sql),
-            Condition::Filter(_) | Condition::WithoutKey(_) => None,
+            Condition::Filter(_) | Condition::WithoutKey(_) | Condition::WithKey(..) => None,
         });
         let order = self.order.iter().filter_map(|o| match o {
             Order::Sql(sql) => Some(sql),

@@ -717,6 +717,9 @@ async fn resumed_stream_receives_a_short_response_after_many_rows() {
     ]);
     let mut resumed = scripted::login();
     resumed.extend([
+        // Whether the key of the last row is repeated.
+        Step::ExpectQuery,
+        Step::Send([scripted::begin_json(), scripted::complete(), scripted::ready()].concat()),
         Step::ExpectQuery,
         Step::Send(
             [scripted::begin_json(), rows(2..=ROWS), scripted::complete(), scripted::ready()]
@@ -740,6 +743,34 @@ async fn resumed_stream_receives_a_short_response_after_many_rows() {
     server.done().await;
 }
 
+/// The rest begins after the key of the last row, so another row with it would be missing.
+#[tokio::test]
+async fn resumed_stream_with_a_repeated_key_at_the_cut_fails() {
+    let row = |id| scripted::row(&format!(r#"{{"id":{id}}}"#));
+    let mut lost = scripted::login();
+    lost.extend([
+        Step::ExpectQuery,
+        Step::Send([scripted::begin_json(), row(4), row(5)].concat()),
+        Step::Close,
+    ]);
+    let another = [scripted::begin_json(), row(5), scripted::complete(), scripted::ready()];
+    let mut resumed = scripted::login();
+    resumed.extend([Step::ExpectQuery, Step::Send(another.concat()), Step::ExpectEnd]);
+    let server = Scripted::start(vec![lost, resumed]).await;
+    let client = FraiseClient::connect(&server.url()).await.unwrap();
+    let query = client.query::<Numbered>("v").resume_by("id");
+    let mut stream = query.execute().await.unwrap();
+    for id in [4, 5] {
+        assert_eq!(stream.next().await.unwrap().unwrap().id, id);
+    }
+    let error = stream.next().await.unwrap().unwrap_err();
+    let expected = "row 3 has the key 5 of another row; keys must be unique";
+    assert!(error.to_string().contains(expected), "{error}");
+    assert!(stream.next().await.is_none());
+    drop((stream, client));
+    server.done().await;
+}
+
 /// The server may take long to answer the request that continues the query.
 #[tokio::test]
 async fn pause_does_not_wait_for_the_answer_of_a_resumed_query() {
@@ -756,6 +787,8 @@ async fn pause_does_not_wait_for_the_answer_of_a_resumed_query() {
     let none = [scripted::begin_json(), scripted::complete(), scripted::ready()];
     let mut resumed = scripted::login();
     resumed.extend([
+        Step::ExpectQuery,
+        Step::Send(none.concat()),
         Step::ExpectQuery,
         Step::Signal(asked),
         Step::Wait(is_paused),

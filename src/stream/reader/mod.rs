@@ -143,7 +143,7 @@ impl Reader {
                     _ => return Err(error.into()),
                 },
                 Ok(()) => {
-                    let request = self.resume.as_mut().map(ResumeState::missing_key_request);
+                    let request = self.resume.as_mut().map(ResumeState::following_request);
                     match request.transpose()?.flatten() {
                         Some(request) => {
                             // This is the one that a late cancel request can cancel now.

@@ -30,6 +30,10 @@ pub(super) struct ResumeState {
     rows: u64,
     /// Whether rows without the key, which the current request omits, still have to be requested.
     check_missing_key: bool,
+    /// The current request checks for rows that are omitted: each row of its answer is an error.
+    is_checking: bool,
+    /// After it, the rows after the last one have to be requested.
+    rest_follows: bool,
     /// The part of the current run that was checked.
     checked: Run,
     /// The number of resumptions since the last row.
@@ -45,6 +49,8 @@ impl ResumeState {
             key: key.clone(),
             check_missing_key: last.is_some(),
             last,
+            is_checking: false,
+            rest_follows: false,
             rows: 0,
             checked: Run::default(),
             attempts_without_progress: 0,
@@ -97,6 +103,9 @@ impl ResumeState {
         };
         let shown = OneLine::name(key);
         let kind = KeyKind::of(key).ok_or_else(|| wrong(format!("has the key {shown}")))?;
+        if self.is_checking {
+            return Err(wrong(format!("has the key {shown} of another row")));
+        }
         let Some(last) = &self.last else { return Ok(key.to_owned()) };
         let after = || wrong(format!("has the key {shown} after {}", OneLine::name(last)));
         if KeyKind::of(last) != Some(kind) {
@@ -111,23 +120,44 @@ impl ResumeState {
         if increases { Ok(key.to_owned()) } else { Err(after()) }
     }
 
-    /// Returns the request for the rows after the last one.
+    /// Returns the first request on a new connection: for the rows after the last one, or to check
+    /// for another row with its key, which would be omitted.
     pub(super) fn next_request(&mut self) -> Result<Bytes> {
-        self.check_missing_key = self.last.is_some();
+        (self.is_checking, self.rest_follows) = (false, false);
         match &self.last {
-            Some(last) if self.rows > 0 => request(&self.select.after(&self.key, last, self.rows)),
-            _ => request(&self.select),
+            Some(last) if self.rows > 0 => {
+                // Beyond the limit, no row is omitted.
+                if self.select.limit.is_some_and(|limit| self.rows >= limit) {
+                    return self.rest_request();
+                }
+                (self.is_checking, self.rest_follows) = (true, true);
+                request(&self.select.repeated_key(&self.key, last))
+            }
+            last => {
+                self.check_missing_key = last.is_some();
+                request(&self.select)
+            }
         }
     }
 
-    /// Returns one more request after a query that began after a position. It checks for rows
-    /// without the key, which sort last and would otherwise be missed. Such a row is an error with
-    /// and without a resumption.
-    pub(super) fn missing_key_request(&mut self) -> Result<Option<Bytes>> {
+    /// Returns the request that follows a complete answer, if there is one. The last one checks for
+    /// rows without the key, which sort last and would otherwise be missed. Such a row is an error
+    /// with and without a resumption, as is one whose key is repeated.
+    pub(super) fn following_request(&mut self) -> Result<Option<Bytes>> {
+        if mem::take(&mut self.rest_follows) {
+            return self.rest_request().map(Some);
+        }
         if !mem::take(&mut self.check_missing_key) {
             return Ok(None);
         }
+        self.is_checking = true;
         request(&self.select.without_key(&self.key, self.rows)).map(Some)
+    }
+
+    fn rest_request(&mut self) -> Result<Bytes> {
+        (self.is_checking, self.check_missing_key) = (false, true);
+        let last = self.last.as_deref().unwrap_or_default();
+        request(&self.select.after(&self.key, last, self.rows))
     }
 
     pub(super) fn rows(&self) -> u64 {
@@ -164,10 +194,14 @@ mod tests {
         };
         assert!(request(&mut state).contains("::jsonb) > $1::jsonb LIMIT 9 OFFSET 2"));
         (state.last, state.rows) = (Some("7".into()), 1);
-        let rest = request(&mut state);
+        let repeated = request(&mut state);
+        assert!(repeated.contains("::jsonb) = $1::jsonb LIMIT 1 OFFSET 1\0"), "{repeated}");
+        let following = |state: &mut ResumeState| {
+            String::from_utf8_lossy(&state.following_request().unwrap().unwrap()).into_owned()
+        };
+        let rest = following(&mut state);
         assert!(rest.contains("::jsonb) > $1::jsonb LIMIT 8\0"), "{rest}");
-        let missing = state.missing_key_request().unwrap().unwrap();
-        let missing = String::from_utf8_lossy(&missing).into_owned();
+        let missing = following(&mut state);
         assert!(missing.contains("WHERE ((\"data\"->'id')::jsonb) IS NULL LIMIT 1\0"), "{missing}");
     }
 
