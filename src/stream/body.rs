@@ -117,6 +117,12 @@ impl<T: FromJsonRow> Stream for Body<T> {
         match ready!(this.rows.poll_rows(cx, Encoding::Utf8)) {
             Some(Ok(rows)) => Poll::Ready(Some(Ok(this.part(&rows)))),
             Some(Err(error)) => Poll::Ready(Some(this.fail(error))),
+            // It had ended before it became a body, which must not look complete.
+            None if !this.rows.has_succeeded() => {
+                Poll::Ready(Some(this.fail(Error::InvalidState {
+                    message: "the stream had failed or been cancelled before it became a body",
+                })))
+            }
             None => {
                 this.ended = true;
                 Poll::Ready(this.last().map(Ok))

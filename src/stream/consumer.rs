@@ -17,6 +17,8 @@ pub(super) struct Consumer {
     pub(super) channel: Arc<Channel>,
     /// Whether the end of the rows, or the error that ends them, has been read.
     pub(super) ended: bool,
+    /// Whether that was the end of a complete result.
+    pub(super) succeeded: bool,
     /// The number of rows that were decoded.
     pub(super) deserialized: u64,
     /// When the current chunk was received.
@@ -39,6 +41,7 @@ impl Consumer {
         Self {
             channel,
             ended: false,
+            succeeded: false,
             deserialized: 0,
             chunk_since: None,
             flushed: Flushed::default(),
@@ -109,6 +112,7 @@ impl Consumer {
             return;
         }
         self.ended = true;
+        self.succeeded = how == Outcome::Success;
         self.chunk_done();
         let unread = self.channel.delivered_but_unread();
         let state = match how {

@@ -271,6 +271,11 @@ impl<T: FromJsonRow> QueryStream<T> {
         self.consumer.ended
     }
 
+    /// Returns whether the consumer has seen the end of a complete result.
+    pub(super) fn has_succeeded(&self) -> bool {
+        self.consumer.succeeded
+    }
+
     /// Ends the stream successfully: its caller needs no more rows. Otherwise same as
     /// [`cancel`](Self::cancel).
     pub(crate) async fn complete(&mut self) -> Result<()> {

@@ -238,3 +238,26 @@ async fn body_ends_at_its_first_error() {
     assert!(lines.next().await.is_none());
     client.ping().await.unwrap();
 }
+
+/// Its end would look like that of a complete result.
+#[tokio::test]
+async fn body_of_a_stream_that_had_failed_or_was_cancelled_is_an_error() {
+    sql("create view v_no_rows_2 as select '1'::json as data where false;
+         create view v_fails_at_3 as select to_jsonb(1 / (3 - i)) as data from generate_series(1, 9) i")
+        .await;
+    let client = client().await;
+    for is_cancelled in [false, true] {
+        let query = || client.query::<RawJson>("v_fails_at_3").execute();
+        let mut stream = query().await.unwrap();
+        if is_cancelled {
+            stream.cancel().await.unwrap();
+        } else {
+            while let Some(Ok(_)) = stream.next().await {}
+        }
+        let mut array = stream.into_json_array();
+        assert!(array.next().await.unwrap().is_err() && array.next().await.is_none());
+    }
+    let mut stream = client.query::<RawJson>("v_no_rows_2").execute().await.unwrap();
+    assert!(stream.next().await.is_none());
+    assert_eq!(body(stream.into_json_array()).await, "[]");
+}
