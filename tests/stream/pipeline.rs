@@ -505,6 +505,91 @@ async fn a_wrong_end_of_a_long_answer_moves_the_others_to_another_connection() {
     }
 }
 
+/// The answer of a dropped fetch is discarded. A ReadyForQuery too many or too few must not move
+/// the later answers.
+#[tokio::test]
+async fn a_wrong_end_of_a_discarded_answer_moves_the_others_to_another_connection() {
+    let part = scripted::begun(&["10"]);
+    let unfinished = [part.clone(), scripted::complete()].concat();
+    let discarded_answers = [
+        [scripted::ready(), answer(&["10"])].concat(),
+        unfinished,
+        [part, scripted::ready()].concat(),
+        [scripted::complete(), scripted::ready(), answer(&["10"])].concat(),
+    ];
+    for discarded in discarded_answers {
+        let whole = [answer(&["1"]), discarded, answer(&["20"]), answer(&["30"])].concat();
+        let (received, are_received) = oneshot::channel();
+        let (dropped, is_dropped) = oneshot::channel();
+        let queries = (0..4).map(|_| Step::ExpectQuery);
+        let steps = [Step::Signal(received), Step::Wait(is_dropped), Step::Send(whole)];
+        let first = script(queries.chain(steps).chain([Step::Silence]));
+        let again = [answer(&["2"]), answer(&["3"])].concat();
+        let second =
+            script([Step::ExpectQuery, Step::ExpectQuery, Step::Send(again), Step::ExpectEnd]);
+        let server = Scripted::start(vec![first, second]).await;
+        let client = connect(builder(&server.url())).await;
+        let fetch = || client.query::<u64>("v").fetch_all();
+        let mut fetches: Vec<_> = (0..4).map(|_| Box::pin(fetch())).collect();
+        for fetch in &mut fetches {
+            assert!(poll_immediate(fetch).await.is_none());
+        }
+        are_received.await.unwrap();
+        drop(fetches.remove(1));
+        dropped.send(()).unwrap();
+        let results = join_all(fetches).await;
+        for (result, expected) in results.into_iter().zip(1..) {
+            assert_eq!(result.unwrap(), [expected]);
+        }
+        drop(client);
+        server.done().await;
+    }
+}
+
+/// A subscriber that panics when the first error of a query is recorded.
+#[derive(Default)]
+struct Panics(AtomicU64);
+
+impl tracing::Subscriber for Panics {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.is_span()
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, values: &tracing::span::Record<'_>) {
+        if format!("{values:?}").contains("ERROR") {
+            assert!(self.0.fetch_add(1, Ordering::Relaxed) > 0, "planted");
+        }
+    }
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {}
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn a_subscriber_that_panics_lets_no_fetch_wait_for_ever() {
+    let client = client().await;
+    let _guard = tracing::subscriber::set_default(Panics::default());
+    let failing = client.query::<u64>("v_one").where_sql("1 / (data::text::int - 1) > 0");
+    let (one, two) = (client.query::<u64>("v_one"), client.query::<u64>("v_one"));
+    let all = join_all([one.fetch_all(), failing.fetch_all(), two.fetch_all()]);
+    let results = tokio::time::timeout(Duration::from_secs(20), all).await;
+    let results = results.expect("each fetch ends");
+    assert_eq!(results[0].as_ref().unwrap(), &[1]);
+    for result in &results[1..] {
+        assert!(matches!(result, Err(Error::ConnectionClosed { .. })), "{result:?}");
+    }
+    assert_eq!(client.query::<u64>("v_one").fetch_one().await.unwrap(), 1);
+}
+
 /// What is left of its request must not reach the server after the next one.
 #[tokio::test]
 async fn a_connection_with_a_request_that_is_not_sent_whole_is_not_used_again() {

@@ -1,9 +1,9 @@
 //! The requests that a driver has sent, or is about to send.
 
-use std::{collections::VecDeque, mem, sync::Arc};
+use std::{collections::VecDeque, mem, sync::Arc, thread::panicking};
 
 use super::{
-    entry::Entry,
+    entry::{Entry, FinishOnPanic, task_ended},
     head::{Head, Step, confirm, deliver},
     queue::Pipeline,
     request::{Queued, Sent, needs_reader},
@@ -76,6 +76,7 @@ impl ActiveRequests {
     /// Sends a request. `choice`: how to run it again.
     fn send(&mut self, connection: &mut Connection, queued: Queued, choice: Option<Choice>) {
         let Queued { entry, losses, is_rerun } = queued;
+        let _guard = FinishOnPanic(&entry);
         let sent = entry.with_job(|job| {
             if job.query.is_cancelled() {
                 return Err(Error::Cancelled);
@@ -181,6 +182,7 @@ impl ActiveRequests {
     fn complete(&mut self, exchange: &mut Exchange) {
         let Some(Head { sent, first, error, .. }) = self.head.take() else { return };
         let Sent { entry, choice, losses, .. } = &sent;
+        let _guard = FinishOnPanic(entry);
         if let Some(error) = error.as_ref().filter(|_| first.is_none()) {
             let failed = (choice, error);
             let again = entry.with_job(|job| {
@@ -241,6 +243,11 @@ impl ActiveRequests {
     }
 
     pub(super) fn fail(&self, entry: &Entry, error: impl Into<OpenError>) {
+        if panicking() {
+            // What reports the error may panic again, and that would end the process.
+            return entry.finish(Err(task_ended()));
+        }
+        let _guard = FinishOnPanic(entry);
         if let Some(job) = entry.take_job() {
             entry.finish(Err(failed(&self.slot, &job.observer, error.into())));
         }

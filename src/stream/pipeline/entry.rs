@@ -139,11 +139,23 @@ impl Drop for FinishOnDrop {
     }
 }
 
+/// Ends a fetch with an error if a recorder or a subscriber panics while its answer is reported.
+/// Its caller would wait for ever.
+pub(super) struct FinishOnPanic<'a>(pub(super) &'a Entry);
+
+impl Drop for FinishOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.finish(Err(task_ended()));
+        }
+    }
+}
+
 /// The error of a fetch whose task ended before it.
 pub(super) fn task_ended() -> Error {
     Error::ConnectionClosed {
         during: "because the task that read from it ended (its runtime was shut down, or a handler of \
-                 notices panicked)",
+                 notices, a metrics recorder or a tracing subscriber panicked)",
         source: None,
     }
 }

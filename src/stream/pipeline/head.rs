@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::{entry::Entry, request::Sent};
+use super::{
+    entry::{Entry, FinishOnPanic},
+    request::Sent,
+};
 use crate::{
     connection::Choice,
     error::Error,
@@ -122,6 +125,7 @@ pub(super) fn confirm(exchange: &mut Exchange, job: &Job, choice: &Choice) {
 
 /// Hands an answer, or its beginning, to the caller.
 pub(super) fn deliver(entry: &Entry, job: Job, start: Start) {
+    let _guard = FinishOnPanic(entry);
     let Job { plan, observer, deadlines, guard, .. } = job;
     let channel = Opened { guard, start }.into_channel(plan, observer, deadlines);
     entry.finish(Ok(Consumer::new(channel)));
