@@ -208,7 +208,8 @@ impl Driver {
         // Not since the last byte or the last request: both may continue for long.
         let slow_at = self.requests.head.as_mut().and_then(|head| head.slow_at(exchange));
         let connection = &mut exchange.connection;
-        if connection.free() < MIN_FREE {
+        // Not for the rest of a large message, for which there is room.
+        if connection.free() < MIN_FREE && connection.buffer.len() + MIN_FREE <= MAX_READ {
             connection.set_read_buffer(MAX_READ);
         }
         let silent_at = connection.limits.read_timeout.and_then(|after| {

@@ -249,7 +249,12 @@ impl Reader {
 
     /// Returns whether a cancel request for an earlier query cancelled this one.
     fn can_run_again(&self, error: &Error) -> bool {
-        self.again.is_some() && self.buffer.has_no_row() && self.exchange.is_late_cancel(error)
+        // The rest of a pipelined request would be sent in the middle of the next one.
+        let is_sent = self.exchange.connection.outgoing() == 0;
+        is_sent
+            && self.again.is_some()
+            && self.buffer.has_no_row()
+            && self.exchange.is_late_cancel(error)
     }
 
     /// Prepares to run the query once more on the same connection. Returns the request.
