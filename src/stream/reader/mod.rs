@@ -233,7 +233,7 @@ impl Reader {
                     started?;
                     return producer.readable().await;
                 }
-                // A pause does not wait for the server's answer, of which no row is read here.
+                // A pause does not wait for the server's answer: no row is read here.
                 () = producer.changed() => {
                     if producer.permit_read(false) == ReadPermit::Closed {
                         return Err(Interrupt::Closed);
