@@ -56,12 +56,12 @@ const ROUNDS: usize = 4;
 /// The connection cannot be used again and must be dropped.
 pub(crate) async fn cancel_and_drain(
     connection: &mut Connection,
-    query: Option<&ExtendedQuery>,
+    query: Option<&mut ExtendedQuery>,
     mut unsent: Bytes,
 ) -> Result<()> {
     let Limits { drain_limit, .. } = connection.limits;
-    let is_running = query.is_none_or(|query| query.is_running());
-    let mut drain = Drain { limit: drain_limit, drained: 0, query: query.copied() };
+    let is_running = query.as_ref().is_none_or(|query| query.is_running());
+    let mut drain = Drain { limit: drain_limit, drained: 0, query };
     let began = Instant::now();
     let cleaned_up = clean_up(connection, is_running, &mut unsent, &mut drain).await;
     let took = began.elapsed();
@@ -83,7 +83,7 @@ async fn clean_up(
     connection: &mut Connection,
     is_running: bool,
     unsent: &mut Bytes,
-    drain: &mut Drain,
+    drain: &mut Drain<'_>,
 ) -> Result<()> {
     let Limits { cancel_timeout, drain_limit, .. } = connection.limits;
     let session = Arc::clone(&connection.session);
@@ -93,6 +93,10 @@ async fn clean_up(
         None => Ok(()),
     };
     let cleaned_up = async {
+        // By a drain that was dropped.
+        if drain.query.as_ref().is_some_and(|query| query.is_ready()) {
+            return Ok(());
+        }
         // Often the whole answer has arrived.
         if unsent.is_empty() && drain.take_all_arrived(connection).await? {
             return Ok(());
@@ -147,10 +151,11 @@ async fn clean_up(
 }
 
 /// Discards messages up to ReadyForQuery.
-struct Drain {
+struct Drain<'a> {
     limit: usize,
     drained: usize,
-    query: Option<ExtendedQuery>,
+    /// Not a copy: a drain that is dropped may be repeated.
+    query: Option<&'a mut ExtendedQuery>,
 }
 
 /// The kind of message at the front of the buffer.
@@ -162,7 +167,7 @@ enum Arrived {
     Incomplete,
 }
 
-impl Drain {
+impl Drain<'_> {
     /// Reads until ReadyForQuery, or until more than `round` bytes are drained. Returns whether
     /// ReadyForQuery was received.
     async fn run(&mut self, connection: &mut Connection, round: usize) -> Result<bool> {

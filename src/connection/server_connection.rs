@@ -122,6 +122,11 @@ impl Connection {
         poll_fn(|cx| self.poll_read(cx)).await
     }
 
+    /// Sends as much of the pipelined requests as the socket accepts.
+    pub(crate) fn poll_send(&mut self, cx: &mut Context<'_>) {
+        self.outgoing.poll_send(&mut self.transport, cx);
+    }
+
     /// Reads what has arrived, within the capacity of the buffer, without waiting. Sends pipelined
     /// requests first.
     pub(crate) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {

@@ -109,6 +109,11 @@ impl ExtendedQuery {
         !matches!(self.state, Stage::Complete | Stage::Failed | Stage::Ready)
     }
 
+    /// Returns whether the connection is ready for the next query.
+    pub(crate) fn is_ready(self) -> bool {
+        self.state == Stage::Ready
+    }
+
     /// Returns whether the request asks for the server's process.
     pub(crate) fn asks_process(self) -> bool {
         self.asks_process

@@ -197,7 +197,7 @@ pub(super) fn cleanup_failed(error: &Error, running: &QuerySession) {
 pub(super) async fn cancel_and_release(mut exchange: Exchange, lease: Option<Lease>) -> Result<()> {
     if exchange.is_sent() {
         let unsent = exchange.take_unsent();
-        cancel_and_drain(&mut exchange.connection, Some(&exchange.query), unsent).await?;
+        cancel_and_drain(&mut exchange.connection, Some(&mut exchange.query), unsent).await?;
     }
     release(exchange.connection, lease).await
 }

@@ -608,6 +608,33 @@ async fn a_connection_with_a_request_that_is_not_sent_whole_is_not_used_again() 
     server.done().await;
 }
 
+/// A fetch that a stream waits for is taken over. Nothing of its request is left to be sent then.
+#[tokio::test]
+async fn a_fetch_whose_answer_has_arrived_keeps_its_connection_when_it_is_taken_over() {
+    let notice = scripted::fields(b'N', &[(b'S', "NOTICE"), (b'C', "00000"), (b'M', "slow")]);
+    let whole = [notice, answer(&["1"])].concat();
+    let steps = [Step::ExpectQuery, Step::Send(whole), Step::ExpectQuery];
+    let steps = steps.into_iter().chain([Step::Send(answer(&["2"])), Step::ExpectEnd]);
+    let server = Scripted::start(vec![script(steps)]).await;
+    let noticed = Arc::new(AtomicU64::new(0));
+    let seen = Arc::clone(&noticed);
+    let client = connect(builder(&server.url())).await;
+    client.on_notice(move |_| {
+        seen.fetch_add(1, Ordering::Relaxed);
+    });
+    let mut fetch = Box::pin(client.query::<u64>("v").fetch_one());
+    while noticed.load(Ordering::Relaxed) == 0 {
+        assert!(poll_immediate(&mut fetch).await.is_none());
+        tokio::task::yield_now().await;
+    }
+    let mut stream = client.query::<u64>("v").execute().await.unwrap();
+    assert_eq!(stream.next().await.unwrap().unwrap(), 2);
+    assert!(stream.next().await.is_none());
+    assert_eq!(fetch.await.unwrap(), 1);
+    drop((stream, client));
+    server.done().await;
+}
+
 /// Such a warning can also come from a function. A later loss of the connection would look as if
 /// the server had not begun the query.
 #[tokio::test]

@@ -76,7 +76,7 @@ impl ActiveRequests {
     /// Sends a request. `choice`: how to run it again.
     fn send(&mut self, connection: &mut Connection, queued: Queued, choice: Option<Choice>) {
         let Queued { entry, losses, is_rerun } = queued;
-        let _guard = FinishOnPanic(&entry);
+        let _guard = FinishOnPanic::new(&entry);
         let sent = entry.with_job(|job| {
             if job.query.is_cancelled() {
                 return Err(Error::Cancelled);
@@ -182,7 +182,7 @@ impl ActiveRequests {
     fn complete(&mut self, exchange: &mut Exchange) {
         let Some(Head { sent, first, error, .. }) = self.head.take() else { return };
         let Sent { entry, choice, losses, .. } = &sent;
-        let _guard = FinishOnPanic(entry);
+        let _guard = FinishOnPanic::new(entry);
         if let Some(error) = error.as_ref().filter(|_| first.is_none()) {
             let failed = (choice, error);
             let again = entry.with_job(|job| {
@@ -247,7 +247,7 @@ impl ActiveRequests {
             // What reports the error may panic again, and that would end the process.
             return entry.finish(Err(task_ended()));
         }
-        let _guard = FinishOnPanic(entry);
+        let _guard = FinishOnPanic::new(entry);
         if let Some(job) = entry.take_job() {
             entry.finish(Err(failed(&self.slot, &job.observer, error.into())));
         }

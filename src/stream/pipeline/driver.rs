@@ -1,9 +1,10 @@
 //! The task that runs the requests of several fetches on one connection.
 
 use std::{
-    future::pending,
+    future::{pending, poll_fn},
     mem,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -196,7 +197,10 @@ impl Driver {
     /// Returns the connection, on which nothing is left to be answered.
     async fn idle(&mut self, work: Work, was_shared: bool) {
         self.requests.head = None;
-        give_back(work.exchange.connection, Some(work.lease));
+        let Work { lease, mut exchange, .. } = work;
+        // Everything was sent, but only a poll shows that TLS holds nothing back.
+        poll_fn(|cx| Poll::Ready(exchange.connection.poll_send(cx))).await;
+        give_back(exchange.connection, Some(lease));
         if !self.has_more(was_shared).await {
             self.finish();
         }

@@ -4,6 +4,7 @@ use std::{
     fmt,
     sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, Waker},
+    thread::panicking,
 };
 
 use tokio::task::AbortHandle;
@@ -141,12 +142,22 @@ impl Drop for FinishOnDrop {
 
 /// Ends a fetch with an error if a recorder or a subscriber panics while its answer is reported.
 /// Its caller would wait for ever.
-pub(super) struct FinishOnPanic<'a>(pub(super) &'a Entry);
+pub(super) struct FinishOnPanic<'a> {
+    entry: &'a Entry,
+    /// A destructor that runs because of another panic can run a runtime.
+    was_panicking: bool,
+}
+
+impl<'a> FinishOnPanic<'a> {
+    pub(super) fn new(entry: &'a Entry) -> Self {
+        Self { entry, was_panicking: panicking() }
+    }
+}
 
 impl Drop for FinishOnPanic<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.finish(Err(task_ended()));
+        if panicking() && !self.was_panicking {
+            self.entry.finish(Err(task_ended()));
         }
     }
 }

@@ -125,7 +125,7 @@ pub(super) fn confirm(exchange: &mut Exchange, job: &Job, choice: &Choice) {
 
 /// Hands an answer, or its beginning, to the caller.
 pub(super) fn deliver(entry: &Entry, job: Job, start: Start) {
-    let _guard = FinishOnPanic(entry);
+    let _guard = FinishOnPanic::new(entry);
     let Job { plan, observer, deadlines, guard, .. } = job;
     let channel = Opened { guard, start }.into_channel(plan, observer, deadlines);
     entry.finish(Ok(Consumer::new(channel)));
