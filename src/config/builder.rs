@@ -438,7 +438,14 @@ impl ConnectionConfigBuilder {
         let mut values = self.base;
         // Otherwise a new host would be combined with the address of an old one.
         if !(self.hosts.is_empty() && self.addresses.is_empty()) {
+            let is_new = values.is_empty();
             ["host", "hostaddr", "port"].into_iter().for_each(|name| values.remove(name));
+            if !is_new {
+                // Nor with one of the environment, or of the service of the old one. An empty value
+                // counts as set.
+                values.set("host", String::new())?;
+                values.set("hostaddr", String::new())?;
+            }
         }
         for (name, list) in
             [("host", self.hosts), ("hostaddr", self.addresses), ("port", self.ports)]

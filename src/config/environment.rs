@@ -1,6 +1,10 @@
 //! The environment of the process: variables, the home directory, files.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs,
+    io::{self, ErrorKind},
+    path::PathBuf,
+};
 
 use zeroize::Zeroizing;
 
@@ -28,8 +32,23 @@ impl Environment<'_> {
     pub(super) fn read_file(path: &PathBuf) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
         match fs::read(path) {
             Ok(bytes) => Ok(Some(Zeroizing::new(bytes))),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            // The home directory of some users of daemons is a file, such as /dev/null.
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                Ok(None)
+            }
             Err(e) => Err(e),
         }
     }
+}
+
+/// Returns the directory of the default files: the home directory of the user, and on Windows
+/// `%APPDATA%\postgresql`.
+pub(super) fn home() -> Option<PathBuf> {
+    if cfg!(windows) {
+        return std::env::var_os("APPDATA").map(|data| PathBuf::from(data).join("postgresql"));
+    }
+    // Deprecated before Rust 1.87 only, because of an old variable on Windows. Before Rust 1.90, an
+    // empty one is returned.
+    #[allow(deprecated)]
+    std::env::home_dir().filter(|home| !home.as_os_str().is_empty())
 }

@@ -156,6 +156,10 @@ impl Values {
         Ok(())
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     pub(super) fn remove(&mut self, name: &str) {
         self.0.remove(name);
     }

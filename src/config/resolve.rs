@@ -10,7 +10,7 @@ use super::{
     client_options::ClientOptions,
     connection_config::ConnectionConfig,
     encoding::is_utf8,
-    environment::Environment,
+    environment::{self, Environment},
     host::Hosts,
     keyword::{KEYWORDS, Values, reject_hidden_secret},
     modes::{ChannelBinding, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs},
@@ -74,9 +74,7 @@ impl ConnectionConfig {
                 return Err(Error::config(format!("the environment variable {name} is not UTF-8")));
             }
         }
-        // Deprecated before Rust 1.87 only, because of an old variable on Windows.
-        #[allow(deprecated)]
-        let home = std::env::home_dir();
+        let home = environment::home();
         let environment = Environment { variable: &|name| std::env::var(name).ok(), home };
         Self::resolve_in(&environment, values, client_options)
     }
@@ -219,7 +217,8 @@ fn fill_defaults(values: &mut Values, environment: &Environment<'_>) -> Result<(
     if mode_is_default && values.get("sslrootcert") == Some("system") {
         values.set("sslmode", "verify-full".to_owned())?;
     }
-    let passfile = environment.home.as_ref().map(|home| home.join(".pgpass"));
+    let name = if cfg!(windows) { "pgpass.conf" } else { ".pgpass" };
+    let passfile = environment.home.as_ref().map(|home| home.join(name));
     if values.non_empty("password").is_none() && values.non_empty("passfile").is_none() {
         if let Some(passfile) = passfile.as_ref().and_then(|p| p.to_str()) {
             values.set("passfile", passfile.to_owned())?;
@@ -275,6 +274,8 @@ fn scram_key(values: &Values, name: &str) -> Result<Option<Key>> {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use std::net::Ipv4Addr;
 
     use super::*;
 
@@ -341,6 +342,10 @@ mod tests {
         let other = begun.to_builder().host("c").build().unwrap();
         let [target] = &other.targets()[..] else { panic!() };
         assert_eq!((target.host.as_deref(), target.hostaddr), (Some("c"), None));
+        // Nor at one of the environment or of the service, which replace what is not set.
+        assert_eq!(other.values.get("hostaddr"), Some(""));
+        let other = begun.to_builder().hostaddr(Ipv4Addr::LOCALHOST).build().unwrap();
+        assert_eq!(other.values.get("host"), Some(""));
         assert_eq!(other.user(), begun.user());
         let port = begun.to_builder().port(9).build().unwrap();
         assert_eq!(port.port(), [9, 9]);

@@ -51,3 +51,5 @@ pub(super) fn unreachable(mut attempts: Vec<ConnectAttempt>) -> Error {
         }
     }
 }
+
+pub(super) const CONNECTING: &str = "while connecting";

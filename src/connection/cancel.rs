@@ -5,7 +5,10 @@ use std::{fmt, io::ErrorKind, time::Duration};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tracing::debug;
 
-use super::{attempts::unreachable, encryption::Encryption, report::TARGET, trace::trace_sent};
+use super::{
+    attempts::unreachable, encryption::Encryption, peer::check_peer, report::TARGET,
+    trace::trace_sent,
+};
 use crate::{
     config::{SocketSettings, TlsSettings},
     error::{ConnectAttempt, Error, Result, TimeoutPhase},
@@ -21,6 +24,8 @@ use crate::{
 pub(super) struct CancelKey {
     pub(super) address: Address,
     pub(super) sockets: SocketSettings,
+    /// The user that the server at a Unix socket must run as.
+    pub(super) require_peer: Option<String>,
     /// The kinds of encryption to try, in order.
     pub(super) encryption: &'static [Encryption],
     pub(super) tls: TlsSettings,
@@ -70,6 +75,8 @@ impl CancelKey {
         let connected = Transport::connect(&self.address, &self.sockets).await;
         // Not `from_io_error`: there is no connection yet that could be lost.
         let mut transport = connected.map_err(|source| Error::Io { during: DURING, source })?;
+        // The secret is for the server of the session only.
+        check_peer(self.require_peer.as_deref(), &transport)?;
         if encryption == Encryption::Tls {
             let tls = Tls::load(&self.tls, self.host.as_deref(), self.direct).await?;
             transport = match transport.encrypt(&tls).await? {
@@ -114,5 +121,51 @@ impl fmt::Debug for CancelKey {
             .field("address", &self.address)
             .field("process_id", &self.process_id)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(unix)]
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::config::ConnectionConfig;
+
+    /// Another process may have taken the place of the server's socket.
+    #[tokio::test]
+    async fn secret_is_not_sent_to_a_server_of_another_user() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let server = UnixListener::bind(&path).unwrap();
+        let config: ConnectionConfig = "host=h".parse().unwrap();
+        let key = |require_peer| CancelKey {
+            address: Address::Unix(path.clone()),
+            sockets: config.sockets,
+            require_peer,
+            encryption: &[Encryption::Plain],
+            tls: config.tls.clone(),
+            host: None,
+            direct: false,
+            process_id: 77,
+            secret: vec![1, 2, 3, 4],
+        };
+        let received = async || {
+            let (mut socket, _) = server.accept().await.unwrap();
+            let mut request = Vec::new();
+            while let Ok(1..) = socket.read_buf(&mut request).await {
+                if request.len() == 16 {
+                    break;
+                }
+            }
+            request.len()
+        };
+        let other = key(Some("somebody".to_owned()));
+        let (sent, bytes) = tokio::join!(other.send(), received());
+        assert!(sent.unwrap_err().to_string().contains("requirepeer"));
+        assert_eq!(bytes, 0);
+        let any = key(None);
+        let (sent, bytes) = tokio::join!(any.send(), received());
+        assert!(sent.is_ok() && bytes == 16);
     }
 }

@@ -5,10 +5,11 @@ use tracing::{Instrument, Span, debug, field::Empty, info_span, warn};
 
 use super::{
     async_messages::Notices,
-    attempts::{refused, unreachable},
+    attempts::{CONNECTING, refused, unreachable},
     connecting::Connecting,
     encryption::{Encryption, encryption_modes},
     handshake::{HandshakeContext, handshake},
+    peer::check_peer,
     random,
     report::TARGET,
     server_connection::Connection,
@@ -24,7 +25,7 @@ use crate::{
         Result, TimeoutPhase, WRONG_ROLE, sqlstate,
     },
     metrics::connection::{Attempt, CloseReason, Phase, tls_agreed},
-    transport::{Address, Encrypted, Tls, Transport, resolve},
+    transport::{Address, Encrypted, REQUESTING_TLS, Tls, Transport, resolve},
 };
 
 /// Opens a session: tries the hosts, their addresses and the kinds of encryption, until a server
@@ -234,7 +235,8 @@ impl HostAttempt<'_> {
         let mut transport = Transport::connect(address, &config.sockets)
             .await
             .map_err(|e| Failure::new(Error::Io { during, source: e }, NextStep::NextAddress))?;
-        check_peer(config, &transport).map_err(|e| Failure::new(e, NextStep::Stop))?;
+        check_peer(config.require_peer.as_deref(), &transport)
+            .map_err(|e| Failure::new(e, NextStep::Stop))?;
         let mut refused = NextStep::OtherEncryption;
         if encryption == Encryption::Tls {
             self.attempt.enter(Phase::Tls);
@@ -267,9 +269,12 @@ impl HostAttempt<'_> {
                 Err(e @ Error::Tls { .. }) => {
                     return Err(Failure::new(e, NextStep::OtherEncryption));
                 }
-                // libpq stops here too: an unauthenticated answer is no reason to continue without
-                // TLS.
-                Err(e @ Error::Io { during: NOT_STARTED, .. }) => {
+                // libpq stops here too: an unauthenticated answer, or none, is no reason to
+                // continue without TLS.
+                Err(
+                    e @ (Error::Io { during: NOT_STARTED | REQUESTING_TLS, .. }
+                    | Error::ConnectionClosed { during: REQUESTING_TLS, .. }),
+                ) => {
                     return Err(Failure::new(e, NextStep::NextAddress));
                 }
                 // The server may have closed the connection because of TLS.
@@ -413,17 +418,6 @@ fn attempt_span(target: &Target, address: &Address, encryption: Encryption) -> S
 }
 
 /// Checks `requirepeer`: the user of the peer of a Unix socket.
-fn check_peer(config: &ConnectionConfig, transport: &Transport) -> Result<()> {
-    let Some(required) = &config.require_peer else { return Ok(()) };
-    let peer = transport.peer_user().map_err(|e| Error::Io { during: CONNECTING, source: e })?;
-    match peer {
-        Some(peer) if peer != *required => Err(Error::authentication(format!(
-            "requirepeer is {required:?}, but the server runs as the user {peer:?}"
-        ))),
-        _ => Ok(()),
-    }
-}
-
 /// Runs a step, with the deadline.
 async fn within<T>(
     config: &ConnectionConfig,
@@ -441,8 +435,6 @@ fn deadline(config: &ConnectionConfig) -> Option<Instant> {
     let after: Duration = config.connect_timeout?;
     Instant::now().checked_add(after)
 }
-
-const CONNECTING: &str = "while connecting";
 
 #[cfg(test)]
 mod tests {

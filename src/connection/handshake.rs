@@ -97,6 +97,7 @@ pub(super) async fn handshake(
                 cancel = Some(CancelKey {
                     address: address.clone(),
                     sockets: config.sockets,
+                    require_peer: config.require_peer.clone(),
                     encryption: cancel_encryption_modes(config, address, tls_info.is_some()),
                     tls: config.tls.clone(),
                     host: target.host.clone(),

@@ -14,6 +14,7 @@ mod lease;
 mod login;
 mod messages;
 mod outgoing;
+mod peer;
 mod random;
 mod report;
 mod running_query;

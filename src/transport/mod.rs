@@ -137,13 +137,13 @@ impl Transport {
 
     /// Returns whether the server supports TLS.
     async fn request_tls(&mut self) -> Result<bool> {
-        self.write_all(SSL_REQUEST).await.map_err(|e| Error::io(DURING, e))?;
-        self.flush().await.map_err(|e| Error::io(DURING, e))?;
+        self.write_all(SSL_REQUEST).await.map_err(|e| Error::io(REQUESTING_TLS, e))?;
+        self.flush().await.map_err(|e| Error::io(REQUESTING_TLS, e))?;
         tracing::trace!(target: "fraiseql_wire", direction = "sent", name = "SSLRequest",
             bytes = SSL_REQUEST.len(), "protocol message");
         // Read a single byte: any further plaintext is then read as TLS, and rejected
         // (CVE-2021-23222).
-        match self.read_u8().await.map_err(|e| Error::io(DURING, e))? {
+        match self.read_u8().await.map_err(|e| Error::io(REQUESTING_TLS, e))? {
             b'S' => Ok(true),
             b'N' => Ok(false),
             // Usually the server could not start a process for the session. The text is not shown:
@@ -290,7 +290,8 @@ impl Transport {
     }
 }
 
-const DURING: &str = "while negotiating TLS";
+/// The error if the connection was lost before the server had answered whether it supports TLS.
+pub(crate) const REQUESTING_TLS: &str = "while negotiating TLS";
 /// The tag of an ErrorResponse, which some servers send instead of 'S' or 'N'.
 const ERROR_RESPONSE: u8 = 0x45;
 

@@ -622,6 +622,7 @@ async fn prefer_falls_back_to_plaintext_only_like_libpq() {
     for (answer, goes_on) in [
         (scripted::error("FATAL", "28000", "visit evil.example"), false),
         (b"X".to_vec(), false),
+        (Vec::new(), false),
         (b"Sthis is not TLS".to_vec(), true),
         (b"S\x15\x03\x03\0\x02\x02\x28".to_vec(), true),
         (b"S".to_vec(), true),
