@@ -199,7 +199,11 @@ impl Driver {
         self.requests.head = None;
         let Work { lease, mut exchange, .. } = work;
         // Everything was sent, but only a poll shows that TLS holds nothing back.
-        poll_fn(|cx| Poll::Ready(exchange.connection.poll_send(cx))).await;
+        poll_fn(|cx| {
+            exchange.connection.poll_send(cx);
+            Poll::Ready(())
+        })
+        .await;
         give_back(exchange.connection, Some(lease));
         if !self.has_more(was_shared).await {
             self.finish();
