@@ -482,8 +482,9 @@ impl<T: FromJsonRow> QueryBuilder<T> {
     /// * A row whose key has changed may be missing or repeated.
     /// * On a standby, the new snapshot may be older than the previous one.
     ///
-    /// At the end of a resumed query, one more query checks for rows without the key, which sort
-    /// last and would otherwise be missed.
+    /// A resumption sends two more queries, for rows that would otherwise be missed: at first for
+    /// another row with the key of the last one, at the end for rows without the key, which sort
+    /// last. Such a row is an error.
     ///
     /// # Requirements
     ///
