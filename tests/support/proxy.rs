@@ -28,6 +28,8 @@ struct Faults {
     stalled: watch::Sender<bool>,
     /// How many more bytes pass from the server to clients before the cut.
     cut_after: AtomicU64,
+    /// Whether the cut has happened. After the last byte that passes, it happens at the next one.
+    is_cut: AtomicBool,
     cut_with_reset: watch::Sender<bool>,
     /// Whether connections stay open after the cut.
     silent_cut: AtomicBool,
@@ -57,6 +59,7 @@ impl Proxy {
         let faults = Arc::new(Faults {
             stalled: watch::Sender::new(false),
             cut_after: AtomicU64::new(u64::MAX),
+            is_cut: AtomicBool::new(false),
             cut_with_reset: watch::Sender::new(false),
             silent_cut: AtomicBool::new(false),
             piece: AtomicUsize::new(64 << 10),
@@ -92,6 +95,7 @@ impl Proxy {
 
     /// Closes connections after `bytes` more bytes from the server.
     pub fn cut_after(&self, bytes: u64) {
+        self.faults.is_cut.store(false, SeqCst);
         self.faults.cut_after.store(bytes, SeqCst);
     }
 
@@ -119,7 +123,7 @@ impl Proxy {
 
     /// Returns whether the cut has happened.
     pub fn is_cut(&self) -> bool {
-        self.faults.cut_after.load(SeqCst) == 0
+        self.faults.is_cut.load(SeqCst)
     }
 
     /// Passes at most `bytes` bytes at a time.
@@ -211,6 +215,7 @@ async fn pass(
             faults.from_server.fetch_add(allowed as u64, SeqCst);
         }
         if allowed < read {
+            faults.is_cut.store(true, SeqCst);
             if faults.silent_cut.load(SeqCst) {
                 // Until the client has closed its side.
                 std::future::pending::<()>().await;
