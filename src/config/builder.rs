@@ -441,8 +441,8 @@ impl ConnectionConfigBuilder {
             let is_new = values.is_empty();
             ["host", "hostaddr", "port"].into_iter().for_each(|name| values.remove(name));
             if !is_new {
-                // Nor with one of the environment, or of the service of the old one. An empty value
-                // counts as set.
+                // Otherwise the environment or the service file would set them again. An empty
+                // value counts as set.
                 values.set("host", String::new())?;
                 values.set("hostaddr", String::new())?;
             }

@@ -93,7 +93,7 @@ async fn clean_up(
         None => Ok(()),
     };
     let cleaned_up = async {
-        // By a drain that was dropped.
+        // An earlier drain, which was dropped, has received the end.
         if drain.query.as_ref().is_some_and(|query| query.is_ready()) {
             return Ok(());
         }

@@ -224,7 +224,7 @@ impl Drop for QuerySession {
             state.sessions -= 1;
             state.is_cancelled
         };
-        // Nobody waits for the end of another query, which is nearly every one.
+        // Only `stop` waits for the end, after the query was marked. Most queries never are.
         if is_cancelled {
             shared.session_ended.notify_waiters();
         }

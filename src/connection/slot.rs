@@ -166,7 +166,7 @@ impl Slot {
     pub(super) fn end_lease(&self, connection: Option<Box<Connection>>) {
         let (unwanted, is_awaited) = {
             let mut state = self.lock();
-            // By the stream that is alive, or by the fetches that share the connection.
+            // Only an active stream and the driver of shared fetches wait for the connection.
             let is_awaited = state.stream_alive || self.is_shared();
             let unwanted = match connection {
                 Some(connection) if !state.closed || self.is_shared() => {

@@ -244,7 +244,7 @@ impl ActiveRequests {
 
     pub(super) fn fail(&self, entry: &Entry, error: impl Into<OpenError>) {
         if panicking() {
-            // What reports the error may panic again, and that would end the process.
+            // Reporting the error may panic again, and a second panic aborts the process.
             return entry.finish(Err(task_ended()));
         }
         let _guard = FinishOnPanic::new(entry);
