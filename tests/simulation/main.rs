@@ -96,9 +96,9 @@ use tokio::{
 /// These take about fifteen seconds.
 const SEEDS: u64 = 5000;
 
-/// Seeds that found a defect: two readers passed their memory to each other for ever; and defects of
-/// this model, which expected that a query is sent again after its session had ended silently, and
-/// that the cleanup of a parallel query ends in the time of the next query's.
+/// Seeds that found a defect: two readers passed their memory to each other for ever. In the others
+/// it was this model's, which expected that a query is sent again after its session had ended
+/// silently, and that the cleanup of a parallel query ends in the time of the next query's.
 const FOUND: [u64; 3] = [29_603, 25_192, 78_282];
 
 /// Outcomes that the usual seeds must have. Otherwise they test less than they seem to.
