@@ -317,7 +317,7 @@ fn production_guide_has_the_defaults() {
         ("connect_timeout", "none".to_owned()),
         ("read_timeout", "none".to_owned()),
         ("statement_timeout", "the server's".to_owned()),
-        ("retry", "5 attempts, 1.5 s of pauses".to_owned()),
+        ("retry", "5 attempts, up to 1.5 s of pauses".to_owned()),
         ("max_message_size", format!("{} GiB", defaults.max_message_size() >> 30)),
         ("statement_cache_capacity", defaults.statement_cache_capacity().to_string()),
     ] {
