@@ -273,9 +273,7 @@ fn scram_key(values: &Values, name: &str) -> Result<Option<Key>> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
-    use std::net::Ipv4Addr;
+    use std::{net::Ipv4Addr, time::Duration};
 
     use super::*;
 

@@ -417,7 +417,6 @@ fn attempt_span(target: &Target, address: &Address, encryption: Encryption) -> S
     )
 }
 
-/// Checks `requirepeer`: the user of the peer of a Unix socket.
 /// Runs a step, with the deadline.
 async fn within<T>(
     config: &ConnectionConfig,

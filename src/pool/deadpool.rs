@@ -73,8 +73,8 @@ pub fn builder(config: ConnectionConfig) -> managed::PoolBuilder<Manager> {
 /// Until the pool has connected once, `get` returns the error immediately, so that a wrong
 /// configuration is reported. After that, for example while the server restarts, a
 /// [retriable](Error::is_retriable) error is retried by the configuration's
-/// [`RetryPolicy`](crate::RetryPolicy): by default five attempts with pauses of 1.5 s in all. The
-/// pool's `create_timeout` limits all attempts together; `wait_timeout` does not include them.
+/// [`RetryPolicy`](crate::RetryPolicy): by default five attempts with pauses of up to 1.5 s in all.
+/// The pool's `create_timeout` limits all attempts together; `wait_timeout` does not include them.
 #[derive(Debug)]
 #[must_use = "a manager does nothing until a pool is built with it"]
 pub struct Manager {
